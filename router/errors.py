@@ -1,0 +1,106 @@
+"""Every exception the router raises.
+
+::
+
+    RouterError
+      ConfigError (ValueError)                  every problem at once, each with its source and key
+      UnknownVersion (LookupError)              names the nearest known keys
+      RouterClosed
+      Unavailable (psycopg.OperationalError)    .version .attempts .refused
+        NoPrimary                               no node can be written to
+        NoReplica                               no node may be read from
+        PoolExhausted                           nodes are fine, the pool or the budget is full
+          TooManyWaiting                        refused at the door: too many wait already
+
+No connection string or password is part of any message.
+"""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+import psycopg
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from router.topology import Node
+
+
+class RouterError(Exception):
+    """The base of every error that the router itself raises."""
+
+
+class ConfigError(RouterError, ValueError):
+    """The settings are wrong; all problems are listed at once.
+
+    Attributes:
+        problems: One line a problem: where it stands (file or environment variable, and key), and what is wrong.
+    """
+
+    def __init__(self, problems: Iterable[str]) -> None:
+        self.problems = tuple(problems)
+        count = len(self.problems)
+        head = f"{count} problem{'' if count == 1 else 's'} in the settings:"
+        super().__init__("\n  - ".join((head, *self.problems)))
+
+
+class UnknownVersion(RouterError, LookupError):
+    """No version or alias has this key.
+
+    Attributes:
+        version: The key that was asked for; ``None`` when none was named and there is no ``default_version``.
+        known: The keys there are.
+    """
+
+    def __init__(self, version: str | None, known: Iterable[str]) -> None:
+        self.version = version
+        self.known = tuple(known)
+        if version is None:
+            message = "no version was named and the settings have no default_version"
+        else:
+            message = f"unknown version {version!r}"
+            if near := get_close_matches(version, self.known, n=1):
+                message += f"; did you mean {near[0]!r}?"
+        super().__init__(f"{message}; known: {', '.join(self.known) or 'none'}")
+
+
+class RouterClosed(RouterError):
+    """The router was closed, or closed while this request waited."""
+
+
+class Unavailable(RouterError, psycopg.OperationalError):
+    """No connection could be had within the deadline.
+
+    Attributes:
+        version: The version asked for.
+        attempts: How many nodes were tried for this request.
+        refused: For each node that was left out or failed, the reason.
+    """
+
+    def __init__(
+        self, message: str, *, version: str, attempts: int = 0, refused: Mapping[Node, str] = MappingProxyType({})
+    ) -> None:
+        self.version = version
+        self.attempts = attempts
+        self.refused = MappingProxyType(dict(refused))
+        lines = [message, *(f"{node}: {reason}" for node, reason in self.refused.items())]
+        super().__init__("\n  - ".join(lines))
+
+
+class NoPrimary(Unavailable):
+    """No node of the version can be written to now."""
+
+
+class NoReplica(Unavailable):
+    """No node of the version may be read from now, as ``read.fallback`` is set."""
+
+
+class PoolExhausted(Unavailable):
+    """Every connection that may be opened is in use; the nodes themselves are fine."""
+
+
+class TooManyWaiting(PoolExhausted):
+    """Refused at the door: ``pool.max_waiting`` requests wait for a connection already."""

@@ -1,0 +1,167 @@
+"""What the settings say, as frozen values: servers, nodes, clusters, and the whole topology.
+
+Nothing here does I/O or reads a clock. Settings make a :class:`Topology`; everything that decides reads one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+Balance = Literal["least_busy", "round_robin", "random"]
+Fallback = Literal["primary", "wait", "error"]
+
+
+class Role(StrEnum):
+    """What a server is to its cluster."""
+
+    PRIMARY = "primary"
+    REPLICA = "replica"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Server:
+    """One PostgreSQL process, the unit of health: a host (or a socket's directory) and a port."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """What a pool connects to: a server, a database and a user, with every libpq parameter as written.
+
+    Attributes:
+        server: Where it runs.
+        params: libpq parameters in alphabetical order, ``host`` and ``port`` included, ``password`` never.
+        role: The role it is configured for; ``None`` when roles are discovered.
+        weight: Its share of reads, relative to the other nodes of its cluster.
+        password: The password, never shown; ``None`` leaves it to libpq (``.pgpass``, ``PGPASSWORD``, …).
+        password_file: A file whose first line is the password, read anew for each connection.
+    """
+
+    server: Server
+    params: tuple[tuple[str, str], ...]
+    role: Role | None = None
+    weight: float = 1.0
+    password: str | None = field(default=None, repr=False)
+    password_file: Path | None = None
+
+    def __str__(self) -> str:
+        params = dict(self.params)
+        user, dbname = params.get("user", ""), params.get("dbname", "")
+        return f"{user + '@' if user else ''}{self.server}{'/' + dbname if dbname else ''}"
+
+
+@dataclass(frozen=True, slots=True)
+class PoolPolicy:
+    """How each pool of a cluster behaves; durations in seconds.
+
+    Attributes:
+        min_size: Connections kept open once the pool is in use.
+        max_size: The most connections the pool opens.
+        timeout: One deadline for choosing a node, connecting and waiting together.
+        connect_timeout: The most one attempt to connect may take; libpq knows whole seconds, at least 2.
+        max_waiting: Requests that may wait for a connection before further ones are refused; 0 for no limit.
+        max_idle: Connections over ``min_size`` unused for this long are closed.
+        max_lifetime: A connection older than this is replaced when it is next returned.
+    """
+
+    min_size: int = 0
+    max_size: int = 10
+    timeout: float = 5.0
+    connect_timeout: int = 2
+    max_waiting: int = 0
+    max_idle: float = 600.0
+    max_lifetime: float = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class ReadPolicy:
+    """How reads are spread over a cluster's replicas.
+
+    Attributes:
+        balance: Which replica is taken: ``least_busy`` (the less busy of two drawn at random), ``round_robin``, ``random``.
+        fallback: When no replica can serve: ``primary`` reads there, ``wait`` waits within the deadline, ``error`` fails.
+        autocommit: ``True`` costs one round trip a query; ``False`` gives each block one snapshot (REPEATABLE READ).
+    """
+
+    balance: Balance = "least_busy"
+    fallback: Fallback = "primary"
+    autocommit: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class HealthPolicy:
+    """How servers that failed are tried again; durations in seconds.
+
+    Attributes:
+        retry: How long a node that failed is left alone before it is tried again in the background.
+        retry_max: The most that time grows to: it doubles with each failure in a row.
+    """
+
+    retry: float = 0.5
+    retry_max: float = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """The nodes that hold the same data: one primary, any number of replicas.
+
+    Attributes:
+        name: The version it is configured as.
+        nodes: All its nodes, in the order of the settings.
+        pool: How its pools behave.
+        read: How its reads are spread.
+    """
+
+    name: str
+    nodes: tuple[Node, ...]
+    pool: PoolPolicy = PoolPolicy()
+    read: ReadPolicy = ReadPolicy()
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a request resolved to.
+
+    Attributes:
+        requested: The key the request named, or the default's.
+        cluster: The cluster that serves it.
+    """
+
+    requested: str
+    cluster: Cluster
+
+    @property
+    def version(self) -> str:
+        """The version served: what ``requested`` stands for when it is an alias."""
+        return self.cluster.name
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """Everything that is configured, as one frozen value.
+
+    Attributes:
+        versions: Every version's cluster, by key.
+        aliases: Other names for versions; each names a key of ``versions``.
+        default_version: The version or alias for requests that name none; ``None`` makes those an error.
+        max_connections: The most connections this process holds, over all pools.
+        health: How failed servers are tried again.
+    """
+
+    versions: Mapping[str, Cluster]
+    aliases: Mapping[str, str] = MappingProxyType({})
+    default_version: str | None = None
+    max_connections: int = 200
+    health: HealthPolicy = HealthPolicy()
