@@ -161,7 +161,7 @@ class Topology:
     """
 
     versions: Mapping[str, Cluster]
-    aliases: Mapping[str, str] = MappingProxyType({})
+    aliases: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     default_version: str | None = None
     max_connections: int = 200
     health: HealthPolicy = HealthPolicy()

@@ -1,0 +1,56 @@
+# The two that matter: `make demo` and `make test`. Each builds .venv from requirements.lock when it has changed.
+PYTHON ?= python3
+ARGS ?=
+
+BIN := .venv/bin
+READY := .venv/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test bench lint types generate generated check lock clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(READY)  ## writers and readers routed across PostgreSQL 16 and 18, live
+	@$(BIN)/router demo $(ARGS)
+
+test: $(READY)  ## the tests; ARGS="-k name --postgres=docker" goes to pytest
+	@$(BIN)/python -m pytest $(ARGS)
+
+bench: $(READY)  ## the cost of a routed checkout, as ratios
+	@$(BIN)/python -m bench $(ARGS)
+
+lint: $(READY)  ## ruff: rules and layout
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+
+types: $(READY)  ## mypy, strict
+	@$(BIN)/mypy
+
+generate: $(READY)  ## write the generated files: the sync shell, the JSON schema, the page of settings
+	@$(BIN)/python tools/async_to_sync.py
+	@$(BIN)/python tools/generate.py
+
+generated: $(READY)  ## are the generated files up to date?
+	@$(BIN)/python tools/async_to_sync.py --check
+	@$(BIN)/python tools/generate.py --check
+
+check: lint types generated test  ## all of these, before a commit
+
+lock: $(READY)  ## pin the newest of every dependency anew, with hashes
+	@$(BIN)/uv pip compile pyproject.toml --all-extras --group dev --universal --python-version 3.11 $(or $(ARGS),--upgrade) \
+		--generate-hashes --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --system-certs \
+		--quiet --output-file requirements.lock
+
+clean:  ## remove .venv and every cache
+	rm -rf .venv dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or later is needed, and '$(PYTHON)' is not: say which with make PYTHON=python3.12" >&2; exit 1; }
+	@echo "building .venv (once, until requirements.lock or pyproject.toml change)"
+	@$(PYTHON) -m venv --clear .venv
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@

@@ -1,0 +1,174 @@
+"""What ``connection()`` returns: it borrows a connection on entering and gives it back on leaving. This is the hot path."""
+
+from __future__ import annotations
+
+import logging
+from itertools import count
+from random import random
+from time import monotonic
+from typing import TYPE_CHECKING, Protocol
+
+import psycopg
+from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
+
+from router._async.pools import RerouteError
+from router._runtime import afinish
+from router.choose import cumulate, draw, draw_two, rotation
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from psycopg import AsyncConnection
+    from psycopg.rows import TupleRow
+
+    from router._async.pools import AsyncNodePool
+    from router._async.slots import AsyncSlots
+    from router.topology import Target
+
+logger = logging.getLogger("router")
+
+
+class AsyncAcquire(Protocol):
+    """The way to a connection when none is ready: the router's."""
+
+    async def __call__(
+        self, lane: AsyncLane, deadline: float, prefer: AsyncNodePool | None
+    ) -> tuple[AsyncNodePool, AsyncConnection[TupleRow]]:
+        """Get a connection for a request, and the pool it is from; raises ``Unavailable``."""
+
+
+class AsyncLane:
+    """The pools over which requests for one key are spread; made anew when what is known of the servers changes.
+
+    Attributes:
+        target: What the key resolved to.
+        read_only: Whether the requests only read.
+        timeout: Their deadline if they name none, in seconds.
+        pools: The pools of the best nodes; empty while none is known to be up.
+        acquire: Gets a connection when the pool picked has none ready.
+        slots: The process's budget.
+    """
+
+    __slots__ = (
+        "_balance", "_cycle", "_totals", "_turns", "_weights", "acquire", "pools", "read_only", "slots", "target", "timeout",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        target: Target,
+        pools: tuple[AsyncNodePool, ...],
+        acquire: AsyncAcquire,
+        slots: AsyncSlots,
+        *,
+        read_only: bool,
+    ) -> None:
+        """Prepare the choice between the pools.
+
+        Args:
+            target: What the key resolved to.
+            pools: The pools of the best nodes.
+            acquire: Gets a connection when the pool picked has none ready.
+            slots: The process's budget.
+            read_only: Whether the requests only read.
+        """
+        self.target = target
+        self.read_only = read_only
+        self.timeout = target.cluster.pool.timeout
+        self.pools = pools
+        self.acquire = acquire
+        self.slots = slots
+        self._balance = target.cluster.read.balance
+        self._weights = tuple(pool.node.weight for pool in pools)
+        self._totals = cumulate(self._weights)
+        self._cycle = rotation(self._weights) if pools else ()
+        self._turns = count()  # its next() is atomic
+
+    def pick(self) -> AsyncNodePool | None:
+        """Pick the pool for the next request, as ``read.balance`` says.
+
+        Returns:
+            The pool, or ``None`` when no node is known to be up.
+        """
+        pools = self.pools
+        if len(pools) < 2:  # noqa: PLR2004  (nothing to choose between)
+            return pools[0] if pools else None
+        if self._balance == "least_busy":
+            one, two = draw_two(self._totals, random())
+            first, second, weights = pools[one], pools[two], self._weights
+            return first if len(first.borrowed) * weights[two] <= len(second.borrowed) * weights[one] else second
+        if self._balance == "round_robin":
+            return pools[self._cycle[next(self._turns) % len(self._cycle)]]
+        return pools[draw(self._totals, random())]
+
+
+class AsyncCheckout:
+    """One borrowed connection, as a context manager; made by ``AsyncRouter.connection()``."""
+
+    __slots__ = ("_connection", "_lane", "_pool", "_timeout")
+
+    def __init__(self, lane: AsyncLane, timeout: float | None) -> None:
+        """Prepare to borrow; nothing happens before the block is entered.
+
+        Args:
+            lane: Where to borrow from.
+            timeout: The request's deadline, in seconds; ``None`` takes the lane's.
+        """
+        self._lane = lane
+        self._timeout = lane.timeout if timeout is None else timeout
+
+    async def __aenter__(self) -> AsyncConnection[TupleRow]:
+        """Borrow the connection.
+
+        Returns:
+            The connection.
+
+        Raises:
+            Unavailable: None could be had within the deadline.
+            RouterClosed: The router was closed.
+        """
+        lane = self._lane
+        deadline = monotonic() + self._timeout
+        pool = lane.pick()
+        if pool is not None and pool.idle:
+            try:
+                connection = await pool.getconn(self._timeout)
+            except (PoolClosed, PoolTimeout, TooManyRequests, RerouteError):
+                pass  # another request took the one that was ready
+            else:
+                pool.borrowed.add(connection)
+                self._pool = pool
+                self._connection = connection
+                return connection
+        self._pool, self._connection = await lane.acquire(lane, deadline, pool)
+        return self._connection
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """End the transaction and give the connection back: commit on success, roll back on an error.
+
+        A connection whose block was cancelled or interrupted is closed: an answer, or the cancellation of a query, may
+        still be on its way to it.
+        """
+        connection, pool = self._connection, self._pool
+        try:
+            if (connection.pgconn.transaction_status or kind is not None) and not pool.inherited:
+                await _end_transaction(connection, kind)
+        finally:
+            await afinish(pool.give_back(connection))
+            if (slots := self._lane.slots).waiting:
+                slots.wake()
+
+
+async def _end_transaction(connection: AsyncConnection[TupleRow], kind: type[BaseException] | None) -> None:
+    if connection.closed:
+        return
+    if kind is None:
+        await connection.commit()
+    elif not issubclass(kind, (Exception, GeneratorExit)):
+        await connection.close()
+    elif connection.pgconn.transaction_status:
+        try:
+            await connection.rollback()
+        except psycopg.Error as problem:  # the block's own error matters more; give_back() closes the connection
+            logger.warning("could not roll back on a connection of %s: %s", connection.info.host, problem)

@@ -1,0 +1,81 @@
+"""Looks for nodes that are not known to be up, so that no request has to find out that one is back."""
+
+from __future__ import annotations
+
+import logging
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from router._runtime import AEvent, AGuard, ajoin, aspawn
+from router.health import state_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from router._runtime import AFunction, AWorker
+    from router.health import Health
+    from router.topology import Cluster, Node
+
+logger = logging.getLogger("router")
+
+
+class AsyncMonitor:
+    """One watcher for each node that failed or that nobody has tried yet; it ends as soon as the node is up.
+
+    Each has a task or thread of its own, so that a server that does not answer delays no other.
+    """
+
+    def __init__(self, health: Callable[[], Health], probe: AFunction[[Node, Cluster], None]) -> None:
+        """Make the monitor; nothing runs yet.
+
+        Args:
+            health: Gives what is known now.
+            probe: Tries a node once, and reports what it sees.
+        """
+        self._health = health
+        self._probe = probe
+        self._stop = AEvent()
+        self._guard = AGuard()  # guards _watchers
+        self._watchers: dict[Node, AWorker] = {}
+
+    def watch(self, node: Node, cluster: Cluster) -> None:
+        """Watch a node until it is up, unless that is being done already.
+
+        Args:
+            node: The node.
+            cluster: The cluster it serves.
+        """
+        with self._guard:
+            if node not in self._watchers and not self._stop.is_set():
+                self._watchers[node] = aspawn(self._watch, f"router watches {node}", node, cluster)
+
+    async def close(self, timeout: float) -> None:
+        """Stop every watcher.
+
+        Args:
+            timeout: The most to wait for an attempt that is under way, in seconds.
+        """
+        self._stop.set()
+        with self._guard:
+            watchers = list(self._watchers.values())
+        for watcher in watchers:
+            await ajoin(watcher, timeout)
+
+    async def _watch(self, node: Node, cluster: Cluster) -> None:
+        while not self._stop.is_set():
+            with self._guard:
+                state = state_of(self._health(), node)
+                if state.up:
+                    # In one step with reading the state: a failure seen from now on starts a watcher anew.
+                    del self._watchers[node]
+                    return
+            pause = state.retry_at - monotonic() if state.up is False else 0.0
+            if pause > 0.0:
+                await self._stop.wait_for(pause)
+                continue
+            try:
+                await self._probe(node, cluster)
+            except Exception:
+                logger.exception("could not look for %s", node)
+            if state_of(self._health(), node) is state:  # the attempt showed nothing: the budget is spent
+                await self._stop.wait_for(cluster.pool.timeout)

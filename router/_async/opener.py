@@ -1,0 +1,186 @@
+"""How one connection is opened: password, role, budget, and what is learnt from the attempt."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from psycopg import AsyncConnection
+from psycopg.conninfo import make_conninfo
+
+from router import sql
+from router._async.slots import BudgetSpentError
+from router._runtime import acall
+from router.health import Connected, Failed, failed
+from router.topology import Role
+
+if TYPE_CHECKING:
+    from psycopg.rows import TupleRow
+
+    from router._async.slots import AsyncSlots
+    from router._runtime import AConfigure, AFunction, APassword
+    from router.topology import Cluster, Node
+
+READ_ONLY = "-c default_transaction_read_only=on"
+SNAPSHOT = "-c default_transaction_isolation=repeatable\\ read"
+
+logger = logging.getLogger("router")
+
+
+class WrongRoleError(psycopg.OperationalError):
+    """The connection was to write, and the server is a standby."""
+
+
+class NoPasswordError(psycopg.OperationalError):
+    """The password that the settings or the user's callable should give could not be had."""
+
+
+class AsyncOpener:
+    """Opens connections to nodes, and reports what each attempt shows."""
+
+    def __init__(
+        self,
+        slots: AsyncSlots,
+        report: AFunction[[Connected | Failed], None],
+        *,
+        password: APassword | None,
+        configure: AConfigure | None,
+    ) -> None:
+        """Keep what every attempt needs.
+
+        Args:
+            slots: The process's budget.
+            report: Told what each attempt shows.
+            password: Asked for a node's password; its answer is kept until a server turns it down.
+            configure: Called with each new connection that requests will use.
+        """
+        self._slots = slots
+        self._report = report
+        self._ask = password
+        self._configure = configure
+        self._answers: dict[Node, str] = {}
+
+    async def open(self, node: Node, cluster: Cluster, *, read_only: bool) -> AsyncConnection[TupleRow]:
+        """Open a connection for requests.
+
+        Args:
+            node: Where to.
+            cluster: The cluster it serves, for its policies.
+            read_only: Whether its session refuses writes.
+
+        Returns:
+            The connection, configured.
+
+        Raises:
+            BudgetSpentError: No slot became free within ``pool.timeout``.
+            WrongRoleError: It was to write, and the server is a standby.
+            psycopg.OperationalError: It could not be opened.
+        """
+        autocommit = read_only and cluster.read.autocommit
+        options = [READ_ONLY] if read_only else []
+        if read_only and not autocommit:
+            options.append(SNAPSHOT)
+        connection, role = await self._connect(
+            node, cluster, options, autocommit=autocommit, slot_timeout=cluster.pool.timeout
+        )
+        try:
+            if role is Role.REPLICA and not read_only:
+                raise WrongRoleError("the server is a standby")
+            if self._configure is not None:
+                await self._run_configure(self._configure, connection, node)
+        except BaseException:
+            await connection.close()
+            raise
+        return connection
+
+    async def probe(self, node: Node, cluster: Cluster) -> None:
+        """Connect once to see whether a node can be used, report it, and hang up.
+
+        Args:
+            node: Where to.
+            cluster: The cluster it serves, for its policies.
+        """
+        with suppress(psycopg.Error, BudgetSpentError):
+            connection, _ = await self._connect(node, cluster, [], autocommit=True, slot_timeout=0.0)
+            await connection.close()
+
+    async def _connect(
+        self, node: Node, cluster: Cluster, options: list[str], *, autocommit: bool, slot_timeout: float
+    ) -> tuple[AsyncConnection[TupleRow], Role]:
+        params = {"connect_timeout": str(cluster.pool.connect_timeout), **dict(node.params)}
+        if options:
+            params["options"] = " ".join(filter(None, (params.get("options"), *options)))
+        await self._slots.take(slot_timeout)
+        try:
+            connection = await self._log_in(node, make_conninfo("", **params), autocommit=autocommit)
+        except BaseException as error:
+            self._slots.give_up()
+            if isinstance(error, NoPasswordError):
+                await self._report(Failed(node, str(error), answered=True))
+            elif isinstance(error, psycopg.OperationalError):
+                await self._report(failed(node, str(error)))
+            raise
+        self._slots.fill(connection)
+        try:
+            role = await _role(connection)
+        except BaseException:
+            await connection.close()
+            raise
+        await self._report(Connected(node, role, connection.pgconn.server_version))
+        return connection, role
+
+    async def _log_in(self, node: Node, conninfo: str, *, autocommit: bool) -> AsyncConnection[TupleRow]:
+        kept = node in self._answers
+        session: dict[str, Any] = {"autocommit": autocommit}
+        if (password := await self._password(node)) is not None:
+            session["password"] = password
+        try:
+            return await AsyncConnection.connect(conninfo, **session)
+        except psycopg.OperationalError as error:
+            # libpq gives no SQLSTATE here (28P01 is what it would be), but it knows that the password was sent.
+            if self._answers.pop(node, None) is None or not kept or not (error.pgconn and error.pgconn.used_password):
+                raise
+        return await self._log_in(node, conninfo, autocommit=autocommit)
+
+    async def _password(self, node: Node) -> str | None:
+        if self._ask is not None:
+            if node not in self._answers:
+                try:
+                    self._answers[node] = await acall(self._ask, node)
+                except Exception:
+                    logger.exception("the router's password callable failed for %s", node)
+                    raise NoPasswordError("the password callable failed; its error is in the log") from None
+            return self._answers[node]
+        if node.password_file is not None:
+            try:
+                return node.password_file.read_text(encoding="utf-8").partition("\n")[0].rstrip("\r")
+            except (OSError, UnicodeDecodeError) as error:
+                raise NoPasswordError(f"its password_file cannot be read: {type(error).__name__}") from None
+        return node.password
+
+    async def _run_configure(
+        self, configure: AConfigure, connection: AsyncConnection[TupleRow], node: Node
+    ) -> None:
+        try:
+            await acall(configure, connection)
+        except Exception:
+            logger.exception("the router's configure callable failed for a connection to %s", node)
+            await self._report(Failed(node, "the configure callable failed; its error is in the log", answered=True))
+            raise
+
+
+async def _role(connection: AsyncConnection[TupleRow]) -> Role:
+    standby: bool
+    match connection.pgconn.parameter_status(b"in_hot_standby"):
+        case b"on":
+            standby = True
+        case b"off":
+            standby = False
+        case _:  # PostgreSQL before 14, or a pooler that does not pass it on
+            cursor = await connection.execute(sql.IS_IN_RECOVERY)
+            row = await cursor.fetchone()
+            standby = row is not None and row[0]
+            await connection.rollback()
+    return Role.REPLICA if standby else Role.PRIMARY

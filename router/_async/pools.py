@@ -1,0 +1,231 @@
+"""A pool for one node, to read or to write: ``psycopg_pool``'s, with the few things a router needs that it does not offer.
+
+This file alone uses ``psycopg_pool``'s inside: ``_pool``, ``_nconns``, ``_waiting``, ``_lock``, ``_closed``, and ``fail()`` of a
+waiting client. ``docs/decisions/0002-inside-psycopg-pool.md`` says why; ``tests/test_inside_psycopg_pool.py`` checks that they are
+what is assumed here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from psycopg import AsyncConnection
+from psycopg.rows import TupleRow
+from psycopg_pool import AsyncConnectionPool
+
+from router.stats import PoolStats
+
+if TYPE_CHECKING:
+    from router._async.opener import AsyncOpener
+    from router.topology import Cluster, Node
+
+
+class RerouteError(Exception):
+    """Raised to those who wait for a connection of a pool when they are to choose a node again."""
+
+
+class _RoutedConnection(AsyncConnection[TupleRow]):
+    """What the pool is told to connect with; what it gets is a plain connection, opened by the router."""
+
+    @classmethod
+    async def connect(cls, _: str = "", *, pool: AsyncNodePool) -> AsyncConnection[TupleRow]:  # type: ignore[override]
+        return await pool.open_connection()
+
+
+class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
+    """The connections of one node for one use.
+
+    Attributes:
+        node: What it connects to.
+        cluster: The cluster the node serves.
+        read_only: Whether its sessions refuse writes.
+        idle: The connections ready to be borrowed.
+        borrowed: The connections out.
+        inherited: Whether it belongs to the parent of a fork: nothing of it may be used or closed here.
+    """
+
+    def __init__(self, node: Node, cluster: Cluster, opener: AsyncOpener, *, read_only: bool) -> None:
+        """Make the pool; nothing is opened yet.
+
+        Args:
+            node: What to connect to.
+            cluster: The cluster the node serves, for its policies.
+            opener: Opens each connection.
+            read_only: Whether sessions refuse writes.
+        """
+        policy = cluster.pool
+        super().__init__(
+            connection_class=_RoutedConnection,
+            kwargs={"pool": self},
+            open=False,
+            name=f"{cluster.name} {node} {'read' if read_only else 'write'}",
+            min_size=policy.min_size,
+            max_size=policy.max_size,
+            timeout=policy.timeout,
+            max_waiting=policy.max_waiting,
+            max_idle=policy.max_idle,
+            max_lifetime=policy.max_lifetime,
+            reconnect_timeout=0.0,  # psycopg_pool's own retries last minutes; here the monitor looks for a lost server
+            num_workers=1,
+        )
+        self.node = node
+        self.cluster = cluster
+        self.read_only = read_only
+        self.idle = self._pool
+        self.borrowed: set[AsyncConnection[TupleRow]] = set()
+        self.inherited = False
+        self._opener = opener
+        self._failing = False
+
+    @property
+    def load(self) -> int:
+        """How many requests it serves or keeps waiting."""
+        return len(self.borrowed) + len(self._waiting)
+
+    @property
+    def cold(self) -> bool:
+        """Whether no connection can be given back to it: none is out and none is idle."""
+        return not self.borrowed and not self.idle
+
+    async def open_connection(self) -> AsyncConnection[TupleRow]:
+        """Open one more connection, for the pool's own worker; if that fails, those who wait choose again.
+
+        Returns:
+            The connection.
+
+        Raises:
+            psycopg.OperationalError: It could not be opened.
+        """
+        if self._failing and not self._waiting:
+            # psycopg_pool tries a failed attempt once more at once. Nobody waits for that one.
+            raise psycopg.OperationalError("not tried again before somebody needs it")
+        try:
+            connection = await self._opener.open(self.node, self.cluster, read_only=self.read_only)
+        except Exception:
+            self._failing = True
+            await self.reroute()
+            raise
+        self._failing = False
+        connection.__dict__["_router"] = _Original(connection)
+        return connection
+
+    async def reroute(self) -> None:
+        """Send everyone who waits for a connection of this pool to choose again."""
+        if not self._waiting:
+            return
+        async with self._lock:  # guards _waiting; taken for a moment, as every use of it in psycopg_pool
+            waiting = list(self._waiting)
+            self._waiting.clear()
+        for client in waiting:
+            await client.fail(RerouteError())
+
+    async def evict_idle(self) -> bool:
+        """Close the connection that has been idle longest.
+
+        Returns:
+            Whether there was one.
+        """
+        if not self._pool:
+            return False
+        async with self._lock:  # guards _pool and _nconns
+            if not self._pool:
+                return False
+            connection = self._pool.popleft()
+            self._nconns -= 1
+        await connection.close()
+        return True
+
+    async def give_back(self, connection: AsyncConnection[TupleRow]) -> None:
+        """Take a borrowed connection back, such as it was when it was opened.
+
+        Args:
+            connection: The connection; it is closed here if it is in a transaction or in an unknown state.
+        """
+        if self.inherited:
+            return
+        state = connection.__dict__
+        original: _Original = state["_router"]
+        if connection.pgconn.transaction_status:
+            await connection.close()
+        elif (
+            state != original.seen
+            or connection.prepare_threshold != original.prepare_threshold
+            or connection.prepared_max != original.prepared_max
+        ):
+            await original.restore(connection)
+        # Not the other way round: once it is back, the next borrower may add it again at any moment.
+        self.borrowed.discard(connection)
+        await self.putconn(connection)
+
+    def abandon(self) -> None:
+        """Leave it all to the parent process, after a fork."""
+        self.inherited = True
+        self._closed = True  # its threads are not here: __del__ must not look for them
+
+    def stats(self) -> PoolStats:
+        """Return one moment's view of the pool."""
+        measured = self.get_stats()
+        return PoolStats(
+            size=measured["pool_size"],
+            max_size=measured["pool_max"],
+            idle=measured["pool_available"],
+            in_use=len(self.borrowed),
+            waiting=measured["requests_waiting"],
+            requests=measured.get("requests_num", 0),
+            queued=measured.get("requests_queued", 0),
+            wait_seconds=measured.get("requests_wait_ms", 0) / 1000.0,
+            opened=measured.get("connections_num", 0),
+            failed=measured.get("connections_errors", 0),
+        )
+
+
+class _Original:
+    """What a connection was like when it was opened, and what it was like when that was last found still true.
+
+    Comparing all its attributes with those seen last is a quick way to see that nothing changed: only when something
+    did, often just a cache of psycopg's own, is each setting looked at.
+    """
+
+    __slots__ = (
+        "autocommit", "cursor_factory", "deferrable", "isolation_level", "notice_handlers", "notify_handlers",
+        "prepare_threshold", "prepared_max", "read_only", "row_factory", "seen", "server_cursor_factory",
+    )  # fmt: skip
+
+    def __init__(self, connection: AsyncConnection[TupleRow]) -> None:
+        self.autocommit = connection.autocommit
+        self.isolation_level = connection.isolation_level
+        self.read_only = connection.read_only
+        self.deferrable = connection.deferrable
+        self.row_factory = connection.row_factory
+        self.cursor_factory = connection.cursor_factory
+        self.server_cursor_factory = connection.server_cursor_factory
+        self.prepare_threshold = connection.prepare_threshold
+        self.prepared_max = connection.prepared_max
+        self.notice_handlers = connection._notice_handlers.copy()
+        self.notify_handlers = connection._notify_handlers.copy()
+        self.seen: dict[str, Any] = {}
+
+    async def restore(self, connection: AsyncConnection[TupleRow]) -> None:
+        """Put every setting of an idle connection back."""
+        if connection._pipeline is not None or connection._tpc is not None:
+            await connection.close()
+            return
+        if connection.autocommit != self.autocommit:
+            await connection.set_autocommit(self.autocommit)
+        if connection.isolation_level != self.isolation_level:
+            await connection.set_isolation_level(self.isolation_level)
+        if connection.read_only != self.read_only:
+            await connection.set_read_only(self.read_only)
+        if connection.deferrable != self.deferrable:
+            await connection.set_deferrable(self.deferrable)
+        connection.row_factory = self.row_factory
+        connection.cursor_factory = self.cursor_factory
+        connection.server_cursor_factory = self.server_cursor_factory
+        connection.prepare_threshold = self.prepare_threshold
+        connection.prepared_max = self.prepared_max
+        connection._notice_handlers[:] = self.notice_handlers
+        connection._notify_handlers[:] = self.notify_handlers
+        self.seen = {
+            name: value.copy() if isinstance(value, list) else value for name, value in connection.__dict__.items()
+        }

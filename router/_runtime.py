@@ -1,0 +1,264 @@
+"""The pairs where asyncio and threads differ: the async shell uses the first of each, the generated one the second."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import threading
+import time
+from contextlib import suppress
+from inspect import isawaitable
+from types import coroutine
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, Self, TypeAlias, TypeVar
+from weakref import WeakSet
+
+import psycopg
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine, Generator
+
+    from psycopg import AsyncConnection, Connection
+    from psycopg.rows import TupleRow
+
+    from router.topology import Node
+
+    AFunction: TypeAlias = Callable[P, Awaitable[T]]
+    Function: TypeAlias = Callable[P, T]
+    APassword: TypeAlias = Callable[[Node], str | Awaitable[str]]
+    Password: TypeAlias = Callable[[Node], str]
+    AConfigure: TypeAlias = Callable[[AsyncConnection[TupleRow]], Awaitable[None] | None]
+    Configure: TypeAlias = Callable[[Connection[TupleRow]], None]
+
+    AWorker: TypeAlias = asyncio.Task[None]
+    Worker: TypeAlias = threading.Thread
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+
+class AEvent(asyncio.Event):
+    """An event that can be waited for with a timeout, as ``threading.Event``'s ``wait`` can."""
+
+    async def wait_for(self, timeout: float) -> bool:
+        """Wait until the event is set.
+
+        Args:
+            timeout: The most to wait, in seconds.
+
+        Returns:
+            Whether it was set in time.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await self.wait()
+        return self.is_set()
+
+
+class Event(threading.Event):
+    """The same for threads."""
+
+    def wait_for(self, timeout: float) -> bool:
+        """Wait until the event is set.
+
+        Args:
+            timeout: The most to wait, in seconds.
+
+        Returns:
+            Whether it was set in time.
+        """
+        return self.wait(timeout)
+
+
+class AGuard:
+    """Keeps a section to one at a time: for asyncio nothing is needed where nothing is awaited."""
+
+    def __enter__(self) -> Self:
+        """Enter the section."""
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Leave it."""
+
+
+Guard = threading.Lock
+
+asleep = asyncio.sleep
+sleep = time.sleep
+
+
+def aspawn(function: Callable[P, Coroutine[Any, Any, None]], name: str, *args: P.args, **kwargs: P.kwargs) -> AWorker:
+    """Run a function in the background.
+
+    Args:
+        function: What to run; it must end by itself when told to.
+        name: The task's name.
+        *args: What to call it with.
+        **kwargs: What to call it with.
+
+    Returns:
+        The task.
+    """
+    return asyncio.create_task(function(*args, **kwargs), name=name)
+
+
+def spawn(function: Callable[P, None], name: str, *args: P.args, **kwargs: P.kwargs) -> Worker:
+    """Run a function in a daemon thread.
+
+    Args:
+        function: What to run; it must end by itself when told to.
+        name: The thread's name.
+        *args: What to call it with.
+        **kwargs: What to call it with.
+
+    Returns:
+        The thread.
+    """
+    thread = threading.Thread(target=function, name=name, args=args, kwargs=kwargs, daemon=True)
+    thread.start()
+    return thread
+
+
+async def ajoin(task: AWorker, timeout: float) -> None:
+    """Wait for what :func:`aspawn` started to end; cancel it after the timeout.
+
+    Args:
+        task: The task.
+        timeout: The most to wait, in seconds.
+    """
+    with suppress(TimeoutError):
+        await asyncio.wait_for(task, timeout)
+
+
+def join(thread: Worker, timeout: float) -> None:
+    """Wait for what :func:`spawn` started to end.
+
+    Args:
+        thread: The thread.
+        timeout: The most to wait, in seconds.
+    """
+    thread.join(timeout)
+
+
+async def acall(function: Callable[..., T | Awaitable[T]], *args: object) -> T:
+    """Call a user's function, plain or async.
+
+    Args:
+        function: The function.
+        *args: What to call it with.
+
+    Returns:
+        What it returned, awaited if need be.
+    """
+    result = function(*args)
+    if isawaitable(result):
+        return await result
+    return result
+
+
+def call(function: Callable[..., T], *args: object) -> T:
+    """Call a user's function.
+
+    Args:
+        function: The function.
+        *args: What to call it with.
+
+    Returns:
+        What it returned.
+    """
+    return function(*args)
+
+
+@coroutine
+def _resume(work: Coroutine[Any, Any, None], awaited: Any) -> Generator[Any, Any, None]:  # noqa: ANN401  (whatever the loop's futures are)
+    """Go on with a coroutine that has already yielded ``awaited``."""
+    while True:
+        try:
+            value = yield awaited
+        except BaseException as error:  # noqa: BLE001  (passed on into the coroutine, which decides)
+            step, argument = work.throw, error
+        else:
+            step, argument = work.send, value
+        try:
+            awaited = step(argument)
+        except StopIteration:
+            return
+
+
+async def afinish(work: Coroutine[Any, Any, None]) -> None:
+    """Run something to its end even if this task is cancelled meanwhile; the cancellation is raised afterwards.
+
+    The usual case, where nothing has to be waited for, costs one ``send``; only what really suspends gets a task of its own.
+
+    Args:
+        work: What to finish.
+    """
+    try:
+        awaited = work.send(None)
+    except StopIteration:
+        return
+    task = asyncio.ensure_future(_finish(_resume(work, awaited)))
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            if task.cancelled():
+                raise
+            cancelled = error
+    if (error := task.exception()) is not None:
+        raise error
+    if cancelled is not None:
+        raise cancelled
+
+
+async def _finish(work: Awaitable[None]) -> None:
+    await work
+
+
+def finish(done: None) -> None:
+    """Do nothing: a thread is not cancelled, so what had to be finished was finished by the call that gave ``done``.
+
+    Args:
+        done: What the call returned.
+    """
+
+
+def cut(connection: AsyncConnection[Any] | Connection[Any]) -> None:
+    """Shut a connection's socket down, whoever is using it: their query fails with a lost connection.
+
+    Closing it here instead would free memory that libpq is using in another thread or a suspended task.
+
+    Args:
+        connection: The connection to cut.
+    """
+    with (
+        suppress(OSError, psycopg.OperationalError),  # it is closed already
+        socket.socket(fileno=os.dup(connection.pgconn.socket)) as duplicate,
+    ):
+        duplicate.shutdown(socket.SHUT_RDWR)
+
+
+class _Forkable(Protocol):
+    def abandon(self) -> None: ...
+
+
+_inherited_by_fork: WeakSet[_Forkable] = WeakSet()
+
+
+def survive_fork(router: _Forkable) -> None:
+    """Have a router drop, in the child of a ``fork()``, what belongs to the parent.
+
+    Args:
+        router: Its ``abandon()`` is called in the child, before anything else runs there.
+    """
+    _inherited_by_fork.add(router)
+
+
+def _after_fork() -> None:
+    for router in list(_inherited_by_fork):
+        router.abandon()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

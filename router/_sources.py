@@ -1,0 +1,310 @@
+"""Where settings come from: arguments, variables, secrets, files; merged key by key, each value with its source."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from router.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+PREFIX = "ROUTER_"
+DELIMITER = "__"
+RESERVED = frozenset({"config", "secrets_dir"})  # variables of the router that are no settings
+
+_KEYED = frozenset({"versions", "aliases"})  # tables whose keys the user chooses
+# Kubernetes sets these in every container for a Service called "router".
+_KUBERNETES = re.compile(r"(service_(host|port)|port)(_|$)")
+
+Path_ = tuple[str | int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """A setting written flat, as in the environment.
+
+    Attributes:
+        name: Its name, prefix included, in any case.
+        text: Its value.
+        source: What to call it in an error.
+    """
+
+    name: str
+    text: str
+    source: str
+
+    @property
+    def key(self) -> str:
+        """The name without its prefix, in lower case; empty if it is not the router's to read."""
+        key = self.name.lower()
+        return key.removeprefix(PREFIX.lower()) if key.startswith(PREFIX.lower()) else ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Leaf:
+    value: Any
+    source: str
+
+
+class Layers:
+    """All sources in one tree, added from the weakest to the strongest.
+
+    Attributes:
+        problems: What could not be read, in words; the rest is merged all the same.
+    """
+
+    def __init__(self) -> None:
+        self.problems: list[str] = []
+        self._tree: dict[str, Any] = {}
+
+    def add_table(self, table: Mapping[Any, Any], source: str) -> None:
+        """Merge a nested table over what is there.
+
+        Args:
+            table: Nested mappings; anything else is a value.
+            source: What to call it in an error.
+        """
+        self._merge(self._tree, table, source, ())
+
+    def add_variables(self, variables: Iterable[Variable], keys_above: Mapping[str, Any]) -> None:
+        """Merge flat variables over what is there; among them, the more deeply nested name is the stronger.
+
+        Args:
+            variables: Those that are not the router's are passed over.
+            keys_above: A table from a stronger source: its version and alias keys can be named here too.
+        """
+        own = [
+            variable
+            for variable in variables
+            if variable.key and variable.key not in RESERVED and not _KUBERNETES.match(variable.key)
+        ]
+        for variable in sorted(own, key=lambda variable: (variable.key.count(DELIMITER), variable.key)):
+            try:
+                path = self._path(variable.key, keys_above)
+                value = _decoded(path, variable.text)
+            except ValueError as error:
+                self.problems.append(f"{variable.source}: {error}")
+                continue
+            for key in reversed(path):
+                value = {key: value}
+            self.add_table(value, variable.source)
+
+    def values(self) -> dict[str, Any]:
+        """The merged settings, as plain nested dicts."""
+        return _plain(self._tree)
+
+    def holds(self, path: Path_) -> bool:
+        """Whether some source sets ``path`` itself."""
+        return self._walk(path)[1] == len(path)
+
+    def source(self, path: Path_) -> str:
+        """The source that set ``path``, or that began the innermost table around it."""
+        return next(_sources(self._walk(path)[0]), "settings")
+
+    def _walk(self, path: Path_) -> tuple[Any, int]:
+        """The innermost part of the tree on the way to ``path``, and how many steps it took."""
+        place: Any = self._tree
+        for steps, key in enumerate(path):
+            if not isinstance(place, dict) or key not in place:
+                return place, steps
+            place = place[key]
+        return place, len(path)
+
+    def _merge(self, tree: dict[str, Any], table: Mapping[Any, Any], source: str, above: tuple[str, ...]) -> None:
+        for key, value in table.items():
+            if not isinstance(key, str):
+                self.problems.append(f"{source}: {dotted(above)}: a key here is no text: put it in quotes")
+                continue
+            path = (*above, key)
+            below = tree.get(key)
+            if isinstance(value, Mapping) and (value or isinstance(below, dict)):
+                if not isinstance(below, dict):
+                    tree[key] = _opened(below, path)
+                self._merge(tree[key], value, source, path)
+            else:
+                tree[key] = _Leaf(value, source)
+
+    def _path(self, name: str, keys_above: Mapping[str, Any]) -> tuple[str, ...]:
+        """The keys that a variable's name stands for; a version's or alias's existing key is found by its spelling."""
+        section, _, below = name.partition(DELIMITER)
+        if section not in _KEYED or not below:
+            return tuple(name.split(DELIMITER))
+        known = {*self._tables(self._tree.get(section)), *self._tables(keys_above.get(section))}
+        by_spelling: dict[str, set[str]] = {}
+        for key in known:
+            by_spelling.setdefault(spelling(key), set()).add(key)
+        for spelt in sorted(by_spelling, key=len, reverse=True):
+            if below == spelt or below.startswith(spelt + DELIMITER):
+                keys = by_spelling[spelt]
+                if len(keys) > 1 and spelt not in keys:
+                    both = " and ".join(map(_quoted, sorted(keys)))
+                    raise ValueError(f"{section}: the name stands for {both} alike: set it as JSON in {section}")
+                rest = below[len(spelt) + len(DELIMITER) :]
+                return (section, spelt if spelt in keys else min(keys), *(rest.split(DELIMITER) if rest else ()))
+        return (section, *below.split(DELIMITER))
+
+    @staticmethod
+    def _tables(table: Any) -> list[str]:
+        return [key for key in table if isinstance(key, str) and key] if isinstance(table, Mapping) else []
+
+
+def spelling(key: str) -> str:
+    """How a version's key is written in a variable's name: lower case, ``_`` for all but letters and digits."""
+    return re.sub(r"[^a-z0-9]", "_", key.lower())
+
+
+def shorthand(path: tuple[str, ...]) -> str | None:
+    """The key of a table that a plain string stands for, where the table may be written as a string."""
+    match path:
+        case ("versions", _):
+            return "nodes"
+        case ("versions", _, "primary" | "replicas" | "nodes"):
+            return "dsn"
+    return None
+
+
+def dotted(path: Path_) -> str:
+    """A key's path as TOML writes it, with an index in brackets: ``versions."2026-11".replicas[0]``."""
+    text = ""
+    for key in path:
+        text += f"[{key}]" if isinstance(key, int) else f".{_quoted(key)}"
+    return text.removeprefix(".") or "the top level"
+
+
+def _quoted(key: str) -> str:
+    if re.search(r"://|[@=]", key):  # a connection string in the wrong place
+        return '"…"'
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key, ensure_ascii=False)
+
+
+def _opened(leaf: _Leaf | None, path: tuple[str, ...]) -> dict[str, Any]:
+    """The table to merge into where a weaker source has none: it keeps what a string there stands for."""
+    key = shorthand(path)
+    return {key: leaf} if leaf is not None and key is not None and isinstance(leaf.value, str) else {}
+
+
+def _plain(tree: dict[str, Any]) -> dict[str, Any]:
+    return {key: below.value if isinstance(below, _Leaf) else _plain(below) for key, below in tree.items()}
+
+
+def _sources(place: Any) -> Iterator[str]:
+    if isinstance(place, _Leaf):
+        yield place.source
+    else:
+        for below in place.values():
+            yield from _sources(below)
+
+
+def _decoded(path: tuple[str, ...], text: str) -> Any:
+    """A variable's value: JSON where a table or a list belongs and the text begins as one."""
+    may_nest = len(path) == 1 or (path[0] == "versions" and len(path) <= len(("versions", "v1", "primary")))
+    if not (may_nest and text.lstrip().startswith(("{", "["))):
+        return text
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{dotted(path)}: is not valid JSON: {error.msg}, column {error.pos + 1}") from None
+
+
+def secret_files(directory: Path) -> list[Variable]:
+    """Read a directory of secrets: one file a variable, named as in the environment; other files are left alone.
+
+    Args:
+        directory: Where Docker or Kubernetes mounts secrets.
+
+    Returns:
+        The variables, without the line break that ends a file.
+
+    Raises:
+        ConfigError: The directory or one of its files cannot be read.
+    """
+    try:
+        files = [
+            path for path in sorted(directory.iterdir()) if path.name.upper().startswith(PREFIX) and path.is_file()
+        ]
+    except OSError as error:
+        raise ConfigError([f"{directory}: the secrets directory cannot be read: {error.strerror}"]) from None
+    return [Variable(path.name, _text(path).rstrip("\r\n"), f"secrets file {path}") for path in files]
+
+
+def read_file(path: Path) -> Mapping[Any, Any]:
+    """Read a settings file, as TOML, YAML or JSON by its suffix.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its top-level table.
+
+    Raises:
+        ConfigError: It cannot be read, or is not what its suffix says; file and line are named, no content.
+    """
+    suffix = path.suffix.lower()
+    if suffix == ".toml":
+        found = _toml(path)
+    elif suffix in {".yaml", ".yml"}:
+        found = _yaml(path)
+    elif suffix == ".json":
+        found = _json(path)
+    else:
+        raise ConfigError([f"{path}: the suffix must be .toml, .yaml, .yml or .json"])
+    if not isinstance(found, Mapping):
+        raise ConfigError([f"{path}: the top level must be a table of keys and values"])
+    return found
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        problem = f"{path}: cannot be read: {error.strerror}"
+    except UnicodeDecodeError:
+        problem = f"{path}: is not UTF-8 text"
+    raise ConfigError([problem])
+
+
+def _toml(path: Path) -> Any:
+    import tomllib
+
+    try:
+        return tomllib.loads(_text(path))
+    except tomllib.TOMLDecodeError as error:
+        what, _, where = str(error).rpartition(" (at ")
+        problem = f"is not valid TOML: {what}", where.rstrip(")")
+    raise _bad_syntax(path, *problem)
+
+
+def _json(path: Path) -> Any:
+    try:
+        found = json.loads(_text(path))
+    except json.JSONDecodeError as error:
+        problem = f"is not valid JSON: {error.msg}", f"line {error.lineno}, column {error.colno}"
+    else:
+        if isinstance(found, dict):
+            found.pop("$schema", None)  # the only way to name it to an editor
+        return found
+    raise _bad_syntax(path, *problem)
+
+
+def _yaml(path: Path) -> Any:
+    try:
+        import yaml
+    except ImportError:
+        raise ConfigError([f"{path}: YAML needs PyYAML: pip install 'psycopg-router[yaml]'"]) from None
+    try:
+        return yaml.safe_load(_text(path)) or {}
+    except yaml.YAMLError as error:
+        # Its own words quote from the file: "found undefined alias 'hunter2'".
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+    raise _bad_syntax(path, "is not valid YAML (a value with special characters needs quotes)", where)
+
+
+def _bad_syntax(path: Path, what: str, where: str) -> ConfigError:
+    return ConfigError([f"{path}: {where + ': ' if where else ''}{what}"])

@@ -1,0 +1,141 @@
+"""Connection strings, read as libpq reads them: their hosts, libpq's defaults for what is missing, their secrets apart."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache
+from typing import TYPE_CHECKING
+
+from psycopg import ProgrammingError, pq
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from router.topology import Server
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_QUOTING = "special characters are percent-encoded in a URI, values with spaces stand in '…' in key=value form"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Dsn:
+    """One connection string, which may name several hosts; as text it shows every parameter but the secret ones.
+
+    Attributes:
+        nodes: For each host, its server and its libpq parameters in alphabetical order, without ``password``.
+        password: The password that stood in the connection string.
+        shown: The parameters that are no secret, as one connection string.
+    """
+
+    nodes: tuple[tuple[Server, tuple[tuple[str, str], ...]], ...]
+    password: str | None
+    shown: str
+
+    def __str__(self) -> str:
+        return self.shown
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.shown!r})"
+
+    @classmethod
+    def parse(cls, text: str) -> Dsn:
+        """Read a URI or libpq's ``key=value`` form.
+
+        Args:
+            text: The connection string.
+
+        Returns:
+            What it says, with host and port filled in.
+
+        Raises:
+            ValueError: libpq would refuse it; the message holds nothing of it that may be secret.
+        """
+        if not text.strip():
+            raise ValueError("is empty; postgresql:// stands for libpq's defaults")
+        defaults = pq.Conninfo.get_defaults()
+        try:
+            params = {key: str(value) for key, value in conninfo_to_dict(text).items()}
+        except ProgrammingError as error:
+            known = [option.keyword.decode() for option in defaults]
+            raise ValueError(_why_refused(text, str(error), known)) from None
+        secret = {option.keyword.decode() for option in defaults if _is_secret(option)}
+        shown = make_conninfo("", **{key: value for key, value in params.items() if key not in secret})
+        password = params.pop("password", None)
+        return cls(tuple(_split(params, defaults)), password, shown)
+
+
+def _is_secret(option: pq.ConninfoOption) -> bool:
+    # libpq marks with "*" what a form should hide; SCRAM keys, as good as the password, it only marks as internal.
+    return option.dispchar == b"*" or option.keyword.startswith(b"scram_")
+
+
+def _split(
+    params: Mapping[str, str], defaults: list[pq.ConninfoOption]
+) -> list[tuple[Server, tuple[tuple[str, str], ...]]]:
+    """One server a host, by the rules of libpq's ``connectOptions2``.
+
+    Its documentation: https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-MULTIPLE-HOSTS
+    """
+    if "service" in params and not (params.keys() >= {"port"} and params.keys() & {"host", "hostaddr"}):
+        raise ValueError("names a service without host and port: add both, the router must know each server itself")
+    by_default = {option.keyword.decode(): option.val.decode() for option in defaults if option.val is not None}
+    hosts, addresses, ports = (
+        params.get(key, by_default.get(key, "")).split(",") for key in ("host", "hostaddr", "port")
+    )
+    count = len(addresses) if addresses != [""] else len(hosts)
+    if addresses == [""]:
+        addresses *= count
+    if hosts == [""]:
+        hosts *= count
+    if len(ports) == 1:
+        ports *= count
+    if len(hosts) != count:
+        raise ValueError(f"names {len(hosts)} hosts but {count} addresses in hostaddr: give one for each")
+    if len(ports) != count:
+        raise ValueError(f"names {count} hosts but {len(ports)} ports: give one port for all, or one for each")
+    compiled_port = next(option.compiled for option in defaults if option.keyword == b"port") or b"5432"
+    nodes = []
+    for name, address, digits in zip(hosts, addresses, ports, strict=True):
+        host = name or ("" if address else _socket_directory())
+        port = _port(digits or compiled_port.decode())
+        place = {"host": host, "hostaddr": address, "port": str(port)}
+        own = {**params, **place}
+        # The address decides which process answers; the name beside it is for TLS and .pgpass.
+        server = Server(address or host, port)
+        nodes.append((server, tuple(sorted((key, value) for key, value in own.items() if value or key not in place))))
+    return nodes
+
+
+def _port(digits: str) -> int:
+    stripped = digits.strip()
+    if not (stripped.isascii() and stripped.isdecimal() and 1 <= int(stripped) <= 65535):  # noqa: PLR2004 (of TCP)
+        raise ValueError("has a port that is no number from 1 to 65535")
+    return int(stripped)
+
+
+@cache
+def _socket_directory() -> str:
+    """Where this libpq looks when no host is named: the directory it was built with, or localhost."""
+    # Refused for its sslmode before any I/O, but after libpq has filled in where it would have gone.
+    refused = pq.PGconn.connect_start(b"host='' hostaddr='' port='' sslmode=none")
+    host = refused.host.decode()
+    refused.finish()
+    return host or "localhost"
+
+
+def _why_refused(text: str, message: str, known: list[str]) -> str:
+    """What is wrong with ``text``, without libpq's message: that one quotes from it, be it the password."""
+    if re.match(r"\s*postgres\w*\+\w+://", text):
+        return "names a driver, which libpq does not know: write postgresql://"
+    unknown = re.match(r'invalid (?:connection option|URI query parameter):? "([^"]*)"', message)
+    if unknown is None:
+        return f"is not a connection string that libpq can read: {_QUOTING}"
+    if near := get_close_matches(unknown[1], known, n=1, cutoff=0.8):
+        return f"has an unknown parameter {unknown[1]!r}; did you mean {near[0]!r}?"
+    # A password that was not quoted ends at its first space, & or ?, and libpq takes its rest for a parameter.
+    parameters = text.partition("?")[2] if "://" in text else text
+    if re.search(r"@|password|secret|scram_", parameters):
+        return f"has an unknown parameter, or a value that is not quoted: {_QUOTING}"
+    return f"has an unknown parameter {unknown[1]!r}"

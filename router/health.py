@@ -1,0 +1,152 @@
+"""What is known of each server, and how an observation changes it: pure functions over frozen values.
+
+A :class:`State` is kept for each server, and for a node only while its own login is refused (wrong password, no such
+database): such a node is out of use although its server is fine.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeAlias
+
+from router.topology import HealthPolicy, Node, Role, Server
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What is known of one server, or of one node's login.
+
+    Attributes:
+        up: Whether it took the last connection; ``None`` while nobody has tried.
+        role: The role it reported with its last connection.
+        server_version: As libpq counts: 160004 is 16.4; 0 while unknown.
+        failures: How many attempts in a row failed.
+        retry_at: When it is tried again, on the caller's clock; only meaningful when it is down.
+        reason: Why it is down.
+    """
+
+    up: bool | None = None
+    role: Role | None = None
+    server_version: int = 0
+    failures: int = 0
+    retry_at: float = 0.0
+    reason: str = ""
+
+
+UNKNOWN = State()
+
+Health: TypeAlias = "Mapping[Server | Node, State]"
+
+
+@dataclass(frozen=True, slots=True)
+class Connected:
+    """A connection to the node was opened.
+
+    Attributes:
+        node: The node.
+        role: What its server says it is.
+        server_version: As libpq counts.
+    """
+
+    node: Node
+    role: Role
+    server_version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """An attempt to connect to the node failed.
+
+    Attributes:
+        node: The node.
+        reason: Why, in one line without secrets.
+        answered: ``True`` when the server answered and refused this login only; ``False`` when it cannot be used at all.
+    """
+
+    node: Node
+    reason: str
+    answered: bool
+
+
+def state_of(health: Health, node: Node) -> State:
+    """Return what counts for a node: the refusal of its login if there is one, else its server's state.
+
+    Args:
+        health: What is known.
+        node: The node asked about.
+
+    Returns:
+        Its state; :data:`UNKNOWN` when nobody has tried it.
+    """
+    return health.get(node) or health.get(node.server, UNKNOWN)
+
+
+def role_of(health: Health, node: Node) -> Role | None:
+    """Return the role a node has: the one its server reported, else the configured one.
+
+    Args:
+        health: What is known.
+        node: The node asked about.
+
+    Returns:
+        The role, or ``None`` when it is neither configured nor known yet.
+    """
+    return health.get(node.server, UNKNOWN).role or node.role
+
+
+def observe(health: Health, seen: Connected | Failed, *, now: float, jitter: float, policy: HealthPolicy) -> Health:
+    """Return what is known after an observation.
+
+    Args:
+        health: What was known before.
+        seen: What was observed.
+        now: The caller's clock, in seconds.
+        jitter: From 0 to 1, at random: spreads the retries of many processes over a quarter of the pause.
+        policy: How long a failed node is left alone.
+
+    Returns:
+        A new mapping, or ``health`` itself when nothing changed.
+    """
+    if isinstance(seen, Connected):
+        state = State(up=True, role=seen.role, server_version=seen.server_version)
+        if seen.node not in health and health.get(seen.node.server) == state:
+            return health
+        return {key: known for key, known in health.items() if key != seen.node} | {seen.node.server: state}
+    key = seen.node if seen.answered else seen.node.server
+    known = health.get(key, UNKNOWN)
+    if known.up is False and now < known.retry_at:
+        return health  # several requests saw the same failure: it counts once
+    pause = min(policy.retry * 2.0 ** min(known.failures, 32), policy.retry_max) * (1.0 - 0.25 * jitter)
+    down = State(up=False, failures=known.failures + 1, retry_at=now + pause, reason=seen.reason)
+    changes: dict[Server | Node, State] = {key: down}
+    if seen.answered and (server := health.get(seen.node.server)) is not None and server.up is False:
+        changes[seen.node.server] = replace(server, up=None, failures=0, retry_at=0.0, reason="")
+    return {**health, **changes}
+
+
+# libpq puts "SEVERITY:  " with two spaces before what a server said, in whatever language, and never before its own words.
+_FROM_SERVER = re.compile(r"(?:^|failed: )(?P<said>[^\s:]+:  .*)")
+_FROM_LIBPQ = re.compile(r".* failed: (?P<said>.*)")
+_NOT_ACCEPTING = re.compile(r"the database system is ")  # 57P03: starting up, shutting down, in recovery
+
+
+def failed(node: Node, message: str) -> Failed:
+    """Read what libpq says of a failed attempt to connect; it gives no SQLSTATE for these.
+
+    Args:
+        node: The node that was tried.
+        message: The text of the ``psycopg.OperationalError``.
+
+    Returns:
+        The observation, its reason shortened to what was wrong.
+    """
+    line = message.strip().partition("\n")[0]
+    if match := _FROM_SERVER.search(line):
+        return Failed(node, match["said"].replace(":  ", ": "), answered=not _NOT_ACCEPTING.search(line))
+    if match := _FROM_LIBPQ.match(line):
+        line = match["said"]
+    return Failed(node, line, answered=False)

@@ -1,0 +1,524 @@
+"""What the user writes: typed settings from arguments, ``ROUTER_*`` variables, secrets and a file, as a topology."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, fields, is_dataclass
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, cast, get_type_hints
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetPydanticSchema,
+    PlainSerializer,
+    PlainValidator,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    WithJsonSchema,
+    create_model,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError, core_schema
+from pydantic_settings import BaseSettings, InitSettingsSource, SettingsConfigDict
+
+from router import _sources
+from router.dsn import Dsn
+from router.errors import ConfigError
+from router.topology import Cluster, HealthPolicy, Node, PoolPolicy, ReadPolicy, Role, Topology
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Iterable, Iterator
+
+    from pydantic import GetJsonSchemaHandler, ModelWrapValidatorHandler
+    from pydantic.json_schema import JsonSchemaValue
+    from pydantic_settings import (
+        DotEnvSettingsSource,
+        EnvSettingsSource,
+        PydanticBaseSettingsSource,
+        SecretsSettingsSource,
+    )
+
+_Fault = tuple[_sources.Path_, str]  # the keys that lead to it, and what is wrong
+_FAULT = "router_fault"
+
+
+class _Table(BaseModel):
+    """A table of settings, which reports every fault in it at once, in its final words and without its input."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False, hide_input_in_errors=True
+    )
+    _as_string: ClassVar[str | None] = None  # what a plain string in its place stands for
+
+    @classmethod
+    def _prepared(cls, data: Any) -> Any:
+        """``data`` as the table it stands for."""
+        return asdict(data) if is_dataclass(data) and not isinstance(data, type) else data
+
+    @classmethod
+    def _faults(cls, data: Mapping[str, Any]) -> Iterator[_Fault]:  # noqa: ARG003 (for subclasses)
+        """What is wrong between the keys of ``data``, whose values need not be valid."""
+        yield from ()
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _explain(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        data = cls._prepared(data)
+        faults = list(cls._faults(data)) if isinstance(data, Mapping) else []
+        try:
+            made = handler(data)
+        except ValidationError as error:
+            faults = [(details["loc"], cls._in_words(details)) for details in error.errors(include_url=False)] + faults
+        if faults:
+            raise ValidationError.from_exception_data(
+                cls.__name__,
+                [
+                    InitErrorDetails(type=PydanticCustomError(_FAULT, "{text}", {"text": text}), loc=path, input=None)
+                    for path, text in faults
+                ],
+                hide_input=True,
+            )
+        return made
+
+    @classmethod
+    def _in_words(cls, details: Any) -> str:
+        message = str(details["msg"])
+        match details["type"]:
+            case "router_fault":
+                return message
+            case "extra_forbidden":
+                near = get_close_matches(str(details["loc"][-1]), cls.model_fields, n=1)
+                return "unknown key" + (f"; did you mean {near[0]}?" if near else "")
+            case "missing":
+                return "is missing"
+            case "value_error":
+                return str(details["ctx"]["error"])
+            case "model_type" | "dict_type" | "dataclass_type":
+                return f"must be {f'{cls._as_string} or ' if cls._as_string else ''}a table"
+            case "tuple_type":
+                return "must be a list"
+        message = message.replace("Input should be", "must be").replace(", unable to parse string as an integer", "")
+        # Of all input only a number out of range is shown: that is no secret, anything else may be.
+        is_range = re.match("greater_than|less_than", details["type"])
+        return f"{message}, not {details['input']}" if is_range else message
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler, /
+    ) -> JsonSchemaValue:
+        found = handler.resolve_ref_schema(handler(schema))
+        if cls._as_string:
+            table = dict(found)
+            found.clear()
+            found["anyOf"] = [
+                {"type": "string", "description": f"{cls._as_string[0].upper()}{cls._as_string[1:]}."},
+                table,
+            ]
+        return found
+
+
+@cache
+def _about(described: type) -> Mapping[str, str]:
+    """What the ``Attributes:`` of a docstring say of each field; nothing where Python strips docstrings (-OO)."""
+    _, _, attributes = (described.__doc__ or "").partition("Attributes:\n")
+    found = re.findall(r"^ {8}(\w+): (.+(?:\n {12}.+)*)", attributes, re.MULTILINE)
+    return {name: re.sub(r"\s+", " ", text).replace("``", "`") for name, text in found}
+
+
+def _table_of(policy: Any, *, ascending: tuple[str, str] | None = None, **limits: dict[str, Any]) -> GetPydanticSchema:
+    """Reads a table into one of topology's policies, which alone says its fields, types, defaults and meanings."""
+    types = get_type_hints(policy)
+    keys: dict[str, Any] = {
+        field.name: (
+            types[field.name],
+            Field(field.default, description=_about(policy).get(field.name), **limits.get(field.name, {})),
+        )
+        for field in fields(policy)
+    }
+    order = {"ascending": _ascending(*ascending)} if ascending else {}
+    model = create_model(
+        policy.__name__,
+        __base__=_Table,
+        __doc__=(policy.__doc__ or "").partition("\n")[0],
+        __validators__=order,
+        **keys,
+    )
+    return GetPydanticSchema(
+        lambda _, handler: core_schema.no_info_after_validator_function(
+            lambda table: policy(**dict(table)),
+            handler.generate_schema(model),
+            serialization=core_schema.plain_serializer_function_ser_schema(asdict),
+        )
+    )
+
+
+def _ascending(low: str, high: str) -> Any:
+    def check(value: float, info: ValidationInfo) -> float:
+        if (least := info.data.get(low, value)) > value:
+            raise ValueError(f"must be at least {low}, which is {least}; it is {value}")
+        return value
+
+    return field_validator(high)(check)
+
+
+_SECONDS = {"gt": 0}
+_Pool = Annotated[
+    PoolPolicy,
+    _table_of(
+        PoolPolicy,
+        ascending=("min_size", "max_size"),
+        min_size={"ge": 0},
+        max_size={"ge": 1},
+        timeout=_SECONDS,
+        connect_timeout={"ge": 2},
+        max_waiting={"ge": 0},
+        max_idle=_SECONDS,
+        max_lifetime=_SECONDS,
+    ),
+]
+_Read = Annotated[ReadPolicy, _table_of(ReadPolicy)]
+_Health = Annotated[
+    HealthPolicy, _table_of(HealthPolicy, ascending=("retry", "retry_max"), retry=_SECONDS, retry_max=_SECONDS)
+]
+
+
+def _checked_key(key: str) -> str:
+    if not key or key != key.strip() or not key.isprintable():
+        raise ValueError("is no key: one has at least one character, none that cannot be printed, no space around it")
+    return key
+
+
+def _parsed(value: object) -> Dsn:
+    if isinstance(value, Dsn):
+        return value
+    if not isinstance(value, str):
+        raise ValueError("must be a connection string")  # noqa: TRY004 (pydantic collects ValueError only)
+    return Dsn.parse(value)
+
+
+_Key = Annotated[str, AfterValidator(_checked_key)]
+_Dsn = Annotated[
+    Dsn, PlainValidator(_parsed), PlainSerializer(str, when_used="json"), WithJsonSchema({"type": "string"})
+]
+
+
+class NodeSettings(_Table):
+    """A node: its connection string, and what is said apart from it."""
+
+    dsn: _Dsn = Field(description="Connection string: a URI or libpq's `key=value` form, with any libpq parameter.")
+    weight: float = Field(default=1.0, gt=0, description=_about(Node).get("weight"))
+    password: SecretStr | None = Field(
+        default=None, description="The password; stronger than one in `dsn`. Without any, libpq looks in `.pgpass`, …"
+    )
+    password_file: Path | None = Field(default=None, description=_about(Node).get("password_file"))
+
+    _as_string = "a connection string"
+
+    @classmethod
+    def _prepared(cls, data: Any) -> Any:
+        if isinstance(data, str):
+            data = {"dsn": data}
+        if isinstance(data, Mapping) and isinstance(data.get("dsn"), str):
+            try:
+                dsn = Dsn.parse(data["dsn"])
+            except ValueError:
+                return data  # its field says so
+            apart = data.get("password") is not None or data.get("password_file") is not None
+            data = {**data, "dsn": dsn} if apart else {"password": dsn.password, **data, "dsn": dsn}
+        return data
+
+    @classmethod
+    def _faults(cls, data: Mapping[str, Any]) -> Iterator[_Fault]:
+        if data.get("password") is not None and data.get("password_file") is not None:
+            yield ("password_file",), "stands beside password: only one of them can be it"
+
+    def nodes(self, role: Role | None) -> Iterator[Node]:
+        """One node for each host that the connection string names.
+
+        Args:
+            role: What the nodes are configured for; ``None`` when that is discovered.
+
+        Yields:
+            The nodes, in their order.
+        """
+        password = self.password.get_secret_value() if self.password is not None else None
+        for server, params in self.dsn.nodes:
+            yield Node(server, params, role, self.weight, password, self.password_file)
+
+
+def _one_host(node: NodeSettings) -> NodeSettings:
+    if (count := len(node.dsn.nodes)) > 1:
+        raise ValueError(
+            f"names {count} hosts, and has one role: several hosts go into `nodes`, their roles discovered"
+        )
+    return node
+
+
+def _any_role(node: NodeSettings) -> NodeSettings:
+    if dict(node.dsn.nodes[0][1]).get("target_session_attrs", "any") != "any":
+        raise ValueError(
+            "has target_session_attrs, which would hide its other hosts: leave it out, roles are discovered"
+        )
+    return node
+
+
+def _listed(value: object) -> object:
+    """A list of nodes: one node is a list too, and so are several URIs with white space between them."""
+    if isinstance(value, str):
+        return re.split(r"\s+(?=postgres(?:ql)?://)", value.strip())
+    return [value] if isinstance(value, (Mapping, NodeSettings)) else value
+
+
+_Listed = BeforeValidator(_listed, json_schema_input_type=NodeSettings | list[NodeSettings])
+
+
+class VersionSettings(_Table):
+    """A version: `primary` and `replicas`, or `nodes`; a plain string is short for `nodes`."""
+
+    primary: Annotated[NodeSettings, AfterValidator(_one_host)] | None = Field(
+        default=None, description="The node that takes writes."
+    )
+    replicas: Annotated[tuple[Annotated[NodeSettings, AfterValidator(_one_host)], ...], _Listed] = Field(
+        default=(), description="The nodes that follow the primary and take reads."
+    )
+    nodes: Annotated[tuple[Annotated[NodeSettings, AfterValidator(_any_role)], ...], _Listed] = Field(
+        default=(), description="Instead of both: nodes whose roles are discovered. Each may name several hosts."
+    )
+    pool: _Pool = Field(default=PoolPolicy(), description="Keys of `[pool]` that differ for this version.")
+    read: _Read = Field(default=ReadPolicy(), description="Keys of `[read]` that differ for this version.")
+
+    _as_string = "a connection string, whose hosts' roles are discovered,"
+
+    @classmethod
+    def _prepared(cls, data: Any) -> Any:
+        return {"nodes": data} if isinstance(data, str) else data
+
+    @classmethod
+    def _faults(cls, data: Mapping[str, Any]) -> Iterator[_Fault]:
+        primary, replicas, nodes = (data.get(key) for key in ("primary", "replicas", "nodes"))
+        if nodes and (primary or replicas):
+            yield ("nodes",), "stands beside primary or replicas: use those if the roles are fixed, else nodes alone"
+        elif not (primary or nodes) and data.keys() <= cls.model_fields.keys():  # a misspelt key explains it
+            yield (), "needs `primary`, or `nodes` if the roles are to be discovered"
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        seen = set()
+        for node in self._nodes():
+            if node.server in seen:
+                raise ValueError(f"lists {node.server} twice")
+            seen.add(node.server)
+        return self
+
+    def _nodes(self) -> Iterator[Node]:
+        if self.primary is not None:
+            yield from self.primary.nodes(Role.PRIMARY)
+        for listed, role in ((self.replicas, Role.REPLICA), (self.nodes, None)):
+            for settings in listed:
+                yield from settings.nodes(role)
+
+    def cluster(self, name: str) -> Cluster:
+        """What the version is made of.
+
+        Args:
+            name: The version's key.
+
+        Returns:
+            Its nodes and policies.
+        """
+        return Cluster(name, tuple(self._nodes()), self.pool, self.read)
+
+
+def _schema_root(schema: dict[str, Any]) -> None:
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["properties"] = {
+        "$schema": {"type": "string", "description": "This schema, for editors."},
+        **schema["properties"],
+    }
+
+
+class RouterSettings(_Table, BaseSettings):
+    """All settings of a router.
+
+    Sources, strongest first: arguments, ``ROUTER_*`` environment variables, ``.env``, a directory of secrets
+    (``ROUTER_SECRETS_DIR``), the file named by ``ROUTER_CONFIG``. ``docs/settings.md`` lists every key.
+
+    Raises:
+        ConfigError: Something is wrong with the settings; every problem is listed.
+    """
+
+    model_config = SettingsConfigDict(
+        case_sensitive=True,  # names reach us as written, for errors; `_sources` compares them in lower case
+        env_prefix=_sources.PREFIX,
+        env_file=".env",
+        env_file_encoding="utf-8",
+        env_ignore_empty=True,
+        title="Settings of psycopg-router",
+        json_schema_extra=_schema_root,
+    )
+
+    default_version: _Key | None = Field(default=None, description=_about(Topology).get("default_version"))
+    max_connections: int = Field(default=200, ge=1, description=_about(Topology).get("max_connections"))
+    pool: _Pool = Field(default=PoolPolicy(), description="How every pool behaves; a version may differ.")
+    read: _Read = Field(default=ReadPolicy(), description="How reads are spread; a version may differ.")
+    health: _Health = Field(default=HealthPolicy(), description=_about(Topology).get("health"))
+    versions: dict[_Key, VersionSettings] = Field(default={}, description="Every version, by key; at least one.")
+    aliases: dict[_Key, _Key] = Field(default={}, description="Other names for versions; one may name another.")
+
+    def __init__(self, **values: Any) -> None:
+        layers = _sources.Layers()
+        faults: list[_Fault] = []
+        try:
+            super().__init__(**values, _layers=layers)
+        except ValidationError as error:
+            faults = [(details["loc"], details["msg"]) for details in error.errors(include_url=False)]
+        if faults or layers.problems:  # outside of `except`: the error must not carry pydantic's, which has the input
+            raise ConfigError([*layers.problems, *_in_lines(faults, layers)])
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], **values: Any) -> Self:
+        """Read a file, with the other sources on top of it.
+
+        Args:
+            path: A TOML, YAML or JSON file, by its suffix; ``ROUTER_CONFIG`` is not looked at.
+            **values: Arguments of the constructor.
+
+        Returns:
+            The settings.
+
+        Raises:
+            ConfigError: The file cannot be read, or something is wrong with the settings.
+        """
+        return cls(**values, _config_file=Path(path))
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Let pydantic-settings read its sources, and merge what they hold into one."""
+        arguments = dict(init_settings())
+        layers: _sources.Layers = arguments.pop("_layers")
+        file: Path | None = arguments.pop("_config_file", None)
+        environment = cast("EnvSettingsSource", env_settings).env_vars
+        dotenv = cast("DotEnvSettingsSource", dotenv_settings)
+        written = _variables(dotenv.env_vars, lambda _: str(dotenv.env_file))
+        exported = _variables(environment, lambda name: f"environment variable {name}")
+        named = {variable.key: Path(variable.text) for variable in (*written, *exported)}
+        if file := file or named.get("config"):
+            layers.add_table(_sources.read_file(file), str(file))
+        directories = cast("SecretsSettingsSource", file_secret_settings).secrets_dir or named.get("secrets_dir") or ()
+        for directory in (directories,) if isinstance(directories, (str, Path)) else directories:
+            layers.add_variables(_sources.secret_files(Path(directory)), arguments)
+        layers.add_variables(written, arguments)
+        layers.add_variables(exported, arguments)
+        layers.add_table(arguments, "argument")
+        return (InitSettingsSource(settings_cls, init_kwargs=layers.values()),)
+
+    @classmethod
+    def _settings_log_debug(cls, states: dict[str, dict[str, Any]]) -> None:
+        """Log nothing: pydantic-settings would log every value, and with them the passwords."""
+
+    @classmethod
+    def _prepared(cls, data: Any) -> Any:
+        versions = data.get("versions")
+        if not isinstance(versions, Mapping):
+            return data
+        return {**data, "versions": {key: cls._inheriting(version, data) for key, version in versions.items()}}
+
+    @staticmethod
+    def _inheriting(version: Any, data: Mapping[str, Any]) -> Any:
+        """``version`` with the keys of ``[pool]`` and ``[read]`` that it does not set itself."""
+        version = VersionSettings._prepared(version)
+        if not isinstance(version, Mapping):
+            return version
+        inherited = {}
+        for section in ("pool", "read"):
+            general, own = (_Table._prepared(table.get(section, {})) for table in (data, version))
+            if isinstance(general, Mapping) and isinstance(own, Mapping):
+                inherited[section] = {**general, **own}
+        return {**version, **inherited}
+
+    @classmethod
+    def _faults(cls, data: Mapping[str, Any]) -> Iterator[_Fault]:
+        versions, aliases = data.get("versions") or {}, data.get("aliases") or {}
+        if not versions:
+            yield ("versions",), "there is none: add [versions.NAME] to a file, or set ROUTER_VERSIONS__NAME__PRIMARY"
+        if not versions or not isinstance(versions, Mapping) or not isinstance(aliases, Mapping):
+            return
+        known = [*versions, *aliases]
+        named = {alias: name for alias, name in aliases.items() if isinstance(name, str)}
+        for alias, name in named.items():
+            if alias in versions:
+                yield ("aliases", alias), "is the key of a version too: one of them needs another"
+            elif name not in known:
+                yield ("aliases", alias), _unknown(name, known)
+            elif (trail := _trail(alias, named))[-1] == alias == min(trail):
+                yield (
+                    ("aliases", alias),
+                    f"leads back to itself: {' → '.join(_sources.dotted((key,)) for key in trail)}",
+                )
+        default = data.get("default_version")
+        if isinstance(default, str) and default not in known:
+            yield ("default_version",), _unknown(default, known)
+
+    def topology(self) -> Topology:
+        """What the settings describe.
+
+        Returns:
+            The topology: policies merged, aliases resolved to versions, one node for each host.
+        """
+        return Topology(
+            versions=MappingProxyType({key: version.cluster(key) for key, version in self.versions.items()}),
+            aliases=MappingProxyType({alias: _trail(alias, self.aliases)[-1] for alias in self.aliases}),
+            default_version=self.default_version,
+            max_connections=self.max_connections,
+            health=self.health,
+        )
+
+
+def _variables(found: Mapping[str, str | None], source: Callable[[str], str]) -> list[_sources.Variable]:
+    return [_sources.Variable(name, text, source(name)) for name, text in found.items() if text]
+
+
+def _trail(alias: str, aliases: Mapping[str, str]) -> list[str]:
+    """``alias`` and what it leads to, down to a version; in a circle, to the first that comes again."""
+    trail = [alias]
+    while (name := aliases.get(trail[-1])) is not None:
+        trail.append(name)
+        if name in trail[:-1]:
+            break
+    return trail
+
+
+def _unknown(name: str, known: Iterable[str]) -> str:
+    near = get_close_matches(name, known, n=1)
+    hint = f"did you mean {_sources.dotted((near[0],))}?" if near else f"known: {_listing(known)}"
+    return f"names no version or alias; {hint}"
+
+
+def _listing(keys: Iterable[str]) -> str:
+    return ", ".join(_sources.dotted((key,)) for key in keys)
+
+
+def _in_lines(faults: list[_Fault], layers: _sources.Layers) -> Iterator[str]:
+    for path, text in faults:
+        place = path[:-1] if path[-1:] == ("[key]",) else path
+        # A version inherits the faults of [pool] and [read] with their keys.
+        if not ((place[2:], text) in faults and not layers.holds(place)):
+            yield f"{layers.source(place)}: {_sources.dotted(place)}: {text}"

