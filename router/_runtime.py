@@ -8,12 +8,16 @@ import socket
 import threading
 import time
 from contextlib import suppress
+from functools import wraps
 from inspect import isawaitable
 from types import coroutine
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, Self, TypeAlias, TypeVar
 from weakref import WeakSet
 
 import psycopg
+
+T = TypeVar("T")
+P = ParamSpec("P")
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Generator
@@ -32,9 +36,6 @@ if TYPE_CHECKING:
 
     AWorker: TypeAlias = asyncio.Task[None]
     Worker: TypeAlias = threading.Thread
-
-T = TypeVar("T")
-P = ParamSpec("P")
 
 
 class AEvent(asyncio.Event):
@@ -170,7 +171,7 @@ def call(function: Callable[..., T], *args: object) -> T:
 
 
 @coroutine
-def _resume(work: Coroutine[Any, Any, None], awaited: Any) -> Generator[Any, Any, None]:  # noqa: ANN401  (whatever the loop's futures are)
+def _resume(work: Coroutine[Any, Any, None], awaited: Any) -> Generator[Any, Any, None]:
     """Go on with a coroutine that has already yielded ``awaited``."""
     while True:
         try:
@@ -185,43 +186,56 @@ def _resume(work: Coroutine[Any, Any, None], awaited: Any) -> Generator[Any, Any
             return
 
 
-async def afinish(work: Coroutine[Any, Any, None]) -> None:
-    """Run something to its end even if this task is cancelled meanwhile; the cancellation is raised afterwards.
+def auncancelled(function: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, Coroutine[Any, Any, None]]:
+    """Make a function run to its end even if the task that called it is cancelled; the cancellation is raised afterwards.
 
-    The usual case, where nothing has to be waited for, costs one ``send``; only what really suspends gets a task of its own.
+    The usual case, where nothing has to be waited for, costs one ``send``; only what suspends gets a task of its own.
 
     Args:
-        work: What to finish.
+        function: What has to be finished.
+
+    Returns:
+        The function to call instead.
     """
-    try:
-        awaited = work.send(None)
-    except StopIteration:
-        return
-    task = asyncio.ensure_future(_finish(_resume(work, awaited)))
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
+
+    @wraps(function)
+    async def finish(*args: P.args, **kwargs: P.kwargs) -> None:
+        work = function(*args, **kwargs)
         try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError as error:
-            if task.cancelled():
-                raise
-            cancelled = error
-    if (error := task.exception()) is not None:
-        raise error
-    if cancelled is not None:
-        raise cancelled
+            awaited = work.send(None)
+        except StopIteration:
+            return
+        task = asyncio.ensure_future(_finish(_resume(work, awaited)))
+        cancelled: asyncio.CancelledError | None = None
+        while not task.done():
+            try:
+                await asyncio.shield(task)
+            except asyncio.CancelledError as error:
+                if task.cancelled():
+                    raise
+                cancelled = error
+        if (error := task.exception()) is not None:
+            raise error
+        if cancelled is not None:
+            raise cancelled
+
+    return finish
 
 
 async def _finish(work: Awaitable[None]) -> None:
     await work
 
 
-def finish(done: None) -> None:
-    """Do nothing: a thread is not cancelled, so what had to be finished was finished by the call that gave ``done``.
+def uncancelled(function: Callable[P, None]) -> Callable[P, None]:
+    """Leave a function as it is: a thread is not cancelled.
 
     Args:
-        done: What the call returned.
+        function: What has to be finished.
+
+    Returns:
+        The same function.
     """
+    return function
 
 
 def cut(connection: AsyncConnection[Any] | Connection[Any]) -> None:

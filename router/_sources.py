@@ -6,13 +6,13 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from router.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from pathlib import Path
 
 PREFIX = "ROUTER_"
 DELIMITER = "__"
@@ -22,7 +22,8 @@ _KEYED = frozenset({"versions", "aliases"})  # tables whose keys the user choose
 # Kubernetes sets these in every container for a Service called "router".
 _KUBERNETES = re.compile(r"(service_(host|port)|port)(_|$)")
 
-Path_ = tuple[str | int, ...]
+KeyPath = tuple[str | int, ...]
+Fault = tuple[KeyPath, str]  # where it is, and what is wrong there
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,15 +100,23 @@ class Layers:
         """The merged settings, as plain nested dicts."""
         return _plain(self._tree)
 
-    def holds(self, path: Path_) -> bool:
-        """Whether some source sets ``path`` itself."""
-        return self._walk(path)[1] == len(path)
+    def lines(self, faults: Sequence[Fault]) -> Iterator[str]:
+        """Each fault with the source and the keys it is in.
 
-    def source(self, path: Path_) -> str:
-        """The source that set ``path``, or that began the innermost table around it."""
-        return next(_sources(self._walk(path)[0]), "settings")
+        Args:
+            faults: What is wrong with :meth:`values`.
 
-    def _walk(self, path: Path_) -> tuple[Any, int]:
+        Yields:
+            One line a fault.
+        """
+        for path, text in faults:
+            place = path[:-1] if path[-1:] == ("[key]",) else path
+            inner, steps = self._walk(place)
+            inherited = steps < len(place) and (place[2:], text) in faults  # by a version, from [pool] or [read]
+            if not inherited:
+                yield f"{next(_sources(inner), 'settings')}: {dotted(place)}: {text}"
+
+    def _walk(self, path: KeyPath) -> tuple[Any, int]:
         """The innermost part of the tree on the way to ``path``, and how many steps it took."""
         place: Any = self._tree
         for steps, key in enumerate(path):
@@ -143,7 +152,7 @@ class Layers:
             if below == spelt or below.startswith(spelt + DELIMITER):
                 keys = by_spelling[spelt]
                 if len(keys) > 1 and spelt not in keys:
-                    both = " and ".join(map(_quoted, sorted(keys)))
+                    both = " and ".join(map(quoted, sorted(keys)))
                     raise ValueError(f"{section}: the name stands for {both} alike: set it as JSON in {section}")
                 rest = below[len(spelt) + len(DELIMITER) :]
                 return (section, spelt if spelt in keys else min(keys), *(rest.split(DELIMITER) if rest else ()))
@@ -152,6 +161,19 @@ class Layers:
     @staticmethod
     def _tables(table: Any) -> list[str]:
         return [key for key in table if isinstance(key, str) and key] if isinstance(table, Mapping) else []
+
+
+def variables(found: Mapping[str, str | None], source: Callable[[str], str]) -> list[Variable]:
+    """The variables in ``found`` that have a value.
+
+    Args:
+        found: Names and values.
+        source: Makes from a name what to call it in an error.
+
+    Returns:
+        One for each.
+    """
+    return [Variable(name, text, source(name)) for name, text in found.items() if text]
 
 
 def spelling(key: str) -> str:
@@ -169,16 +191,17 @@ def shorthand(path: tuple[str, ...]) -> str | None:
     return None
 
 
-def dotted(path: Path_) -> str:
+def dotted(path: KeyPath) -> str:
     """A key's path as TOML writes it, with an index in brackets: ``versions."2026-11".replicas[0]``."""
     text = ""
     for key in path:
-        text += f"[{key}]" if isinstance(key, int) else f".{_quoted(key)}"
+        text += f"[{key}]" if isinstance(key, int) else f".{quoted(key)}"
     return text.removeprefix(".") or "the top level"
 
 
-def _quoted(key: str) -> str:
-    if re.search(r"://|[@=]", key):  # a connection string in the wrong place
+def quoted(key: str) -> str:
+    """A key as TOML writes it, unless it looks like a connection string in the wrong place."""
+    if re.search(r"://|[@=]", key):
         return '"…"'
     return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key, ensure_ascii=False)
 

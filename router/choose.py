@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 _UP, _UNTRIED, _FALLBACK, _FALLBACK_UNTRIED, _DOWN = range(5)
 _KNOWN_UP = (_UP, _FALLBACK)
 
+PAIRS = 256
+"""How many draws :func:`pairs` lays out: enough to tell weights of 1 and 100 apart, few enough to be made at once."""
+
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Route:
@@ -30,7 +33,7 @@ class Route:
         target: What the request resolved to.
         read_only: Whether it only reads.
         nodes: The nodes to try, best first.
-        best: How many of them, from the first, are known to be up and equally good; 0 while the first is not known to be.
+        best: How many of them, from the first, are known to be up and equally good; 0 while none is.
         notes: For each node to try, what speaks for it.
         refused: For each node left out, the reason.
     """
@@ -157,7 +160,7 @@ def draw_two(totals: Sequence[float], turn: float) -> tuple[int, int]:
         return one, 1 - one
     below = totals[one - 1] if one else 0.0
     weight = totals[one] - below
-    # Where the point fell inside its own interval is itself uniform: it draws from the line with that interval cut out.
+    # Where the point fell in its interval is itself uniform: it draws from the line with that interval cut out.
     point = (point - below) / weight * (totals[-1] - weight)
     if point >= below:
         point += weight
@@ -165,6 +168,19 @@ def draw_two(totals: Sequence[float], turn: float) -> tuple[int, int]:
     if two == one:  # rounding at an edge of the interval cut out
         two = one - 1 if one else 1
     return one, two
+
+
+def pairs(weights: Sequence[float]) -> tuple[tuple[int, int], ...]:
+    """Lay out :data:`PAIRS` draws of two different places, so that a random index is all that a draw takes.
+
+    Args:
+        weights: One positive weight a place; at least two.
+
+    Returns:
+        Pairs of places; the first is as frequent as its weight, the second among the others likewise.
+    """
+    totals = cumulate(weights)
+    return tuple(draw_two(totals, (k + 0.5) / PAIRS) for k in range(PAIRS))
 
 
 def rotation(weights: Sequence[float]) -> tuple[int, ...]:
@@ -178,4 +194,5 @@ def rotation(weights: Sequence[float]) -> tuple[int, ...]:
     """
     least = min(weights)
     turns = [min(max(round(weight / least), 1), 100) for weight in weights]
-    return tuple(place for _, place in sorted(((k + 0.5) / n, place) for place, n in enumerate(turns) for k in range(n)))
+    spread = sorted(((k + 0.5) / n, place) for place, n in enumerate(turns) for k in range(n))
+    return tuple(place for _, place in spread)

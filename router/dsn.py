@@ -1,9 +1,8 @@
-"""Connection strings, read as libpq reads them: their hosts, libpq's defaults for what is missing, their secrets apart."""
+"""Connection strings, read as libpq reads them: their hosts, libpq's defaults, their secrets apart."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
 from typing import TYPE_CHECKING
@@ -19,25 +18,17 @@ if TYPE_CHECKING:
 _QUOTING = "special characters are percent-encoded in a URI, values with spaces stand in '…' in key=value form"
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class Dsn:
-    """One connection string, which may name several hosts; as text it shows every parameter but the secret ones.
+class Dsn(str):
+    """One connection string, which may name several hosts; as text it has every parameter but the secret ones.
 
     Attributes:
         nodes: For each host, its server and its libpq parameters in alphabetical order, without ``password``.
         password: The password that stood in the connection string.
-        shown: The parameters that are no secret, as one connection string.
     """
 
+    __slots__ = ("nodes", "password")
     nodes: tuple[tuple[Server, tuple[tuple[str, str], ...]], ...]
     password: str | None
-    shown: str
-
-    def __str__(self) -> str:
-        return self.shown
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.shown!r})"
 
     @classmethod
     def parse(cls, text: str) -> Dsn:
@@ -61,9 +52,10 @@ class Dsn:
             known = [option.keyword.decode() for option in defaults]
             raise ValueError(_why_refused(text, str(error), known)) from None
         secret = {option.keyword.decode() for option in defaults if _is_secret(option)}
-        shown = make_conninfo("", **{key: value for key, value in params.items() if key not in secret})
-        password = params.pop("password", None)
-        return cls(tuple(_split(params, defaults)), password, shown)
+        dsn = cls(make_conninfo("", **{key: value for key, value in params.items() if key not in secret}))
+        dsn.password = params.pop("password", None)
+        dsn.nodes = tuple(_split(params, defaults))
+        return dsn
 
 
 def _is_secret(option: pq.ConninfoOption) -> bool:

@@ -10,10 +10,10 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
-from router.topology import HealthPolicy, Node, Role, Server
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from router.topology import HealthPolicy, Node, Role, Server
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class Failed:
     Attributes:
         node: The node.
         reason: Why, in one line without secrets.
-        answered: ``True`` when the server answered and refused this login only; ``False`` when it cannot be used at all.
+        answered: ``True`` when the server refused this login only; ``False`` when it cannot be used at all.
     """
 
     node: Node
@@ -128,7 +128,7 @@ def observe(health: Health, seen: Connected | Failed, *, now: float, jitter: flo
     return {**health, **changes}
 
 
-# libpq puts "SEVERITY:  " with two spaces before what a server said, in whatever language, and never before its own words.
+# libpq puts "SEVERITY:  ", two spaces, before what a server said, in any language, and never before its own words.
 _FROM_SERVER = re.compile(r"(?:^|failed: )(?P<said>[^\s:]+:  .*)")
 _FROM_LIBPQ = re.compile(r".* failed: (?P<said>.*)")
 _NOT_ACCEPTING = re.compile(r"the database system is ")  # 57P03: starting up, shutting down, in recovery

@@ -18,7 +18,6 @@ from pydantic import (
     ConfigDict,
     Field,
     GetPydanticSchema,
-    PlainSerializer,
     PlainValidator,
     SecretStr,
     ValidationError,
@@ -38,7 +37,7 @@ from router.topology import Cluster, HealthPolicy, Node, PoolPolicy, ReadPolicy,
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
 
     from pydantic import GetJsonSchemaHandler, ModelWrapValidatorHandler
     from pydantic.json_schema import JsonSchemaValue
@@ -48,9 +47,6 @@ if TYPE_CHECKING:
         PydanticBaseSettingsSource,
         SecretsSettingsSource,
     )
-
-_Fault = tuple[_sources.Path_, str]  # the keys that lead to it, and what is wrong
-_FAULT = "router_fault"
 
 
 class _Table(BaseModel):
@@ -67,7 +63,7 @@ class _Table(BaseModel):
         return asdict(data) if is_dataclass(data) and not isinstance(data, type) else data
 
     @classmethod
-    def _faults(cls, data: Mapping[str, Any]) -> Iterator[_Fault]:  # noqa: ARG003 (for subclasses)
+    def _faults(cls, data: Mapping[str, Any]) -> Iterator[_sources.Fault]:  # noqa: ARG003 (for subclasses)
         """What is wrong between the keys of ``data``, whose values need not be valid."""
         yield from ()
 
@@ -84,7 +80,9 @@ class _Table(BaseModel):
             raise ValidationError.from_exception_data(
                 cls.__name__,
                 [
-                    InitErrorDetails(type=PydanticCustomError(_FAULT, "{text}", {"text": text}), loc=path, input=None)
+                    InitErrorDetails(
+                        type=PydanticCustomError("in_words", "{text}", {"text": text}), loc=path, input=None
+                    )
                     for path, text in faults
                 ],
                 hide_input=True,
@@ -93,25 +91,26 @@ class _Table(BaseModel):
 
     @classmethod
     def _in_words(cls, details: Any) -> str:
-        message = str(details["msg"])
+        text: str
         match details["type"]:
-            case "router_fault":
-                return message
+            case "in_words":
+                text = details["msg"]
             case "extra_forbidden":
                 near = get_close_matches(str(details["loc"][-1]), cls.model_fields, n=1)
-                return "unknown key" + (f"; did you mean {near[0]}?" if near else "")
+                text = "unknown key" + (f"; did you mean {near[0]}?" if near else "")
             case "missing":
-                return "is missing"
-            case "value_error":
-                return str(details["ctx"]["error"])
-            case "model_type" | "dict_type" | "dataclass_type":
-                return f"must be {f'{cls._as_string} or ' if cls._as_string else ''}a table"
+                text = "is missing"
+            case "model_type" | "dict_type":
+                text = f"must be {f'{cls._as_string} or ' if cls._as_string else ''}a table"
             case "tuple_type":
-                return "must be a list"
-        message = message.replace("Input should be", "must be").replace(", unable to parse string as an integer", "")
-        # Of all input only a number out of range is shown: that is no secret, anything else may be.
-        is_range = re.match("greater_than|less_than", details["type"])
-        return f"{message}, not {details['input']}" if is_range else message
+                text = "must be a list"
+            case "value_error":
+                text = str(details["ctx"]["error"])
+            case kind:
+                text = details["msg"].partition(", unable")[0].replace("Input should be", "must be")
+                # Of all input only a number out of range is shown: that is no secret, anything else may be.
+                text += f", not {details['input']}" if kind.startswith(("greater_than", "less_than")) else ""
+        return text
 
     @classmethod
     def __get_pydantic_json_schema__(
@@ -208,9 +207,7 @@ def _parsed(value: object) -> Dsn:
 
 
 _Key = Annotated[str, AfterValidator(_checked_key)]
-_Dsn = Annotated[
-    Dsn, PlainValidator(_parsed), PlainSerializer(str, when_used="json"), WithJsonSchema({"type": "string"})
-]
+_Dsn = Annotated[Dsn, PlainValidator(_parsed), WithJsonSchema({"type": "string"})]
 
 
 class NodeSettings(_Table):
@@ -219,7 +216,7 @@ class NodeSettings(_Table):
     dsn: _Dsn = Field(description="Connection string: a URI or libpq's `key=value` form, with any libpq parameter.")
     weight: float = Field(default=1.0, gt=0, description=_about(Node).get("weight"))
     password: SecretStr | None = Field(
-        default=None, description="The password; stronger than one in `dsn`. Without any, libpq looks in `.pgpass`, …"
+        default=None, description="The password; stronger than one in `dsn`. Without any, libpq looks for one."
     )
     password_file: Path | None = Field(default=None, description=_about(Node).get("password_file"))
 
@@ -229,17 +226,16 @@ class NodeSettings(_Table):
     def _prepared(cls, data: Any) -> Any:
         if isinstance(data, str):
             data = {"dsn": data}
-        if isinstance(data, Mapping) and isinstance(data.get("dsn"), str):
-            try:
-                dsn = Dsn.parse(data["dsn"])
-            except ValueError:
-                return data  # its field says so
-            apart = data.get("password") is not None or data.get("password_file") is not None
-            data = {**data, "dsn": dsn} if apart else {"password": dsn.password, **data, "dsn": dsn}
-        return data
+        if not isinstance(data, Mapping) or any(data.get(key) is not None for key in ("password", "password_file")):
+            return data
+        try:
+            dsn = _parsed(data.get("dsn"))
+        except ValueError:
+            return data  # the field itself says why
+        return {**data, "dsn": dsn, "password": dsn.password}
 
     @classmethod
-    def _faults(cls, data: Mapping[str, Any]) -> Iterator[_Fault]:
+    def _faults(cls, data: Mapping[str, Any]) -> Iterator[_sources.Fault]:
         if data.get("password") is not None and data.get("password_file") is not None:
             yield ("password_file",), "stands beside password: only one of them can be it"
 
@@ -298,14 +294,14 @@ class VersionSettings(_Table):
     pool: _Pool = Field(default=PoolPolicy(), description="Keys of `[pool]` that differ for this version.")
     read: _Read = Field(default=ReadPolicy(), description="Keys of `[read]` that differ for this version.")
 
-    _as_string = "a connection string, whose hosts' roles are discovered,"
+    _as_string = "a connection string (of nodes whose roles are discovered)"
 
     @classmethod
     def _prepared(cls, data: Any) -> Any:
         return {"nodes": data} if isinstance(data, str) else data
 
     @classmethod
-    def _faults(cls, data: Mapping[str, Any]) -> Iterator[_Fault]:
+    def _faults(cls, data: Mapping[str, Any]) -> Iterator[_sources.Fault]:
         primary, replicas, nodes = (data.get(key) for key in ("primary", "replicas", "nodes"))
         if nodes and (primary or replicas):
             yield ("nodes",), "stands beside primary or replicas: use those if the roles are fixed, else nodes alone"
@@ -342,13 +338,14 @@ class VersionSettings(_Table):
 
 def _schema_root(schema: dict[str, Any]) -> None:
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["description"] = "A settings file of psycopg-router."
     schema["properties"] = {
         "$schema": {"type": "string", "description": "This schema, for editors."},
         **schema["properties"],
     }
 
 
-class RouterSettings(_Table, BaseSettings):
+class RouterSettings(BaseSettings, _Table):
     """All settings of a router.
 
     Sources, strongest first: arguments, ``ROUTER_*`` environment variables, ``.env``, a directory of secrets
@@ -368,23 +365,29 @@ class RouterSettings(_Table, BaseSettings):
         json_schema_extra=_schema_root,
     )
 
-    default_version: _Key | None = Field(default=None, description=_about(Topology).get("default_version"))
+    default_version: _Key | None = Field(
+        default=None, description="The version or alias for requests that name none; left out, those are an error."
+    )
     max_connections: int = Field(default=200, ge=1, description=_about(Topology).get("max_connections"))
     pool: _Pool = Field(default=PoolPolicy(), description="How every pool behaves; a version may differ.")
     read: _Read = Field(default=ReadPolicy(), description="How reads are spread; a version may differ.")
     health: _Health = Field(default=HealthPolicy(), description=_about(Topology).get("health"))
     versions: dict[_Key, VersionSettings] = Field(default={}, description="Every version, by key; at least one.")
-    aliases: dict[_Key, _Key] = Field(default={}, description="Other names for versions; one may name another.")
+    aliases: dict[_Key, Annotated[_Key, Field(description="A version, or another alias.")]] = Field(
+        default={}, description="Other names for versions."
+    )
 
     def __init__(self, **values: Any) -> None:
         layers = _sources.Layers()
-        faults: list[_Fault] = []
+        faults: list[_sources.Fault] = []
         try:
             super().__init__(**values, _layers=layers)
         except ValidationError as error:
             faults = [(details["loc"], details["msg"]) for details in error.errors(include_url=False)]
+        except (OSError, UnicodeDecodeError) as error:  # the other files are read by `_sources`
+            layers.problems.append(f"{values.get('_env_file', '.env')}: cannot be read: {type(error).__name__}")
         if faults or layers.problems:  # outside of `except`: the error must not carry pydantic's, which has the input
-            raise ConfigError([*layers.problems, *_in_lines(faults, layers)])
+            raise ConfigError([*layers.problems, *layers.lines(faults)])
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], **values: Any) -> Self:
@@ -417,8 +420,8 @@ class RouterSettings(_Table, BaseSettings):
         file: Path | None = arguments.pop("_config_file", None)
         environment = cast("EnvSettingsSource", env_settings).env_vars
         dotenv = cast("DotEnvSettingsSource", dotenv_settings)
-        written = _variables(dotenv.env_vars, lambda _: str(dotenv.env_file))
-        exported = _variables(environment, lambda name: f"environment variable {name}")
+        written = _sources.variables(dotenv.env_vars, lambda _: str(dotenv.env_file))
+        exported = _sources.variables(environment, lambda name: f"environment variable {name}")
         named = {variable.key: Path(variable.text) for variable in (*written, *exported)}
         if file := file or named.get("config"):
             layers.add_table(_sources.read_file(file), str(file))
@@ -444,18 +447,18 @@ class RouterSettings(_Table, BaseSettings):
     @staticmethod
     def _inheriting(version: Any, data: Mapping[str, Any]) -> Any:
         """``version`` with the keys of ``[pool]`` and ``[read]`` that it does not set itself."""
-        version = VersionSettings._prepared(version)
+        version = VersionSettings._prepared(version)  # noqa: SLF001 (of this module)
         if not isinstance(version, Mapping):
             return version
         inherited = {}
         for section in ("pool", "read"):
-            general, own = (_Table._prepared(table.get(section, {})) for table in (data, version))
+            general, own = (_Table._prepared(table.get(section, {})) for table in (data, version))  # noqa: SLF001
             if isinstance(general, Mapping) and isinstance(own, Mapping):
                 inherited[section] = {**general, **own}
         return {**version, **inherited}
 
     @classmethod
-    def _faults(cls, data: Mapping[str, Any]) -> Iterator[_Fault]:
+    def _faults(cls, data: Mapping[str, Any]) -> Iterator[_sources.Fault]:
         versions, aliases = data.get("versions") or {}, data.get("aliases") or {}
         if not versions:
             yield ("versions",), "there is none: add [versions.NAME] to a file, or set ROUTER_VERSIONS__NAME__PRIMARY"
@@ -471,7 +474,7 @@ class RouterSettings(_Table, BaseSettings):
             elif (trail := _trail(alias, named))[-1] == alias == min(trail):
                 yield (
                     ("aliases", alias),
-                    f"leads back to itself: {' → '.join(_sources.dotted((key,)) for key in trail)}",
+                    f"leads back to itself: {' → '.join(map(_sources.quoted, trail))}",
                 )
         default = data.get("default_version")
         if isinstance(default, str) and default not in known:
@@ -492,10 +495,6 @@ class RouterSettings(_Table, BaseSettings):
         )
 
 
-def _variables(found: Mapping[str, str | None], source: Callable[[str], str]) -> list[_sources.Variable]:
-    return [_sources.Variable(name, text, source(name)) for name, text in found.items() if text]
-
-
 def _trail(alias: str, aliases: Mapping[str, str]) -> list[str]:
     """``alias`` and what it leads to, down to a version; in a circle, to the first that comes again."""
     trail = [alias]
@@ -508,17 +507,5 @@ def _trail(alias: str, aliases: Mapping[str, str]) -> list[str]:
 
 def _unknown(name: str, known: Iterable[str]) -> str:
     near = get_close_matches(name, known, n=1)
-    hint = f"did you mean {_sources.dotted((near[0],))}?" if near else f"known: {_listing(known)}"
+    hint = f"did you mean {_sources.quoted(near[0])}?" if near else f"known: {', '.join(map(_sources.quoted, known))}"
     return f"names no version or alias; {hint}"
-
-
-def _listing(keys: Iterable[str]) -> str:
-    return ", ".join(_sources.dotted((key,)) for key in keys)
-
-
-def _in_lines(faults: list[_Fault], layers: _sources.Layers) -> Iterator[str]:
-    for path, text in faults:
-        place = path[:-1] if path[-1:] == ("[key]",) else path
-        # A version inherits the faults of [pool] and [read] with their keys.
-        if not ((place[2:], text) in faults and not layers.holds(place)):
-            yield f"{layers.source(place)}: {_sources.dotted(place)}: {text}"

@@ -50,7 +50,7 @@ class Node:
     """
 
     server: Server
-    params: tuple[tuple[str, str], ...]
+    params: tuple[tuple[str, str], ...] = field(repr=False)  # libpq has secrets beside the password: sslpassword, …
     role: Role | None = None
     weight: float = 1.0
     password: str | None = field(default=None, repr=False)
@@ -69,11 +69,11 @@ class PoolPolicy:
     Attributes:
         min_size: Connections kept open once the pool is in use.
         max_size: The most connections the pool opens.
-        timeout: One deadline for choosing a node, connecting and waiting together.
-        connect_timeout: The most one attempt to connect may take; libpq knows whole seconds, at least 2.
+        timeout: One deadline, in seconds, for choosing a node, connecting and waiting together.
+        connect_timeout: The most seconds that one attempt to connect may take; libpq knows whole ones, at least 2.
         max_waiting: Requests that may wait for a connection before further ones are refused; 0 for no limit.
-        max_idle: Connections over ``min_size`` unused for this long are closed.
-        max_lifetime: A connection older than this is replaced when it is next returned.
+        max_idle: Connections over ``min_size`` unused for this many seconds are closed.
+        max_lifetime: A connection older than this many seconds is replaced when it is next returned.
     """
 
     min_size: int = 0
@@ -90,8 +90,10 @@ class ReadPolicy:
     """How reads are spread over a cluster's replicas.
 
     Attributes:
-        balance: Which replica is taken: ``least_busy`` (the less busy of two drawn at random), ``round_robin``, ``random``.
-        fallback: When no replica can serve: ``primary`` reads there, ``wait`` waits within the deadline, ``error`` fails.
+        balance: Which replica is taken: ``least_busy`` (the less busy of two drawn at random), ``round_robin``
+            or ``random``.
+        fallback: When no replica can serve: ``primary`` reads there, ``wait`` waits within the deadline, ``error``
+            fails.
         autocommit: ``True`` costs one round trip a query; ``False`` gives each block one snapshot (REPEATABLE READ).
     """
 
@@ -105,8 +107,8 @@ class HealthPolicy:
     """How servers that failed are tried again; durations in seconds.
 
     Attributes:
-        retry: How long a node that failed is left alone before it is tried again in the background.
-        retry_max: The most that time grows to: it doubles with each failure in a row.
+        retry: How many seconds a node that failed is left alone before it is tried again in the background.
+        retry_max: The most seconds that time grows to: it doubles with each failure in a row.
     """
 
     retry: float = 0.5

@@ -12,11 +12,11 @@ import pytest
 import router
 
 # From the bottom up: a module imports only from those listed before it. A package counts as one, its insides free.
-CORE = ["topology", "errors", "resolve", "health", "choose", "stats", "sql"]
+CORE = ["topology", "errors", "resolve", "health", "choose", "measures", "sql"]
 BELOW_THE_SHELL = [*CORE, "dsn", "_sources", "settings", "_runtime"]
 # The modules of `_async`, and the same ones of `_sync`; neither shell imports from the other.
 SHELL = ["slots", "opener", "pools", "monitor", "checkout", "router"]
-ABOVE_THE_SHELL = ["__init__", "testing", "cli"]
+ABOVE_THE_SHELL = ["_default", "__init__", "testing", "cli"]
 APART = {"testing"}  # imports nothing of the router but itself: it must not need what it tests
 
 # The core is told the time and the chance, and does no I/O: of psycopg it knows the error classes only.

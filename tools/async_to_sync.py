@@ -39,10 +39,10 @@ RENAMES = {
     "APassword": "Password",
     "AWorker": "Worker",
     "acall": "call",
-    "afinish": "finish",
     "ajoin": "join",
     "asleep": "sleep",
     "aspawn": "spawn",
+    "auncancelled": "uncancelled",
     # psycopg, psycopg_pool
     "AsyncConnection": "Connection",
     "AsyncConnectionPool": "ConnectionPool",

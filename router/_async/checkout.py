@@ -1,19 +1,18 @@
-"""What ``connection()`` returns: it borrows a connection on entering and gives it back on leaving. This is the hot path."""
+"""What ``connection()`` returns: it borrows on entering a block and gives back on leaving it. This is the hot path."""
 
 from __future__ import annotations
 
 import logging
 from itertools import count
-from random import random
+from random import getrandbits
 from time import monotonic
 from typing import TYPE_CHECKING, Protocol
 
 import psycopg
 from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 
-from router._async.pools import RerouteError
-from router._runtime import afinish
-from router.choose import cumulate, draw, draw_two, rotation
+from router._async.pools import Reroute
+from router.choose import PAIRS, pairs, rotation
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -24,6 +23,8 @@ if TYPE_CHECKING:
     from router._async.pools import AsyncNodePool
     from router._async.slots import AsyncSlots
     from router.topology import Target
+
+PAIRS_BITS = PAIRS.bit_length() - 1
 
 logger = logging.getLogger("router")
 
@@ -49,9 +50,7 @@ class AsyncLane:
         slots: The process's budget.
     """
 
-    __slots__ = (
-        "_balance", "_cycle", "_totals", "_turns", "_weights", "acquire", "pools", "read_only", "slots", "target", "timeout",
-    )  # fmt: skip
+    __slots__ = ("_pairs", "_rotation", "_turns", "acquire", "pools", "read_only", "slots", "target", "timeout")
 
     def __init__(
         self,
@@ -77,11 +76,16 @@ class AsyncLane:
         self.pools = pools
         self.acquire = acquire
         self.slots = slots
-        self._balance = target.cluster.read.balance
-        self._weights = tuple(pool.node.weight for pool in pools)
-        self._totals = cumulate(self._weights)
-        self._cycle = rotation(self._weights) if pools else ()
+        weights = [pool.node.weight for pool in pools]
+        balance = target.cluster.read.balance
+        self._pairs: tuple[tuple[AsyncNodePool, AsyncNodePool, float, float], ...] = ()
+        self._rotation: tuple[AsyncNodePool, ...] = ()
         self._turns = count()  # its next() is atomic
+        if len(pools) > 1 and balance != "round_robin":
+            drawn = ((one, one if balance == "random" else two) for one, two in pairs(weights))
+            self._pairs = tuple((pools[one], pools[two], weights[one], weights[two]) for one, two in drawn)
+        elif pools:
+            self._rotation = tuple(pools[place] for place in rotation(weights))
 
     def pick(self) -> AsyncNodePool | None:
         """Pick the pool for the next request, as ``read.balance`` says.
@@ -89,16 +93,12 @@ class AsyncLane:
         Returns:
             The pool, or ``None`` when no node is known to be up.
         """
-        pools = self.pools
-        if len(pools) < 2:  # noqa: PLR2004  (nothing to choose between)
-            return pools[0] if pools else None
-        if self._balance == "least_busy":
-            one, two = draw_two(self._totals, random())
-            first, second, weights = pools[one], pools[two], self._weights
-            return first if len(first.borrowed) * weights[two] <= len(second.borrowed) * weights[one] else second
-        if self._balance == "round_robin":
-            return pools[self._cycle[next(self._turns) % len(self._cycle)]]
-        return pools[draw(self._totals, random())]
+        if self._pairs:
+            one, two, weight_one, weight_two = self._pairs[getrandbits(PAIRS_BITS)]
+            return one if len(one.borrowed) * weight_two <= len(two.borrowed) * weight_one else two
+        if self._rotation:
+            return self._rotation[next(self._turns) % len(self._rotation)]
+        return None
 
 
 class AsyncCheckout:
@@ -132,7 +132,7 @@ class AsyncCheckout:
         if pool is not None and pool.idle:
             try:
                 connection = await pool.getconn(self._timeout)
-            except (PoolClosed, PoolTimeout, TooManyRequests, RerouteError):
+            except (PoolClosed, PoolTimeout, TooManyRequests, Reroute):
                 pass  # another request took the one that was ready
             else:
                 pool.borrowed.add(connection)
@@ -151,17 +151,21 @@ class AsyncCheckout:
         still be on its way to it.
         """
         connection, pool = self._connection, self._pool
-        try:
-            if (connection.pgconn.transaction_status or kind is not None) and not pool.inherited:
-                await _end_transaction(connection, kind)
-        finally:
-            await afinish(pool.give_back(connection))
-            if (slots := self._lane.slots).waiting:
-                slots.wake()
+        if kind is not None or connection.pgconn.transaction_status:
+            try:
+                await _end_transaction(connection, pool, kind)
+            except BaseException:
+                await pool.give_back(connection)
+                raise
+        await pool.give_back(connection)
+        if (slots := self._lane.slots).waiting:
+            slots.wake()
 
 
-async def _end_transaction(connection: AsyncConnection[TupleRow], kind: type[BaseException] | None) -> None:
-    if connection.closed:
+async def _end_transaction(
+    connection: AsyncConnection[TupleRow], pool: AsyncNodePool, kind: type[BaseException] | None
+) -> None:
+    if connection.closed or pool.inherited:
         return
     if kind is None:
         await connection.commit()

@@ -12,15 +12,15 @@ from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 from router._async.checkout import AsyncCheckout, AsyncLane
 from router._async.monitor import AsyncMonitor
 from router._async.opener import AsyncOpener
-from router._async.pools import AsyncNodePool, RerouteError
+from router._async.pools import AsyncNodePool, Reroute
 from router._async.slots import AsyncSlots
 from router._runtime import AEvent, AGuard, asleep, cut, survive_fork
 from router.choose import choose
 from router.errors import NoPrimary, NoReplica, PoolExhausted, RouterClosed, TooManyWaiting, Unavailable
 from router.health import Connected, observe, role_of, state_of
+from router.measures import NodeStats, Stats, VersionStats
 from router.resolve import resolve
 from router.settings import RouterSettings
-from router.stats import NodeStats, Stats, VersionStats
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -219,43 +219,34 @@ class AsyncRouter:
             changed = self._changed
             route = self._choose(target, read_only=read_only, prefer=None if prefer is None else prefer.node)
             nodes = [node for node in route.nodes if node not in tried]
-            for node in nodes:
-                if state_of(self._health, node).up is None and node != nodes[0]:
-                    self._monitor.watch(node, target.cluster)
             remaining = deadline - monotonic()
             if self._closed:
                 raise RouterClosed("the router is closed")
-            if not nodes or remaining <= 0:
-                if remaining > 0 and read_only and target.cluster.read.fallback == "wait":
-                    await changed.wait_for(remaining)
-                    tried.clear()
-                    continue
-                raise self._unavailable(target, route, tried, read_only=read_only)
-            node = nodes[0]
-            pool = self._pool(node, target.cluster, read_only=read_only)
-            # A node that has no connection yet may never answer: leave time for the others.
-            patience = remaining / len(nodes) if pool.cold else remaining
-            try:
-                await pool.open()
-                connection = await pool.getconn(patience)
-            except TooManyRequests as error:
-                raise TooManyWaiting(
-                    f"{pool.max_waiting} requests wait for a connection to {node} already (pool.max_waiting)",
-                    version=target.requested,
-                    attempts=len(tried) + 1,
-                ) from error
-            except PoolTimeout as error:
-                if len(pool.borrowed) >= pool.max_size or self._slots.waiting:
-                    raise self._exhausted(target, pool) from error
-                tried[node] = f"gave no connection within {patience:.1f} s"
-            except RerouteError:
-                if (state := state_of(self._health, node)).up is False:
-                    tried[node] = state.reason
-            except PoolClosed:  # the router is being closed
-                continue
+            if nodes and remaining > 0:
+                node = nodes[0]
+                self._watch_untried(nodes[1:], target.cluster)
+                pool = self._pool(node, target.cluster, read_only=read_only)
+                # A node without any connection may never answer: leave time for the others.
+                patience = remaining / len(nodes) if pool.cold else remaining
+                try:
+                    return pool, await pool.borrow(patience)
+                except (TooManyRequests, PoolTimeout) as error:
+                    if (full := self._full(target, pool, error)) is not None:
+                        raise full from error
+                    tried[node] = f"gave no connection within {patience:.1f} s"
+                except (Reroute, PoolClosed):
+                    if (state := state_of(self._health, node)).up is False:
+                        tried[node] = state.reason
+            elif remaining > 0 and read_only and target.cluster.read.fallback == "wait":
+                await changed.wait_for(remaining)
+                tried.clear()
             else:
-                pool.borrowed.add(connection)
-                return pool, connection
+                raise self._unavailable(target, route, tried, read_only=read_only)
+
+    def _watch_untried(self, nodes: list[Node], cluster: Cluster) -> None:
+        for node in nodes:
+            if state_of(self._health, node).up is None:
+                self._monitor.watch(node, cluster)
 
     def _choose(self, target: Target, *, read_only: bool, prefer: Node | None = None) -> Route:
         pools = self._pools
@@ -289,12 +280,18 @@ class AsyncRouter:
             refused=refused,
         )
 
-    def _exhausted(self, target: Target, pool: AsyncNodePool) -> PoolExhausted:
+    def _full(self, target: Target, pool: AsyncNodePool, error: Exception) -> PoolExhausted | None:
+        version, of = target.requested, f"for version {target.requested!r} in time"
+        if isinstance(error, TooManyRequests):
+            waiting = f"{pool.max_waiting} requests wait for a connection to {pool.node} already (pool.max_waiting)"
+            return TooManyWaiting(f"no connection {of}: {waiting}", version=version)
         if self._slots.waiting:
             limit = f"all {self._slots.limit} connections of the process are open (max_connections)"
-        else:
+            return PoolExhausted(f"no connection {of}: {limit}", version=version)
+        if len(pool.borrowed) >= pool.max_size:
             limit = f"all {pool.max_size} connections to {pool.node} are in use (pool.max_size)"
-        return PoolExhausted(f"no connection for version {target.requested!r} in time: {limit}", version=target.requested)
+            return PoolExhausted(f"no connection {of}: {limit}", version=version)
+        return None
 
     # What is learnt
 
@@ -310,7 +307,8 @@ class AsyncRouter:
             pools = list(self._pools.values())
         changed.set()
         if isinstance(seen, Connected):
-            logger.info("%s is up: %s, PostgreSQL %d", seen.node, seen.role, seen.server_version // 10000)
+            version = seen.server_version // 10000
+            logger.info("%s is up: %s, PostgreSQL %d", seen.node.server, seen.role, version)
         else:
             if state_of(before, seen.node).up is not False:
                 logger.warning("%s is down: %s", seen.node if seen.answered else seen.node.server, seen.reason)
@@ -327,7 +325,7 @@ class AsyncRouter:
     # fork
 
     def abandon(self) -> None:
-        """Start anew in the child of a fork: what is open belongs to the parent, and is neither used nor closed here."""
+        """Start anew in the child of a fork: what is open is the parent's, and is neither used nor closed here."""
         for pool in self._pools.values():
             pool.abandon()
         self._start()

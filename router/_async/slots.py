@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from router._runtime import AFunction
 
 
-class BudgetSpentError(Exception):
+class BudgetSpent(Exception):
     """Every connection that the process may hold is open, and none became free in time."""
 
 
@@ -54,7 +54,7 @@ class AsyncSlots:
             timeout: The most to wait for one, in seconds.
 
         Raises:
-            BudgetSpentError: None became free in time.
+            BudgetSpent: None became free in time.
         """
         if not self.waiting and self._try_to_take():
             return
@@ -63,11 +63,12 @@ class AsyncSlots:
         self.waiting.append(turn)
         try:
             while True:
-                if self.waiting[0] is turn and (self._try_to_take() or (await self._make_room() and self._try_to_take())):
+                first = self.waiting[0] is turn
+                if first and (self._try_to_take() or (await self._make_room() and self._try_to_take())):
                     return
                 remaining = deadline - monotonic()
                 if remaining <= 0 or self._closed:
-                    raise BudgetSpentError
+                    raise BudgetSpent
                 turn.clear()
                 # Pools close connections without a word when they shrink or expire: look again now and then.
                 await turn.wait_for(min(remaining, 0.1))

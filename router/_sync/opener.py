@@ -13,7 +13,7 @@ from psycopg.conninfo import make_conninfo
 
 from router import sql
 from router._runtime import call
-from router._sync.slots import BudgetSpentError
+from router._sync.slots import BudgetSpent
 from router.health import Connected, Failed, failed
 from router.topology import Role
 
@@ -30,11 +30,11 @@ SNAPSHOT = "-c default_transaction_isolation=repeatable\\ read"
 logger = logging.getLogger("router")
 
 
-class WrongRoleError(psycopg.OperationalError):
+class WrongRole(psycopg.OperationalError):
     """The connection was to write, and the server is a standby."""
 
 
-class NoPasswordError(psycopg.OperationalError):
+class NoPassword(psycopg.OperationalError):
     """The password that the settings or the user's callable should give could not be had."""
 
 
@@ -75,8 +75,8 @@ class Opener:
             The connection, configured.
 
         Raises:
-            BudgetSpentError: No slot became free within ``pool.timeout``.
-            WrongRoleError: It was to write, and the server is a standby.
+            BudgetSpent: No slot became free within ``pool.timeout``.
+            WrongRole: It was to write, and the server is a standby.
             psycopg.OperationalError: It could not be opened.
         """
         autocommit = read_only and cluster.read.autocommit
@@ -88,7 +88,7 @@ class Opener:
         )
         try:
             if role is Role.REPLICA and not read_only:
-                raise WrongRoleError("the server is a standby")
+                raise WrongRole("the server is a standby")
             if self._configure is not None:
                 self._run_configure(self._configure, connection, node)
         except BaseException:
@@ -103,7 +103,7 @@ class Opener:
             node: Where to.
             cluster: The cluster it serves, for its policies.
         """
-        with suppress(psycopg.Error, BudgetSpentError):
+        with suppress(psycopg.Error, BudgetSpent):
             connection, _ = self._connect(node, cluster, [], autocommit=True, slot_timeout=0.0)
             connection.close()
 
@@ -118,7 +118,7 @@ class Opener:
             connection = self._log_in(node, make_conninfo("", **params), autocommit=autocommit)
         except BaseException as error:
             self._slots.give_up()
-            if isinstance(error, NoPasswordError):
+            if isinstance(error, NoPassword):
                 self._report(Failed(node, str(error), answered=True))
             elif isinstance(error, psycopg.OperationalError):
                 self._report(failed(node, str(error)))
@@ -152,13 +152,13 @@ class Opener:
                     self._answers[node] = call(self._ask, node)
                 except Exception:
                     logger.exception("the router's password callable failed for %s", node)
-                    raise NoPasswordError("the password callable failed; its error is in the log") from None
+                    raise NoPassword("the password callable failed; its error is in the log") from None
             return self._answers[node]
         if node.password_file is not None:
             try:
                 return node.password_file.read_text(encoding="utf-8").partition("\n")[0].rstrip("\r")
             except (OSError, UnicodeDecodeError) as error:
-                raise NoPasswordError(f"its password_file cannot be read: {type(error).__name__}") from None
+                raise NoPassword(f"its password_file cannot be read: {type(error).__name__}") from None
         return node.password
 
     def _run_configure(self, configure: Configure, connection: Connection[TupleRow], node: Node) -> None:

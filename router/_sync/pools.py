@@ -1,10 +1,12 @@
 # Generated from router/_async/pools.py by tools/async_to_sync.py: do not edit.
-"""A pool for one node, to read or to write: ``psycopg_pool``'s, with the few things a router needs that it does not offer.
+"""A pool for one node, to read or to write: ``psycopg_pool``'s, with the few things that a router needs besides.
 
-This file alone uses ``psycopg_pool``'s inside: ``_pool``, ``_nconns``, ``_waiting``, ``_lock``, ``_closed``, and ``fail()`` of a
-waiting client. ``docs/decisions/0002-inside-psycopg-pool.md`` says why; ``tests/test_inside_psycopg_pool.py`` checks that they are
-what is assumed here.
+This file alone uses what is inside ``psycopg_pool``: ``_pool``, ``_nconns``, ``_waiting``, ``_lock``, ``_closed``,
+and ``fail()`` of a waiting client; and of ``psycopg``'s, what a borrower can change on a connection and no public name tells.
+``docs/decisions/0002-inside-psycopg-pool.md`` says why; ``tests/test_inside_psycopg_pool.py`` checks what is assumed.
 """
+
+# ruff: noqa: SLF001  (see above)
 
 from __future__ import annotations
 
@@ -15,14 +17,15 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 from psycopg_pool import ConnectionPool
 
-from router.stats import PoolStats
+from router._runtime import uncancelled
+from router.measures import PoolStats
 
 if TYPE_CHECKING:
     from router._sync.opener import Opener
     from router.topology import Cluster, Node
 
 
-class RerouteError(Exception):
+class Reroute(Exception):
     """Raised to those who wait for a connection of a pool when they are to choose a node again."""
 
 
@@ -89,6 +92,26 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         """Whether no connection can be given back to it: none is out and none is idle."""
         return not self.borrowed and not self.idle
 
+    def borrow(self, timeout: float) -> Connection[TupleRow]:
+        """Borrow a connection, opening the pool if this is its first use.
+
+        Args:
+            timeout: The most to wait, in seconds.
+
+        Returns:
+            The connection, already in ``borrowed``.
+
+        Raises:
+            Reroute: Another node may be better by now.
+            PoolTimeout: None came in time.
+            TooManyRequests: Too many wait already.
+            PoolClosed: The pool was closed.
+        """
+        self.open()
+        connection = self.getconn(timeout)
+        self.borrowed.add(connection)
+        return connection
+
     def open_connection(self) -> Connection[TupleRow]:
         """Open one more connection, for the pool's own worker; if that fails, those who wait choose again.
 
@@ -119,7 +142,7 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
             waiting = list(self._waiting)
             self._waiting.clear()
         for client in waiting:
-            client.fail(RerouteError())
+            client.fail(Reroute())
 
     def evict_idle(self) -> bool:
         """Close the connection that has been idle longest.
@@ -137,6 +160,7 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         connection.close()
         return True
 
+    @uncancelled
     def give_back(self, connection: Connection[TupleRow]) -> None:
         """Take a borrowed connection back, such as it was when it was opened.
 
@@ -151,8 +175,8 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
             connection.close()
         elif (
             state != original.seen
-            or connection.prepare_threshold != original.prepare_threshold
-            or connection.prepared_max != original.prepared_max
+            or (prepared := connection._prepared).prepare_threshold != original.prepare_threshold
+            or prepared.prepared_max != original.prepared_max
         ):
             original.restore(connection)
         # Not the other way round: once it is back, the next borrower may add it again at any moment.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from router._runtime import Function
 
 
-class BudgetSpentError(Exception):
+class BudgetSpent(Exception):
     """Every connection that the process may hold is open, and none became free in time."""
 
 
@@ -55,7 +55,7 @@ class Slots:
             timeout: The most to wait for one, in seconds.
 
         Raises:
-            BudgetSpentError: None became free in time.
+            BudgetSpent: None became free in time.
         """
         if not self.waiting and self._try_to_take():
             return
@@ -64,11 +64,12 @@ class Slots:
         self.waiting.append(turn)
         try:
             while True:
-                if self.waiting[0] is turn and (self._try_to_take() or (self._make_room() and self._try_to_take())):
+                first = self.waiting[0] is turn
+                if first and (self._try_to_take() or (self._make_room() and self._try_to_take())):
                     return
                 remaining = deadline - monotonic()
                 if remaining <= 0 or self._closed:
-                    raise BudgetSpentError
+                    raise BudgetSpent
                 turn.clear()
                 # Pools close connections without a word when they shrink or expire: look again now and then.
                 turn.wait_for(min(remaining, 0.1))

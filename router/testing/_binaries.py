@@ -24,7 +24,9 @@ _INSTALLS = {16: "pginstall", 18: "pginstall18"}
 # What running servers needs none of, by name: a third of the size.
 _UNUSED = shutil.ignore_patterns("include", "*.a", "pgxs", "pkgconfig")
 # A socket's path has at most 107 bytes (sun_path).
-_LONGEST_BASE = 107 - len("/router-pg-0123456789ab/.s.PGSQL.65535")
+_LONGEST = 107 - len("/router-pg-0123456789ab/.s.PGSQL.65535")
+# Containers give /dev/shm 64 MB by default; three servers that write much may come to keep 2 GB of WAL.
+_ROOMY = 4 * 1024**3
 
 
 class Account(NamedTuple):
@@ -45,23 +47,41 @@ def account() -> Account:
         entry = pwd.getpwuid(uid) if uid else pwd.getpwnam("nobody")
     except KeyError:
         who = f"the user id {uid} has" if uid else "PostgreSQL refuses to run as root, and the user 'nobody' has"
-        message = f"{who} no entry in /etc/passwd, and initdb requires one; add it, or run as another user"
-        raise ClusterError(message) from None
+        raise ClusterError(
+            f"{who} no entry in /etc/passwd, and initdb requires one; add it, or run as another user"
+        ) from None
     return Account(uid, os.getegid()) if uid else Account(entry.pw_uid, entry.pw_gid)
 
 
-def base_directory(user: Account) -> Path:
-    """Return the first temporary directory that ``user`` can write to and whose path leaves room for a socket's name.
+def cache_directory(user: Account) -> Path:
+    """Return the first temporary directory that ``user`` can reach; programs run from it.
 
     Raises:
         ClusterError: There is none.
     """
-    for path in (tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm"):  # noqa: S108 - a private directory is made in it
-        candidate = Path(path).resolve()  # as /proc shows the servers' working directories
-        if len(os.fsencode(candidate)) <= _LONGEST_BASE and _writable(candidate, user):
-            return candidate
-    message = f"no temporary directory with a short path that user {user.uid} can write to; set TMPDIR to one"
-    raise ClusterError(message)
+    for path in (tempfile.gettempdir(), "/tmp", "/var/tmp"):  # noqa: S108 - `cached` checks whose the part it uses is
+        if _writable(Path(path), user):
+            return Path(path)
+    raise ClusterError(f"no temporary directory that user {user.uid} can write to; set TMPDIR to one")
+
+
+def data_directory(user: Account) -> Path:
+    """Return where clusters live: in memory where there is room, unless TMPDIR says otherwise.
+
+    A data directory is a thousand small files: creating them takes several times as long on a disk, and there the noise of
+    others' writes is part of every measurement.
+
+    Raises:
+        ClusterError: The temporary directory's path is too long for a socket in it.
+    """
+    memory = Path("/dev/shm")  # noqa: S108 - a private directory is made in it
+    directory = cache_directory(user)
+    if directory == Path("/tmp") and _writable(memory, user) and shutil.disk_usage(memory).free > _ROOMY:  # noqa: S108 - as above
+        return memory
+    directory = directory.resolve()  # as /proc shows the servers' working directories
+    if len(os.fsencode(directory)) > _LONGEST:
+        raise ClusterError(f"the path {directory} is too long for a socket in it; set TMPDIR to a shorter one")
+    return directory
 
 
 def _writable(directory: Path, user: Account) -> bool:
@@ -71,7 +91,7 @@ def _writable(directory: Path, user: Account) -> bool:
         return os.access(directory, os.W_OK | os.X_OK)
     open_to_all = stat.S_IWOTH | stat.S_IXOTH
     return directory.stat().st_mode & open_to_all == open_to_all and all(
-        parent.stat().st_mode & stat.S_IXOTH for parent in directory.parents
+        parent.stat().st_mode & stat.S_IXOTH for parent in directory.resolve().parents
     )
 
 
@@ -83,8 +103,8 @@ def wheel_version() -> str:
 def programs(version: int, base: Path, user: Account) -> Path:
     """Return the directory of PostgreSQL's programs, which ``user`` can run.
 
-    They run where they are installed, unless ``user`` cannot reach that (a checkout below a private home directory); then a
-    copy is made once in the cache.
+    They run where they are installed, unless ``user`` cannot reach that (a checkout below a private home directory);
+    then a copy is made once in the cache.
 
     Args:
         version: PostgreSQL's major version.
@@ -102,8 +122,7 @@ def programs(version: int, base: Path, user: Account) -> Path:
     install = package / _INSTALLS.get(version, "")
     if version not in _INSTALLS or not (install / "bin" / "postgres").exists():
         known = ", ".join(str(number) for number in _INSTALLS)
-        message = f"no PostgreSQL {version} in {_WHEEL} {wheel_version()}; known versions: {known}"
-        raise ClusterError(message)
+        raise ClusterError(f"no PostgreSQL {version} in {_WHEEL} {wheel_version()}; known versions: {known}")
     if _runs(install / "bin" / "postgres", user):
         return install / "bin"
 
@@ -119,8 +138,14 @@ def _runs(program: Path, user: Account) -> bool:
     if user.uid == os.geteuid():
         return True
     try:
-        done = subprocess.run(  # noqa: S603 - the wheel's own program
-            [program, "--version"], check=False, capture_output=True, cwd="/", user=user.uid, group=user.gid, extra_groups=[]
+        done = subprocess.run(
+            [program, "--version"],
+            check=False,
+            capture_output=True,
+            cwd="/",
+            user=user.uid,
+            group=user.gid,
+            extra_groups=[],
         )
     except PermissionError:
         return False
@@ -142,8 +167,7 @@ def cached(base: Path, name: str, build: Callable[[Path], None]) -> Path:
     directory.mkdir(mode=0o755, exist_ok=True)
     found = directory.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        message = f"{directory} is not a directory that only this user can write to; remove it, or set TMPDIR"
-        raise ClusterError(message)
+        raise ClusterError(f"{directory} is not a directory that only this user can write to; remove it, or set TMPDIR")
     directory.chmod(0o755)  # whatever the umask: the servers' account reads it
     place = directory / name
     with (directory / "lock").open("w") as lock:
@@ -154,7 +178,7 @@ def cached(base: Path, name: str, build: Callable[[Path], None]) -> Path:
             shutil.rmtree(new, ignore_errors=True)
             new.mkdir()
             build(new / "tree")
-            _open_to_all(new)
+            _own(new)
             (new / "files").write_text("\n".join(_files(new / "tree")), encoding="utf-8")
             new.rename(place)
     return place / "tree"
@@ -173,7 +197,9 @@ def _files(tree: Path) -> list[str]:
     return sorted(str(path.relative_to(tree)) for path in tree.rglob("*") if not path.is_dir())
 
 
-def _open_to_all(tree: Path) -> None:
-    tree.chmod(0o755)
-    for path in tree.rglob("*"):
-        path.chmod(0o755 if path.is_dir() or path.stat().st_mode & stat.S_IXUSR else 0o644)
+def _own(tree: Path) -> None:
+    """Make everything this user's, and readable by the servers' account."""
+    for path in (tree, *tree.rglob("*")):
+        mode = path.stat().st_mode
+        path.chmod(0o755 if stat.S_ISDIR(mode) or mode & stat.S_IXUSR else 0o644)
+        os.chown(path, os.geteuid(), os.getegid())

@@ -1,8 +1,9 @@
 """A primary with streaming standbys, and what can happen to them."""
 
+# ruff: noqa: SLF001 - the two classes are one unit
+
 from __future__ import annotations
 
-import os
 import secrets
 import shutil
 import signal
@@ -10,12 +11,13 @@ import socket
 import sys
 import time
 import weakref
+import zlib
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 from urllib.parse import quote, urlencode
 
-from router.testing._binaries import account, base_directory, cached, programs, wheel_version
+from router.testing._binaries import account, cache_directory, cached, data_directory, programs, wheel_version
 from router.testing._keeper import ClusterError, Keeper
 
 if TYPE_CHECKING:
@@ -26,20 +28,20 @@ if TYPE_CHECKING:
 
 _HOST = "127.0.0.1"
 _USER = "postgres"
-# Part of the cached data directory's name: other options give another one.
-_INITDB = "-U postgres -A trust --encoding=UTF8 --locale=C --wal-segsize=1 --no-sync --no-instructions".split()
+_INITDB = ("-U", _USER, "-A", "trust", "--encoding=UTF8", "--locale=C", "--wal-segsize=1", "--no-sync")
 _SETTINGS: dict[str, Setting] = {
     "fsync": False,
     "shared_buffers": "16MB",
     # In the data directory instead of /dev/shm: removed with it, and containers have 64 MB there.
     "dynamic_shared_memory_type": "mmap",
     # A standby that was away finds what it missed, without a slot that no failover would carry over.
-    "wal_keep_size": "1GB",
+    "wal_keep_size": "512MB",
+    "max_wal_size": "256MB",
     "wal_retrieve_retry_interval": "100ms",
     "wal_receiver_status_interval": 1,
     "log_line_prefix": "%m [%p] ",
 }
-_PATIENCE = 60.0
+_PATIENCE = 30.0
 
 
 class PostgresServer:
@@ -57,9 +59,10 @@ class PostgresServer:
 
     def __init__(self, cluster: PostgresCluster, name: str) -> None:
         self._cluster = cluster
-        self._keeper = cluster._keeper  # noqa: SLF001 - one unit in two classes
+        self._keeper = cluster._keeper
         self._settings: dict[str, Setting] = {}
         self._pid: int | None = None
+        self._log_start = 0
         home = cluster.directory / name
         self.name = name
         self.host = _HOST
@@ -69,10 +72,10 @@ class PostgresServer:
         self._config = home / "postgresql.conf"
 
     def __repr__(self) -> str:
-        role = "standby" if self.is_standby else "primary"
-        return f"<PostgresServer {self.name} {self.host}:{self.port} {role}, {'running' if self.running else 'stopped'}>"
+        role, state = "standby" if self.is_standby else "primary", "running" if self.running else "stopped"
+        return f"<PostgresServer {self.name} {self.host}:{self.port} {role}, {state}>"
 
-    def dsn(self, dbname: str = "postgres", user: str = _USER, **params: str | float) -> str:
+    def dsn(self, dbname: str = "postgres", user: str = _USER, **params: object) -> str:
         """Return a connection URI for it.
 
         Args:
@@ -87,7 +90,7 @@ class PostgresServer:
         query = f"?{urlencode(params, quote_via=quote)}" if params else ""
         return f"postgresql://{login}@{quote(host, safe='')}:{port}/{quote(dbname, safe='')}{query}"
 
-    def execute(self, query: LiteralString, params: Any = None, *, dbname: str = "postgres") -> list[tuple[Any, ...]]:  # noqa: ANN401 - as psycopg's
+    def execute(self, query: LiteralString, params: Any = None, *, dbname: str = "postgres") -> list[tuple[Any, ...]]:
         """Run one statement as superuser, over a connection of its own, committed at once, and return its rows.
 
         Args:
@@ -95,7 +98,7 @@ class PostgresServer:
             params: Its parameters.
             dbname: The database to run it in.
         """
-        import psycopg  # noqa: PLC0415 - a pytest plugin loads this module: nothing heavy before use
+        import psycopg  # a pytest plugin loads this module: nothing heavy before use
 
         with psycopg.connect(
             host=str(self._cluster.directory),
@@ -137,11 +140,13 @@ class PostgresServer:
             )
 
     def kill(self) -> None:
-        """Kill every process of it (``SIGKILL``): to clients, a machine that lost power but still refuses connections."""
+        """Kill every process of it (``SIGKILL``), as when it crashes; nothing when it is stopped."""
+        if self._pid is not None:
+            self._keeper.signal(self._pid, signal.SIGKILL)  # first, and also before it works in its directory
         self._keeper.kill(self.data_dir)
 
     def freeze(self) -> None:
-        """Stop every process of it (``SIGSTOP``): it accepts connections and answers nothing, as a machine that hangs."""
+        """Stop every process of it (``SIGSTOP``): connections are accepted and never answered, as when it hangs."""
         self._keeper.freeze(self.data_dir)
 
     def thaw(self) -> None:
@@ -157,7 +162,7 @@ class PostgresServer:
         self._require_standby()
         self.execute("SELECT pg_promote(wait => false)")
         self._until_true("SELECT NOT pg_is_in_recovery()", "is not promoted")
-        self._cluster._primary = self  # noqa: SLF001 - one unit in two classes
+        self._cluster._primary = self
 
     def pause_replay(self) -> None:
         """Let this standby receive and no longer apply, until :meth:`resume_replay`."""
@@ -181,17 +186,18 @@ class PostgresServer:
         self._reload()
 
     def rejoin(self, primary: PostgresServer) -> None:
-        """Come back as a standby of ``primary`` with a fresh copy of its data, whatever this server was or went through.
+        """Come back as a standby of ``primary`` with a fresh copy of its data, whatever this server went through.
 
         Args:
-            primary: A running primary; what only this server had is lost.
+            primary: Another server, running and no standby. What only this one had is lost.
         """
-        if primary is self or primary.is_standby:
-            message = f"{self.name} cannot follow {primary.name}: that is not another server's primary"
-            raise ClusterError(message)
+        if primary is self or primary.is_standby or not primary.running:
+            raise ClusterError(
+                f"{self.name} cannot follow {primary.name}: it must be another server, a running primary"
+            )
         self.kill()
         self._keeper.remove(self.data_dir)
-        self._cluster._run(  # noqa: SLF001 - one unit in two classes
+        self._cluster._run(
             "pg_basebackup",
             *("-h", self._cluster.directory, "-p", primary.port, "-U", _USER, "-D", self.data_dir),
             *("--checkpoint=fast", "--no-sync", "--no-manifest"),
@@ -203,12 +209,12 @@ class PostgresServer:
         self.start()
         self._wait_streaming(primary)
         if self._cluster.synchronous:
-            primary._wait_for_standbys()  # noqa: SLF001 - one class
+            primary._wait_for_standbys()
 
     def wait_replayed(self) -> None:
         """Wait until this standby has applied everything that the cluster's primary has committed."""
         self._require_standby()
-        self._wait_applied(self._cluster.primary._flushed())  # noqa: SLF001 - one class
+        self._wait_applied(self._cluster.primary._flushed())
 
     def _configure(self, **settings: Setting) -> None:
         self._settings |= settings
@@ -232,8 +238,8 @@ class PostgresServer:
     def _reload(self) -> None:
         """Have the configuration read again.
 
-        A new session shows the postmaster's reading, and by then the postmaster has signalled its children: those act on it
-        before the next record or request.
+        A new session shows the postmaster's reading, and by then the postmaster has signalled its children: those act
+        on it before the next record or request.
         """
         if self._pid is not None:
             (before,) = self.execute("SELECT pg_conf_load_time()")
@@ -252,18 +258,18 @@ class PostgresServer:
     def _spawn(self) -> None:
         self._log_start = self.log.stat().st_size if self.log.exists() else 0
         self._pid = self._keeper.spawn(
-            [self._cluster.programs / "postgres", "-D", self.data_dir, "-c", f"config_file={self._config}"], self.log
+            [self._cluster._programs / "postgres", "-D", self.data_dir, "-c", f"config_file={self._config}"], self.log
         )
 
     def _wait_started(self, *, may_move: bool = False) -> None:
-        """Wait until it accepts connections; when its port was taken in the meantime and it ``may_move``, try others."""
+        """Wait until it accepts connections; if somebody took its port meanwhile and it ``may_move``, try others."""
 
         def settled() -> bool:
             return self._ready() or not self.running
 
         while True:
             try:
-                _until(settled, lambda: f"{self.name} does not start; see its log:\n{self._log_tail()}")
+                _until(settled, lambda: f"{self.name} does not start; the end of its log:\n{self._log_tail()}")
             except BaseException:
                 self.kill()
                 raise
@@ -271,8 +277,7 @@ class PostgresServer:
                 return
             taken = "could not create any TCP/IP sockets" in self._log_tail()
             if not (taken and may_move):
-                message = f"{self.name} does not start; the end of its log:\n{self._log_tail()}"
-                raise ClusterError(message)
+                raise ClusterError(f"{self.name} does not start; the end of its log:\n{self._log_tail()}")
             self.port = _free_port()
             self._configure()
             self._spawn()
@@ -309,10 +314,10 @@ class PostgresServer:
 
     def _flushed(self) -> str:
         """Return the WAL position that covers every commit so far, asynchronous ones too."""
-        # One commit that is flushed, flushes all before it. The insert position would not do: at a page's end it points past
-        # the next page's header, where an idle primary's standbys never come.
+        # A commit that is flushed flushes all before it. The insert position would not do: at a page's end it points
+        # past the next page's header, where the standbys of an idle primary never come.
         self.execute(
-            "BEGIN; SET LOCAL synchronous_commit = local; SELECT pg_logical_emit_message(true, 'router.testing', ''); COMMIT"
+            "BEGIN; SET LOCAL synchronous_commit = local; SELECT pg_logical_emit_message(true, 'flush', ''); COMMIT"
         )
         ((position,),) = self.execute("SELECT pg_current_wal_flush_lsn()::text")
         return str(position)
@@ -324,23 +329,25 @@ class PostgresServer:
         )
 
     def _until_true(self, query: LiteralString, problem: str) -> None:
-        _until(lambda: self.execute(query) == [(True,)], lambda: f"{self.name} {problem}; see its log:\n{self._log_tail()}")
+        _until(
+            lambda: self.execute(query) == [(True,)],
+            lambda: f"{self.name} {problem}; the end of its log:\n{self._log_tail()}",
+        )
 
     def _require_standby(self) -> None:
         if not self.is_standby:
-            message = f"{self.name} is not a standby"
-            raise ClusterError(message)
+            raise ClusterError(f"{self.name} is not a standby")
 
 
 class PostgresCluster:
     """A real primary with streaming standbys, running when this returns; a context manager.
 
-    It listens on 127.0.0.1 and on a socket in its directory. The database and the superuser are both ``postgres``. However
-    this process ends, the servers and their directory go with it (but see :meth:`keep`). Durability is switched off: fit
-    for tests and demonstrations, and for nothing else.
+    It listens on 127.0.0.1 and on a socket in its directory. The database and the superuser are both ``postgres``.
+    However this process ends, the servers and their directory go with it (but see :meth:`keep`). Durability is switched
+    off: fit for tests and demonstrations, and for nothing else.
 
-    Without a password *every* account of this machine may connect as superuser, which amounts to acting as the account that
-    the servers run as: give one on a machine that you share.
+    Without a password *every* account of this machine may connect as superuser, which amounts to acting as the account
+    that the servers run as: give one on a machine that you share.
 
     Args:
         version: PostgreSQL's major version, 16 or 18.
@@ -377,16 +384,16 @@ class PostgresCluster:
         self.settings = dict(settings or {})
         self.password = password
         user = account()
-        base = base_directory(user)
-        self.programs = programs(version, base, user)
-        self._keeper = Keeper(base, *user)
+        cache = cache_directory(user)
+        self._programs = programs(version, cache, user)
+        self._keeper = Keeper(data_directory(user), *user)
         # Also at interpreter exit, and when nothing refers to the cluster any more.
         self._finalizer = weakref.finalize(self, self._keeper.close)
         self.directory = self._keeper.directory
         try:
             self.servers = tuple(PostgresServer(self, f"server{number + 1}") for number in range(standbys + 1))
             self._primary = self.servers[0]
-            self._start(base)
+            self._start(cache)
         except BaseException:
             self.close()
             raise
@@ -411,7 +418,7 @@ class PostgresCluster:
         """The servers that are standbys now, or will be when they are started, in the order they were made."""
         return tuple(server for server in self.servers if server.is_standby)
 
-    def dsn(self, dbname: str = "postgres", user: str = _USER, **params: str | float) -> str:
+    def dsn(self, dbname: str = "postgres", user: str = _USER, **params: object) -> str:
         """Return a connection URI for the primary; see :meth:`PostgresServer.dsn`."""
         return self.primary.dsn(dbname, user, **params)
 
@@ -421,10 +428,10 @@ class PostgresCluster:
 
     def wait_replayed(self) -> None:
         """Wait until every running standby has applied everything that the primary has committed."""
-        position = self.primary._flushed()  # noqa: SLF001 - one unit in two classes
+        position = self.primary._flushed()
         for standby in self.standbys:
             if standby.running:
-                standby._wait_applied(position)  # noqa: SLF001 - one unit in two classes
+                standby._wait_applied(position)
 
     def keep(self) -> int:
         """Let the servers outlive this process and the ``with`` block.
@@ -439,8 +446,8 @@ class PostgresCluster:
         """Kill the servers and remove the directory, unless kept; nothing the second time."""
         self._finalizer()
 
-    def _start(self, base: Path) -> None:
-        template = self._template(base)
+    def _start(self, cache: Path) -> None:
+        template = self._template(cache)
         method = "trust" if self.password is None else "scram-sha-256"
         self._keeper.write(
             self.directory / "pg_hba.conf",
@@ -470,21 +477,20 @@ class PostgresCluster:
         if self.synchronous:
             primary._wait_for_standbys()
 
-    def _template(self, base: Path) -> Path:
-        """Return a data directory as initdb leaves it, to be copied; all servers of a cluster must have the same origin."""
+    def _template(self, cache: Path) -> Path:
+        """Return a data directory as initdb leaves it: copies of one are what lets a server follow another."""
 
         def build(tree: Path) -> None:
             new = self.directory / "new"
             self._run("initdb", "-D", new, *_INITDB)
-            shutil.copytree(new, tree)
-            self._keeper.remove(new)
+            shutil.move(new, tree)
 
-        options = "".join(_INITDB).replace("/", "")
-        return cached(base, f"data-{wheel_version()}-{self.version}{options}", build)
+        options = zlib.crc32(" ".join(_INITDB).encode())
+        return cached(cache, f"data-{wheel_version()}-{self.version}-{options:08x}", build)
 
     def _set_password(self, password: str) -> None:
         """Give ``postgres`` its password; the server sees only what SCRAM stores, so no log shows more."""
-        import psycopg  # noqa: PLC0415 - see execute()
+        import psycopg
 
         with psycopg.connect(
             host=str(self.directory), port=self.primary.port, user=_USER, dbname="postgres", autocommit=True, options=""
@@ -496,7 +502,7 @@ class PostgresCluster:
 
     def _run(self, program: str, *arguments: object) -> None:
         log = self.directory / f"{program}.log"
-        self._finish(program, self._keeper.spawn([self.programs / program, *map(str, arguments)], log), log)
+        self._finish(program, self._keeper.spawn([self._programs / program, *map(str, arguments)], log), log)
 
     def _finish(self, program: str, pid: int, log: Path) -> None:
         def output() -> str:
@@ -508,8 +514,7 @@ class PostgresCluster:
             self._keeper.signal(pid, signal.SIGKILL)
             raise
         if self._keeper.poll(pid) != 0:
-            message = f"{program} failed:\n{output()}"
-            raise ClusterError(message)
+            raise ClusterError(f"{program} failed:\n{output()}")
 
 
 def _until(condition: Callable[[], object], problem: Callable[[], str]) -> None:

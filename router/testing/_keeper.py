@@ -1,9 +1,9 @@
 """The keeper: a small process that owns one cluster's directory and servers, and both ends of the talk with it.
 
-The servers are the keeper's children, not the owner's. It reads one end of a socket pair; when the owner ends, however it
-ends, the keeper reads end-of-file, kills the servers and removes the directory. It leads a session of its own, so a signal to
-the owner's process group (Ctrl-C) does not reach it. As root it gives its rights up first, since PostgreSQL refuses to run
-as root: everything it writes, starts and signals is then the unprivileged account's.
+The servers are the keeper's children, not the owner's. It reads one end of a socket pair; when the owner ends, however
+it ends, the keeper reads end-of-file, kills the servers and removes the directory. It leads a session of its own, so a
+signal to the owner's process group (Ctrl-C) does not reach it. As root it gives its rights up first, since PostgreSQL
+refuses to run as root: everything it writes, starts and signals is then the unprivileged account's.
 
 The same file is the client (:class:`Keeper`) and, run as a script, the process. It needs the standard library alone.
 """
@@ -60,7 +60,7 @@ class Keeper:
         self._socket, theirs = socket.socketpair()
         self._answers = self._socket.makefile("rb")
         with theirs:
-            self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and file
+            self._process = subprocess.Popen(
                 [sys.executable, "-I", "-S", __file__]
                 + [str(value) for value in (theirs.fileno(), self._owner, uid, gid, self.directory)],
                 stdin=subprocess.DEVNULL,
@@ -130,10 +130,9 @@ class Keeper:
         self._socket.close()
         self._process.wait()
 
-    def _ask(self, operation: str, *arguments: object) -> Any:  # noqa: ANN401 - what JSON holds
+    def _ask(self, operation: str, *arguments: object) -> Any:
         if os.getpid() != self._owner:
-            message = f"this cluster belongs to process {self._owner}; a forked child may use its dsn(), not steer it"
-            raise ClusterError(message)
+            raise ClusterError(f"process {self._owner} made this cluster; a forked child may only connect to it")
         with self._lock:
             self._asked += 1
             try:
@@ -144,8 +143,7 @@ class Keeper:
             except (OSError, ValueError) as error:
                 raise ClusterError("the cluster is closed") from error
         if not answer:
-            message = f"the cluster's keeper (process {self.pid}) has ended; its servers may be gone"
-            raise ClusterError(message)
+            raise ClusterError(f"the cluster's keeper (process {self.pid}) has ended, and its servers with it")
         _, value, problem = answer
         if problem is not None:
             raise ClusterError(problem)
@@ -192,9 +190,10 @@ class _Process:
             os.kill(pid, signum)
 
     def freeze(self, data: str) -> None:
-        # The postmaster has the lowest id of those it forked only by luck, so scan until nothing new has appeared.
+        # Until it is stopped itself, the postmaster may fork another: scan until all that there are have stopped.
         while running := [pid for pid, state in self._descendants(data) if state != "T"]:
             _send(running, signal.SIGSTOP)
+            time.sleep(0.001)
 
     def thaw(self, data: str) -> None:
         _send([pid for pid, _ in self._descendants(data)], signal.SIGCONT)
@@ -262,7 +261,7 @@ def _send(pids: list[int], signum: int) -> None:
 def _serve(process: _Process, connection: socket.socket, owner: int) -> None:
     """Answer until the owner is gone.
 
-    End-of-file alone would not do: a child that the owner forked may hold a copy of its end. So look at our parent as well.
+    End-of-file alone would not do: a child that the owner forked may hold a copy of its end. So watch our parent, too.
     """
     questions = connection.makefile("rb")
     while process.kept or os.getppid() == owner:

@@ -1,4 +1,4 @@
-"""The pytest fixtures, loaded by every pytest run where the package is installed: so nothing heavy before one is used."""
+"""Fixtures for pytest, which loads this in every run where the package is installed: nothing heavy before use."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
 class MakeCluster(Protocol):
     """Makes a :class:`router.testing.PostgresCluster`; the arguments are its."""
 
-    def __call__(self, **arguments: Any) -> PostgresCluster: ...  # noqa: ANN401, D102 - see there
+    def __call__(self, **arguments: Any) -> PostgresCluster: ...
 
 
 @pytest.fixture(scope="session")
 def make_postgres_cluster() -> Iterator[MakeCluster]:
     """Make PostgreSQL clusters that last until the session ends: ``make_postgres_cluster(version=16, standbys=2)``."""
-    from router.testing import PostgresCluster  # noqa: PLC0415 - not before use
+    from router.testing import PostgresCluster
 
     with ExitStack() as stack:
 
-        def make(**arguments: Any) -> PostgresCluster:  # noqa: ANN401 - as above
+        def make(**arguments: Any) -> PostgresCluster:
             return stack.enter_context(PostgresCluster(**arguments))
 
         yield make

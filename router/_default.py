@@ -1,0 +1,114 @@
+"""The process-wide router: made from the environment at first use, closed at exit."""
+
+from __future__ import annotations
+
+import atexit
+from threading import Lock
+from typing import TYPE_CHECKING
+
+from router._sync.router import Router
+
+if TYPE_CHECKING:
+    from router._runtime import Configure, Password
+    from router._sync.checkout import Checkout
+    from router.choose import Route
+    from router.measures import Stats
+    from router.settings import RouterSettings
+
+_current: Router | None = None  # replaced whole
+_guard = Lock()  # guards the replacing of _current
+
+
+def configure(
+    settings: RouterSettings | None = None, *, password: Password | None = None, configure: Configure | None = None
+) -> None:
+    """Set the process-wide router; one that was in use is closed.
+
+    Args:
+        settings: What to route to; ``None`` reads the environment.
+        password: As for :class:`Router`.
+        configure: As for :class:`Router`.
+
+    Raises:
+        ConfigError: The settings are wrong; the router in use stays.
+    """
+    new = Router(settings, password=password, configure=configure)
+    _replace(new)
+
+
+def connection(*, version: str | None = None, read_only: bool = False, timeout: float | None = None) -> Checkout:
+    """Borrow a connection from the process-wide router, as :meth:`Router.connection` does.
+
+    Args:
+        version: The version, or an alias of it; ``None`` takes ``default_version``.
+        read_only: Whether the block only reads.
+        timeout: Seconds for choosing, connecting and waiting together; ``None`` takes ``pool.timeout``.
+
+    Returns:
+        A context manager that gives a :class:`psycopg.Connection`.
+
+    Raises:
+        ConfigError: This is the first use, and the environment's settings are wrong.
+        UnknownVersion: There is no such version, or none was named and there is no default.
+        Unavailable: On entering the block: no connection could be had in time; its subclasses say why.
+    """
+    return (_current or _first()).connection(version=version, read_only=read_only, timeout=timeout)
+
+
+def explain(*, version: str | None = None, read_only: bool = False) -> Route:
+    """Say where a request to the process-wide router would go now, and why, as :meth:`Router.explain` does.
+
+    Args:
+        version: As for :func:`connection`.
+        read_only: As for :func:`connection`.
+
+    Returns:
+        The route; its ``repr`` is for reading.
+
+    Raises:
+        ConfigError: This is the first use, and the environment's settings are wrong.
+        UnknownVersion: As for :func:`connection`.
+    """
+    return (_current or _first()).explain(version=version, read_only=read_only)
+
+
+def stats() -> Stats:
+    """Return one moment's view of the process-wide router, as :meth:`Router.stats` does.
+
+    Returns:
+        Frozen values; the ``repr`` is for reading.
+
+    Raises:
+        ConfigError: This is the first use, and the environment's settings are wrong.
+    """
+    return (_current or _first()).stats()
+
+
+def close(timeout: float = 5.0) -> int:
+    """Close the process-wide router; the next use makes a new one from the environment.
+
+    Args:
+        timeout: The most to wait for borrowed connections to come back, in seconds.
+
+    Returns:
+        How many borrowed connections were cut because they did not come back in time.
+    """
+    return _replace(None, timeout)
+
+
+def _first() -> Router:
+    global _current  # noqa: PLW0603  (it is the process-wide one)
+    with _guard:
+        if _current is None:
+            _current = Router()
+        return _current
+
+
+def _replace(new: Router | None, timeout: float = 5.0) -> int:
+    global _current
+    with _guard:
+        old, _current = _current, new
+    return 0 if old is None else old.close(timeout)
+
+
+atexit.register(close, 1.0)

@@ -1,0 +1,193 @@
+"""A TCP proxy that fails on demand, and counts round trips at the socket."""
+
+from __future__ import annotations
+
+import select
+import socket
+import threading
+from contextlib import suppress
+from typing import TYPE_CHECKING, Literal, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# What a client says before it hangs up; no answer follows.
+_TERMINATE = b"X\0\0\0\4"
+
+
+class Proxy:
+    """Stands between clients and one server; a context manager. A fault holds for connections open now and later ones.
+
+    Args:
+        target_host: The server's address.
+        target_port: The server's port.
+
+    Attributes:
+        host: The proxy's own address.
+        port: The proxy's own port.
+        accepted: How many connections were accepted.
+        cuts: How many connections were cut by :meth:`cut_after` and :meth:`cut_on`.
+        round_trips: How often a client spoke after the server had. Set it to 0 once connected, or connecting counts.
+            A burst of messages that one answer follows is one. A client's farewell is none.
+    """
+
+    def __init__(self, target_host: str, target_port: int) -> None:
+        self._target = (target_host, target_port)
+        # Guards everything below; told of every change.
+        self._changed = threading.Condition()
+        self._deaf = False
+        self._delay = 0.0
+        self._bytes_left: int | None = None
+        self._cut_on: Callable[[bytes], bool] | None = None
+        self._cut_before = False
+        self._listener: socket.socket | None = None
+        self._live: set[socket.socket] = set()
+        self._threads: list[threading.Thread] = []
+        self.host, self.port = "127.0.0.1", 0
+        self.accepted = self.cuts = self.round_trips = 0
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> Literal[False]:
+        self.stop()
+        return False
+
+    def start(self) -> None:
+        """Listen, on the same port again after :meth:`stop`."""
+        with self._changed:
+            self._listener = socket.create_server((self.host, self.port), backlog=100)
+            self.port = self._listener.getsockname()[1]
+        self._run(self._accept, self._listener)
+
+    def stop(self) -> None:
+        """Refuse connections and cut those there are, until :meth:`start`."""
+        with self._changed:
+            listener, self._listener = self._listener, None
+            if listener is not None:
+                _hang_up(listener)  # wakes accept(), which close() would not
+                listener.close()
+            for connection in self._live:
+                _hang_up(connection)
+            self._changed.notify_all()
+            threads, self._threads = self._threads, []
+        for thread in threads:
+            thread.join()
+
+    def forward(self) -> None:
+        """End every fault but :meth:`stop`; what was held back goes on its way."""
+        self._set(deaf=False, delay=0.0)
+        self._bytes_left = self._cut_on = None
+
+    def deaf(self) -> None:
+        """Accept connections and pass nothing on, in either direction."""
+        self._set(deaf=True, delay=0.0)
+
+    def slow(self, seconds: float) -> None:
+        """Hold back each piece of an answer for this long."""
+        self._set(deaf=False, delay=seconds)
+
+    def cut_after(self, n_bytes: int) -> None:
+        """Cut the connection, once, on which the answers from now on reach this length; these bytes still arrive."""
+        self._bytes_left = n_bytes
+
+    def cut_on(self, said: bytes | Callable[[bytes], bool], *, before: bool = False) -> None:
+        """Cut the connection, once, on which a client says this.
+
+        Args:
+            said: What its message contains, such as ``b"COMMIT"``, or tells that of a message.
+            before: Whether the server must not hear it; else it acts on it, and the answer is lost.
+        """
+        self._cut_before = before
+        self._cut_on = (lambda message: said in message) if isinstance(said, bytes) else said
+
+    def _set(self, *, deaf: bool, delay: float) -> None:
+        with self._changed:
+            self._deaf, self._delay = deaf, delay
+            self._changed.notify_all()
+
+    def _run(self, function: Callable[[socket.socket], None], connection: socket.socket) -> None:
+        thread = threading.Thread(target=function, args=(connection,), daemon=True)
+        with self._changed:
+            self._threads.append(thread)
+        thread.start()
+
+    def _accept(self, listener: socket.socket) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = listener.accept()
+                with self._changed:
+                    if self._listener is not listener:
+                        client.close()
+                        return
+                    self.accepted += 1
+                    self._live.add(client)
+                self._run(self._serve, client)
+
+    def _serve(self, client: socket.socket) -> None:
+        server: socket.socket | None = None
+        try:
+            self._wait(client)
+            server = socket.create_connection(self._target)
+            server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._relay(client, server)
+        except OSError:
+            pass  # either side hung up
+        finally:
+            with self._changed:
+                self._live.discard(client)
+            client.close()
+            if server is not None:
+                # Let it read what it was sent: closing over an unread answer could take that back.
+                _hang_up(server, socket.SHUT_WR)
+                with suppress(OSError):
+                    while server.recv(65536):
+                        pass
+                server.close()
+
+    def _relay(self, client: socket.socket, server: socket.socket) -> None:
+        answered = True
+        while True:
+            for source in select.select([client, server], [], [])[0]:
+                data = source.recv(65536)
+                if not data:
+                    return
+                if source is client:
+                    with self._changed:
+                        self.round_trips += answered and data != _TERMINATE
+                    answered = False
+                    self._wait(client)
+                    cut = self._cut_on is not None and self._cut_on(data)
+                    if not (cut and self._cut_before):
+                        server.sendall(data)
+                    if cut:
+                        self._cut_on = None
+                        self.cuts += 1
+                        return
+                else:
+                    answered = True
+                    self._wait(client, self._delay)
+                    if self._bytes_left is not None and self._bytes_left <= len(data):
+                        client.sendall(data[: self._bytes_left])
+                        self._bytes_left = None
+                        self.cuts += 1
+                        return
+                    if self._bytes_left is not None:
+                        self._bytes_left -= len(data)
+                    client.sendall(data)
+
+    def _wait(self, client: socket.socket, delay: float = 0.0) -> None:
+        """Hold what was read while the fault lasts; raise OSError when the proxy was stopped meanwhile."""
+        with self._changed:
+            if delay:
+                self._changed.wait_for(lambda: self._listener is None or self._delay != delay, delay)
+            self._changed.wait_for(lambda: self._listener is None or not self._deaf)
+            if self._listener is None:
+                raise OSError
+
+
+def _hang_up(connection: socket.socket, how: int = socket.SHUT_RDWR) -> None:
+    with suppress(OSError):
+        connection.shutdown(how)
