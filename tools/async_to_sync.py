@@ -43,6 +43,9 @@ RENAMES = {
     "asleep": "sleep",
     "aspawn": "spawn",
     "auncancelled": "uncancelled",
+    # tests.support: likewise
+    "aeventually": "eventually",
+    "atogether": "together",
     # psycopg, psycopg_pool
     "AsyncConnection": "Connection",
     "AsyncConnectionPool": "ConnectionPool",

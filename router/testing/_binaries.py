@@ -68,8 +68,8 @@ def cache_directory(user: Account) -> Path:
 def data_directory(user: Account) -> Path:
     """Return where clusters live: in memory where there is room, unless TMPDIR says otherwise.
 
-    A data directory is a thousand small files: creating them takes several times as long on a disk, and there the noise of
-    others' writes is part of every measurement.
+    A data directory is a thousand small files: creating them takes several times as long on a disk, where the noise of
+    other writers is part of every measurement, too.
 
     Raises:
         ClusterError: The temporary directory's path is too long for a socket in it.

@@ -28,7 +28,12 @@ if TYPE_CHECKING:
 
 _HOST = "127.0.0.1"
 _USER = "postgres"
-_INITDB = ("-U", _USER, "-A", "trust", "--encoding=UTF8", "--locale=C", "--wal-segsize=1", "--no-sync")
+_INITDB = (
+    *("-U", _USER, "-A", "trust", "--encoding=UTF8", "--locale=C", "--wal-segsize=1", "--no-sync"),
+    # A standby refuses to start with less than its data directory was last used with: so begin with the least there is.
+    *("-c", "max_connections=4", "-c", "max_worker_processes=0", "-c", "max_wal_senders=0"),
+    *("-c", "max_locks_per_transaction=10"),
+)
 _SETTINGS: dict[str, Setting] = {
     "fsync": False,
     "shared_buffers": "16MB",
@@ -72,8 +77,7 @@ class PostgresServer:
         self._config = home / "postgresql.conf"
 
     def __repr__(self) -> str:
-        role, state = "standby" if self.is_standby else "primary", "running" if self.running else "stopped"
-        return f"<PostgresServer {self.name} {self.host}:{self.port} {role}, {state}>"
+        return f"<PostgresServer {self.name} {self.host}:{self.port} {'standby' if self.is_standby else 'primary'}>"
 
     def dsn(self, dbname: str = "postgres", user: str = _USER, **params: object) -> str:
         """Return a connection URI for it.
@@ -115,7 +119,7 @@ class PostgresServer:
     @property
     def running(self) -> bool:
         """Whether its postmaster lives; a frozen one does."""
-        return self._pid is not None and self._keeper.poll(self._pid) is None
+        return self._pid is not None and not self._keeper.closed and self._keeper.poll(self._pid) is None
 
     @property
     def is_standby(self) -> bool:

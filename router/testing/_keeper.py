@@ -48,6 +48,7 @@ class Keeper:
     Attributes:
         directory: The cluster's directory, readable by its account alone.
         pid: The keeper process.
+        closed: Whether :meth:`close` was called.
     """
 
     def __init__(self, base: Path, uid: int, gid: int) -> None:
@@ -57,6 +58,7 @@ class Keeper:
         self._lock = threading.Lock()
         self._asked = 0
         self._kept = False
+        self.closed = False
         self._socket, theirs = socket.socketpair()
         self._answers = self._socket.makefile("rb")
         with theirs:
@@ -122,6 +124,7 @@ class Keeper:
         """
         if os.getpid() != self._owner:
             return
+        self.closed = True
         if self._kept:
             self._process.returncode = 0  # it outlives us on purpose; no ResourceWarning
         with suppress(OSError):

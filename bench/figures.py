@@ -1,0 +1,77 @@
+"""What a row of the benchmark yields: figures, each with its spread and its bar."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from statistics import median, quantiles
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """What a figure must hold.
+
+    Attributes:
+        relation: How the figure must relate to the limit.
+        limit: The limit.
+    """
+
+    relation: Literal["at most", "exactly"]
+    limit: float
+
+    def holds(self, value: float) -> bool:
+        """Say whether a figure holds it."""
+        return value == self.limit if self.relation == "exactly" else value <= self.limit
+
+    def __str__(self) -> str:
+        return f"{self.relation} {self.limit:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One measured figure.
+
+    Attributes:
+        what: What was measured.
+        value: The figure: a ratio or a count, never a time, which would say more about the machine.
+        unit: What it counts.
+        bar: What it must hold; ``None`` where it is there to compare with.
+        spread: The quartiles of the measurements whose median it is, for a figure that varies.
+        note: What else a reader should know.
+    """
+
+    what: str
+    value: float
+    unit: str
+    bar: Bar | None = field(default=None, kw_only=True)
+    spread: tuple[float, float] | None = field(default=None, kw_only=True)
+    note: str = field(default="", kw_only=True)
+
+    @property
+    def holds(self) -> bool:
+        """Whether it holds its bar, if it has one."""
+        return self.bar is None or self.bar.holds(self.value)
+
+
+def ratio(
+    what: str, times: Sequence[float], to: Sequence[float], unit: str, *, bar: Bar | None = None, note: str = ""
+) -> Figure:
+    """Compare two series of times: the median of the ratios round by round, in which the machine's own moods cancel out.
+
+    Args:
+        what: What was measured.
+        times: Its times, one a round.
+        to: The times compared with, of the same rounds.
+        unit: What the ratio counts.
+        bar: What the ratio must hold.
+        note: What else a reader should know.
+
+    Returns:
+        The figure.
+    """
+    ratios = [one / other for one, other in zip(times, to, strict=True)]
+    low, _, high = quantiles(ratios, n=4)
+    return Figure(what, median(ratios), unit, bar=bar, spread=(low, high), note=note)

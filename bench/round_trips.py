@@ -1,0 +1,75 @@
+"""How often one statement waits for the server, counted at the socket."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, ExitStack
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from psycopg_pool import ConnectionPool
+
+from bench.figures import Bar, Figure
+from bench.warm import warm
+from router import Router, RouterSettings
+from router.testing import PostgresCluster
+from tests.proxy import Proxy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from psycopg import Connection
+    from psycopg.rows import TupleRow
+
+    from router.testing import PostgresServer
+
+    Connecting: TypeAlias = Callable[[], AbstractContextManager[Connection[TupleRow]]]
+
+REPEATS = 3  # psycopg prepares a statement when it comes the sixth time: once, one round trip more
+UNIT = "round trips"
+SELECT = "SELECT name FROM item WHERE id = %s"
+UPDATE = "UPDATE item SET name = upper(name) WHERE id = %s"
+
+
+def measure() -> Iterator[Figure]:
+    """Count the round trips of a block with one statement, through proxies between the pools and the servers.
+
+    Yields:
+        One figure for each kind of block; the highest of a few repeats.
+    """
+    with ExitStack() as stack:
+        cluster = stack.enter_context(PostgresCluster(standbys=2))
+        cluster.primary.execute("CREATE TABLE item (id int PRIMARY KEY, name text)")
+        cluster.primary.execute("INSERT INTO item VALUES (1, 'one')")
+        cluster.wait_replayed()
+        proxies: list[Proxy] = []
+
+        def through_proxy(server: PostgresServer) -> str:
+            proxies.append(stack.enter_context(Proxy(server.host, server.port)))
+            return server.dsn(port=proxies[-1].port)
+
+        primary, *replicas = map(through_proxy, cluster.servers)
+        settings = RouterSettings(versions={"v1": {"primary": primary, "replicas": replicas}})
+        router = stack.enter_context(Router(settings))
+        pool = stack.enter_context(ConnectionPool(primary, min_size=1, open=True))
+        warm(router)
+        pool.wait()
+
+        def count(connecting: Connecting, statement: Any) -> int:
+            counts = []
+            for _ in range(REPEATS):
+                for proxy in proxies:
+                    proxy.round_trips = 0
+                with connecting() as connection:
+                    connection.execute(statement, [1])
+                counts.append(sum(proxy.round_trips for proxy in proxies))
+            return max(counts)
+
+        def read() -> AbstractContextManager[Connection[TupleRow]]:
+            return router.connection(version="v1", read_only=True)
+
+        def write() -> AbstractContextManager[Connection[TupleRow]]:
+            return router.connection(version="v1")
+
+        yield Figure("router: one indexed SELECT, read_only", count(read, SELECT), UNIT, bar=Bar("exactly", 1))
+        yield Figure("router: a write of one statement", count(write, UPDATE), UNIT, bar=Bar("exactly", 3))
+        yield Figure("psycopg_pool: one indexed SELECT", count(pool.connection, SELECT), UNIT)
+        yield Figure("psycopg_pool: a write of one statement", count(pool.connection, UPDATE), UNIT)

@@ -1,0 +1,62 @@
+"""The commands put together, and how their errors end: in plain lines on stderr and an exit code."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from importlib.metadata import version as installed_version
+from typing import Annotated
+
+import psycopg
+import typer
+
+from router.cli import check, demo, dsn, explain, init, schema
+from router.cli._common import BAD_USAGE, FAILED
+from router.errors import ConfigError, RouterError, UnknownVersion
+from router.testing import ClusterError
+
+app = typer.Typer(
+    name="router",
+    help="Routes requests to the right PostgreSQL: a version, its primary for writing, a replica for reading.",
+    epilog="Exit codes: 0 all is fine; 1 something is wrong: a check or request failed; 2 bad usage or bad settings.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(demo.demo)
+app.command()(check.check)
+app.command()(explain.explain)
+app.command()(dsn.dsn)
+app.command()(dsn.psql)
+app.command()(init.init)
+app.command()(schema.schema)
+
+
+def _print_version(wanted: bool) -> None:  # noqa: FBT001  (as typer calls it)
+    if wanted:
+        print(f"psycopg-router {installed_version('psycopg-router')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version: Annotated[
+        bool, typer.Option("--version", help="Print the version of psycopg-router.", callback=_print_version)
+    ] = False,
+) -> None:
+    # What a log would say of a failed attempt, each command says itself.
+    logging.getLogger().addHandler(logging.NullHandler())
+
+
+def run() -> None:
+    """Run the command that the arguments name, and exit with its code."""
+    try:
+        app(prog_name="router")
+    except (ConfigError, UnknownVersion) as error:
+        print(error, file=sys.stderr)
+        sys.exit(BAD_USAGE)
+    except (RouterError, ClusterError, psycopg.Error) as error:
+        print(error, file=sys.stderr)
+        sys.exit(FAILED)

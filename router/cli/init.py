@@ -1,0 +1,35 @@
+"""``router init``."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from router.cli._common import BAD_USAGE, fail
+
+
+def init(
+    path: Annotated[Path, typer.Argument(help="The file to write.")] = Path("router.toml"),
+    *,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite a file that exists.")] = False,
+) -> None:
+    """Write a commented settings file to start from.
+
+    \b
+    router init
+    router init config/router.toml
+    """  # noqa: D301
+    if path.suffix != ".toml":
+        fail(f"{path}: the starter file is TOML: give a name that ends in .toml", BAD_USAGE)
+    text = files("router.cli").joinpath("router.toml").read_bytes()
+    try:
+        with path.open("wb" if force else "xb") as file:
+            file.write(text)
+    except FileExistsError:
+        fail(f"{path} exists: nothing was written; --force overwrites it", BAD_USAGE)
+    except OSError as error:
+        fail(f"{path} cannot be written: {error.strerror}")
+    print(f"wrote {path}: put your servers in, then run: router check --config {path}")

@@ -1,0 +1,273 @@
+# Generated from tests/_async/test_routing.py by tools/async_to_sync.py: do not edit.
+"""Which server a request reaches, and what it may do there."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, LiteralString
+
+import psycopg
+import pytest
+
+from router import NoPrimary, NoReplica, Role, Router, RouterClosed, UnknownVersion
+from tests.proxy import Proxy
+from tests.support import eventually, new_name, port, run, settings, together
+
+if TYPE_CHECKING:
+    from router.testing import PostgresCluster
+    from tests.conftest import Postgres
+
+
+def refused(dsn: str) -> str:
+    """The same connection string, on a port where nothing listens."""
+    return psycopg.conninfo.make_conninfo(dsn, host="127.0.0.1", port=1)
+
+
+def read_port(router: Router, version: str | None = None) -> int:
+    with router.connection(version=version, read_only=True) as connection:
+        connection.execute("SELECT 1")
+        return port(connection)
+
+
+@pytest.mark.docker
+def test_a_write_commits_and_a_read_sees_it(postgres: Postgres) -> None:
+    table = new_name()
+    with Router(settings(**postgres.settings())) as router:
+        with router.connection() as connection:
+            connection.execute(f"CREATE TABLE {table} (i int)")
+            connection.execute(f"INSERT INTO {table} VALUES (42)")
+
+        def visible() -> bool:
+            with router.connection(read_only=True) as connection:
+                cursor = connection.execute("SELECT to_regclass(%s) IS NOT NULL", [table])
+                return cursor.fetchone() == (True,)
+
+        eventually(visible)
+        with router.connection(read_only=True) as connection:
+            cursor = connection.execute(f"SELECT i FROM {table}")
+            assert cursor.fetchall() == [(42,)]
+
+
+@pytest.mark.docker
+def test_an_error_in_the_block_rolls_back(postgres: Postgres) -> None:
+    table = new_name()
+    run(postgres.primary, f"CREATE TABLE {table} (i int)")
+    with Router(settings(**postgres.settings())) as router:
+        with pytest.raises(ZeroDivisionError):
+            with router.connection() as connection:
+                connection.execute(f"INSERT INTO {table} VALUES (1)")
+                raise ZeroDivisionError
+    assert run(postgres.primary, f"SELECT count(*) FROM {table}") == [(0,)]
+
+
+def test_writes_go_to_the_primary_and_reads_to_the_replicas(cluster: PostgresCluster) -> None:
+    with Router(settings(**cluster.version_settings())) as router:
+        with router.connection() as connection:
+            assert port(connection) == cluster.primary.port
+            assert type(connection) is psycopg.Connection
+
+        def both() -> bool:
+            return set(together(lambda: read_port(router), 8)) == {s.port for s in cluster.standbys}
+
+        eventually(both)
+
+
+@pytest.mark.parametrize("where", ["standby", "primary"])
+@pytest.mark.parametrize("form", ["INSERT", "CTE", "function", "nextval"])
+def test_the_server_refuses_a_write_in_a_read(cluster: PostgresCluster, where: str, form: str) -> None:
+    name = new_name()
+    statements: dict[str, LiteralString] = {
+        "INSERT": f"INSERT INTO {name} VALUES (1)",
+        "CTE": f"WITH new AS (INSERT INTO {name} VALUES (1) RETURNING i) SELECT i FROM new",
+        "function": f"SELECT {name}_write()",
+        "nextval": f"SELECT nextval('{name}_s')",
+    }
+    run(
+        cluster.dsn(),
+        f"CREATE TABLE {name} (i int)",
+        f"CREATE SEQUENCE {name}_s",
+        f"CREATE FUNCTION {name}_write() RETURNS void LANGUAGE sql AS 'INSERT INTO {name} VALUES (1)'",
+    )
+    cluster.wait_replayed()
+    replicas = [standby.dsn() for standby in cluster.standbys] if where == "standby" else []
+    with Router(settings(primary=cluster.dsn(), replicas=replicas)) as router:
+        with pytest.raises(psycopg.errors.ReadOnlySqlTransaction) as raised:
+            with router.connection(read_only=True) as connection:
+                cursor = connection.execute("SELECT pg_is_in_recovery()")
+                assert cursor.fetchone() == (where == "standby",)
+                connection.execute(statements[form])
+        assert raised.value.sqlstate == "25006"
+    assert run(cluster.dsn(), f"SELECT count(*), (SELECT is_called FROM {name}_s) FROM {name}") == [(0, False)]
+
+
+@pytest.mark.docker
+def test_round_trips(postgres: Postgres) -> None:
+    table = new_name()
+    run(postgres.primary, f"CREATE TABLE {table} (i int PRIMARY KEY)", f"INSERT INTO {table} VALUES (1)")
+    where = psycopg.conninfo.conninfo_to_dict(postgres.primary)
+    with Proxy(str(where["host"]), int(str(where["port"]))) as proxy:
+        dsn = psycopg.conninfo.make_conninfo(postgres.primary, host=proxy.host, port=proxy.port)
+        with Router(settings(primary=dsn)) as router:
+            read_port(router)  # opens the connection
+            proxy.round_trips = 0
+            with router.connection(read_only=True) as connection:
+                connection.execute(f"SELECT i FROM {table} WHERE i = %s", [1])
+            assert proxy.round_trips == 1
+
+            with router.connection():
+                pass
+            proxy.round_trips = 0
+            with router.connection() as connection:
+                connection.execute(f"INSERT INTO {table} VALUES (%s)", [2])
+            assert proxy.round_trips == 3  # BEGIN, INSERT, COMMIT
+
+
+def test_several_versions_and_aliases(cluster: PostgresCluster) -> None:
+    one, two = cluster.standbys
+    versions = {"v1": {"nodes": one.dsn()}, "v2": {"nodes": two.dsn()}}
+    router = Router(settings(versions=versions, aliases={"stable": "v1", "next": "v2"}))
+    with router:
+        assert read_port(router, "v1") == read_port(router, "stable") == one.port
+        assert read_port(router, "v2") == read_port(router, "next") == two.port
+        assert read_port(router) == one.port
+        with pytest.raises(UnknownVersion, match="'v3'.*known: next, stable, v1, v2"):
+            router.connection(version="v3")
+        with pytest.raises(UnknownVersion, match="did you mean 'stable'"):
+            router.connection(version="stabel")
+
+
+def test_no_version_without_a_default_is_an_error(cluster: PostgresCluster) -> None:
+    with Router(settings(primary=cluster.dsn(), default_version=None)) as router:
+        with pytest.raises(UnknownVersion, match="no default_version"):
+            router.connection()
+
+
+def test_roles_are_discovered(cluster: PostgresCluster) -> None:
+    nodes = [server.dsn() for server in reversed(cluster.servers)]
+    with Router(settings(nodes=nodes)) as router:
+        assert "role unknown, not tried yet" in repr(router.explain())
+        with router.connection() as connection:
+            assert port(connection) == cluster.primary.port
+
+        def both() -> bool:
+            return set(together(lambda: read_port(router), 8)) == {s.port for s in cluster.standbys}
+
+        eventually(both)
+        [version] = router.stats().versions
+        roles = {node.node.server.port: node.role for node in version.nodes}
+        assert roles == {s.port: Role.REPLICA for s in cluster.standbys} | {cluster.primary.port: Role.PRIMARY}
+        assert {node.server_version // 10000 for node in version.nodes} == {18}
+
+
+def test_a_primary_that_is_a_standby_is_not_written_to(cluster: PostgresCluster) -> None:
+    one, two = cluster.standbys
+    with Router(settings(primary=one.dsn(), replicas=[two.dsn()])) as router:
+        with pytest.raises(NoPrimary, match="is a replica"):
+            with router.connection():
+                pytest.fail("a standby was handed out for writing")
+        assert read_port(router) in {one.port, two.port}
+
+
+def test_a_read_falls_back_to_the_primary(cluster: PostgresCluster) -> None:
+    with Router(settings(primary=cluster.dsn(), replicas=[refused(cluster.dsn())])) as router:
+        assert read_port(router) == cluster.primary.port
+        lines = repr(router.explain(read_only=True)).splitlines()
+        assert lines[0] == "Route to v1 for reading"
+        assert lines[1].endswith("primary, up")
+        assert lines[2].endswith("replica, down: Connection refused")
+
+
+def test_a_read_that_may_not_fall_back_fails(cluster: PostgresCluster) -> None:
+    options = settings(primary=cluster.dsn(), replicas=[refused(cluster.dsn())], read={"fallback": "error"})
+    with Router(options) as router:
+        with pytest.raises(NoReplica) as raised:
+            read_port(router)
+        assert raised.value.version == "v1"
+        assert raised.value.attempts == 1
+        assert sorted(raised.value.refused.values()) == [
+            "Connection refused", "is the primary, and read.fallback is 'error'",
+        ]  # fmt: skip
+        with router.connection() as connection:
+            assert port(connection) == cluster.primary.port
+
+
+def test_a_read_that_waits_is_served_when_a_replica_comes_back(cluster: PostgresCluster) -> None:
+    standby = cluster.standbys[0]
+    proxy = Proxy(standby.host, standby.port)
+    with proxy:
+        dsn = psycopg.conninfo.make_conninfo(standby.dsn(), host=proxy.host, port=proxy.port)
+        proxy.stop()
+        options = settings(
+            primary=cluster.dsn(), replicas=[dsn], read={"fallback": "wait"}, health={"retry": 0.05, "retry_max": 0.1}
+        )
+        with Router(options) as router:
+            with pytest.raises(NoReplica):
+                with router.connection(read_only=True, timeout=0.3):
+                    pytest.fail("there was no replica")
+            proxy.start()
+            with router.connection(read_only=True, timeout=20) as connection:
+                assert port(connection) == proxy.port
+
+
+def test_no_primary_names_what_each_node_said(cluster: PostgresCluster) -> None:
+    options = settings(primary=refused(cluster.dsn()), replicas=[cluster.standbys[0].dsn()])
+    with Router(options) as router:
+        with pytest.raises(NoPrimary) as raised:
+            with router.connection(timeout=10):
+                pytest.fail("there was no primary")
+        assert isinstance(raised.value, psycopg.OperationalError)
+        assert {str(node): reason for node, reason in raised.value.refused.items()} == {
+            "postgres@127.0.0.1:1/postgres": "Connection refused",
+            f"postgres@127.0.0.1:{cluster.standbys[0].port}/postgres": "is a replica",
+        }
+
+
+@pytest.mark.docker
+def test_a_snapshot_for_each_block_without_autocommit(postgres: Postgres) -> None:
+    table = new_name()
+    run(postgres.primary, f"CREATE TABLE {table} (i int)")
+    options = settings(primary=postgres.primary, read={"autocommit": False})
+    with Router(options) as router:
+        with router.connection(read_only=True) as connection:
+            cursor = connection.execute(f"SELECT count(*) FROM {table}")
+            assert cursor.fetchone() == (0,)
+            run(postgres.primary, f"INSERT INTO {table} VALUES (1)")
+            cursor = connection.execute(f"SELECT count(*) FROM {table}")
+            assert cursor.fetchone() == (0,)
+        with router.connection(read_only=True) as connection:
+            cursor = connection.execute(f"SELECT count(*) FROM {table}")
+            assert cursor.fetchone() == (1,)
+
+
+def test_a_closed_router_refuses(cluster: PostgresCluster) -> None:
+    router = Router(settings(primary=cluster.dsn()))
+    with router.connection() as connection:
+        connection.execute("SELECT 1")
+    assert router.close() == 0
+    with pytest.raises(RouterClosed):
+        router.connection()
+    assert router.close() == 0
+    assert "closed" in repr(router)
+
+
+def test_explain_opens_nothing(cluster: PostgresCluster) -> None:
+    with Proxy(cluster.primary.host, cluster.primary.port) as proxy:
+        dsn = psycopg.conninfo.make_conninfo(cluster.dsn(), host=proxy.host, port=proxy.port)
+        with Router(settings(nodes=dsn)) as router:
+            assert router.explain(read_only=True).nodes == router.explain().nodes
+            assert router.stats().connections == 0
+        assert proxy.accepted == 0
+
+
+def test_stats_count(cluster: PostgresCluster) -> None:
+    with Router(settings(**cluster.version_settings(), max_connections=7)) as router:
+        with router.connection() as connection:
+            connection.execute("SELECT 1")
+            stats = router.stats()
+        assert stats.max_connections == 7
+        [version] = stats.versions
+        assert version.version == "v1"
+        primary = next(node for node in version.nodes if node.node.server.port == cluster.primary.port)
+        assert (primary.state, primary.role, primary.read) == ("up", Role.PRIMARY, None)
+        assert primary.write is not None
+        assert (primary.write.in_use, primary.write.idle, primary.write.size, primary.write.opened) == (1, 0, 1, 1)
+        assert "write: 1 in use, 0 idle, 0 waiting" in repr(stats)

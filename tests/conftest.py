@@ -1,0 +1,66 @@
+"""Where the tests' PostgreSQL comes from, and what every test is kept from: the environment of whoever runs them."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from router.testing import PostgresCluster
+    from router.testing._plugin import MakeCluster
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--postgres",
+        default="embedded",
+        metavar="embedded|docker|URL",
+        help="where the PostgreSQL of the tests marked docker comes from: the wheel, a container, or a server you have",
+    )
+
+
+@dataclass(frozen=True)
+class Postgres:
+    """One version's servers, of whatever make: without replicas, reads fall back to the primary."""
+
+    primary: str
+    replicas: tuple[str, ...] = ()
+
+    def settings(self) -> dict[str, Any]:
+        return {"primary": self.primary, "replicas": list(self.replicas)}
+
+
+@pytest.fixture(scope="session")
+def postgres(request: pytest.FixtureRequest) -> Iterator[Postgres]:
+    """A version with two replicas; one without, where ``--postgres`` names something else than the wheel."""
+    source: str = request.config.getoption("--postgres")
+    if source == "embedded":
+        cluster: PostgresCluster = request.getfixturevalue("cluster")
+        yield Postgres(cluster.primary.dsn(), tuple(standby.dsn() for standby in cluster.standbys))
+    elif source == "docker":
+        from testcontainers.community.postgres import PostgresContainer
+
+        with PostgresContainer("postgres:18", driver=None) as container:
+            yield Postgres(container.get_connection_url())
+    else:
+        yield Postgres(source)
+
+
+@pytest.fixture(scope="session")
+def cluster(make_postgres_cluster: MakeCluster) -> PostgresCluster:
+    """A primary with two standbys of PostgreSQL 18, for tests that leave them as they were."""
+    return make_postgres_cluster(version=18, standbys=2)
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in list(os.environ):
+        if name.upper().startswith(("ROUTER_", "PG")):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)  # no .env of the checkout's

@@ -1,0 +1,76 @@
+"""What the tests of both shells share; where threads and asyncio differ, in pairs, as in ``router/_runtime.py``."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
+from typing import TYPE_CHECKING, Any, LiteralString, TypeVar
+
+import psycopg
+
+from router import RouterSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+T = TypeVar("T")
+
+PATIENCE = 20.0
+"""Seconds until something that must happen counts as not happening; never waited for in vain."""
+
+_numbers = count(1)
+
+
+def settings(**arguments: Any) -> RouterSettings:
+    """Settings without a version of one's own to name: ``settings(primary=…)`` makes it ``v1``, the default."""
+    version = {key: arguments.pop(key) for key in ("primary", "replicas", "nodes") if key in arguments}
+    versions = {"v1": version} if version else arguments.pop("versions")
+    return RouterSettings(**{"default_version": next(iter(versions)), "versions": versions, **arguments})
+
+
+def new_name() -> LiteralString:
+    """A name for a table that no other test uses."""
+    return f"t{next(_numbers)}"  # type: ignore[return-value]
+
+
+def run(dsn: str, *statements: LiteralString) -> list[tuple[Any, ...]]:
+    """Run statements by a plain connection; the rows of the last."""
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        for statement in statements:
+            cursor = connection.execute(statement)
+        return cursor.fetchall() if cursor.description else []
+
+
+def port(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> int:
+    return connection.info.port
+
+
+async def aeventually(happened: Callable[[], Awaitable[T]]) -> T:
+    """Wait until something holds, and give its value."""
+    deadline = time.monotonic() + PATIENCE
+    while not (value := await happened()):
+        assert time.monotonic() < deadline, "it did not happen"
+        await asyncio.sleep(0.005)
+    return value
+
+
+def eventually(happened: Callable[[], T]) -> T:
+    """Wait until something holds, and give its value."""
+    deadline = time.monotonic() + PATIENCE
+    while not (value := happened()):
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.005)
+    return value
+
+
+async def atogether(function: Callable[[], Awaitable[T]], times: int) -> list[T]:
+    """Call a function many times at once: a task each."""
+    return await asyncio.gather(*(function() for _ in range(times)))
+
+
+def together(function: Callable[[], T], times: int) -> list[T]:
+    """Call a function many times at once: a thread each."""
+    with ThreadPoolExecutor(times) as executor:
+        return [future.result() for future in [executor.submit(function) for _ in range(times)]]

