@@ -50,8 +50,6 @@ def measure() -> Iterator[Figure]:
         settings = RouterSettings(versions={"v1": {"primary": primary, "replicas": replicas}})
         router = stack.enter_context(Router(settings))
         pool = stack.enter_context(ConnectionPool(primary, min_size=1, open=True))
-        warm(router)
-        pool.wait()
 
         def count(connecting: Connecting, statement: Any) -> int:
             counts = []
@@ -69,6 +67,12 @@ def measure() -> Iterator[Figure]:
         def write() -> AbstractContextManager[Connection[TupleRow]]:
             return router.connection(version="v1")
 
+        def once() -> None:
+            with read(), write():
+                pass
+
+        warm(router, once)
+        pool.wait()
         yield Figure("router: one indexed SELECT, read_only", count(read, SELECT), UNIT, bar=Bar("exactly", 1))
         yield Figure("router: a write of one statement", count(write, UPDATE), UNIT, bar=Bar("exactly", 3))
         yield Figure("psycopg_pool: one indexed SELECT", count(pool.connection, SELECT), UNIT)

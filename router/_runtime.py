@@ -187,7 +187,7 @@ def _resume(work: Coroutine[Any, Any, None], awaited: Any) -> Generator[Any, Any
 
 
 def auncancelled(function: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, Coroutine[Any, Any, None]]:
-    """Make a function run to its end even if the task that called it is cancelled; the cancellation is raised afterwards.
+    """Make a function run to its end even if its caller is cancelled; the cancellation is raised afterwards.
 
     The usual case, where nothing has to be waited for, costs one ``send``; only what suspends gets a task of its own.
 

@@ -136,6 +136,8 @@ class Layers:
                 if not isinstance(below, dict):
                     tree[key] = _opened(below, path)
                 self._merge(tree[key], value, source, path)
+            elif isinstance(value, str) and isinstance(below, dict) and (short := shorthand(path)):
+                _renew(below, short, _Leaf(value, source))
             else:
                 tree[key] = _Leaf(value, source)
 
@@ -210,6 +212,18 @@ def _opened(leaf: _Leaf | None, path: tuple[str, ...]) -> dict[str, Any]:
     """The table to merge into where a weaker source has none: it keeps what a string there stands for."""
     key = shorthand(path)
     return {key: leaf} if leaf is not None and key is not None and isinstance(leaf.value, str) else {}
+
+
+def _renew(table: dict[str, Any], key: str, leaf: _Leaf) -> None:
+    """Put what a plain string stands for into a weaker source's table; what is not about the nodes stays."""
+    if key == "nodes":
+        gone = {"primary", "replicas"}
+    else:  # a password goes with the connection string it stood beside: it is not for another server
+        beside = getattr(table.get("dsn"), "source", None)
+        gone = {part for part in ("password", "password_file") if getattr(table.get(part), "source", "") == beside}
+    for part in gone & table.keys():
+        del table[part]
+    table[key] = leaf
 
 
 def _plain(tree: dict[str, Any]) -> dict[str, Any]:

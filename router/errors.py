@@ -76,8 +76,8 @@ class Unavailable(RouterError, psycopg.OperationalError):
 
     Attributes:
         version: The version asked for.
-        attempts: How many nodes were tried for this request.
-        refused: For each node that was left out or failed, the reason.
+        attempts: How many nodes were tried for this request, and failed.
+        refused: For each node, why it was left out, or how it failed.
     """
 
     def __init__(

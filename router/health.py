@@ -7,7 +7,7 @@ database): such a node is out of use although its server is fine.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ class State:
         failures: How many attempts in a row failed.
         retry_at: When it is tried again, on the caller's clock; only meaningful when it is down.
         reason: Why it is down.
+        seen_at: When the last attempt ended, on the caller's clock; two states that differ only in this are equal.
     """
 
     up: bool | None = None
@@ -35,6 +36,7 @@ class State:
     failures: int = 0
     retry_at: float = 0.0
     reason: str = ""
+    seen_at: float = field(default=0.0, compare=False)
 
 
 UNKNOWN = State()
@@ -109,22 +111,22 @@ def observe(health: Health, seen: Connected | Failed, *, now: float, jitter: flo
         policy: How long a failed node is left alone.
 
     Returns:
-        A new mapping, or ``health`` itself when nothing changed.
+        What is known now; equal to ``health`` when that is what was known before.
     """
     if isinstance(seen, Connected):
-        state = State(up=True, role=seen.role, server_version=seen.server_version)
-        if seen.node not in health and health.get(seen.node.server) == state:
-            return health
+        state = State(up=True, role=seen.role, server_version=seen.server_version, seen_at=now)
         return {key: known for key, known in health.items() if key != seen.node} | {seen.node.server: state}
     key = seen.node if seen.answered else seen.node.server
     known = health.get(key, UNKNOWN)
-    if known.up is False and now < known.retry_at:
-        return health  # several requests saw the same failure: it counts once
+    if known.up is False and now < known.retry_at:  # several saw the same failure: it counts once
+        return {**health, key: replace(known, seen_at=now)}
     pause = min(policy.retry * 2.0 ** min(known.failures, 32), policy.retry_max) * (1.0 - 0.25 * jitter)
-    down = State(up=False, failures=known.failures + 1, retry_at=now + pause, reason=seen.reason)
-    changes: dict[Server | Node, State] = {key: down}
-    if seen.answered and (server := health.get(seen.node.server)) is not None and server.up is False:
-        changes[seen.node.server] = replace(server, up=None, failures=0, retry_at=0.0, reason="")
+    failures = known.failures + 1
+    changes: dict[Server | Node, State] = {
+        key: State(up=False, failures=failures, retry_at=now + pause, reason=seen.reason, seen_at=now)
+    }
+    if seen.answered and health.get(seen.node.server, UNKNOWN).up is False:
+        changes[seen.node.server] = UNKNOWN
     return {**health, **changes}
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass
 from difflib import get_close_matches
 from functools import cache
+from inspect import getdoc
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, cast, get_type_hints
@@ -130,8 +131,8 @@ class _Table(BaseModel):
 @cache
 def _about(described: type) -> Mapping[str, str]:
     """What the ``Attributes:`` of a docstring say of each field; nothing where Python strips docstrings (-OO)."""
-    _, _, attributes = (described.__doc__ or "").partition("Attributes:\n")
-    found = re.findall(r"^ {8}(\w+): (.+(?:\n {12}.+)*)", attributes, re.MULTILINE)
+    _, _, attributes = (getdoc(described) or "").partition("Attributes:\n")
+    found = re.findall(r"^ {4}(\w+): (.+(?:\n {8}.+)*)", attributes, re.MULTILINE)
     return {name: re.sub(r"\s+", " ", text).replace("``", "`") for name, text in found}
 
 

@@ -65,12 +65,22 @@ def eventually(happened: Callable[[], T]) -> T:
     return value
 
 
+async def aall_of(*functions: Callable[[], Awaitable[T]]) -> list[T]:
+    """Call functions at once: a task each."""
+    return await asyncio.gather(*(function() for function in functions))
+
+
+def all_of(*functions: Callable[[], T]) -> list[T]:
+    """Call functions at once: a thread each."""
+    with ThreadPoolExecutor(len(functions)) as executor:
+        return [future.result() for future in [executor.submit(function) for function in functions]]
+
+
 async def atogether(function: Callable[[], Awaitable[T]], times: int) -> list[T]:
     """Call a function many times at once: a task each."""
-    return await asyncio.gather(*(function() for _ in range(times)))
+    return await aall_of(*[function] * times)
 
 
 def together(function: Callable[[], T], times: int) -> list[T]:
     """Call a function many times at once: a thread each."""
-    with ThreadPoolExecutor(times) as executor:
-        return [future.result() for future in [executor.submit(function) for _ in range(times)]]
+    return all_of(*[function] * times)

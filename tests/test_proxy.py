@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from contextlib import closing
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from tests.proxy import Proxy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import LiteralString
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +35,12 @@ def proxy(pg: PostgresCluster) -> Iterator[Proxy]:
 
 def connect(pg: PostgresCluster, proxy: Proxy) -> psycopg.Connection:
     return psycopg.connect(pg.dsn(host=proxy.host, port=proxy.port), autocommit=True)
+
+
+def begin(connection: psycopg.Connection, query: LiteralString) -> threading.Thread:
+    thread = threading.Thread(target=connection.execute, args=[query])
+    thread.start()
+    return thread
 
 
 def test_round_trips_are_counted(pg: PostgresCluster, proxy: Proxy) -> None:
@@ -86,14 +94,14 @@ def test_stopped_it_cuts_and_refuses_until_started(pg: PostgresCluster, proxy: P
 def test_deaf_it_accepts_and_passes_nothing(pg: PostgresCluster, proxy: Proxy) -> None:
     with closing(connect(pg, proxy)) as connection:
         proxy.deaf()
-        connection.pgconn.send_query(b"INSERT INTO seen VALUES (1)")
+        insert = begin(connection, "INSERT INTO seen VALUES (1)")
         with pytest.raises(psycopg.errors.ConnectionTimeout):
             psycopg.connect(pg.dsn(host=proxy.host, port=proxy.port, connect_timeout=2))
-        assert pg.primary.execute("SELECT FROM seen") == []
+        assert pg.primary.execute("SELECT value FROM seen") == []
+        assert insert.is_alive()
         proxy.forward()
-        result = connection.pgconn.get_result()
-        assert result
-        assert result.command_tuples == 1
+        insert.join(20)
+        assert pg.primary.execute("SELECT value FROM seen") == [(1,)]
 
 
 def test_slow_it_holds_each_answer_back(pg: PostgresCluster, proxy: Proxy) -> None:
@@ -104,10 +112,14 @@ def test_slow_it_holds_each_answer_back(pg: PostgresCluster, proxy: Proxy) -> No
             connection.execute("SELECT 1")
             assert time.monotonic() - before >= 0.2
         proxy.slow(3600)
-        connection.pgconn.send_query(b"SELECT 1")
-        proxy.forward()  # for what is held back already, too
-        while connection.pgconn.get_result():
-            pass
+        insert = begin(connection, "INSERT INTO seen VALUES (1)")
+        deadline = time.monotonic() + 20
+        while not pg.primary.execute("SELECT value FROM seen"):
+            assert time.monotonic() < deadline
+        assert insert.is_alive()
+        proxy.forward()  # lets go what is held back already, too
+        insert.join(20)
+        assert not insert.is_alive()
 
 
 def test_it_cuts_in_the_middle_of_an_answer(pg: PostgresCluster, proxy: Proxy) -> None:

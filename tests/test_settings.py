@@ -185,13 +185,13 @@ def test_what_is_no_key(key: str) -> None:
         ("postgresql://db1,db2:5433,db3/app", ["db1:5432", "db2:5433", "db3:5432"]),
         ("host=db1,db2 port=6000", ["db1:6000", "db2:6000"]),
         ("host=db1,db2 port=6000,6001", ["db1:6000", "db2:6001"]),
-        ("host=db1,db2 port=,' 6001 '", ["db1:5432", "db2:6001"]),
+        ("host=db1,db2 port=', 6001 '", ["db1:5432", "db2:6001"]),
         ("hostaddr=10.0.0.1,10.0.0.2", ["10.0.0.1:5432", "10.0.0.2:5432"]),
         ("host=db,db hostaddr=10.0.0.1,10.0.0.2", ["10.0.0.1:5432", "10.0.0.2:5432"]),
         ("host=db,db2 hostaddr=10.0.0.1,", ["10.0.0.1:5432", "db2:5432"]),
         ("postgresql://[::1]:5433,[2001:db8::1]/app", ["[::1]:5433", "[2001:db8::1]:5432"]),
-        ("postgresql://%2Ftmp%2Fpg:5433/app", ["/tmp/pg:5433"]),
-        ("host=/tmp/pg", ["/tmp/pg:5432"]),
+        ("postgresql://%2Fsockets%2Fpg:5433/app", ["/sockets/pg:5433"]),
+        ("host=/sockets/pg", ["/sockets/pg:5432"]),
         ("postgresql://", [f"{DEFAULT_HOST}:5432"]),
         ("host='' port=''", [f"{DEFAULT_HOST}:5432"]),
         ("host=db1,", ["db1:5432", f"{DEFAULT_HOST}:5432"]),
@@ -250,7 +250,9 @@ KEYWORDS = sorted(
     params=st.dictionaries(
         st.sampled_from(KEYWORDS), st.text(st.characters(exclude_categories=["C"]), min_size=1), max_size=8
     ),
-    hosts=st.lists(st.sampled_from(["db1", "db2", "10.0.0.1", "::1", "/tmp/pg", "@abstract"]), min_size=1, unique=True),
+    hosts=st.lists(
+        st.sampled_from(["db1", "db2", "10.0.0.1", "::1", "/sockets/pg", "@abstract"]), min_size=1, unique=True
+    ),
     port=st.integers(1, 65535),
     password=st.none() | st.text(st.characters(exclude_categories=["C"]), min_size=1),
 )
@@ -407,9 +409,9 @@ def test_no_error_shows_a_secret(values: dict[str, Any]) -> None:
     error = caught.value
     assert (error.__cause__, error.__context__) == (None, None)
     assert "hunter2" not in "".join(traceback.format_exception(error)) + repr(error) + repr(error.args)
-    with pytest.raises((ConfigError, ValidationError)) as caught_by_pydantic:
+    with pytest.raises(ValidationError) as caught_by_pydantic:
         RouterSettings.model_validate(values)
-    assert "hunter2" not in str(caught_by_pydantic.value)
+    assert "hunter2" not in repr([{**fault, "loc": ()} for fault in caught_by_pydantic.value.errors()])
 
 
 # ------------------------------------------------------------------------------------------------------------- sources
@@ -418,13 +420,12 @@ def test_no_error_shows_a_secret(values: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("r.toml", 'max_connections = 5\n[versions.v1]\nprimary = "host=db1"\n[pool]\nmax_size = 3\n'),
-        ("r.yaml", "max_connections: 5\nversions: {v1: {primary: host=db1}}\npool: {max_size: 3}\n"),
-        ("r.YML", "max_connections: 5\nversions: {v1: {primary: host=db1}}\npool: {max_size: 3}\n"),
+        ("r.toml", 'max_connections = 5\n[versions]\nv1 = "host=db1"\n[pool]\nmax_size = 3\n'),
+        ("r.yaml", "max_connections: 5\nversions: {v1: host=db1}\npool: {max_size: 3}\n"),
+        ("r.YML", "max_connections: 5\nversions: {v1: host=db1}\npool: {max_size: 3}\n"),
         (
             "r.json",
-            '\ufeff{"$schema": "x", "max_connections": 5, "versions": {"v1": {"primary": "host=db1"}},'
-            ' "pool": {"max_size": 3}}',
+            '\ufeff{"$schema": "x", "max_connections": 5, "versions": {"v1": "host=db1"}, "pool": {"max_size": 3}}',
         ),
     ],
 )
@@ -432,7 +433,7 @@ def test_a_file_by_its_suffix(
     name: str, text: str, write: Callable[[str, str], Path], env: Callable[..., None]
 ) -> None:
     path = write(name, text)
-    expected = RouterSettings(max_connections=5, pool={"max_size": 3}, versions={"v1": {"primary": "host=db1"}})
+    expected = RouterSettings(max_connections=5, pool={"max_size": 3}, versions={"v1": "host=db1"})
     assert RouterSettings.load(path) == RouterSettings.load(str(path)) == expected
     env(ROUTER_CONFIG=name)
     assert RouterSettings() == expected
@@ -471,13 +472,13 @@ def test_files_named_by_a_dotenv_file(write: Callable[[str, str], Path]) -> None
 
 
 def test_secrets_lie_beside_other_files(write: Callable[[str, str], Path], tmp_path: Path) -> None:
-    write("secrets/ROUTER_VERSIONS__V1__PRIMARY__PASSWORD", " with space \n")
+    write("secrets/ROUTER_VERSIONS__V1__PRIMARY__PASSWORD", "with space \n")
     write("elsewhere", "host=db1")
     (tmp_path / "secrets" / "router_versions__v1__primary__dsn").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "secrets" / "keystore").write_bytes(b"\xff\xfe\x00")
     (tmp_path / "secrets" / "ROUTER_DIRECTORY").mkdir()
     (node,) = RouterSettings(_secrets_dir="secrets").topology().versions["v1"].nodes
-    assert (node.server.host, node.password) == ("db1", " with space ")
+    assert (node.server.host, node.password) == ("db1", "with space ")
 
 
 def test_a_version_from_the_environment_alone(env: Callable[..., None]) -> None:
@@ -536,13 +537,11 @@ def test_a_segment_names_an_existing_key(key: str, segment: str, env: Callable[.
         **{
             f"ROUTER_VERSIONS__{segment}__PRIMARY__PASSWORD": "pw",
             f"ROUTER_VERSIONS__{segment}__POOL__MAX_SIZE": "3",
-            f"ROUTER_ALIASES__ALSO_{segment}": key,
         }
     )
-    settings = RouterSettings(versions={key: {"primary": "host=db1"}}, aliases={f"also {key}": "nothing"})
-    # The argument is the stronger one, and still is what the variables are about.
-    assert list(settings.versions) == [key]
-    assert settings.topology().versions[key].pool.max_size == 3
+    versions = RouterSettings(versions={key: {"primary": "host=db1"}}).topology().versions
+    assert list(versions) == [key]
+    assert (versions[key].nodes[0].password, versions[key].pool.max_size) == ("pw", 3)
 
 
 def test_a_segment_names_a_key_of_the_file(write: Callable[[str, str], Path], env: Callable[..., None]) -> None:
@@ -573,15 +572,21 @@ def test_a_segment_names_a_key_of_the_file(write: Callable[[str, str], Path], en
     assert dict(topology.aliases) == {"Live": "2026-11"}
 
 
+def test_the_longest_key_counts(env: Callable[..., None]) -> None:
+    env(ROUTER_VERSIONS__A__B__POOL__MAX_SIZE="3")
+    versions = RouterSettings(versions={"a": "host=a", "a--b": "host=b"}).topology().versions
+    assert {key: cluster.pool.max_size for key, cluster in versions.items()} == {"a": 10, "a--b": 3}
+
+
 def test_a_segment_that_could_be_either_of_two_keys(env: Callable[..., None]) -> None:
     env(ROUTER_VERSIONS__V_1__POOL__MAX_SIZE="3")
-    assert problems(versions={"v-1": "host=a", "v.1": "host=b"}) == [
+    (problem,) = problems(versions={"v-1": "host=a", "v.1": "host=b"})
+    assert problem == (
         "environment variable ROUTER_VERSIONS__V_1__POOL__MAX_SIZE: versions: "
         'the name stands for v-1 and "v.1" alike: set it as JSON in versions'
-    ]
+    )
     exact = RouterSettings(versions={"v-1": "host=a", "v_1": "host=b"}).topology().versions
-    assert [cluster.pool.max_size for cluster in exact.values()] == [3, 10] or exact["v_1"].pool.max_size == 3
-    assert exact["v-1"].pool.max_size == 10
+    assert {key: cluster.pool.max_size for key, cluster in exact.items()} == {"v-1": 10, "v_1": 3}
 
 
 def test_a_short_form_and_a_table_merge(write: Callable[[str, str], Path], env: Callable[..., None]) -> None:
@@ -591,15 +596,23 @@ def test_a_short_form_and_a_table_merge(write: Callable[[str, str], Path], env: 
         [versions]
         v1 = "host=a,b"
         v2 = { primary = "host=c", replicas = { dsn = "host=d", password = "old" } }
-        v3 = { primary = { dsn = "host=e", password = "old" } }
+        v3 = { primary = { dsn = "host=e", password = "old", weight = 2 }, pool = { max_size = 4 } }
+        v4 = { primary = "host=g", replicas = "host=h", pool = { max_size = 4 } }
+        v5 = { primary = "host=i" }
         """,
     )
+    write("secrets/ROUTER_VERSIONS__V5__PRIMARY__PASSWORD", "new")
+    write("secrets/ROUTER_VERSIONS__V6__PRIMARY__PASSWORD", "new")
     env(
         ROUTER_VERSIONS__V1__POOL__MAX_SIZE="3",
         ROUTER_VERSIONS__V1__NODES__PASSWORD="new",
         ROUTER_VERSIONS__V2__PRIMARY__PASSWORD="new",
         ROUTER_VERSIONS__V2__REPLICAS__PASSWORD="new",
         ROUTER_VERSIONS__V3__PRIMARY="host=f",
+        ROUTER_VERSIONS__V4="host=k",
+        ROUTER_VERSIONS__V5__PRIMARY="host=l",
+        ROUTER_VERSIONS__V6__PRIMARY="host=m",
+        ROUTER_SECRETS_DIR="secrets",
     )
     topology = RouterSettings.load(path).topology()
     assert {
@@ -607,9 +620,13 @@ def test_a_short_form_and_a_table_merge(write: Callable[[str, str], Path], env: 
     } == {
         "v1": [("a", "new"), ("b", "new")],
         "v2": [("c", "new"), ("d", "new")],
-        "v3": [("f", None)],  # the password of another host does not follow
+        "v3": [("f", None)],  # the password that stood beside another server's connection string
+        "v4": [("k", None)],
+        "v5": [("l", "new")],
+        "v6": [("m", "new")],
     }
-    assert topology.versions["v1"].pool.max_size == 3
+    assert [cluster.pool.max_size for cluster in topology.versions.values()] == [3, 10, 4, 4, 10, 10]
+    assert topology.versions["v3"].nodes[0].weight == 2
 
 
 def test_an_empty_variable_is_not_set_and_an_empty_table_adds_nothing(
@@ -645,6 +662,9 @@ def test_case_does_not_matter(env: Callable[..., None]) -> None:
 # -------------------------------------------------------------------------------------------------------------- errors
 
 
+BESIDE = "stands beside primary or replicas: use those if the roles are fixed, else nodes alone"
+
+
 def test_a_file_with_five_mistakes(write: Callable[[str, str], Path]) -> None:
     path = write(
         "r.toml",
@@ -668,8 +688,7 @@ def test_a_file_with_five_mistakes(write: Callable[[str, str], Path]) -> None:
             f"{path}: pool.max_sise: unknown key; did you mean max_size?",
             f"{path}: pool.timeout: must be greater than 0, not -1",
             f"{path}: versions.v1.primary.dsn: has an unknown parameter 'sslmod'; did you mean 'sslmode'?",
-            f"{path}: versions.v2.nodes: stands beside primary or replicas: "
-            "use those if the roles are fixed, else nodes alone",
+            f"{path}: versions.v2.nodes: {BESIDE}",
         ]
     )
     assert str(caught.value).startswith("5 problems in the settings:\n  - ")
@@ -679,7 +698,7 @@ def test_a_file_with_five_mistakes(write: Callable[[str, str], Path]) -> None:
 def test_each_problem_names_its_source(
     write: Callable[[str, str], Path], env: Callable[..., None], tmp_path: Path
 ) -> None:
-    path = write("r.toml", "nonsense = 1\n[versions.v1]\nprimary = 'host=db1'\n[aliases]\nlive = 'v9'\n")
+    path = write("r.toml", "nonsense = 1\n[versions.v1]\nprimary = 'host=db1'\n[aliases]\nlive = 'v11'\n")
     write("secrets/router_pool__timeout", "soon")
     write(".env", "ROUTER_HEALTH__RETRY=0\n")
     env(ROUTER_SECRETS_DIR="secrets", ROUTER_POOL__MAX_SIZE="0", ROUTER_READ='{"balance": "fair"}', ROUTER_TYPO="1")
@@ -722,14 +741,14 @@ def test_each_problem_names_its_source(
         ({"health": {"retri": 1}}, ["health.retri: unknown key; did you mean retry?"]),
         ({"read": {"fallback": "replica"}}, ["read.fallback: must be 'primary', 'wait' or 'error'"]),
         ({"read": {"autocommit": "perhaps"}}, ["read.autocommit: must be a valid boolean"]),
-        ({"default_version": "v2"}, ["default_version: names no version or alias; did you mean v1?"]),
+        ({"default_version": "v11"}, ["default_version: names no version or alias; did you mean v1?"]),
         ({"default_version": "zzz"}, ["default_version: names no version or alias; known: v1"]),
         ({"aliases": {"v1": "v1"}}, ["aliases.v1: is the key of a version too: one of them needs another"]),
         ({"aliases": {"a": "b", "b": "a", "c": "a"}}, ["aliases.a: leads back to itself: a → b → a"]),
         ({"aliases": {"a": "a"}}, ["aliases.a: leads back to itself: a → a"]),
         ({"aliases": {"a": "b", "b": "x.y"}}, ["aliases.b: names no version or alias; known: v1, a, b"]),
         ({"aliases": {"a": {"v1": 90}}}, ["aliases.a: must be a valid string"]),
-        ({"aliases": ["v1"]}, ["aliases: must be a valid dictionary"]),
+        ({"aliases": ["v1"]}, ["aliases: must be a table"]),
     ],
 )
 def test_what_is_wrong(values: dict[str, Any], expected: list[str]) -> None:
@@ -764,10 +783,7 @@ def test_what_is_wrong(values: dict[str, Any], expected: list[str]) -> None:
         ({"nodes": 5}, [".nodes: must be a list"]),
         (
             {"nodes": "postgresql://a,b/app?target_session_attrs=primary"},
-            [
-                ".nodes[0]: has target_session_attrs, which would hide its other hosts: "
-                "leave it out, roles are discovered"
-            ],
+            [".nodes[0]: has target_session_attrs, which would hide its other hosts: leave it out, roles are"],
         ),
         ({"primary": "host=a", "replicas": ["host=a port=5432"]}, [": lists a:5432 twice"]),
         ({"nodes": "host=a,b,a"}, [": lists a:5432 twice"]),
@@ -782,7 +798,7 @@ def test_what_is_wrong_in_a_version(version: Any, expected: list[str]) -> None:
 
 
 def test_a_fault_of_the_general_table_is_told_once() -> None:
-    versions = {"v1": {"primary": "host=a", "pool": {"max_size": 3}}, "v2": {"primary": "host=b"}}
+    versions: dict[str, dict[str, Any]] = {"v1": {"primary": "host=a", "pool": {"max_size": 3}}, "v2": V1["v1"]}
     assert problems(pool={"timeout": 0}, versions=versions) == ["argument: pool.timeout: must be greater than 0, not 0"]
     versions["v1"]["pool"] = {"timeout": 0}
     assert len(problems(pool={"timeout": 0}, versions=versions)) == 2
@@ -891,7 +907,7 @@ def test_what_the_starter_file_leaves_out_is_the_default() -> None:
 
 
 @pytest.mark.parametrize("everything", [False, True])
-def test_the_example_of_the_environment_loads(everything: bool, tmp_path: Path) -> None:  # noqa: FBT001
+def test_the_example_of_the_environment_loads(everything: bool, tmp_path: Path) -> None:
     example = CONFIG / "router.env.example"
     text = uncommented(example) if everything else example.read_text(encoding="utf-8")
     text = text.replace("config/router.toml", str(CONFIG / "router.toml")).replace("/run/secrets\n", f"{tmp_path}\n")

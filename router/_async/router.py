@@ -118,6 +118,7 @@ class AsyncRouter:
 
         Raises:
             UnknownVersion: As for :meth:`connection`.
+            RouterClosed: The router was closed.
         """
         return self._choose(resolve(self._topology, version), read_only=read_only)
 
@@ -162,6 +163,7 @@ class AsyncRouter:
             self._closed = True
             pools = list(self._pools.values())
             self._readers, self._writers = {}, {}
+        self._changed.set()
         self._slots.close()
         for pool in pools:
             await pool.reroute()
@@ -174,10 +176,9 @@ class AsyncRouter:
                 cut_off += 1
         if cut_off:
             logger.warning("closing the router cut %d connections that were still borrowed", cut_off)
-        remaining = max(deadline - monotonic(), 0.1)
-        await self._monitor.close(remaining)
+        await self._monitor.close(max(deadline - monotonic(), 0.0))
         for pool in pools:
-            await pool.close(remaining)
+            await pool.close(max(deadline - monotonic(), 0.0))
         return cut_off
 
     async def __aenter__(self) -> Self:
@@ -199,8 +200,6 @@ class AsyncRouter:
     # From key to connection, when no connection is ready
 
     def _lane(self, version: str | None, *, read_only: bool) -> AsyncLane:
-        if self._closed:
-            raise RouterClosed("the router is closed")
         lanes = self._readers if read_only else self._writers
         target = resolve(self._topology, version)
         route = self._choose(target, read_only=read_only)
@@ -214,41 +213,54 @@ class AsyncRouter:
         self, lane: AsyncLane, deadline: float, prefer: AsyncNodePool | None
     ) -> tuple[AsyncNodePool, AsyncConnection[TupleRow]]:
         target, read_only = lane.target, lane.read_only
-        tried: dict[Node, str] = {}
+        cluster, since = target.cluster, monotonic()
+        silent: dict[Node, str] = {}
         while True:
-            changed = self._changed
+            changed = self._changed  # taken before what is known is looked at: no change after that goes unnoticed
             route = self._choose(target, read_only=read_only, prefer=None if prefer is None else prefer.node)
-            nodes = [node for node in route.nodes if node not in tried]
+            nodes = [node for node in route.nodes if node not in silent and not self._failed(node, since)]
             remaining = deadline - monotonic()
-            if self._closed:
-                raise RouterClosed("the router is closed")
-            if nodes and remaining > 0:
-                node = nodes[0]
-                self._watch_untried(nodes[1:], target.cluster)
-                pool = self._pool(node, target.cluster, read_only=read_only)
-                # A node without any connection may never answer: leave time for the others.
-                patience = remaining / len(nodes) if pool.cold else remaining
+            if not nodes or remaining <= 0:
+                if remaining <= 0 or not read_only or cluster.read.fallback != "wait":
+                    raise self._unavailable(route, silent, since)
+                await changed.wait_for(remaining)
+                since = monotonic()
+                silent.clear()
+                continue
+            node = nodes[0]
+            up = state_of(self._health, node).up
+            if up or (up is None and len(nodes) == 1):
+                pool = self._pool(node, cluster, read_only=read_only)
                 try:
-                    return pool, await pool.borrow(patience)
+                    return pool, await pool.borrow(remaining)
                 except (TooManyRequests, PoolTimeout) as error:
                     if (full := self._full(target, pool, error)) is not None:
                         raise full from error
-                    tried[node] = f"gave no connection within {patience:.1f} s"
+                    silent[node] = f"gave no connection within {remaining:.1f} s"
                 except (Reroute, PoolClosed):
-                    if (state := state_of(self._health, node)).up is False:
-                        tried[node] = state.reason
-            elif remaining > 0 and read_only and target.cluster.read.fallback == "wait":
-                await changed.wait_for(remaining)
-                tried.clear()
-            else:
-                raise self._unavailable(target, route, tried, read_only=read_only)
+                    pass  # choose again
+                continue
+            # Never wait in the pool of a node that may not answer. The monitor finds out, and `changed` tells.
+            self._look_for(nodes, cluster)
+            patience = remaining / len(nodes)
+            if not await changed.wait_for(patience):
+                if self._slots.waiting:
+                    raise self._spent(target)
+                silent[node] = f"did not answer within {patience:.1f} s"
 
-    def _watch_untried(self, nodes: list[Node], cluster: Cluster) -> None:
-        for node in nodes:
+    def _failed(self, node: Node, since: float) -> bool:
+        state = state_of(self._health, node)
+        return state.up is False and state.seen_at >= since
+
+    def _look_for(self, nodes: list[Node], cluster: Cluster) -> None:
+        self._monitor.watch(nodes[0], cluster, now=True)
+        for node in nodes[1:]:
             if state_of(self._health, node).up is None:
                 self._monitor.watch(node, cluster)
 
     def _choose(self, target: Target, *, read_only: bool, prefer: Node | None = None) -> Route:
+        if self._closed:
+            raise RouterClosed("the router is closed")
         pools = self._pools
 
         def load(node: Node) -> float:
@@ -269,54 +281,52 @@ class AsyncRouter:
                     self._pools = {**self._pools, (node, read_only): pool}
         return pool
 
-    def _unavailable(self, target: Target, route: Route, tried: dict[Node, str], *, read_only: bool) -> Unavailable:
-        kind = NoReplica if read_only else NoPrimary
-        doing = "read from" if read_only else "written to"
-        refused = {**route.refused, **{node: route.notes[node] for node in route.nodes}, **tried}
+    def _unavailable(self, route: Route, silent: dict[Node, str], since: float) -> Unavailable:
+        kind, use = (NoReplica, "read from") if route.read_only else (NoPrimary, "written to")
         return kind(
-            f"no node of version {target.requested!r} can be {doing} now",
-            version=target.requested,
-            attempts=len(tried),
-            refused=refused,
+            f"no node of version {route.target.requested!r} can be {use} now",
+            version=route.target.requested,
+            attempts=len(silent) + sum(self._failed(node, since) for node in route.nodes),
+            refused={**route.refused, **route.notes, **silent},
         )
 
     def _full(self, target: Target, pool: AsyncNodePool, error: Exception) -> PoolExhausted | None:
-        version, of = target.requested, f"for version {target.requested!r} in time"
+        none = f"no connection for version {target.requested!r}"
         if isinstance(error, TooManyRequests):
-            waiting = f"{pool.max_waiting} requests wait for a connection to {pool.node} already (pool.max_waiting)"
-            return TooManyWaiting(f"no connection {of}: {waiting}", version=version)
+            full = f"{none}: {pool.max_waiting} requests wait for one to {pool.node} already (pool.max_waiting)"
+            return TooManyWaiting(full, version=target.requested)
         if self._slots.waiting:
-            limit = f"all {self._slots.limit} connections of the process are open (max_connections)"
-            return PoolExhausted(f"no connection {of}: {limit}", version=version)
+            return self._spent(target)
         if len(pool.borrowed) >= pool.max_size:
-            limit = f"all {pool.max_size} connections to {pool.node} are in use (pool.max_size)"
-            return PoolExhausted(f"no connection {of}: {limit}", version=version)
+            full = f"{none} in time: all {pool.max_size} to {pool.node} are in use (pool.max_size)"
+            return PoolExhausted(full, version=target.requested)
         return None
+
+    def _spent(self, target: Target) -> PoolExhausted:
+        full = f"all {self._slots.limit} of the process are open (max_connections)"
+        none = f"no connection for version {target.requested!r} in time: {full}"
+        return PoolExhausted(none, version=target.requested)
 
     # What is learnt
 
     async def _report(self, seen: Connected | Failed) -> None:
         with self._guard:
             before = self._health
-            health = observe(before, seen, now=monotonic(), jitter=random(), policy=self._topology.health)
-            if health is before:
-                return
-            self._health = health
-            self._readers, self._writers = {}, {}
+            self._health = observe(before, seen, now=monotonic(), jitter=random(), policy=self._topology.health)
+            if self._health != before:
+                self._readers, self._writers = {}, {}
             changed, self._changed = self._changed, AEvent()
-            pools = list(self._pools.values())
         changed.set()
+        up = state_of(before, seen.node).up
         if isinstance(seen, Connected):
-            version = seen.server_version // 10000
-            logger.info("%s is up: %s, PostgreSQL %d", seen.node.server, seen.role, version)
-        else:
-            if state_of(before, seen.node).up is not False:
-                logger.warning("%s is down: %s", seen.node if seen.answered else seen.node.server, seen.reason)
-            self._monitor.watch(seen.node, next(c for c in self._topology.versions.values() if seen.node in c.nodes))
-        # Those who wait for a first connection may have somewhere better to go by now.
-        for pool in pools:
-            if pool.cold and not (isinstance(seen, Connected) and pool.node == seen.node):
-                await pool.reroute()
+            if not up:
+                version = seen.server_version // 10000
+                logger.info("%s is up: %s, PostgreSQL %d", seen.node.server, seen.role, version)
+            return
+        if up is not False:
+            logger.warning("%s is down: %s", seen.node if seen.answered else seen.node.server, seen.reason)
+        cluster = next(cluster for cluster in self._topology.versions.values() if seen.node in cluster.nodes)
+        self._monitor.watch(seen.node, cluster)
 
     async def _make_room(self) -> bool:
         pools = sorted(self._pools.values(), key=lambda pool: len(pool.idle), reverse=True)

@@ -83,9 +83,7 @@ class Opener:
         options = [READ_ONLY] if read_only else []
         if read_only and not autocommit:
             options.append(SNAPSHOT)
-        connection, role = self._connect(
-            node, cluster, options, autocommit=autocommit, slot_timeout=cluster.pool.timeout
-        )
+        connection, role = self._connect(node, cluster, options, autocommit=autocommit)
         try:
             if role is Role.REPLICA and not read_only:
                 raise WrongRole("the server is a standby")
@@ -104,16 +102,16 @@ class Opener:
             cluster: The cluster it serves, for its policies.
         """
         with suppress(psycopg.Error, BudgetSpent):
-            connection, _ = self._connect(node, cluster, [], autocommit=True, slot_timeout=0.0)
+            connection, _ = self._connect(node, cluster, [], autocommit=True)
             connection.close()
 
     def _connect(
-        self, node: Node, cluster: Cluster, options: list[str], *, autocommit: bool, slot_timeout: float
+        self, node: Node, cluster: Cluster, options: list[str], *, autocommit: bool
     ) -> tuple[Connection[TupleRow], Role]:
         params = {"connect_timeout": str(cluster.pool.connect_timeout), **dict(node.params)}
         if options:
             params["options"] = " ".join(filter(None, (params.get("options"), *options)))
-        self._slots.take(slot_timeout)
+        self._slots.take(cluster.pool.timeout)
         try:
             connection = self._log_in(node, make_conninfo("", **params), autocommit=autocommit)
         except BaseException as error:

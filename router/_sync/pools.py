@@ -2,8 +2,9 @@
 """A pool for one node, to read or to write: ``psycopg_pool``'s, with the few things that a router needs besides.
 
 This file alone uses what is inside ``psycopg_pool``: ``_pool``, ``_nconns``, ``_waiting``, ``_lock``, ``_closed``,
-and ``fail()`` of a waiting client; and of ``psycopg``'s, what a borrower can change on a connection and no public name tells.
-``docs/decisions/0002-inside-psycopg-pool.md`` says why; ``tests/test_inside_psycopg_pool.py`` checks what is assumed.
+and ``fail()`` of a waiting client; and inside ``psycopg``, what a borrower can change on a connection without a public
+name to tell. ``docs/decisions/0002-inside-psycopg-pool.md`` says why; ``tests/test_inside_psycopg_pool.py`` checks what
+is assumed.
 """
 
 # ruff: noqa: SLF001  (see above)
@@ -86,11 +87,6 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
     def load(self) -> int:
         """How many requests it serves or keeps waiting."""
         return len(self.borrowed) + len(self._waiting)
-
-    @property
-    def cold(self) -> bool:
-        """Whether no connection can be given back to it: none is out and none is idle."""
-        return not self.borrowed and not self.idle
 
     def borrow(self, timeout: float) -> Connection[TupleRow]:
         """Borrow a connection, opening the pool if this is its first use.

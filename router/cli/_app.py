@@ -42,6 +42,7 @@ def _print_version(wanted: bool) -> None:  # noqa: FBT001  (as typer calls it)
 
 @app.callback()
 def _options(
+    *,
     _version: Annotated[
         bool, typer.Option("--version", help="Print the version of psycopg-router.", callback=_print_version)
     ] = False,

@@ -28,9 +28,9 @@ class _Chosen(NamedTuple):
 
 
 def dsn(*, version: Version = None, read_only: ReadOnly = False, config: Config = None) -> None:
-    """Print the connection string of the right node now, without the password.
+    """Print the connection string of the right node now.
 
-    It connects to find the node. With --read-only, sessions opened with it refuse writes.
+    It connects to find the node. The password is left out. With --read-only, sessions opened with it refuse writes.
 
     \b
     pg_dump "$(router dsn --version v2 --read-only)"
@@ -42,7 +42,9 @@ def dsn(*, version: Version = None, read_only: ReadOnly = False, config: Config 
 
 
 def psql(
-    arguments: Annotated[list[str] | None, typer.Argument(metavar="-- [PSQL ARGUMENTS]...")] = None,
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="-- PSQL_ARGUMENT", help="Passed on to psql.")
+    ] = None,
     *,
     version: Version = None,
     read_only: ReadOnly = False,
@@ -83,7 +85,8 @@ def _choose(config: Path | None, version: str | None, *, read_only: bool) -> _Ch
 
 
 def _without_secrets(node: Node) -> dict[str, str]:
-    return {key: str(value) for key, value in conninfo_to_dict(Dsn.parse(make_conninfo("", **dict(node.params)))).items()}
+    shown = Dsn.parse(make_conninfo("", **dict(node.params)))
+    return {key: str(value) for key, value in conninfo_to_dict(shown).items()}
 
 
 def _refusing(options: str | None) -> str:
@@ -93,7 +96,7 @@ def _refusing(options: str | None) -> str:
 def _uri(params: dict[str, str]) -> str:
     rest = dict(params)
     host, port, user, dbname = (rest.pop(key, "") for key in ("host", "port", "user", "dbname"))
-    place = f"[{host}]" if ":" in host else quote(host, safe="")
+    place = f"[{quote(host, safe=':')}]" if ":" in host else quote(host, safe="")
     login = f"{quote(user, safe='')}@" if user else ""
     query = f"?{urlencode(rest, quote_via=quote)}" if rest else ""
     return f"postgresql://{login}{place}:{port}/{quote(dbname, safe='')}{query}"

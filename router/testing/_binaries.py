@@ -178,7 +178,7 @@ def cached(base: Path, name: str, build: Callable[[Path], None]) -> Path:
             shutil.rmtree(new, ignore_errors=True)
             new.mkdir()
             build(new / "tree")
-            _own(new)
+            _open_to_all(new)
             (new / "files").write_text("\n".join(_files(new / "tree")), encoding="utf-8")
             new.rename(place)
     return place / "tree"
@@ -197,9 +197,22 @@ def _files(tree: Path) -> list[str]:
     return sorted(str(path.relative_to(tree)) for path in tree.rglob("*") if not path.is_dir())
 
 
-def _own(tree: Path) -> None:
-    """Make everything this user's, and readable by the servers' account."""
+def copy_foreign(source: Path, tree: Path) -> None:
+    """Copy plain files from a directory of the servers' account.
+
+    As root we must not be led elsewhere by a link that another process of that account puts there meanwhile: so go down
+    by open directories, and follow no link.
+    """
+    for where, _, names, directory in os.fwalk(source):
+        target = tree / Path(where).relative_to(source)
+        target.mkdir()
+        for name in names:
+            number = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=directory)
+            with os.fdopen(number, "rb") as original, (target / name).open("wb") as copy:
+                shutil.copyfileobj(original, copy)
+
+
+def _open_to_all(tree: Path) -> None:
+    """Let the servers' account read everything, whatever the umask is."""
     for path in (tree, *tree.rglob("*")):
-        mode = path.stat().st_mode
-        path.chmod(0o755 if stat.S_ISDIR(mode) or mode & stat.S_IXUSR else 0o644)
-        os.chown(path, os.geteuid(), os.getegid())
+        path.chmod(0o755 if path.is_dir() or path.stat().st_mode & stat.S_IXUSR else 0o644)

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import secrets
-import shutil
 import signal
 import socket
 import sys
@@ -17,12 +16,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 from urllib.parse import quote, urlencode
 
-from router.testing._binaries import account, cache_directory, cached, data_directory, programs, wheel_version
+from router.testing._binaries import (
+    account,
+    cache_directory,
+    cached,
+    copy_foreign,
+    data_directory,
+    programs,
+    wheel_version,
+)
 from router.testing._keeper import ClusterError, Keeper
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from typing import LiteralString
 
     Setting = str | int | float | bool
 
@@ -94,7 +100,7 @@ class PostgresServer:
         query = f"?{urlencode(params, quote_via=quote)}" if params else ""
         return f"postgresql://{login}@{quote(host, safe='')}:{port}/{quote(dbname, safe='')}{query}"
 
-    def execute(self, query: LiteralString, params: Any = None, *, dbname: str = "postgres") -> list[tuple[Any, ...]]:
+    def execute(self, query: str, params: Any = None, *, dbname: str = "postgres") -> list[tuple[Any, ...]]:
         """Run one statement as superuser, over a connection of its own, committed at once, and return its rows.
 
         Args:
@@ -113,7 +119,7 @@ class PostgresServer:
             connect_timeout=10,
             options="",
         ) as connection:
-            cursor = connection.execute(query, params)
+            cursor = connection.execute(query.encode(), params)
             return cursor.fetchall() if cursor.description else []
 
     @property
@@ -332,7 +338,7 @@ class PostgresServer:
             lambda: f"{self.name} does not replay up to {position}; is its replay paused, or its primary another?",
         )
 
-    def _until_true(self, query: LiteralString, problem: str) -> None:
+    def _until_true(self, query: str, problem: str) -> None:
         _until(
             lambda: self.execute(query) == [(True,)],
             lambda: f"{self.name} {problem}; the end of its log:\n{self._log_tail()}",
@@ -487,7 +493,8 @@ class PostgresCluster:
         def build(tree: Path) -> None:
             new = self.directory / "new"
             self._run("initdb", "-D", new, *_INITDB)
-            shutil.move(new, tree)
+            copy_foreign(new, tree)
+            self._keeper.remove(new)
 
         options = zlib.crc32(" ".join(_INITDB).encode())
         return cached(cache, f"data-{wheel_version()}-{self.version}-{options:08x}", build)

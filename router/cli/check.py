@@ -1,0 +1,262 @@
+"""``router check``."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import psycopg
+import typer
+from psycopg.rows import class_row
+
+from router import sql
+from router.cli._common import FAILED, AsJson, Config, console, load, print_json, table
+from router.cli._look import look
+from router.health import Connected
+from router.topology import Role
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from psycopg.rows import TupleRow
+
+    from router.cli._look import Look
+    from router.topology import Cluster, Node, Server, Topology
+
+
+class _Facts(NamedTuple):
+    """What a server says of itself.
+
+    Attributes:
+        connections: How many ordinary users may have open.
+        position_bytes: Where its WAL ends, or how far a replica has replayed it.
+        paused: Whether a replica's replay is paused.
+        receiver: The status of a replica's WAL receiver, as far as we may know it; ``None`` when none runs.
+        system: The cluster's identifier, the same on all its copies; ``None`` when we may not ask.
+    """
+
+    connections: int
+    position_bytes: int | None
+    paused: bool
+    receiver: str | None
+    system: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Report:
+    """Everything that was found out.
+
+    Attributes:
+        topology: What is configured.
+        processes: How many processes use the configuration.
+        looks: What was seen of each node.
+        may_open: The most connections that they all may open on each server.
+        problems: What is wrong, and what to do.
+    """
+
+    topology: Topology
+    processes: int
+    looks: Mapping[Node, Look[_Facts]]
+    may_open: Mapping[Server, int]
+    problems: tuple[str, ...]
+
+
+def check(
+    *,
+    processes: Annotated[int, typer.Option(min=1, help="How many processes will use this configuration.")] = 1,
+    timeout: Annotated[float, typer.Option(min=0.1, help="The most to wait for the servers, in seconds.")] = 5.0,
+    as_json: AsJson = False,
+    config: Config = None,
+) -> None:
+    """Check the settings, and every server that they name.
+
+    Is each node reachable, and a primary or replica as configured? Do replicas follow the primary? Does each server
+    allow as many connections as this configuration may open there, whichever node is the primary? Fails if anything
+    is wrong, and says what to do.
+
+    \b
+    router check --config config/router.toml --processes 4
+    """  # noqa: D301
+    topology = load(config).topology()
+    nodes = {node: cluster for cluster in topology.versions.values() for node in cluster.nodes}
+    looks = look(nodes, _ask, timeout=timeout)
+    may_open = {server: count * processes for server, count in _may_open(topology).items()}
+    problems = [problem for cluster in topology.versions.values() for problem in _problems(cluster, looks)]
+    problems += _too_many_connections(looks, may_open, processes)
+    report = _Report(topology, processes, looks, may_open, tuple(problems))
+    if as_json:
+        print_json(_as_json(report))
+    else:
+        _print(report)
+    if problems:
+        raise typer.Exit(FAILED)
+
+
+def _ask(connection: psycopg.Connection[TupleRow]) -> _Facts:
+    (facts,) = connection.cursor(row_factory=class_row(_Facts)).execute(sql.SERVER_FACTS).fetchall()
+    try:
+        ((system,),) = connection.execute(sql.SYSTEM_IDENTIFIER).fetchall()
+    except psycopg.errors.InsufficientPrivilege:
+        return facts
+    return facts._replace(system=system)
+
+
+def _may_open(topology: Topology) -> dict[Server, int]:
+    """The most connections that one process opens on each server; roles that are discovered may be any."""
+    most: defaultdict[Server, int] = defaultdict(int)
+    pools: dict[tuple[Node, bool], int] = {}
+    for cluster in topology.versions.values():
+        for node in cluster.nodes:
+            if node.role is not Role.REPLICA:
+                pools[node, False] = cluster.pool.max_size
+            if node.role is not Role.PRIMARY or cluster.read.fallback == "primary":
+                pools[node, True] = cluster.pool.max_size
+    for (node, _), size in pools.items():
+        most[node.server] += size
+    return {server: min(count, topology.max_connections) for server, count in most.items()}
+
+
+def _problems(cluster: Cluster, looks: Mapping[Node, Look[_Facts]]) -> Iterator[str]:
+    primaries = []
+    for node in cluster.nodes:
+        seen = looks[node].seen
+        if isinstance(seen, Connected):
+            if seen.role is Role.PRIMARY:
+                primaries.append(node)
+            for problem in _problems_of_node(node, seen.role, looks[node]):
+                yield f"{cluster.name}: {node} {problem}"
+        elif seen.answered:
+            yield (
+                f"{cluster.name}: {node} refuses the login: {seen.reason}; correct user, password or database, "
+                "or the server's pg_hba.conf"
+            )
+        else:
+            yield f"{cluster.name}: {node} cannot be reached: {seen.reason}; start the server, or correct its address"
+    if cluster.nodes[0].role is None and len(primaries) != 1:
+        if primaries:
+            yield (
+                f"{cluster.name}: {len(primaries)} nodes are primaries, each with writes of its own: "
+                f"{', '.join(map(str, primaries))}: stop all but one, and let them rejoin it as replicas"
+            )
+        else:
+            yield f"{cluster.name}: no node is a primary that answers: promote a replica, or add the primary to `nodes`"
+    facts = [(node, answer) for node in cluster.nodes if (answer := looks[node].answer) and answer.system]
+    if len({answer.system for _, answer in facts}) > 1:
+        listing = ", ".join(f"{node} ({answer.system})" for node, answer in facts)
+        yield f"{cluster.name}: its nodes are no copies of one another, by their system identifiers: {listing}"
+
+
+def _problems_of_node(node: Node, role: Role, found: Look[_Facts]) -> Iterator[str]:
+    if node.role is not None and node.role is not role:
+        yield (
+            f"is configured as {node.role} and is a {role}: correct the settings, or list the version's nodes under "
+            "`nodes`, where roles are discovered"
+        )
+    if found.answer is None:
+        yield f"could not be asked: {found.error}"
+        return
+    if found.answer.paused:
+        yield "has paused replay, its data grow old: SELECT pg_wal_replay_resume()"
+    # Where replay has no position, as on hosted servers with storage of their own, there is no receiver to miss.
+    if role is Role.REPLICA and found.answer.receiver is None and found.answer.position_bytes is not None:
+        yield "receives nothing from its primary: see its log, and its primary_conninfo"
+
+
+def _too_many_connections(
+    looks: Mapping[Node, Look[_Facts]], may_open: Mapping[Server, int], processes: int
+) -> Iterator[str]:
+    allowed = {node.server: found.answer.connections for node, found in looks.items() if found.answer}
+    for server, most in may_open.items():
+        if server in allowed and most > allowed[server]:
+            yield (
+                f"{server} allows {allowed[server]} connections, and this configuration may open {most} "
+                f"({processes} x {most // processes}): lower pool.max_size or max_connections, "
+                "or raise max_connections of the server"
+            )
+
+
+def _behind_bytes(node: Node, cluster: Cluster, looks: Mapping[Node, Look[_Facts]]) -> int | None:
+    """How far a replica is behind its primary; ``None`` when that is not known."""
+    own = looks[node].answer
+    primaries = [
+        found.answer
+        for other in cluster.nodes
+        if (found := looks[other]).answer and isinstance(found.seen, Connected) and found.seen.role is Role.PRIMARY
+    ]
+    if own is None or own.position_bytes is None or len(primaries) != 1 or primaries[0].position_bytes is None:
+        return None
+    # The replica may have been asked a moment after the primary.
+    return max(primaries[0].position_bytes - own.position_bytes, 0)
+
+
+def _release(number: int) -> str:
+    return f"{number // 10000}.{number % 10000}"
+
+
+def _print(report: _Report) -> None:
+    screen = console()
+    counts = ("may open", "allowed")
+    shown = table("version", "node", "role", "PostgreSQL", "replication", *counts, numbers=counts)
+    for cluster in report.topology.versions.values():
+        for node in cluster.nodes:
+            found, server = report.looks[node], node.server
+            answer = found.answer
+            if isinstance(found.seen, Connected):
+                state = [found.seen.role, _release(found.seen.server_version), _replication(node, cluster, report)]
+            else:
+                state = [f"{node.role or 'unknown'}, down", "", ""]
+            allowed = str(answer.connections) if answer else ""
+            shown.add_row(cluster.name, str(node), *state, str(report.may_open[server]), allowed)
+    screen.print(shown)
+    for problem in report.problems:
+        screen.print(f"- {problem}", style="red", soft_wrap=True)
+    count = len(report.problems)
+    if count:
+        screen.print(f"{count} problem{'' if count == 1 else 's'}", style="bold red")
+    else:
+        screen.print(f"all is fine ({len(report.looks)} nodes)", style="green")
+
+
+def _replication(node: Node, cluster: Cluster, report: _Report) -> str:
+    found = report.looks[node]
+    if not found.answer or not isinstance(found.seen, Connected) or found.seen.role is Role.PRIMARY:
+        return ""
+    behind = _behind_bytes(node, cluster, report.looks)
+    parts = ["paused" if found.answer.paused else found.answer.receiver or "no receiver"]
+    if behind is not None:
+        parts.append(f"{behind:,} bytes behind")
+    return ", ".join(parts)
+
+
+def _as_json(report: _Report) -> dict[str, Any]:
+    return {
+        "ok": not report.problems,
+        "problems": report.problems,
+        "processes": report.processes,
+        "versions": {
+            cluster.name: [_node_as_json(node, cluster, report) for node in cluster.nodes]
+            for cluster in report.topology.versions.values()
+        },
+    }
+
+
+def _node_as_json(node: Node, cluster: Cluster, report: _Report) -> dict[str, Any]:
+    found = report.looks[node]
+    up = found.seen if isinstance(found.seen, Connected) else None
+    answer = found.answer
+    return {
+        "node": str(node),
+        "host": node.server.host,
+        "port": node.server.port,
+        "configured_role": node.role,
+        "up": up is not None,
+        "reason": None if isinstance(found.seen, Connected) else found.seen.reason,
+        "role": up and up.role,
+        "server_version": up and _release(up.server_version),
+        "wal_receiver": answer and answer.receiver,
+        "replay_paused": answer and answer.paused,
+        "behind_bytes": _behind_bytes(node, cluster, report.looks) if up and up.role is Role.REPLICA else None,
+        "connections_may_open": report.may_open[node.server],
+        "connections_allowed": answer and answer.connections,
+    }

@@ -1,0 +1,403 @@
+"""``router demo``: PostgreSQL 16 and 18 side by side, and the writers and readers of one service routed across both."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from array import array
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from itertools import groupby
+from random import randint
+from secrets import token_urlsafe
+from threading import Event, Thread
+from time import monotonic, perf_counter, sleep
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import typer
+from rich.console import Group
+from rich.live import Live
+from rich.text import Text
+
+from router import Router, RouterSettings
+from router.cli._common import FAILED, AsJson, console, in_terminal, print_json, table
+from router.testing import PostgresCluster
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
+    from typing import LiteralString, TextIO
+
+    from rich.table import Table
+
+WRITERS = 2  # threads a version
+READERS = 4
+PAUSE = 0.01  # seconds between two requests of a thread: a demonstration, not a benchmark
+CUSTOMERS = 1000  # that both schemas begin with
+
+# Each answer says which server gave it: what is counted below is the servers' own word.
+_SERVER: LiteralString = """
+    CREATE VIEW server (port, version, is_standby) AS
+    SELECT current_setting('port')::int, current_setting('server_version'), pg_is_in_recovery()
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class _Release:
+    """One version of the service's database; the schemas differ, so does the SQL.
+
+    Attributes:
+        version: Its key.
+        postgres: PostgreSQL's major version.
+        standbys: How many.
+        schema: Makes its table, and fills it.
+        write: Adds a customer, given first and last name.
+        read: Reads a customer's full name, given the id.
+    """
+
+    version: str
+    postgres: int
+    standbys: int
+    schema: LiteralString
+    write: LiteralString
+    read: LiteralString
+
+
+_RELEASES = (
+    _Release(
+        "v1",
+        postgres=16,
+        standbys=1,
+        schema="""
+            CREATE TABLE customer (id int PRIMARY KEY GENERATED ALWAYS AS IDENTITY, name text NOT NULL);
+            INSERT INTO customer (name) SELECT 'Customer ' || n FROM generate_series(1, 1000) AS n
+        """,
+        write="""
+            WITH added AS (INSERT INTO customer (name) VALUES (concat_ws(' ', %s::text, %s::text)) RETURNING name)
+            SELECT name, server.* FROM added, server
+        """,
+        read="SELECT name, server.* FROM customer, server WHERE id = %s",
+    ),
+    _Release(
+        "v2",
+        postgres=18,
+        standbys=2,
+        schema="""
+            CREATE TABLE customer (
+                id int PRIMARY KEY GENERATED ALWAYS AS IDENTITY, first_name text NOT NULL, last_name text NOT NULL
+            );
+            INSERT INTO customer (first_name, last_name) SELECT 'Customer', n FROM generate_series(1, 1000) AS n
+        """,
+        write="""
+            WITH added AS (INSERT INTO customer (first_name, last_name) VALUES (%s, %s) RETURNING *)
+            SELECT concat_ws(' ', first_name, last_name), server.* FROM added, server
+        """,
+        read="SELECT concat_ws(' ', first_name, last_name), server.* FROM customer, server WHERE id = %s",
+    ),
+)
+
+
+class _Source(NamedTuple):
+    """What a request was, and who served it by its own word."""
+
+    version: str
+    postgres: str
+    use: str
+    port: int
+    standby: bool
+
+    @property
+    def role(self) -> str:
+        return "standby" if self.standby else "primary"
+
+
+class _Measured(NamedTuple):
+    """What one source served in a time; latencies in seconds."""
+
+    source: _Source
+    requests: int
+    rate: float
+    p50: float
+    p99: float
+
+
+def demo(
+    *,
+    seconds: Annotated[float, typer.Option(min=0.5, help="How long it runs.")] = 20.0,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the servers running, with settings to use them.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show the main job on servers of its own: nothing to install or configure.
+
+    It starts PostgreSQL 16 as v1 (a primary and a standby) and PostgreSQL 18 as v2 (a primary and two standbys), with
+    different schemas; one router then serves writers and readers of both, at an easy pace. It ends by itself, or by
+    Ctrl-C, with a summary, and removes everything. Fails if any request failed.
+
+    \b
+    router demo --seconds 5
+    router demo --keep
+    """  # noqa: D301
+    progress = sys.stderr if as_json else sys.stdout
+    _forget_the_environment()
+    with ExitStack() as stack:
+        clusters = _start(stack, progress)
+        config = _write_settings(clusters)
+        with Router(RouterSettings.load(config, _env_file=None)) as router:
+            for release, cluster in zip(_RELEASES, clusters, strict=True):
+                with router.connection(version=release.version) as connection:
+                    connection.execute(_SERVER)
+                    connection.execute(release.schema)
+                cluster.wait_replayed()
+            load = _Load(router)
+            with load.running(), suppress(KeyboardInterrupt):
+                _watch(load, seconds, progress, moving=in_terminal() and not as_json)
+        kept = _keep(clusters, config) if keep else None
+    if as_json:
+        print_json(_as_json(load, kept))
+    else:
+        _print_summary(load)
+        if kept:
+            _print_kept(kept)
+    if load.failures:
+        raise typer.Exit(FAILED)
+
+
+def _forget_the_environment() -> None:
+    """Leave the demonstration alone with its own servers: no variable of the user's is meant for these."""
+    for name in list(os.environ):
+        if name.upper().startswith(("ROUTER_", "PG")):
+            del os.environ[name]
+
+
+def _start(stack: ExitStack, progress: TextIO) -> Sequence[PostgresCluster]:
+    password = token_urlsafe()
+
+    def start(release: _Release) -> PostgresCluster:
+        begun = monotonic()
+        cluster = PostgresCluster(release.postgres, release.standbys, password=password)
+        took = monotonic() - begun
+        print(f"PostgreSQL {release.postgres} runs as {release.version}, after {took:.1f} s", file=progress)
+        return cluster
+
+    parts = (f"PostgreSQL {r.postgres} (a primary, {r.standbys} standby{'s'[: r.standbys - 1]})" for r in _RELEASES)
+    print(f"starting {' and '.join(parts)} ...", file=progress, flush=True)
+    with ThreadPoolExecutor() as starters:
+        return [stack.enter_context(cluster) for cluster in starters.map(start, _RELEASES)]
+
+
+def _write_settings(clusters: Sequence[PostgresCluster]) -> Path:
+    """Write the settings file; it stays with the last cluster, closed to other users, and goes with it."""
+    directory = clusters[-1].directory
+    secret = directory / "password"
+    secret.write_text(clusters[-1].password or "", encoding="utf-8")
+
+    def node(port: int) -> str:
+        dsn = f"postgresql://postgres@127.0.0.1:{port}/postgres"
+        return f"{{ dsn = {json.dumps(dsn)}, password_file = {json.dumps(str(secret))} }}"
+
+    lines = ['default_version = "v2"']
+    for release, cluster in zip(_RELEASES, clusters, strict=True):
+        lines += ["", f"[versions.{release.version}]", f"primary = {node(cluster.primary.port)}", "replicas = ["]
+        lines += [*(f"    {node(standby.port)}," for standby in cluster.standbys), "]"]
+    config = directory / "router.toml"
+    config.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return config
+
+
+class _Load:
+    """The service: threads that write to and read from both versions through one router.
+
+    Attributes:
+        served: The latency of every request that was served, in seconds, by who served it.
+        failures: What went wrong, one line a request.
+        seconds: How long it ran.
+    """
+
+    def __init__(self, router: Router) -> None:
+        self.served: dict[_Source, array[float]] = {}
+        self.failures: list[str] = []
+        self.seconds = 0.0
+        self._router = router
+        self._stop = Event()
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Run it for the length of a block; requests under way at the end are finished."""
+        threads = [
+            Thread(target=self._work, args=(release, use))
+            for release in _RELEASES
+            for use, count in (("write", WRITERS), ("read", READERS))
+            for _ in range(count)
+        ]
+        begun = monotonic()
+        for thread in threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            self._stop.set()
+            for thread in threads:
+                thread.join()
+            self.seconds = monotonic() - begun
+
+    def _work(self, release: _Release, use: str) -> None:
+        while not self._stop.wait(PAUSE):
+            begun = perf_counter()
+            try:
+                port, postgres, standby = self._write(release) if use == "write" else self._read(release)
+            except Exception as error:  # noqa: BLE001  (that is what it counts)
+                self.failures.append(f"{release.version} {use}: {type(error).__name__}: {error}")
+                continue
+            latency = perf_counter() - begun
+            # Both calls are atomic: threads share the array of a source.
+            self.served.setdefault(_Source(release.version, postgres, use, port, standby), array("d")).append(latency)
+
+    def _write(self, release: _Release) -> tuple[int, str, bool]:
+        with self._router.connection(version=release.version) as connection:
+            row = connection.execute(release.write, ("Ada", "Lovelace")).fetchone()
+        return _checked(row, "Ada Lovelace")
+
+    def _read(self, release: _Release) -> tuple[int, str, bool]:
+        number = randint(1, CUSTOMERS)
+        with self._router.connection(version=release.version, read_only=True) as connection:
+            row = connection.execute(release.read, (number,)).fetchone()
+        return _checked(row, f"Customer {number}")
+
+    def measure(self, seconds: float, since: Mapping[_Source, int] | None = None) -> list[_Measured]:
+        """Measure what was served.
+
+        Args:
+            seconds: In how long.
+            since: How many requests of each source to leave out, because they were before.
+
+        Returns:
+            One row a source, in order.
+        """
+        served = self.served.copy()
+        rows = []
+        for source in sorted(
+            served, key=lambda source: (source.version, source.postgres, source.use != "write", source.port)
+        ):
+            total = len(served[source])
+            latencies = served[source][(since or {}).get(source, 0) : total]
+            rows.append(_Measured(source, total, len(latencies) / seconds, *_percentiles(latencies)))
+        return rows
+
+
+def _checked(row: tuple[Any, ...] | None, expected: str) -> tuple[int, str, bool]:
+    name, port, postgres, standby = row or (None, 0, "", False)
+    if name != expected:
+        raise ValueError(f"the answer is {name!r}, not {expected!r}")
+    return port, postgres, standby
+
+
+def _percentiles(latencies: Sequence[float]) -> tuple[float, float]:
+    """The 50th and 99th percentile; 0 of nothing."""
+    if not latencies:
+        return 0.0, 0.0
+    ordered = sorted(latencies)
+    return ordered[len(ordered) // 2], ordered[len(ordered) * 99 // 100]
+
+
+def _watch(load: _Load, seconds: float, progress: TextIO, *, moving: bool) -> None:
+    """Show what is served until the time is over: a table that moves, or a line a second."""
+    begun = last = monotonic()
+    before: dict[_Source, int] = {}
+    with ExitStack() as stack:
+        live = stack.enter_context(Live(console=console(), auto_refresh=False, transient=True)) if moving else None
+        while (left := begun + seconds - last) > 0:
+            sleep(min(1.0, left))
+            now = monotonic()
+            rows = load.measure(now - last, before)
+            before = {row.source: row.requests for row in rows}
+            last = now
+            if live:
+                live.update(_view(load, rows, left=max(begun + seconds - now, 0.0)), refresh=True)
+            else:
+                print(_line(load, rows, now - begun), file=progress, flush=True)
+
+
+def _view(load: _Load, rows: Sequence[_Measured], *, left: float) -> Group:
+    shown = _table(rows, "requests/s", lambda row: f"{row.rate:,.0f}")
+    failed = len(load.failures)
+    return Group(shown, Text(f"{left:.0f} s left, {failed} failed", style="red" if failed else "green"))
+
+
+def _line(load: _Load, rows: Sequence[_Measured], elapsed: float) -> str:
+    parts = []
+    for (version, postgres, use), own in groupby(rows, lambda row: row.source[:3]):
+        served = list(own)
+        nodes = ", ".join(f"{row.source.role} :{row.source.port} {row.rate:.0f}/s" for row in served)
+        parts.append(f"{version} on {postgres}, {use}: {nodes}, p99 {max(row.p99 for row in served) * 1000:.1f} ms")
+    return f"{elapsed:3.0f} s  {' | '.join(parts)} | {len(load.failures)} failed"
+
+
+def _table(rows: Sequence[_Measured], heading: str, value: Callable[[_Measured], str]) -> Table:
+    measures = (heading, "p50 ms", "p99 ms")
+    shown = table("version", "use", "node", "role", "PostgreSQL", *measures, numbers=measures)
+    for row in rows:
+        source, latencies = row.source, (f"{latency * 1000:.2f}" for latency in (row.p50, row.p99))
+        node = f"127.0.0.1:{source.port}"
+        shown.add_row(source.version, source.use, node, source.role, source.postgres, value(row), *latencies)
+    return shown
+
+
+def _print_summary(load: _Load) -> None:
+    screen = console()
+    rows = load.measure(load.seconds)
+    screen.print()
+    screen.print(_table(rows, "requests", lambda row: f"{row.requests:,}"))
+    total, failed = sum(row.requests for row in rows), len(load.failures)
+    for failure, count in Counter(load.failures).most_common(5):
+        screen.print(f"- {count} times: {failure}", style="red", soft_wrap=True)
+    screen.print(
+        f"{total:,} requests served in {load.seconds:.1f} s ({total / load.seconds:,.0f}/s), {failed} failed",
+        style="bold red" if failed else "bold green",
+    )
+
+
+class _Kept(NamedTuple):
+    config: str
+    stop: str
+    toml: str
+
+
+def _keep(clusters: Sequence[PostgresCluster], config: Path) -> _Kept:
+    toml = config.read_text(encoding="utf-8")
+    return _Kept(str(config), f"kill {' '.join(str(cluster.keep()) for cluster in clusters)}", toml)
+
+
+def _print_kept(kept: _Kept) -> None:
+    print(f"\nThe servers go on running. Their settings, {kept.config}:\n\n{kept.toml}")
+    print(f"Use them:   export ROUTER_CONFIG={kept.config}")
+    print("            router check")
+    print("            router psql --version v2 --read-only")
+    print(f"Stop them:  {kept.stop}")
+
+
+def _as_json(load: _Load, kept: _Kept | None) -> dict[str, Any]:
+    rows = load.measure(load.seconds)
+    return {
+        "seconds": load.seconds,
+        "requests": sum(row.requests for row in rows),
+        "failed": len(load.failures),
+        "failures": dict(Counter(load.failures)),
+        "served": [
+            {
+                "version": row.source.version,
+                "use": row.source.use,
+                "host": "127.0.0.1",
+                "port": row.source.port,
+                "role": row.source.role,
+                "server_version": row.source.postgres,
+                "requests": row.requests,
+                "p50_seconds": row.p50,
+                "p99_seconds": row.p99,
+            }
+            for row in rows
+        ],
+        "kept": kept and {"config": kept.config, "stop": kept.stop},
+    }

@@ -1,0 +1,217 @@
+"""What a borrower leaves behind, and what the next one finds."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import pytest
+from psycopg import AsyncConnection, AsyncCursor, AsyncServerCursor
+from psycopg.pq import TransactionStatus
+from psycopg.rows import dict_row, tuple_row
+
+from router import AsyncRouter
+from router._runtime import AEvent
+from tests.support import aall_of, aeventually, new_name, run, settings
+
+if TYPE_CHECKING:
+    from router.testing import PostgresCluster
+    from tests.conftest import Postgres
+
+
+class OtherCursor(AsyncCursor[Any]):
+    """Some other cursor class."""
+
+
+class OtherServerCursor(AsyncServerCursor[Any]):
+    """Some other server-side cursor class."""
+
+
+def state(connection: AsyncConnection[Any]) -> dict[str, Any]:
+    """Everything about a connection that a borrower may have changed."""
+    return {
+        "autocommit": connection.autocommit,
+        "read_only": connection.read_only,
+        "isolation_level": connection.isolation_level,
+        "deferrable": connection.deferrable,
+        "row_factory": connection.row_factory,
+        "cursor_factory": connection.cursor_factory,
+        "server_cursor_factory": connection.server_cursor_factory,
+        "prepare_threshold": connection.prepare_threshold,
+        "prepared_max": connection.prepared_max,
+        "notice_handlers": list(connection._notice_handlers),
+        "notify_handlers": list(connection._notify_handlers),
+        "transaction_status": connection.pgconn.transaction_status,
+    }
+
+
+async def spoil(connection: AsyncConnection[Any]) -> None:
+    await connection.set_autocommit(not connection.autocommit)
+    await connection.set_read_only(True)
+    await connection.set_isolation_level(psycopg.IsolationLevel.SERIALIZABLE)
+    await connection.set_deferrable(True)
+    connection.row_factory = dict_row
+    connection.cursor_factory = OtherCursor
+    connection.server_cursor_factory = OtherServerCursor
+    connection.prepare_threshold = 1
+    connection.prepared_max = 7
+    connection.add_notice_handler(lambda _: None)
+    connection.add_notify_handler(lambda _: None)
+
+
+@pytest.mark.docker
+@pytest.mark.parametrize("read_only", [False, True])
+async def test_the_next_borrower_sees_nothing_of_the_last(postgres: Postgres, read_only: bool) -> None:
+    options = settings(primary=postgres.primary, pool={"max_size": 1})
+    async with AsyncRouter(options) as router:
+        async with router.connection(read_only=read_only) as first:
+            fresh = state(first)
+        assert fresh["autocommit"] is read_only
+        assert fresh["row_factory"] is tuple_row
+        for _ in range(3):
+            with pytest.raises(ZeroDivisionError):
+                async with router.connection(read_only=read_only) as connection:
+                    await spoil(connection)
+                    async with connection.transaction():
+                        await connection.execute("SELECT 1")
+                        raise ZeroDivisionError
+            async with router.connection(read_only=read_only) as connection:
+                assert connection is first
+                assert state(connection) == fresh
+
+
+@pytest.mark.docker
+@pytest.mark.parametrize("query", ["SELECT 1", "SELECT 1/0"])
+async def test_no_transaction_travels(postgres: Postgres, query: Any) -> None:
+    async with AsyncRouter(settings(primary=postgres.primary, pool={"max_size": 1})) as router:
+        with pytest.raises(ZeroDivisionError):
+            async with router.connection() as first:
+                try:
+                    await first.execute(query)
+                except psycopg.errors.DivisionByZero:
+                    raise ZeroDivisionError from None
+                raise ZeroDivisionError
+        async with router.connection() as connection:
+            assert connection is first
+            assert connection.pgconn.transaction_status == TransactionStatus.IDLE
+
+
+@pytest.mark.docker
+async def test_what_an_open_pipeline_or_a_two_phase_transaction_left_is_closed(postgres: Postgres) -> None:
+    async with AsyncRouter(settings(primary=postgres.primary, pool={"max_size": 1})) as router:
+        async with router.connection() as first:
+            pass
+        with pytest.raises(psycopg.ProgrammingError):
+            async with router.connection() as connection:
+                await connection.tpc_begin("left behind")
+        async with router.connection() as connection:
+            assert connection is not first
+            assert (await (await connection.execute("SELECT 1")).fetchone()) == (1,)
+
+
+@pytest.mark.docker
+async def test_a_connection_closed_by_its_borrower_is_replaced(postgres: Postgres) -> None:
+    async with AsyncRouter(settings(primary=postgres.primary, pool={"max_size": 1})) as router:
+        async with router.connection() as connection:
+            await connection.execute("SELECT 1")
+            await connection.close()
+        async with router.connection() as connection:
+            assert (await (await connection.execute("SELECT 1")).fetchone()) == (1,)
+
+
+@pytest.mark.docker
+async def test_a_connection_whose_block_was_interrupted_is_closed(postgres: Postgres) -> None:
+    async with AsyncRouter(settings(primary=postgres.primary, pool={"max_size": 1})) as router:
+        with pytest.raises(KeyboardInterrupt):
+            async with router.connection() as first:
+                await first.execute("SELECT 1")
+                raise KeyboardInterrupt
+        assert first.closed
+        async with router.connection() as connection:
+            assert connection is not first
+            assert (await (await connection.execute("SELECT 1")).fetchone()) == (1,)
+
+
+@pytest.mark.docker
+async def test_a_failed_commit_raises_and_costs_nobody_a_connection(postgres: Postgres) -> None:
+    table = new_name()
+    run(postgres.primary, f"CREATE TABLE {table} (i int UNIQUE DEFERRABLE INITIALLY DEFERRED)")
+    async with AsyncRouter(settings(primary=postgres.primary, pool={"max_size": 1})) as router:
+        with pytest.raises(psycopg.errors.UniqueViolation):
+            async with router.connection() as first:
+                await first.execute(f"INSERT INTO {table} VALUES (1), (1)")
+        async with router.connection() as connection:
+            assert connection is first
+            assert (await (await connection.execute(f"SELECT count(*) FROM {table}")).fetchone()) == (0,)
+
+
+@pytest.mark.docker
+async def test_configure_is_called_once_for_each_connection(postgres: Postgres) -> None:
+    configured = []
+
+    def configure(connection: AsyncConnection[Any]) -> None:
+        connection.add_notice_handler(print)
+        connection.prepare_threshold = None
+        configured.append(connection)
+
+    async with AsyncRouter(settings(primary=postgres.primary, pool={"max_size": 1}), configure=configure) as router:
+        for _ in range(3):
+            async with router.connection() as connection:
+                await connection.execute("SELECT 1")
+                # What configure() set up is how the connection is, and what a borrower changes is put back to that.
+                assert connection.prepare_threshold is None
+                assert connection._notice_handlers == [print]
+                connection.prepare_threshold = 3
+        assert configured == [connection]
+
+
+@pytest.mark.docker
+async def test_a_failing_configure_says_so(postgres: Postgres, caplog: pytest.LogCaptureFixture) -> None:
+    async def configure(connection: AsyncConnection[Any]) -> None:
+        raise ZeroDivisionError
+
+    async with AsyncRouter(settings(primary=postgres.primary), configure=configure) as router:
+        with pytest.raises(psycopg.OperationalError, match="the configure callable failed"):
+            async with router.connection():
+                pytest.fail("the connection was handed out")
+    assert any(record.exc_info and record.exc_info[0] is ZeroDivisionError for record in caplog.records)
+
+
+async def test_closing_waits_for_what_is_borrowed(cluster: PostgresCluster) -> None:
+    router = AsyncRouter(settings(**cluster.version_settings()))
+    entered, counted = AEvent(), []
+
+    async def borrow() -> None:
+        async with router.connection() as connection:
+            entered.set()
+            await connection.execute("SELECT pg_sleep(0.3)")
+            counted.append(await (await connection.execute("SELECT 1")).fetchone())
+
+    async def close() -> None:
+        await entered.wait_for(20)
+        assert await router.close(timeout=20) == 0
+
+    await aall_of(borrow, close)
+    assert counted == [(1,)]
+
+
+async def test_closing_cuts_what_does_not_come_back_and_says_how_many(cluster: PostgresCluster) -> None:
+    router = AsyncRouter(settings(**cluster.version_settings()))
+    cut, query = [], f"SELECT pg_sleep(60) AS {new_name()}"
+
+    async def borrow() -> None:
+        with pytest.raises(psycopg.OperationalError):
+            async with router.connection() as connection:
+                await connection.execute(query)
+        cut.append(connection.closed)
+
+    async def close() -> None:
+        async def both_busy() -> bool:
+            active = f"SELECT count(*) FROM pg_stat_activity WHERE query = '{query}' AND state = 'active'"
+            return run(cluster.dsn(), active) == [(2,)]
+
+        await aeventually(both_busy)
+        assert await router.close(timeout=0.1) == 2
+
+    await aall_of(borrow, borrow, close)
+    assert cut == [True, True]

@@ -1,0 +1,226 @@
+"""How long a request waits, for what, and how many connections there may be."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import psycopg
+import pytest
+
+from router import AsyncRouter, NoPrimary, PoolExhausted, TooManyWaiting
+from tests.proxy import Proxy
+from tests.support import aeventually, atogether, port, run, settings
+
+if TYPE_CHECKING:
+    from router.testing import PostgresCluster
+    from tests.conftest import Postgres
+
+
+def through(proxy: Proxy, dsn: str) -> str:
+    return psycopg.conninfo.make_conninfo(dsn, host=proxy.host, port=proxy.port)
+
+
+@pytest.mark.docker
+async def test_a_full_pool_is_not_a_dead_node(postgres: Postgres) -> None:
+    async with AsyncRouter(settings(primary=postgres.primary, pool={"max_size": 2})) as router:
+        async with router.connection(), router.connection():
+            started = time.monotonic()
+            with pytest.raises(PoolExhausted, match=r"all 2 to .* are in use \(pool.max_size\)"):
+                async with router.connection(timeout=0.2):
+                    pytest.fail("there was a third connection")
+            assert 0.2 <= time.monotonic() - started < 2
+            assert router.stats().versions[0].nodes[0].state == "up"
+        async with router.connection() as connection:
+            await connection.execute("SELECT 1")
+
+
+@pytest.mark.docker
+async def test_too_many_waiting_are_refused_at_the_door(postgres: Postgres) -> None:
+    options = settings(primary=postgres.primary, pool={"max_size": 1, "max_waiting": 1})
+    async with AsyncRouter(options) as router:
+        refused = []
+
+        async def borrow() -> None:
+            try:
+                async with router.connection(timeout=0.5):
+                    pytest.fail("there was a second connection")
+            except TooManyWaiting as error:
+                refused.append(str(error))
+            except PoolExhausted:
+                pass
+
+        async with router.connection():
+            await atogether(borrow, 3)
+        assert len(refused) == 2
+        assert "1 requests wait" in refused[0]
+
+
+async def test_a_server_that_never_answers_costs_no_more_than_the_deadline(cluster: PostgresCluster) -> None:
+    with Proxy(cluster.primary.host, cluster.primary.port) as proxy:
+        proxy.deaf()
+        async with AsyncRouter(settings(primary=through(proxy, cluster.dsn()))) as router:
+            started = time.monotonic()
+            with pytest.raises(NoPrimary, match=r"gave no connection within 0\.4 s"):
+                async with router.connection(timeout=0.4):
+                    pytest.fail("a deaf server gave a connection")
+            assert 0.4 <= time.monotonic() - started < 1.5
+
+
+async def test_a_deaf_replica_is_left_as_soon_as_another_answers(cluster: PostgresCluster) -> None:
+    one, two = cluster.standbys
+    with Proxy(one.host, one.port) as proxy:
+        proxy.deaf()
+        options = settings(primary=cluster.dsn(), replicas=[through(proxy, one.dsn()), two.dsn()])
+        async with AsyncRouter(options) as router:
+            waits = []
+
+            async def read() -> None:
+                started = time.monotonic()
+                async with router.connection(read_only=True) as connection:
+                    await connection.execute("SELECT 1")
+                    assert port(connection) == two.port
+                waits.append(time.monotonic() - started)
+
+            for _ in range(10):
+                await atogether(read, 8)
+            assert max(waits) < 1.5  # connect_timeout is 2 s
+
+
+async def test_reads_do_not_wait_for_a_replica_that_is_dead_from_the_start(cluster: PostgresCluster) -> None:
+    dead = psycopg.conninfo.make_conninfo(cluster.dsn(), port=1)
+    options = settings(primary=cluster.dsn(), replicas=[dead, cluster.standbys[0].dsn()])
+    async with AsyncRouter(options) as router:
+        served: list[tuple[float, int]] = []
+
+        async def read_many() -> None:
+            for _ in range(125):
+                started = time.monotonic()
+                async with router.connection(read_only=True) as connection:
+                    await connection.execute("SELECT 1")
+                served.append((time.monotonic() - started, port(connection)))
+
+        await atogether(read_many, 8)
+        assert len(served) == 1000
+        assert {where for _, where in served} <= {cluster.standbys[0].port, cluster.primary.port}
+        first, later = served[:16], served[16:]
+        assert max(seconds for seconds, _ in first) < 1.0
+        assert max(seconds for seconds, _ in later) < 0.25
+        [_, replica, _] = router.stats().versions[0].nodes
+        assert replica.state == "down"
+        # What tries it again is the monitor: no request did after the first.
+        pools = [node.read for node in router.stats().versions[0].nodes if node.node.server.port == 1]
+        assert sum(pool.failed for pool in pools if pool is not None) <= 4
+
+
+async def test_a_replica_that_comes_back_is_used_again(cluster: PostgresCluster) -> None:
+    one, two = cluster.standbys
+    proxy = Proxy(one.host, one.port)
+    with proxy:
+        proxy.stop()
+        options = settings(
+            primary=cluster.dsn(), replicas=[through(proxy, one.dsn()), two.dsn()], health={"retry": 0.05}
+        )
+        async with AsyncRouter(options) as router:
+
+            async def where() -> int:
+                async with router.connection(read_only=True) as connection:
+                    return port(connection)
+
+            assert set(await atogether(where, 8)) == {two.port}
+            proxy.start()
+
+            async def used() -> bool:
+                return proxy.port in await atogether(where, 8)
+
+            await aeventually(used)
+
+
+@pytest.mark.docker
+async def test_never_more_connections_than_the_budget(postgres: Postgres) -> None:
+    versions = {f"v{i}": {"primary": postgres.primary + f"?application_name=budget{i}"} for i in range(5)}
+    options = settings(versions=versions, max_connections=3, pool={"max_size": 2, "timeout": 20})
+    async with AsyncRouter(options) as router:
+        turns = iter(range(200))
+        most = [0]
+
+        async def work() -> None:
+            for turn in turns:
+                async with router.connection(version=f"v{turn % 5}") as connection:
+                    cursor = await connection.execute("SELECT pg_sleep(0.002)")
+                    await cursor.fetchall()
+                    most.append(router.stats().connections)
+
+        await atogether(work, 10)
+        assert len(most) == 201
+        assert max(most) == 3
+
+
+@pytest.mark.docker
+async def test_a_spent_budget_says_so(postgres: Postgres) -> None:
+    versions = {"v1": {"primary": postgres.primary}, "v2": {"primary": postgres.primary}}
+    async with AsyncRouter(settings(versions=versions, max_connections=1)) as router:
+        async with router.connection(version="v1"):
+            with pytest.raises(PoolExhausted, match=r"all 1 of the process are open \(max_connections\)"):
+                async with router.connection(version="v2", timeout=0.2):
+                    pytest.fail("there was a second connection")
+        async with router.connection(version="v2") as connection:  # the idle one of v1 makes room
+            await connection.execute("SELECT 1")
+        assert router.stats().connections == 1
+
+
+@pytest.mark.parametrize("balance", ["least_busy", "round_robin", "random"])
+async def test_reads_are_spread_by_weight(cluster: PostgresCluster, balance: str) -> None:
+    one, two = cluster.standbys
+    replicas = [{"dsn": one.dsn(), "weight": 3}, {"dsn": two.dsn(), "weight": 1}]
+    options = settings(primary=cluster.dsn(), replicas=replicas, read={"balance": balance})
+    async with AsyncRouter(options) as router:
+
+        async def where() -> int:
+            async with router.connection(read_only=True) as connection:
+                return port(connection)
+
+        async def both_up() -> bool:
+            return len(set(await atogether(where, 4))) == 2
+
+        await aeventually(both_up)
+        served = [await where() for _ in range(400)]
+        share = served.count(one.port) / 400
+        assert share == 0.75 if balance == "round_robin" else 0.6 < share < 0.9
+
+
+async def test_the_least_busy_of_two_is_taken(cluster: PostgresCluster) -> None:
+    async with AsyncRouter(settings(**cluster.version_settings())) as router:
+
+        async def where() -> int:
+            async with router.connection(read_only=True) as connection:
+                return port(connection)
+
+        async def both_up() -> bool:
+            return len(set(await atogether(where, 4))) == 2
+
+        await aeventually(both_up)
+        async with router.connection(read_only=True) as held:
+            for _ in range(20):
+                assert await where() != port(held)
+
+
+@pytest.mark.docker
+async def test_pools_open_once_however_many_come_first(postgres: Postgres) -> None:
+    async with AsyncRouter(settings(primary=postgres.primary + "?application_name=single_flight")) as router:
+
+        async def write() -> None:
+            async with router.connection() as connection:
+                await connection.execute("SELECT 1")
+
+        await atogether(write, 16)
+        [node] = router.stats().versions[0].nodes
+        assert node.write is not None
+        assert node.write.size <= 10
+        assert node.write.requests >= 16
+    count = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'single_flight'"
+
+    async def gone() -> bool:
+        return run(postgres.primary, count) == [(0,)]
+
+    await aeventually(gone)
