@@ -372,9 +372,10 @@ def _keep(clusters: Sequence[PostgresCluster], config: Path) -> _Kept:
 
 def _print_kept(kept: _Kept) -> None:
     print(f"\nThe servers go on running. Their settings, {kept.config}:\n\n{kept.toml}")
+    program = sys.argv[0] if sys.argv[0].endswith("/router") else "router"
     print(f"Use them:   export ROUTER_CONFIG={kept.config}")
-    print("            router check")
-    print("            router psql --version v2 --read-only")
+    print(f"            {program} check")
+    print(f"            {program} psql --version v2 --read-only")
     print(f"Stop them:  {kept.stop}")
 
 

@@ -1,0 +1,91 @@
+"""An asyncio task cancelled anywhere in a checkout takes no connection with it; threads know no such thing."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import TYPE_CHECKING
+
+import pytest
+
+from router import AsyncRouter
+from tests.support import PATIENCE, aeventually, settings
+
+if TYPE_CHECKING:
+    from tests.conftest import Postgres
+
+SIZE = 4
+
+
+async def borrow(router: AsyncRouter, *, read_only: bool) -> None:
+    async with router.connection(read_only=read_only, timeout=PATIENCE) as connection:
+        await connection.execute("SELECT 1")
+        await asyncio.sleep(0)
+        await connection.execute("SELECT pg_sleep(0.001)")
+
+
+async def whole(router: AsyncRouter, *, read_only: bool) -> bool:
+    """Whether as many connections as may be there are there, nobody has one, and all of them work."""
+    [node] = router.stats().versions[0].nodes
+    pool = node.read if read_only else node.write
+    if pool is None or (pool.size, pool.idle, pool.in_use, pool.waiting) != (SIZE, SIZE, 0, 0):
+        return False
+    everyone = asyncio.Barrier(SIZE)
+
+    async def use() -> int:
+        async with router.connection(read_only=read_only, timeout=PATIENCE) as connection:
+            cursor = await connection.execute("SELECT pg_backend_pid()")
+            row = await cursor.fetchone()
+            assert row is not None
+            await everyone.wait()  # so that each has one of its own
+            return int(row[0])
+
+    return len(set(await asyncio.gather(*(use() for _ in range(SIZE))))) == SIZE
+
+
+@pytest.mark.docker
+@pytest.mark.parametrize("read_only", [False, True])
+async def test_500_cancellations_leave_the_pool_whole(postgres: Postgres, read_only: bool) -> None:
+    options = settings(primary=postgres.primary, pool={"min_size": SIZE, "max_size": SIZE})
+    async with AsyncRouter(options) as router:
+        chance = random.Random(20)
+        await borrow(router, read_only=read_only)
+        await aeventually(lambda: whole(router, read_only=read_only))
+        cancelled = 0
+        while cancelled < 500:
+            tasks = [asyncio.create_task(borrow(router, read_only=read_only)) for _ in range(2 * SIZE)]
+            for task in tasks:
+                # Between two steps of the event loop, or in the middle of a query.
+                await asyncio.sleep(chance.choice([0, 0, 0, 0.0005, 0.001, 0.002]))
+                task.cancel()
+            for outcome in await asyncio.gather(*tasks, return_exceptions=True):
+                assert outcome is None or isinstance(outcome, asyncio.CancelledError), outcome
+                cancelled += outcome is not None
+        await aeventually(lambda: whole(router, read_only=read_only))
+
+
+async def test_a_return_that_has_to_wait_survives_cancellation(postgres: Postgres) -> None:
+    options = settings(primary=postgres.primary, pool={"min_size": 1, "max_size": 1})
+    async with AsyncRouter(options) as router:
+        entered, leave = asyncio.Event(), asyncio.Event()
+
+        async def borrow_and_wait() -> None:
+            async with router.connection():
+                entered.set()
+                await leave.wait()
+
+        task = asyncio.create_task(borrow_and_wait())
+        await entered.wait()
+        [pool] = router._pools.values()
+        async with pool._lock:  # so that giving back is suspended at this lock
+            leave.set()
+            await asyncio.sleep(0.01)
+            task.cancel()
+            await asyncio.sleep(0.01)
+            assert not task.done()
+            task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert (len(pool.borrowed), len(pool.idle)) == (0, 1)
+        async with router.connection(timeout=PATIENCE) as connection:
+            await connection.execute("SELECT 1")

@@ -1,0 +1,620 @@
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import pytest
+
+from router.cli import main
+from tests.support import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from router.testing import PostgresCluster
+    from router.testing._plugin import MakeCluster
+
+ROOT = Path(__file__).parent.parent
+CANARY = "canary-hunter2"
+ROUTER = [sys.executable, "-m", "router.cli"]
+REFUSED = "postgresql://app@127.0.0.1:1/app"  # nobody listens there
+
+
+@dataclass(frozen=True)
+class Result:
+    code: int | str | None
+    out: str
+    err: str
+
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+Cli = "Callable[..., Result]"
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+    """Runs a command; whatever it is, it shows no password and no traceback."""
+
+    def run(*arguments: str) -> Result:
+        monkeypatch.setattr(sys, "argv", ["router", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capsys.readouterr()
+        assert CANARY not in out + err
+        assert "Traceback" not in err
+        assert "\x1b" not in out + err
+        return Result(ended.value.code or 0, out, err)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def old(make_postgres_cluster: MakeCluster) -> PostgresCluster:
+    return make_postgres_cluster(version=16, standbys=1, password=CANARY)
+
+
+@pytest.fixture(scope="module")
+def new(make_postgres_cluster: MakeCluster) -> PostgresCluster:
+    cluster: PostgresCluster = make_postgres_cluster(version=18, standbys=2, password=CANARY)
+    cluster.primary.execute("CREATE ROLE unprivileged LOGIN PASSWORD 'other'")
+    cluster.wait_replayed()
+    return cluster
+
+
+@pytest.fixture
+def versions(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Configures versions in the environment."""
+
+    def configure(**configured: Any) -> None:
+        monkeypatch.setenv("ROUTER_VERSIONS", json.dumps(configured))
+
+    return configure
+
+
+@pytest.fixture
+def both(versions: Callable[..., None], old: PostgresCluster, new: PostgresCluster) -> None:
+    versions(v1=old.version_settings(), v2={"nodes": [server.dsn() for server in new.servers]})
+
+
+@pytest.fixture
+def deaf() -> Iterator[int]:
+    """A port that takes connections and never says anything."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener.getsockname()[1]
+
+
+def environment(**variables: str) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), **variables}
+
+
+def problems(result: Result) -> list[str]:
+    """What `check` found wrong, which it also says by its exit code."""
+    found: list[str] = result.json()["problems"]
+    assert result.code == (1 if found else 0)
+    return found
+
+
+# The program
+
+
+def test_without_its_extra_it_says_in_one_line_what_to_install() -> None:
+    for missing in ("typer", "rich"):
+        code = f"import sys; sys.modules[{missing!r}] = None; from router.cli import main; main()"
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr == "the command line needs its extra: pip install 'psycopg-router[cli]'\n"
+
+
+def test_it_runs_as_a_module_and_prints_its_version() -> None:
+    done = subprocess.run([*ROUTER, "--version"], env=environment(), capture_output=True, text=True, check=True)
+    assert done.stdout == f"psycopg-router {version('psycopg-router')}\n"
+
+
+def test_help_documents_the_exit_codes_and_every_command(cli: Cli) -> None:
+    shown = cli("--help")
+    assert shown.code == 0
+    assert "Exit codes: 0 all is fine; 1 something is wrong" in shown.out
+    for command in ("demo", "check", "explain", "dsn", "psql", "init", "schema"):
+        assert f"\n  {command}  " in shown.out
+        assert f"  router {command}" in cli(command, "--help").out or command in {"dsn"}, "an example"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["bogus"], ["check", "--bogus"], ["check", "--processes", "0"], ["demo", "--seconds", "0"]]
+)
+def test_bad_usage_exits_with_2(cli: Cli, arguments: list[str]) -> None:
+    result = cli(*arguments)
+    assert (result.code, result.out) == (2, "")
+    assert "Error: " in result.err
+
+
+@pytest.mark.parametrize("command", ["check", "explain", "dsn", "psql"])
+def test_bad_settings_exit_with_2_and_every_problem(cli: Cli, command: str, tmp_path: Path) -> None:
+    config = tmp_path / "router.toml"
+    config.write_text(
+        f'defaultversion = "v1"\npool = {{ max_size = 0 }}\n'
+        f'versions.v1.primary = "postgresql://app:{CANARY}@127.0.0.1:port/app"\n',
+        encoding="utf-8",
+    )
+    result = cli(command, "--config", str(config))
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith("3 problems in the settings:\n")
+    assert result.err.count(str(config)) == 3
+
+
+@pytest.mark.parametrize("command", ["explain", "dsn", "psql"])
+def test_an_unknown_version_exits_with_2_and_the_nearest(cli: Cli, command: str, both: None) -> None:
+    result = cli(command, "--version", "v22")
+    assert (result.code, result.out) == (2, "")
+    assert result.err == "unknown version 'v22'; did you mean 'v2'?; known: v1, v2\n"
+
+
+def test_the_config_option_is_stronger_than_router_config(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.toml").write_text(f'versions.{name}.primary = "{REFUSED}"', encoding="utf-8")
+    monkeypatch.setenv("ROUTER_CONFIG", "one.toml")
+    assert cli("explain", "--offline", "--version", "one").code == 0
+    assert cli("explain", "--offline", "--version", "one", "--config", "two.toml").code == 2
+    assert cli("explain", "--offline", "--version", "two", "--config", "two.toml").code == 0
+
+
+# check
+
+
+def test_check_finds_nothing_wrong_with_healthy_servers(
+    cli: Cli, both: None, old: PostgresCluster, new: PostgresCluster
+) -> None:
+    result = cli("check", "--json")
+    assert problems(result) == []
+    found = result.json()["versions"]
+    assert [(node["port"], node["role"], node["configured_role"]) for node in found["v1"] + found["v2"]] == [
+        (old.servers[0].port, "primary", "primary"),
+        (old.servers[1].port, "replica", "replica"),
+        (new.servers[0].port, "primary", None),
+        (new.servers[1].port, "replica", None),
+        (new.servers[2].port, "replica", None),
+    ]
+    assert {node["server_version"].partition(".")[0] for node in found["v1"]} == {"16"}
+    assert {node["server_version"].partition(".")[0] for node in found["v2"]} == {"18"}
+    for primary, *replicas in found.values():
+        assert primary["behind_bytes"] is primary["wal_receiver"] is None
+        for replica in replicas:
+            assert replica["wal_receiver"] == "streaming"
+            assert replica["behind_bytes"] >= 0
+
+
+def test_check_prints_a_plain_table_when_nobody_sees_it(cli: Cli, both: None, new: PostgresCluster) -> None:
+    result = cli("check")
+    assert (result.code, result.err) == (0, "")
+    heading, *rows, end = result.out.splitlines()
+    assert heading.split() == ["version", "node", "role", "PostgreSQL", "replication", "may", "open", "allowed"]
+    assert re.search(rf"^v2 +postgres@127.0.0.1:{new.servers[1].port}/postgres +replica +18\.\d", rows[3])
+    assert (len(rows), end) == (5, "all is fine (5 nodes)")
+
+
+def test_check_lets_no_dead_server_delay_the_others(
+    cli: Cli, versions: Callable[..., None], new: PostgresCluster, deaf: int
+) -> None:
+    hangs = f"postgresql://app:{CANARY}@127.0.0.1:{deaf}/app"
+    versions(v2={"primary": new.dsn(), "replicas": [hangs, new.standbys[0].dsn(), "postgresql://app@[::1]:1/app"]})
+    result = cli("check", "--json", "--timeout", "1")
+    silent, refused = problems(result)
+    assert silent.startswith(f"v2: app@127.0.0.1:{deaf}/app cannot be reached: no answer within 1 s; start the server")
+    assert refused.startswith("v2: app@[::1]:1/app cannot be reached: ")
+    assert [node["up"] for node in result.json()["versions"]["v2"]] == [True, False, True, False]
+    shown = cli("check", "--timeout", "1")
+    assert shown.code == 1
+    assert "app@[::1]:1/app  " in shown.out
+    assert f"\n- {silent}\n" in shown.out
+    assert shown.out.endswith("\n2 problems\n")
+
+
+def test_check_compares_roles_with_the_configured_ones(
+    cli: Cli, versions: Callable[..., None], new: PostgresCluster
+) -> None:
+    versions(v2={"primary": new.standbys[0].dsn(), "replicas": [new.primary.dsn()]})
+    first, second = problems(cli("check", "--json"))
+    assert "is configured as primary and is a replica: correct the settings" in first
+    assert "is configured as replica and is a primary: correct the settings" in second
+
+
+def test_check_wants_exactly_one_primary_among_nodes(
+    cli: Cli, versions: Callable[..., None], old: PostgresCluster, new: PostgresCluster
+) -> None:
+    versions(v1={"nodes": [old.standbys[0].dsn()]}, v2={"nodes": [old.primary.dsn(), new.primary.dsn()]})
+    none, two, other = problems(cli("check", "--json"))
+    assert none.startswith("v1: no node is a primary that answers: promote a replica")
+    assert two.startswith("v2: 2 nodes are primaries, each with writes of its own: ")
+    assert other.startswith("v2: its nodes are no copies of one another")
+
+
+def test_check_finds_a_replica_of_another_cluster(
+    cli: Cli, versions: Callable[..., None], old: PostgresCluster, new: PostgresCluster
+) -> None:
+    versions(v2={"primary": new.dsn(), "replicas": [new.standbys[0].dsn(), old.standbys[0].dsn()]})
+    (other,) = problems(cli("check", "--json"))
+    assert other.startswith("v2: its nodes are no copies of one another, by their system identifiers: ")
+
+
+def test_check_sees_replay_that_is_paused(cli: Cli, both: None, new: PostgresCluster) -> None:
+    standby = new.standbys[0]
+    standby.pause_replay()
+    try:
+        (paused,) = problems(cli("check", "--json"))
+    finally:
+        standby.resume_replay()
+    assert f":{standby.port}/postgres has paused replay" in paused
+
+
+def test_check_sees_a_replica_that_receives_nothing(
+    cli: Cli, versions: Callable[..., None], make_postgres_cluster: MakeCluster
+) -> None:
+    cluster = make_postgres_cluster(version=18, standbys=1)
+    versions(v2={"nodes": [server.dsn() for server in cluster.servers]})
+    cluster.primary.kill()
+    standby = cluster.standbys[0]
+    eventually(lambda: standby.execute("SELECT count(*) FROM pg_stat_wal_receiver") == [(0,)])
+    unreachable, receives_nothing, no_primary = problems(cli("check", "--json"))
+    cluster.close()
+    assert "cannot be reached: Connection refused; start the server" in unreachable
+    assert "receives nothing from its primary" in receives_nothing
+    assert "no node is a primary that answers" in no_primary
+
+
+@pytest.mark.parametrize(("processes", "enough"), [(4, True), (5, False)])
+def test_check_counts_the_connections_that_all_processes_may_open(
+    cli: Cli, versions: Callable[..., None], new: PostgresCluster, processes: int, enough: bool
+) -> None:
+    # 97 are allowed. The primary serves writes of both versions, and reads of the one that falls back to it.
+    versions(
+        one={"primary": new.dsn(), "replicas": [new.standbys[0].dsn()], "pool": {"max_size": 8}},
+        two={"primary": new.dsn("template1"), "pool": {"max_size": 8}, "read": {"fallback": "error"}},
+    )
+    result = cli("check", "--json", "--processes", str(processes))
+    found = result.json()["versions"]
+    assert [node["connections_may_open"] for node in found["one"]] == [24 * processes, 8 * processes]
+    assert found["two"][0]["connections_may_open"] == 24 * processes
+    assert {node["connections_allowed"] for node in found["one"]} == {97}
+    expected = (
+        f"127.0.0.1:{new.primary.port} allows 97 connections, and this configuration may open 120 (5 x 24): lower"
+    )
+    assert [problem.startswith(expected) for problem in problems(result)] == ([] if enough else [True])
+
+
+def test_check_knows_that_max_connections_caps_the_pools(cli: Cli, both: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROUTER_MAX_CONNECTIONS", "7")
+    found = cli("check", "--json", "--processes", "2").json()["versions"]
+    assert {node["connections_may_open"] for nodes in found.values() for node in nodes} == {14}
+
+
+def test_check_needs_no_privilege_and_shows_what_it_may_not_see_as_unknown(
+    cli: Cli, versions: Callable[..., None], new: PostgresCluster
+) -> None:
+    versions(v2={"nodes": [server.dsn(user="unprivileged", password="other") for server in new.servers]})
+    result = cli("check", "--json")
+    assert problems(result) == []
+    assert [node["wal_receiver"] for node in result.json()["versions"]["v2"]] == [None, "running", "running"]
+
+
+def test_check_says_when_a_login_is_refused(cli: Cli, versions: Callable[..., None], new: PostgresCluster) -> None:
+    versions(v2={"primary": {"dsn": new.dsn(), "password": f"not-{CANARY}"}})
+    (refused,) = problems(cli("check", "--json"))
+    assert "refuses the login: " in refused
+    assert "correct user, password or database" in refused
+
+
+def test_a_terminal_gets_a_drawn_table_and_colours_unless_no_color(both: None) -> None:
+    def in_terminal(**variables: str) -> str:
+        screen, end = pty.openpty()
+        with os.fdopen(screen, "rb", closefd=True) as reader:
+            process = subprocess.Popen([*ROUTER, "check"], env=environment(**variables), stdout=end, stderr=end)
+            os.close(end)
+            shown = b""
+            try:
+                while part := reader.read1():
+                    shown += part
+            except OSError:
+                pass  # EIO: the other end is closed
+            assert process.wait() == 0
+        return shown.decode()
+
+    colours = re.compile(r"\x1b\[[0-9;]*3[0-9]m")
+    shown = in_terminal(TERM="xterm-256color")
+    assert "────" in shown
+    assert colours.search(shown)
+    shown = in_terminal(TERM="xterm-256color", NO_COLOR="1")
+    assert "────" in shown
+    assert not colours.search(shown)
+    assert "\x1b" not in in_terminal(TERM="dumb")
+
+
+# explain
+
+
+def test_explain_looks_at_the_nodes_first(cli: Cli, both: None, new: PostgresCluster) -> None:
+    primary, *standbys = (f"postgres@127.0.0.1:{server.port}/postgres" for server in new.servers)
+    result = cli("explain", "--version", "v2", "--read-only")
+    assert result.code == 0
+    assert result.out.splitlines() == [
+        "Route to v2 for reading",
+        f"  1. {standbys[0]}  replica, up",
+        f"  2. {standbys[1]}  replica, up",
+        f"  3. {primary}  primary, up",
+        "  the first 2 are equally good: least_busy (read.balance)",
+    ]
+    route = cli("explain", "--version", "v2", "--json").json()
+    assert route["nodes"][0] == {"node": primary, "role": "primary", "up": True, "note": "primary, up", "refused": None}
+    assert [node["refused"] for node in route["nodes"][1:]] == ["is a replica"] * 2
+
+
+def test_explain_offline_connects_to_nobody(cli: Cli, versions: Callable[..., None], deaf: int) -> None:
+    versions(v1={"nodes": [f"postgresql://127.0.0.1:{deaf}/app"]})
+    result = cli("explain", "--version", "v1", "--offline")
+    assert result.code == 0
+    assert result.out == f"Route to v1 for writing\n  1. 127.0.0.1:{deaf}/app  role unknown, not tried yet\n"
+
+
+def test_explain_fails_when_no_node_can_serve(cli: Cli, versions: Callable[..., None]) -> None:
+    versions(v1={"primary": REFUSED})
+    result = cli("explain", "--version", "v1")
+    assert result.code == 1
+    assert "primary, down: Connection refused" in result.out
+
+
+# dsn and psql
+
+
+def test_dsn_gives_the_right_node_without_the_password(
+    cli: Cli, both: None, monkeypatch: pytest.MonkeyPatch, new: PostgresCluster
+) -> None:
+    write, read = cli("dsn", "--version", "v2"), cli("dsn", "--version", "v2", "--read-only")
+    assert write.out == f"postgresql://postgres@127.0.0.1:{new.primary.port}/postgres\n"
+    monkeypatch.setenv("PGPASSWORD", CANARY)
+    with psycopg.connect(write.out.strip()) as connection:
+        assert connection.info.port == new.primary.port
+    with psycopg.connect(read.out.strip()) as connection:
+        assert connection.info.port in {standby.port for standby in new.standbys}
+        assert connection.execute("SHOW default_transaction_read_only").fetchone() == ("on",)
+
+
+def test_dsn_keeps_every_parameter_but_the_secret_ones(
+    cli: Cli, versions: Callable[..., None], new: PostgresCluster
+) -> None:
+    own = {"options": "-c work_mem=1MB", "application_name": "a b/c?&=%", "sslpassword": CANARY}
+    versions(v2={"primary": new.dsn(host=str(new.directory), **own)})
+    found = psycopg.conninfo.conninfo_to_dict(cli("dsn", "--version", "v2", "--read-only").out.strip())
+    del own["sslpassword"]
+    assert found == {
+        **own,
+        "options": "-c work_mem=1MB -c default_transaction_read_only=on",
+        "host": str(new.directory),
+        "port": str(new.primary.port),
+        "user": "postgres",
+        "dbname": "postgres",
+    }
+
+
+def test_dsn_fails_in_plain_lines_when_no_node_can_serve(cli: Cli, versions: Callable[..., None]) -> None:
+    versions(v1={"primary": REFUSED})
+    result = cli("dsn", "--version", "v1")
+    assert (result.code, result.out) == (1, "")
+    assert result.err.splitlines() == [
+        "no node of version 'v1' can be written to now",
+        "  - app@127.0.0.1:1/app: Connection refused",
+    ]
+
+
+def run_psql(path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*ROUTER, "psql", *arguments], env=environment(PATH=str(path)), capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture
+def psql(tmp_path: Path) -> Callable[..., tuple[list[str], dict[str, str]]]:
+    """Runs `router psql` with a psql that writes down its arguments and its environment."""
+    program = tmp_path / "psql"
+    program.write_text(
+        f"#!{sys.executable}\nimport json, os, sys\nprint(json.dumps([sys.argv, dict(os.environ)]))\nsys.exit(3)\n",
+        encoding="utf-8",
+    )
+    program.chmod(0o755)
+
+    def run(*arguments: str) -> tuple[list[str], dict[str, str]]:
+        done = run_psql(tmp_path, *arguments)
+        assert (done.returncode, done.stderr) == (3, "")
+        (_, *passed), variables = json.loads(done.stdout)
+        assert CANARY not in " ".join(passed)
+        return passed, variables
+
+    return run
+
+
+def test_psql_gets_the_node_and_the_password_by_environment(
+    psql: Callable[..., tuple[list[str], dict[str, str]]], both: None, new: PostgresCluster
+) -> None:
+    passed, variables = psql("--version", "v2", "--", "-c", "SELECT 1", "--version")
+    assert passed == [
+        "-d",
+        f"postgresql://postgres@127.0.0.1:{new.primary.port}/postgres",
+        "-c",
+        "SELECT 1",
+        "--version",
+    ]
+    assert variables["PGPASSWORD"] == CANARY
+    assert "PGOPTIONS" not in variables
+
+
+def test_psql_for_reading_refuses_writes_whatever_options_there_are(
+    psql: Callable[..., tuple[list[str], dict[str, str]]],
+    versions: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    new: PostgresCluster,
+) -> None:
+    versions(
+        plain={"primary": new.dsn()},
+        own={"primary": new.dsn(options="-c work_mem=1MB")},
+    )
+    monkeypatch.setenv("PGOPTIONS", "-c work_mem=2MB")
+    for name, size in (("plain", "2MB"), ("own", "1MB")):
+        (_, uri), variables = psql("--version", name, "--read-only")
+        assert "options" not in uri
+        assert variables["PGOPTIONS"] == f"-c work_mem={size} -c default_transaction_read_only=on"
+
+
+def test_psql_that_is_not_installed_is_one_line(both: None, tmp_path: Path) -> None:
+    done = run_psql(tmp_path, "--version", "v2")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(
+        "psql cannot be run (No such file or directory): install PostgreSQL's client programs"
+    )
+    assert done.stderr.count("\n") == 1
+
+
+# schema and init
+
+
+def test_schema_prints_the_schema_of_the_settings_file(cli: Cli) -> None:
+    assert cli("schema").out == (ROOT / "config" / "router.schema.json").read_text(encoding="utf-8")
+
+
+def test_init_writes_the_commented_example(cli: Cli, tmp_path: Path) -> None:
+    written = tmp_path / "router.toml"
+    result = cli("init")
+    assert result.code == 0
+    assert "router check --config router.toml" in result.out
+    assert written.read_bytes() == (ROOT / "config" / "router.toml").read_bytes()
+    assert cli("explain", "--offline", "--config", "router.toml").code == 0
+
+
+def test_init_overwrites_only_by_force(cli: Cli, tmp_path: Path) -> None:
+    written = tmp_path / "mine.toml"
+    written.write_text("mine", encoding="utf-8")
+    result = cli("init", "mine.toml")
+    assert (result.code, result.out) == (2, "")
+    assert result.err == "mine.toml exists: nothing was written; --force overwrites it\n"
+    assert written.read_text(encoding="utf-8") == "mine"
+    assert cli("init", "mine.toml", "--force").code == 0
+    assert written.read_text(encoding="utf-8") != "mine"
+
+
+def test_init_writes_toml_where_it_can(cli: Cli) -> None:
+    assert cli("init", "router.yaml").code == 2
+    result = cli("init", "missing/router.toml")
+    assert (result.code, result.err) == (1, "missing/router.toml cannot be written: No such file or directory\n")
+
+
+# demo
+
+
+def children(pid: int) -> dict[int, str]:
+    """The keepers that a process started, each with its directory."""
+    found = {}
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in (task / "children").read_text(encoding="utf-8").split():
+            found[int(child)] = Path(f"/proc/{child}/cmdline").read_text(encoding="utf-8").split("\0")[-2]
+    return found
+
+
+def serving(process: subprocess.Popen[str]) -> dict[int, str]:
+    """Wait until a demo reports what it serves, and give its keepers and directories, one for each version."""
+    assert process.stderr is not None
+    while " failed" not in (line := process.stderr.readline()):
+        assert line, "it ended before"
+    found = children(process.pid)
+    assert len(found) == 2
+    assert all(Path(directory, "server1").is_dir() for directory in found.values())
+    return found
+
+
+def start_demo(*arguments: str) -> subprocess.Popen[str]:
+    # What the environment says is not meant for the demo's own servers.
+    unfit = environment(ROUTER_VERSIONS="{", ROUTER_CONFIG="missing.toml", PGSSLMODE="require", PGOPTIONS="-c bogus=1")
+    command = [*ROUTER, "demo", "--json", *arguments]
+    return subprocess.Popen(command, env=unfit, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def served(summary: Any) -> set[tuple[str, str, str, str]]:
+    return {
+        (row["version"], row["use"], row["role"], row["server_version"].partition(".")[0]) for row in summary["served"]
+    }
+
+
+ALL_OF_IT = {
+    ("v1", "write", "primary", "16"),
+    ("v1", "read", "standby", "16"),
+    ("v2", "write", "primary", "18"),
+    ("v2", "read", "standby", "18"),
+}
+
+
+def test_demo_routes_across_two_versions_and_leaves_nothing_behind() -> None:
+    with start_demo("--seconds", "3") as process:
+        keepers = serving(process)
+        out, _ = process.communicate()
+    assert process.returncode == 0
+    summary = json.loads(out)
+    assert (summary["failed"], summary["failures"], summary["kept"]) == (0, {}, None)
+    assert served(summary) == ALL_OF_IT
+    assert len(summary["served"]) == 5  # both standbys of v2
+    assert summary["requests"] == sum(row["requests"] for row in summary["served"]) > 100
+    assert not any(Path(f"/proc/{pid}").exists() or Path(directory).exists() for pid, directory in keepers.items())
+
+
+def test_demo_ends_early_by_ctrl_c_with_its_summary() -> None:
+    with start_demo("--seconds", "600") as process:
+        keepers = serving(process)
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate()
+    assert process.returncode == 0
+    assert served(json.loads(out)) == ALL_OF_IT
+    assert not any(Path(f"/proc/{pid}").exists() or Path(directory).exists() for pid, directory in keepers.items())
+
+
+def test_demo_keeps_its_servers_and_says_how_to_use_and_to_stop_them(cli: Cli) -> None:
+    with start_demo("--seconds", "0.5", "--keep") as process:
+        keepers = serving(process)
+        out, err = process.communicate()
+    assert process.returncode == 0
+    kept = json.loads(out)["kept"]
+    try:
+        assert cli("check", "--config", kept["config"]).code == 0
+        password = Path(kept["config"]).with_name("password").read_text(encoding="utf-8")
+        assert password
+        assert password not in out + err + Path(kept["config"]).read_text(encoding="utf-8")
+    finally:
+        command, *pids = kept["stop"].split()
+        for pid in pids:
+            os.kill(int(pid), signal.SIGTERM)
+    assert command == "kill"
+    assert {int(pid) for pid in pids} == keepers.keys()
+    eventually(lambda: not any(Path(directory).exists() for directory in keepers.values()))
+
+
+def test_demo_fails_when_a_request_fails(monkeypatch: pytest.MonkeyPatch, cli: Cli) -> None:
+    from router.cli import demo
+
+    broken, sound = demo._RELEASES
+    monkeypatch.setattr(demo, "_RELEASES", (replace(broken, read="SELECT 'wrong', 1, '', false"), sound))
+    result = cli("demo", "--seconds", "0.5", "--json")
+    assert result.code == 1
+    summary = result.json()
+    assert summary["failed"] > 0
+    assert set(served(summary)) == ALL_OF_IT - {("v1", "read", "standby", "16")}

