@@ -11,7 +11,7 @@ import sys
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import psycopg
 import pytest
@@ -41,7 +41,8 @@ class Result:
         return json.loads(self.out)
 
 
-Cli = "Callable[..., Result]"
+class Cli(Protocol):
+    def __call__(self, *arguments: str) -> Result: ...
 
 
 @pytest.fixture
@@ -131,7 +132,7 @@ def test_help_documents_the_exit_codes_and_every_command(cli: Cli) -> None:
     assert "Exit codes: 0 all is fine; 1 something is wrong" in shown.out
     for command in ("demo", "check", "explain", "dsn", "psql", "init", "schema"):
         assert f"\n  {command}  " in shown.out
-        assert f"  router {command}" in cli(command, "--help").out or command in {"dsn"}, "an example"
+        assert cli(command, "--help").out.count(f"router {command}") > 1, "its usage, and an example"
 
 
 @pytest.mark.parametrize(
@@ -415,10 +416,9 @@ def test_dsn_fails_in_plain_lines_when_no_node_can_serve(cli: Cli, versions: Cal
     versions(v1={"primary": REFUSED})
     result = cli("dsn", "--version", "v1")
     assert (result.code, result.out) == (1, "")
-    assert result.err.splitlines() == [
-        "no node of version 'v1' can be written to now",
-        "  - app@127.0.0.1:1/app: Connection refused",
-    ]
+    assert re.fullmatch(
+        r"no node of version 'v1' can be written to now\n  - app@127.0.0.1:1/app: .*Connection refused\n", result.err
+    )
 
 
 def run_psql(path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from router.health import Failed, Health
     from router.topology import Cluster, Node, Target
 
+GRACE = 1.0
+"""Seconds that background work gets to end, although the time given for closing has passed."""
+
 logger = logging.getLogger("router")
 
 
@@ -176,6 +179,7 @@ class AsyncRouter:
                 cut_off += 1
         if cut_off:
             logger.warning("closing the router cut %d connections that were still borrowed", cut_off)
+        deadline = max(deadline, monotonic() + GRACE)
         await self._monitor.close(max(deadline - monotonic(), 0.0))
         for pool in pools:
             await pool.close(max(deadline - monotonic(), 0.0))

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from router.health import Failed, Health
     from router.topology import Cluster, Node, Target
 
+GRACE = 1.0
+"""Seconds that background work gets to end, although the time given for closing has passed."""
+
 logger = logging.getLogger("router")
 
 
@@ -177,6 +180,7 @@ class Router:
                 cut_off += 1
         if cut_off:
             logger.warning("closing the router cut %d connections that were still borrowed", cut_off)
+        deadline = max(deadline, monotonic() + GRACE)
         self._monitor.close(max(deadline - monotonic(), 0.0))
         for pool in pools:
             pool.close(max(deadline - monotonic(), 0.0))

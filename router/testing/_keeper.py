@@ -205,7 +205,7 @@ class _Process:
         while living := [pid for pid, _ in self._descendants(data)]:
             _send(living, signal.SIGKILL)
             time.sleep(0.001)
-            self.reap()
+        self.reap()
 
     def write(self, path: str, text: str) -> None:
         Path(path).parent.mkdir(exist_ok=True)

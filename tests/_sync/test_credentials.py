@@ -54,7 +54,7 @@ def test_a_password_file_is_read_for_each_connection(guarded: PostgresCluster, t
     user, secret = new_user(guarded, "one"), tmp_path / "password"
     secret.write_text("one\n")
     node = {"dsn": dsn(guarded, user), "password_file": str(secret)}
-    with Router(settings(primary=node)) as router:
+    with Router(settings(primary=node, pool={"max_size": 1})) as router:
         assert who(router) == user
         guarded.primary.execute(f"ALTER ROLE {user} PASSWORD 'two'")
         secret.write_text("two\n")
@@ -75,7 +75,8 @@ def test_a_password_callable_is_asked_again_when_its_answer_is_refused(guarded: 
         asked.append(str(node))
         return answers[len(asked) - 1]
 
-    with Router(settings(primary=dsn(guarded, user)), password=password) as router:
+    options = settings(primary=dsn(guarded, user), pool={"max_size": 1})
+    with Router(options, password=password) as router:
         assert who(router) == user
         with router.connection() as connection:
             connection.close()
@@ -131,7 +132,7 @@ def test_no_password_is_ever_seen(
     bad = dsn(guarded, wrong).replace("@", f":w-{CANARY}@")
     refused = psycopg.conninfo.make_conninfo(bad, port=1)
     options = settings(
-        versions={"v1": {"primary": good, "replicas": [bad, refused]}, "v2": {"primary": bad}},
+        versions={"v1": {"primary": good, "replicas": [refused]}, "v2": {"primary": bad}},
         read={"fallback": "error"},
     )
     see(options, options.model_dump(), options.model_dump_json(), options.topology())

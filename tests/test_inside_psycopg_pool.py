@@ -1,0 +1,157 @@
+"""What ``router/_async/pools.py`` assumes of the inside of psycopg_pool and psycopg; it must hold with every release."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import threading
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import psycopg_pool
+import pytest
+
+from tests.support import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.conftest import Postgres
+
+pytestmark = pytest.mark.docker
+
+
+@pytest.fixture
+def pool(postgres: Postgres) -> Iterator[psycopg_pool.ConnectionPool[Any]]:
+    pool = psycopg_pool.ConnectionPool(postgres.primary, min_size=0, max_size=1, open=False)
+    pool.open()
+    yield pool
+    pool.close()
+
+
+def test_idle_connections_are_in_one_deque_the_oldest_first(postgres: Postgres) -> None:
+    pool = psycopg_pool.ConnectionPool(postgres.primary, min_size=2, max_size=2, open=False)
+    idle = pool._pool
+    assert isinstance(idle, deque)
+    with pool:
+        pool.wait()
+        one, two = idle
+        assert pool.getconn() is one
+        pool.putconn(one)
+        assert list(idle) == [two, one]
+        assert pool._nconns == 2
+        # As evict_idle() does: what is taken out and counted out is gone for the pool, and may be opened anew.
+        with pool._lock:
+            idle.popleft().close()
+            pool._nconns -= 1
+        assert pool.get_stats()["pool_size"] == 1
+        assert pool.getconn() is one
+        pool.putconn(pool.getconn(timeout=20))
+        pool.putconn(one)
+    assert pool._pool is idle
+    assert pool._closed
+
+
+def test_a_waiting_client_can_be_failed(pool: psycopg_pool.ConnectionPool[Any]) -> None:
+    class Elsewhere(Exception): ...
+
+    outcome: list[BaseException] = []
+
+    def wait() -> None:
+        try:
+            pool.getconn(timeout=20)
+        except Elsewhere as error:
+            outcome.append(error)
+
+    connection = pool.getconn(timeout=20)
+    thread = threading.Thread(target=wait)
+    thread.start()
+    eventually(lambda: pool._waiting)
+    with pool._lock:
+        waiting = list(pool._waiting)
+        pool._waiting.clear()
+    assert [client.fail(Elsewhere()) for client in waiting] == [True]
+    thread.join()
+    assert len(outcome) == 1
+    pool.putconn(connection)
+    assert pool.getconn(timeout=1) is connection
+    pool.putconn(connection)
+
+
+def test_a_connection_is_returned_to_whoever_waits_first(pool: psycopg_pool.ConnectionPool[Any]) -> None:
+    served: list[int] = []
+
+    def wait(number: int) -> None:
+        connection = pool.getconn(timeout=20)
+        served.append(number)
+        pool.putconn(connection)
+
+    connection = pool.getconn(timeout=20)
+    threads = []
+    for number in range(3):
+        threads.append(threading.Thread(target=wait, args=[number]))
+        threads[-1].start()
+        eventually(lambda: len(pool._waiting) == len(threads))
+    pool.putconn(connection)
+    for thread in threads:
+        thread.join()
+    assert served == [0, 1, 2]
+
+
+def test_without_time_to_reconnect_a_failed_attempt_is_repeated_once_and_given_up() -> None:
+    attempts: list[int] = []
+
+    class Failing(psycopg.Connection[Any]):
+        @classmethod
+        def connect(cls, *_: Any, **__: Any) -> Any:
+            attempts.append(1)
+            raise psycopg.OperationalError("no")
+
+    given_up = threading.Event()
+    pool = psycopg_pool.ConnectionPool(
+        connection_class=Failing, min_size=0, max_size=1, open=False, reconnect_timeout=0.0, num_workers=1,
+        reconnect_failed=lambda _: given_up.set(),
+    )  # fmt: skip
+    with pool:
+        with pytest.raises(psycopg_pool.PoolTimeout):
+            pool.getconn(timeout=0.2)
+        assert given_up.wait(20)
+        assert (len(attempts), pool._nconns, pool._growing) == (2, 0, False)
+
+
+def test_a_closed_pool_closes_what_it_is_given_back(pool: psycopg_pool.ConnectionPool[Any]) -> None:
+    connection = pool.getconn(timeout=20)
+    pool.close()
+    pool.putconn(connection)
+    assert connection.closed
+
+
+async def test_the_async_pool_is_made_alike(postgres: Postgres) -> None:
+    pool = psycopg_pool.AsyncConnectionPool(postgres.primary, min_size=0, max_size=1, open=False)
+    assert isinstance(pool._pool, deque)
+    assert isinstance(pool._waiting, deque)
+    assert not hasattr(pool, "_lock")  # before it is opened: hence the look at _waiting and _pool before it is used
+    async with pool:
+        assert isinstance(pool._lock, asyncio.Lock)
+        connection = await pool.getconn(timeout=20)
+        task = asyncio.create_task(pool.getconn(timeout=20))
+        while not pool._waiting:
+            await asyncio.sleep(0)
+        client = pool._waiting.popleft()
+        assert await client.fail(ZeroDivisionError())
+        with pytest.raises(ZeroDivisionError):
+            await task
+        await pool.putconn(connection)
+        # Nothing is awaited for real on the way in when a connection is ready, nor on the way back when nobody waits.
+        for call in (pool.getconn(), pool.putconn(connection)):
+            with pytest.raises(StopIteration):
+                call.send(None)
+
+
+@pytest.mark.parametrize("kind", [psycopg.Connection, psycopg.AsyncConnection])
+def test_what_a_connection_is_lies_in_its_dict(kind: type[Any]) -> None:
+    assert "__slots__" not in kind.__dict__
+    source = inspect.getsource(psycopg.Connection.__mro__[1].__init__)  # type: ignore[misc]
+    for name in ("_notice_handlers", "_notify_handlers", "_pipeline", "_tpc", "_prepared"):
+        assert f"self.{name}" in source
