@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 from bench import checkout, imports, round_trips
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from bench.figures import Figure
 
-ROWS: Mapping[str, Callable[[], Iterable[Figure]]] = {
+ROWS: dict[str, Callable[[], Iterable[Figure]]] = {
     "round_trips": round_trips.measure,
     "checkout": checkout.measure,
     "import": imports.measure,

@@ -1,5 +1,7 @@
 """What it costs to borrow a connection and give it back: against psycopg_pool itself, and against others that pool."""
 
+# ruff: noqa: PLW0108  (all pay for a lambda, since the router has to: it is told the version)
+
 from __future__ import annotations
 
 import asyncio
@@ -34,7 +36,7 @@ UNIT = "times psycopg_pool's"
 
 # The same for everyone: sessions to read are in autocommit and refuse writes, and a pool keeps a connection or more.
 READ: dict[str, Any] = {"autocommit": True, "options": "-c default_transaction_read_only=on"}
-SIZE = {"min_size": 1, "max_size": 10}
+SIZE: dict[str, Any] = {"min_size": 1, "max_size": 10}
 
 
 def measure() -> Iterator[Figure]:
@@ -124,7 +126,7 @@ def _async(cluster: PostgresCluster, stack: ExitStack, runner: asyncio.Runner) -
         await writing.wait()
         # Without the option that refuses writes: it would take the primary for a replica.
         servers = ",".join(f"{server.host}:{server.port}" for server in cluster.servers)
-        hasql = PoolManager(
+        hasql = PoolManager(  # type: ignore[no-untyped-call]
             f"postgresql://postgres@{servers}/postgres", pool_factory_kwargs={"kwargs": {"autocommit": True}, **SIZE}
         )
         opened.push_async_callback(hasql.close)

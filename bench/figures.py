@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass
 from statistics import median, quantiles
 from typing import TYPE_CHECKING, Literal
 
@@ -40,15 +40,14 @@ class Figure:
         unit: What it counts.
         bar: What it must hold; ``None`` where it is there to compare with.
         spread: The quartiles of the measurements whose median it is, for a figure that varies.
-        note: What else a reader should know.
     """
 
     what: str
     value: float
     unit: str
-    bar: Bar | None = field(default=None, kw_only=True)
-    spread: tuple[float, float] | None = field(default=None, kw_only=True)
-    note: str = field(default="", kw_only=True)
+    _: KW_ONLY
+    bar: Bar | None = None
+    spread: tuple[float, float] | None = None
 
     @property
     def holds(self) -> bool:
@@ -56,10 +55,8 @@ class Figure:
         return self.bar is None or self.bar.holds(self.value)
 
 
-def ratio(
-    what: str, times: Sequence[float], to: Sequence[float], unit: str, *, bar: Bar | None = None, note: str = ""
-) -> Figure:
-    """Compare two series of times: the median of the ratios round by round, in which the machine's own moods cancel out.
+def ratio(what: str, times: Sequence[float], to: Sequence[float], unit: str, *, bar: Bar | None = None) -> Figure:
+    """Compare two series of times by the median of their ratios round by round: what slows both down cancels out.
 
     Args:
         what: What was measured.
@@ -67,11 +64,10 @@ def ratio(
         to: The times compared with, of the same rounds.
         unit: What the ratio counts.
         bar: What the ratio must hold.
-        note: What else a reader should know.
 
     Returns:
         The figure.
     """
     ratios = [one / other for one, other in zip(times, to, strict=True)]
     low, _, high = quantiles(ratios, n=4)
-    return Figure(what, median(ratios), unit, bar=bar, spread=(low, high), note=note)
+    return Figure(what, median(ratios), unit, bar=bar, spread=(low, high))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from fractions import Fraction
 from itertools import groupby, pairwise, product
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
@@ -367,9 +368,9 @@ def test_two_are_drawn_as_often_as_one_after_the_other_without_putting_back(weig
     count, total, totals = 5000, sum(weights), cumulate(weights)
     drawn = Counter(draw_two(totals, (k + 0.5) / count) for k in range(count))
     for one, two in product(range(len(weights)), repeat=2):
-        likely = 0.0 if one == two else weights[one] / total * weights[two] / (total - weights[one])
+        likely = Fraction(one != two) * Fraction(weights[one], total) * Fraction(weights[two], total - weights[one])
         # The turns of one pair are one interval, and the grid meets an interval to within one point.
-        assert abs(drawn[one, two] - likely * count) <= 1.0
+        assert abs(drawn[one, two] - likely * count) <= 1
 
 
 @relaxed
@@ -380,7 +381,7 @@ def test_pairs_are_different_places_the_first_as_often_as_its_weight_says(weight
     assert len(laid_out) == PAIRS
     assert all(one != two for one, two in laid_out)
     for place, weight in enumerate(weights):
-        assert abs(first[place] - PAIRS * weight / sum(weights)) <= 1.0
+        assert abs(first[place] - Fraction(PAIRS * weight, sum(weights))) <= 1
 
 
 def test_a_random_byte_picks_one_of_the_pairs() -> None:

@@ -1,4 +1,4 @@
-"""What ``router/_async/pools.py`` assumes of the inside of psycopg_pool and psycopg; it must hold with every release."""
+"""What ``router/_async/pools.py`` assumes of the inside of psycopg_pool and psycopg; it must hold in every release."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import psycopg
 import psycopg_pool
 import pytest
 
-from tests.support import eventually
+from tests.support import aeventually, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -136,8 +136,7 @@ async def test_the_async_pool_is_made_alike(postgres: Postgres) -> None:
         assert isinstance(pool._lock, asyncio.Lock)
         connection = await pool.getconn(timeout=20)
         task = asyncio.create_task(pool.getconn(timeout=20))
-        while not pool._waiting:
-            await asyncio.sleep(0)
+        await aeventually(lambda: asyncio.sleep(0, bool(pool._waiting)))
         client = pool._waiting.popleft()
         assert await client.fail(ZeroDivisionError())
         with pytest.raises(ZeroDivisionError):

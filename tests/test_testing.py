@@ -25,10 +25,10 @@ import pytest
 from router.testing import ClusterError, PostgresCluster, PostgresServer, _binaries, _cluster
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 ROOT = Path(__file__).parents[1]
-NOBODY = 65534
+ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def gone(pids: Iterable[int]) -> bool:
 class Owner:
     """A process that runs this code, to see what is left when it ends; it prints what the test is to know."""
 
-    def __init__(self, code: str, *, arguments: tuple[str, ...] = (), env: dict[str, str] | None = None) -> None:
+    def __init__(self, code: str, *, arguments: Sequence[str] = (), env: dict[str, str] | None = None) -> None:
         self._process = subprocess.Popen(
             [*arguments, sys.executable, "-W", "error", "-c", textwrap.dedent(code)],
             stdin=subprocess.PIPE,
@@ -103,7 +103,7 @@ class Owner:
             stderr=subprocess.DEVNULL,
             text=True,
             cwd="/",
-            env=os.environ | {"PYTHONPATH": str(ROOT)} if env is None else env,
+            env=ENVIRONMENT | (env or {}),
             start_new_session=True,
         )
         self.pid = self._process.pid
@@ -123,8 +123,7 @@ class Owner:
     def end(self) -> None:
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
-        with self._process:
-            pass
+        self._process.communicate()
 
 
 @pytest.fixture
@@ -546,9 +545,9 @@ def test_kept_servers_outlive_the_owner_until_their_keeper_is_told(own: Callable
 @pytest.fixture
 def temporary() -> Iterator[Path]:
     """A temporary directory that every account can use, unlike pytest's own; in memory where programs can run there."""
-    memory = Path("/dev/shm")
+    memory = Path("/dev/shm")  # noqa: S108 - a private directory is made in it
     fast = shutil.disk_usage(memory).free > 1024**3 and not os.statvfs(memory).f_flag & os.ST_NOEXEC
-    with tempfile.TemporaryDirectory(dir=memory if fast else "/tmp") as name:
+    with tempfile.TemporaryDirectory(dir=memory if fast else "/tmp") as name:  # noqa: S108 - as above
         Path(name).chmod(0o1777)
         yield Path(name)
 
@@ -570,7 +569,7 @@ def test_it_works_from_a_directory_that_others_cannot_read(own: Callable[..., Ow
             ((programs,),) = pg.primary.execute("SELECT setting FROM pg_config WHERE name = 'BINDIR'")
             print(programs, pg.directory, flush=True)
     """
-    environment = os.environ | {"PYTHONPATH": f"{private}:{ROOT}", "TMPDIR": str(temporary)}
+    environment = {"PYTHONPATH": f"{private}:{ENVIRONMENT['PYTHONPATH']}", "TMPDIR": str(temporary)}
     at_once = [own(code, env=environment) for _ in range(2)]  # both find no copy yet
     answers = {owner.line().split()[0] for owner in at_once}
     assert [owner.wait() for owner in at_once] == [0, 0]
@@ -586,6 +585,17 @@ def test_it_works_from_a_directory_that_others_cannot_read(own: Callable[..., Ow
     assert not list(temporary.glob("router-pg-*"))
 
 
+def runs_python(user: str) -> bool:
+    command = [sys.executable, "-c", "import router.testing, psycopg"]
+    try:
+        done = subprocess.run(
+            command, check=False, capture_output=True, cwd="/", env=ENVIRONMENT, user=user, group=65534, extra_groups=()
+        )
+    except PermissionError:
+        return False
+    return done.returncode == 0
+
+
 def test_it_works_as_an_ordinary_user_without_a_home(own: Callable[..., Owner], temporary: Path) -> None:
     code = """
         import os
@@ -598,15 +608,13 @@ def test_it_works_as_an_ordinary_user_without_a_home(own: Callable[..., Owner], 
             pg.standbys[0].freeze()
             print(pg.directory, flush=True)
     """
-    environment = {key: value for key, value in os.environ.items() if key not in ("HOME", "USER", "LOGNAME")}
-    environment |= {"PYTHONPATH": str(ROOT), "TMPDIR": str(temporary), "PGOPTIONS": "-c search_path=none"}
-    arguments: tuple[str, ...] = ()
+    arguments = ["env", "--unset=HOME", "--unset=USER", "--unset=LOGNAME"]
     if os.geteuid() == 0:
-        # The interpreter itself may lie where only root can read: this one right, root's, is left to the user.
-        arguments = (
-            *("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"),
-            *("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search", "--"),
-        )
+        arguments += ["setpriv", "--reuid=nobody", "--regid=65534", "--clear-groups"]
+        if not runs_python("nobody"):
+            # Only root can read the interpreter: give this right of root's along. PostgreSQL looks at the user only.
+            arguments += ["--inh-caps=+dac_override", "--ambient-caps=+dac_override"]
+    environment = {"TMPDIR": str(temporary), "PGOPTIONS": "-c search_path=none"}
     owner = own(code, arguments=arguments, env=environment)
     assert owner.line() == "1"
     directory = Path(owner.line())
@@ -635,7 +643,7 @@ def test_the_fixtures_come_with_the_package(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+        env=ENVIRONMENT | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
     )
     assert done.returncode == 0, done.stdout
     assert "2 passed" in done.stdout

@@ -236,9 +236,13 @@ class Router:
                 pool = self._pool(node, cluster, read_only=read_only)
                 try:
                     return pool, pool.borrow(remaining)
-                except (TooManyRequests, PoolTimeout) as error:
-                    if (full := self._full(target, pool, error)) is not None:
-                        raise full from error
+                except TooManyRequests as error:
+                    raise TooManyWaiting(
+                        f"no connection for version {target.requested!r}: {pool.max_waiting} requests wait for one to "
+                        f"{node} already (pool.max_waiting)",
+                        version=target.requested,
+                    ) from error
+                except PoolTimeout:
                     silent[node] = f"gave no connection within {remaining:.1f} s"
                 except (Reroute, PoolClosed):
                     pass  # choose again
@@ -247,8 +251,6 @@ class Router:
             self._look_for(nodes, cluster)
             patience = remaining / len(nodes)
             if not changed.wait_for(patience):
-                if self._slots.waiting:
-                    raise self._spent(target)
                 silent[node] = f"did not answer within {patience:.1f} s"
 
     def _failed(self, node: Node, since: float) -> bool:
@@ -285,30 +287,23 @@ class Router:
         return pool
 
     def _unavailable(self, route: Route, silent: dict[Node, str], since: float) -> Unavailable:
+        version = route.target.requested
+        in_time = f"no connection for version {version!r} in time"
+        if self._slots.waiting:
+            full = f"{in_time}: all {self._slots.limit} of the process are open (max_connections)"
+            return PoolExhausted(full, version=version)
+        for node in route.nodes:
+            pool = self._pools.get((node, route.read_only))
+            if pool is not None and len(pool.borrowed) >= pool.max_size:
+                full = f"{in_time}: all {pool.max_size} to {node} are in use (pool.max_size)"
+                return PoolExhausted(full, version=version)
         kind, use = (NoReplica, "read from") if route.read_only else (NoPrimary, "written to")
         return kind(
-            f"no node of version {route.target.requested!r} can be {use} now",
-            version=route.target.requested,
+            f"no node of version {version!r} can be {use} now",
+            version=version,
             attempts=len(silent) + sum(self._failed(node, since) for node in route.nodes),
             refused={**route.refused, **route.notes, **silent},
         )
-
-    def _full(self, target: Target, pool: NodePool, error: Exception) -> PoolExhausted | None:
-        none = f"no connection for version {target.requested!r}"
-        if isinstance(error, TooManyRequests):
-            full = f"{none}: {pool.max_waiting} requests wait for one to {pool.node} already (pool.max_waiting)"
-            return TooManyWaiting(full, version=target.requested)
-        if self._slots.waiting:
-            return self._spent(target)
-        if len(pool.borrowed) >= pool.max_size:
-            full = f"{none} in time: all {pool.max_size} to {pool.node} are in use (pool.max_size)"
-            return PoolExhausted(full, version=target.requested)
-        return None
-
-    def _spent(self, target: Target) -> PoolExhausted:
-        full = f"all {self._slots.limit} of the process are open (max_connections)"
-        none = f"no connection for version {target.requested!r} in time: {full}"
-        return PoolExhausted(none, version=target.requested)
 
     # What is learnt
 

@@ -10,7 +10,7 @@ def main() -> None:
     try:
         from router.cli._app import run
     except ModuleNotFoundError as error:
-        if error.name not in {"rich", "typer"}:
+        if error.name != "typer":
             raise
         print("the command line needs its extra: pip install 'psycopg-router[cli]'", file=sys.stderr)
         sys.exit(2)

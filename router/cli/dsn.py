@@ -79,7 +79,7 @@ def _choose(config: Path | None, version: str | None, *, read_only: bool) -> _Ch
             node.node
             for cluster in router.stats().versions
             for node in cluster.nodes
-            if (pool := node.read if read_only else node.write) is not None and pool.in_use
+            if any(pool is not None and pool.in_use for pool in (node.read, node.write))
         )
         return _Chosen(_without_secrets(node), connection.info.password)
 

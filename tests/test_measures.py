@@ -1,0 +1,81 @@
+"""What ``stats()`` returns reads as a table, one line a node."""
+
+from __future__ import annotations
+
+from dataclasses import FrozenInstanceError, fields
+
+import pytest
+
+from router.measures import NodeStats, PoolStats, Stats, VersionStats
+from router.topology import Node, Role, Server
+
+PARAMS = (("dbname", "app"), ("sslpassword", "hunter3"), ("user", "app"))
+
+
+def make_pool(in_use: int, idle: int, waiting: int) -> PoolStats:
+    return PoolStats(
+        size=in_use + idle,
+        max_size=10,
+        idle=idle,
+        in_use=in_use,
+        waiting=waiting,
+        requests=70,
+        queued=71,
+        wait_seconds=7.2,
+        opened=73,
+        failed=74,
+    )
+
+
+def make_node(
+    host: str, role: Role | None, *, read: PoolStats | None = None, write: PoolStats | None = None
+) -> NodeStats:
+    node = Node(Server(host, 5432), PARAMS, role, password="hunter2")
+    return NodeStats(node, role, "up", "", 180001, read, write)
+
+
+DOWN = NodeStats(Node(Server("::1", 5433), ()), Role.REPLICA, "down", "Connection refused", 0, None, None)
+UNTRIED = NodeStats(Node(Server("/run/pg", 5432), ()), None, "unknown", "", 0, None, None)
+
+STATS = Stats(
+    connections=9,
+    max_connections=200,
+    versions=(
+        VersionStats(
+            "v1",
+            (
+                make_node("p", Role.PRIMARY, read=make_pool(1, 2, 0), write=make_pool(4, 0, 3)),
+                make_node("r", Role.REPLICA, read=make_pool(0, 2, 0)),
+            ),
+        ),
+        VersionStats("v2", (make_node("w", Role.PRIMARY, write=make_pool(5, 6, 7)), DOWN, UNTRIED)),
+        VersionStats("v3", ()),
+    ),
+)
+
+
+def test_stats_read_as_one_line_a_node() -> None:
+    assert repr(STATS).splitlines() == [
+        "Stats: 9 of at most 200 connections",
+        "  v1",
+        "    app@p:5432/app  primary, up; read: 1 in use, 2 idle, 0 waiting; write: 4 in use, 0 idle, 3 waiting",
+        "    app@r:5432/app  replica, up; read: 0 in use, 2 idle, 0 waiting",
+        "  v2",
+        "    app@w:5432/app  primary, up; write: 5 in use, 6 idle, 7 waiting",
+        "    [::1]:5433  replica, down (Connection refused)",
+        "    /run/pg:5432  role unknown, unknown",
+        "  v3",
+    ]
+    assert str(STATS) == repr(STATS)
+
+
+def test_stats_show_no_secret() -> None:
+    assert "hunter" not in f"{STATS!r} {STATS.versions!r}"
+
+
+@pytest.mark.parametrize("value", [STATS, STATS.versions[0], DOWN, make_pool(0, 0, 0)])
+def test_stats_are_frozen_values(value: Stats | VersionStats | NodeStats | PoolStats) -> None:
+    for field in fields(value):
+        with pytest.raises(FrozenInstanceError):
+            setattr(value, field.name, None)
+    assert isinstance(hash(value), int)
