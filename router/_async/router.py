@@ -23,6 +23,7 @@ from router.resolve import resolve
 from router.settings import RouterSettings
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from types import TracebackType
 
     from psycopg import AsyncConnection
@@ -218,41 +219,45 @@ class AsyncRouter:
     ) -> tuple[AsyncNodePool, AsyncConnection[TupleRow]]:
         target, read_only = lane.target, lane.read_only
         cluster, since = target.cluster, monotonic()
-        silent: dict[Node, str] = {}
+        patience: dict[Node, float] = {}  # for each node asked, until when to wait while it is not known to be up
         while True:
             changed = self._changed  # taken before what is known is looked at: no change after that goes unnoticed
             route = self._choose(target, read_only=read_only, prefer=None if prefer is None else prefer.node)
-            nodes = [node for node in route.nodes if node not in silent and not self._failed(node, since)]
-            remaining = deadline - monotonic()
-            if not nodes or remaining <= 0:
-                if remaining <= 0 or not read_only or cluster.read.fallback != "wait":
-                    raise self._unavailable(route, silent, since)
-                await changed.wait_for(remaining)
+            now = monotonic()
+            nodes = [
+                node
+                for node in route.nodes
+                if now < patience.get(node, deadline) or (self._up(node) and now < deadline)
+                if not self._failed(node, since)
+            ]
+            if not nodes:
+                if now >= deadline or not read_only or cluster.read.fallback != "wait":
+                    raise self._unavailable(route, patience, since)
+                await changed.wait_for(deadline - now)
                 since = monotonic()
-                silent.clear()
+                patience.clear()
                 continue
             node = nodes[0]
-            up = state_of(self._health, node).up
+            up = self._up(node)
             if up or (up is None and len(nodes) == 1):
                 pool = self._pool(node, cluster, read_only=read_only)
+                patience.setdefault(node, deadline)
                 try:
-                    return pool, await pool.borrow(remaining)
+                    return pool, await pool.borrow(deadline - now)
                 except TooManyRequests as error:
                     raise TooManyWaiting(
                         f"no connection for version {target.requested!r}: {pool.max_waiting} requests wait for one to "
                         f"{node} already (pool.max_waiting)",
                         version=target.requested,
                     ) from error
-                except PoolTimeout:
-                    silent[node] = f"gave no connection within {remaining:.1f} s"
-                except (Reroute, PoolClosed):
-                    pass  # choose again
-                continue
+                except (PoolTimeout, Reroute, PoolClosed):
+                    continue  # choose again, or find that there is no time left
             # Never wait in the pool of a node that may not answer. The monitor finds out, and `changed` tells.
             self._look_for(nodes, cluster)
-            patience = remaining / len(nodes)
-            if not await changed.wait_for(patience):
-                silent[node] = f"did not answer within {patience:.1f} s"
+            await changed.wait_for(patience.setdefault(node, now + (deadline - now) / len(nodes)) - now)
+
+    def _up(self, node: Node) -> bool | None:
+        return state_of(self._health, node).up
 
     def _failed(self, node: Node, since: float) -> bool:
         state = state_of(self._health, node)
@@ -261,7 +266,7 @@ class AsyncRouter:
     def _look_for(self, nodes: list[Node], cluster: Cluster) -> None:
         self._monitor.watch(nodes[0], cluster, now=True)
         for node in nodes[1:]:
-            if state_of(self._health, node).up is None:
+            if self._up(node) is None:
                 self._monitor.watch(node, cluster)
 
     def _choose(self, target: Target, *, read_only: bool, prefer: Node | None = None) -> Route:
@@ -287,7 +292,7 @@ class AsyncRouter:
                     self._pools = {**self._pools, (node, read_only): pool}
         return pool
 
-    def _unavailable(self, route: Route, silent: dict[Node, str], since: float) -> Unavailable:
+    def _unavailable(self, route: Route, asked: Iterable[Node], since: float) -> Unavailable:
         version = route.target.requested
         in_time = f"no connection for version {version!r} in time"
         if self._slots.waiting:
@@ -298,11 +303,17 @@ class AsyncRouter:
             if pool is not None and len(pool.borrowed) >= pool.max_size:
                 full = f"{in_time}: all {pool.max_size} to {node} are in use (pool.max_size)"
                 return PoolExhausted(full, version=version)
+        failed = {node for node in route.nodes if self._failed(node, since)}
+        silent = {
+            node: "gave no connection in time" if self._up(node) else "did not answer in time"
+            for node in asked
+            if node not in failed
+        }
         kind, use = (NoReplica, "read from") if route.read_only else (NoPrimary, "written to")
         return kind(
             f"no node of version {version!r} can be {use} now",
             version=version,
-            attempts=len(silent) + sum(self._failed(node, since) for node in route.nodes),
+            attempts=len(failed) + len(silent),
             refused={**route.refused, **route.notes, **silent},
         )
 
@@ -328,8 +339,8 @@ class AsyncRouter:
         self._monitor.watch(seen.node, cluster)
 
     async def _make_room(self) -> bool:
-        pools = sorted(self._pools.values(), key=lambda pool: len(pool.idle), reverse=True)
-        return bool(pools) and await pools[0].evict_idle()
+        pool = max(self._pools.values(), key=lambda pool: len(pool.idle), default=None)
+        return pool is not None and await pool.evict_idle()
 
     # fork
 

@@ -116,19 +116,25 @@ class Opener:
             connection = self._log_in(node, make_conninfo("", **params), autocommit=autocommit)
         except BaseException as error:
             self._slots.give_up()
-            if isinstance(error, NoPassword):
-                self._report(Failed(node, str(error), answered=True))
-            elif isinstance(error, psycopg.OperationalError):
-                self._report(failed(node, str(error)))
+            self._report_failure(node, error)
             raise
         self._slots.fill(connection)
         try:
             role = _role(connection)
-        except BaseException:
+        except BaseException as error:
             connection.close()
+            self._report_failure(node, error)
             raise
         self._report(Connected(node, role, connection.pgconn.server_version))
         return connection, role
+
+    def _report_failure(self, node: Node, error: BaseException) -> None:
+        if isinstance(error, psycopg.OperationalError) and not isinstance(error, NoPassword):
+            self._report(failed(node, str(error)))
+        elif isinstance(error, Exception):
+            # Its text is not the server's: it may hold anything.
+            reason = str(error) if isinstance(error, NoPassword) else type(error).__name__
+            self._report(Failed(node, reason, answered=True))
 
     def _log_in(self, node: Node, conninfo: str, *, autocommit: bool) -> Connection[TupleRow]:
         kept = node in self._answers

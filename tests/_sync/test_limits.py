@@ -62,7 +62,7 @@ def test_a_server_that_never_answers_costs_no_more_than_the_deadline(cluster: Po
         proxy.deaf()
         with Router(settings(primary=through(proxy, cluster.dsn()))) as router:
             started = time.monotonic()
-            with pytest.raises(NoPrimary, match=r"gave no connection within 0\.4 s"):
+            with pytest.raises(NoPrimary, match="did not answer in time"):
                 with router.connection(timeout=0.4):
                     pytest.fail("a deaf server gave a connection")
             assert 0.4 <= time.monotonic() - started < 1.5
