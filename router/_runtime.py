@@ -171,19 +171,10 @@ def call(function: Callable[..., T], *args: object) -> T:
 
 
 @coroutine
-def _resume(work: Coroutine[Any, Any, None], awaited: Any) -> Generator[Any, Any, None]:
+def _resume(work: Coroutine[Any, Any, None], awaited: object) -> Generator[object, Any, None]:
     """Go on with a coroutine that has already yielded ``awaited``."""
-    while True:
-        try:
-            value = yield awaited
-        except BaseException as error:  # noqa: BLE001  (passed on into the coroutine, which decides)
-            step, argument = work.throw, error
-        else:
-            step, argument = work.send, value
-        try:
-            awaited = step(argument)
-        except StopIteration:
-            return
+    yield awaited
+    yield from work.__await__()
 
 
 def auncancelled(function: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, Coroutine[Any, Any, None]]:
@@ -214,8 +205,7 @@ def auncancelled(function: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P
                 if task.cancelled():
                     raise
                 cancelled = error
-        if (error := task.exception()) is not None:
-            raise error
+        task.result()
         if cancelled is not None:
             raise cancelled
 

@@ -32,7 +32,7 @@ def settings(**arguments: Any) -> RouterSettings:
 
 def new_name() -> LiteralString:
     """A name for a table that no other test uses."""
-    return f"t{next(_numbers)}"  # type: ignore[return-value]
+    return f"t{next(_numbers)}"
 
 
 def run(dsn: str, *statements: LiteralString) -> list[tuple[Any, ...]]:

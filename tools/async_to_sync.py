@@ -43,7 +43,7 @@ RENAMES = {
     "asleep": "sleep",
     "aspawn": "spawn",
     "auncancelled": "uncancelled",
-    # tests.support: likewise
+    # the same of the tests' support
     "aall_of": "all_of",
     "aeventually": "eventually",
     "atogether": "together",

@@ -182,7 +182,7 @@ def _start(stack: ExitStack, progress: TextIO) -> Sequence[PostgresCluster]:
         print(f"PostgreSQL {release.postgres} runs as {release.version}, after {took:.1f} s", file=progress)
         return cluster
 
-    parts = (f"PostgreSQL {r.postgres} (a primary, {r.standbys} standby{'s'[: r.standbys - 1]})" for r in _RELEASES)
+    parts = (f"PostgreSQL {release.postgres} (1 primary, standbys: {release.standbys})" for release in _RELEASES)
     print(f"starting {' and '.join(parts)} ...", file=progress, flush=True)
     with ThreadPoolExecutor() as starters:
         return [stack.enter_context(cluster) for cluster in starters.map(start, _RELEASES)]
