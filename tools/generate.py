@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 SCHEMA = ROOT / "config" / "router.schema.json"
+EXAMPLE, PACKAGED = ROOT / "config/router.toml", ROOT / "router/cli/router.toml"  # `router init` writes the latter
 PAGE = ROOT / "docs" / "settings.md"
 
 BEGIN = "<!-- keys: written by tools/generate.py -->\n"
@@ -119,6 +120,7 @@ def wanted() -> dict[Path, str]:
     return {
         SCHEMA: json.dumps(schema, indent=2, ensure_ascii=False) + "\n",
         PAGE: between.sub(lambda _: table(schema), page, count=1),
+        PACKAGED: EXAMPLE.read_text(encoding="utf-8"),
     }
 
 
