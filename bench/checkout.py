@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     Contender: TypeAlias = tuple[str, str]  # what for, and whose
     Batch: TypeAlias = Callable[[], float]  # makes BATCH checkouts; returns the seconds of CPU they took
 
-ROUNDS = 400
+ROUNDS = 300
 BATCH = 200
 BAR = Bar("at most", 0.9)
 UNIT = "times psycopg_pool's"

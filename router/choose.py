@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, groupby
+from math import gcd
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from router.health import Health
-    from router.topology import Node, Target
+    from router.topology import Cluster, Node, Target
 
 # The tiers of nodes, best first.
 _UP, _UNTRIED, _FALLBACK, _FALLBACK_UNTRIED, _DOWN = range(5)
@@ -87,7 +88,7 @@ def choose(
     refused: dict[Node, str] = {}
     for node in target.cluster.nodes:
         up, role = state_of(health, node).up, role_of(health, node)
-        if reason := _out_of_question(target, role, read_only=read_only):
+        if reason := objection(target.cluster, role, read_only=read_only):
             refused[node] = reason
             continue
         wanted = role is (Role.REPLICA if read_only else Role.PRIMARY)
@@ -100,19 +101,32 @@ def choose(
         else:
             tiers[node] = _UP if wanted else _FALLBACK
             notes[node] = f"{role}, up"
-    # Ties go to whoever is first in the list as rotated to a drawn node: the sort below is stable.
-    nodes = target.cluster.nodes
-    start = draw(cumulate([node.weight for node in nodes]), turn)
-    order = [node for node in nodes[start:] + nodes[:start] if node in tiers]
-    order.sort(key=lambda node: (tiers[node], node != prefer, load(node) / node.weight))
+    ranks = {node: (tier, load(node) / node.weight) for node, tier in tiers.items()}
+    order: list[Node] = []
+    for _, tied in groupby(sorted(ranks, key=ranks.__getitem__), key=ranks.__getitem__):
+        # Drawn among the tied alone: a node left out or of another tier would pass its share on to its neighbour.
+        nodes = list(tied)
+        start = draw(cumulate([node.weight for node in nodes]), turn)
+        order += nodes[start:] + nodes[:start]
+    order.sort(key=lambda node: (tiers[node], node != prefer))
     best = sum(tiers[node] == tiers[order[0]] for node in order) if order and tiers[order[0]] in _KNOWN_UP else 0
     return Route(target, read_only, tuple(order), best, MappingProxyType(notes), MappingProxyType(refused))
 
 
-def _out_of_question(target: Target, role: Role | None, *, read_only: bool) -> str | None:
+def objection(cluster: Cluster, role: Role | None, *, read_only: bool) -> str | None:
+    """Say why a node must not serve a use, whatever else is known of it.
+
+    Args:
+        cluster: The node's cluster.
+        role: The node's role; ``None`` while it is not known.
+        read_only: Whether the use only reads.
+
+    Returns:
+        The reason, or ``None`` if there is none.
+    """
     if read_only:
-        if role is Role.PRIMARY and target.cluster.read.fallback != "primary":
-            return f"is the primary, and read.fallback is {target.cluster.read.fallback!r}"
+        if role is Role.PRIMARY and cluster.read.fallback != "primary":
+            return f"is the primary, and read.fallback is {cluster.read.fallback!r}"
     elif role is Role.REPLICA:
         return "is a replica"
     return None
@@ -187,12 +201,18 @@ def rotation(weights: Sequence[float]) -> tuple[int, ...]:
     """Lay out one round of a weighted round-robin, each place spread evenly over the round.
 
     Args:
-        weights: One positive weight a place; the smallest gets one turn a round, the largest at most a hundred.
+        weights: One positive weight a place; the largest gets at most 120 turns a round, each at least one.
 
     Returns:
         The places in the order of their turns.
     """
-    least = min(weights)
-    turns = [min(max(round(weight / least), 1), 100) for weight in weights]
-    spread = sorted(((k + 0.5) / n, place) for place, n in enumerate(turns) for k in range(n))
+    most = max(weights)
+    turns = [max(round(weight / most * 120), 1) for weight in weights]  # 120 has many divisors: common ratios are exact
+    divisor = gcd(*turns)
+    # Each place starts at a moment of its own: places with equal turns must not all come in one run.
+    spread = sorted(
+        ((k + (place + 0.5) / len(turns)) / n, place)
+        for place, n in enumerate(turn // divisor for turn in turns)
+        for k in range(n)
+    )
     return tuple(place for _, place in spread)

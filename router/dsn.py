@@ -22,13 +22,15 @@ class Dsn(str):
     """One connection string, which may name several hosts; as text it has every parameter but the secret ones.
 
     Attributes:
-        nodes: For each host, its server and its libpq parameters in alphabetical order, without ``password``.
+        nodes: For each host, its server and its libpq parameters in alphabetical order, without the secret ones.
         password: The password that stood in the connection string.
+        secrets: The other secret parameters that did.
     """
 
-    __slots__ = ("nodes", "password")
+    __slots__ = ("nodes", "password", "secrets")
     nodes: tuple[tuple[Server, tuple[tuple[str, str], ...]], ...]
     password: str | None
+    secrets: dict[str, str]
 
     @classmethod
     def parse(cls, text: str) -> Dsn:
@@ -52,8 +54,10 @@ class Dsn(str):
             known = [option.keyword.decode() for option in defaults]
             raise ValueError(_why_refused(text, str(error), known)) from None
         secret = {option.keyword.decode() for option in defaults if _is_secret(option)}
-        dsn = cls(make_conninfo("", **{key: value for key, value in params.items() if key not in secret}))
-        dsn.password = params.pop("password", None)
+        secrets = {key: params.pop(key) for key in secret & params.keys()}
+        dsn = cls(make_conninfo("", **params))
+        dsn.password = secrets.pop("password", None)
+        dsn.secrets = secrets
         dsn.nodes = tuple(_split(params, defaults))
         return dsn
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from difflib import get_close_matches
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 
@@ -31,6 +31,14 @@ if TYPE_CHECKING:
 
 class RouterError(Exception):
     """The base of every error that the router itself raises."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy and pickle it by its message and attributes, which are not what ``__init__`` takes."""
+        return _made_anew, (type(self), self.args), self.__dict__
+
+
+def _made_anew(kind: type[RouterError], args: tuple[Any, ...]) -> RouterError:
+    return kind.__new__(kind, *args)
 
 
 class ConfigError(RouterError, ValueError):
@@ -77,7 +85,6 @@ class Unavailable(RouterError, psycopg.OperationalError):
     Attributes:
         version: The version asked for.
         attempts: How many nodes were tried for this request, and failed.
-        refused: For each node, why it was left out, or how it failed.
     """
 
     def __init__(
@@ -85,9 +92,14 @@ class Unavailable(RouterError, psycopg.OperationalError):
     ) -> None:
         self.version = version
         self.attempts = attempts
-        self.refused = MappingProxyType(dict(refused))
-        lines = [message, *(f"{node}: {reason}" for node, reason in self.refused.items())]
+        self._refused = dict(refused)
+        lines = [message, *(f"{node}: {reason}" for node, reason in refused.items())]
         super().__init__("\n  - ".join(lines))
+
+    @property
+    def refused(self) -> Mapping[Node, str]:
+        """For each node, why it was left out, or how it failed."""
+        return MappingProxyType(self._refused)
 
 
 class NoPrimary(Unavailable):

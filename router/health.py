@@ -22,7 +22,7 @@ class State:
 
     Attributes:
         up: Whether it took the last connection; ``None`` while nobody has tried.
-        role: The role it reported with its last connection.
+        role: The role it reported with its last connection; ``None`` once an attempt has failed.
         server_version: As libpq counts: 160004 is 16.4; 0 while unknown.
         failures: How many attempts in a row failed.
         retry_at: When it is tried again, on the caller's clock; only meaningful when it is down.
@@ -75,7 +75,7 @@ class Failed:
 
 
 def state_of(health: Health, node: Node) -> State:
-    """Return what counts for a node: the refusal of its login if there is one, else its server's state.
+    """Return what counts for a node: its server's state if that is down, else the refusal of its login if there is one.
 
     Args:
         health: What is known.
@@ -84,7 +84,8 @@ def state_of(health: Health, node: Node) -> State:
     Returns:
         Its state; :data:`UNKNOWN` when nobody has tried it.
     """
-    return health.get(node) or health.get(node.server, UNKNOWN)
+    server = health.get(node.server, UNKNOWN)
+    return server if server.up is False else health.get(node, server)
 
 
 def role_of(health: Health, node: Node) -> Role | None:
@@ -118,21 +119,20 @@ def observe(health: Health, seen: Connected | Failed, *, now: float, jitter: flo
         return {key: known for key, known in health.items() if key != seen.node} | {seen.node.server: state}
     key = seen.node if seen.answered else seen.node.server
     known = health.get(key, UNKNOWN)
+    if seen.answered and health.get(seen.node.server, UNKNOWN).up is False:
+        health = {**health, seen.node.server: UNKNOWN}
     if known.up is False and now < known.retry_at:  # several saw the same failure: it counts once
         return {**health, key: replace(known, seen_at=now)}
     pause = min(policy.retry * 2.0 ** min(known.failures, 32), policy.retry_max) * (1.0 - 0.25 * jitter)
     failures = known.failures + 1
-    changes: dict[Server | Node, State] = {
-        key: State(up=False, failures=failures, retry_at=now + pause, reason=seen.reason, seen_at=now)
-    }
-    if seen.answered and health.get(seen.node.server, UNKNOWN).up is False:
-        changes[seen.node.server] = UNKNOWN
-    return {**health, **changes}
+    state = State(up=False, failures=failures, retry_at=now + pause, reason=seen.reason, seen_at=now)
+    return {**health, key: state}
 
 
 # libpq puts "SEVERITY:  ", two spaces, before what a server said, in any language, and never before its own words.
-_FROM_SERVER = re.compile(r"(?:^|failed: )(?P<said>[^\s:]+:  .*)")
-_FROM_LIBPQ = re.compile(r".* failed: (?P<said>.*)")
+_FROM_SERVER = re.compile(r"(?<!\S)\S+:  .*")
+_WHERE = re.compile(r"connection (?:failed|is bad): (?:connection to server .*? failed: )?")
+_NO_PASSWORD = "fe_sendauth: no password supplied"  # noqa: S105  (libpq's own words, in every language)
 _NOT_ACCEPTING = re.compile(r"the database system is ")  # 57P03: starting up, shutting down, in recovery
 
 
@@ -148,7 +148,5 @@ def failed(node: Node, message: str) -> Failed:
     """
     line = message.strip().partition("\n")[0]
     if match := _FROM_SERVER.search(line):
-        return Failed(node, match["said"].replace(":  ", ": "), answered=not _NOT_ACCEPTING.search(line))
-    if match := _FROM_LIBPQ.match(line):
-        line = match["said"]
-    return Failed(node, line, answered=False)
+        return Failed(node, match[0].replace(":  ", ": ", 1), answered=not _NOT_ACCEPTING.search(line))
+    return Failed(node, _WHERE.sub("", line, count=1), answered=line.endswith(_NO_PASSWORD))

@@ -29,4 +29,4 @@ def resolve(topology: Topology, version: str | None) -> Target:
         cluster = topology.versions.get(topology.aliases.get(requested, requested))
         if cluster is not None:
             return Target(requested, cluster)
-    raise UnknownVersion(version, sorted({*topology.versions, *topology.aliases}))
+    raise UnknownVersion(requested, sorted({*topology.versions, *topology.aliases}))

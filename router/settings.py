@@ -34,7 +34,7 @@ from pydantic_settings import BaseSettings, InitSettingsSource, SettingsConfigDi
 from router import _sources
 from router.dsn import Dsn
 from router.errors import ConfigError
-from router.topology import Cluster, HealthPolicy, Node, PoolPolicy, ReadPolicy, Role, Topology
+from router.topology import Cluster, HealthPolicy, Node, PoolPolicy, ReadPolicy, Role, Secrets, Topology
 
 if TYPE_CHECKING:
     import os
@@ -249,9 +249,12 @@ class NodeSettings(_Table):
         Yields:
             The nodes, in their order.
         """
-        password = self.password.get_secret_value() if self.password is not None else None
+        values = dict(self.dsn.secrets)
+        if self.password is not None:
+            values["password"] = self.password.get_secret_value()
+        secrets = Secrets(tuple(sorted(values.items())))
         for server, params in self.dsn.nodes:
-            yield Node(server, params, role, self.weight, password, self.password_file)
+            yield Node(server, params, role, self.weight, secrets, self.password_file)
 
 
 def _one_host(node: NodeSettings) -> NodeSettings:

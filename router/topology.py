@@ -37,23 +37,38 @@ class Server:
 
 
 @dataclass(frozen=True, slots=True)
+class Secrets:
+    """libpq parameters that nobody may see: never shown, and a pickled copy, to be stored or sent, has none.
+
+    Attributes:
+        values: The parameters, such as ``password``, in alphabetical order.
+    """
+
+    values: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+
+    def __reduce__(self) -> tuple[type[Secrets], tuple[()]]:
+        """Leave them behind."""
+        return Secrets, ()
+
+
+@dataclass(frozen=True, slots=True)
 class Node:
     """What a pool connects to: a server, a database and a user, with every libpq parameter as written.
 
     Attributes:
         server: Where it runs.
-        params: libpq parameters in alphabetical order, ``host`` and ``port`` included, ``password`` never.
+        params: libpq parameters in alphabetical order, ``host`` and ``port`` included, nothing secret.
         role: The role it is configured for; ``None`` when roles are discovered.
         weight: Its share of reads, relative to the other nodes of its cluster.
-        password: The password, never shown; ``None`` leaves it to libpq (``.pgpass``, ``PGPASSWORD``, …).
+        secrets: The parameters that are secret; without a password libpq looks for one (``.pgpass``, …).
         password_file: A file whose first line is the password, read anew for each connection.
     """
 
     server: Server
-    params: tuple[tuple[str, str], ...] = field(repr=False)  # libpq has secrets beside the password: sslpassword, …
+    params: tuple[tuple[str, str], ...]
     role: Role | None = None
     weight: float = 1.0
-    password: str | None = field(default=None, repr=False)
+    secrets: Secrets = Secrets()
     password_file: Path | None = None
 
     def __str__(self) -> str:

@@ -77,20 +77,19 @@ class Proxy:
 
     def forward(self) -> None:
         """End every fault but :meth:`stop`; what was held back goes on its way."""
-        self._set(deaf=False, delay=0.0)
-        self._bytes_left = self._cut_on = None
+        self._set(_deaf=False, _delay=0.0, _bytes_left=None, _cut_on=None)
 
     def deaf(self) -> None:
         """Accept connections and pass nothing on, in either direction."""
-        self._set(deaf=True, delay=0.0)
+        self._set(_deaf=True)
 
     def slow(self, seconds: float) -> None:
         """Hold back each piece of an answer for this long."""
-        self._set(deaf=False, delay=seconds)
+        self._set(_delay=seconds)
 
     def cut_after(self, n_bytes: int) -> None:
         """Cut the connection, once, on which the answers from now on reach this length; these bytes still arrive."""
-        self._bytes_left = n_bytes
+        self._set(_bytes_left=n_bytes)
 
     def cut_on(self, said: bytes | Callable[[bytes], bool], *, before: bool = False) -> None:
         """Cut the connection, once, on which a client says this.
@@ -99,12 +98,12 @@ class Proxy:
             said: What its message contains, such as ``b"COMMIT"``, or tells that of a message.
             before: Whether the server must not hear it; else it acts on it, and the answer is lost.
         """
-        self._cut_before = before
-        self._cut_on = (lambda message: said in message) if isinstance(said, bytes) else said
+        says = (lambda message: said in message) if isinstance(said, bytes) else said
+        self._set(_cut_on=says, _cut_before=before)
 
-    def _set(self, *, deaf: bool, delay: float) -> None:
+    def _set(self, **faults: object) -> None:
         with self._changed:
-            self._deaf, self._delay = deaf, delay
+            vars(self).update(faults)
             self._changed.notify_all()
 
     def _run(self, function: Callable[[socket.socket], None], connection: socket.socket) -> None:
@@ -142,6 +141,7 @@ class Proxy:
             if server is not None:
                 # Let it read what it was sent: closing over an unread answer could take that back.
                 _hang_up(server, socket.SHUT_WR)
+                server.settimeout(5.0)  # a frozen one does not hang up
                 with suppress(OSError):
                     while server.recv(65536):
                         pass

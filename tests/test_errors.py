@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from inspect import isclass
+from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
@@ -20,10 +23,14 @@ from router.errors import (
     Unavailable,
     UnknownVersion,
 )
-from router.topology import Node, Role, Server
+from router.topology import Node, Role, Secrets, Server
 
-P = Node(Server("p", 5432), (("dbname", "app"), ("sslpassword", "hunter3"), ("user", "app")), Role.PRIMARY)
-R = Node(Server("::1", 5433), (), password="hunter2")
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+P = Node(Server("p", 5432), (("dbname", "app"), ("user", "app")), Role.PRIMARY)
+R = Node(Server("::1", 5433), ())
+S = Node(Server("s", 5434), (), secrets=Secrets((("password", "hunter2"), ("sslpassword", "hunter3"))))
 REFUSED = {P: "primary, down: Connection refused", R: "is a replica"}
 
 UNAVAILABLE = [Unavailable, NoPrimary, NoReplica, PoolExhausted, TooManyWaiting]
@@ -108,5 +115,28 @@ def test_with_nothing_refused_the_message_is_one_line() -> None:
 
 
 def test_no_error_shows_a_secret() -> None:
-    error = NoPrimary("none", version="v2", refused=REFUSED)
+    error = NoPrimary("none", version="v2", refused={S: "is a replica"})
     assert "hunter" not in f"{error} {error!r} {error.args} {error.refused}"
+    assert b"hunter" not in pickle.dumps(error)
+    assert [str(node) for node in pickle.loads(pickle.dumps(error)).refused] == ["s:5434"]  # noqa: S301
+
+
+@pytest.mark.parametrize("again", [lambda error: pickle.loads(pickle.dumps(error)), copy.copy, copy.deepcopy])  # noqa: S301
+@pytest.mark.parametrize(
+    "error",
+    [
+        RouterError("x"),
+        RouterClosed("the router is closed"),
+        ConfigError(["a: x", "b: y"]),
+        UnknownVersion("bleu", ["blue"]),
+        *(kind("none", version="v2", attempts=1, refused=REFUSED) for kind in UNAVAILABLE),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_error_goes_to_another_process_and_back(
+    error: RouterError, again: Callable[[RouterError], RouterError]
+) -> None:
+    error.add_note("seen by a worker")
+    copied = again(error)
+    assert type(copied) is type(error)
+    assert (str(copied), copied.args, vars(copied)) == (str(error), error.args, vars(error))

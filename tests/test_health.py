@@ -6,7 +6,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -96,9 +96,15 @@ def test_a_connection_of_one_node_does_not_vouch_for_a_login_that_is_refused() -
     assert [state_of(health, node).up for node in (NODE, SIBLING)] == [False, True]
 
 
-def test_a_server_that_refuses_a_login_is_not_down() -> None:
-    health = after(REFUSED, BAD_LOGIN)
+@pytest.mark.parametrize("before", [[], [BAD_LOGIN]])
+def test_a_server_that_refuses_a_login_is_not_down(before: list[Failed]) -> None:
+    health = after(*before, REFUSED, BAD_LOGIN)
     assert [state_of(health, node).up for node in (NODE, SIBLING)] == [False, None]
+
+
+def test_of_a_node_whose_login_was_refused_the_latest_failure_of_its_server_counts() -> None:
+    health = after(REFUSED, now=101.0, health=after(BAD_LOGIN))
+    assert (state_of(health, NODE).reason, state_of(health, NODE).seen_at) == ("Connection refused", 101.0)
 
 
 @pytest.mark.parametrize("failure", [REFUSED, BAD_LOGIN], ids=["the server", "the login"])
@@ -190,16 +196,17 @@ class Observing(RuleBasedStateMachine):
         before = self.see(Failed(node, reason, answered=True), jitter)
         was_down = before.get(node.server, UNKNOWN).up is False
         assert self.untouched(before, node, *([node.server] if was_down else []))
-        if self.check_down(before, node, reason) and was_down:
+        self.check_down(before, node, reason)
+        if was_down:
             assert self.health[node.server] == UNKNOWN
             del self.streaks[node.server], self.left_alone[node.server]
 
-    def check_down(self, before: Health, key: Server | Node, reason: str) -> bool:
-        """Check what is known of what failed; gives whether this failure counted."""
+    def check_down(self, before: Health, key: Server | Node, reason: str) -> None:
+        """Check what is known of what failed."""
         state = self.health[key]
         assert state.up is False
         assert state.seen_at == self.now
-        if counts := self.now >= self.left_alone.get(key, 0.0):
+        if self.now >= self.left_alone.get(key, 0.0):
             streak = self.streaks[key] = self.streaks.get(key, 0) + 1
             longest = min(POLICY.retry * 2.0 ** (streak - 1), POLICY.retry_max)
             assert 0.75 * longest - 1e-9 <= state.retry_at - self.now <= longest + 1e-9
@@ -207,7 +214,6 @@ class Observing(RuleBasedStateMachine):
             self.left_alone[key] = state.retry_at
         else:
             assert state == before[key]
-        return counts
 
     @invariant()
     def exactly_what_failed_and_has_not_connected_since_is_down(self) -> None:
@@ -232,6 +238,9 @@ TestObserving.settings = settings(deadline=None, max_examples=60, stateful_step_
 
 AT = 'connection failed: connection to server at "db1.internal" (10.0.0.7), port 5432 failed: '
 ON_SOCKET = 'connection is bad: connection to server on socket "/run/pg/.s.PGSQL.5432" failed: '
+# libpq speaks the language of the process if that has called setlocale().
+IN_GERMAN = "connection failed: Verbindung zum Server auf »10.0.0.7«, Port 5432 fehlgeschlagen: "
+IN_FRENCH = "connection failed: la connexion au serveur sur « 10.0.0.7 », port 5432 a échoué : "
 SEVERAL = "Multiple connection attempts failed. All failures were:\n- host: 'db', port: '5432', hostaddr: "
 
 
@@ -246,6 +255,7 @@ SEVERAL = "Multiple connection attempts failed. All failures were:\n- host: 'db'
         "SSL error: unexpected eof while reading",
         f"SSL error: unexpected eof while reading\n{AT.partition(': ')[2]}server closed the connection unexpectedly",
         "server does not support SSL, but SSL was required",
+        'authentication method requirement "scram-sha-256" failed: server did not complete authentication',
         "expected authentication request from server, but received H",
         "FATAL:  the database system is starting up",
         "FATAL:  the database system is shutting down",
@@ -259,15 +269,18 @@ def test_a_server_that_cannot_be_used_is_told_by_what_is_wrong(where: str, said:
 
 
 @pytest.mark.parametrize(
-    "message",
+    ("before", "reason"),
     [
-        "failed to resolve host 'nowhere.invalid': [Errno -2] Name or service not known",
-        "connection timeout expired",
+        ("", "failed to resolve host 'nowhere.invalid': [Errno -2] Name or service not known"),
+        ("", "connection timeout expired"),
+        ("connection is bad: ", "GSSAPI encryption required but no credential cache"),
+        ("connection is bad: ", 'definition of service "app" not found'),
     ],
 )
-def test_what_went_wrong_before_any_server_was_met_is_told_as_it_is(message: str) -> None:
+def test_what_went_wrong_before_any_server_was_met_is_told_as_it_is(before: str, reason: str) -> None:
+    message = before + reason
     observed = [failed(NODE, text) for text in (message, f"{message}\n{SEVERAL}'::1': {AT}FATAL:  no such role")]
-    assert observed == [Failed(NODE, message, answered=False)] * 2
+    assert observed == [Failed(NODE, reason, answered=False)] * 2
 
 
 @pytest.mark.parametrize(
@@ -284,14 +297,21 @@ def test_what_went_wrong_before_any_server_was_met_is_told_as_it_is(message: str
         'FATAL:  no pg_hba.conf entry for host "10.0.0.9", user "app", database "app", no encryption',
         'FATAL:  unrecognized configuration parameter "nope"',
         "FATAL:  server login has been failing, cached error: connect failed (server_login_retry)",  # PgBouncer
+        'ÖLÜMCÜL (FATAL):  "app" rolü mevcut değil',
         "SCHWERWIEGEND:  Passwort-Authentifizierung für Benutzer »app« fehlgeschlagen",
         "FATAL:  la base de données « app » n'existe pas",
         '致命错误:  用户 "app" Password 认证失败',
     ],
 )
 def test_a_refused_login_is_told_by_the_servers_words_in_any_language(said: str) -> None:
-    reason = said.partition("\n")[0].replace(":  ", ": ")
-    assert [failed(NODE, where + said) for where in (AT, ON_SOCKET, "")] == [Failed(NODE, reason, answered=True)] * 3
+    reason = said.partition("\n")[0].replace(":  ", ": ").removeprefix("ÖLÜMCÜL ")
+    expected = Failed(NODE, reason, answered=True)
+    assert [failed(NODE, where + said) for where in (AT, ON_SOCKET, IN_GERMAN, IN_FRENCH, "")] == [expected] * 5
+
+
+def test_a_password_that_is_missing_is_a_matter_of_the_login() -> None:
+    reason = "fe_sendauth: no password supplied"
+    assert failed(NODE, AT + reason) == Failed(NODE, reason, answered=True)
 
 
 def test_of_two_attempts_with_and_without_encryption_the_first_ones_reason_is_given() -> None:
@@ -301,6 +321,7 @@ def test_of_two_attempts_with_and_without_encryption_the_first_ones_reason_is_gi
 
 
 @given(st.text())
+@example(" failed: \n")
 def test_whatever_libpq_says_the_reason_is_one_line_of_it(text: str) -> None:
     observed = failed(NODE, f"{AT}x{text}")
     assert observed.node == NODE

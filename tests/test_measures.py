@@ -7,9 +7,9 @@ from dataclasses import FrozenInstanceError, fields
 import pytest
 
 from router.measures import NodeStats, PoolStats, Stats, VersionStats
-from router.topology import Node, Role, Server
+from router.topology import Node, Role, Secrets, Server
 
-PARAMS = (("dbname", "app"), ("sslpassword", "hunter3"), ("user", "app"))
+PARAMS = (("dbname", "app"), ("user", "app"))
 
 
 def make_pool(in_use: int, idle: int, waiting: int) -> PoolStats:
@@ -30,7 +30,7 @@ def make_pool(in_use: int, idle: int, waiting: int) -> PoolStats:
 def make_node(
     host: str, role: Role | None, *, read: PoolStats | None = None, write: PoolStats | None = None
 ) -> NodeStats:
-    node = Node(Server(host, 5432), PARAMS, role, password="hunter2")
+    node = Node(Server(host, 5432), PARAMS, role, secrets=Secrets((("password", "hunter2"),)))
     return NodeStats(node, role, "up", "", 180001, read, write)
 
 

@@ -50,6 +50,11 @@ def test_an_unknown_version_is_an_error_that_names_the_nearest_even_with_a_defau
     assert (caught.value.version, caught.value.known) == ("stabel", ("blue", "green", "next", "stable"))
 
 
+def test_a_default_that_names_nothing_is_what_is_unknown() -> None:
+    with pytest.raises(UnknownVersion, match="unknown version 'gren'; did you mean 'green'"):
+        resolve(topology("gren"), None)
+
+
 @given(st.text())
 def test_nothing_but_the_exact_key_will_do(version: str) -> None:
     assume(version not in {"blue", "green", "stable", "next"})

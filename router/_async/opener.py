@@ -13,6 +13,7 @@ from psycopg.conninfo import make_conninfo
 from router import sql
 from router._async.slots import BudgetSpent
 from router._runtime import acall
+from router.choose import objection
 from router.health import Connected, Failed, failed
 from router.topology import Role
 
@@ -30,7 +31,7 @@ logger = logging.getLogger("router")
 
 
 class WrongRole(psycopg.OperationalError):
-    """The connection was to write, and the server is a standby."""
+    """The server turned out to have a role that this connection must not have."""
 
 
 class NoPassword(psycopg.OperationalError):
@@ -75,17 +76,17 @@ class AsyncOpener:
 
         Raises:
             BudgetSpent: No slot became free within ``pool.timeout``.
-            WrongRole: It was to write, and the server is a standby.
+            WrongRole: The server's role is not fit for this use.
             psycopg.OperationalError: It could not be opened.
         """
         autocommit = read_only and cluster.read.autocommit
         options = [READ_ONLY] if read_only else []
         if read_only and not autocommit:
             options.append(SNAPSHOT)
-        connection, role = await self._connect(node, cluster, options, autocommit=autocommit)
+        connection, role = await self.connect(node, cluster, options, autocommit=autocommit)
         try:
-            if role is Role.REPLICA and not read_only:
-                raise WrongRole("the server is a standby")
+            if (reason := objection(cluster, role, read_only=read_only)) is not None:
+                raise WrongRole(reason)
             if self._configure is not None:
                 await self._run_configure(self._configure, connection, node)
         except BaseException:
@@ -101,13 +102,28 @@ class AsyncOpener:
             cluster: The cluster it serves, for its policies.
         """
         with suppress(psycopg.Error, BudgetSpent):
-            connection, _ = await self._connect(node, cluster, [], autocommit=True)
+            connection, _ = await self.connect(node, cluster, [], autocommit=True)
             await connection.close()
 
-    async def _connect(
+    async def connect(
         self, node: Node, cluster: Cluster, options: list[str], *, autocommit: bool
     ) -> tuple[AsyncConnection[TupleRow], Role]:
-        params = {"connect_timeout": str(cluster.pool.connect_timeout), **dict(node.params)}
+        """Open a connection to a node of whatever role, and report how that went.
+
+        Args:
+            node: Where to.
+            cluster: The cluster it serves, for its policies.
+            options: Startup options, added to the node's own.
+            autocommit: Whether the connection is in autocommit.
+
+        Returns:
+            The connection, and the role of its server.
+
+        Raises:
+            BudgetSpent: No slot became free within ``pool.timeout``.
+            psycopg.OperationalError: It could not be opened.
+        """
+        params = {"connect_timeout": str(cluster.pool.connect_timeout), **dict(node.params + node.secrets.values)}
         if options:
             params["options"] = " ".join(filter(None, (params.get("options"), *options)))
         await self._slots.take(cluster.pool.timeout)
@@ -144,7 +160,10 @@ class AsyncOpener:
             return await AsyncConnection.connect(conninfo, **session)
         except psycopg.OperationalError as error:
             # libpq gives no SQLSTATE here (28P01 is what it would be), but it knows that the password was sent.
-            if self._answers.pop(node, None) is None or not kept or not (error.pgconn and error.pgconn.used_password):
+            if error.pgconn is None or not error.pgconn.used_password:
+                raise
+            self._answers.pop(node, None)
+            if not kept:
                 raise
         return await self._log_in(node, conninfo, autocommit=autocommit)
 
@@ -162,7 +181,7 @@ class AsyncOpener:
                 return node.password_file.read_text(encoding="utf-8").partition("\n")[0].rstrip("\r")
             except (OSError, UnicodeDecodeError) as error:
                 raise NoPassword(f"its password_file cannot be read: {type(error).__name__}") from None
-        return node.password
+        return None
 
     async def _run_configure(self, configure: AConfigure, connection: AsyncConnection[TupleRow], node: Node) -> None:
         try:

@@ -75,7 +75,7 @@ class Router:
         password, configure = self._callables
         # Replaced whole, never edited: a reader needs no guard. The lanes are what was worked out from the others.
         self._health: Health = {}
-        self._pools: dict[tuple[Node, bool], NodePool] = {}
+        self._pools: dict[tuple[str, Node, bool], NodePool] = {}  # by version, node, and whether it only reads
         self._readers: dict[str | None, Lane] = {}
         self._writers: dict[str | None, Lane] = {}
         self._changed = Event()  # set, and replaced, when the health changes
@@ -139,7 +139,7 @@ class Router:
             nodes = []
             for node in cluster.nodes:
                 state = state_of(health, node)
-                read, write = pools.get((node, True)), pools.get((node, False))
+                read, write = pools.get((name, node, True)), pools.get((name, node, False))
                 nodes.append(
                     NodeStats(
                         node=node,
@@ -274,21 +274,22 @@ class Router:
         pools = self._pools
 
         def load(node: Node) -> float:
-            pool = pools.get((node, read_only))
+            pool = pools.get((target.version, node, read_only))
             return 0.0 if pool is None else pool.load
 
         return choose(target, self._health, read_only=read_only, turn=random(), load=load, prefer=prefer)
 
     def _pool(self, node: Node, cluster: Cluster, *, read_only: bool) -> NodePool:
-        pool = self._pools.get((node, read_only))
+        key = (cluster.name, node, read_only)
+        pool = self._pools.get(key)
         if pool is None:
             with self._guard:
                 if self._closed:
                     raise RouterClosed("the router is closed")
-                pool = self._pools.get((node, read_only))
+                pool = self._pools.get(key)
                 if pool is None:
                     pool = NodePool(node, cluster, self._opener, read_only=read_only)
-                    self._pools = {**self._pools, (node, read_only): pool}
+                    self._pools = {**self._pools, key: pool}
         return pool
 
     def _unavailable(self, route: Route, asked: Iterable[Node], since: float) -> Unavailable:
@@ -298,7 +299,7 @@ class Router:
             full = f"{in_time}: all {self._slots.limit} of the process are open (max_connections)"
             return PoolExhausted(full, version=version)
         for node in route.nodes:
-            pool = self._pools.get((node, route.read_only))
+            pool = self._pools.get((route.target.version, node, route.read_only))
             if pool is not None and len(pool.borrowed) >= pool.max_size:
                 full = f"{in_time}: all {pool.max_size} to {node} are in use (pool.max_size)"
                 return PoolExhausted(full, version=version)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import psycopg
 
-from router._sync.opener import Opener
+from router._sync.opener import READ_ONLY, Opener
 from router._sync.slots import Slots
 from router.health import Connected, Failed, failed
 
@@ -75,11 +75,10 @@ def _look(node: Node, cluster: Cluster, ask: Callable[[psycopg.Connection[TupleR
     seen: list[Connected | Failed] = []
     opener = Opener(Slots(1, lambda: False), seen.append, password=None, configure=None)
     try:
-        connection = opener.open(node, cluster, read_only=True)
+        connection, _ = opener.connect(node, cluster, [READ_ONLY], autocommit=True)
     except psycopg.Error as error:
         return Look(seen[-1] if seen else failed(node, str(error)))
     try:
-        connection.set_autocommit(True)
         return Look(seen[-1], ask(connection))
     except psycopg.Error as error:
         return Look(seen[-1], error=str(error).partition("\n")[0])

@@ -8,16 +8,12 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 from urllib.parse import quote, urlencode
 
 import typer
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from router import Router
 from router.cli._common import Config, ReadOnly, Version, fail, load
-from router.dsn import Dsn
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from router import Node
 
 _REFUSE_WRITES = "-c default_transaction_read_only=on"
 
@@ -81,12 +77,7 @@ def _choose(config: Path | None, version: str | None, *, read_only: bool) -> _Ch
             for node in cluster.nodes
             if any(pool is not None and pool.in_use for pool in (node.read, node.write))
         )
-        return _Chosen(_without_secrets(node), connection.info.password)
-
-
-def _without_secrets(node: Node) -> dict[str, str]:
-    shown = Dsn.parse(make_conninfo("", **dict(node.params)))
-    return {key: str(value) for key, value in conninfo_to_dict(shown).items()}
+        return _Chosen(dict(node.params), connection.info.password)
 
 
 def _refusing(options: str | None) -> str:

@@ -202,10 +202,15 @@ class _Process:
         _send([pid for pid, _ in self._descendants(data)], signal.SIGCONT)
 
     def kill(self, data: str | None = None) -> None:
+        killed: set[int] = set()
         while living := [pid for pid, _ in self._descendants(data)]:
             _send(living, signal.SIGKILL)
+            killed.update(living)
             time.sleep(0.001)
-        self.reap()
+        # One that is about to end works nowhere any more. And what we leave, PID 1 of a container may never reap.
+        while any(Path(f"/proc/{pid}").exists() for pid in killed):
+            self.reap()
+            time.sleep(0.001)
 
     def write(self, path: str, text: str) -> None:
         Path(path).parent.mkdir(exist_ok=True)
@@ -310,9 +315,6 @@ def _main(number: str, owner: str, uid: str, gid: str, directory: str) -> None:
         for signum in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
             signal.signal(signum, signal.SIG_IGN)
         process.kill()
-        with suppress(ChildProcessError):  # what we leave unreaped, PID 1 of a container may never reap
-            while True:
-                os.waitpid(-1, 0)
         process.remove(directory)
 
 

@@ -190,6 +190,13 @@ async def test_a_read_that_may_not_fall_back_fails(cluster: PostgresCluster) -> 
             assert port(connection) == cluster.primary.port
 
 
+async def test_the_only_node_is_not_read_from_once_it_turns_out_to_be_the_primary(cluster: PostgresCluster) -> None:
+    async with AsyncRouter(settings(nodes=cluster.dsn(), read={"fallback": "error"})) as router:
+        for _ in range(2):
+            with pytest.raises(NoReplica, match="is the primary, and read.fallback is 'error'"):
+                await read_port(router)
+
+
 async def test_a_read_that_waits_is_served_when_a_replica_comes_back(cluster: PostgresCluster) -> None:
     standby = cluster.standbys[0]
     proxy = Proxy(standby.host, standby.port)

@@ -191,6 +191,13 @@ def test_a_read_that_may_not_fall_back_fails(cluster: PostgresCluster) -> None:
             assert port(connection) == cluster.primary.port
 
 
+def test_the_only_node_is_not_read_from_once_it_turns_out_to_be_the_primary(cluster: PostgresCluster) -> None:
+    with Router(settings(nodes=cluster.dsn(), read={"fallback": "error"})) as router:
+        for _ in range(2):
+            with pytest.raises(NoReplica, match="is the primary, and read.fallback is 'error'"):
+                read_port(router)
+
+
 def test_a_read_that_waits_is_served_when_a_replica_comes_back(cluster: PostgresCluster) -> None:
     standby = cluster.standbys[0]
     proxy = Proxy(standby.host, standby.port)
