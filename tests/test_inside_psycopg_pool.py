@@ -41,6 +41,9 @@ def test_idle_connections_are_in_one_deque_the_oldest_first(postgres: Postgres) 
         pool.putconn(one)
         assert list(idle) == [two, one]
         assert pool._nconns == 2
+        assert pool._nconns_min == 1  # the fewest that were idle
+        assert pool._stats[pool._REQUESTS_NUM] == 1
+        assert one._pool is None
         # As evict_idle() does: what is taken out and counted out is gone for the pool, and may be opened anew.
         with pool._lock:
             idle.popleft().close()

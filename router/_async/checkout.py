@@ -9,9 +9,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Protocol
 
 import psycopg
-from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 
-from router._async.pools import Reroute
 from router.choose import PAIRS, pairs, rotation
 
 if TYPE_CHECKING:
@@ -127,19 +125,12 @@ class AsyncCheckout:
             RouterClosed: The router was closed.
         """
         lane = self._lane
-        deadline = monotonic() + self._timeout
         pool = lane.pick()
-        if pool is not None and pool.idle:
-            try:
-                connection = await pool.getconn(self._timeout)
-            except (PoolClosed, PoolTimeout, TooManyRequests, Reroute):
-                pass  # another request took the one that was ready
-            else:
-                pool.borrowed.add(connection)
-                self._pool = pool
-                self._connection = connection
-                return connection
-        self._pool, self._connection = await lane.acquire(lane, deadline, pool)
+        if pool is not None and (connection := await pool.take()) is not None:
+            self._pool = pool
+            self._connection = connection
+            return connection
+        self._pool, self._connection = await lane.acquire(lane, monotonic() + self._timeout, pool)
         return self._connection
 
     async def __aexit__(

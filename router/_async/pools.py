@@ -1,9 +1,9 @@
 """A pool for one node, to read or to write: ``psycopg_pool``'s, with the few things that a router needs besides.
 
-This file alone uses what is inside ``psycopg_pool``: ``_pool``, ``_nconns``, ``_waiting``, ``_lock``, ``_closed``,
-and ``fail()`` of a waiting client; and inside ``psycopg``, what a borrower can change on a connection without a public
-name to tell. ``docs/decisions/0002-inside-psycopg-pool.md`` says why; ``tests/test_inside_psycopg_pool.py`` checks what
-is assumed.
+This file alone uses what is inside ``psycopg_pool``: ``_pool``, ``_nconns``, ``_nconns_min``, ``_waiting``, ``_lock``,
+``_closed``, ``_stats``, ``fail()`` of a waiting client, ``_pool`` of a connection; and inside ``psycopg``, what a
+borrower can change on a connection without a public name to tell. ``docs/decisions/0002-inside-psycopg-pool.md`` says
+why; ``tests/test_inside_psycopg_pool.py`` checks what is assumed.
 """
 
 # ruff: noqa: SLF001  (see above)
@@ -87,6 +87,25 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         """How many requests it serves or keeps waiting."""
         return len(self.borrowed) + len(self._waiting)
 
+    async def take(self) -> AsyncConnection[TupleRow] | None:
+        """Borrow a connection that is ready: the part of ``getconn()`` that this takes, and the hot path.
+
+        Returns:
+            The connection, or ``None`` when none is ready.
+        """
+        idle = self.idle
+        if not idle:
+            return None
+        async with self._lock:  # guards _pool, _nconns_min
+            if not idle:
+                return None
+            connection = idle.popleft()
+            self._nconns_min = min(self._nconns_min, len(idle))  # what shrinking goes by
+        self._stats[self._REQUESTS_NUM] += 1
+        connection._pool = self
+        self.borrowed.add(connection)
+        return connection
+
     async def borrow(self, timeout: float) -> AsyncConnection[TupleRow]:
         """Borrow a connection, opening the pool if this is its first use.
 
@@ -94,7 +113,7 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
             timeout: The most to wait, in seconds.
 
         Returns:
-            The connection, already in ``borrowed``.
+            The connection.
 
         Raises:
             Reroute: Another node may be better by now.

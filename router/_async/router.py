@@ -308,7 +308,7 @@ class AsyncRouter:
         silent = {
             node: "gave no connection in time" if self._up(node) else "did not answer in time"
             for node in asked
-            if node not in failed
+            if node in route.notes and node not in failed
         }
         kind, use = (NoReplica, "read from") if route.read_only else (NoPrimary, "written to")
         return kind(

@@ -10,9 +10,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Protocol
 
 import psycopg
-from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 
-from router._sync.pools import Reroute
 from router.choose import PAIRS, pairs, rotation
 
 if TYPE_CHECKING:
@@ -126,19 +124,12 @@ class Checkout:
             RouterClosed: The router was closed.
         """
         lane = self._lane
-        deadline = monotonic() + self._timeout
         pool = lane.pick()
-        if pool is not None and pool.idle:
-            try:
-                connection = pool.getconn(self._timeout)
-            except (PoolClosed, PoolTimeout, TooManyRequests, Reroute):
-                pass  # another request took the one that was ready
-            else:
-                pool.borrowed.add(connection)
-                self._pool = pool
-                self._connection = connection
-                return connection
-        self._pool, self._connection = lane.acquire(lane, deadline, pool)
+        if pool is not None and (connection := pool.take()) is not None:
+            self._pool = pool
+            self._connection = connection
+            return connection
+        self._pool, self._connection = lane.acquire(lane, monotonic() + self._timeout, pool)
         return self._connection
 
     def __exit__(

@@ -193,7 +193,7 @@ async def test_a_read_that_may_not_fall_back_fails(cluster: PostgresCluster) -> 
 async def test_the_only_node_is_not_read_from_once_it_turns_out_to_be_the_primary(cluster: PostgresCluster) -> None:
     async with AsyncRouter(settings(nodes=cluster.dsn(), read={"fallback": "error"})) as router:
         for _ in range(2):
-            with pytest.raises(NoReplica, match="is the primary, and read.fallback is 'error'"):
+            with pytest.raises(NoReplica, match=r"is the primary, and read\.fallback"):
                 await read_port(router)
 
 
