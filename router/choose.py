@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from dataclasses import dataclass
 from itertools import accumulate, groupby
-from math import gcd
+from math import gcd, lcm
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -209,10 +209,13 @@ def rotation(weights: Sequence[float]) -> tuple[int, ...]:
     most = max(weights)
     turns = [max(round(weight / most * 120), 1) for weight in weights]  # 120 has many divisors: common ratios are exact
     divisor = gcd(*turns)
-    # Each place starts at a moment of its own: places with equal turns must not all come in one run.
+    turns = [n // divisor for n in turns]
+    round_length = lcm(*turns)
+    # Each place starts at a moment of its own: places with equal turns must not all come in one run. In whole numbers,
+    # since moments that are the same must compare so.
     spread = sorted(
-        ((k + (place + 0.5) / len(turns)) / n, place)
-        for place, n in enumerate(turn // divisor for turn in turns)
+        ((2 * len(turns) * k + 2 * place + 1) * (round_length // n), place)
+        for place, n in enumerate(turns)
         for k in range(n)
     )
     return tuple(place for _, place in spread)

@@ -484,13 +484,16 @@ def test_nothing_outlives_the_owner(own: Callable[..., Owner], last: str, signum
 
 def test_an_interrupt_of_the_whole_group_lets_the_owner_finish_its_work(own: Callable[..., Owner]) -> None:
     owner = own(
-        BEGIN.replace("input()", "")
-        + """
-    try:
-        signal.pause()
-    except KeyboardInterrupt:
-        print(pg.primary.execute("SELECT 'still here'")[0][0], flush=True)
-    """
+        """
+        import signal
+        from router.testing import PostgresCluster
+        with PostgresCluster() as pg:
+            try:
+                print(pg.directory, flush=True)
+                signal.pause()
+            except KeyboardInterrupt:
+                print(pg.primary.execute("SELECT 'still here'")[0][0], flush=True)
+        """
     )
     directory = Path(owner.line())
     os.killpg(owner.pid, signal.SIGINT)
