@@ -294,8 +294,6 @@ def test_lag_delays_each_commit(pg: PostgresCluster) -> None:
     lagging.lag(0.5)
     before = time.monotonic()
     pg.primary.execute("INSERT INTO seen VALUES ('late')")
-    other.wait_replayed()
-    assert seen(lagging) == []
     until(lambda: seen(lagging))
     assert time.monotonic() - before >= 0.5
     lagging.lag(3600)

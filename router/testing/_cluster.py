@@ -39,6 +39,7 @@ _INITDB = (
     # A standby refuses to start with less than its data directory was last used with: so begin with the least there is.
     *("-c", "max_connections=4", "-c", "max_worker_processes=0", "-c", "max_wal_senders=0"),
     *("-c", "max_locks_per_transaction=10"),
+    *("-c", "dynamic_shared_memory_type=mmap"),  # see below; initdb may be killed, too
 )
 _SETTINGS: dict[str, Setting] = {
     "fsync": False,
