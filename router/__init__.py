@@ -12,24 +12,30 @@
     with router.connection(version="v2") as conn: ...
 """
 
-from router._async.router import AsyncRouter
-from router._default import close, configure, connection, explain, stats
-from router._sync.router import Router
-from router.choose import Route
-from router.errors import (
-    ConfigError,
-    NoPrimary,
-    NoReplica,
-    PoolExhausted,
-    RouterClosed,
-    RouterError,
-    TooManyWaiting,
-    Unavailable,
-    UnknownVersion,
-)
-from router.measures import NodeStats, PoolStats, Stats, VersionStats
-from router.settings import RouterSettings
-from router.topology import Node, Role, Server
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from router._async.router import AsyncRouter
+    from router._default import close, configure, connection, explain, stats
+    from router._sync.router import Router
+    from router.choose import Route
+    from router.errors import (
+        ConfigError,
+        NoPrimary,
+        NoReplica,
+        PoolExhausted,
+        RouterClosed,
+        RouterError,
+        TooManyWaiting,
+        Unavailable,
+        UnknownVersion,
+    )
+    from router.measures import NodeStats, PoolStats, Stats, VersionStats
+    from router.settings import RouterSettings
+    from router.topology import Node, Role, Server
 
 __all__ = [
     "AsyncRouter",
@@ -58,3 +64,20 @@ __all__ = [
     "explain",
     "stats",
 ]
+
+# Where these are. They are looked up when first used: every pytest run of whoever has this package installed imports
+# `router` for its fixtures, and must not pay for psycopg and pydantic.
+_HOMES = ("errors", "topology", "choose", "measures", "settings", "_sync.router", "_async.router", "_default")
+
+if not TYPE_CHECKING:  # a type checker would take it to mean that any name is there
+
+    def __getattr__(name: str) -> object:
+        if name in __all__:
+            for home in _HOMES:
+                if (found := getattr(import_module(f"router.{home}"), name, None)) is not None:
+                    globals()[name] = found
+                    return found
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})
