@@ -174,6 +174,11 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         await connection.close()
         return True
 
+    async def evict_all_idle(self) -> None:
+        """Close every connection that is idle."""
+        while await self.evict_idle():
+            pass
+
     @auncancelled
     async def give_back(self, connection: AsyncConnection[TupleRow]) -> None:
         """Take a borrowed connection back, such as it was when it was opened.

@@ -338,6 +338,10 @@ class AsyncRouter:
             logger.warning("%s is down: %s", seen.node if seen.answered else seen.node.server, seen.reason)
         cluster = next(cluster for cluster in self._topology.versions.values() if seen.node in cluster.nodes)
         self._monitor.watch(seen.node, cluster)
+        if not seen.answered:  # what is idle there is as dead, and must not be handed out once the server is back
+            for pool in self._pools.values():
+                if pool.node.server == seen.node.server:
+                    await pool.evict_all_idle()
 
     async def _make_room(self) -> bool:
         pool = max(self._pools.values(), key=lambda pool: len(pool.idle), default=None)

@@ -175,6 +175,11 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         connection.close()
         return True
 
+    def evict_all_idle(self) -> None:
+        """Close every connection that is idle."""
+        while self.evict_idle():
+            pass
+
     @uncancelled
     def give_back(self, connection: Connection[TupleRow]) -> None:
         """Take a borrowed connection back, such as it was when it was opened.

@@ -1,0 +1,128 @@
+"""Connections that break, slow down or come back, seen from a block."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import psycopg
+import pytest
+
+from router import AsyncRouter
+from tests.proxy import Proxy
+from tests.support import aeventually, new_name, port, run, settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from router.testing import PostgresCluster
+    from tests.conftest import Postgres
+
+pytestmark = pytest.mark.docker  # but for the last, which has servers of its own
+
+
+@pytest.fixture
+def proxy(postgres: Postgres) -> Iterator[Proxy]:
+    where = psycopg.conninfo.conninfo_to_dict(postgres.primary)
+    with Proxy(str(where["host"]), int(str(where["port"]))) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def dsn(postgres: Postgres, proxy: Proxy) -> str:
+    return psycopg.conninfo.make_conninfo(postgres.primary, host=proxy.host, port=proxy.port)
+
+
+async def works(router: AsyncRouter, *, read_only: bool) -> bool:
+    try:
+        async with router.connection(read_only=read_only) as connection:
+            return (await (await connection.execute("SELECT 1")).fetchone()) == (1,)
+    except psycopg.OperationalError:
+        return False
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+async def test_an_answer_cut_in_the_middle_is_a_typed_error_and_the_next_request_is_served(
+    dsn: str, proxy: Proxy, read_only: bool
+) -> None:
+    async with AsyncRouter(settings(primary=dsn, pool={"max_size": 1})) as router:
+        assert await works(router, read_only=read_only)
+        proxy.cut_after(1000)
+        with pytest.raises(psycopg.OperationalError):
+            async with router.connection(read_only=read_only) as broken:
+                await broken.execute("SELECT repeat('x', 100000)")
+        assert proxy.cuts == 1
+        assert broken.closed
+        async with router.connection(read_only=read_only) as connection:
+            assert (await (await connection.execute("SELECT 1")).fetchone()) == (1,)
+        assert router.stats().connections == 1
+
+
+async def test_a_connection_cut_before_its_commit_arrives_has_written_nothing(
+    postgres: Postgres, dsn: str, proxy: Proxy
+) -> None:
+    table = new_name()
+    run(postgres.primary, f"CREATE TABLE {table} (i int)")
+    async with AsyncRouter(settings(primary=dsn)) as router:
+        proxy.cut_on(b"COMMIT", before=True)
+        with pytest.raises(psycopg.OperationalError):
+            async with router.connection() as connection:
+                await connection.execute(f"INSERT INTO {table} VALUES (1)")
+        async with router.connection() as connection:
+            await connection.execute(f"INSERT INTO {table} VALUES (2)")
+    assert run(postgres.primary, f"SELECT i FROM {table}") == [(2,)]
+
+
+async def test_a_slow_server_is_waited_for(dsn: str, proxy: Proxy) -> None:
+    proxy.slow(0.02)
+    async with AsyncRouter(settings(primary=dsn)) as router:
+        assert await works(router, read_only=False)
+        assert await works(router, read_only=True)
+        assert {node.state for node in router.stats().versions[0].nodes} == {"up"}
+
+
+async def test_after_an_outage_the_node_is_used_again(dsn: str, proxy: Proxy) -> None:
+    options = settings(primary=dsn, health={"retry": 0.05, "retry_max": 0.1}, pool={"max_size": 2})
+    async with AsyncRouter(options) as router:
+        async with router.connection(), router.connection():
+            pass
+        proxy.stop()
+        assert not await works(router, read_only=False)  # one of the two connections it had is found dead
+
+        async def down() -> bool:
+            return router.stats().versions[0].nodes[0].reason == "Connection refused"
+
+        await aeventually(down)
+        assert not await works(router, read_only=False)
+        proxy.start()
+
+        async def up() -> bool:
+            return router.stats().versions[0].nodes[0].state == "up"
+
+        await aeventually(up)
+        assert await works(router, read_only=False)  # by a new connection: the other one is gone
+
+
+async def test_a_replica_lost_under_load_costs_only_what_was_in_flight(cluster: PostgresCluster) -> None:
+    one, two = cluster.standbys
+    with Proxy(one.host, one.port) as proxy:
+        through = psycopg.conninfo.make_conninfo(one.dsn(), host=proxy.host, port=proxy.port)
+        async with AsyncRouter(settings(primary=cluster.dsn(), replicas=[through, two.dsn()])) as router:
+            served: set[int] = set()
+
+            async def both() -> bool:
+                async with router.connection(read_only=True) as connection:
+                    served.add(port(connection))
+                return served == {proxy.port, two.port}
+
+            await aeventually(both)
+            proxy.stop()
+
+            async def noticed() -> bool:
+                await works(router, read_only=True)
+                return any(node.state == "down" for node in router.stats().versions[0].nodes)
+
+            await aeventually(noticed)
+            for _ in range(50):
+                async with router.connection(read_only=True) as connection:
+                    assert (await (await connection.execute("SELECT 1")).fetchone()) == (1,)
+                    assert port(connection) == two.port
