@@ -6,6 +6,7 @@ import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
+from secrets import token_hex
 from typing import TYPE_CHECKING, Any, LiteralString, TypeVar
 
 import psycopg
@@ -20,6 +21,7 @@ T = TypeVar("T")
 PATIENCE = 20.0
 """Seconds until something that must happen counts as not happening; never waited for in vain."""
 
+_run = token_hex(4)  # a server that is given by --postgres=URL keeps the tables of earlier runs
 _numbers = count(1)
 
 
@@ -32,7 +34,7 @@ def settings(**arguments: Any) -> RouterSettings:
 
 def new_name() -> LiteralString:
     """A name for a table that no other test uses."""
-    return f"t{next(_numbers)}"
+    return f"t{_run}_{next(_numbers)}"
 
 
 def run(dsn: str, *statements: LiteralString) -> list[tuple[Any, ...]]:
