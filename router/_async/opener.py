@@ -34,6 +34,10 @@ class WrongRole(psycopg.OperationalError):
     """The server turned out to have a role that this connection must not have."""
 
 
+class Refused(psycopg.OperationalError):
+    """The server refused the login of a connection that requests can do without."""
+
+
 class NoPassword(psycopg.OperationalError):
     """The password that the settings or the user's callable should give could not be had."""
 
@@ -63,19 +67,21 @@ class AsyncOpener:
         self._configure = configure
         self._answers: dict[Node, str] = {}
 
-    async def open(self, node: Node, cluster: Cluster, *, read_only: bool) -> AsyncConnection[TupleRow]:
+    async def open(self, node: Node, cluster: Cluster, *, read_only: bool, spare: bool) -> AsyncConnection[TupleRow]:
         """Open a connection for requests.
 
         Args:
             node: Where to.
             cluster: The cluster it serves, for its policies.
             read_only: Whether its session refuses writes.
+            spare: Whether requests can do without it: a refusal of the login is then raised, and not reported.
 
         Returns:
             The connection, configured.
 
         Raises:
             BudgetSpent: No slot became free within ``pool.timeout``.
+            Refused: The server answered, and refused the login of a spare connection.
             WrongRole: The server's role is not fit for this use.
             psycopg.OperationalError: It could not be opened.
         """
@@ -83,7 +89,7 @@ class AsyncOpener:
         options = [READ_ONLY] if read_only else []
         if read_only and not autocommit:
             options.append(SNAPSHOT)
-        connection, role = await self.connect(node, cluster, options, autocommit=autocommit)
+        connection, role = await self.connect(node, cluster, options, autocommit=autocommit, spare=spare)
         try:
             if (reason := objection(cluster, role, read_only=read_only)) is not None:
                 raise WrongRole(reason)
@@ -106,7 +112,7 @@ class AsyncOpener:
             await connection.close()
 
     async def connect(
-        self, node: Node, cluster: Cluster, options: list[str], *, autocommit: bool
+        self, node: Node, cluster: Cluster, options: list[str], *, autocommit: bool, spare: bool = False
     ) -> tuple[AsyncConnection[TupleRow], Role]:
         """Open a connection to a node of whatever role, and report how that went.
 
@@ -115,6 +121,7 @@ class AsyncOpener:
             cluster: The cluster it serves, for its policies.
             options: Startup options, added to the node's own.
             autocommit: Whether the connection is in autocommit.
+            spare: As for :meth:`open`.
 
         Returns:
             The connection, and the role of its server.
@@ -131,28 +138,25 @@ class AsyncOpener:
             connection = await self._log_in(node, make_conninfo("", **params), autocommit=autocommit)
         except BaseException as error:
             self._slots.give_up()
-            await self._report_failure(node, error)
+            seen = _failure(node, error)
+            if seen is not None and seen.answered and spare:
+                raise Refused(seen.reason) from None
+            if seen is not None:
+                await self._report(seen)
             raise
         self._slots.fill(connection)
         try:
             role = await _role(connection)
         except BaseException as error:
             await connection.close()
-            await self._report_failure(node, error)
+            if (seen := _failure(node, error)) is not None:
+                await self._report(seen)
             raise
         await self._report(Connected(node, role, connection.pgconn.server_version))
         return connection, role
 
-    async def _report_failure(self, node: Node, error: BaseException) -> None:
-        if isinstance(error, psycopg.OperationalError) and not isinstance(error, NoPassword):
-            await self._report(failed(node, str(error)))
-        elif isinstance(error, Exception):
-            # Its text is not the server's: it may hold anything.
-            reason = str(error) if isinstance(error, NoPassword) else type(error).__name__
-            await self._report(Failed(node, reason, answered=True))
-
     async def _log_in(self, node: Node, conninfo: str, *, autocommit: bool) -> AsyncConnection[TupleRow]:
-        kept = node in self._answers
+        kept = self._answers.get(node)
         session: dict[str, Any] = {"autocommit": autocommit}
         if (password := await self._password(node)) is not None:
             session["password"] = password
@@ -162,8 +166,9 @@ class AsyncOpener:
             # libpq gives no SQLSTATE here (28P01 is what it would be), but it knows that the password was sent.
             if error.pgconn is None or not error.pgconn.used_password:
                 raise
-            self._answers.pop(node, None)
-            if not kept:
+            if self._answers.get(node) == password:  # else another attempt has asked anew meanwhile
+                self._answers.pop(node, None)
+            if kept is None:
                 raise
         return await self._log_in(node, conninfo, autocommit=autocommit)
 
@@ -186,6 +191,8 @@ class AsyncOpener:
     async def _run_configure(self, configure: AConfigure, connection: AsyncConnection[TupleRow], node: Node) -> None:
         try:
             await acall(configure, connection)
+            if connection.pgconn.transaction_status:
+                await connection.commit()
         except Exception:
             logger.exception("the router's configure callable failed for a connection to %s", node)
             await self._report(Failed(node, "the configure callable failed; its error is in the log", answered=True))
@@ -205,3 +212,13 @@ async def _role(connection: AsyncConnection[TupleRow]) -> Role:
             standby = row is not None and row[0]
             await connection.rollback()
     return Role.REPLICA if standby else Role.PRIMARY
+
+
+def _failure(node: Node, error: BaseException) -> Failed | None:
+    if isinstance(error, NoPassword):
+        return Failed(node, str(error), answered=True)
+    if isinstance(error, psycopg.OperationalError):
+        return failed(node, str(error))
+    if isinstance(error, Exception):
+        return Failed(node, type(error).__name__, answered=True)  # its text may hold anything
+    return None

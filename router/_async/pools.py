@@ -17,6 +17,7 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
+from router._async.opener import Refused
 from router._runtime import auncancelled
 from router.measures import PoolStats
 
@@ -47,6 +48,8 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         idle: The connections ready to be borrowed.
         borrowed: The connections out.
         inherited: Whether it belongs to the parent of a fork: nothing of it may be used or closed here.
+        retired: Whether its router is being closed; set before it is, so that nobody can open it afterwards.
+        refusal: Why the server refused one more connection, when it last did.
     """
 
     def __init__(self, node: Node, cluster: Cluster, opener: AsyncOpener, *, read_only: bool) -> None:
@@ -71,6 +74,8 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
             max_idle=policy.max_idle,
             max_lifetime=policy.max_lifetime,
             reconnect_timeout=0.0,  # psycopg_pool's own retries last minutes; here the monitor looks for a lost server
+            # Those who came between the last attempt and giving up: only from here on, another attempt would be made.
+            reconnect_failed=lambda _: self.reroute(),
             num_workers=1,
         )
         self.node = node
@@ -79,6 +84,8 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         self.idle = self._pool
         self.borrowed: set[AsyncConnection[TupleRow]] = set()
         self.inherited = False
+        self.retired = False
+        self.refusal = ""
         self._opener = opener
         self._failing = False
 
@@ -86,6 +93,11 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
     def load(self) -> int:
         """How many requests it serves or keeps waiting."""
         return len(self.borrowed) + len(self._waiting)
+
+    @property
+    def full(self) -> bool:
+        """Whether every connection that it may open is out."""
+        return len(self.borrowed) >= self.max_size
 
     async def take(self) -> AsyncConnection[TupleRow] | None:
         """Borrow a connection that is ready: the part of ``getconn()`` that this takes, and the hot path.
@@ -122,6 +134,8 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
             PoolClosed: The pool was closed.
         """
         await self.open()
+        if self.retired:
+            await self.close()
         connection = await self.getconn(timeout)
         self.borrowed.add(connection)
         return connection
@@ -138,13 +152,19 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         if self._failing and not self._waiting:
             # psycopg_pool tries a failed attempt once more at once. Nobody waits for that one.
             raise psycopg.OperationalError("not tried again before somebody needs it")
+        # A server may have a limit below max_size: as long as there are others, one more refused means no harm.
+        spare = self._nconns > 1  # this one is counted already
         try:
-            connection = await self._opener.open(self.node, self.cluster, read_only=self.read_only)
+            connection = await self._opener.open(self.node, self.cluster, read_only=self.read_only, spare=spare)
+        except Refused as error:
+            self.refusal = str(error)
+            raise
         except Exception:
             self._failing = True
             await self.reroute()
             raise
         self._failing = False
+        self.refusal = ""
         connection.__dict__["_router"] = _Original(connection)
         return connection
 

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from router.health import Failed, Health
     from router.topology import Cluster, Node, Target
 
+FULL = 1e9
+"""The load of a pool that has no connection left to open: more than any other's."""
+
 GRACE = 1.0
 """Seconds that background work gets to end, although the time given for closing has passed."""
 
@@ -170,6 +173,7 @@ class AsyncRouter:
         self._changed.set()
         self._slots.close()
         for pool in pools:
+            pool.retired = True
             await pool.reroute()
         while any(pool.borrowed for pool in pools) and monotonic() < deadline:
             await asleep(0.01)
@@ -222,7 +226,8 @@ class AsyncRouter:
         patience: dict[Node, float] = {}  # for each node asked, until when to wait while it is not known to be up
         while True:
             changed = self._changed  # taken before what is known is looked at: no change after that goes unnoticed
-            route = self._choose(target, read_only=read_only, prefer=None if prefer is None else prefer.node)
+            preferred = None if prefer is None or prefer.full else prefer.node
+            route = self._choose(target, read_only=read_only, prefer=preferred)
             now = monotonic()
             nodes = [
                 node
@@ -276,7 +281,7 @@ class AsyncRouter:
 
         def load(node: Node) -> float:
             pool = pools.get((target.version, node, read_only))
-            return 0.0 if pool is None else pool.load
+            return 0.0 if pool is None else pool.load + FULL * pool.full
 
         return choose(target, self._health, read_only=read_only, turn=random(), load=load, prefer=prefer)
 
@@ -301,15 +306,16 @@ class AsyncRouter:
             return PoolExhausted(full, version=version)
         for node in route.nodes:
             pool = self._pools.get((route.target.version, node, route.read_only))
-            if pool is not None and len(pool.borrowed) >= pool.max_size:
+            if pool is not None and pool.full:
                 full = f"{in_time}: all {pool.max_size} to {node} are in use (pool.max_size)"
                 return PoolExhausted(full, version=version)
         failed = {node for node in route.nodes if self._failed(node, since)}
-        silent = {
-            node: "gave no connection in time" if self._up(node) else "did not answer in time"
-            for node in asked
-            if node in route.notes and node not in failed
-        }
+        silent = {}
+        for node in asked:
+            if node in route.notes and node not in failed:
+                pool = self._pools.get((route.target.version, node, route.read_only))
+                refusal = f": {pool.refusal}" if pool is not None and pool.refusal else ""
+                silent[node] = f"gave no connection in time{refusal}" if self._up(node) else "did not answer in time"
         kind, use = (NoReplica, "read from") if route.read_only else (NoPrimary, "written to")
         return kind(
             f"no node of version {version!r} can be {use} now",

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from router.topology import Target
 
 PAIRS_BITS = PAIRS.bit_length() - 1
+A_LONG_TIME = 1e8
+"""Seconds; what threads and event loops can wait for has an end, and ``inf`` is past it."""
 
 logger = logging.getLogger("router")
 
@@ -112,6 +114,7 @@ class Checkout:
         """
         self._lane = lane
         self._timeout = lane.timeout if timeout is None else timeout
+        self._connection: Connection[TupleRow] | None = None
 
     def __enter__(self) -> Connection[TupleRow]:
         """Borrow the connection.
@@ -122,14 +125,18 @@ class Checkout:
         Raises:
             Unavailable: None could be had within the deadline.
             RouterClosed: The router was closed.
+            RuntimeError: The block of this very object has been entered already.
         """
+        if self._connection is not None:
+            raise RuntimeError("this checkout is in use: call connection() once for each block")
         lane = self._lane
         pool = lane.pick()
         if pool is not None and (connection := pool.take()) is not None:
             self._pool = pool
             self._connection = connection
             return connection
-        self._pool, self._connection = lane.acquire(lane, monotonic() + self._timeout, pool)
+        deadline = monotonic() + min(self._timeout, A_LONG_TIME)
+        self._pool, self._connection = lane.acquire(lane, deadline, pool)
         return self._connection
 
     def __exit__(
@@ -141,6 +148,9 @@ class Checkout:
         still be on its way to it.
         """
         connection, pool = self._connection, self._pool
+        if connection is None:
+            raise RuntimeError("the block of this checkout was not entered")
+        self._connection = None
         if kind is not None or connection.pgconn.transaction_status:
             try:
                 _end_transaction(connection, pool, kind)
@@ -163,4 +173,4 @@ def _end_transaction(connection: Connection[TupleRow], pool: NodePool, kind: typ
         try:
             connection.rollback()
         except psycopg.Error as problem:  # the block's own error matters more; give_back() closes the connection
-            logger.warning("could not roll back on a connection of %s: %s", connection.info.host, problem)
+            logger.warning("could not roll back on a connection of the pool %r: %s", pool.name, problem)

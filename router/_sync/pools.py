@@ -19,6 +19,7 @@ from psycopg.rows import TupleRow
 from psycopg_pool import ConnectionPool
 
 from router._runtime import uncancelled
+from router._sync.opener import Refused
 from router.measures import PoolStats
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         idle: The connections ready to be borrowed.
         borrowed: The connections out.
         inherited: Whether it belongs to the parent of a fork: nothing of it may be used or closed here.
+        retired: Whether its router is being closed; set before it is, so that nobody can open it afterwards.
+        refusal: Why the server refused one more connection, when it last did.
     """
 
     def __init__(self, node: Node, cluster: Cluster, opener: Opener, *, read_only: bool) -> None:
@@ -72,6 +75,8 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
             max_idle=policy.max_idle,
             max_lifetime=policy.max_lifetime,
             reconnect_timeout=0.0,  # psycopg_pool's own retries last minutes; here the monitor looks for a lost server
+            # Those who came between the last attempt and giving up: only from here on, another attempt would be made.
+            reconnect_failed=lambda _: self.reroute(),
             num_workers=1,
         )
         self.node = node
@@ -80,6 +85,8 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         self.idle = self._pool
         self.borrowed: set[Connection[TupleRow]] = set()
         self.inherited = False
+        self.retired = False
+        self.refusal = ""
         self._opener = opener
         self._failing = False
 
@@ -87,6 +94,11 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
     def load(self) -> int:
         """How many requests it serves or keeps waiting."""
         return len(self.borrowed) + len(self._waiting)
+
+    @property
+    def full(self) -> bool:
+        """Whether every connection that it may open is out."""
+        return len(self.borrowed) >= self.max_size
 
     def take(self) -> Connection[TupleRow] | None:
         """Borrow a connection that is ready: the part of ``getconn()`` that this takes, and the hot path.
@@ -123,6 +135,8 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
             PoolClosed: The pool was closed.
         """
         self.open()
+        if self.retired:
+            self.close()
         connection = self.getconn(timeout)
         self.borrowed.add(connection)
         return connection
@@ -139,13 +153,19 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         if self._failing and not self._waiting:
             # psycopg_pool tries a failed attempt once more at once. Nobody waits for that one.
             raise psycopg.OperationalError("not tried again before somebody needs it")
+        # A server may have a limit below max_size: as long as there are others, one more refused means no harm.
+        spare = self._nconns > 1  # this one is counted already
         try:
-            connection = self._opener.open(self.node, self.cluster, read_only=self.read_only)
+            connection = self._opener.open(self.node, self.cluster, read_only=self.read_only, spare=spare)
+        except Refused as error:
+            self.refusal = str(error)
+            raise
         except Exception:
             self._failing = True
             self.reroute()
             raise
         self._failing = False
+        self.refusal = ""
         connection.__dict__["_router"] = _Original(connection)
         return connection
 

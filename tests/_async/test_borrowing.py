@@ -11,7 +11,7 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import dict_row, tuple_row
 
 from router import AsyncRouter
-from router._runtime import AEvent
+from router._runtime import AEvent, cut
 from tests.support import aall_of, aeventually, new_name, run, settings
 
 if TYPE_CHECKING:
@@ -215,3 +215,44 @@ async def test_closing_cuts_what_does_not_come_back_and_says_how_many(cluster: P
 
     await aall_of(borrow, borrow, close)
     assert cut == [True, True]
+
+
+@pytest.mark.docker
+async def test_a_checkout_is_for_one_block_at_a_time(postgres: Postgres) -> None:
+    async with AsyncRouter(settings(primary=postgres.primary)) as router:
+        checkout = router.connection()
+        async with checkout as connection:
+            with pytest.raises(RuntimeError, match="call connection"):
+                await checkout.__aenter__()
+            await connection.execute("SELECT 1")
+        with pytest.raises(RuntimeError, match="not entered"):
+            await checkout.__aexit__(None, None, None)
+        [node] = router.stats().versions[0].nodes
+        assert node.write is not None
+        assert (node.write.in_use, node.write.idle) == (0, 1)
+
+
+@pytest.mark.docker
+async def test_what_configure_leaves_open_is_committed(postgres: Postgres) -> None:
+    async def configure(connection: AsyncConnection[Any]) -> None:
+        await connection.execute("SET work_mem = '7MB'")
+
+    async with AsyncRouter(settings(primary=postgres.primary), configure=configure) as router:
+        for _ in range(2):
+            with pytest.raises(ZeroDivisionError):
+                async with router.connection() as connection:
+                    cursor = await connection.execute("SELECT current_setting('work_mem') = '7MB'")
+                    assert await cursor.fetchone() == (True,)
+                    raise ZeroDivisionError
+
+
+@pytest.mark.docker
+async def test_a_rollback_that_fails_does_not_hide_the_blocks_error(postgres: Postgres) -> None:
+    async with AsyncRouter(settings(primary=postgres.primary)) as router:
+        with pytest.raises(ZeroDivisionError):
+            async with router.connection() as connection:
+                await connection.execute("SELECT 1")
+                cut(connection)
+                raise ZeroDivisionError
+        async with router.connection() as connection:
+            assert (await (await connection.execute("SELECT 1")).fetchone()) == (1,)

@@ -10,7 +10,7 @@ import pytest
 
 from router import AsyncRouter, NoPrimary, PoolExhausted, TooManyWaiting
 from tests.proxy import Proxy
-from tests.support import aeventually, atogether, port, run, settings
+from tests.support import aeventually, atogether, new_name, port, run, settings
 
 if TYPE_CHECKING:
     from router.testing import PostgresCluster
@@ -226,3 +226,34 @@ async def test_pools_open_once_however_many_come_first(postgres: Postgres) -> No
         return run(postgres.primary, count) == [(0,)]
 
     await aeventually(gone)
+
+
+async def test_a_limit_of_the_servers_own_below_max_size_is_lived_with(cluster: PostgresCluster) -> None:
+    role = new_name()
+    cluster.primary.execute(f"CREATE ROLE {role} LOGIN CONNECTION LIMIT 2")
+    async with AsyncRouter(settings(primary=cluster.dsn(user=role), pool={"max_size": 6, "timeout": 20})) as router:
+
+        async def work() -> None:
+            for _ in range(10):
+                async with router.connection() as connection:
+                    await connection.execute("SELECT pg_sleep(0.001)")
+
+        await atogether(work, 6)
+        async with router.connection(), router.connection():
+            with pytest.raises(NoPrimary, match=r"gave no connection in time: .*too many connections for role"):
+                async with router.connection(timeout=0.3):
+                    pytest.fail("there was a third connection")
+
+
+async def test_a_full_replica_is_passed_over(cluster: PostgresCluster) -> None:
+    one, two = cluster.standbys
+    replicas = [{"dsn": one.dsn(), "weight": 50}, {"dsn": two.dsn(), "weight": 1}]
+    options = settings(primary=cluster.dsn(), replicas=replicas, pool={"max_size": 2})
+    async with (
+        AsyncRouter(options) as router,
+        router.connection(read_only=True, timeout=20) as a,
+        router.connection(read_only=True, timeout=20) as b,
+        router.connection(read_only=True, timeout=20) as c,
+        router.connection(read_only=True, timeout=20) as d,
+    ):
+        assert sorted(map(port, (a, b, c, d))) == sorted([one.port, one.port, two.port, two.port])

@@ -12,7 +12,7 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import dict_row, tuple_row
 
 from router import Router
-from router._runtime import Event
+from router._runtime import Event, cut
 from tests.support import all_of, eventually, new_name, run, settings
 
 if TYPE_CHECKING:
@@ -216,3 +216,44 @@ def test_closing_cuts_what_does_not_come_back_and_says_how_many(cluster: Postgre
 
     all_of(borrow, borrow, close)
     assert cut == [True, True]
+
+
+@pytest.mark.docker
+def test_a_checkout_is_for_one_block_at_a_time(postgres: Postgres) -> None:
+    with Router(settings(primary=postgres.primary)) as router:
+        checkout = router.connection()
+        with checkout as connection:
+            with pytest.raises(RuntimeError, match="call connection"):
+                checkout.__enter__()
+            connection.execute("SELECT 1")
+        with pytest.raises(RuntimeError, match="not entered"):
+            checkout.__exit__(None, None, None)
+        [node] = router.stats().versions[0].nodes
+        assert node.write is not None
+        assert (node.write.in_use, node.write.idle) == (0, 1)
+
+
+@pytest.mark.docker
+def test_what_configure_leaves_open_is_committed(postgres: Postgres) -> None:
+    def configure(connection: Connection[Any]) -> None:
+        connection.execute("SET work_mem = '7MB'")
+
+    with Router(settings(primary=postgres.primary), configure=configure) as router:
+        for _ in range(2):
+            with pytest.raises(ZeroDivisionError):
+                with router.connection() as connection:
+                    cursor = connection.execute("SELECT current_setting('work_mem') = '7MB'")
+                    assert cursor.fetchone() == (True,)
+                    raise ZeroDivisionError
+
+
+@pytest.mark.docker
+def test_a_rollback_that_fails_does_not_hide_the_blocks_error(postgres: Postgres) -> None:
+    with Router(settings(primary=postgres.primary)) as router:
+        with pytest.raises(ZeroDivisionError):
+            with router.connection() as connection:
+                connection.execute("SELECT 1")
+                cut(connection)
+                raise ZeroDivisionError
+        with router.connection() as connection:
+            assert (connection.execute("SELECT 1").fetchone()) == (1,)
