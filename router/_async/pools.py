@@ -99,6 +99,11 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         """Whether every connection that it may open is out."""
         return len(self.borrowed) >= self.max_size
 
+    @property
+    def grown(self) -> bool:
+        """Whether it has opened all that it may."""
+        return self._nconns >= self.max_size
+
     async def take(self) -> AsyncConnection[TupleRow] | None:
         """Borrow a connection that is ready: the part of ``getconn()`` that this takes, and the hot path.
 

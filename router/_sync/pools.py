@@ -100,6 +100,11 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         """Whether every connection that it may open is out."""
         return len(self.borrowed) >= self.max_size
 
+    @property
+    def grown(self) -> bool:
+        """Whether it has opened all that it may."""
+        return self._nconns >= self.max_size
+
     def take(self) -> Connection[TupleRow] | None:
         """Borrow a connection that is ready: the part of ``getconn()`` that this takes, and the hot path.
 

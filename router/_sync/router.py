@@ -24,7 +24,7 @@ from router.resolve import resolve
 from router.settings import RouterSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Container
     from types import TracebackType
 
     from psycopg import Connection
@@ -297,22 +297,20 @@ class Router:
                     self._pools = {**self._pools, key: pool}
         return pool
 
-    def _unavailable(self, route: Route, asked: Iterable[Node], since: float) -> Unavailable:
+    def _unavailable(self, route: Route, asked: Container[Node], since: float) -> Unavailable:
         version = route.target.requested
         in_time = f"no connection for version {version!r} in time"
-        if self._slots.waiting:
+        failed = {node for node in route.nodes if self._failed(node, since)}
+        if self._slots.waiting and not failed:
             full = f"{in_time}: all {self._slots.limit} of the process are open (max_connections)"
             return PoolExhausted(full, version=version)
+        silent = {}
         for node in route.nodes:
             pool = self._pools.get((route.target.version, node, route.read_only))
-            if pool is not None and pool.full:
+            if self._up(node) and pool is not None and pool.grown:
                 full = f"{in_time}: all {pool.max_size} to {node} are in use (pool.max_size)"
                 return PoolExhausted(full, version=version)
-        failed = {node for node in route.nodes if self._failed(node, since)}
-        silent = {}
-        for node in asked:
-            if node in route.notes and node not in failed:
-                pool = self._pools.get((route.target.version, node, route.read_only))
+            if node in asked and node not in failed:
                 refusal = f": {pool.refusal}" if pool is not None and pool.refusal else ""
                 silent[node] = f"gave no connection in time{refusal}" if self._up(node) else "did not answer in time"
         kind, use = (NoReplica, "read from") if route.read_only else (NoPrimary, "written to")
