@@ -1,5 +1,6 @@
 # The two that matter: `make demo` and `make test`. Each builds .venv from requirements.lock when it has changed.
-PYTHON ?= python3
+PYTHON ?= $(or $(firstword $(foreach name,python3 python3.14 python3.13 python3.12 python3.11,\
+	$(shell $(name) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(name)))),python3)
 ARGS ?=
 
 BIN := .venv/bin

@@ -1,6 +1,6 @@
 """An asyncio service: one line in, one line out over TCP; on SIGTERM it finishes what it is doing, and ends.
 
-Uses version v1 of your settings if ROUTER_* is in the environment, else a cluster that it starts itself. A client that
+It starts a cluster of its own; in a service, `RouterSettings()` reads the environment. A client that
 calls it a few times, and then sends the SIGTERM, is part of it.
 """
 
@@ -47,7 +47,7 @@ async def client(port: int) -> None:
         return reply
 
     print(await asyncio.gather(call("add ada"), call("add grace"), call("add hedy")))
-    async with asyncio.timeout(10.0):  # a replica is a moment behind; a later release will have a token for this
+    async with asyncio.timeout(10.0):  # a replica is a moment behind
         while (names := await call("list")) != "ada grace hedy":
             pass
     print(names)
@@ -61,7 +61,7 @@ async def main(settings: RouterSettings) -> None:
     # Left from the inside out: everyone being served gets an answer, and only then the router closes.
     async with AsyncRouter(settings) as router, asyncio.TaskGroup() as tasks:
         async with router.connection(version="v1") as conn:
-            await conn.execute("DROP TABLE IF EXISTS guest; CREATE TABLE guest (name text)")
+            await conn.execute("CREATE TABLE guest (name text)")
         server = await asyncio.start_server(lambda *streams: tasks.create_task(serve(router, *streams)), "127.0.0.1")
         tasks.create_task(client(server.sockets[0].getsockname()[1]))
         await stop.wait()
@@ -69,8 +69,5 @@ async def main(settings: RouterSettings) -> None:
     print("stopped")
 
 
-if any(name.startswith("ROUTER_") for name in os.environ):
-    asyncio.run(main(RouterSettings()))
-else:
-    with PostgresCluster(standbys=2) as cluster:
-        asyncio.run(main(RouterSettings(versions={"v1": cluster.version_settings()})))
+with PostgresCluster(standbys=2) as cluster:
+    asyncio.run(main(RouterSettings(versions={"v1": cluster.version_settings()})))

@@ -1,11 +1,10 @@
 """A pool of worker threads and a queue of jobs, over the process-wide router: any module just imports `router`.
 
-Uses version v1 of your settings if ROUTER_* is in the environment, else a cluster that it starts itself.
+It starts a cluster of its own; in a service, the process-wide router reads its settings from the environment.
 """
 
 from __future__ import annotations
 
-import os
 from contextlib import ExitStack
 from queue import Queue
 from threading import Thread
@@ -32,17 +31,15 @@ def count(deadline: float) -> int:
     while True:
         with router.connection(version="v1", read_only=True) as conn:
             found = conn.execute("SELECT count(*) FROM result").fetchone()
-        # A later release will have a token for this: connection(after=token).
+        # A replica is a moment behind.
         if found == (JOBS,) or monotonic() > deadline:
             return found[0] if found else 0
         sleep(0.01)
 
 
 with ExitStack() as stack:
-    if not any(name.startswith("ROUTER_") for name in os.environ):
-        cluster = stack.enter_context(PostgresCluster(standbys=2))
-        router.configure(router.RouterSettings(versions={"v1": cluster.version_settings()}, pool={"max_size": 4}))
-    # Else the first use configures it from the environment.
+    cluster = stack.enter_context(PostgresCluster(standbys=2))
+    router.configure(router.RouterSettings(versions={"v1": cluster.version_settings()}, pool={"max_size": 4}))
     stack.callback(router.close)
 
     with router.connection(version="v1") as conn:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -111,4 +112,10 @@ def _replace(new: Router | None, timeout: float = 5.0) -> int:
     return 0 if old is None else old.close(timeout)
 
 
+def _after_fork() -> None:
+    global _guard  # noqa: PLW0603  (another thread of the parent may have held it)
+    _guard = Lock()
+
+
 atexit.register(close, 1.0)
+os.register_at_fork(after_in_child=_after_fork)

@@ -309,19 +309,25 @@ def _text(path: Path) -> str:
 def _toml(path: Path) -> Any:
     import tomllib
 
+    text = _text(path)
     try:
-        return tomllib.loads(_text(path))
+        return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         what, _, where = str(error).rpartition(" (at ")
         problem = f"is not valid TOML: {what}", where.rstrip(")")
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, tables without end
+        problem = f"is not valid TOML ({type(error).__name__})", ""
     raise _bad_syntax(path, *problem)
 
 
 def _json(path: Path) -> Any:
+    text = _text(path)
     try:
-        found = json.loads(_text(path))
+        found = json.loads(text)
     except json.JSONDecodeError as error:
         problem = f"is not valid JSON: {error.msg}", f"line {error.lineno}, column {error.colno}"
+    except (ValueError, RecursionError) as error:
+        problem = f"is not valid JSON ({type(error).__name__})", ""
     else:
         if isinstance(found, dict):
             found.pop("$schema", None)  # the only way to name it to an editor
@@ -334,12 +340,15 @@ def _yaml(path: Path) -> Any:
         import yaml
     except ImportError:
         raise ConfigError([f"{path}: YAML needs PyYAML: pip install 'psycopg-router[yaml]'"]) from None
+    text = _text(path)
     try:
-        return yaml.safe_load(_text(path)) or {}
+        return yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
         # Its own words quote from the file: "found undefined alias 'hunter2'".
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+    except (ValueError, RecursionError):  # a date that there is not, an alias inside itself
+        where = ""
     raise _bad_syntax(path, "is not valid YAML (a value with special characters needs quotes)", where)
 
 

@@ -47,6 +47,8 @@ class Dsn(str):
         """
         if not text.strip():
             raise ValueError("is empty; postgresql:// stands for libpq's defaults")
+        if _has_stray_at(text):
+            raise ValueError(f"has an @ too many: {_QUOTING}")
         defaults = pq.Conninfo.get_defaults()
         try:
             params = {key: str(value) for key, value in conninfo_to_dict(text).items()}
@@ -60,6 +62,16 @@ class Dsn(str):
         dsn.secrets = secrets
         dsn.nodes = tuple(_split(params, defaults))
         return dsn
+
+
+def _is_uri(text: str) -> bool:
+    return re.match(r"\s*postgres(?:ql)?://", text) is not None
+
+
+def _has_stray_at(text: str) -> bool:
+    """Whether libpq, which ends the password at the first ``@``, would take a part of it for a host or a database."""
+    authority, _, path = text.partition("://")[2].partition("?")[0].partition("/")
+    return _is_uri(text) and (authority.count("@") > 1 or "@" in path)
 
 
 def _is_secret(option: pq.ConninfoOption) -> bool:
@@ -131,7 +143,7 @@ def _why_refused(text: str, message: str, known: list[str]) -> str:
     if near := get_close_matches(unknown[1], known, n=1, cutoff=0.8):
         return f"has an unknown parameter {unknown[1]!r}; did you mean {near[0]!r}?"
     # A password that was not quoted ends at its first space, & or ?, and libpq takes its rest for a parameter.
-    parameters = text.partition("?")[2] if "://" in text else text
+    parameters = text.partition("?")[2] if _is_uri(text) else text
     if re.search(r"@|password|secret|scram_", parameters):
         return f"has an unknown parameter, or a value that is not quoted: {_QUOTING}"
     return f"has an unknown parameter {unknown[1]!r}"

@@ -7,6 +7,7 @@ import sys
 import traceback
 from typing import TYPE_CHECKING
 
+import psycopg
 import pytest
 
 from router import Router
@@ -75,7 +76,7 @@ def test_a_fork_inside_a_block_leaves_the_parents_transaction_alone(postgres: Po
 
 
 def test_a_child_that_only_exits_ends_no_session(postgres: Postgres) -> None:
-    dsn = postgres.primary + ("&" if "?" in postgres.primary else "?") + "application_name=forked"
+    dsn = psycopg.conninfo.make_conninfo(postgres.primary, application_name="forked")
     sessions = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'forked'"
     with Router(settings(primary=dsn, pool={"min_size": 3, "max_size": 3})) as router:
         backend(router)

@@ -316,6 +316,10 @@ def test_a_service_with_host_and_port() -> None:
         "postgresql://app:hunter2%zzcanary@db1/app",
         "postgresql://app:hunter2 canary@db1/app",
         "postgresql://app:hunter2canary@[db1/app",
+        "postgresql://app:a@hunter2canary@db1/app",
+        "postgresql://app:/hunter2canary@db1/app",
+        "postgresql://app:a@b/hunter2canary@db1/app",
+        "pgsql://app:hunter2canary==@db1/app",
     ],
 )
 def test_a_badly_quoted_password_is_not_shown(text: str) -> None:
@@ -826,6 +830,9 @@ def test_no_version() -> None:
         ("r.json", "[]", ": the top level must be a table of keys and values"),
         ("r.yaml", f"a: 1\nb: *{CANARY}\n", r": line 2, column \d+: is not valid YAML .+"),
         ("r.yaml", f"a: !{CANARY} x\n", r": line 1, column \d+: is not valid YAML .+"),
+        ("r.yaml", "versions: {2026-02-30: x}\n", r": is not valid YAML .+"),
+        ("r.toml", f"max_connections = {'9' * 5000}\n", r": is not valid TOML \(ValueError\)"),
+        ("r.json", f'{{"max_connections": {"9" * 5000}}}', r": is not valid JSON \(ValueError\)"),
         ("r.yaml", "versions: {1: 'host=a'}", ": versions: a key here is no text: put it in quotes"),
         ("r.ini", "", r": the suffix must be .toml, .yaml, .yml or .json"),
     ],

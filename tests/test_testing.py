@@ -488,7 +488,7 @@ def test_an_interrupt_of_the_whole_group_lets_the_owner_finish_its_work(own: Cal
         with PostgresCluster() as pg:
             try:
                 print(pg.directory, flush=True)
-                while True:  # signal.pause() would miss a signal that comes just before it
+                for _ in range(2000):  # signal.pause() would miss a signal that comes just before it
                     time.sleep(0.01)
             except KeyboardInterrupt:
                 print(pg.primary.execute("SELECT 'still here'")[0][0], flush=True)

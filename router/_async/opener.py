@@ -185,7 +185,8 @@ class AsyncOpener:
             try:
                 return node.password_file.read_text(encoding="utf-8").partition("\n")[0].rstrip("\r")
             except (OSError, UnicodeDecodeError) as error:
-                raise NoPassword(f"its password_file cannot be read: {type(error).__name__}") from None
+                why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+                raise NoPassword(f"its password_file {node.password_file} cannot be read: {why}") from None
         return None
 
     async def _run_configure(self, configure: AConfigure, connection: AsyncConnection[TupleRow], node: Node) -> None:

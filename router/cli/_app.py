@@ -58,6 +58,6 @@ def run() -> None:
     except (ConfigError, UnknownVersion) as error:
         print(error, file=sys.stderr)
         sys.exit(BAD_USAGE)
-    except (RouterError, ClusterError, psycopg.Error) as error:
+    except (RouterError, ClusterError, psycopg.Error, OSError) as error:
         print(error, file=sys.stderr)
         sys.exit(FAILED)

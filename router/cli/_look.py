@@ -78,6 +78,8 @@ def _look(node: Node, cluster: Cluster, ask: Callable[[psycopg.Connection[TupleR
         connection, _ = opener.connect(node, cluster, [READ_ONLY], autocommit=True)
     except psycopg.Error as error:
         return Look(seen[-1] if seen else failed(node, str(error)))
+    except Exception as error:  # noqa: BLE001  (a host name that cannot be encoded, say; nobody else would report it)
+        return Look(seen[-1] if seen else Failed(node, type(error).__name__, answered=False))
     try:
         return Look(seen[-1], ask(connection))
     except psycopg.Error as error:

@@ -140,7 +140,8 @@ async def test_a_replica_that_comes_back_is_used_again(cluster: PostgresCluster)
 
 @pytest.mark.docker
 async def test_never_more_connections_than_the_budget(postgres: Postgres) -> None:
-    versions = {f"v{i}": {"primary": postgres.primary + f"?application_name=budget{i}"} for i in range(5)}
+    make = psycopg.conninfo.make_conninfo
+    versions = {f"v{i}": {"primary": make(postgres.primary, application_name=f"budget{i}")} for i in range(5)}
     options = settings(versions=versions, max_connections=3, pool={"max_size": 2, "timeout": 20})
     async with AsyncRouter(options) as router:
         turns = iter(range(200))
@@ -209,7 +210,8 @@ async def test_the_least_busy_of_two_is_taken(cluster: PostgresCluster) -> None:
 
 @pytest.mark.docker
 async def test_pools_open_once_however_many_come_first(postgres: Postgres) -> None:
-    async with AsyncRouter(settings(primary=postgres.primary + "?application_name=single_flight")) as router:
+    dsn = psycopg.conninfo.make_conninfo(postgres.primary, application_name="single_flight")
+    async with AsyncRouter(settings(primary=dsn)) as router:
 
         async def write() -> None:
             async with router.connection() as connection:
