@@ -74,7 +74,9 @@ def test_a_waiting_client_can_be_failed(pool: psycopg_pool.ConnectionPool[Any]) 
     with pool._lock:
         waiting = list(pool._waiting)
         pool._waiting.clear()
+    assert [client.error for client in waiting] == [None]
     assert [client.fail(Elsewhere()) for client in waiting] == [True]
+    assert [type(client.error) for client in waiting] == [Elsewhere]
     thread.join()
     assert len(outcome) == 1
     pool.putconn(connection)

@@ -1,9 +1,9 @@
 """A pool for one node, to read or to write: ``psycopg_pool``'s, with the few things that a router needs besides.
 
 This file alone uses what is inside ``psycopg_pool``: ``_pool``, ``_nconns``, ``_nconns_min``, ``_waiting``, ``_lock``,
-``_closed``, ``_stats``, ``fail()`` of a waiting client, ``_pool`` of a connection; and inside ``psycopg``, what a
-borrower can change on a connection without a public name to tell. ``docs/decisions/0002-inside-psycopg-pool.md`` says
-why; ``tests/test_inside_psycopg_pool.py`` checks what is assumed.
+``_closed``, ``_stats``, ``error`` and ``fail()`` of a waiting client, ``_pool`` of a connection; and inside
+``psycopg``, what a borrower can change on a connection without a public name to tell.
+``docs/decisions/0002-inside-psycopg-pool.md`` says why; ``tests/test_inside_psycopg_pool.py`` checks what is assumed.
 """
 
 # ruff: noqa: SLF001  (see above)
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
-from psycopg_pool import AsyncConnectionPool
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from router._async.opener import Refused
 from router._runtime import auncancelled
@@ -141,7 +141,14 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         await self.open()
         if self.retired:
             await self.close()
-        connection = await self.getconn(timeout)
+        try:
+            connection = await self.getconn(timeout)
+        except PoolTimeout:
+            # psycopg_pool leaves those who gave up in the queue, and counts them against max_waiting.
+            async with self._lock:  # guards _waiting
+                while self._waiting and self._waiting[0].error is not None:
+                    self._waiting.popleft()
+            raise
         self.borrowed.add(connection)
         return connection
 

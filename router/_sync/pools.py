@@ -2,9 +2,9 @@
 """A pool for one node, to read or to write: ``psycopg_pool``'s, with the few things that a router needs besides.
 
 This file alone uses what is inside ``psycopg_pool``: ``_pool``, ``_nconns``, ``_nconns_min``, ``_waiting``, ``_lock``,
-``_closed``, ``_stats``, ``fail()`` of a waiting client, ``_pool`` of a connection; and inside ``psycopg``, what a
-borrower can change on a connection without a public name to tell. ``docs/decisions/0002-inside-psycopg-pool.md`` says
-why; ``tests/test_inside_psycopg_pool.py`` checks what is assumed.
+``_closed``, ``_stats``, ``error`` and ``fail()`` of a waiting client, ``_pool`` of a connection; and inside
+``psycopg``, what a borrower can change on a connection without a public name to tell.
+``docs/decisions/0002-inside-psycopg-pool.md`` says why; ``tests/test_inside_psycopg_pool.py`` checks what is assumed.
 """
 
 # ruff: noqa: SLF001  (see above)
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 from psycopg import Connection
 from psycopg.rows import TupleRow
-from psycopg_pool import ConnectionPool
+from psycopg_pool import ConnectionPool, PoolTimeout
 
 from router._runtime import uncancelled
 from router._sync.opener import Refused
@@ -142,7 +142,14 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         self.open()
         if self.retired:
             self.close()
-        connection = self.getconn(timeout)
+        try:
+            connection = self.getconn(timeout)
+        except PoolTimeout:
+            # psycopg_pool leaves those who gave up in the queue, and counts them against max_waiting.
+            with self._lock:  # guards _waiting
+                while self._waiting and self._waiting[0].error is not None:
+                    self._waiting.popleft()
+            raise
         self.borrowed.add(connection)
         return connection
 

@@ -56,6 +56,20 @@ async def test_too_many_waiting_are_refused_at_the_door(postgres: Postgres) -> N
         assert "1 requests wait" in refused[0]
 
 
+@pytest.mark.docker
+async def test_who_gave_up_does_not_count_as_waiting(postgres: Postgres) -> None:
+    options = settings(primary=postgres.primary, pool={"max_size": 1, "max_waiting": 1})
+    async with AsyncRouter(options) as router, router.connection():
+        for _ in range(3):
+            with pytest.raises(PoolExhausted) as raised:
+                async with router.connection(timeout=0.05):
+                    pytest.fail("there was a second connection")
+            assert type(raised.value) is PoolExhausted
+        [node] = router.stats().versions[0].nodes
+        assert node.write is not None
+        assert node.write.waiting == 0
+
+
 async def test_a_server_that_never_answers_costs_no_more_than_the_deadline(cluster: PostgresCluster) -> None:
     with Proxy(cluster.primary.host, cluster.primary.port) as proxy:
         proxy.deaf()
