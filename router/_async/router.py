@@ -242,6 +242,9 @@ class AsyncRouter:
                 since = monotonic()
                 patience.clear()
                 continue
+            for other in nodes[1:]:
+                if self._up(other) is None:
+                    self._monitor.watch(other, cluster)
             node = nodes[0]
             up = self._up(node)
             if up or (up is None and len(nodes) == 1):
@@ -258,7 +261,7 @@ class AsyncRouter:
                 except (PoolTimeout, Reroute, PoolClosed):
                     continue  # choose again, or find that there is no time left
             # Never wait in the pool of a node that may not answer. The monitor finds out, and `changed` tells.
-            self._look_for(nodes, cluster)
+            self._monitor.watch(node, cluster, now=True)
             await changed.wait_for(patience.setdefault(node, now + (deadline - now) / len(nodes)) - now)
 
     def _up(self, node: Node) -> bool | None:
@@ -267,12 +270,6 @@ class AsyncRouter:
     def _failed(self, node: Node, since: float) -> bool:
         state = state_of(self._health, node)
         return state.up is False and state.seen_at >= since
-
-    def _look_for(self, nodes: list[Node], cluster: Cluster) -> None:
-        self._monitor.watch(nodes[0], cluster, now=True)
-        for node in nodes[1:]:
-            if self._up(node) is None:
-                self._monitor.watch(node, cluster)
 
     def _choose(self, target: Target, *, read_only: bool, prefer: Node | None = None) -> Route:
         if self._closed:
@@ -337,6 +334,10 @@ class AsyncRouter:
             if not up:
                 version = seen.server_version // 10000
                 logger.info("%s is up: %s, PostgreSQL %d", seen.node.server, seen.role, version)
+                # Those who wait at a full pool may be served there now.
+                for pool in self._pools.values():
+                    if pool.full and seen.node in pool.cluster.nodes:
+                        await pool.reroute()
             return
         if up is not False:
             logger.warning("%s is down: %s", seen.node if seen.answered else seen.node.server, seen.reason)

@@ -241,6 +241,9 @@ class Router:
                 since = monotonic()
                 patience.clear()
                 continue
+            for other in nodes[1:]:
+                if self._up(other) is None:
+                    self._monitor.watch(other, cluster)
             node = nodes[0]
             up = self._up(node)
             if up or (up is None and len(nodes) == 1):
@@ -257,7 +260,7 @@ class Router:
                 except (PoolTimeout, Reroute, PoolClosed):
                     continue  # choose again, or find that there is no time left
             # Never wait in the pool of a node that may not answer. The monitor finds out, and `changed` tells.
-            self._look_for(nodes, cluster)
+            self._monitor.watch(node, cluster, now=True)
             changed.wait_for(patience.setdefault(node, now + (deadline - now) / len(nodes)) - now)
 
     def _up(self, node: Node) -> bool | None:
@@ -266,12 +269,6 @@ class Router:
     def _failed(self, node: Node, since: float) -> bool:
         state = state_of(self._health, node)
         return state.up is False and state.seen_at >= since
-
-    def _look_for(self, nodes: list[Node], cluster: Cluster) -> None:
-        self._monitor.watch(nodes[0], cluster, now=True)
-        for node in nodes[1:]:
-            if self._up(node) is None:
-                self._monitor.watch(node, cluster)
 
     def _choose(self, target: Target, *, read_only: bool, prefer: Node | None = None) -> Route:
         if self._closed:
@@ -336,6 +333,10 @@ class Router:
             if not up:
                 version = seen.server_version // 10000
                 logger.info("%s is up: %s, PostgreSQL %d", seen.node.server, seen.role, version)
+                # Those who wait at a full pool may be served there now.
+                for pool in self._pools.values():
+                    if pool.full and seen.node in pool.cluster.nodes:
+                        pool.reroute()
             return
         if up is not False:
             logger.warning("%s is down: %s", seen.node if seen.answered else seen.node.server, seen.reason)

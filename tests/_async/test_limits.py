@@ -10,7 +10,7 @@ import pytest
 
 from router import AsyncRouter, NoPrimary, PoolExhausted, TooManyWaiting
 from tests.proxy import Proxy
-from tests.support import aeventually, atogether, new_name, port, run, settings
+from tests.support import aall_of, aeventually, atogether, new_name, port, run, settings
 
 if TYPE_CHECKING:
     from router.testing import PostgresCluster
@@ -54,6 +54,35 @@ async def test_too_many_waiting_are_refused_at_the_door(postgres: Postgres) -> N
             await atogether(borrow, 3)
         assert len(refused) == 2
         assert "1 requests wait" in refused[0]
+
+
+async def test_who_waits_at_a_full_replica_goes_to_another_that_comes_up(cluster: PostgresCluster) -> None:
+    one, two = cluster.standbys
+    proxy = Proxy(two.host, two.port)
+    with proxy:
+        proxy.stop()
+        options = settings(
+            primary=cluster.dsn(),
+            replicas=[one.dsn(), through(proxy, two.dsn())],
+            pool={"max_size": 1},
+            read={"fallback": "error"},
+            health={"retry": 0.05, "retry_max": 0.1},
+        )
+        async with AsyncRouter(options) as router, router.connection(read_only=True) as held:
+            assert port(held) == one.port
+
+            async def wait() -> None:
+                async with router.connection(read_only=True, timeout=20) as connection:
+                    assert port(connection) == proxy.port
+
+            async def come_up() -> None:
+                async def waiting() -> bool:
+                    return any(node.read and node.read.waiting for node in router.stats().versions[0].nodes)
+
+                await aeventually(waiting)
+                proxy.start()
+
+            await aall_of(wait, come_up)
 
 
 @pytest.mark.docker

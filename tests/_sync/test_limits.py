@@ -11,7 +11,7 @@ import pytest
 
 from router import NoPrimary, PoolExhausted, Router, TooManyWaiting
 from tests.proxy import Proxy
-from tests.support import eventually, new_name, port, run, settings, together
+from tests.support import all_of, eventually, new_name, port, run, settings, together
 
 if TYPE_CHECKING:
     from router.testing import PostgresCluster
@@ -55,6 +55,35 @@ def test_too_many_waiting_are_refused_at_the_door(postgres: Postgres) -> None:
             together(borrow, 3)
         assert len(refused) == 2
         assert "1 requests wait" in refused[0]
+
+
+def test_who_waits_at_a_full_replica_goes_to_another_that_comes_up(cluster: PostgresCluster) -> None:
+    one, two = cluster.standbys
+    proxy = Proxy(two.host, two.port)
+    with proxy:
+        proxy.stop()
+        options = settings(
+            primary=cluster.dsn(),
+            replicas=[one.dsn(), through(proxy, two.dsn())],
+            pool={"max_size": 1},
+            read={"fallback": "error"},
+            health={"retry": 0.05, "retry_max": 0.1},
+        )
+        with Router(options) as router, router.connection(read_only=True) as held:
+            assert port(held) == one.port
+
+            def wait() -> None:
+                with router.connection(read_only=True, timeout=20) as connection:
+                    assert port(connection) == proxy.port
+
+            def come_up() -> None:
+                def waiting() -> bool:
+                    return any(node.read and node.read.waiting for node in router.stats().versions[0].nodes)
+
+                eventually(waiting)
+                proxy.start()
+
+            all_of(wait, come_up)
 
 
 @pytest.mark.docker
