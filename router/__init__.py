@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from router._async.router import AsyncRouter
-    from router._default import close, configure, connection, explain, stats
+    from router._default import close, configure, connection, execute, explain, run, session, stats
     from router._sync.router import Router
     from router.choose import Route
     from router.errors import (
@@ -29,11 +29,15 @@ if TYPE_CHECKING:
         PoolExhausted,
         RouterClosed,
         RouterError,
+        TokenRefused,
         TooManyWaiting,
+        TransactionOutcomeUnknown,
         Unavailable,
         UnknownVersion,
     )
     from router.measures import NodeStats, PoolStats, Stats, VersionStats
+    from router.result import Result
+    from router.session import Session
     from router.settings import RouterSettings
     from router.topology import Node, Role, Server
 
@@ -46,6 +50,7 @@ __all__ = [
     "NodeStats",
     "PoolExhausted",
     "PoolStats",
+    "Result",
     "Role",
     "Route",
     "Router",
@@ -53,21 +58,38 @@ __all__ = [
     "RouterError",
     "RouterSettings",
     "Server",
+    "Session",
     "Stats",
+    "TokenRefused",
     "TooManyWaiting",
+    "TransactionOutcomeUnknown",
     "Unavailable",
     "UnknownVersion",
     "VersionStats",
     "close",
     "configure",
     "connection",
+    "execute",
     "explain",
+    "run",
+    "session",
     "stats",
 ]
 
 # Where these are. They are looked up when first used: every pytest run of whoever has this package installed imports
 # `router` for its fixtures, and must not pay for psycopg and pydantic.
-_HOMES = ("errors", "topology", "choose", "measures", "settings", "_sync.router", "_async.router", "_default")
+_HOMES = (
+    "errors",
+    "topology",
+    "choose",
+    "measures",
+    "result",
+    "session",
+    "settings",
+    "_sync.router",
+    "_async.router",
+    "_default",
+)
 
 if not TYPE_CHECKING:  # a type checker would take it to mean that any name is there
 

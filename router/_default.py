@@ -5,23 +5,38 @@ from __future__ import annotations
 import atexit
 import os
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from router._sync.router import Router
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from psycopg import Connection
+    from psycopg.abc import Params, QueryNoTemplate
+    from psycopg.rows import TupleRow
+
     from router._runtime import Configure, Password
     from router._sync.checkout import Checkout
     from router.choose import Route
+    from router.events import Observer
     from router.measures import Stats
+    from router.result import Result
+    from router.session import Session
     from router.settings import RouterSettings
+
+T = TypeVar("T")
 
 _current: Router | None = None  # replaced whole
 _guard = Lock()  # guards the replacing of _current
 
 
 def configure(
-    settings: RouterSettings | None = None, *, password: Password | None = None, configure: Configure | None = None
+    settings: RouterSettings | None = None,
+    *,
+    password: Password | None = None,
+    configure: Configure | None = None,
+    observers: Sequence[Observer] = (),
 ) -> None:
     """Set the process-wide router; one that was in use is closed.
 
@@ -29,20 +44,30 @@ def configure(
         settings: What to route to; ``None`` reads the environment.
         password: As for :class:`Router`.
         configure: As for :class:`Router`.
+        observers: As for :class:`Router`.
 
     Raises:
         ConfigError: The settings are wrong; the router in use stays.
     """
-    new = Router(settings, password=password, configure=configure)
+    new = Router(settings, password=password, configure=configure, observers=observers)
     _replace(new)
 
 
-def connection(*, version: str | None = None, read_only: bool = False, timeout: float | None = None) -> Checkout:
+def connection(
+    *,
+    version: str | None = None,
+    read_only: bool = False,
+    max_lag: float | None = None,
+    after: str | None = None,
+    timeout: float | None = None,
+) -> Checkout:
     """Borrow a connection from the process-wide router, as :meth:`Router.connection` does.
 
     Args:
         version: The version, or an alias of it; ``None`` takes ``default_version``.
         read_only: Whether the block only reads.
+        max_lag: For a read, the most seconds that a replica may be behind; ``None`` takes ``read.max_lag``.
+        after: For a read, the token of a session whose writes it must see.
         timeout: Seconds for choosing, connecting and waiting together; ``None`` takes ``pool.timeout``.
 
     Returns:
@@ -53,15 +78,95 @@ def connection(*, version: str | None = None, read_only: bool = False, timeout: 
         UnknownVersion: There is no such version, or none was named and there is no default.
         Unavailable: On entering the block: no connection could be had in time; its subclasses say why.
     """
-    return (_current or _first()).connection(version=version, read_only=read_only, timeout=timeout)
+    return (_current or _first()).connection(
+        version=version, read_only=read_only, max_lag=max_lag, after=after, timeout=timeout
+    )
 
 
-def explain(*, version: str | None = None, read_only: bool = False) -> Route:
+def session(token: str | None = None) -> Session:
+    """Make the reads of this thread see what it writes, as :meth:`Router.session` does.
+
+    Args:
+        token: What an earlier session handed on; ``None`` or empty for nothing.
+
+    Returns:
+        A context manager that gives the :class:`Session`.
+
+    Raises:
+        ConfigError: This is the first use, and the environment's settings are wrong.
+        TokenRefused: The token is a foreign one, and ``tokens.foreign`` is ``refuse``.
+    """
+    return (_current or _first()).session(token)
+
+
+def execute(
+    query: QueryNoTemplate,
+    params: Params | None = None,
+    *,
+    version: str | None = None,
+    max_lag: float | None = None,
+    after: str | None = None,
+    timeout: float | None = None,
+) -> Result:
+    """Run one statement by itself, wherever PostgreSQL lets it run, as :meth:`Router.execute` does.
+
+    Args:
+        query: The statement.
+        params: Its parameters.
+        version: The version, or an alias of it; ``None`` takes ``default_version``.
+        max_lag: As for :func:`connection`, should it read.
+        after: As for :func:`connection`, should it read.
+        timeout: Seconds for getting a connection; ``None`` takes ``pool.timeout``.
+
+    Returns:
+        The whole result.
+
+    Raises:
+        ConfigError: This is the first use, and the environment's settings are wrong.
+        Unavailable: No connection could be had in time.
+        TransactionOutcomeUnknown: The connection died while the statement ran on the primary.
+        psycopg.Error: PostgreSQL refused the statement.
+    """
+    return (_current or _first()).execute(query, params, version=version, max_lag=max_lag, after=after, timeout=timeout)
+
+
+def run(
+    function: Callable[[Connection[TupleRow]], T],
+    *,
+    version: str | None = None,
+    retries: int = 3,
+    timeout: float | None = None,
+) -> T:
+    """Run a function in a transaction, and again if that fails for a reason that passes, as :meth:`Router.run` does.
+
+    Args:
+        function: Called with the connection; it may be called several times.
+        version: The version, or an alias of it; ``None`` takes ``default_version``.
+        retries: How often it is run again at most.
+        timeout: Seconds for getting a connection, each time; ``None`` takes ``pool.timeout``.
+
+    Returns:
+        What the function returned.
+
+    Raises:
+        ConfigError: This is the first use, and the environment's settings are wrong.
+        TransactionOutcomeUnknown: The connection died during COMMIT: it is not run again.
+        Unavailable: No connection could be had in time.
+        psycopg.Error: What it failed with the last time.
+    """
+    return (_current or _first()).run(function, version=version, retries=retries, timeout=timeout)
+
+
+def explain(
+    *, version: str | None = None, read_only: bool = False, max_lag: float | None = None, after: str | None = None
+) -> Route:
     """Say where a request to the process-wide router would go now, and why, as :meth:`Router.explain` does.
 
     Args:
         version: As for :func:`connection`.
         read_only: As for :func:`connection`.
+        max_lag: As for :func:`connection`.
+        after: As for :func:`connection`.
 
     Returns:
         The route; its ``repr`` is for reading.
@@ -70,7 +175,7 @@ def explain(*, version: str | None = None, read_only: bool = False) -> Route:
         ConfigError: This is the first use, and the environment's settings are wrong.
         UnknownVersion: As for :func:`connection`.
     """
-    return (_current or _first()).explain(version=version, read_only=read_only)
+    return (_current or _first()).explain(version=version, read_only=read_only, max_lag=max_lag, after=after)
 
 
 def stats() -> Stats:

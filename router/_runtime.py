@@ -7,6 +7,7 @@ import os
 import socket
 import threading
 import time
+from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from functools import wraps
 from inspect import isawaitable
@@ -38,11 +39,11 @@ if TYPE_CHECKING:
     Worker: TypeAlias = threading.Thread
 
 
-class AEvent(asyncio.Event):
-    """An event that can be waited for with a timeout, as ``threading.Event``'s ``wait`` can."""
+class AFlag(asyncio.Event):
+    """A flag that can be waited for with a timeout, as ``threading.Event``'s ``wait`` can."""
 
     async def wait_for(self, timeout: float) -> bool:
-        """Wait until the event is set.
+        """Wait until the flag is set.
 
         Args:
             timeout: The most to wait, in seconds.
@@ -56,11 +57,11 @@ class AEvent(asyncio.Event):
         return self.is_set()
 
 
-class Event(threading.Event):
+class Flag(threading.Event):
     """The same for threads."""
 
     def wait_for(self, timeout: float) -> bool:
-        """Wait until the event is set.
+        """Wait until the flag is set.
 
         Args:
             timeout: The most to wait, in seconds.
@@ -139,6 +140,103 @@ def join(thread: Worker, timeout: float) -> None:
         timeout: The most to wait, in seconds.
     """
     thread.join(timeout)
+
+
+class ALimited:
+    """Runs one function at a time, and waits for it for a limited time only.
+
+    What takes longer is left to itself: to cancel a query, psycopg waits for the server, which may never answer.
+    """
+
+    def __init__(self) -> None:
+        self._task: asyncio.Task[None] | None = None
+
+    async def run(self, function: AFunction[[], T], timeout: float, too_late: AFunction[[T], None]) -> T:
+        """Run a function.
+
+        Args:
+            function: What to run.
+            timeout: The most to wait for it, and before that for one that was left to itself, in seconds.
+            too_late: Takes what the function returned, should that come after the timeout.
+
+        Returns:
+            What it returned.
+
+        Raises:
+            TimeoutError: It took longer.
+        """
+        deadline = time.monotonic() + timeout
+        if self._task is not None and not (await asyncio.wait({self._task}, timeout=timeout))[0]:
+            raise TimeoutError
+        outcome: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+
+        async def work() -> None:
+            try:
+                value = await function()
+            except Exception as error:  # noqa: BLE001  (it is raised to whoever waits)
+                if not outcome.done():
+                    outcome.set_exception(error)
+                return
+            if outcome.done():
+                await too_late(value)
+            else:
+                outcome.set_result(value)
+
+        self._task = asyncio.create_task(work())
+        try:
+            if not (await asyncio.wait({outcome}, timeout=max(deadline - time.monotonic(), 0.0)))[0]:
+                raise TimeoutError
+            return outcome.result()
+        finally:
+            outcome.cancel()
+
+
+class Limited:
+    """The same for threads."""
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+
+    def run(self, function: Function[[], T], timeout: float, too_late: Function[[T], None]) -> T:
+        """Run a function.
+
+        Args:
+            function: What to run.
+            timeout: The most to wait for it, and before that for one that was left to itself, in seconds.
+            too_late: Takes what the function returned, should that come after the timeout.
+
+        Returns:
+            What it returned.
+
+        Raises:
+            TimeoutError: It took longer.
+        """
+        deadline = time.monotonic() + timeout
+        if self._thread is not None:
+            self._thread.join(timeout)
+            if self._thread.is_alive():
+                raise TimeoutError
+        outcome: Future[T] = Future()
+
+        def work() -> None:
+            try:
+                value = function()
+            except Exception as error:  # noqa: BLE001  (it is raised to whoever waits)
+                with suppress(InvalidStateError):
+                    outcome.set_exception(error)
+                return
+            try:
+                outcome.set_result(value)
+            except InvalidStateError:
+                too_late(value)
+
+        self._thread = spawn(work, f"{threading.current_thread().name} now")
+        try:
+            return outcome.result(max(deadline - time.monotonic(), 0.0))
+        except TimeoutError:
+            if outcome.cancel():
+                raise
+            return outcome.result()  # it came at the last moment
 
 
 async def acall(function: Callable[..., T | Awaitable[T]], *args: object) -> T:

@@ -3,27 +3,57 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import IntEnum
 from itertools import accumulate, groupby
 from math import gcd, lcm
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from router.health import role_of, state_of
+from router.health import UNKNOWN, fenced, lag_of, primary_of, role_of, state_of
 from router.topology import Role
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from router.health import Health
-    from router.topology import Cluster, Node, Target
+    from router.consistency import Position
+    from router.health import Health, Lag, State
+    from router.topology import Cluster, Node, ReadPolicy, Target
 
-# The tiers of nodes, best first.
-_UP, _UNTRIED, _FALLBACK, _FALLBACK_UNTRIED, _DOWN = range(5)
-_KNOWN_UP = (_UP, _FALLBACK)
+
+class Tier(IntEnum):
+    """How good a node is for a request, best first; nobody borrows from the last three before a look has succeeded."""
+
+    BEST = 0
+    FALLBACK = 1
+    STALE = 2
+    BANNED = 3
+    UNSEEN = 4
+    DOWN = 5
+    REFUSED = 6
+
+
+_NOT_NOW = (Tier.UNSEEN, Tier.DOWN, Tier.REFUSED)
 
 PAIRS = 256
 """How many draws :func:`pairs` lays out: enough to tell weights of 1 and 100 apart, few enough to be made at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a request asks for.
+
+    Attributes:
+        read_only: Whether it only reads.
+        max_lag: The most seconds that a replica may be behind; ``None`` takes ``read.max_lag``.
+        after: What it must see: everything up to this position.
+        avoid: A node that has just failed it.
+    """
+
+    read_only: bool
+    max_lag: float | None = None
+    after: Position | None = None
+    avoid: Node | None = None
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -35,6 +65,9 @@ class Route:
         read_only: Whether it only reads.
         nodes: The nodes to try, best first.
         best: How many of them, from the first, are known to be up and equally good; 0 while none is.
+        ready: How many of them, from the first, are known to be up; the others have to come back first.
+        ask: Those of them that have to be asked whether they have replayed what the request must see.
+        pending: Whether a node that is missing now may still come, so that waiting makes sense.
         notes: For each node to try, what speaks for it.
         refused: For each node left out, the reason.
     """
@@ -43,6 +76,9 @@ class Route:
     read_only: bool
     nodes: tuple[Node, ...]
     best: int
+    ready: int
+    ask: frozenset[Node]
+    pending: bool
     notes: Mapping[Node, str]
     refused: Mapping[Node, str]
 
@@ -58,24 +94,41 @@ class Route:
         return "\n".join(lines)
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What one node is worth to a request.
+
+    Attributes:
+        tier: How good it is; ``None`` when it must not serve.
+        ask: Whether it must be asked first if it has replayed what the request must see.
+        note: Why, in words; two standings that differ only in this are equal.
+    """
+
+    tier: Tier | None
+    ask: bool = False
+    note: str = field(default="", compare=False)
+
+
 def choose(
     target: Target,
     health: Health,
+    request: Request,
     *,
-    read_only: bool,
+    now: float,
     turn: float,
     load: Callable[[Node], float] = lambda _: 0.0,
     prefer: Node | None = None,
 ) -> Route:
     """Choose the nodes for a request.
 
-    Reads go to replicas known to be up, then to nodes nobody has tried yet, then to the primary when ``read.fallback``
-    is ``primary``. Writes go to the primary. A node that is down comes last: it is better tried than given up on.
+    Reads go to fresh replicas, then to the primary when ``read.fallback`` is ``primary``, then to stale replicas when
+    ``read.allow_stale`` is set. Writes go to the primary. A node that failed lately comes after all others.
 
     Args:
         target: What the request resolved to.
         health: What is known of the servers.
-        read_only: Whether the request only reads.
+        request: What it asks for.
+        now: The caller's clock, in seconds.
         turn: From 0 to 1, at random or in rotation: breaks ties.
         load: How busy a node is now.
         prefer: A node to put first if it is among the best.
@@ -83,34 +136,66 @@ def choose(
     Returns:
         The route.
     """
-    tiers: dict[Node, int] = {}
-    notes: dict[Node, str] = {}
-    refused: dict[Node, str] = {}
-    for node in target.cluster.nodes:
-        up, role = state_of(health, node).up, role_of(health, node)
-        if reason := objection(target.cluster, role, read_only=read_only):
-            refused[node] = reason
-            continue
-        wanted = role is (Role.REPLICA if read_only else Role.PRIMARY)
-        if up is False:
-            tiers[node] = _DOWN
-            notes[node] = f"{role or 'role unknown'}, down: {state_of(health, node).reason}"
-        elif up is None:
-            tiers[node] = _UNTRIED if wanted or role is None else _FALLBACK_UNTRIED
-            notes[node] = f"{role or 'role unknown'}, not tried yet"
-        else:
-            tiers[node] = _UP if wanted else _FALLBACK
-            notes[node] = f"{role}, up"
-    ranks = {node: (tier, load(node) / node.weight) for node, tier in tiers.items()}
+    found = standings(target.cluster, health, request, now=now)
+    tiers = {node: standing.tier for node, standing in found.items() if standing.tier is not None}
+    ranks = {node: (tier, found[node].ask, load(node) / node.weight) for node, tier in tiers.items()}
     order: list[Node] = []
     for _, tied in groupby(sorted(ranks, key=ranks.__getitem__), key=ranks.__getitem__):
         # Drawn among the tied alone: a node left out or of another tier would pass its share on to its neighbour.
         nodes = list(tied)
         start = draw(cumulate([node.weight for node in nodes]), turn)
         order += nodes[start:] + nodes[:start]
-    order.sort(key=lambda node: (tiers[node], node != prefer))
-    best = sum(tiers[node] == tiers[order[0]] for node in order) if order and tiers[order[0]] in _KNOWN_UP else 0
-    return Route(target, read_only, tuple(order), best, MappingProxyType(notes), MappingProxyType(refused))
+    order.sort(key=lambda node: (ranks[node][:2], node != prefer))
+    ready = sum(tier not in _NOT_NOW for tier in tiers.values())
+    return Route(
+        target,
+        request.read_only,
+        tuple(order),
+        best=sum(ranks[node][:2] == ranks[order[0]][:2] for node in order) if ready else 0,
+        ready=ready,
+        ask=frozenset(node for node, standing in found.items() if standing.ask),
+        pending=_pending(target.cluster, health, found, request),
+        notes=MappingProxyType({node: found[node].note for node in order}),
+        refused=MappingProxyType({node: standing.note for node, standing in found.items() if standing.tier is None}),
+    )
+
+
+def standings(cluster: Cluster, health: Health, request: Request, *, now: float) -> Mapping[Node, Standing]:
+    """Say of each node of a cluster what it is worth to a request.
+
+    Args:
+        cluster: The cluster.
+        health: What is known of the servers.
+        request: What the request asks for.
+        now: The caller's clock, in seconds.
+
+    Returns:
+        The standings, in the order of the nodes; equal as long as nothing changed that matters.
+    """
+    out = fenced(health, cluster)
+    primary = primary_of(health, cluster) if request.read_only else None
+    found = {}
+    for node in cluster.nodes:
+        state, role = state_of(health, node), role_of(health, node)
+        name = role or "role unknown"
+        seen = None if state.up is None else role  # until somebody has looked, the role is what the settings say
+        if reason := out.get(node) or objection(cluster, seen, read_only=request.read_only):
+            found[node] = Standing(None, note=reason)
+        elif state.up is False:
+            tier = Tier.DOWN if health.get(node.server, UNKNOWN).up is False else Tier.REFUSED
+            found[node] = Standing(
+                tier, note=f"{name}, {'down' if tier is Tier.DOWN else 'login refused'}: {state.reason}"
+            )
+        elif state.up is None:
+            found[node] = Standing(Tier.UNSEEN, note=f"{name}, not looked at yet")
+        elif request.read_only:
+            lag = lag_of(health, node, primary, now=now)
+            found[node] = _to_read(
+                cluster.read, state, lag, request, banned=node == request.avoid or now < state.banned_until
+            )
+        else:
+            found[node] = Standing(Tier.BEST, note=f"{name}, up")
+    return found
 
 
 def objection(cluster: Cluster, role: Role | None, *, read_only: bool) -> str | None:
@@ -130,6 +215,68 @@ def objection(cluster: Cluster, role: Role | None, *, read_only: bool) -> str | 
     elif role is Role.REPLICA:
         return "is a replica"
     return None
+
+
+def _to_read(policy: ReadPolicy, state: State, lag: Lag | None, request: Request, *, banned: bool) -> Standing:
+    after, is_primary = request.after, state.role is Role.PRIMARY
+    ask = False
+    note = f"{state.role}, up"
+    if after is not None:
+        foreign = bool(after.system and state.system) and after.system != state.system
+        if foreign or (state.timeline < after.timeline if is_primary else 0 < after.timeline < state.timeline):
+            return Standing(None, note=f"is on timeline {state.timeline}, what is to be seen on {after.timeline}")
+        ask = not is_primary and not (state.timeline == after.timeline and state.position >= after.lsn)
+    if is_primary:
+        tier = Tier.FALLBACK
+    elif fresh(policy, lag, request.max_lag):
+        tier = Tier.BEST
+    elif policy.allow_stale:
+        tier, note = Tier.STALE, f"{note}, stale: {_shown(lag)}"
+    else:
+        return Standing(None, note=f"is stale: {_shown(lag)}")
+    if banned:
+        tier, note = Tier.BANNED, f"{note}, failed lately"
+    return Standing(tier, ask, f"{note}, to be asked" if ask else note)
+
+
+def fresh(policy: ReadPolicy, lag: Lag | None, max_lag: float | None = None) -> bool:
+    """Say whether a replica is as fresh as it has to be; unknown is not fresh.
+
+    Args:
+        policy: The cluster's limits.
+        lag: How far it is behind, as far as is known.
+        max_lag: The request's own limit in seconds; ``None`` takes the policy's.
+
+    Returns:
+        Whether it is.
+    """
+    seconds = policy.max_lag if max_lag is None else max_lag
+    if seconds is None and policy.max_lag_bytes is None:
+        return True
+    if lag is None:
+        return False
+    in_time = seconds is None or (lag.seconds is not None and lag.seconds <= seconds)
+    in_bytes = policy.max_lag_bytes is None or (lag.bytes is not None and lag.bytes <= policy.max_lag_bytes)
+    return in_time and in_bytes
+
+
+def _shown(lag: Lag | None) -> str:
+    if lag is None:
+        return "how far behind is not known"
+    seconds = "" if lag.seconds is None else f"{lag.seconds:.1f} s"
+    size = "" if lag.bytes is None else f"{lag.bytes:,} bytes"
+    return f"{' and '.join(filter(None, (seconds, size))) or 'how far is not known'} behind"
+
+
+def _pending(cluster: Cluster, health: Health, found: Mapping[Node, Standing], request: Request) -> bool:
+    """Whether waiting makes sense: not where nothing is missing but a login that the server refuses."""
+    tiers = {standing.tier for standing in found.values()}
+    if Tier.UNSEEN in tiers:
+        return True
+    if request.read_only and cluster.read.fallback == "error":
+        return False
+    away = any(state_of(health, node).up is not True and node not in health for node in cluster.nodes)
+    return away or Tier.REFUSED not in tiers
 
 
 def cumulate(weights: Sequence[float]) -> tuple[float, ...]:

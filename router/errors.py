@@ -11,6 +11,8 @@
         NoReplica                               no node may be read from
         PoolExhausted                           nodes are fine, the pool or the budget is full
           TooManyWaiting                        refused at the door: too many wait already
+        TransactionOutcomeUnknown               the connection died during COMMIT
+      TokenRefused (ValueError)                 a token that is damaged, or of another cluster or key
 
 No connection string or password is part of any message.
 """
@@ -116,3 +118,11 @@ class PoolExhausted(Unavailable):
 
 class TooManyWaiting(PoolExhausted):
     """Refused at the door: ``pool.max_waiting`` requests wait for a connection already."""
+
+
+class TransactionOutcomeUnknown(Unavailable):
+    """The connection died during COMMIT: the transaction may be committed or not, and only its data can tell."""
+
+
+class TokenRefused(RouterError, ValueError):
+    """A token says nothing of this cluster: it is damaged, or was made for another cluster, timeline or key."""

@@ -7,36 +7,65 @@ database): such a node is out of use although its server is fine.
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeAlias
+
+from router.topology import Role
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from router.topology import HealthPolicy, Node, Role, Server
+    from router.topology import Cluster, HealthPolicy, Node, Server
+
+TRAIL = 128
+"""How many of its latest positions are kept of a primary: two minutes' worth, at a look a second."""
 
 
 @dataclass(frozen=True, slots=True)
 class State:
     """What is known of one server, or of one node's login.
 
+    Two states are equal when they make no difference to where requests may go, but for lag: what every look changes
+    does not count. All times are on the caller's clock.
+
     Attributes:
-        up: Whether it took the last connection; ``None`` while nobody has tried.
-        role: The role it reported with its last connection; ``None`` once an attempt has failed.
+        up: Whether it answered the last look; ``None`` while nobody has looked.
+        role: The role it reported last; kept while it is down.
         server_version: As libpq counts: 160004 is 16.4; 0 while unknown.
-        failures: How many attempts in a row failed.
-        retry_at: When it is tried again, on the caller's clock; only meaningful when it is down.
+        system: PostgreSQL's system identifier, the same on all copies of a cluster; 0 while unknown.
+        timeline: The WAL timeline it was on when seen last; kept while it is down, 0 while unknown.
+        failures: How often it went down without staying up for ``health.ban_max`` in between.
+        banned_until: Until when it is used only if there is no other; for a login, when it is tried again.
         reason: Why it is down.
-        seen_at: When the last attempt ended, on the caller's clock; two states that differ only in this are equal.
+        since: When it last went up or down.
+        primary_since: When it was first seen as the primary that it has been since.
+        heard_at: When it last answered anything.
+        known_until: When what follows is too old to count as known.
+        position: Where its WAL ends, or how far a replica has replayed it; 0 while unknown.
+        position_at: When that was asked.
+        trail: Of a primary, the latest moments and positions, oldest first; kept while it is down.
+        replay_age: Seconds since the commit that a replica replayed last, by the servers' clocks.
+        latency: Seconds that the last look took.
     """
 
     up: bool | None = None
     role: Role | None = None
     server_version: int = 0
+    system: int = 0
+    timeline: int = 0
     failures: int = 0
-    retry_at: float = 0.0
+    banned_until: float = 0.0
     reason: str = ""
-    seen_at: float = field(default=0.0, compare=False)
+    since: float = field(default=0.0, compare=False)
+    primary_since: float = field(default=0.0, compare=False)
+    heard_at: float = field(default=0.0, compare=False)
+    known_until: float = field(default=0.0, compare=False)
+    position: int = field(default=0, compare=False)
+    position_at: float = field(default=0.0, compare=False)
+    trail: tuple[tuple[float, int], ...] = field(default=(), compare=False, repr=False)
+    replay_age: float | None = field(default=None, compare=False)
+    latency: float = field(default=0.0, compare=False)
 
 
 UNKNOWN = State()
@@ -45,23 +74,46 @@ Health: TypeAlias = "Mapping[Server | Node, State]"
 
 
 @dataclass(frozen=True, slots=True)
-class Connected:
-    """A connection to the node was opened.
+class Looked:
+    """A server answered a look.
 
     Attributes:
-        node: The node.
-        role: What its server says it is.
+        node: The node whose login was used.
+        role: What the server says it is.
         server_version: As libpq counts.
+        position: Where its WAL ends, or how far a replica has replayed it, in bytes.
+        timeline: The timeline of that position; 0 where we may not ask.
+        system: Its system identifier; 0 where we may not ask.
+        replay_age: Of a replica, seconds since the commit that it replayed last, by the servers' clocks.
+        latency: Seconds that the look took.
     """
 
     node: Node
     role: Role
     server_version: int
+    position: int
+    timeline: int = 0
+    system: int = 0
+    replay_age: float | None = None
+    latency: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Connected:
+    """A connection to a node was opened: its login is fine.
+
+    Attributes:
+        node: The node.
+        role: What its server says it is; what counts is what a look finds.
+    """
+
+    node: Node
+    role: Role
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """An attempt to connect to the node failed.
+    """A look at a node, or an attempt to connect to it, failed.
 
     Attributes:
         node: The node.
@@ -74,6 +126,22 @@ class Failed:
     answered: bool
 
 
+Seen: TypeAlias = Looked | Connected | Failed
+
+
+@dataclass(frozen=True, slots=True)
+class Lag:
+    """How far a replica is behind its primary.
+
+    Attributes:
+        bytes: Of WAL; ``None`` while it is not known where the primary is.
+        seconds: How long ago the primary was where the replica is; ``None`` while that is not known.
+    """
+
+    bytes: int | None
+    seconds: float | None
+
+
 def state_of(health: Health, node: Node) -> State:
     """Return what counts for a node: its server's state if that is down, else the refusal of its login if there is one.
 
@@ -82,7 +150,7 @@ def state_of(health: Health, node: Node) -> State:
         node: The node asked about.
 
     Returns:
-        Its state; :data:`UNKNOWN` when nobody has tried it.
+        Its state; :data:`UNKNOWN` when nobody has looked at it.
     """
     server = health.get(node.server, UNKNOWN)
     return server if server.up is False else health.get(node, server)
@@ -101,32 +169,155 @@ def role_of(health: Health, node: Node) -> Role | None:
     return health.get(node.server, UNKNOWN).role or node.role
 
 
-def observe(health: Health, seen: Connected | Failed, *, now: float, jitter: float, policy: HealthPolicy) -> Health:
+def observe(health: Health, seen: Seen, *, now: float, jitter: float, policy: HealthPolicy) -> Health:
     """Return what is known after an observation.
 
     Args:
         health: What was known before.
         seen: What was observed.
         now: The caller's clock, in seconds.
-        jitter: From 0 to 1, at random: spreads the retries of many processes over a quarter of the pause.
-        policy: How long a failed node is left alone.
+        jitter: From 0 to 1, at random: spreads the bans of many processes over a quarter of their length.
+        policy: How servers are watched.
 
     Returns:
-        What is known now; equal to ``health`` when that is what was known before.
+        What is known now; equal to ``health`` when it makes no difference to where requests may go, but for lag.
     """
-    if isinstance(seen, Connected):
-        state = State(up=True, role=seen.role, server_version=seen.server_version, seen_at=now)
-        return {key: known for key, known in health.items() if key != seen.node} | {seen.node.server: state}
-    key = seen.node if seen.answered else seen.node.server
-    known = health.get(key, UNKNOWN)
-    if seen.answered and health.get(seen.node.server, UNKNOWN).up is False:
-        health = {**health, seen.node.server: UNKNOWN}
-    if known.up is False and now < known.retry_at:  # several saw the same failure: it counts once
-        return {**health, key: replace(known, seen_at=now)}
-    pause = min(policy.retry * 2.0 ** min(known.failures, 32), policy.retry_max) * (1.0 - 0.25 * jitter)
-    failures = known.failures + 1
-    state = State(up=False, failures=failures, retry_at=now + pause, reason=seen.reason, seen_at=now)
-    return {**health, key: state}
+    server = health.get(seen.node.server, UNKNOWN)
+    if isinstance(seen, Failed):
+        key = seen.node if seen.answered else seen.node.server
+        state = _failed(health.get(key, UNKNOWN), seen, now=now, jitter=jitter, policy=policy)
+        if seen.answered and server.up is False:  # it lives; whether it is well, a look has to find out
+            health = {**health, seen.node.server: replace(server, up=None, reason="", since=now, heard_at=now)}
+        return {**health, key: state}
+    known = {key: state for key, state in health.items() if key != seen.node}
+    return known if isinstance(seen, Connected) else {**known, seen.node.server: _looked(server, seen, now, policy)}
+
+
+def _looked(known: State, seen: Looked, now: float, policy: HealthPolicy) -> State:
+    is_primary = seen.role is Role.PRIMARY
+    went_on = is_primary and known.up is True and known.role is Role.PRIMARY
+    steady = known.up is True and now - known.since >= policy.ban_max
+    if is_primary and known.timeline == seen.timeline:
+        trail = known.trail[:-1] if known.trail and known.trail[-1][1] == seen.position else known.trail
+        trail = (*trail[1 - TRAIL :], (now, seen.position))
+    else:
+        trail = ((now, seen.position),) if is_primary else ()
+    return State(
+        up=True,
+        role=seen.role,
+        server_version=seen.server_version,
+        system=seen.system,
+        timeline=seen.timeline,
+        failures=0 if steady else known.failures,
+        banned_until=0.0 if steady else known.banned_until,
+        since=known.since if known.up else now,
+        primary_since=known.primary_since if went_on else now,
+        heard_at=now,
+        known_until=now + 2.0 * policy.interval + policy.timeout,
+        position=seen.position,
+        position_at=now - seen.latency,
+        trail=trail,
+        replay_age=seen.replay_age,
+        latency=seen.latency,
+    )
+
+
+def _failed(known: State, seen: Failed, *, now: float, jitter: float, policy: HealthPolicy) -> State:
+    if known.up is False and (now < known.banned_until or not seen.answered):
+        return replace(known, reason=seen.reason)  # several saw the same failure, or it goes on: it counts once
+    steady = known.up is True and now - known.since >= policy.ban_max
+    failures = 0 if steady else known.failures
+    ban = min(policy.ban * 2.0 ** min(failures, 32), policy.ban_max) * (1.0 - 0.25 * jitter)
+    return replace(
+        known,
+        up=False,
+        failures=failures + 1,
+        banned_until=now + ban,
+        reason=seen.reason,
+        since=now,
+        position=0,
+        replay_age=None,
+    )
+
+
+def fenced(health: Health, cluster: Cluster) -> Mapping[Node, str]:
+    """Find the nodes that say they are primary and must not be believed, because another one has taken over.
+
+    Timelines tell: each promotion begins a higher one. They compare within one system only; where they do not tell,
+    the primary seen first stays.
+
+    Args:
+        health: What is known.
+        cluster: The nodes to compare.
+
+    Returns:
+        For each such node, the reason.
+    """
+    states = [(node, health.get(node.server, UNKNOWN)) for node in cluster.nodes]
+    reasons: dict[Node, str] = {}
+    for place, (node, state) in enumerate(states):
+        if state.role is not Role.PRIMARY:
+            continue
+        for other_place, (other, rival) in enumerate(states):
+            same = not (state.system and rival.system) or state.system == rival.system
+            if same and rival.timeline > state.timeline:
+                reasons[node] = (
+                    f"fenced: it is a primary on timeline {state.timeline}, "
+                    f"and {other.server} is on the later {rival.timeline}"
+                )
+                break
+            incumbent = (rival.primary_since, other_place) < (state.primary_since, place)
+            if rival.up and rival.role is Role.PRIMARY and incumbent and (not same or rival.timeline == state.timeline):
+                reasons[node] = f"fenced: it is a primary, and so is {other.server}, which was seen first"
+                break
+    return reasons
+
+
+def primary_of(health: Health, cluster: Cluster) -> Node | None:
+    """Find the node that is the cluster's primary as far as is known, be it up or down.
+
+    Args:
+        health: What is known.
+        cluster: The cluster.
+
+    Returns:
+        The node; ``None`` when no node has been seen as primary, or none that has may be believed.
+    """
+    out = fenced(health, cluster)
+    seen = [node for node in cluster.nodes if node not in out and health.get(node.server, UNKNOWN).role is Role.PRIMARY]
+    return max(seen, key=lambda node: (health[node.server].up is True, health[node.server].primary_since), default=None)
+
+
+def lag_of(health: Health, node: Node, primary: Node | None, *, now: float) -> Lag | None:
+    """Tell how far a replica is behind, as last seen.
+
+    What the primary's clock and the replica's say of the last commit grows while nobody writes. So the replica's
+    position is compared with those that the primary had at each look: it is as old as the last of them that it has
+    reached.
+
+    Args:
+        health: What is known.
+        node: The replica.
+        primary: The primary, from :func:`primary_of`.
+        now: The caller's clock, in seconds.
+
+    Returns:
+        The lag; ``None`` when what is known of either is too little or too old: unknown is not fresh.
+    """
+    own = health.get(node.server, UNKNOWN)
+    source = UNKNOWN if primary is None else health.get(primary.server, UNKNOWN)
+    diverged = own.timeline and source.timeline and own.timeline != source.timeline
+    if not own.position or now > own.known_until or not source.trail or diverged:
+        return None
+    current = source.up is True and now <= source.known_until
+    latest_at, latest = source.trail[-1]
+    if own.position >= latest:
+        return Lag(0 if current else None, 0.0 if current else now - latest_at)
+    reached = bisect_right(source.trail, own.position, key=lambda moment: moment[1])
+    ages = [] if own.replay_age is None else [own.replay_age]
+    if reached:
+        ages.append(max(own.position_at - source.trail[reached - 1][0], 0.0))
+    return Lag(latest - own.position if current else None, min(ages, default=None))
 
 
 # libpq puts "SEVERITY:  ", two spaces, before what a server said, in any language, and never before its own words.

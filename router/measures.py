@@ -46,8 +46,13 @@ class NodeStats:
         node: The node.
         role: Its role as observed, else as configured; ``None`` when neither is known.
         state: ``up``, ``down``, or ``unknown`` while nobody has tried it.
-        reason: Why it is down.
+        reason: Why it is down, or not believed.
         server_version: As libpq counts: 160004 is 16.4; 0 while unknown.
+        timeline: The WAL timeline it is on; 0 while unknown.
+        lag: Of a replica, how many seconds it is behind the primary; ``None`` while that is not known.
+        lag_bytes: The same in bytes of WAL.
+        latency: Seconds that the last look at it took.
+        failures: How often it went down without staying up for ``health.ban_max`` in between.
         read: Its pool for reading, once opened.
         write: Its pool for writing, once opened.
     """
@@ -57,6 +62,11 @@ class NodeStats:
     state: Literal["up", "down", "unknown"]
     reason: str
     server_version: int
+    timeline: int
+    lag: float | None
+    lag_bytes: int | None
+    latency: float
+    failures: int
     read: PoolStats | None
     write: PoolStats | None
 
@@ -100,6 +110,8 @@ class Stats:
                     if pool is not None
                 ]
                 state = f"{node.state} ({node.reason})" if node.reason else node.state
+                if node.lag:
+                    state = f"{state}, {node.lag:.1f} s behind"
                 described = "; ".join((f"{node.role or 'role unknown'}, {state}", *pools))
                 lines.append(f"    {node.node}  {described}")
         return "\n".join(lines)

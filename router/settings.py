@@ -34,7 +34,18 @@ from pydantic_settings import BaseSettings, InitSettingsSource, SettingsConfigDi
 from router import _sources
 from router.dsn import Dsn
 from router.errors import ConfigError
-from router.topology import Cluster, HealthPolicy, Node, PoolPolicy, ReadPolicy, Role, Secrets, Topology
+from router.topology import (
+    Cluster,
+    Foreign,
+    HealthPolicy,
+    Node,
+    PoolPolicy,
+    ReadPolicy,
+    Role,
+    Secrets,
+    TokenPolicy,
+    Topology,
+)
 
 if TYPE_CHECKING:
     import os
@@ -187,9 +198,21 @@ _Pool = Annotated[
         max_lifetime=_SECONDS,
     ),
 ]
-_Read = Annotated[ReadPolicy, _table_of(ReadPolicy)]
+_Read = Annotated[
+    ReadPolicy,
+    _table_of(ReadPolicy, max_lag={"ge": 0}, max_lag_bytes={"ge": 0}, catch_up={"ge": 0}),
+]
 _Health = Annotated[
-    HealthPolicy, _table_of(HealthPolicy, ascending=("retry", "retry_max"), retry=_SECONDS, retry_max=_SECONDS)
+    HealthPolicy,
+    _table_of(
+        HealthPolicy,
+        ascending=("ban", "ban_max"),
+        interval=_SECONDS,
+        timeout=_SECONDS,
+        cut_after=_SECONDS,
+        ban=_SECONDS,
+        ban_max=_SECONDS,
+    ),
 ]
 
 
@@ -340,6 +363,17 @@ class VersionSettings(_Table):
         return Cluster(name, tuple(self._nodes()), self.pool, self.read)
 
 
+class TokenSettings(_Table):
+    """How the tokens of sessions are made and read."""
+
+    key: SecretStr | None = Field(default=None, min_length=16, description=_about(TokenPolicy).get("key"))
+    foreign: Foreign = Field(default="ignore", description=_about(TokenPolicy).get("foreign"))
+
+    def policy(self) -> TokenPolicy:
+        """The same as one of topology's policies."""
+        return TokenPolicy(None if self.key is None else self.key.get_secret_value().encode(), self.foreign)
+
+
 def _schema_root(schema: dict[str, Any]) -> None:
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["description"] = "A settings file of psycopg-router."
@@ -376,6 +410,7 @@ class RouterSettings(BaseSettings, _Table):
     pool: _Pool = Field(default=PoolPolicy(), description="How every pool behaves; a version may differ.")
     read: _Read = Field(default=ReadPolicy(), description="How reads are spread; a version may differ.")
     health: _Health = Field(default=HealthPolicy(), description=_about(Topology).get("health"))
+    tokens: TokenSettings = Field(default=TokenSettings(), description=_about(Topology).get("tokens"))
     versions: dict[_Key, VersionSettings] = Field(default={}, description="Every version, by key; at least one.")
     aliases: dict[_Key, Annotated[_Key, Field(description="A version, or another alias.")]] = Field(
         default={}, description="Other names for versions."
@@ -496,6 +531,7 @@ class RouterSettings(BaseSettings, _Table):
             default_version=self.default_version,
             max_connections=self.max_connections,
             health=self.health,
+            tokens=self.tokens.policy(),
         )
 
 

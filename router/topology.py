@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 Balance = Literal["least_busy", "round_robin", "random"]
 Fallback = Literal["primary", "wait", "error"]
+Foreign = Literal["ignore", "refuse"]
 
 
 class Role(StrEnum):
@@ -102,7 +103,7 @@ class PoolPolicy:
 
 @dataclass(frozen=True, slots=True)
 class ReadPolicy:
-    """How reads are spread over a cluster's replicas.
+    """How reads are spread over a cluster's nodes; durations in seconds.
 
     Attributes:
         balance: Which replica is taken: ``least_busy`` (the less busy of two drawn at random), ``round_robin``
@@ -110,24 +111,55 @@ class ReadPolicy:
         fallback: When no replica can serve: ``primary`` reads there, ``wait`` waits within the deadline, ``error``
             fails.
         autocommit: ``True`` costs one round trip a query; ``False`` gives each block one snapshot (REPEATABLE READ).
+        max_lag: The most seconds that a replica may be behind the primary, as last seen; left out, any lag will do.
+        max_lag_bytes: The most bytes of WAL that a replica may be behind the primary, as last seen.
+        allow_stale: Whether a replica that is further behind may serve when nothing better can.
+        catch_up: How many seconds a read that is to see certain writes waits for a replica that has them, before the
+            primary serves it.
     """
 
     balance: Balance = "least_busy"
     fallback: Fallback = "primary"
     autocommit: bool = True
+    max_lag: float | None = None
+    max_lag_bytes: int | None = None
+    allow_stale: bool = False
+    catch_up: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class HealthPolicy:
-    """How servers that failed are tried again; durations in seconds.
+    """How servers are watched; durations in seconds.
 
     Attributes:
-        retry: How many seconds a node that failed is left alone before it is tried again in the background.
-        retry_max: The most seconds that time grows to: it doubles with each failure in a row.
+        interval: How many seconds pass between two looks at a server, give or take a tenth; 0.1 while a version
+            has no primary.
+        timeout: How many seconds a server has to answer a look, connecting included, before it counts as down.
+        cut_after: A query that runs on a server which has not answered for this many seconds is cut.
+        ban: How many seconds a server that failed is used only if there is no other, although it is back; it doubles
+            with each failure, until the server has been up for `ban_max`. A login that is refused is tried again so.
+        ban_max: The most seconds that time grows to.
     """
 
-    retry: float = 0.5
-    retry_max: float = 15.0
+    interval: float = 1.0
+    timeout: float = 1.0
+    cut_after: float = 30.0
+    ban: float = 0.5
+    ban_max: float = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPolicy:
+    """How the tokens of sessions are made and read.
+
+    Attributes:
+        key: What tokens are signed with; left out, they are not signed.
+        foreign: What becomes of a token that is damaged, or of another cluster, timeline or key: ``ignore`` reads as
+            if there were none, ``refuse`` raises ``TokenRefused``.
+    """
+
+    key: bytes | None = field(default=None, repr=False)
+    foreign: Foreign = "ignore"
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +206,8 @@ class Topology:
         aliases: Other names for versions; each names a key of ``versions``.
         default_version: The version or alias for requests that name none; ``None`` makes those an error.
         max_connections: The most connections this process holds, over all pools.
-        health: How failed servers are tried again.
+        health: How servers are watched.
+        tokens: How the tokens of sessions are made and read.
     """
 
     versions: Mapping[str, Cluster]
@@ -182,3 +215,4 @@ class Topology:
     default_version: str | None = None
     max_connections: int = 200
     health: HealthPolicy = HealthPolicy()
+    tokens: TokenPolicy = TokenPolicy()

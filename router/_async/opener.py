@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from contextlib import suppress
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -14,7 +14,7 @@ from router import sql
 from router._async.slots import BudgetSpent
 from router._runtime import acall
 from router.choose import objection
-from router.health import Connected, Failed, failed
+from router.health import Connected, Failed, Looked, failed
 from router.topology import Role
 
 if TYPE_CHECKING:
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     from router._async.slots import AsyncSlots
     from router._runtime import AConfigure, AFunction, APassword
-    from router.topology import Cluster, Node
+    from router.health import Seen
+    from router.topology import Cluster, Node, Server
 
 READ_ONLY = "-c default_transaction_read_only=on"
 SNAPSHOT = "-c default_transaction_isolation=repeatable\\ read"
@@ -48,7 +49,7 @@ class AsyncOpener:
     def __init__(
         self,
         slots: AsyncSlots,
-        report: AFunction[[Connected | Failed], None],
+        report: AFunction[[Seen], None],
         *,
         password: APassword | None,
         configure: AConfigure | None,
@@ -66,6 +67,7 @@ class AsyncOpener:
         self._ask = password
         self._configure = configure
         self._answers: dict[Node, str] = {}
+        self._without_control: set[Server] = set()  # where the control file is not for us
 
     async def open(self, node: Node, cluster: Cluster, *, read_only: bool, spare: bool) -> AsyncConnection[TupleRow]:
         """Open a connection for requests.
@@ -100,16 +102,57 @@ class AsyncOpener:
             raise
         return connection
 
-    async def probe(self, node: Node, cluster: Cluster) -> None:
-        """Connect once to see whether a node can be used, report it, and hang up.
+    async def connect_to_look(self, node: Node, cluster: Cluster) -> AsyncConnection[TupleRow]:
+        """Open a connection for looking at a server; nothing is reported.
 
         Args:
-            node: Where to.
+            node: Whose login to use.
             cluster: The cluster it serves, for its policies.
+
+        Returns:
+            The connection, in autocommit.
+
+        Raises:
+            BudgetSpent: No slot became free within ``pool.timeout``.
+            psycopg.OperationalError: It could not be opened.
         """
-        with suppress(psycopg.Error, BudgetSpent):
-            connection, _ = await self.connect(node, cluster, [], autocommit=True)
-            await connection.close()
+        connection = await self._connect(node, cluster, [], autocommit=True)
+        connection.prepare_threshold = None  # behind a pooler, the next look may have another server process
+        return connection
+
+    async def look(self, connection: AsyncConnection[TupleRow], node: Node) -> Looked:
+        """Ask a server what it is and how far it is: one round trip.
+
+        Args:
+            connection: To the server, in autocommit.
+            node: What it was opened for.
+
+        Returns:
+            What it says.
+
+        Raises:
+            psycopg.Error: It does not say.
+        """
+        begun = monotonic()
+        query = sql.LOOK_WITHOUT_CONTROL if node.server in self._without_control else sql.LOOK
+        try:
+            cursor = await connection.execute(query)
+        except psycopg.errors.InsufficientPrivilege:
+            if query is sql.LOOK_WITHOUT_CONTROL:
+                raise
+            self._without_control.add(node.server)
+            return await self.look(connection, node)
+        standby, position, timeline, system, replay_age = (await cursor.fetchone()) or (False, 0, 0, 0, None)
+        return Looked(
+            node,
+            Role.REPLICA if standby else Role.PRIMARY,
+            connection.pgconn.server_version,
+            position=position or 0,
+            timeline=timeline or 0,
+            system=(system or 0) % 2**64,  # unsigned, in PostgreSQL's own tools
+            replay_age=replay_age,
+            latency=monotonic() - begun,
+        )
 
     async def connect(
         self, node: Node, cluster: Cluster, options: list[str], *, autocommit: bool, spare: bool = False
@@ -130,30 +173,55 @@ class AsyncOpener:
             BudgetSpent: No slot became free within ``pool.timeout``.
             psycopg.OperationalError: It could not be opened.
         """
+        try:
+            connection = await self._connect(node, cluster, options, autocommit=autocommit)
+            try:
+                role = await _role(connection)
+            except BaseException:
+                await connection.close()
+                raise
+        except BudgetSpent:
+            raise
+        except Exception as error:
+            seen = self.failure(node, error)
+            if seen.answered and spare:
+                raise Refused(seen.reason) from None
+            await self._report(seen)
+            raise
+        await self._report(Connected(node, role))
+        return connection, role
+
+    @staticmethod
+    def failure(node: Node, error: Exception) -> Failed:
+        """Say what a failed attempt to connect shows.
+
+        Args:
+            node: What it was an attempt at.
+            error: How it failed.
+
+        Returns:
+            The observation.
+        """
+        if isinstance(error, NoPassword):
+            return Failed(node, str(error), answered=True)
+        if isinstance(error, psycopg.OperationalError):
+            return failed(node, str(error))
+        return Failed(node, type(error).__name__, answered=True)  # its text may hold anything
+
+    async def _connect(
+        self, node: Node, cluster: Cluster, options: list[str], *, autocommit: bool
+    ) -> AsyncConnection[TupleRow]:
         params = {"connect_timeout": str(cluster.pool.connect_timeout), **dict(node.params + node.secrets.values)}
         if options:
             params["options"] = " ".join(filter(None, (params.get("options"), *options)))
         await self._slots.take(cluster.pool.timeout)
         try:
             connection = await self._log_in(node, make_conninfo("", **params), autocommit=autocommit)
-        except BaseException as error:
+        except BaseException:
             self._slots.give_up()
-            seen = _failure(node, error)
-            if seen is not None and seen.answered and spare:
-                raise Refused(seen.reason) from None
-            if seen is not None:
-                await self._report(seen)
             raise
         self._slots.fill(connection)
-        try:
-            role = await _role(connection)
-        except BaseException as error:
-            await connection.close()
-            if (seen := _failure(node, error)) is not None:
-                await self._report(seen)
-            raise
-        await self._report(Connected(node, role, connection.pgconn.server_version))
-        return connection, role
+        return connection
 
     async def _log_in(self, node: Node, conninfo: str, *, autocommit: bool) -> AsyncConnection[TupleRow]:
         kept = self._answers.get(node)
@@ -213,13 +281,3 @@ async def _role(connection: AsyncConnection[TupleRow]) -> Role:
             standby = row is not None and row[0]
             await connection.rollback()
     return Role.REPLICA if standby else Role.PRIMARY
-
-
-def _failure(node: Node, error: BaseException) -> Failed | None:
-    if isinstance(error, NoPassword):
-        return Failed(node, str(error), answered=True)
-    if isinstance(error, psycopg.OperationalError):
-        return failed(node, str(error))
-    if isinstance(error, Exception):
-        return Failed(node, type(error).__name__, answered=True)  # its text may hold anything
-    return None

@@ -10,6 +10,8 @@ This file alone uses what is inside ``psycopg_pool``: ``_pool``, ``_nconns``, ``
 
 from __future__ import annotations
 
+import select
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -18,12 +20,15 @@ from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from router._async.opener import Refused
-from router._runtime import auncancelled
+from router._runtime import auncancelled, cut
 from router.measures import PoolStats
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from router._async.opener import AsyncOpener
-    from router.topology import Cluster, Node
+    from router.health import Looked
+    from router.topology import Cluster, Node, Server
 
 
 class Reroute(Exception):
@@ -47,18 +52,29 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         read_only: Whether its sessions refuse writes.
         idle: The connections ready to be borrowed.
         borrowed: The connections out.
+        expendable: Those of them whose query is run again elsewhere if they are cut.
+        suspect: Has a server looked at, because of what a connection showed.
         inherited: Whether it belongs to the parent of a fork: nothing of it may be used or closed here.
         retired: Whether its router is being closed; set before it is, so that nobody can open it afterwards.
         refusal: Why the server refused one more connection, when it last did.
     """
 
-    def __init__(self, node: Node, cluster: Cluster, opener: AsyncOpener, *, read_only: bool) -> None:
+    def __init__(
+        self,
+        node: Node,
+        cluster: Cluster,
+        opener: AsyncOpener,
+        suspect: Callable[[Server], None],
+        *,
+        read_only: bool,
+    ) -> None:
         """Make the pool; nothing is opened yet.
 
         Args:
             node: What to connect to.
             cluster: The cluster the node serves, for its policies.
             opener: Opens each connection.
+            suspect: Has a server looked at.
             read_only: Whether sessions refuse writes.
         """
         policy = cluster.pool
@@ -83,6 +99,8 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         self.read_only = read_only
         self.idle = self._pool
         self.borrowed: set[AsyncConnection[TupleRow]] = set()
+        self.expendable: set[AsyncConnection[TupleRow]] = set()
+        self.suspect = suspect
         self.inherited = False
         self.retired = False
         self.refusal = ""
@@ -111,17 +129,34 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
             The connection, or ``None`` when none is ready.
         """
         idle = self.idle
-        if not idle:
-            return None
-        async with self._lock:  # guards _pool, _nconns_min
-            if not idle:
-                return None
-            connection = idle.popleft()
-            self._nconns_min = min(self._nconns_min, len(idle))  # what shrinking goes by
-        self._stats[self._REQUESTS_NUM] += 1
-        connection._pool = self
-        self.borrowed.add(connection)
-        return connection
+        while idle:
+            async with self._lock:  # guards _pool, _nconns_min
+                if not idle:
+                    return None
+                connection = idle.popleft()
+                self._nconns_min = min(self._nconns_min, len(idle))  # what shrinking goes by
+            # Nobody asked anything: if there is something to read, it is most likely the end.
+            if connection.__dict__["_router"].unasked(0) and not await self._lives(connection):
+                continue
+            self._stats[self._REQUESTS_NUM] += 1
+            connection._pool = self
+            self.borrowed.add(connection)
+            return connection
+        return None
+
+    async def _lives(self, connection: AsyncConnection[TupleRow]) -> bool:
+        """Read what came unasked on an idle connection: a notification does no harm, its end means it is dropped."""
+        unasked = connection.__dict__["_router"].unasked
+        try:
+            while unasked(0):
+                connection.pgconn.consume_input()
+        except psycopg.OperationalError:
+            await connection.close()
+            async with self._lock:  # guards _nconns
+                self._nconns -= 1
+            self.suspect(self.node.server)
+            return False
+        return True
 
     async def borrow(self, timeout: float) -> AsyncConnection[TupleRow]:
         """Borrow a connection, opening the pool if this is its first use.
@@ -180,6 +215,36 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         connection.__dict__["_router"] = _Original(connection)
         return connection
 
+    @staticmethod
+    def spend(connection: AsyncConnection[TupleRow]) -> None:
+        """Have a borrowed connection closed once it is given back: its session is not fit for another borrower."""
+        connection.__dict__["_router"].spent = True
+
+    @staticmethod
+    def opened_at(connection: AsyncConnection[TupleRow]) -> float:
+        """Tell when a connection had been opened, on the monotonic clock."""
+        original: _Original = connection.__dict__["_router"]
+        return original.opened_at
+
+    async def look(self, connection: AsyncConnection[TupleRow]) -> Looked:
+        """Ask over a borrowed connection what its server is and how far it is.
+
+        Args:
+            connection: The connection, idle.
+
+        Returns:
+            What it says.
+
+        Raises:
+            psycopg.Error: It does not say.
+        """
+        self.expendable.add(connection)
+        await connection.set_autocommit(True)
+        seen = await self._opener.look(connection, self.node)
+        await connection.set_autocommit(connection.__dict__["_router"].autocommit)
+        self.expendable.discard(connection)
+        return seen
+
     async def reroute(self) -> None:
         """Send everyone who waits for a connection of this pool to choose again."""
         if not self._waiting:
@@ -206,10 +271,22 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         await connection.close()
         return True
 
-    async def evict_all_idle(self) -> None:
-        """Close every connection that is idle."""
+    async def drop(self, *, borrowed: bool) -> int:
+        """Part with the connections of a server that must not be used: nobody waits for them, none stays idle.
+
+        Args:
+            borrowed: Whether to cut those that are out, too; else only the expendable.
+
+        Returns:
+            How many were cut.
+        """
+        await self.reroute()
         while await self.evict_idle():
             pass
+        doomed = list(self.borrowed if borrowed else self.expendable)
+        for connection in doomed:
+            cut(connection)
+        return len(doomed) if borrowed else 0
 
     @auncancelled
     async def give_back(self, connection: AsyncConnection[TupleRow]) -> None:
@@ -222,7 +299,10 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
             return
         state = connection.__dict__
         original: _Original = state["_router"]
-        if connection.pgconn.transaction_status:
+        if connection.pgconn.transaction_status or original.spent:
+            await connection.close()
+        elif connection.pgconn.parameter_status(b"in_hot_standby") != original.in_hot_standby:
+            self.suspect(self.node.server)  # it was promoted, say
             await connection.close()
         elif (
             state != original.seen
@@ -232,6 +312,7 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
             await original.restore(connection)
         # Not the other way round: once it is back, the next borrower may add it again at any moment.
         self.borrowed.discard(connection)
+        self.expendable.discard(connection)
         await self.putconn(connection)
 
     def abandon(self) -> None:
@@ -264,8 +345,9 @@ class _Original:
     """
 
     __slots__ = (
-        "autocommit", "cursor_factory", "deferrable", "isolation_level", "notice_handlers", "notify_handlers",
-        "prepare_threshold", "prepared_max", "read_only", "row_factory", "seen", "server_cursor_factory",
+        "autocommit", "cursor_factory", "deferrable", "in_hot_standby", "isolation_level", "notice_handlers",
+        "notify_handlers", "opened_at", "prepare_threshold", "prepared_max", "read_only", "row_factory", "seen",
+        "server_cursor_factory", "spent", "unasked",
     )  # fmt: skip
 
     def __init__(self, connection: AsyncConnection[TupleRow]) -> None:
@@ -281,6 +363,12 @@ class _Original:
         self.notice_handlers = connection._notice_handlers.copy()
         self.notify_handlers = connection._notify_handlers.copy()
         self.seen: dict[str, Any] = {}
+        self.opened_at = monotonic()
+        self.spent = False
+        self.in_hot_standby = connection.pgconn.parameter_status(b"in_hot_standby")
+        poll = select.poll()
+        poll.register(connection.pgconn.socket, select.POLLIN)
+        self.unasked = poll.poll
 
     async def restore(self, connection: AsyncConnection[TupleRow]) -> None:
         """Put every setting of an idle connection back."""

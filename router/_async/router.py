@@ -1,46 +1,40 @@
-"""The router: one call from key to connection, and what the router learns on the way."""
+"""The public face of the router: connections, sessions, statements, and what can be asked of it."""
 
 from __future__ import annotations
 
-import logging
-from random import random
+from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeVar
 
-from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
-
-from router._async.checkout import AsyncCheckout, AsyncLane
-from router._async.monitor import AsyncMonitor
-from router._async.opener import AsyncOpener
-from router._async.pools import AsyncNodePool, Reroute
-from router._async.slots import AsyncSlots
-from router._runtime import AEvent, AGuard, asleep, cut, survive_fork
-from router.choose import choose
-from router.errors import NoPrimary, NoReplica, PoolExhausted, RouterClosed, TooManyWaiting, Unavailable
-from router.health import Connected, observe, role_of, state_of
+from router._async.checkout import AsyncCheckout, AsyncTrackedCheckout
+from router._async.routing import AsyncRouting
+from router._async.statements import AsyncStatements
+from router._runtime import survive_fork
+from router.choose import Request
+from router.consistency import Position, later, settled
+from router.errors import TokenRefused
+from router.health import UNKNOWN, fenced, lag_of, primary_of, role_of, state_of
 from router.measures import NodeStats, Stats, VersionStats
 from router.resolve import resolve
+from router.session import CURRENT, Session, parsed
 from router.settings import RouterSettings
+from router.topology import Role
 
 if TYPE_CHECKING:
-    from collections.abc import Container
+    from collections.abc import Sequence
     from types import TracebackType
 
     from psycopg import AsyncConnection
+    from psycopg.abc import Params, QueryNoTemplate
     from psycopg.rows import TupleRow
 
-    from router._runtime import AConfigure, APassword
+    from router._runtime import AConfigure, AFunction, APassword
     from router.choose import Route
-    from router.health import Failed, Health
-    from router.topology import Cluster, Node, Target
+    from router.events import Observer
+    from router.result import Result
+    from router.topology import Node, Target
 
-FULL = 1e9
-"""The load of a pool that has no connection left to open: more than any other's."""
-
-GRACE = 1.0
-"""Seconds that background work gets to end, although the time given for closing has passed."""
-
-logger = logging.getLogger("router")
+T = TypeVar("T")
 
 
 class AsyncRouter:
@@ -55,6 +49,7 @@ class AsyncRouter:
         *,
         password: APassword | None = None,
         configure: AConfigure | None = None,
+        observers: Sequence[Observer] = (),
     ) -> None:
         """Make a router; nothing is opened yet.
 
@@ -63,33 +58,25 @@ class AsyncRouter:
             password: Gives the password of a node, for credentials that rotate: asked at the first connection to the
                 node, and again when the server turns its last answer down.
             configure: Called with each new connection, to register adapters and the like; it must leave it idle.
+            observers: Called with each event (``router.events``), in the thread or task where it is seen: they must
+                not block.
 
         Raises:
             ConfigError: The settings are wrong.
         """
         self._topology = (RouterSettings() if settings is None else settings).topology()
-        self._callables = (password, configure)
-        self._closed = False
-        self._start()
+        self._routing = AsyncRouting(self._topology, password=password, configure=configure, observers=observers)
+        self._statements = AsyncStatements()
         survive_fork(self)
 
-    def _start(self) -> None:
-        password, configure = self._callables
-        # Replaced whole, never edited: a reader needs no guard. The lanes are what was worked out from the others.
-        self._health: Health = {}
-        self._pools: dict[tuple[str, Node, bool], AsyncNodePool] = {}  # by version, node, and whether it only reads
-        self._readers: dict[str | None, AsyncLane] = {}
-        self._writers: dict[str | None, AsyncLane] = {}
-        self._changed = AEvent()  # set, and replaced, when the health changes
-        self._guard = AGuard()  # guards the replacing of all of these
-        self._slots = AsyncSlots(self._topology.max_connections, self._make_room)
-        self._opener = AsyncOpener(self._slots, self._report, password=password, configure=configure)
-        self._monitor = AsyncMonitor(lambda: self._health, self._opener.probe)
-
-    # The public face
-
     def connection(
-        self, *, version: str | None = None, read_only: bool = False, timeout: float | None = None
+        self,
+        *,
+        version: str | None = None,
+        read_only: bool = False,
+        max_lag: float | None = None,
+        after: str | None = None,
+        timeout: float | None = None,
     ) -> AsyncCheckout:
         """Borrow a connection for the length of a block.
 
@@ -100,6 +87,8 @@ class AsyncRouter:
         Args:
             version: The version, or an alias of it; ``None`` takes ``default_version``.
             read_only: Whether the block only reads.
+            max_lag: For a read, the most seconds that a replica may be behind; ``None`` takes ``read.max_lag``.
+            after: For a read, the token of a session whose writes it must see, besides those of the session around it.
             timeout: Seconds for choosing, connecting and waiting together; ``None`` takes ``pool.timeout``.
 
         Returns:
@@ -108,17 +97,114 @@ class AsyncRouter:
         Raises:
             UnknownVersion: There is no such version, or none was named and there is no default.
             RouterClosed: The router was closed.
+            TokenRefused: ``after`` is a foreign token, and ``tokens.foreign`` is ``refuse``.
             Unavailable: On entering the block: no connection could be had in time; its subclasses say why.
+            TransactionOutcomeUnknown: On leaving it: the connection died during COMMIT.
         """
-        lane = (self._readers if read_only else self._writers).get(version)
-        return AsyncCheckout(self._lane(version, read_only=read_only) if lane is None else lane, timeout)
+        routing = self._routing
+        lane = (routing.readers if read_only else routing.writers).get(version)
+        if lane is None or after is not None or max_lag is not None or CURRENT.get() is not None:
+            return self._checkout(version=version, read_only=read_only, max_lag=max_lag, after=after, timeout=timeout)
+        return AsyncCheckout(lane, timeout)
 
-    def explain(self, *, version: str | None = None, read_only: bool = False) -> Route:
+    def session(self, token: str | None = None) -> Session:
+        """Make the reads of this task or thread see what it writes, for the length of a block.
+
+        Args:
+            token: What an earlier session handed on, so that its writes are seen, too; ``None`` or empty for nothing.
+
+        Returns:
+            A context manager, plain and not async, that gives the :class:`Session`; its ``token`` is for handing on.
+
+        Raises:
+            TokenRefused: The token is a foreign one, and ``tokens.foreign`` is ``refuse``.
+        """
+        return Session(self, self._topology.tokens, token)
+
+    async def execute(
+        self,
+        query: QueryNoTemplate,
+        params: Params | None = None,
+        *,
+        version: str | None = None,
+        max_lag: float | None = None,
+        after: str | None = None,
+        timeout: float | None = None,
+    ) -> Result:
+        """Run one statement by itself, wherever PostgreSQL lets it run.
+
+        A statement that is new to the router goes to a replica, in a session that refuses writes; if the server refuses
+        it, it runs on the primary, now and from then on. It is committed at once. What it leaves in its session
+        (``SET``, ``LISTEN``, a temporary table, an advisory lock) ends with it.
+
+        Args:
+            query: The statement.
+            params: Its parameters.
+            version: The version, or an alias of it; ``None`` takes ``default_version``.
+            max_lag: As for :meth:`connection`, should it read.
+            after: As for :meth:`connection`, should it read.
+            timeout: Seconds for getting a connection; ``None`` takes ``pool.timeout``.
+
+        Returns:
+            The whole result.
+
+        Raises:
+            UnknownVersion: There is no such version, or none was named and there is no default.
+            Unavailable: No connection could be had in time.
+            TransactionOutcomeUnknown: The connection died while the statement ran on the primary. (A read whose
+                connection dies is run once more elsewhere.)
+            psycopg.Error: PostgreSQL refused the statement.
+        """
+        reading = partial(
+            self._checkout, version=version, read_only=True, max_lag=max_lag, after=after, timeout=timeout
+        )
+        writing = partial(self._checkout, version=version, timeout=timeout)
+        return await self._statements.execute(query, params, version, reading, writing)
+
+    async def run(
+        self,
+        function: AFunction[[AsyncConnection[TupleRow]], T],
+        *,
+        version: str | None = None,
+        retries: int = 3,
+        timeout: float | None = None,
+    ) -> T:
+        """Run a function in a transaction on the primary, and again if that fails for a reason that passes.
+
+        Such reasons are a serialization failure, a deadlock, and a connection that is lost before COMMIT.
+
+        Args:
+            function: Called with the connection; it may be called several times, and must leave no trace elsewhere.
+            version: The version, or an alias of it; ``None`` takes ``default_version``.
+            retries: How often it is run again at most.
+            timeout: Seconds for getting a connection, each time; ``None`` takes ``pool.timeout``.
+
+        Returns:
+            What the function returned.
+
+        Raises:
+            TransactionOutcomeUnknown: The connection died during COMMIT: it is not run again.
+            Unavailable: No connection could be had in time.
+            psycopg.Error: What it failed with the last time.
+        """
+        writing = partial(self._checkout, version=version, timeout=timeout)
+        return await self._statements.run(function, writing, retries=retries)
+
+    def explain(
+        self,
+        *,
+        version: str | None = None,
+        read_only: bool = False,
+        max_lag: float | None = None,
+        after: str | None = None,
+    ) -> Route:
         """Say where a request would go now, and why; nothing is opened.
 
         Args:
             version: As for :meth:`connection`.
             read_only: As for :meth:`connection`.
+            max_lag: As for :meth:`connection`.
+            after: As for :meth:`connection`.
 
         Returns:
             The route; its ``repr`` is for reading.
@@ -126,8 +212,13 @@ class AsyncRouter:
         Raises:
             UnknownVersion: As for :meth:`connection`.
             RouterClosed: The router was closed.
+            TokenRefused: As for :meth:`connection`.
         """
-        return self._choose(resolve(self._topology, version), read_only=read_only)
+        target = resolve(self._topology, version)
+        session = CURRENT.get()
+        session = None if session is None else session.of(self)
+        position = self._must_see(target, session, after) if read_only else None
+        return self._routing.choose(target, Request(read_only, max_lag, position))
 
     def stats(self) -> Stats:
         """Return one moment's view of every version, node and pool.
@@ -135,26 +226,33 @@ class AsyncRouter:
         Returns:
             Frozen values; the ``repr`` is for reading.
         """
-        health, pools = self._health, self._pools
+        health, pools, now = self._routing.health, self._routing.pools, monotonic()
         versions = []
         for name, cluster in self._topology.versions.items():
+            primary = primary_of(health, cluster)
             nodes = []
             for node in cluster.nodes:
-                state = state_of(health, node)
+                state, role = state_of(health, node), role_of(health, node)
+                lag = lag_of(health, node, primary, now=now) if state.up and role is Role.REPLICA else None
                 read, write = pools.get((name, node, True)), pools.get((name, node, False))
                 nodes.append(
                     NodeStats(
                         node=node,
-                        role=role_of(health, node),
+                        role=role,
                         state="unknown" if state.up is None else "up" if state.up else "down",
-                        reason=state.reason,
+                        reason=state.reason or fenced(health, cluster).get(node, ""),
                         server_version=state.server_version,
+                        timeline=state.timeline,
+                        lag=None if lag is None else lag.seconds,
+                        lag_bytes=None if lag is None else lag.bytes,
+                        latency=state.latency,
+                        failures=state.failures,
                         read=None if read is None else read.stats(),
                         write=None if write is None else write.stats(),
                     )
                 )
             versions.append(VersionStats(name, tuple(nodes)))
-        return Stats(self._slots.taken, self._topology.max_connections, tuple(versions))
+        return Stats(self._routing.slots.taken, self._topology.max_connections, tuple(versions))
 
     async def close(self, timeout: float = 5.0) -> int:
         """Close every pool; no further request is served.
@@ -165,30 +263,7 @@ class AsyncRouter:
         Returns:
             How many borrowed connections were cut because they did not come back in time; their queries fail.
         """
-        deadline = monotonic() + timeout
-        with self._guard:
-            self._closed = True
-            pools = list(self._pools.values())
-            self._readers, self._writers = {}, {}
-        self._changed.set()
-        self._slots.close()
-        for pool in pools:
-            pool.retired = True
-            await pool.reroute()
-        while any(pool.borrowed for pool in pools) and monotonic() < deadline:
-            await asleep(0.01)
-        cut_off = 0
-        for pool in pools:
-            for connection in list(pool.borrowed):
-                cut(connection)
-                cut_off += 1
-        if cut_off:
-            logger.warning("closing the router cut %d connections that were still borrowed", cut_off)
-        deadline = max(deadline, monotonic() + GRACE)
-        await self._monitor.close(max(deadline - monotonic(), 0.0))
-        for pool in pools:
-            await pool.close(max(deadline - monotonic(), 0.0))
-        return cut_off
+        return await self._routing.close(timeout)
 
     async def __aenter__(self) -> Self:
         """Return the router itself."""
@@ -204,158 +279,65 @@ class AsyncRouter:
         """Show its versions and aliases."""
         topology = self._topology
         names = ", ".join([*topology.versions, *(f"{alias}={version}" for alias, version in topology.aliases.items())])
-        return f"<{type(self).__name__} {'closed ' if self._closed else ''}{names}>"
-
-    # From key to connection, when no connection is ready
-
-    def _lane(self, version: str | None, *, read_only: bool) -> AsyncLane:
-        lanes = self._readers if read_only else self._writers
-        target = resolve(self._topology, version)
-        route = self._choose(target, read_only=read_only)
-        pools = tuple(self._pool(node, target.cluster, read_only=read_only) for node in route.nodes[: route.best])
-        lane = AsyncLane(target, pools, self._acquire, self._slots, read_only=read_only)
-        # If anything changed since `lanes` was looked up, it is no longer in use, and neither is this lane.
-        lanes[version] = lane
-        return lane
-
-    async def _acquire(
-        self, lane: AsyncLane, deadline: float, prefer: AsyncNodePool | None
-    ) -> tuple[AsyncNodePool, AsyncConnection[TupleRow]]:
-        target, read_only = lane.target, lane.read_only
-        cluster, since = target.cluster, monotonic()
-        patience: dict[Node, float] = {}  # for each node asked, until when to wait while it is not known to be up
-        while True:
-            changed = self._changed  # taken before what is known is looked at: no change after that goes unnoticed
-            preferred = None if prefer is None or prefer.full else prefer.node
-            route = self._choose(target, read_only=read_only, prefer=preferred)
-            now = monotonic()
-            nodes = [
-                node
-                for node in route.nodes
-                if now < patience.get(node, deadline) or (self._up(node) and now < deadline)
-                if not self._failed(node, since)
-            ]
-            if not nodes:
-                if now >= deadline or not read_only or cluster.read.fallback != "wait":
-                    raise self._unavailable(route, patience, since)
-                await changed.wait_for(deadline - now)
-                since = monotonic()
-                patience.clear()
-                continue
-            for other in nodes[1:]:
-                if self._up(other) is None:
-                    self._monitor.watch(other, cluster)
-            node = nodes[0]
-            up = self._up(node)
-            if up or (up is None and len(nodes) == 1):
-                pool = self._pool(node, cluster, read_only=read_only)
-                patience.setdefault(node, deadline)
-                try:
-                    return pool, await pool.borrow(deadline - now)
-                except TooManyRequests as error:
-                    raise TooManyWaiting(
-                        f"no connection for version {target.requested!r}: {pool.max_waiting} requests wait for one to "
-                        f"{node} already (pool.max_waiting)",
-                        version=target.requested,
-                    ) from error
-                except (PoolTimeout, Reroute, PoolClosed):
-                    continue  # choose again, or find that there is no time left
-            # Never wait in the pool of a node that may not answer. The monitor finds out, and `changed` tells.
-            self._monitor.watch(node, cluster, now=True)
-            await changed.wait_for(patience.setdefault(node, now + (deadline - now) / len(nodes)) - now)
-
-    def _up(self, node: Node) -> bool | None:
-        return state_of(self._health, node).up
-
-    def _failed(self, node: Node, since: float) -> bool:
-        state = state_of(self._health, node)
-        return state.up is False and state.seen_at >= since
-
-    def _choose(self, target: Target, *, read_only: bool, prefer: Node | None = None) -> Route:
-        if self._closed:
-            raise RouterClosed("the router is closed")
-        pools = self._pools
-
-        def load(node: Node) -> float:
-            pool = pools.get((target.version, node, read_only))
-            return 0.0 if pool is None else pool.load + FULL * pool.full
-
-        return choose(target, self._health, read_only=read_only, turn=random(), load=load, prefer=prefer)
-
-    def _pool(self, node: Node, cluster: Cluster, *, read_only: bool) -> AsyncNodePool:
-        key = (cluster.name, node, read_only)
-        pool = self._pools.get(key)
-        if pool is None:
-            with self._guard:
-                if self._closed:
-                    raise RouterClosed("the router is closed")
-                pool = self._pools.get(key)
-                if pool is None:
-                    pool = AsyncNodePool(node, cluster, self._opener, read_only=read_only)
-                    self._pools = {**self._pools, key: pool}
-        return pool
-
-    def _unavailable(self, route: Route, asked: Container[Node], since: float) -> Unavailable:
-        version = route.target.requested
-        in_time = f"no connection for version {version!r} in time"
-        failed = {node for node in route.nodes if self._failed(node, since)}
-        if self._slots.waiting and not failed:
-            full = f"{in_time}: all {self._slots.limit} of the process are open (max_connections)"
-            return PoolExhausted(full, version=version)
-        silent = {}
-        for node in route.nodes:
-            pool = self._pools.get((route.target.version, node, route.read_only))
-            if self._up(node) and pool is not None and pool.grown:
-                full = f"{in_time}: all {pool.max_size} to {node} are in use (pool.max_size)"
-                return PoolExhausted(full, version=version)
-            if node in asked and node not in failed:
-                refusal = f": {pool.refusal}" if pool is not None and pool.refusal else ""
-                silent[node] = f"gave no connection in time{refusal}" if self._up(node) else "did not answer in time"
-        kind, use = (NoReplica, "read from") if route.read_only else (NoPrimary, "written to")
-        return kind(
-            f"no node of version {version!r} can be {use} now",
-            version=version,
-            attempts=len(failed) + len(silent),
-            refused={**route.refused, **route.notes, **silent},
-        )
-
-    # What is learnt
-
-    async def _report(self, seen: Connected | Failed) -> None:
-        with self._guard:
-            before = self._health
-            self._health = observe(before, seen, now=monotonic(), jitter=random(), policy=self._topology.health)
-            if self._health != before:
-                self._readers, self._writers = {}, {}
-            changed, self._changed = self._changed, AEvent()
-        changed.set()
-        up = state_of(before, seen.node).up
-        if isinstance(seen, Connected):
-            if not up:
-                version = seen.server_version // 10000
-                logger.info("%s is up: %s, PostgreSQL %d", seen.node.server, seen.role, version)
-                # Those who wait at a full pool may be served there now.
-                for pool in self._pools.values():
-                    if pool.full and seen.node in pool.cluster.nodes:
-                        await pool.reroute()
-            return
-        if up is not False:
-            logger.warning("%s is down: %s", seen.node if seen.answered else seen.node.server, seen.reason)
-        cluster = next(cluster for cluster in self._topology.versions.values() if seen.node in cluster.nodes)
-        self._monitor.watch(seen.node, cluster)
-        if not seen.answered:  # what is idle there is as dead, and must not be handed out once the server is back
-            for pool in self._pools.values():
-                if pool.node.server == seen.node.server:
-                    await pool.evict_all_idle()
-
-    async def _make_room(self) -> bool:
-        pool = max(self._pools.values(), key=lambda pool: len(pool.idle), default=None)
-        return pool is not None and await pool.evict_idle()
-
-    # fork
+        return f"<{type(self).__name__} {'closed ' if self._routing.closed else ''}{names}>"
 
     def abandon(self) -> None:
         """Start anew in the child of a fork: what is open is the parent's, and is neither used nor closed here."""
-        for pool in self._pools.values():
-            pool.abandon()
-        self._start()
+        self._routing.abandon()
+
+    def _checkout(
+        self,
+        *,
+        version: str | None,
+        read_only: bool = False,
+        max_lag: float | None = None,
+        after: str | None = None,
+        timeout: float | None,
+        avoid: Node | None = None,
+    ) -> AsyncCheckout:
+        """Borrow a connection, for whoever does not name a known key and nothing else."""
+        routing, session = self._routing, CURRENT.get()
+        lane = (routing.readers if read_only else routing.writers).get(version)
+        if lane is None:
+            lane = routing.lane(version, read_only=read_only)
+        if session is not None:
+            session = session.of(self)
+        if not read_only:
+            if session is None:
+                return AsyncCheckout(lane, timeout)
+            note = partial(self._note, session, lane.target.version)
+            return AsyncTrackedCheckout(lane, timeout, request=None, note=note)
+        position = self._must_see(lane.target, session, after)
+        if position is None and max_lag is None and avoid is None:
+            return AsyncCheckout(lane, timeout)
+        return AsyncTrackedCheckout(lane, timeout, request=Request(read_only, max_lag, position, avoid), note=None)
+
+    def _must_see(self, target: Target, session: Session | None, after: str | None) -> Position | None:
+        """What a read has to see: the writes of its session, and those of a token."""
+        policy, version = self._topology.tokens, target.version
+        position = None if session is None else session.position(version)
+        if after:
+            token = parsed(after, policy)
+            handed_on = token.of(version)
+            if handed_on is not None:
+                position = later(position, handed_on)
+            elif token and policy.foreign == "refuse":
+                raise TokenRefused(f"the token says nothing of version {version!r}")
+        if position is None:
+            return None
+        primary = primary_of(self._routing.health, target.cluster)
+        known = UNKNOWN if primary is None else self._routing.health[primary.server]
+        if known.system and position.system and known.system != position.system:
+            if policy.foreign == "refuse":
+                raise TokenRefused(f"the token was made for another cluster than version {version!r} is now")
+            return None
+        if policy.foreign == "refuse" and position.timeline < known.timeline:
+            raise TokenRefused(
+                f"the token is from before a failover: it is of timeline {position.timeline}, "
+                f"and version {version!r} is on timeline {known.timeline}"
+            )
+        return position
+
+    def _note(self, session: Session, version: str, node: Node, timeline: int, position: int) -> None:
+        system = self._routing.health.get(node.server, UNKNOWN).system
+        session.wrote(version, Position(system, timeline, settled(position)))

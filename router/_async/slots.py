@@ -7,7 +7,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
-from router._runtime import AEvent, AGuard
+from router._runtime import AFlag, AGuard
 
 if TYPE_CHECKING:
     from psycopg import AsyncConnection
@@ -34,7 +34,7 @@ class AsyncSlots:
             make_room: Closes one idle connection somewhere; returns whether it found one.
         """
         self.limit = limit
-        self.waiting: deque[AEvent] = deque()  # openers in order of arrival; whoever returns a connection looks here
+        self.waiting: deque[AFlag] = deque()  # openers in order of arrival; whoever returns a connection looks here
         self._make_room = make_room
         self._guard = AGuard()  # guards _opening and _open
         self._opening = 0
@@ -59,7 +59,7 @@ class AsyncSlots:
         if not self.waiting and self._try_to_take():
             return
         deadline = monotonic() + timeout
-        turn = AEvent()
+        turn = AFlag()
         self.waiting.append(turn)
         try:
             while True:

@@ -10,10 +10,15 @@ from time import monotonic
 from typing import TYPE_CHECKING, Protocol
 
 import psycopg
+from psycopg.pq import TransactionStatus
+from psycopg.rows import tuple_row
 
+from router import sql
 from router.choose import PAIRS, pairs, rotation
+from router.errors import TransactionOutcomeUnknown
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
     from psycopg import Connection
@@ -21,11 +26,15 @@ if TYPE_CHECKING:
 
     from router._sync.pools import NodePool
     from router._sync.slots import Slots
-    from router.topology import Target
+    from router.choose import Request
+    from router.topology import Node, Target
 
 PAIRS_BITS = PAIRS.bit_length() - 1
 A_LONG_TIME = 1e8
 """Seconds; what threads and event loops can wait for has an end, and ``inf`` is past it."""
+
+EVIDENCE = ("57P01", "57P02", "57P03", "25006")
+"""SQLSTATEs that may tell of the server: it shuts down, crashed, starts up, is a standby."""
 
 logger = logging.getLogger("router")
 
@@ -33,7 +42,9 @@ logger = logging.getLogger("router")
 class Acquire(Protocol):
     """The way to a connection when none is ready: the router's."""
 
-    def __call__(self, lane: Lane, deadline: float, prefer: NodePool | None) -> tuple[NodePool, Connection[TupleRow]]:
+    def __call__(
+        self, lane: Lane, deadline: float, prefer: NodePool | None, request: Request | None
+    ) -> tuple[NodePool, Connection[TupleRow]]:
         """Get a connection for a request, and the pool it is from; raises ``Unavailable``."""
 
 
@@ -105,6 +116,9 @@ class Checkout:
 
     __slots__ = ("_connection", "_lane", "_pool", "_timeout")
 
+    _request: Request | None = None  # set by a subclass, so that here they cost nothing
+    _note: Callable[[Node, int, int], None] | None = None
+
     def __init__(self, lane: Lane, timeout: float | None) -> None:
         """Prepare to borrow; nothing happens before the block is entered.
 
@@ -115,6 +129,16 @@ class Checkout:
         self._lane = lane
         self._timeout = lane.timeout if timeout is None else timeout
         self._connection: Connection[TupleRow] | None = None
+
+    @property
+    def pool(self) -> NodePool:
+        """Where the connection is from, inside the block."""
+        return self._pool
+
+    @property
+    def requested(self) -> str:
+        """The key that the request named, or the default's."""
+        return self._lane.target.requested
 
     def __enter__(self) -> Connection[TupleRow]:
         """Borrow the connection.
@@ -130,13 +154,13 @@ class Checkout:
         if self._connection is not None:
             raise RuntimeError("this checkout is in use: call connection() once for each block")
         lane = self._lane
-        pool = lane.pick()
+        pool = lane.pick() if self._request is None else None
         if pool is not None and (connection := pool.take()) is not None:
             self._pool = pool
             self._connection = connection
             return connection
         deadline = monotonic() + min(self._timeout, A_LONG_TIME)
-        self._pool, self._connection = lane.acquire(lane, deadline, pool)
+        self._pool, self._connection = lane.acquire(lane, deadline, pool, self._request)
         return self._connection
 
     def __exit__(
@@ -146,14 +170,18 @@ class Checkout:
 
         A connection whose block was cancelled or interrupted is closed: an answer, or the cancellation of a query, may
         still be on its way to it.
+
+        Raises:
+            TransactionOutcomeUnknown: The connection died during COMMIT.
+            psycopg.OperationalError: The connection died before it, although the block saw no error.
         """
         connection, pool = self._connection, self._pool
         if connection is None:
             raise RuntimeError("the block of this checkout was not entered")
         self._connection = None
-        if kind is not None or connection.pgconn.transaction_status:
+        if kind is not None or connection.pgconn.transaction_status or self._note is not None:
             try:
-                _end_transaction(connection, pool, kind)
+                self._end(connection, pool, error)
             except BaseException:
                 pool.give_back(connection)
                 raise
@@ -161,16 +189,90 @@ class Checkout:
         if (slots := self._lane.slots).waiting:
             slots.wake()
 
+    def _end(self, connection: Connection[TupleRow], pool: NodePool, error: BaseException | None) -> None:
+        if pool.inherited:
+            return
+        if connection.broken or getattr(error, "sqlstate", None) in EVIDENCE:
+            pool.suspect(pool.node.server)
+        if error is None:
+            self._commit(connection, pool)
+        elif not isinstance(error, (Exception, GeneratorExit)):
+            connection.close()
+        elif not connection.closed:
+            try:
+                connection.rollback()
+            except psycopg.Error as problem:  # the block's own error matters more; give_back() closes the connection
+                logger.warning("could not roll back on a connection of the pool %r: %s", pool.name, problem)
+            if not pool.read_only and isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
+                connection.close()  # it may be on a standby by now
 
-def _end_transaction(connection: Connection[TupleRow], pool: NodePool, kind: type[BaseException] | None) -> None:
-    if connection.closed or pool.inherited:
-        return
-    if kind is None:
-        connection.commit()
-    elif not issubclass(kind, (Exception, GeneratorExit)):
-        connection.close()
-    elif connection.pgconn.transaction_status:
+    def _commit(self, connection: Connection[TupleRow], pool: NodePool) -> None:
+        if pool.read_only:
+            if not connection.closed:
+                connection.commit()
+            return
+        if connection.broken:
+            raise psycopg.OperationalError("the connection was lost before COMMIT: the transaction was rolled back")
+        if connection.closed:  # by the block
+            return
+        committing = connection.pgconn.transaction_status == TransactionStatus.INTRANS
         try:
+            if self._note is not None:
+                self._commit_and_note(connection, pool.node, self._note)
+            else:
+                connection.commit()
+        except psycopg.OperationalError as error:
+            if not connection.broken:
+                raise
+            pool.suspect(pool.node.server)
+            if not committing:
+                raise
+            raise TransactionOutcomeUnknown(
+                f"the connection to {pool.node} died during COMMIT: whether the transaction is committed is not known; "
+                "look for what it wrote before you repeat it",
+                version=self.requested,
+            ) from error
+
+    @staticmethod
+    def _commit_and_note(connection: Connection[TupleRow], node: Node, note: Callable[[Node, int, int], None]) -> None:
+        """Commit, and ask in the same round trip how far that went."""
+        status = connection.pgconn.transaction_status
+        if status == TransactionStatus.INERROR:
             connection.rollback()
-        except psycopg.Error as problem:  # the block's own error matters more; give_back() closes the connection
-            logger.warning("could not roll back on a connection of the pool %r: %s", pool.name, problem)
+            return
+        if status == TransactionStatus.IDLE:  # the block may have committed by itself: then it is only asked
+            connection.set_autocommit(True)
+        with connection.cursor(row_factory=tuple_row) as cursor:
+            if status == TransactionStatus.IDLE:
+                cursor.execute(sql.WRITTEN)
+            else:
+                cursor.execute(sql.COMMIT_AND_WRITTEN)
+                cursor.nextset()
+            ((position, timeline),) = cursor.fetchall()
+        note(node, timeline, position)
+
+
+class TrackedCheckout(Checkout):
+    """A checkout that belongs to a session, or asks for more than a key can say."""
+
+    __slots__ = ("_note", "_request")
+
+    def __init__(
+        self,
+        lane: Lane,
+        timeout: float | None,
+        *,
+        request: Request | None,
+        note: Callable[[Node, int, int], None] | None,
+    ) -> None:
+        """Prepare to borrow; nothing happens before the block is entered.
+
+        Args:
+            lane: Where to borrow from.
+            timeout: The request's deadline, in seconds; ``None`` takes the lane's.
+            request: What it asks for; ``None`` for any of the lane's pools.
+            note: Told the node, the timeline and the end of its WAL after what the block commits; ``None`` for nobody.
+        """
+        super().__init__(lane, timeout)
+        self._request = request
+        self._note = note

@@ -1,93 +1,251 @@
 # Generated from router/_async/monitor.py by tools/async_to_sync.py: do not edit.
-"""Looks for nodes that are not known to be up, so that no request has to find out that one is back."""
+"""Looks at every server in use, once an interval: each over a connection of its own, none waiting for another."""
 
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
+from functools import partial
+from random import random
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from router._runtime import Event, Guard, join, spawn
-from router.health import state_of
+import psycopg
+
+from router._runtime import Flag, Guard, Limited, cut, join, sleep, spawn
+from router._sync.slots import BudgetSpent
+from router.health import UNKNOWN, Failed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from psycopg import Connection
+    from psycopg.rows import TupleRow
+
     from router._runtime import Function, Worker
-    from router.health import Health
-    from router.topology import Cluster, Node
+    from router._sync.opener import Opener
+    from router.health import Health, Looked, Seen
+    from router.topology import Cluster, HealthPolicy, Node, Server
 
 logger = logging.getLogger("router")
 
+PAUSE = 0.01
+"""Seconds between two looks at a server at least, however much evidence comes in."""
 
-PAUSE = 0.05
-"""Seconds between two attempts at a node at least, however many requests ask for one."""
+STARVED = 1.5
+"""A look that seems to take this many times its timeout says more about this process: it may not have run meanwhile."""
 
 
 class Monitor:
-    """One watcher for each node that is down or that nobody has tried yet; it ends as soon as the node is up.
+    """One watcher for each server in use.
 
     Each has a task or thread of its own, so that a server that does not answer delays no other.
+
+    Attributes:
+        opener: Opens the connections.
+        policy: How servers are watched.
+        health: Gives what is known now.
+        report: Told what each look shows.
+        pause: Tells how many seconds to wait before the next look at a server, before jitter.
     """
 
-    def __init__(self, health: Callable[[], Health], probe: Function[[Node, Cluster], None]) -> None:
+    def __init__(
+        self,
+        opener: Opener,
+        policy: HealthPolicy,
+        *,
+        health: Callable[[], Health],
+        report: Function[[Seen], None],
+        pause: Callable[[Server], float],
+    ) -> None:
         """Make the monitor; nothing runs yet.
 
         Args:
+            opener: Opens the connections.
+            policy: How servers are watched.
             health: Gives what is known now.
-            probe: Tries a node once, and reports what it sees.
+            report: Told what each look shows.
+            pause: Tells how long to wait before the next look at a server.
         """
-        self._health = health
-        self._probe = probe
-        self._closed = Event()
-        self._guard = Guard()  # guards _watchers
-        self._watchers: dict[Node, tuple[Worker, Event]] = {}
+        self.opener = opener
+        self.policy = policy
+        self.health = health
+        self.report = report
+        self.pause = pause
+        self._guard = Guard()  # guards the replacing of _watchers and of each watcher's nodes
+        self._watchers: dict[Server, Watcher] = {}
+        self._closed = False
 
-    def watch(self, node: Node, cluster: Cluster, *, now: bool = False) -> None:
-        """Watch a node until it is up.
+    def watch(self, cluster: Cluster) -> None:
+        """Watch the servers of a cluster from now on.
 
         Args:
-            node: The node.
-            cluster: The cluster it serves.
-            now: Whether to try it at once, although it failed lately.
+            cluster: The cluster.
         """
         with self._guard:
-            if node not in self._watchers and not self._closed.is_set():
-                hurry = Event()
-                worker = spawn(self._watch, f"router watches {node}", node, cluster, hurry)
-                self._watchers[node] = worker, hurry
-            elif now and node in self._watchers:
-                self._watchers[node][1].set()
+            for node in cluster.nodes:
+                watcher = self._watchers.get(node.server)
+                if watcher is not None:
+                    watcher.nodes = {**watcher.nodes, node: cluster}
+                elif not self._closed:
+                    self._watchers = {**self._watchers, node.server: Watcher(self, node, cluster)}
+
+    def hurry(self, server: Server) -> None:
+        """Look at a server now: something has happened that may tell of it.
+
+        Args:
+            server: The server; nothing happens if it is not watched.
+        """
+        if (watcher := self._watchers.get(server)) is not None:
+            watcher.hurry.set()
+
+    def give_up_one(self) -> bool:
+        """Close one connection that is held for the next look, to make room; that look opens another.
+
+        Returns:
+            Whether there was one.
+        """
+        for watcher in self._watchers.values():
+            if watcher.let_go():
+                return True
+        return False
 
     def close(self, timeout: float) -> None:
         """Stop every watcher.
 
         Args:
-            timeout: The most to wait for attempts that are under way, in seconds.
+            timeout: The most to wait for looks that are under way, in seconds.
         """
         deadline = monotonic() + timeout
-        self._closed.set()
         with self._guard:
+            self._closed = True
             watchers = list(self._watchers.values())
-        for _, hurry in watchers:
-            hurry.set()
-        for worker, _ in watchers:
-            join(worker, max(deadline - monotonic(), 0.0))
+        for watcher in watchers:
+            watcher.closed = True
+            watcher.hurry.set()
+        for watcher in watchers:
+            join(watcher.worker, max(deadline - monotonic(), 0.0))
+            watcher.let_go()
 
-    def _watch(self, node: Node, cluster: Cluster, hurry: Event) -> None:
-        while not self._closed.is_set():
-            with self._guard:
-                state = state_of(self._health(), node)
-                if state.up:
-                    # In one step with reading the state: a failure seen from now on starts a watcher anew.
-                    del self._watchers[node]
-                    return
-            pause = state.retry_at - monotonic() if state.up is False else 0.0
-            if pause > 0.0:
-                hurry.wait_for(pause)
-            hurry.clear()
+
+class Watcher:
+    """Looks at one server again and again.
+
+    Attributes:
+        nodes: The nodes on it that are in use, each with its cluster.
+        hurry: Set for a look at once.
+        closed: Whether it is to end.
+        worker: Runs it.
+    """
+
+    def __init__(self, monitor: Monitor, node: Node, cluster: Cluster) -> None:
+        """Start it.
+
+        Args:
+            monitor: Whose it is.
+            node: The first node on the server.
+            cluster: Its cluster.
+        """
+        self.nodes = {node: cluster}
+        self.hurry = Flag()
+        self.closed = False
+        self._monitor = monitor
+        self._server = node.server
+        self._limited = Limited()
+        self._guard = Guard()  # guards _held
+        self._held: tuple[Node, Connection[TupleRow]] | None = None  # between two looks only
+        self.worker: Worker = spawn(self._watch, f"router watches {node.server}")
+
+    def _watch(self) -> None:
+        while not self.closed:
+            self.hurry.clear()  # what comes from now on is newer than this look may be
             try:
-                self._probe(node, cluster)
+                self._look()
+                self._try_logins()
             except Exception:
-                logger.exception("could not look for %s", node)
-            self._closed.wait_for(PAUSE)
+                logger.exception("could not look at %s", self._server)
+            pause = self._monitor.pause(self._server) * (0.9 + 0.2 * random())
+            if self.hurry.wait_for(pause):
+                sleep(PAUSE)
+
+    def _look(self) -> None:
+        monitor, held = self._monitor, self._take()
+        node = held[0] if held is not None else self._next_node()
+        if node is None:
+            return
+        used = [] if held is None else [held[1]]  # the connection in use, for cutting it
+        begun, timeout = monotonic(), monitor.policy.timeout
+        try:
+            looked, connection = self._limited.run(
+                partial(self._attempt, node, used, begun + timeout), timeout, _too_late
+            )
+        except BudgetSpent:
+            return  # the process may open no more connections: that says nothing of the server
+        except TimeoutError:
+            for connection in used:
+                cut(connection)
+            if monotonic() - begun < STARVED * timeout:
+                monitor.report(Failed(node, f"no answer within {timeout:g} s", answered=False))
+            else:
+                self.hurry.set()
+        except psycopg.Error as error:
+            monitor.report(monitor.opener.failure(node, error))
+        else:
+            with self._guard:
+                self._held = node, connection
+            monitor.report(looked)
+
+    def _attempt(
+        self, node: Node, used: list[Connection[TupleRow]], deadline: float
+    ) -> tuple[Looked, Connection[TupleRow]]:
+        opener = self._monitor.opener
+        if used:
+            try:
+                return opener.look(used[0], node), used[0]
+            except psycopg.Error:
+                used.pop().close()
+                if monotonic() >= deadline:
+                    raise
+                # That backend is gone; the server need not be.
+        connection = opener.connect_to_look(node, self.nodes[node])
+        used.append(connection)
+        try:
+            return opener.look(connection, node), connection
+        except BaseException:
+            connection.close()
+            raise
+
+    def _next_node(self) -> Node | None:
+        """The node whose login the next connection uses: one that is not refused, or may be tried again."""
+        health, now = self._monitor.health(), monotonic()
+        due = [node for node in self.nodes if now >= health.get(node, UNKNOWN).banned_until]
+        return min(due, key=lambda node: health.get(node, UNKNOWN).failures, default=None)
+
+    def _try_logins(self) -> None:
+        """Try again the logins that were refused, when it is time."""
+        for node, cluster in self.nodes.items():
+            refused = self._monitor.health().get(node)
+            if refused is not None and monotonic() >= refused.banned_until:
+                with suppress(psycopg.Error, BudgetSpent):
+                    connection, _ = self._monitor.opener.connect(node, cluster, [], autocommit=True)
+                    connection.close()
+
+    def _take(self) -> tuple[Node, Connection[TupleRow]] | None:
+        with self._guard:
+            held, self._held = self._held, None
+        return held
+
+    def let_go(self) -> bool:
+        """Close the connection that is held for the next look.
+
+        Returns:
+            Whether there was one.
+        """
+        held = self._take()
+        if held is not None:
+            held[1].close()
+        return held is not None
+
+
+def _too_late(outcome: tuple[Looked, Connection[TupleRow]]) -> None:
+    outcome[1].close()

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import logging
-from contextlib import suppress
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -15,7 +15,7 @@ from router import sql
 from router._runtime import call
 from router._sync.slots import BudgetSpent
 from router.choose import objection
-from router.health import Connected, Failed, failed
+from router.health import Connected, Failed, Looked, failed
 from router.topology import Role
 
 if TYPE_CHECKING:
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
     from router._runtime import Configure, Function, Password
     from router._sync.slots import Slots
-    from router.topology import Cluster, Node
+    from router.health import Seen
+    from router.topology import Cluster, Node, Server
 
 READ_ONLY = "-c default_transaction_read_only=on"
 SNAPSHOT = "-c default_transaction_isolation=repeatable\\ read"
@@ -49,7 +50,7 @@ class Opener:
     def __init__(
         self,
         slots: Slots,
-        report: Function[[Connected | Failed], None],
+        report: Function[[Seen], None],
         *,
         password: Password | None,
         configure: Configure | None,
@@ -67,6 +68,7 @@ class Opener:
         self._ask = password
         self._configure = configure
         self._answers: dict[Node, str] = {}
+        self._without_control: set[Server] = set()  # where the control file is not for us
 
     def open(self, node: Node, cluster: Cluster, *, read_only: bool, spare: bool) -> Connection[TupleRow]:
         """Open a connection for requests.
@@ -101,16 +103,57 @@ class Opener:
             raise
         return connection
 
-    def probe(self, node: Node, cluster: Cluster) -> None:
-        """Connect once to see whether a node can be used, report it, and hang up.
+    def connect_to_look(self, node: Node, cluster: Cluster) -> Connection[TupleRow]:
+        """Open a connection for looking at a server; nothing is reported.
 
         Args:
-            node: Where to.
+            node: Whose login to use.
             cluster: The cluster it serves, for its policies.
+
+        Returns:
+            The connection, in autocommit.
+
+        Raises:
+            BudgetSpent: No slot became free within ``pool.timeout``.
+            psycopg.OperationalError: It could not be opened.
         """
-        with suppress(psycopg.Error, BudgetSpent):
-            connection, _ = self.connect(node, cluster, [], autocommit=True)
-            connection.close()
+        connection = self._connect(node, cluster, [], autocommit=True)
+        connection.prepare_threshold = None  # behind a pooler, the next look may have another server process
+        return connection
+
+    def look(self, connection: Connection[TupleRow], node: Node) -> Looked:
+        """Ask a server what it is and how far it is: one round trip.
+
+        Args:
+            connection: To the server, in autocommit.
+            node: What it was opened for.
+
+        Returns:
+            What it says.
+
+        Raises:
+            psycopg.Error: It does not say.
+        """
+        begun = monotonic()
+        query = sql.LOOK_WITHOUT_CONTROL if node.server in self._without_control else sql.LOOK
+        try:
+            cursor = connection.execute(query)
+        except psycopg.errors.InsufficientPrivilege:
+            if query is sql.LOOK_WITHOUT_CONTROL:
+                raise
+            self._without_control.add(node.server)
+            return self.look(connection, node)
+        standby, position, timeline, system, replay_age = cursor.fetchone() or (False, 0, 0, 0, None)
+        return Looked(
+            node,
+            Role.REPLICA if standby else Role.PRIMARY,
+            connection.pgconn.server_version,
+            position=position or 0,
+            timeline=timeline or 0,
+            system=(system or 0) % 2**64,  # unsigned, in PostgreSQL's own tools
+            replay_age=replay_age,
+            latency=monotonic() - begun,
+        )
 
     def connect(
         self, node: Node, cluster: Cluster, options: list[str], *, autocommit: bool, spare: bool = False
@@ -131,30 +174,53 @@ class Opener:
             BudgetSpent: No slot became free within ``pool.timeout``.
             psycopg.OperationalError: It could not be opened.
         """
+        try:
+            connection = self._connect(node, cluster, options, autocommit=autocommit)
+            try:
+                role = _role(connection)
+            except BaseException:
+                connection.close()
+                raise
+        except BudgetSpent:
+            raise
+        except Exception as error:
+            seen = self.failure(node, error)
+            if seen.answered and spare:
+                raise Refused(seen.reason) from None
+            self._report(seen)
+            raise
+        self._report(Connected(node, role))
+        return connection, role
+
+    @staticmethod
+    def failure(node: Node, error: Exception) -> Failed:
+        """Say what a failed attempt to connect shows.
+
+        Args:
+            node: What it was an attempt at.
+            error: How it failed.
+
+        Returns:
+            The observation.
+        """
+        if isinstance(error, NoPassword):
+            return Failed(node, str(error), answered=True)
+        if isinstance(error, psycopg.OperationalError):
+            return failed(node, str(error))
+        return Failed(node, type(error).__name__, answered=True)  # its text may hold anything
+
+    def _connect(self, node: Node, cluster: Cluster, options: list[str], *, autocommit: bool) -> Connection[TupleRow]:
         params = {"connect_timeout": str(cluster.pool.connect_timeout), **dict(node.params + node.secrets.values)}
         if options:
             params["options"] = " ".join(filter(None, (params.get("options"), *options)))
         self._slots.take(cluster.pool.timeout)
         try:
             connection = self._log_in(node, make_conninfo("", **params), autocommit=autocommit)
-        except BaseException as error:
+        except BaseException:
             self._slots.give_up()
-            seen = _failure(node, error)
-            if seen is not None and seen.answered and spare:
-                raise Refused(seen.reason) from None
-            if seen is not None:
-                self._report(seen)
             raise
         self._slots.fill(connection)
-        try:
-            role = _role(connection)
-        except BaseException as error:
-            connection.close()
-            if (seen := _failure(node, error)) is not None:
-                self._report(seen)
-            raise
-        self._report(Connected(node, role, connection.pgconn.server_version))
-        return connection, role
+        return connection
 
     def _log_in(self, node: Node, conninfo: str, *, autocommit: bool) -> Connection[TupleRow]:
         kept = self._answers.get(node)
@@ -214,13 +280,3 @@ def _role(connection: Connection[TupleRow]) -> Role:
             standby = row is not None and row[0]
             connection.rollback()
     return Role.REPLICA if standby else Role.PRIMARY
-
-
-def _failure(node: Node, error: BaseException) -> Failed | None:
-    if isinstance(error, NoPassword):
-        return Failed(node, str(error), answered=True)
-    if isinstance(error, psycopg.OperationalError):
-        return failed(node, str(error))
-    if isinstance(error, Exception):
-        return Failed(node, type(error).__name__, answered=True)  # its text may hold anything
-    return None

@@ -11,6 +11,8 @@ This file alone uses what is inside ``psycopg_pool``: ``_pool``, ``_nconns``, ``
 
 from __future__ import annotations
 
+import select
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -18,13 +20,16 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 from psycopg_pool import ConnectionPool, PoolTimeout
 
-from router._runtime import uncancelled
+from router._runtime import cut, uncancelled
 from router._sync.opener import Refused
 from router.measures import PoolStats
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from router._sync.opener import Opener
-    from router.topology import Cluster, Node
+    from router.health import Looked
+    from router.topology import Cluster, Node, Server
 
 
 class Reroute(Exception):
@@ -48,18 +53,29 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         read_only: Whether its sessions refuse writes.
         idle: The connections ready to be borrowed.
         borrowed: The connections out.
+        expendable: Those of them whose query is run again elsewhere if they are cut.
+        suspect: Has a server looked at, because of what a connection showed.
         inherited: Whether it belongs to the parent of a fork: nothing of it may be used or closed here.
         retired: Whether its router is being closed; set before it is, so that nobody can open it afterwards.
         refusal: Why the server refused one more connection, when it last did.
     """
 
-    def __init__(self, node: Node, cluster: Cluster, opener: Opener, *, read_only: bool) -> None:
+    def __init__(
+        self,
+        node: Node,
+        cluster: Cluster,
+        opener: Opener,
+        suspect: Callable[[Server], None],
+        *,
+        read_only: bool,
+    ) -> None:
         """Make the pool; nothing is opened yet.
 
         Args:
             node: What to connect to.
             cluster: The cluster the node serves, for its policies.
             opener: Opens each connection.
+            suspect: Has a server looked at.
             read_only: Whether sessions refuse writes.
         """
         policy = cluster.pool
@@ -84,6 +100,8 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         self.read_only = read_only
         self.idle = self._pool
         self.borrowed: set[Connection[TupleRow]] = set()
+        self.expendable: set[Connection[TupleRow]] = set()
+        self.suspect = suspect
         self.inherited = False
         self.retired = False
         self.refusal = ""
@@ -112,17 +130,34 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
             The connection, or ``None`` when none is ready.
         """
         idle = self.idle
-        if not idle:
-            return None
-        with self._lock:  # guards _pool, _nconns_min
-            if not idle:
-                return None
-            connection = idle.popleft()
-            self._nconns_min = min(self._nconns_min, len(idle))  # what shrinking goes by
-        self._stats[self._REQUESTS_NUM] += 1
-        connection._pool = self
-        self.borrowed.add(connection)
-        return connection
+        while idle:
+            with self._lock:  # guards _pool, _nconns_min
+                if not idle:
+                    return None
+                connection = idle.popleft()
+                self._nconns_min = min(self._nconns_min, len(idle))  # what shrinking goes by
+            # Nobody asked anything: if there is something to read, it is most likely the end.
+            if connection.__dict__["_router"].unasked(0) and not self._lives(connection):
+                continue
+            self._stats[self._REQUESTS_NUM] += 1
+            connection._pool = self
+            self.borrowed.add(connection)
+            return connection
+        return None
+
+    def _lives(self, connection: Connection[TupleRow]) -> bool:
+        """Read what came unasked on an idle connection: a notification does no harm, its end means it is dropped."""
+        unasked = connection.__dict__["_router"].unasked
+        try:
+            while unasked(0):
+                connection.pgconn.consume_input()
+        except psycopg.OperationalError:
+            connection.close()
+            with self._lock:  # guards _nconns
+                self._nconns -= 1
+            self.suspect(self.node.server)
+            return False
+        return True
 
     def borrow(self, timeout: float) -> Connection[TupleRow]:
         """Borrow a connection, opening the pool if this is its first use.
@@ -181,6 +216,36 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         connection.__dict__["_router"] = _Original(connection)
         return connection
 
+    @staticmethod
+    def spend(connection: Connection[TupleRow]) -> None:
+        """Have a borrowed connection closed once it is given back: its session is not fit for another borrower."""
+        connection.__dict__["_router"].spent = True
+
+    @staticmethod
+    def opened_at(connection: Connection[TupleRow]) -> float:
+        """Tell when a connection had been opened, on the monotonic clock."""
+        original: _Original = connection.__dict__["_router"]
+        return original.opened_at
+
+    def look(self, connection: Connection[TupleRow]) -> Looked:
+        """Ask over a borrowed connection what its server is and how far it is.
+
+        Args:
+            connection: The connection, idle.
+
+        Returns:
+            What it says.
+
+        Raises:
+            psycopg.Error: It does not say.
+        """
+        self.expendable.add(connection)
+        connection.set_autocommit(True)
+        seen = self._opener.look(connection, self.node)
+        connection.set_autocommit(connection.__dict__["_router"].autocommit)
+        self.expendable.discard(connection)
+        return seen
+
     def reroute(self) -> None:
         """Send everyone who waits for a connection of this pool to choose again."""
         if not self._waiting:
@@ -207,10 +272,22 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         connection.close()
         return True
 
-    def evict_all_idle(self) -> None:
-        """Close every connection that is idle."""
+    def drop(self, *, borrowed: bool) -> int:
+        """Part with the connections of a server that must not be used: nobody waits for them, none stays idle.
+
+        Args:
+            borrowed: Whether to cut those that are out, too; else only the expendable.
+
+        Returns:
+            How many were cut.
+        """
+        self.reroute()
         while self.evict_idle():
             pass
+        doomed = list(self.borrowed if borrowed else self.expendable)
+        for connection in doomed:
+            cut(connection)
+        return len(doomed) if borrowed else 0
 
     @uncancelled
     def give_back(self, connection: Connection[TupleRow]) -> None:
@@ -223,7 +300,10 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
             return
         state = connection.__dict__
         original: _Original = state["_router"]
-        if connection.pgconn.transaction_status:
+        if connection.pgconn.transaction_status or original.spent:
+            connection.close()
+        elif connection.pgconn.parameter_status(b"in_hot_standby") != original.in_hot_standby:
+            self.suspect(self.node.server)  # it was promoted, say
             connection.close()
         elif (
             state != original.seen
@@ -233,6 +313,7 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
             original.restore(connection)
         # Not the other way round: once it is back, the next borrower may add it again at any moment.
         self.borrowed.discard(connection)
+        self.expendable.discard(connection)
         self.putconn(connection)
 
     def abandon(self) -> None:
@@ -265,8 +346,9 @@ class _Original:
     """
 
     __slots__ = (
-        "autocommit", "cursor_factory", "deferrable", "isolation_level", "notice_handlers", "notify_handlers",
-        "prepare_threshold", "prepared_max", "read_only", "row_factory", "seen", "server_cursor_factory",
+        "autocommit", "cursor_factory", "deferrable", "in_hot_standby", "isolation_level", "notice_handlers",
+        "notify_handlers", "opened_at", "prepare_threshold", "prepared_max", "read_only", "row_factory", "seen",
+        "server_cursor_factory", "spent", "unasked",
     )  # fmt: skip
 
     def __init__(self, connection: Connection[TupleRow]) -> None:
@@ -282,6 +364,12 @@ class _Original:
         self.notice_handlers = connection._notice_handlers.copy()
         self.notify_handlers = connection._notify_handlers.copy()
         self.seen: dict[str, Any] = {}
+        self.opened_at = monotonic()
+        self.spent = False
+        self.in_hot_standby = connection.pgconn.parameter_status(b"in_hot_standby")
+        poll = select.poll()
+        poll.register(connection.pgconn.socket, select.POLLIN)
+        self.unasked = poll.poll
 
     def restore(self, connection: Connection[TupleRow]) -> None:
         """Put every setting of an idle connection back."""

@@ -8,7 +8,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
-from router._runtime import Event, Guard
+from router._runtime import Flag, Guard
 
 if TYPE_CHECKING:
     from psycopg import Connection
@@ -35,7 +35,7 @@ class Slots:
             make_room: Closes one idle connection somewhere; returns whether it found one.
         """
         self.limit = limit
-        self.waiting: deque[Event] = deque()  # openers in order of arrival; whoever returns a connection looks here
+        self.waiting: deque[Flag] = deque()  # openers in order of arrival; whoever returns a connection looks here
         self._make_room = make_room
         self._guard = Guard()  # guards _opening and _open
         self._opening = 0
@@ -60,7 +60,7 @@ class Slots:
         if not self.waiting and self._try_to_take():
             return
         deadline = monotonic() + timeout
-        turn = Event()
+        turn = Flag()
         self.waiting.append(turn)
         try:
             while True:

@@ -13,7 +13,7 @@ import psycopg
 
 from router._sync.opener import READ_ONLY, Opener
 from router._sync.slots import Slots
-from router.health import Connected, Failed, failed
+from router.health import Failed, Looked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -30,12 +30,12 @@ class Look(Generic[T]):
     """What one look at a node showed.
 
     Attributes:
-        seen: How the attempt to connect went.
+        seen: What the server says it is, or how the attempt to connect failed.
         answer: What was asked; ``None`` if there is no connection to ask, or the question failed.
         error: Why the question failed.
     """
 
-    seen: Connected | Failed
+    seen: Looked | Failed
     answer: T | None = None
     error: str = ""
 
@@ -72,17 +72,18 @@ def look(
 
 
 def _look(node: Node, cluster: Cluster, ask: Callable[[psycopg.Connection[TupleRow]], T]) -> Look[T]:
-    seen: list[Connected | Failed] = []
-    opener = Opener(Slots(1, lambda: False), seen.append, password=None, configure=None)
+    opener = Opener(Slots(1, lambda: False), lambda _: None, password=None, configure=None)
     try:
         connection, _ = opener.connect(node, cluster, [READ_ONLY], autocommit=True)
-    except psycopg.Error as error:
-        return Look(seen[-1] if seen else failed(node, str(error)))
     except Exception as error:  # noqa: BLE001  (a host name that cannot be encoded, say; nobody else would report it)
-        return Look(seen[-1] if seen else Failed(node, type(error).__name__, answered=False))
+        return Look(opener.failure(node, error))
     try:
-        return Look(seen[-1], ask(connection))
+        seen = opener.look(connection, node)
+        try:
+            return Look(seen, ask(connection))
+        except psycopg.Error as error:
+            return Look(seen, error=str(error).partition("\n")[0])
     except psycopg.Error as error:
-        return Look(seen[-1], error=str(error).partition("\n")[0])
+        return Look(opener.failure(node, error))
     finally:
         connection.close()

@@ -13,7 +13,7 @@ from psycopg.rows import class_row
 from router import sql
 from router.cli._common import FAILED, AsJson, Config, console, load, print_json, table
 from router.cli._look import look
-from router.health import Connected
+from router.health import Looked
 from router.topology import Role
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def _problems(cluster: Cluster, looks: Mapping[Node, Look[_Facts]]) -> Iterator[
     primaries = []
     for node in cluster.nodes:
         seen = looks[node].seen
-        if isinstance(seen, Connected):
+        if isinstance(seen, Looked):
             if seen.role is Role.PRIMARY:
                 primaries.append(node)
             for problem in _problems_of_node(node, seen.role, looks[node]):
@@ -182,7 +182,7 @@ def _behind_bytes(node: Node, cluster: Cluster, looks: Mapping[Node, Look[_Facts
     primaries = [
         found.answer
         for other in cluster.nodes
-        if (found := looks[other]).answer and isinstance(found.seen, Connected) and found.seen.role is Role.PRIMARY
+        if (found := looks[other]).answer and isinstance(found.seen, Looked) and found.seen.role is Role.PRIMARY
     ]
     if own is None or own.position_bytes is None or len(primaries) != 1 or primaries[0].position_bytes is None:
         return None
@@ -202,7 +202,7 @@ def _print(report: _Report) -> None:
         for node in cluster.nodes:
             found, server = report.looks[node], node.server
             answer = found.answer
-            if isinstance(found.seen, Connected):
+            if isinstance(found.seen, Looked):
                 state = [found.seen.role, _release(found.seen.server_version), _replication(node, cluster, report)]
             else:
                 state = [f"{node.role or 'unknown'}, down", "", ""]
@@ -220,7 +220,7 @@ def _print(report: _Report) -> None:
 
 def _replication(node: Node, cluster: Cluster, report: _Report) -> str:
     found = report.looks[node]
-    if not found.answer or not isinstance(found.seen, Connected) or found.seen.role is Role.PRIMARY:
+    if not found.answer or not isinstance(found.seen, Looked) or found.seen.role is Role.PRIMARY:
         return ""
     behind = _behind_bytes(node, cluster, report.looks)
     parts = ["paused" if found.answer.paused else found.answer.receiver or "no receiver"]
@@ -243,7 +243,7 @@ def _as_json(report: _Report) -> dict[str, Any]:
 
 def _node_as_json(node: Node, cluster: Cluster, report: _Report) -> dict[str, Any]:
     found = report.looks[node]
-    up = found.seen if isinstance(found.seen, Connected) else None
+    up = found.seen if isinstance(found.seen, Looked) else None
     answer = found.answer
     return {
         "node": str(node),
@@ -251,7 +251,7 @@ def _node_as_json(node: Node, cluster: Cluster, report: _Report) -> dict[str, An
         "port": node.server.port,
         "configured_role": node.role,
         "up": up is not None,
-        "reason": None if isinstance(found.seen, Connected) else found.seen.reason,
+        "reason": None if isinstance(found.seen, Looked) else found.seen.reason,
         "role": up and up.role,
         "server_version": up and _release(up.server_version),
         "wal_receiver": answer and answer.receiver,

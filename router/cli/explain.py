@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from router.choose import choose
+from router.choose import Request, choose
 from router.cli._common import FAILED, AsJson, Config, ReadOnly, Version, load, print_json
 from router.cli._look import look
 from router.health import observe, role_of, state_of
@@ -44,7 +44,7 @@ def explain(
         nodes = dict.fromkeys(target.cluster.nodes, target.cluster)
         for found in look(nodes, lambda _: None, timeout=timeout).values():
             health = observe(health, found.seen, now=0.0, jitter=0.0, policy=topology.health)
-    route = choose(target, health, read_only=read_only, turn=0.0)
+    route = choose(target, health, Request(read_only), now=0.0, turn=0.0)
     if as_json:
         print_json(_as_json(route, health))
     else:

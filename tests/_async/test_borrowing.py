@@ -11,7 +11,7 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import dict_row, tuple_row
 
 from router import AsyncRouter
-from router._runtime import AEvent, cut
+from router._runtime import AFlag, cut
 from tests.support import aall_of, aeventually, new_name, run, settings
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ async def test_a_failing_configure_says_so(postgres: Postgres, caplog: pytest.Lo
 
 async def test_closing_waits_for_what_is_borrowed(cluster: PostgresCluster) -> None:
     router = AsyncRouter(settings(**cluster.version_settings()))
-    entered, counted = AEvent(), []
+    entered, counted = AFlag(), []
 
     async def borrow() -> None:
         async with router.connection() as connection:

@@ -81,7 +81,7 @@ async def test_a_slow_server_is_waited_for(dsn: str, proxy: Proxy) -> None:
 
 
 async def test_after_an_outage_the_node_is_used_again(dsn: str, proxy: Proxy) -> None:
-    options = settings(primary=dsn, health={"retry": 0.05, "retry_max": 0.1}, pool={"max_size": 2})
+    options = settings(primary=dsn, health={"interval": 0.05}, pool={"max_size": 2})
     async with AsyncRouter(options) as router:
         async with router.connection(), router.connection():
             pass

@@ -203,9 +203,7 @@ async def test_a_read_that_waits_is_served_when_a_replica_comes_back(cluster: Po
     with proxy:
         dsn = psycopg.conninfo.make_conninfo(standby.dsn(), host=proxy.host, port=proxy.port)
         proxy.stop()
-        options = settings(
-            primary=cluster.dsn(), replicas=[dsn], read={"fallback": "wait"}, health={"retry": 0.05, "retry_max": 0.1}
-        )
+        options = settings(primary=cluster.dsn(), replicas=[dsn], read={"fallback": "wait"}, health={"interval": 0.05})
         async with AsyncRouter(options) as router:
             with pytest.raises(NoReplica):
                 async with router.connection(read_only=True, timeout=0.3):

@@ -12,7 +12,7 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import dict_row, tuple_row
 
 from router import Router
-from router._runtime import Event, cut
+from router._runtime import Flag, cut
 from tests.support import all_of, eventually, new_name, run, settings
 
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ def test_a_failing_configure_says_so(postgres: Postgres, caplog: pytest.LogCaptu
 
 def test_closing_waits_for_what_is_borrowed(cluster: PostgresCluster) -> None:
     router = Router(settings(**cluster.version_settings()))
-    entered, counted = Event(), []
+    entered, counted = Flag(), []
 
     def borrow() -> None:
         with router.connection() as connection:

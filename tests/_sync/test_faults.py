@@ -82,7 +82,7 @@ def test_a_slow_server_is_waited_for(dsn: str, proxy: Proxy) -> None:
 
 
 def test_after_an_outage_the_node_is_used_again(dsn: str, proxy: Proxy) -> None:
-    options = settings(primary=dsn, health={"retry": 0.05, "retry_max": 0.1}, pool={"max_size": 2})
+    options = settings(primary=dsn, health={"interval": 0.05}, pool={"max_size": 2})
     with Router(options) as router:
         with router.connection(), router.connection():
             pass

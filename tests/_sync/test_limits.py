@@ -67,7 +67,7 @@ def test_who_waits_at_a_full_replica_goes_to_another_that_comes_up(cluster: Post
             replicas=[one.dsn(), through(proxy, two.dsn())],
             pool={"max_size": 1},
             read={"fallback": "error"},
-            health={"retry": 0.05, "retry_max": 0.1},
+            health={"interval": 0.05},
         )
         with Router(options) as router, router.connection(read_only=True) as held:
             assert port(held) == one.port

@@ -1,0 +1,190 @@
+"""Statements of their own, sent where PostgreSQL lets them run; and transactions that are run again."""
+
+from __future__ import annotations
+
+import re
+from itertools import count
+from random import random
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import psycopg
+from psycopg.rows import tuple_row
+
+from router._runtime import AGuard, acall, asleep
+from router.errors import TransactionOutcomeUnknown, Unavailable
+from router.result import Result
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from psycopg import AsyncConnection
+    from psycopg.abc import Params, QueryNoTemplate
+    from psycopg.rows import TupleRow
+
+    from router._async.checkout import AsyncCheckout
+    from router.topology import Node
+
+T = TypeVar("T")
+
+REMEMBERED = 1000
+"""How many statements that have to run on the primary are remembered; the one known longest goes first."""
+
+PASSING = ("40001", "40P01", "57P01", "57P02", "57P03", "25006")
+"""SQLSTATEs of failures that pass: serialization, deadlock, a server that shuts down, crashed, starts, is a standby."""
+
+BACKOFF = 0.02
+"""Seconds until a transaction is run again, at most; twice as many each time."""
+
+# Allowed on a standby, where they lock nobody out.
+_ADVISORY_LOCK = re.compile(r"\bpg_(?:try_)?advisory_", re.IGNORECASE)
+
+# Statements that leave nothing behind in their session, by the first word of what PostgreSQL calls them.
+_TRACELESS = frozenset(
+    {"SELECT", "INSERT", "UPDATE", "DELETE", "MERGE", "COPY", "NOTIFY", "EXPLAIN", "SHOW", "CALL", "DO"}
+)
+
+
+class AsyncReading(Protocol):
+    """Borrows a connection to read."""
+
+    def __call__(self, *, avoid: Node | None) -> AsyncCheckout:
+        """Borrow it, from another node than ``avoid`` if there is one."""
+
+
+class AsyncStatements:
+    """Runs statements of their own, and remembers which of them replicas refused."""
+
+    def __init__(self) -> None:
+        """Begin with nothing remembered."""
+        self._guard = AGuard()  # guards _refused
+        self._refused: dict[tuple[str | None, str | bytes], None] = {}  # in the order of their coming
+
+    async def execute(
+        self,
+        query: QueryNoTemplate,
+        params: Params | None,
+        version: str | None,
+        reading: AsyncReading,
+        writing: Callable[[], AsyncCheckout],
+    ) -> Result:
+        """Run one statement: on a replica, unless PostgreSQL refuses to run it there.
+
+        Args:
+            query: The statement.
+            params: Its parameters.
+            version: What it is for: the same statement may write in one version and not in another.
+            reading: Borrows a connection to read.
+            writing: Borrows one to write.
+
+        Returns:
+            The whole result.
+
+        Raises:
+            psycopg.Error: It failed.
+        """
+        text = query if isinstance(query, (str, bytes)) else query.as_string(None)
+        key = version, text
+        locks = _ADVISORY_LOCK.search(text if isinstance(text, str) else text.decode(errors="replace")) is not None
+        if locks or key in self._refused:
+            return await self._write(query, params, writing, spent=locks)
+        try:
+            return await self._read(query, params, reading)
+        except (psycopg.errors.ReadOnlySqlTransaction, psycopg.errors.FeatureNotSupported):
+            result = await self._write(query, params, writing)
+        with self._guard:
+            self._refused[key] = None
+            while len(self._refused) > REMEMBERED:
+                del self._refused[next(iter(self._refused))]
+        return result
+
+    async def _read(self, query: QueryNoTemplate, params: Params | None, reading: AsyncReading) -> Result:
+        avoid: Node | None = None
+        while True:
+            checkout = reading(avoid=avoid)
+            async with checkout as connection:
+                checkout.pool.expendable.add(connection)
+                try:
+                    return await _result(checkout, connection, query, params)
+                except psycopg.OperationalError as error:
+                    if avoid is not None or not _passes(connection, error):
+                        raise
+                    avoid = checkout.pool.node
+
+    async def _write(
+        self,
+        query: QueryNoTemplate,
+        params: Params | None,
+        writing: Callable[[], AsyncCheckout],
+        *,
+        spent: bool = False,
+    ) -> Result:
+        checkout = writing()
+        async with checkout as connection:
+            if spent:
+                checkout.pool.spend(connection)
+            try:
+                return await _result(checkout, connection, query, params)
+            except psycopg.OperationalError as error:
+                if not connection.broken:
+                    raise
+                raise TransactionOutcomeUnknown(
+                    f"the connection to {checkout.pool.node} died while a statement ran there: whether it was carried "
+                    "out is not known; look for what it wrote before you repeat it",
+                    version=checkout.requested,
+                ) from error
+
+    async def run(
+        self,
+        function: Callable[[AsyncConnection[TupleRow]], Awaitable[T]],
+        writing: Callable[[], AsyncCheckout],
+        *,
+        retries: int,
+    ) -> T:
+        """Run a function in a transaction, and again after a failure that passes.
+
+        Args:
+            function: Called with the connection.
+            writing: Borrows a connection to write.
+            retries: How often it is run again at most.
+
+        Returns:
+            What it returned.
+
+        Raises:
+            psycopg.Error: What it failed with the last time.
+        """
+        for attempt in count():
+            try:
+                async with writing() as connection:
+                    return await acall(function, connection)
+            except Unavailable:
+                raise
+            except psycopg.Error as error:
+                if attempt >= retries or not _passes(connection, error):
+                    raise
+            await asleep(BACKOFF * 2.0 ** min(attempt, 6) * random())
+        raise AssertionError  # count() has no end
+
+
+def _passes(connection: AsyncConnection[Any], error: psycopg.Error) -> bool:
+    return connection.broken or error.sqlstate in PASSING
+
+
+async def _result(
+    checkout: AsyncCheckout, connection: AsyncConnection[TupleRow], query: QueryNoTemplate, params: Params | None
+) -> Result:
+    if not connection.autocommit:
+        await connection.set_autocommit(True)
+    async with connection.cursor(row_factory=tuple_row) as cursor:
+        await cursor.execute(query, params)
+        status = cursor.statusmessage or ""
+        returns = cursor.description is not None
+        # SELECT without a result is CREATE TABLE … AS: the table may be a temporary one.
+        if status.partition(" ")[0] not in _TRACELESS or (status.startswith("SELECT") and not returns):
+            checkout.pool.spend(connection)
+        return Result(
+            rows=await cursor.fetchall() if returns else [],
+            columns=tuple(column.name for column in cursor.description or ()),
+            rowcount=cursor.rowcount,
+            status=status,
+        )

@@ -1,0 +1,293 @@
+"""What happens, as frozen values: told to observers, and logged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
+
+from router.health import UNKNOWN, fenced
+from router.topology import Node, Server
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from router.health import Health, State
+    from router.topology import Cluster, Role
+
+# The levels of logging, which the core has no business with.
+DEBUG, INFO, WARNING, ERROR = 10, 20, 30, 40
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened; ``str()`` says it in a line, without secrets.
+
+    Attributes:
+        level: How it is logged.
+    """
+
+    level: ClassVar[int] = INFO
+
+
+@dataclass(frozen=True, slots=True)
+class ServerUp(Event):
+    """A server answers, for the first time or again.
+
+    Attributes:
+        server: The server.
+        role: What it says it is.
+        server_version: As libpq counts.
+    """
+
+    server: Server
+    role: Role | None
+    server_version: int
+
+    def __str__(self) -> str:
+        return f"{self.server} is up: {self.role}, PostgreSQL {self.server_version // 10000}"
+
+
+@dataclass(frozen=True, slots=True)
+class ServerDown(Event):
+    """A server cannot be used.
+
+    Attributes:
+        server: The server.
+        reason: Why.
+    """
+
+    server: Server
+    reason: str
+    level: ClassVar[int] = WARNING
+
+    def __str__(self) -> str:
+        return f"{self.server} is down: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class LoginRefused(Event):
+    """A server is well, and refuses the login of a node.
+
+    Attributes:
+        node: The node.
+        reason: Why.
+    """
+
+    node: Node
+    reason: str
+    level: ClassVar[int] = WARNING
+
+    def __str__(self) -> str:
+        return f"{self.node} refuses the login: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class ServerBanned(Event):
+    """A server is back, and used only if there is no other for a while, because it failed before.
+
+    Attributes:
+        server: The server.
+        failures: How often it went down without staying up for ``health.ban_max`` in between.
+        seconds: For how long.
+    """
+
+    server: Server
+    failures: int
+    seconds: float
+
+    def __str__(self) -> str:
+        return f"{self.server} is avoided for {self.seconds:.1f} s more: it went down {self.failures} times lately"
+
+
+@dataclass(frozen=True, slots=True)
+class RoleChanged(Event):
+    """A server has another role than before.
+
+    Attributes:
+        server: The server.
+        role: What it says it is now.
+        timeline: The timeline it is on; 0 while unknown.
+    """
+
+    server: Server
+    role: Role
+    timeline: int
+    level: ClassVar[int] = WARNING
+
+    def __str__(self) -> str:
+        on = f", on timeline {self.timeline}" if self.timeline else ""
+        return f"{self.server} is a {self.role} now{on}"
+
+
+@dataclass(frozen=True, slots=True)
+class Fenced(Event):
+    """A node says it is primary, and is used no more, because another one has taken over: see to it.
+
+    Attributes:
+        version: The version whose node it is.
+        node: The node.
+        reason: How that is known.
+    """
+
+    version: str
+    node: Node
+    reason: str
+    level: ClassVar[int] = ERROR
+
+    def __str__(self) -> str:
+        return f"{self.version}: {self.node} is {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class FailedOver(Event):
+    """A version has another primary than before.
+
+    Attributes:
+        version: The version.
+        old: The primary that was.
+        new: The primary that is.
+        seconds: How long there was none, as far as was seen.
+    """
+
+    version: str
+    old: Node
+    new: Node
+    seconds: float
+    level: ClassVar[int] = WARNING
+
+    def __str__(self) -> str:
+        return (
+            f"{self.version}: the primary is {self.new.server} now, no longer {self.old.server}; "
+            f"there was none for {self.seconds:.2f} s"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionsCut(Event):
+    """Borrowed connections were cut; their queries fail.
+
+    Attributes:
+        node: Where they went.
+        count: How many.
+        reason: Why.
+    """
+
+    node: Node
+    count: int
+    reason: str
+    level: ClassVar[int] = WARNING
+
+    def __str__(self) -> str:
+        return f"cut {self.count} borrowed connections to {self.node}: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class PoolOpened(Event):
+    """A pool is used for the first time.
+
+    Attributes:
+        version: The version it is for.
+        node: What it connects to.
+        read_only: Whether it is for reading.
+    """
+
+    version: str
+    node: Node
+    read_only: bool
+    level: ClassVar[int] = DEBUG
+
+    def __str__(self) -> str:
+        return f"{self.version}: opened the pool to {'read from' if self.read_only else 'write to'} {self.node}"
+
+
+@dataclass(frozen=True, slots=True)
+class PoolClosed(Event):
+    """A pool was closed.
+
+    Attributes:
+        version: The version it was for.
+        node: What it connected to.
+        read_only: Whether it was for reading.
+    """
+
+    version: str
+    node: Node
+    read_only: bool
+    level: ClassVar[int] = DEBUG
+
+    def __str__(self) -> str:
+        return f"{self.version}: closed the pool to {'read from' if self.read_only else 'write to'} {self.node}"
+
+
+Observer: TypeAlias = "Callable[[Event], object]"
+
+
+def changes(before: Health, after: Health, clusters: Iterable[Cluster], *, now: float) -> Iterator[Event]:
+    """Tell what an observation changed.
+
+    Args:
+        before: What was known.
+        after: What is known.
+        clusters: Those in use.
+        now: The caller's clock, in seconds.
+
+    Yields:
+        The events.
+    """
+    for key, state in after.items():
+        known = before.get(key, UNKNOWN)
+        if isinstance(key, Server):
+            yield from _of_server(key, known, state, now)
+        elif known.up is not False:
+            yield LoginRefused(key, state.reason)
+    for cluster in clusters:
+        known_out = fenced(before, cluster)
+        for node, reason in fenced(after, cluster).items():
+            if node not in known_out:
+                yield Fenced(cluster.name, node, reason)
+
+
+def _of_server(server: Server, known: State, state: State, now: float) -> Iterator[Event]:
+    if state.up and not known.up:
+        yield ServerUp(server, state.role, state.server_version)
+        if now < state.banned_until and state.failures > 1:
+            yield ServerBanned(server, state.failures, state.banned_until - now)
+    if state.up is False and known.up is not False:
+        yield ServerDown(server, state.reason)
+    if known.role and state.role and known.role is not state.role:
+        yield RoleChanged(server, state.role, state.timeline)
+
+
+@dataclass(frozen=True, slots=True)
+class Leader:
+    """The primary that a version had last.
+
+    Attributes:
+        node: It.
+        lost_at: Since when there has been none, on the caller's clock; ``None`` while it is in office.
+    """
+
+    node: Node
+    lost_at: float | None = None
+
+
+def succeed(
+    version: str, leader: Leader | None, node: Node | None, *, now: float
+) -> tuple[Leader | None, FailedOver | None]:
+    """Follow who is the primary of a version.
+
+    Args:
+        version: The version's key.
+        leader: Who was.
+        node: Who can be written to now; ``None`` for nobody.
+        now: The caller's clock, in seconds.
+
+    Returns:
+        Who is, and the failover if this is one.
+    """
+    if node is None:
+        return leader and (leader if leader.lost_at is not None else Leader(leader.node, now)), None
+    if leader is None or leader.node == node:
+        return Leader(node), None
+    lost_at = now if leader.lost_at is None else leader.lost_at
+    return Leader(node), FailedOver(version, leader.node, node, now - lost_at)
