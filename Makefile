@@ -7,10 +7,10 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint types generate generated check lock clean
+.PHONY: help demo test bench bench-failover lint types generate generated check lock clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(READY)  ## writers and readers routed across PostgreSQL 16 and 18, live
 	@$(BIN)/router demo $(ARGS)
@@ -18,8 +18,11 @@ demo: $(READY)  ## writers and readers routed across PostgreSQL 16 and 18, live
 test: $(READY)  ## the tests; ARGS="-k name --postgres=docker" goes to pytest
 	@$(BIN)/python -m pytest $(ARGS)
 
-bench: $(READY)  ## the cost of a routed checkout, as ratios
+bench: $(READY)  ## the cost of a routed checkout, as ratios, and of a failover
 	@$(BIN)/python -m bench $(ARGS)
+
+bench-failover: $(READY)  ## how long writes wait, and which reads fail, when the primary dies: beside hasql's
+	@$(BIN)/python -m bench failover $(ARGS)
 
 lint: $(READY)  ## ruff: rules and layout
 	@$(BIN)/ruff check

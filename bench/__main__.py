@@ -1,4 +1,4 @@
-"""What routing costs: ratios measured in one run, and counts; never times, which say more about the machine.
+"""What routing costs: ratios measured in one run, and counts. Times say more about the machine, but for a failover's.
 
 A row is a function that yields figures; to add one, name it in ``ROWS``.
 """
@@ -11,7 +11,7 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from bench import checkout, imports, round_trips
+from bench import checkout, failover, imports, round_trips
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -22,6 +22,7 @@ ROWS: dict[str, Callable[[], Iterable[Figure]]] = {
     "round_trips": round_trips.measure,
     "checkout": checkout.measure,
     "import": imports.measure,
+    "failover": failover.measure,
 }
 
 
@@ -34,7 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 1 when a figure does not hold its bar and ``--check`` was given, else 0.
     """
-    parser = argparse.ArgumentParser("python -m bench", description="What routing costs, as ratios and counts.")
+    parser = argparse.ArgumentParser(
+        "python -m bench", description="What routing costs: ratios, counts, and the pause of a failover."
+    )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"rows to measure, of {', '.join(ROWS)}; default all")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     parser.add_argument("--check", action="store_true", help="exit 1 when a figure does not hold its bar")

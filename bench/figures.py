@@ -36,7 +36,7 @@ class Figure:
 
     Attributes:
         what: What was measured.
-        value: The figure: a ratio or a count, never a time, which would say more about the machine.
+        value: The figure: a ratio or a count; a time, which else says more about the machine, only of waiting.
         unit: What it counts.
         bar: What it must hold; ``None`` where it is there to compare with.
         spread: The quartiles of the measurements whose median it is, for a figure that varies.

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 
 import pytest
 
+from bench import failover
 from bench.__main__ import ROWS, main
+from bench.failover import Tally
 from bench.figures import Bar, Figure, ratio
 
 FIGURES = (
@@ -67,7 +70,7 @@ def test_an_unknown_row_is_named_with_those_there_are(capsys: pytest.CaptureFixt
     with pytest.raises(SystemExit) as ended:
         main(["chekout"])
     assert ended.value.code == 2
-    assert "no row chekout; there are round_trips, checkout, import" in capsys.readouterr().err
+    assert "no row chekout; there are round_trips, checkout, import, failover" in capsys.readouterr().err
 
 
 def test_a_ratio_is_the_same_on_a_machine_that_changes_its_pace() -> None:
@@ -84,3 +87,34 @@ def test_bars() -> None:
     assert not Bar("at most", 0.9).holds(0.91)
     assert Bar("exactly", 3).holds(3)
     assert not Bar("exactly", 3).holds(2)
+
+
+def test_a_failover_is_counted_from_the_promotion_on_the_promoted_server() -> None:
+    old, promoted = 5431, 5432
+    quick = Tally(
+        written=[(9.0, 0, old), (10.5, 2, promoted), (10.6, 3, promoted)],
+        write_errors=Counter(AdminShutdown=1),
+        reads=9,
+        slowest_read=0.2,
+    )
+    never = Tally(written=[(9.1, 0, old), (10.9, 1, old)], read_errors=Counter(PoolTimeout=2, TimeoutError=1))
+    kept = [("router", 0), ("router", 2), ("router", 3), ("hasql", 0), ("nobody", 0)]
+    figures = failover.compare({"router": quick, "hasql": never}, promoted, 10.25, kept)
+    assert [(figure.what, figure.value, figure.unit, str(figure.bar), figure.holds) for figure in figures] == [
+        ("write gap: router", 0.25, "s", "at most 0.5", True),
+        ("write gap: hasql", failover.BOUND, "s, and no write by then", "None", True),
+        ("reads failed: router", 0, "of 9", "exactly 0", True),
+        ("reads failed: hasql", 3, "of 3, 2 PoolTimeout, 1 TimeoutError", "None", True),
+        ("slowest read: router", 0.2, "s", "None", True),
+        ("slowest read: hasql", 0.0, "s", "None", True),
+        ("writes failed: router", 1, "of 4, 1 AdminShutdown", "None", True),
+        ("writes failed: hasql", 0, "of 2", "None", True),
+        ("acknowledged writes lost: router", 0, "of 3", "exactly 0", True),
+        ("acknowledged writes lost: hasql", 1, "of 2", "exactly 0", False),
+    ]
+
+
+def test_a_router_that_never_writes_again_and_fails_reads_does_not_hold_its_bars() -> None:
+    never = Tally(written=[(9.1, 0, 5431)], read_errors=Counter(NoReplica=1))
+    figures = failover.compare({"router": never}, 5432, 10.25, [("router", 0)])
+    assert [figure.what for figure in figures if not figure.holds] == ["write gap: router", "reads failed: router"]

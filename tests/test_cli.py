@@ -10,12 +10,15 @@ import subprocess
 import sys
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from math import inf
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import psycopg
 import pytest
 
+from router import NoPrimary
 from router.cli import main
 from tests.support import eventually
 
@@ -536,13 +539,14 @@ def directory_of(keeper: int | str) -> str:
     return Path(f"/proc/{keeper}/cmdline").read_text(encoding="utf-8").split("\0")[-2]
 
 
-def serving(process: subprocess.Popen[str]) -> dict[int, str]:
+def serving(process: subprocess.Popen[str], line: str = " failed") -> dict[int, str]:
     """Wait until a demo reports what it serves, and give its keepers and their directories, one for each version."""
     assert process.stderr is not None
-    while " failed" not in (line := process.stderr.readline()):
-        assert line, "it ended before"
-    tasks = Path(f"/proc/{process.pid}/task").iterdir()
-    keepers = [int(pid) for task in tasks for pid in (task / "children").read_text(encoding="utf-8").split()]
+    while line not in (read := process.stderr.readline()):
+        assert read, "it ended before"
+    # The threads that started them have ended, and left them to the main one.
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="utf-8")
+    keepers = [int(pid) for pid in children.split()]
     assert len(keepers) == 2
     return {keeper: directory_of(keeper) for keeper in keepers}
 
@@ -560,25 +564,57 @@ def served(summary: Any) -> set[tuple[str, str, str, str]]:
     }
 
 
+def accidents(summary: Any) -> list[tuple[str, ...]]:
+    """What happened, and to whom: the ports."""
+    return [(re.sub(r":\d+", ":", what["what"]), *re.findall(r":(\d+)", what["what"])) for what in summary["accidents"]]
+
+
 ALL_OF_IT = {
     ("v1", "write", "primary", "16"),
     ("v1", "read", "standby", "16"),
     ("v2", "write", "primary", "18"),
     ("v2", "read", "standby", "18"),
 }
+STANDBY_KILLED = "kill -9: v2's standby :"
+PRIMARY_KILLED = "kill -9: v2's primary :; standby : promoted"
+BACK = "v2's killed servers are back as standbys: :, :"
+WRITERS_OF_V2 = 2
 
 
-def test_demo_routes_across_two_versions_and_leaves_nothing_behind() -> None:
+def test_demo_routes_across_two_versions_through_accidents_and_leaves_nothing_behind() -> None:
     with start_demo("--seconds", "3") as process:
         keepers = serving(process)
         out, _ = process.communicate()
     assert process.returncode == 0
     summary = json.loads(out)
     assert (summary["failed"], summary["failures"], summary["kept"]) == (0, {}, None)
-    assert served(summary) == ALL_OF_IT
-    assert len(summary["served"]) == 5  # both standbys of v2
+    assert served(summary) >= ALL_OF_IT
     assert summary["requests"] == sum(row["requests"] for row in summary["served"]) > 100
     assert not any(Path(f"/proc/{pid}").exists() or Path(directory).exists() for pid, directory in keepers.items())
+
+    (killed, one), (failed_over, old, successor), (back, *returned) = accidents(summary)
+    assert (killed, failed_over, back) == (STANDBY_KILLED, PRIMARY_KILLED, BACK)
+    assert {*returned} == {one, old}
+    assert successor not in returned
+    ports = {(row["use"], row["role"], str(row["port"])) for row in summary["served"] if row["version"] == "v2"}
+    assert {("write", "primary", old), ("write", "primary", successor)} <= ports
+    assert {("read", "standby", one), ("read", "standby", successor)} <= ports
+    assert summary["accidents"][1]["seconds"] > 0.55 * 3
+    assert summary["writes_gap_seconds"] >= summary["writes_gap_after_promotion_seconds"] >= 0
+    assert summary["writes_in_flight_failed"] <= WRITERS_OF_V2
+    written = sum(row["requests"] for row in summary["served"] if row["use"] == "write")
+    assert (summary["writes_acknowledged"], summary["writes_lost"]) == (written, 0)
+
+
+def test_demo_says_how_long_writes_waited_and_that_nothing_was_lost(cli: Cli) -> None:
+    result = cli("demo", "--seconds", "0.5")
+    assert result.code == 0
+    shown = re.sub(r":\d+", ":", result.out)
+    for line in (STANDBY_KILLED, PRIMARY_KILLED, BACK):
+        told = rf"^ +\d+ s  {re.escape(line)}$"
+        assert len(re.findall(told, shown, re.MULTILINE)) == 2, "when it happened, and in the summary"
+    assert re.search(r"\nv2's writes waited \d+\.\d\d s for their new primary, \d+\.\d\d s of it after its", shown)
+    assert re.search(r"\n0 of [\d,]+ acknowledged writes were lost, 0 of [\d,]+ reads failed\n", shown)
 
 
 def test_demo_ends_early_by_ctrl_c_with_its_summary() -> None:
@@ -587,12 +623,30 @@ def test_demo_ends_early_by_ctrl_c_with_its_summary() -> None:
         process.send_signal(signal.SIGINT)
         out, _ = process.communicate()
     assert process.returncode == 0
-    assert served(json.loads(out)) == ALL_OF_IT
+    summary = json.loads(out)
+    assert (served(summary), summary["accidents"], summary["writes_gap_seconds"]) == (ALL_OF_IT, [], None)
     assert not any(Path(f"/proc/{pid}").exists() or Path(directory).exists() for pid, directory in keepers.items())
 
 
-def test_demo_keeps_its_servers_and_says_how_to_use_and_to_stop_them(cli: Cli) -> None:
-    with start_demo("--seconds", "0.5", "--keep") as process:
+def test_demo_that_ctrl_c_ends_during_an_accident_finishes_it() -> None:
+    with start_demo("--seconds", "2") as process:
+        keepers = serving(process)
+        # The killed servers are coming back from here on.
+        eventually(lambda: any(Path(directory, "pg_basebackup.log").exists() for directory in keepers.values()))
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate()
+    assert process.returncode == 0
+    assert "Traceback" not in err
+    assert [what for what, *_ in accidents(json.loads(out))] == [STANDBY_KILLED, PRIMARY_KILLED, BACK]
+    assert not any(Path(f"/proc/{pid}").exists() or Path(directory).exists() for pid, directory in keepers.items())
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_demo_keeps_its_servers_and_says_how_to_use_and_to_stop_them(cli: Cli, interrupted: bool) -> None:
+    with start_demo("--seconds", "3" if interrupted else "0.5", "--keep") as process:
+        if interrupted:
+            serving(process, "kill -9: v2's standby")  # which is down
+            process.send_signal(signal.SIGINT)
         out, err = process.communicate()
     kept = json.loads(out)["kept"]
     command, *keepers = kept["stop"].split()
@@ -600,7 +654,11 @@ def test_demo_keeps_its_servers_and_says_how_to_use_and_to_stop_them(cli: Cli) -
         assert (process.returncode, command, len(keepers)) == (0, "kill", 2)
         directories = [Path(directory_of(keeper)) for keeper in keepers]
         assert all(directory.is_dir() for directory in directories)
-        assert cli("check", "--config", kept["config"]).code == 0
+        checked = cli("check", "--config", kept["config"], "--json")
+        assert problems(checked) == []
+        roles = [node["role"] for node in checked.json()["versions"]["v2"]]
+        assert sorted(roles) == ["primary", "replica", "replica"]
+        assert interrupted or roles[0] == "replica", "the settings are true of the servers as they are now"
         password = Path(kept["config"]).with_name("password").read_text(encoding="utf-8")
         assert password
         assert password not in out + err + Path(kept["config"]).read_text(encoding="utf-8")
@@ -610,13 +668,64 @@ def test_demo_keeps_its_servers_and_says_how_to_use_and_to_stop_them(cli: Cli) -
     eventually(lambda: not any(directory.exists() for directory in directories))
 
 
-def test_demo_fails_when_a_request_fails(monkeypatch: pytest.MonkeyPatch, cli: Cli) -> None:
+LOST_WRITE = """
+    WITH other AS (INSERT INTO customer (first_name, last_name) VALUES (%s, %s) RETURNING *)
+    SELECT -id, concat_ws(' ', first_name, last_name), server.* FROM other, server
+"""
+
+
+@pytest.mark.parametrize(
+    ("broken", "found"),
+    [
+        ({"read": "SELECT 'wrong', 1, '', false WHERE %s > 0"}, "v2 read: ValueError: the answer is 'wrong', not "),
+        ({"write": LOST_WRITE}, None),
+    ],
+    ids=["wrong answer", "lost write"],
+)
+def test_demo_fails_when_a_request_fails_or_a_write_is_lost(
+    monkeypatch: pytest.MonkeyPatch, cli: Cli, broken: dict[str, Any], found: str | None
+) -> None:
     from router.cli import demo
 
-    broken, sound = demo._RELEASES
-    monkeypatch.setattr(demo, "_RELEASES", (replace(broken, read="SELECT 'wrong', 1, '', false"), sound))
+    old, new = demo._RELEASES
+    monkeypatch.setattr(demo, "_RELEASES", (old, replace(new, **broken)))
     result = cli("demo", "--seconds", "0.5", "--json")
     assert result.code == 1
     summary = result.json()
-    assert summary["failed"] > 0
-    assert set(served(summary)) == ALL_OF_IT - {("v1", "read", "standby", "16")}
+    if found:
+        assert summary["failed"] == sum(summary["failures"].values()) > WRITERS_OF_V2
+        assert {failure.startswith(found) for failure in summary["failures"]} == {True}
+        assert summary["writes_lost"] == 0
+    else:
+        assert (summary["failed"], summary["failures"]) == (0, {})
+        assert summary["writes_lost"] == sum(
+            row["requests"] for row in summary["served"] if (row["version"], row["use"]) == ("v2", "write")
+        )
+
+
+@pytest.mark.parametrize(
+    ("dead_at", "error", "in_flight"),
+    [
+        (-inf, psycopg.OperationalError("lost"), 0),
+        (inf, psycopg.OperationalError("lost"), WRITERS_OF_V2),
+        (inf, NoPrimary("none came up", version="v2"), 0),
+        (inf, psycopg.DataError("its own fault"), 0),
+    ],
+    ids=["before the kill", "in flight", "never on a server", "not lost"],
+)
+def test_demo_excuses_a_write_in_flight_on_the_killed_primary_once_a_writer_and_nothing_else(
+    dead_at: float, error: Exception, in_flight: int
+) -> None:
+    from router.cli import demo
+
+    class Broken:
+        def fail(self, *arguments: Any, **options: Any) -> None:
+            raise error
+
+        connection = execute = fail
+
+    load = demo._Load(Broken(), SimpleNamespace(version="v2", dead_at=dead_at))  # type: ignore[arg-type]
+    with load.running():
+        eventually(lambda: len(load.failures) > 100)
+    assert [(failure.version, failure.use) for failure in load.in_flight] == [("v2", "write")] * in_flight
+    assert (load.served, load.written) == ({}, [])

@@ -18,7 +18,7 @@ from router._async.slots import AsyncSlots
 from router._runtime import AFlag, AGuard, asleep, cut
 from router.choose import Request, Tier, choose, standings
 from router.errors import NoPrimary, NoReplica, PoolExhausted, RouterClosed, TooManyWaiting, Unavailable
-from router.events import ConnectionsCut, Event, PoolOpened, ServerUp, changes, succeed
+from router.events import ConnectionsCut, Event, PoolOpened, changes, succeed
 from router.events import PoolClosed as PoolWasClosed
 from router.health import UNKNOWN, Connected, Failed, observe, state_of
 from router.resolve import resolve
@@ -101,7 +101,7 @@ class AsyncRouting:
         self.readers: dict[str | None, AsyncLane] = {}
         self.writers: dict[str | None, AsyncLane] = {}
         self._in_use: dict[Server, tuple[Cluster, ...]] = {}
-        self._standings: dict[str, Sequence[Mapping[Node, Standing]]] = {}  # by version: to read, to write
+        self._standings: dict[str, tuple[Mapping[Node, Standing], Mapping[Node, Standing]]] = {}  # to read, to write
         self._leaders: dict[str, Leader | None] = {}
         self._changed = AFlag()  # set, and replaced, with each thing that is learnt
         self._guard = AGuard()  # guards the replacing of all of these
@@ -277,7 +277,7 @@ class AsyncRouting:
         with self._guard:
             for node in cluster.nodes:
                 self._in_use = {**self._in_use, node.server: (*self._in_use.get(node.server, ()), cluster)}
-            self._standings = {**self._standings, cluster.name: ()}
+            self._standings = {**self._standings, cluster.name: ({}, {})}
         self._monitor.watch(cluster)
 
     def _pool(self, node: Node, cluster: Cluster, *, read_only: bool) -> AsyncNodePool:
@@ -350,9 +350,9 @@ class AsyncRouting:
         changed.set()
         self._tell(events)
         if moved or isinstance(seen, Failed):
-            for pool in list(self.pools.values()):
+            for pool in self.pools.values():
                 if pool.cluster in clusters:
-                    await self._follow(pool, now, fresh=any(isinstance(event, ServerUp) for event in events))
+                    await self._follow(pool, now)
 
     def _stand(self, cluster: Cluster, events: list[Event], now: float) -> bool:
         """Work out what the nodes of a cluster are worth now; whether that is new. Under the guard."""
@@ -366,23 +366,19 @@ class AsyncRouting:
             events.append(failover)
         return known != (reading, writing)
 
-    async def _follow(self, pool: AsyncNodePool, now: float, *, fresh: bool) -> None:
+    async def _follow(self, pool: AsyncNodePool, now: float) -> None:
         """Have a pool follow what its node is worth by now."""
-        node, reading_writing = pool.node, self._standings[pool.cluster.name]
-        standing, reason = reading_writing[0 if pool.read_only else 1][node], ""
+        node, (reading, writing) = pool.node, self._standings[pool.cluster.name]
+        standing, reason = (reading if pool.read_only else writing)[node], ""
         if standing.tier is None and not pool.read_only:
             reason = standing.note
-        elif standing.tier is Tier.DOWN:
-            silent = now - self.health[node.server].heard_at
-            if silent >= self.topology.health.cut_after:
-                reason = f"the server has not answered for {silent:.0f} s"
-        elif standing.tier is not None and not (fresh and pool.full):
+        elif standing.tier is not Tier.DOWN:
+            if standing.tier is None or pool.full:  # those who wait may be served elsewhere
+                await pool.reroute()
             return
-        elif standing.tier is None or fresh:  # those who wait may be served elsewhere
-            await pool.reroute()
-            return
-        count = await pool.drop(borrowed=bool(reason))
-        if count:
+        elif (silent := now - self.health[node.server].heard_at) >= self.topology.health.cut_after:
+            reason = f"the server has not answered for {silent:.0f} s"
+        if count := await pool.drop(borrowed=bool(reason)):
             self._tell([ConnectionsCut(node, count, reason)])
 
     def _pause(self, server: Server) -> float:

@@ -2,8 +2,8 @@
 """A pool for one node, to read or to write: ``psycopg_pool``'s, with the few things that a router needs besides.
 
 This file alone uses what is inside ``psycopg_pool``: ``_pool``, ``_nconns``, ``_nconns_min``, ``_waiting``, ``_lock``,
-``_closed``, ``_stats``, ``error`` and ``fail()`` of a waiting client, ``_pool`` of a connection; and inside
-``psycopg``, what a borrower can change on a connection without a public name to tell.
+``_closed``, ``_stats``, ``error`` and ``fail()`` of a waiting client, ``_pool`` and ``_expire_at`` of a connection; and
+inside ``psycopg``, what a borrower can change on a connection without a public name to tell.
 ``docs/decisions/0002-inside-psycopg-pool.md`` says why; ``tests/test_inside_psycopg_pool.py`` checks what is assumed.
 """
 
@@ -300,20 +300,29 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
             return
         state = connection.__dict__
         original: _Original = state["_router"]
+        sound = False
         if connection.pgconn.transaction_status or original.spent:
             connection.close()
         elif connection.pgconn.parameter_status(b"in_hot_standby") != original.in_hot_standby:
             self.suspect(self.node.server)  # it was promoted, say
             connection.close()
-        elif (
-            state != original.seen
-            or (prepared := connection._prepared).prepare_threshold != original.prepare_threshold
-            or prepared.prepared_max != original.prepared_max
-        ):
-            original.restore(connection)
+        else:
+            if (
+                state != original.seen
+                or (prepared := connection._prepared).prepare_threshold != original.prepare_threshold
+                or prepared.prepared_max != original.prepared_max
+            ):
+                original.restore(connection)
+            sound = not connection.closed and monotonic() < connection._expire_at
         # Not the other way round: once it is back, the next borrower may add it again at any moment.
         self.borrowed.discard(connection)
         self.expendable.discard(connection)
+        if sound:
+            with self._lock:  # guards _pool, _waiting, _closed
+                if not self._waiting and not self._closed:
+                    connection._pool = None
+                    self._pool.append(connection)
+                    return
         self.putconn(connection)
 
     def abandon(self) -> None:

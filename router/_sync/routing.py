@@ -19,7 +19,7 @@ from router._sync.pools import NodePool, Reroute
 from router._sync.slots import Slots
 from router.choose import Request, Tier, choose, standings
 from router.errors import NoPrimary, NoReplica, PoolExhausted, RouterClosed, TooManyWaiting, Unavailable
-from router.events import ConnectionsCut, Event, PoolOpened, ServerUp, changes, succeed
+from router.events import ConnectionsCut, Event, PoolOpened, changes, succeed
 from router.events import PoolClosed as PoolWasClosed
 from router.health import UNKNOWN, Connected, Failed, observe, state_of
 from router.resolve import resolve
@@ -102,7 +102,7 @@ class Routing:
         self.readers: dict[str | None, Lane] = {}
         self.writers: dict[str | None, Lane] = {}
         self._in_use: dict[Server, tuple[Cluster, ...]] = {}
-        self._standings: dict[str, Sequence[Mapping[Node, Standing]]] = {}  # by version: to read, to write
+        self._standings: dict[str, tuple[Mapping[Node, Standing], Mapping[Node, Standing]]] = {}  # to read, to write
         self._leaders: dict[str, Leader | None] = {}
         self._changed = Flag()  # set, and replaced, with each thing that is learnt
         self._guard = Guard()  # guards the replacing of all of these
@@ -276,7 +276,7 @@ class Routing:
         with self._guard:
             for node in cluster.nodes:
                 self._in_use = {**self._in_use, node.server: (*self._in_use.get(node.server, ()), cluster)}
-            self._standings = {**self._standings, cluster.name: ()}
+            self._standings = {**self._standings, cluster.name: ({}, {})}
         self._monitor.watch(cluster)
 
     def _pool(self, node: Node, cluster: Cluster, *, read_only: bool) -> NodePool:
@@ -349,9 +349,9 @@ class Routing:
         changed.set()
         self._tell(events)
         if moved or isinstance(seen, Failed):
-            for pool in list(self.pools.values()):
+            for pool in self.pools.values():
                 if pool.cluster in clusters:
-                    self._follow(pool, now, fresh=any(isinstance(event, ServerUp) for event in events))
+                    self._follow(pool, now)
 
     def _stand(self, cluster: Cluster, events: list[Event], now: float) -> bool:
         """Work out what the nodes of a cluster are worth now; whether that is new. Under the guard."""
@@ -365,23 +365,19 @@ class Routing:
             events.append(failover)
         return known != (reading, writing)
 
-    def _follow(self, pool: NodePool, now: float, *, fresh: bool) -> None:
+    def _follow(self, pool: NodePool, now: float) -> None:
         """Have a pool follow what its node is worth by now."""
-        node, reading_writing = pool.node, self._standings[pool.cluster.name]
-        standing, reason = reading_writing[0 if pool.read_only else 1][node], ""
+        node, (reading, writing) = pool.node, self._standings[pool.cluster.name]
+        standing, reason = (reading if pool.read_only else writing)[node], ""
         if standing.tier is None and not pool.read_only:
             reason = standing.note
-        elif standing.tier is Tier.DOWN:
-            silent = now - self.health[node.server].heard_at
-            if silent >= self.topology.health.cut_after:
-                reason = f"the server has not answered for {silent:.0f} s"
-        elif standing.tier is not None and not (fresh and pool.full):
+        elif standing.tier is not Tier.DOWN:
+            if standing.tier is None or pool.full:  # those who wait may be served elsewhere
+                pool.reroute()
             return
-        elif standing.tier is None or fresh:  # those who wait may be served elsewhere
-            pool.reroute()
-            return
-        count = pool.drop(borrowed=bool(reason))
-        if count:
+        elif (silent := now - self.health[node.server].heard_at) >= self.topology.health.cut_after:
+            reason = f"the server has not answered for {silent:.0f} s"
+        if count := pool.drop(borrowed=bool(reason)):
             self._tell([ConnectionsCut(node, count, reason)])
 
     def _pause(self, server: Server) -> float:

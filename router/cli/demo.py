@@ -1,4 +1,7 @@
-"""``router demo``: PostgreSQL 16 and 18 side by side, and the writers and readers of one service routed across both."""
+"""``router demo``: PostgreSQL 16 and 18 side by side, and the writers and readers of one service routed across both.
+
+Meanwhile the servers of one of them have accidents: see ``_accidents.py``.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +17,17 @@ from itertools import groupby
 from random import randint
 from secrets import token_urlsafe
 from threading import Event, Thread
-from time import monotonic, perf_counter, sleep
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
+import psycopg
 import typer
 from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
-from router import Router, RouterSettings
+from router import NoPrimary, PoolExhausted, Router, RouterSettings
+from router.cli._accidents import Accident, Accidents
 from router.cli._common import FAILED, AsJson, console, in_terminal, print_json, table
 from router.testing import PostgresCluster
 
@@ -54,8 +59,10 @@ class _Release:
         postgres: PostgreSQL's major version.
         standbys: How many.
         schema: Makes its table, and fills it.
-        write: Adds a customer, given first and last name.
+        write: Adds a customer, given first and last name, and returns the id and the full name.
         read: Reads a customer's full name, given the id.
+        has_accidents: Whether the accidents happen to it: then its primary changes, so its roles are discovered, and
+            its standbys replicate synchronously.
     """
 
     version: str
@@ -64,6 +71,7 @@ class _Release:
     schema: LiteralString
     write: LiteralString
     read: LiteralString
+    has_accidents: bool = False
 
 
 _RELEASES = (
@@ -76,8 +84,8 @@ _RELEASES = (
             INSERT INTO customer (name) SELECT 'Customer ' || n FROM generate_series(1, 1000) AS n
         """,
         write="""
-            WITH added AS (INSERT INTO customer (name) VALUES (concat_ws(' ', %s::text, %s::text)) RETURNING name)
-            SELECT name, server.* FROM added, server
+            WITH added AS (INSERT INTO customer (name) VALUES (concat_ws(' ', %s::text, %s::text)) RETURNING *)
+            SELECT id, name, server.* FROM added, server
         """,
         read="SELECT name, server.* FROM customer, server WHERE id = %s",
     ),
@@ -93,9 +101,10 @@ _RELEASES = (
         """,
         write="""
             WITH added AS (INSERT INTO customer (first_name, last_name) VALUES (%s, %s) RETURNING *)
-            SELECT concat_ws(' ', first_name, last_name), server.* FROM added, server
+            SELECT id, concat_ws(' ', first_name, last_name), server.* FROM added, server
         """,
         read="SELECT concat_ws(' ', first_name, last_name), server.* FROM customer, server WHERE id = %s",
+        has_accidents=True,
     ),
 )
 
@@ -114,6 +123,26 @@ class _Source(NamedTuple):
         return "standby" if self.standby else "primary"
 
 
+class _Written(NamedTuple):
+    """A write that was acknowledged: the customer's id, the primary's port, and when, on the monotonic clock."""
+
+    version: str
+    id: int
+    port: int
+    at: float
+
+
+class _Failure(NamedTuple):
+    """A request that failed."""
+
+    version: str
+    use: str
+    problem: str
+
+    def __str__(self) -> str:
+        return f"{self.version} {self.use}: {self.problem}"
+
+
 class _Measured(NamedTuple):
     """What one source served in a time; latencies in seconds."""
 
@@ -126,15 +155,17 @@ class _Measured(NamedTuple):
 
 def demo(
     *,
-    seconds: Annotated[float, typer.Option(min=0.5, help="How long it runs.")] = 20.0,
+    seconds: Annotated[float, typer.Option(min=0.5, help="How long it runs, at least.")] = 20.0,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the servers running, with settings to use them.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show the main job on servers of its own: nothing to install or configure.
 
     It starts PostgreSQL 16 as v1 (a primary and a standby) and PostgreSQL 18 as v2 (a primary and two standbys), with
-    different schemas; one router then serves writers and readers of both, at an easy pace. It ends by itself, or by
-    Ctrl-C, with a summary, and removes everything. Fails if any request failed.
+    different schemas; one router then serves writers and readers of both, at an easy pace. Meanwhile a standby of v2 is
+    killed, then its primary, and the other standby promoted; later the killed servers come back. It ends by itself, or
+    by Ctrl-C, with a summary: how long writes waited, and whether any was lost. It removes everything. Fails if a
+    request failed, other than a write in flight on the primary that was killed, or a write was lost.
 
     \b
     router demo --seconds 5
@@ -151,17 +182,26 @@ def demo(
                     connection.execute(_SERVER)
                     connection.execute(release.schema)
                 cluster.wait_replayed()
-            load = _Load(router)
-            with load.running(), suppress(KeyboardInterrupt):
-                _watch(load, seconds, progress, moving=in_terminal() and not as_json)
-        kept = _keep(clusters, config) if keep else None
+            accidents = next(
+                Accidents(release.version, cluster)
+                for release, cluster in zip(_RELEASES, clusters, strict=True)
+                if release.has_accidents
+            )
+            load = _Load(router, accidents)
+            with load.running(), accidents.happening(seconds), suppress(KeyboardInterrupt):
+                _watch(load, accidents, seconds, progress, moving=in_terminal() and not as_json)
+        writes = _judge(load, accidents, clusters)
+        kept = None
+        if keep:
+            accidents.bring_back()  # Ctrl-C may have left some of them down
+            kept = _keep(clusters, config)
     if as_json:
-        print_json(_as_json(load, kept))
+        print_json(_as_json(load, accidents, writes, kept))
     else:
-        _print_summary(load)
+        _print_summary(load, accidents, writes)
         if kept:
             _print_kept(kept)
-    if load.failures:
+    if load.failures or writes.lost:
         raise typer.Exit(FAILED)
 
 
@@ -177,7 +217,9 @@ def _start(stack: ExitStack, progress: TextIO) -> Sequence[PostgresCluster]:
 
     def start(release: _Release) -> PostgresCluster:
         begun = monotonic()
-        cluster = PostgresCluster(release.postgres, release.standbys, password=password)
+        cluster = PostgresCluster(
+            release.postgres, release.standbys, synchronous=release.has_accidents, password=password
+        )
         took = monotonic() - begun
         print(f"PostgreSQL {release.postgres} runs as {release.version}, after {took:.1f} s", file=progress)
         return cluster
@@ -200,8 +242,12 @@ def _write_settings(clusters: Sequence[PostgresCluster]) -> Path:
 
     lines = ['default_version = "v2"']
     for release, cluster in zip(_RELEASES, clusters, strict=True):
-        lines += ["", f"[versions.{release.version}]", f"primary = {node(cluster.primary.port)}", "replicas = ["]
-        lines += [*(f"    {node(standby.port)}," for standby in cluster.standbys), "]"]
+        lines += ["", f"[versions.{release.version}]"]
+        if release.has_accidents:
+            lines += ["nodes = [", *(f"    {node(server.port)}," for server in cluster.servers), "]"]
+        else:
+            lines += [f"primary = {node(cluster.primary.port)}", "replicas = ["]
+            lines += [*(f"    {node(standby.port)}," for standby in cluster.standbys), "]"]
     config = directory / "router.toml"
     config.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return config
@@ -212,15 +258,20 @@ class _Load:
 
     Attributes:
         served: The latency of every request that was served, in seconds, by who served it.
-        failures: What went wrong, one line a request.
+        written: Every write that was acknowledged.
+        in_flight: What the writes were told that were in flight on the primary when it was killed, and failed.
+        failures: What else failed.
         seconds: How long it ran.
     """
 
-    def __init__(self, router: Router) -> None:
+    def __init__(self, router: Router, accidents: Accidents) -> None:
         self.served: dict[_Source, array[float]] = {}
-        self.failures: list[str] = []
+        self.written: list[_Written] = []
+        self.in_flight: list[_Failure] = []
+        self.failures: list[_Failure] = []
         self.seconds = 0.0
         self._router = router
+        self._accidents = accidents
         self._stop = Event()
 
     @contextmanager
@@ -244,26 +295,44 @@ class _Load:
             self.seconds = monotonic() - begun
 
     def _work(self, release: _Release, use: str) -> None:
+        serve = self._write if use == "write" else self._read
+        was_in_flight = False  # once is all that a thread can be
         while not self._stop.wait(PAUSE):
-            begun = perf_counter()
+            begun = monotonic()
             try:
-                port, postgres, standby = self._write(release) if use == "write" else self._read(release)
+                port, postgres, standby = serve(release)
             except Exception as error:  # noqa: BLE001  (that is what it counts)
-                self.failures.append(f"{release.version} {use}: {type(error).__name__}: {error}")
+                failure = _Failure(release.version, use, f"{type(error).__name__}: {error}")
+                if not was_in_flight and use == "write" and self._was_in_flight(release, begun, error):
+                    was_in_flight = True
+                    self.in_flight.append(failure)
+                else:
+                    self.failures.append(failure)
                 continue
-            latency = perf_counter() - begun
+            latency = monotonic() - begun
             # Both calls are atomic: threads share the array of a source.
             self.served.setdefault(_Source(release.version, postgres, use, port, standby), array("d")).append(latency)
+
+    def _was_in_flight(self, release: _Release, begun: float, error: Exception) -> bool:
+        """Whether the primary was killed under a write: one that never got a connection is no such write."""
+        return (
+            release.version == self._accidents.version
+            and begun < self._accidents.dead_at
+            and isinstance(error, psycopg.OperationalError)
+            and not isinstance(error, (NoPrimary, PoolExhausted))
+        )
 
     def _write(self, release: _Release) -> tuple[int, str, bool]:
         with self._router.connection(version=release.version) as connection:
             row = connection.execute(release.write, ("Ada", "Lovelace")).fetchone()
-        return _checked(row, "Ada Lovelace")
+        number, *answer = row or (0,)
+        port, postgres, standby = _checked(answer, "Ada Lovelace")
+        self.written.append(_Written(release.version, number, port, monotonic()))
+        return port, postgres, standby
 
     def _read(self, release: _Release) -> tuple[int, str, bool]:
         number = randint(1, CUSTOMERS)
-        with self._router.connection(version=release.version, read_only=True) as connection:
-            row = connection.execute(release.read, (number,)).fetchone()
+        row = self._router.execute(release.read, (number,), version=release.version).first
         return _checked(row, f"Customer {number}")
 
     def measure(self, seconds: float, since: Mapping[_Source, int] | None = None) -> list[_Measured]:
@@ -278,16 +347,14 @@ class _Load:
         """
         served = self.served.copy()
         rows = []
-        for source in sorted(
-            served, key=lambda source: (source.version, source.postgres, source.use != "write", source.port)
-        ):
+        for source in sorted(served, key=lambda source: (source[:2], source.use != "write", source[3:])):
             total = len(served[source])
             latencies = served[source][(since or {}).get(source, 0) : total]
             rows.append(_Measured(source, total, len(latencies) / seconds, *_percentiles(latencies)))
         return rows
 
 
-def _checked(row: tuple[Any, ...] | None, expected: str) -> tuple[int, str, bool]:
+def _checked(row: Sequence[Any] | None, expected: str) -> tuple[int, str, bool]:
     name, port, postgres, standby = row or (None, 0, "", False)
     if name != expected:
         raise ValueError(f"the answer is {name!r}, not {expected!r}")
@@ -302,36 +369,80 @@ def _percentiles(latencies: Sequence[float]) -> tuple[float, float]:
     return ordered[len(ordered) // 2], ordered[len(ordered) * 99 // 100]
 
 
-def _watch(load: _Load, seconds: float, progress: TextIO, *, moving: bool) -> None:
-    """Show what is served until the time is over: a table that moves, or a line a second."""
+class _Writes(NamedTuple):
+    """How the writes came through the accidents.
+
+    Attributes:
+        gap: Seconds from the last that the killed primary acknowledged to the first that its successor did; ``None`` if
+            there was no such write.
+        gap_after_promotion: How many of them had passed since the successor accepted writes.
+        lost: How many were acknowledged and are in no table.
+    """
+
+    gap: float | None
+    gap_after_promotion: float | None
+    lost: int
+
+
+def _judge(load: _Load, accidents: Accidents, clusters: Sequence[PostgresCluster]) -> _Writes:
+    """Look for every acknowledged write, and for the time in which there was none."""
+    exposed = [written for written in load.written if written.version == accidents.version]
+    before = [written.at for written in exposed if written.port == accidents.primary]
+    after = [written.at for written in exposed if written.port != accidents.primary]
+    lost = 0
+    for release, cluster in zip(_RELEASES, clusters, strict=True):
+        # By their ids, since a write in flight may have made it: counting rows, it would make up for one that is lost.
+        # An id that was given twice is of two writes, the first of them lost.
+        there = {number for (number,) in cluster.primary.execute("SELECT id FROM customer")}
+        acknowledged = [written.id for written in load.written if written.version == release.version]
+        lost += len(acknowledged) - len(there.intersection(acknowledged))
+    if not (before and after):
+        return _Writes(None, None, lost)
+    # It accepts them a moment before promoting it is seen to be over.
+    return _Writes(min(after) - max(before), max(min(after) - accidents.promoted_at, 0.0), lost)
+
+
+def _watch(load: _Load, accidents: Accidents, seconds: float, progress: TextIO, *, moving: bool) -> None:
+    """Show what is served, and the accidents: a table that moves, or a line a second.
+
+    It lasts until the time is over, and the accidents as well: coming back takes its time.
+    """
     begun = last = monotonic()
     before: dict[_Source, int] = {}
+    told = 0
     with ExitStack() as stack:
         live = stack.enter_context(Live(console=console(), auto_refresh=False, transient=True)) if moving else None
-        while (left := begun + seconds - last) > 0:
-            sleep(min(1.0, left))
+        while (left := begun + seconds - last) > 0 or not accidents.over():
+            if left > 0:
+                sleep(min(1.0, left))
+            else:
+                accidents.over(timeout=1.0)
             now = monotonic()
             rows = load.measure(now - last, before)
             before = {row.source: row.requests for row in rows}
             last = now
+            happened = accidents.happened.copy()
             if live:
-                live.update(_view(load, rows, left=max(begun + seconds - now, 0.0)), refresh=True)
+                live.update(_view(load, happened, rows, left=max(begun + seconds - now, 0.0)), refresh=True)
             else:
-                print(_line(load, rows, now - begun), file=progress, flush=True)
+                print(*happened[told:], _line(load, rows, now - begun), sep="\n", file=progress, flush=True)
+            told = len(happened)
 
 
-def _view(load: _Load, rows: Sequence[_Measured], *, left: float) -> Group:
+def _view(load: _Load, happened: Sequence[Accident], rows: Sequence[_Measured], *, left: float) -> Group:
     shown = _table(rows, "requests/s", lambda row: f"{row.rate:,.0f}")
     failed = len(load.failures)
-    return Group(shown, Text(f"{left:.0f} s left, {failed} failed", style="red" if failed else "green"))
+    lines = (Text(str(accident)) for accident in happened)
+    return Group(shown, *lines, Text(f"{left:.0f} s left, {failed} failed", style="red" if failed else "green"))
 
 
 def _line(load: _Load, rows: Sequence[_Measured], elapsed: float) -> str:
     parts = []
     for (version, postgres, use), own in groupby(rows, lambda row: row.source[:3]):
-        served = list(own)
-        nodes = ", ".join(f"{row.source.role} :{row.source.port} {row.rate:.0f}/s" for row in served)
-        parts.append(f"{version} on {postgres}, {use}: {nodes}, p99 {max(row.p99 for row in served) * 1000:.1f} ms")
+        served = [row for row in own if row.rate]
+        nodes = ", ".join(f"{row.source.role} :{row.source.port} {row.rate:.0f}/s" for row in served) or "none"
+        p99 = max((row.p99 for row in served), default=0.0)
+        parts.append(f"{version} on {postgres}, {use}: {nodes}, p99 {p99 * 1000:.1f} ms")
     return f"{elapsed:3.0f} s  {' | '.join(parts)} | {len(load.failures)} failed"
 
 
@@ -345,13 +456,32 @@ def _table(rows: Sequence[_Measured], heading: str, value: Callable[[_Measured],
     return shown
 
 
-def _print_summary(load: _Load) -> None:
+def _print_summary(load: _Load, accidents: Accidents, writes: _Writes) -> None:
     screen = console()
     rows = load.measure(load.seconds)
     screen.print()
     screen.print(_table(rows, "requests", lambda row: f"{row.requests:,}"))
+    for accident in accidents.happened:
+        screen.print(str(accident), soft_wrap=True)
+    if writes.gap is not None:
+        screen.print(
+            f"{accidents.version}'s writes waited {writes.gap:.2f} s for their new primary, "
+            f"{writes.gap_after_promotion:.2f} s of it after its promotion"
+        )
+    if load.in_flight:
+        screen.print(
+            f"{len(load.in_flight)} of {accidents.version}'s writes failed in flight on the killed primary, "
+            "as their callers were told"
+        )
+    failed_reads = sum(failure.use == "read" for failure in load.failures)
+    reads = sum(row.requests for row in rows if row.source.use == "read") + failed_reads
+    screen.print(
+        f"{writes.lost:,} of {len(load.written):,} acknowledged writes were lost, "
+        f"{failed_reads:,} of {reads:,} reads failed",
+        style="bold red" if writes.lost or failed_reads else "bold green",
+    )
     total, failed = sum(row.requests for row in rows), len(load.failures)
-    for failure, count in Counter(load.failures).most_common(5):
+    for failure, count in Counter(map(str, load.failures)).most_common(5):
         screen.print(f"- {count} times: {failure}", style="red", soft_wrap=True)
     screen.print(
         f"{total:,} requests served in {load.seconds:.1f} s ({total / load.seconds:,.0f}/s), {failed} failed",
@@ -379,13 +509,19 @@ def _print_kept(kept: _Kept) -> None:
     print(f"Stop them:  {kept.stop}")
 
 
-def _as_json(load: _Load, kept: _Kept | None) -> dict[str, Any]:
+def _as_json(load: _Load, accidents: Accidents, writes: _Writes, kept: _Kept | None) -> dict[str, Any]:
     rows = load.measure(load.seconds)
     return {
         "seconds": load.seconds,
         "requests": sum(row.requests for row in rows),
         "failed": len(load.failures),
-        "failures": dict(Counter(load.failures)),
+        "failures": dict(Counter(map(str, load.failures))),
+        "accidents": [accident._asdict() for accident in accidents.happened],
+        "writes_gap_seconds": writes.gap,
+        "writes_gap_after_promotion_seconds": writes.gap_after_promotion,
+        "writes_in_flight_failed": len(load.in_flight),
+        "writes_acknowledged": len(load.written),
+        "writes_lost": writes.lost,
         "served": [
             {
                 "version": row.source.version,

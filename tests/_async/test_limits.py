@@ -104,7 +104,7 @@ async def test_a_server_that_never_answers_costs_no_more_than_the_deadline(clust
         proxy.deaf()
         async with AsyncRouter(settings(primary=through(proxy, cluster.dsn()))) as router:
             started = time.monotonic()
-            with pytest.raises(NoPrimary, match="did not answer in time"):
+            with pytest.raises(NoPrimary, match="not looked at yet"):
                 async with router.connection(timeout=0.4):
                     pytest.fail("a deaf server gave a connection")
             assert 0.4 <= time.monotonic() - started < 1.5
@@ -164,7 +164,7 @@ async def test_a_replica_that_comes_back_is_used_again(cluster: PostgresCluster)
     with proxy:
         proxy.stop()
         options = settings(
-            primary=cluster.dsn(), replicas=[through(proxy, one.dsn()), two.dsn()], health={"retry": 0.05}
+            primary=cluster.dsn(), replicas=[through(proxy, one.dsn()), two.dsn()], health={"interval": 0.05}
         )
         async with AsyncRouter(options) as router:
 
@@ -275,7 +275,7 @@ async def test_pools_open_once_however_many_come_first(postgres: Postgres) -> No
 
 async def test_a_limit_of_the_servers_own_below_max_size_is_lived_with(cluster: PostgresCluster) -> None:
     role = new_name()
-    cluster.primary.execute(f"CREATE ROLE {role} LOGIN CONNECTION LIMIT 2")
+    cluster.primary.execute(f"CREATE ROLE {role} LOGIN CONNECTION LIMIT 3")
     async with AsyncRouter(settings(primary=cluster.dsn(user=role), pool={"max_size": 6, "timeout": 20})) as router:
 
         async def work() -> None:

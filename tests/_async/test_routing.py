@@ -143,7 +143,7 @@ async def test_no_version_without_a_default_is_an_error(cluster: PostgresCluster
 async def test_roles_are_discovered(cluster: PostgresCluster) -> None:
     nodes = [server.dsn() for server in reversed(cluster.servers)]
     async with AsyncRouter(settings(nodes=nodes)) as router:
-        assert "role unknown, not tried yet" in repr(router.explain())
+        assert "role unknown, not looked at yet" in repr(router.explain())
         async with router.connection() as connection:
             assert port(connection) == cluster.primary.port
 

@@ -105,7 +105,7 @@ def test_a_server_that_never_answers_costs_no_more_than_the_deadline(cluster: Po
         proxy.deaf()
         with Router(settings(primary=through(proxy, cluster.dsn()))) as router:
             started = time.monotonic()
-            with pytest.raises(NoPrimary, match="did not answer in time"):
+            with pytest.raises(NoPrimary, match="not looked at yet"):
                 with router.connection(timeout=0.4):
                     pytest.fail("a deaf server gave a connection")
             assert 0.4 <= time.monotonic() - started < 1.5
@@ -165,7 +165,7 @@ def test_a_replica_that_comes_back_is_used_again(cluster: PostgresCluster) -> No
     with proxy:
         proxy.stop()
         options = settings(
-            primary=cluster.dsn(), replicas=[through(proxy, one.dsn()), two.dsn()], health={"retry": 0.05}
+            primary=cluster.dsn(), replicas=[through(proxy, one.dsn()), two.dsn()], health={"interval": 0.05}
         )
         with Router(options) as router:
 
@@ -276,7 +276,7 @@ def test_pools_open_once_however_many_come_first(postgres: Postgres) -> None:
 
 def test_a_limit_of_the_servers_own_below_max_size_is_lived_with(cluster: PostgresCluster) -> None:
     role = new_name()
-    cluster.primary.execute(f"CREATE ROLE {role} LOGIN CONNECTION LIMIT 2")
+    cluster.primary.execute(f"CREATE ROLE {role} LOGIN CONNECTION LIMIT 3")
     with Router(settings(primary=cluster.dsn(user=role), pool={"max_size": 6, "timeout": 20})) as router:
 
         def work() -> None:

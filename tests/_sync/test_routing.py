@@ -144,7 +144,7 @@ def test_no_version_without_a_default_is_an_error(cluster: PostgresCluster) -> N
 def test_roles_are_discovered(cluster: PostgresCluster) -> None:
     nodes = [server.dsn() for server in reversed(cluster.servers)]
     with Router(settings(nodes=nodes)) as router:
-        assert "role unknown, not tried yet" in repr(router.explain())
+        assert "role unknown, not looked at yet" in repr(router.explain())
         with router.connection() as connection:
             assert port(connection) == cluster.primary.port
 
