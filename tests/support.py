@@ -67,6 +67,16 @@ def eventually(happened: Callable[[], T]) -> T:
     return value
 
 
+async def aoutside(function: Callable[..., T], *args: object) -> T:
+    """Call a function that blocks, while everything else goes on."""
+    return await asyncio.to_thread(function, *args)
+
+
+def outside(function: Callable[..., T], *args: object) -> T:
+    """Call a function that blocks, while everything else goes on."""
+    return function(*args)
+
+
 async def aall_of(*functions: Callable[[], Awaitable[T]]) -> list[T]:
     """Call functions at once: a task each."""
     return await asyncio.gather(*(function() for function in functions))

@@ -52,6 +52,7 @@ RENAMES = {
     # the same of the tests' support
     "aall_of": "all_of",
     "aeventually": "eventually",
+    "aoutside": "outside",
     "atogether": "together",
     # psycopg, psycopg_pool
     "AsyncConnection": "Connection",

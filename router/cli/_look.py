@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
-from queue import Empty, SimpleQueue
 from threading import Thread
-from time import monotonic
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import psycopg
@@ -40,35 +38,47 @@ class Look(Generic[T]):
     error: str = ""
 
 
-def look(
-    nodes: Mapping[Node, Cluster], ask: Callable[[psycopg.Connection[TupleRow]], T], *, timeout: float
-) -> dict[Node, Look[T]]:
-    """Connect to every node for reading, and ask each the same; none waits for another.
+class Looker(Generic[T]):
+    """Looks at nodes, each time over new connections.
 
-    Args:
-        nodes: The nodes, each with the cluster it serves.
-        ask: Asks one node, over a connection in autocommit.
-        timeout: The most to wait for them all, in seconds.
-
-    Returns:
-        What was seen of each node, in their order.
+    A node that never answers holds one thread and one connection, however often it is to be looked at.
     """
-    looks: SimpleQueue[tuple[Node, Look[T]]] = SimpleQueue()
 
-    def work(node: Node, cluster: Cluster) -> None:
-        looks.put((node, _look(node, cluster, ask)))
+    def __init__(self, nodes: Mapping[Node, Cluster], ask: Callable[[psycopg.Connection[TupleRow]], T]) -> None:
+        """Look at nobody yet.
 
-    for node, cluster in nodes.items():
+        Args:
+            nodes: The nodes, each with the cluster it serves.
+            ask: Asks one node, over a connection in autocommit.
+        """
+        self._nodes = nodes
+        self._ask = ask
+        self._late: dict[Node, Future[Look[T]]] = {}
+
+    def look(self, timeout: float) -> dict[Node, Look[T]]:
+        """Connect to every node for reading, and ask each the same; none waits for another.
+
+        Args:
+            timeout: The most to wait for them all, in seconds.
+
+        Returns:
+            What was seen of each node, in their order.
+        """
+        late = {node: look for node, look in self._late.items() if not look.done()}
+        looks = {node: self._start(node, cluster) for node, cluster in self._nodes.items() if node not in late}
+        done = wait(looks.values(), timeout).done
+        self._late = late | {node: look for node, look in looks.items() if look not in done}
+        silent = f"no answer within {timeout:g} s"
+        return {
+            node: Look(Failed(node, silent, answered=False)) if node in self._late else looks[node].result()
+            for node in self._nodes
+        }
+
+    def _start(self, node: Node, cluster: Cluster) -> Future[Look[T]]:
+        look: Future[Look[T]] = Future()
         # A server that hangs may never let go of its thread: it must not keep the process.
-        Thread(target=work, args=(node, cluster), daemon=True).start()
-    deadline = monotonic() + timeout
-    done: dict[Node, Look[T]] = {}
-    with suppress(Empty):
-        while len(done) < len(nodes):
-            node, found = looks.get(timeout=max(deadline - monotonic(), 0.0))
-            done[node] = found
-    silent = f"no answer within {timeout:g} s"
-    return {node: done.get(node) or Look(Failed(node, silent, answered=False)) for node in nodes}
+        Thread(target=lambda: look.set_result(_look(node, cluster, self._ask)), daemon=True).start()
+        return look
 
 
 def _look(node: Node, cluster: Cluster, ask: Callable[[psycopg.Connection[TupleRow]], T]) -> Look[T]:

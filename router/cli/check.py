@@ -12,7 +12,7 @@ from psycopg.rows import class_row
 
 from router import sql
 from router.cli._common import FAILED, AsJson, Config, console, load, print_json, table
-from router.cli._look import look
+from router.cli._look import Looker
 from router.health import Looked
 from router.topology import Role
 
@@ -33,14 +33,12 @@ class _Facts(NamedTuple):
         position_bytes: Where its WAL ends, or how far a replica has replayed it.
         paused: Whether a replica's replay is paused.
         receiver: The status of a replica's WAL receiver, as far as we may know it; ``None`` when none runs.
-        system: The cluster's identifier, the same on all its copies; ``None`` when we may not ask.
     """
 
     connections: int
     position_bytes: int | None
     paused: bool
     receiver: str | None
-    system: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +78,7 @@ def check(
     """  # noqa: D301
     topology = load(config).topology()
     nodes = {node: cluster for cluster in topology.versions.values() for node in cluster.nodes}
-    looks = look(nodes, _ask, timeout=timeout)
+    looks = Looker(nodes, _ask).look(timeout)
     may_open = {server: count * processes for server, count in _may_open(topology).items()}
     problems = [problem for cluster in topology.versions.values() for problem in _problems(cluster, looks)]
     problems += _too_many_connections(looks, may_open, processes)
@@ -95,11 +93,7 @@ def check(
 
 def _ask(connection: psycopg.Connection[TupleRow]) -> _Facts:
     (facts,) = connection.cursor(row_factory=class_row(_Facts)).execute(sql.SERVER_FACTS).fetchall()
-    try:
-        ((system,),) = connection.execute(sql.SYSTEM_IDENTIFIER).fetchall()
-    except psycopg.errors.InsufficientPrivilege:
-        return facts
-    return facts._replace(system=system)
+    return facts
 
 
 def _may_open(topology: Topology) -> dict[Server, int]:
@@ -141,9 +135,9 @@ def _problems(cluster: Cluster, looks: Mapping[Node, Look[_Facts]]) -> Iterator[
             )
         else:
             yield f"{cluster.name}: no node is a primary that answers: promote a replica, or add the primary to `nodes`"
-    facts = [(node, answer) for node in cluster.nodes if (answer := looks[node].answer) and answer.system]
-    if len({answer.system for _, answer in facts}) > 1:
-        listing = ", ".join(f"{node} ({answer.system})" for node, answer in facts)
+    systems = {node: seen.system for node in cluster.nodes if isinstance(seen := looks[node].seen, Looked) and seen.system}
+    if len({*systems.values()}) > 1:
+        listing = ", ".join(f"{node} ({system})" for node, system in systems.items())
         yield f"{cluster.name}: its nodes are no copies of one another, by their system identifiers: {listing}"
 
 

@@ -8,7 +8,7 @@ import typer
 
 from router.choose import Request, choose
 from router.cli._common import FAILED, AsJson, Config, ReadOnly, Version, load, print_json
-from router.cli._look import look
+from router.cli._look import Looker
 from router.health import observe, role_of, state_of
 from router.resolve import resolve
 
@@ -42,7 +42,7 @@ def explain(
     health: Health = {}
     if not offline:
         nodes = dict.fromkeys(target.cluster.nodes, target.cluster)
-        for found in look(nodes, lambda _: None, timeout=timeout).values():
+        for found in Looker(nodes, lambda _: None).look(timeout).values():
             health = observe(health, found.seen, now=0.0, jitter=0.0, policy=topology.health)
     route = choose(target, health, Request(read_only), now=0.0, turn=0.0)
     if as_json:

@@ -1,0 +1,375 @@
+"""Servers die, freeze, are promoted and come back under load; what the callers see of it."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import psycopg
+import pytest
+
+from router import AsyncRouter, NoPrimary, NoReplica, Role, Unavailable
+from router._runtime import asleep
+from tests.support import aall_of, aeventually, aoutside, port, run, settings
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from router.testing import PostgresCluster, PostgresServer
+    from router.testing._plugin import MakeCluster
+
+WRITERS = 8
+READERS = 16
+FAST = 0.25
+"""Seconds that no read may take that starts once the death of a server is known."""
+
+
+@dataclass
+class Load:
+    """Writers and readers of one router, until told to stop; what each request saw."""
+
+    router: AsyncRouter
+    table: str
+    over: bool = False
+    written: list[tuple[float, int, str]] = field(default_factory=list)  # when, where, what
+    failed_writes: list[tuple[str, psycopg.Error, bool]] = field(default_factory=list)  # what, how, inside the block
+    reads: list[tuple[float, float, int]] = field(default_factory=list)  # begun, seconds, where
+    failed_reads: list[tuple[int | None, psycopg.Error]] = field(default_factory=list)
+    executed: list[tuple[float, float, int]] = field(default_factory=list)
+    failed_executes: list[psycopg.Error] = field(default_factory=list)
+
+    async def write(self, name: str) -> None:
+        number = 0
+        while not self.over:
+            number += 1
+            what, inside, where = f"{name}:{number}", False, 0
+            try:
+                async with self.router.connection(timeout=20) as connection:
+                    inside, where = True, port(connection)
+                    await connection.execute(f"INSERT INTO {self.table} VALUES (%s)", [what])
+                self.written.append((time.monotonic(), where, what))
+            except psycopg.Error as error:
+                self.failed_writes.append((name, error, inside))
+            await asleep(0.002)
+
+    async def read(self) -> None:
+        while not self.over:
+            begun, where = time.monotonic(), None
+            try:
+                async with self.router.connection(read_only=True, timeout=20) as connection:
+                    where = port(connection)
+                    await connection.execute(f"SELECT count(*) FROM (SELECT FROM {self.table} LIMIT 10) AS first")
+                self.reads.append((begun, time.monotonic() - begun, where))
+            except psycopg.Error as error:
+                self.failed_reads.append((where, error))
+            await asleep(0.002)
+
+    async def execute(self) -> None:
+        while not self.over:
+            begun = time.monotonic()
+            try:
+                result = await self.router.execute("SELECT current_setting('port')::int")
+                self.executed.append((begun, time.monotonic() - begun, result.value))
+            except psycopg.Error as error:
+                self.failed_executes.append(error)
+            await asleep(0.002)
+
+    async def during(
+        self, accidents: Callable[[], Awaitable[None]], *, writers: int, readers: int, executes: int
+    ) -> None:
+        """Run it while the accidents happen."""
+
+        async def happen() -> None:
+            try:
+                await accidents()
+            finally:
+                self.over = True
+
+        def writer(number: int) -> Callable[[], Awaitable[None]]:
+            return lambda: self.write(f"w{number}")
+
+        await aall_of(
+            happen,
+            *[writer(number) for number in range(writers)],
+            *[self.read] * readers,
+            *[self.execute] * executes,
+        )
+
+
+def make_load(cluster: PostgresCluster, router: AsyncRouter) -> Load:
+    table = "seen"
+    run(cluster.dsn(), f"CREATE TABLE {table} (what text PRIMARY KEY)")
+    cluster.wait_replayed()
+    return Load(router, table)
+
+
+def most_advanced(cluster: PostgresCluster) -> PostgresServer:
+    return max(
+        (standby for standby in cluster.standbys if standby.running),
+        key=lambda standby: standby.execute("SELECT pg_last_wal_receive_lsn() - '0/0'")[0][0],
+    )
+
+
+def promote(server: PostgresServer) -> float:
+    """Promote a standby; when it began to accept writes, as a connection of its own saw it."""
+    with psycopg.connect(server.dsn(), autocommit=True) as connection, ThreadPoolExecutor(1) as executor:
+        promoted = executor.submit(server.promote)
+        while connection.execute("SELECT pg_is_in_recovery()").fetchone() != (False,):
+            pass
+        accepts = time.monotonic()
+        promoted.result()
+    return accepts
+
+
+async def some_time(seconds: float) -> None:
+    """Let the load go on: there is nothing to wait for but what it does meanwhile."""
+    await asleep(seconds)
+
+
+@pytest.mark.parametrize("hints", [False, True])
+async def test_a_failover_is_a_pause_for_writers_and_nothing_for_readers(
+    make_postgres_cluster: MakeCluster, hints: bool
+) -> None:
+    cluster = make_postgres_cluster(version=18, standbys=2, synchronous=True)
+    old = cluster.primary
+    nodes = cluster.version_settings() if hints else {"nodes": [server.dsn() for server in cluster.servers]}
+    accepts: list[float] = []
+    async with AsyncRouter(settings(**nodes)) as router:
+        load = make_load(cluster, router)
+
+        async def accidents() -> None:
+            await some_time(1.0)
+            await aoutside(old.kill)
+            await some_time(0.3)
+            accepts.append(await aoutside(promote, await aoutside(most_advanced, cluster)))
+            new = cluster.primary.port
+
+            async def resumed() -> bool:
+                return any(where == new for _, where, _ in load.written)
+
+            await aeventually(resumed)
+            await some_time(1.0)
+
+        await load.during(accidents, writers=WRITERS, readers=READERS, executes=0)
+        new = cluster.primary.port
+        first = min(when for when, where, _ in load.written if where == new)
+        assert first - accepts[0] <= 0.5
+        assert load.failed_reads == []
+        assert len(load.reads) > 1000
+        # Each writer had one transaction open at most; whoever was about to begin one waited.
+        assert all(inside for _, _, inside in load.failed_writes), load.failed_writes
+        assert all(isinstance(error, psycopg.OperationalError) for _, error, _ in load.failed_writes)
+        assert len({name for name, _, _ in load.failed_writes}) == len(load.failed_writes)
+        kept = {what for (what,) in run(cluster.dsn(), "SELECT what FROM seen")}
+        assert {what for _, _, what in load.written} <= kept
+        roles = {node.node.server.port: (node.role, node.state) for node in router.stats().versions[0].nodes}
+        assert roles[new] == (Role.PRIMARY, "up")
+        assert roles[old.port][1] == "down"
+
+
+async def test_an_old_primary_that_comes_back_is_fenced(make_postgres_cluster: MakeCluster) -> None:
+    cluster = make_postgres_cluster(version=18, standbys=2)
+    old, new, _ = cluster.servers
+    told: list[str] = []
+    router = AsyncRouter(settings(**cluster.version_settings()), observers=[lambda event: told.append(str(event))])
+    async with router:
+        load = make_load(cluster, router)
+        before: list[list[tuple[str, ...]]] = []
+
+        async def accidents() -> None:
+            await some_time(0.5)
+            await aoutside(old.kill)
+            await aoutside(promote, new)
+            await aoutside(old.start)  # and it believes to be the primary, as ever
+            before.append(await aoutside(run, old.dsn(), "SELECT what FROM seen ORDER BY what"))
+
+            async def fenced() -> bool:
+                return any("fenced" in line for line in told)
+
+            await aeventually(fenced)
+            await some_time(1.0)
+            await aoutside(new.kill)  # now it is the only one that says so
+            await some_time(1.5)
+            await aoutside(new.start)
+            back = time.monotonic()
+
+            async def resumed() -> bool:
+                return load.written[-1][0] > back
+
+            await aeventually(resumed)
+
+        await load.during(accidents, writers=4, readers=4, executes=0)
+        assert run(old.dsn(), "SELECT what FROM seen ORDER BY what") == before[0]
+        assert len(before[0]) > 100
+        assert {where for _, where, _ in load.written} == {old.port, new.port}
+        assert {where for where, _ in load.failed_reads} == set()
+        old_reads = [begun for begun, _, where in load.reads if where == old.port]
+        assert old_reads == []
+        assert f"v1: the primary is {new.host}:{new.port} now" in "\n".join(told)
+
+
+async def test_a_frozen_replica_is_left_and_used_again(make_postgres_cluster: MakeCluster) -> None:
+    cluster = make_postgres_cluster(version=18, standbys=2)
+    frozen = cluster.standbys[0]
+    down: list[float] = []
+    thawed: list[float] = []
+    options = settings(**cluster.version_settings(), pool={"max_size": 8})
+
+    def observe(event: object) -> None:
+        if f"{frozen.host}:{frozen.port} is down" in str(event):
+            down.append(time.monotonic())
+
+    async with AsyncRouter(options, observers=[observe]) as router:
+        load = make_load(cluster, router)
+
+        async def accidents() -> None:
+            await some_time(1.0)
+            began = time.monotonic()
+            await aoutside(frozen.freeze)
+            await some_time(6.0 - (time.monotonic() - began))
+            thawed.append(time.monotonic())
+            await aoutside(frozen.thaw)
+
+            async def used() -> bool:
+                return any(where == frozen.port for begun, _, where in load.reads[-200:] if begun > thawed[0])
+
+            await aeventually(used)
+
+        await load.during(accidents, writers=1, readers=8, executes=8)
+        [found, *_] = down
+        assert load.failed_reads == []
+        assert load.failed_executes == []
+        later = [seconds for begun, seconds, where in (*load.reads, *load.executed) if found < begun < thawed[0]]
+        assert len(later) > 100
+        assert max(later) < FAST
+        # A statement of its own did not wait for the thaw.
+        assert max(seconds for _, seconds, _ in load.executed) < 3.0
+        again = min(begun for begun, _, where in load.reads if where == frozen.port and begun > thawed[0])
+        assert again - thawed[0] < 3.0
+
+
+async def test_a_killed_replica_costs_only_the_blocks_that_were_on_it(make_postgres_cluster: MakeCluster) -> None:
+    cluster = make_postgres_cluster(version=18, standbys=2)
+    victim = cluster.standbys[0]
+    async with AsyncRouter(settings(**cluster.version_settings())) as router:
+        load = make_load(cluster, router)
+        killed: list[float] = []
+
+        async def accidents() -> None:
+            await some_time(1.0)
+            killed.append(time.monotonic())
+            await aoutside(victim.kill)
+            await some_time(1.5)
+            await aoutside(victim.start)
+
+            async def used() -> bool:
+                return any(where == victim.port for begun, _, where in load.reads[-200:] if begun > killed[0] + 1.0)
+
+            await aeventually(used)
+
+        await load.during(accidents, writers=1, readers=8, executes=8)
+        assert load.failed_executes == []
+        assert all(where == victim.port for where, _ in load.failed_reads)
+        assert all(isinstance(error, psycopg.OperationalError) for _, error in load.failed_reads)
+        assert len(load.failed_reads) <= 8
+        assert load.failed_writes == []
+
+
+async def test_everything_is_down_for_ten_seconds_and_comes_back(make_postgres_cluster: MakeCluster) -> None:
+    cluster = make_postgres_cluster(version=18, standbys=1)
+    async with AsyncRouter(settings(**cluster.version_settings())) as router:
+        load = make_load(cluster, router)
+
+        async def accidents() -> None:
+            await some_time(0.5)
+            for server in cluster.servers:
+                await aoutside(server.kill)
+            await some_time(10.0)
+            for server in cluster.servers:
+                await aoutside(server.start)
+            back = time.monotonic()
+
+            async def served() -> bool:
+                return load.written[-1][0] > back and load.reads[-1][0] + load.reads[-1][1] > back
+
+            await aeventually(served)
+
+        await load.during(accidents, writers=4, readers=4, executes=4)
+        # Those that had to wait for it waited: only what was in flight failed.
+        assert not [error for _, error, _ in load.failed_writes if isinstance(error, (NoPrimary, NoReplica))]
+        assert len(load.failed_writes) <= 4
+        assert len(load.failed_reads) <= 4
+
+
+async def test_a_replica_behind_its_limit_stays_stale_when_the_primary_stops(
+    make_postgres_cluster: MakeCluster,
+) -> None:
+    cluster = make_postgres_cluster(version=18, standbys=1)
+    [standby] = cluster.standbys
+    options = settings(
+        **cluster.version_settings(), read={"max_lag_bytes": 1000, "fallback": "wait"}, health={"interval": 0.1}
+    )
+    async with AsyncRouter(options) as router:
+        async with router.connection(read_only=True) as connection:
+            assert port(connection) == standby.port
+        await aoutside(standby.pause_replay)
+        run(cluster.dsn(), "CREATE TABLE more AS SELECT generate_series(1, 10000)")
+
+        async def stale() -> bool:
+            return "stale" in repr(router.explain(read_only=True))
+
+        await aeventually(stale)
+        await aoutside(cluster.primary.kill)
+
+        async def down() -> bool:
+            return router.stats().versions[0].nodes[0].state == "down"
+
+        await aeventually(down)
+        for _ in range(5):
+            with pytest.raises(NoReplica, match="stale"):
+                async with router.connection(read_only=True, timeout=0.3):
+                    pytest.fail("a stale replica served")
+        await aoutside(cluster.primary.start)
+        await aoutside(standby.resume_replay)
+        async with router.connection(read_only=True, timeout=20) as connection:
+            assert port(connection) == standby.port
+
+
+async def test_a_query_on_a_server_that_has_been_silent_for_long_is_cut(make_postgres_cluster: MakeCluster) -> None:
+    cluster = make_postgres_cluster(version=18, standbys=1)
+    [standby] = cluster.standbys
+    options = settings(**cluster.version_settings(), health={"interval": 0.1, "timeout": 0.3, "cut_after": 1.0})
+    async with AsyncRouter(options) as router:
+        with pytest.raises(psycopg.OperationalError) as raised:
+            async with router.connection(read_only=True) as connection:
+                assert port(connection) == standby.port
+                await aoutside(standby.freeze)
+                begun = time.monotonic()
+                try:
+                    await connection.execute("SELECT 1")
+                finally:
+                    seconds = time.monotonic() - begun
+        assert not isinstance(raised.value, Unavailable)
+        assert 0.9 < seconds < 3.0
+        await aoutside(standby.thaw)
+
+
+async def test_the_old_primary_serves_reads_once_it_has_rejoined(make_postgres_cluster: MakeCluster) -> None:
+    cluster = make_postgres_cluster(version=18, standbys=1)
+    old, new = cluster.servers
+    async with AsyncRouter(settings(**cluster.version_settings())) as router:
+        async with router.connection() as connection:
+            assert port(connection) == old.port
+        await aoutside(old.kill)
+        await aoutside(promote, new)
+        async with router.connection(timeout=20) as connection:
+            assert port(connection) == new.port
+        await aoutside(old.rejoin, new)
+
+        async def reads() -> bool:
+            async with router.connection(read_only=True) as connection:
+                return port(connection) == old.port
+
+        await aeventually(reads)
