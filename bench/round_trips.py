@@ -47,7 +47,10 @@ def measure() -> Iterator[Figure]:
             return server.dsn(port=proxies[-1].port)
 
         primary, *replicas = map(through_proxy, cluster.servers)
-        settings = RouterSettings(versions={"v1": {"primary": primary, "replicas": replicas}})
+        settings = RouterSettings(
+            versions={"v1": {"primary": primary, "replicas": replicas}},
+            health={"interval": 3600},  # looks are round trips, too, through the same proxies
+        )
         router = stack.enter_context(Router(settings))
         pool = stack.enter_context(ConnectionPool(primary, min_size=1, open=True))
 

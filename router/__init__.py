@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     )
     from router.measures import NodeStats, PoolStats, Stats, VersionStats
     from router.result import Result
-    from router.session import Session
+    from router.sessions import Session
     from router.settings import RouterSettings
     from router.topology import Node, Role, Server
 
@@ -84,7 +84,7 @@ _HOMES = (
     "choose",
     "measures",
     "result",
-    "session",
+    "sessions",
     "settings",
     "_sync.router",
     "_async.router",

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from router.events import Observer
     from router.measures import Stats
     from router.result import Result
-    from router.session import Session
+    from router.sessions import Session
     from router.settings import RouterSettings
 
 T = TypeVar("T")

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from itertools import accumulate, groupby
 from math import gcd, lcm
+from operator import itemgetter
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from router.health import UNKNOWN, fenced, lag_of, primary_of, role_of, state_of
+from router.health import UNKNOWN, fenced, lag_of, primary_of, role_of, same_system, state_of
 from router.topology import Role
 
 if TYPE_CHECKING:
@@ -136,27 +137,32 @@ def choose(
     Returns:
         The route.
     """
-    found = standings(target.cluster, health, request, now=now)
-    tiers = {node: standing.tier for node, standing in found.items() if standing.tier is not None}
-    ranks = {node: (tier, found[node].ask, load(node) / node.weight) for node, tier in tiers.items()}
-    order: list[Node] = []
-    for _, tied in groupby(sorted(ranks, key=ranks.__getitem__), key=ranks.__getitem__):
+    found = _standings(target.cluster, health, request, now=now)
+    ranks = sorted(
+        (standing.tier, standing.ask, load(node) / node.weight, place)
+        for place, (node, standing) in enumerate(found)
+        if standing.tier is not None
+    )
+    order: list[int] = []
+    for _, tied in groupby(ranks, key=itemgetter(0, 1, 2)):
         # Drawn among the tied alone: a node left out or of another tier would pass its share on to its neighbour.
-        nodes = list(tied)
-        start = draw(cumulate([node.weight for node in nodes]), turn)
-        order += nodes[start:] + nodes[:start]
-    order.sort(key=lambda node: (ranks[node][:2], node != prefer))
-    ready = sum(tier not in _NOT_NOW for tier in tiers.values())
+        places = [rank[3] for rank in tied]
+        start = draw(cumulate([found[place][0].weight for place in places]), turn) if len(places) > 1 else 0
+        order += places[start:] + places[:start]
+    ready = sum(rank[0] not in _NOT_NOW for rank in ranks)
+    best = sum(rank[:2] == ranks[0][:2] for rank in ranks) if ready else 0
+    if prefer is not None:
+        order[:best] = sorted(order[:best], key=lambda place: found[place][0] != prefer)
     return Route(
         target,
         request.read_only,
-        tuple(order),
-        best=sum(ranks[node][:2] == ranks[order[0]][:2] for node in order) if ready else 0,
+        tuple(found[place][0] for place in order),
+        best=best,
         ready=ready,
-        ask=frozenset(node for node, standing in found.items() if standing.ask),
+        ask=frozenset(node for node, standing in found if standing.ask),
         pending=_pending(target.cluster, health, found, request),
-        notes=MappingProxyType({node: found[node].note for node in order}),
-        refused=MappingProxyType({node: standing.note for node, standing in found.items() if standing.tier is None}),
+        notes=MappingProxyType({found[place][0]: found[place][1].note for place in order}),
+        refused=MappingProxyType({node: standing.note for node, standing in found if standing.tier is None}),
     )
 
 
@@ -172,29 +178,32 @@ def standings(cluster: Cluster, health: Health, request: Request, *, now: float)
     Returns:
         The standings, in the order of the nodes; equal as long as nothing changed that matters.
     """
-    out = fenced(health, cluster)
-    primary = primary_of(health, cluster) if request.read_only else None
-    found = {}
+    return dict(_standings(cluster, health, request, now=now))
+
+
+def _standings(cluster: Cluster, health: Health, request: Request, *, now: float) -> list[tuple[Node, Standing]]:
+    out, policy = fenced(health, cluster), cluster.read
+    limited = request.read_only and _limits(policy, request.max_lag) != (None, None)
+    primary = primary_of(health, cluster) if limited else None
+    found = []
     for node in cluster.nodes:
         state, role = state_of(health, node), role_of(health, node)
-        name = role or "role unknown"
         seen = None if state.up is None else role  # until somebody has looked, the role is what the settings say
         if reason := out.get(node) or objection(cluster, seen, read_only=request.read_only):
-            found[node] = Standing(None, note=reason)
-        elif state.up is False:
-            tier = Tier.DOWN if health.get(node.server, UNKNOWN).up is False else Tier.REFUSED
-            found[node] = Standing(
-                tier, note=f"{name}, {'down' if tier is Tier.DOWN else 'login refused'}: {state.reason}"
-            )
+            standing = Standing(None, note=reason)
         elif state.up is None:
-            found[node] = Standing(Tier.UNSEEN, note=f"{name}, not looked at yet")
-        elif request.read_only:
-            lag = lag_of(health, node, primary, now=now)
-            found[node] = _to_read(
-                cluster.read, state, lag, request, banned=node == request.avoid or now < state.banned_until
-            )
+            standing = Standing(Tier.UNSEEN, note=f"{role or 'role unknown'}, not looked at yet")
+        elif not state.up:
+            is_down = health.get(node.server, UNKNOWN).up is False
+            tier, wrong = (Tier.DOWN, "down") if is_down else (Tier.REFUSED, "login refused")
+            standing = Standing(tier, note=f"{role or 'role unknown'}, {wrong}: {state.reason}")
+        elif not request.read_only:
+            standing = Standing(Tier.BEST, note=f"{role}, up")
         else:
-            found[node] = Standing(Tier.BEST, note=f"{name}, up")
+            lag = lag_of(health, node, primary, now=now) if limited else None
+            banned = now < state.banned_until or node == request.avoid
+            standing = _to_read(policy, state, lag, request, banned=banned)
+        found.append((node, standing))
     return found
 
 
@@ -222,8 +231,12 @@ def _to_read(policy: ReadPolicy, state: State, lag: Lag | None, request: Request
     ask = False
     note = f"{state.role}, up"
     if after is not None:
-        foreign = bool(after.system and state.system) and after.system != state.system
-        if foreign or (state.timeline < after.timeline if is_primary else 0 < after.timeline < state.timeline):
+        # A primary has what was written on earlier timelines, as far as it survived. A replica on a later one may have
+        # left the token's before or after that position: nobody can tell.
+        elsewhere = state.timeline < after.timeline if is_primary else state.timeline > after.timeline
+        if not same_system(after.system, state.system):
+            return Standing(None, note="is of another system than what is to be seen")
+        if elsewhere:
             return Standing(None, note=f"is on timeline {state.timeline}, what is to be seen on {after.timeline}")
         ask = not is_primary and not (state.timeline == after.timeline and state.position >= after.lsn)
     if is_primary:
@@ -250,14 +263,16 @@ def fresh(policy: ReadPolicy, lag: Lag | None, max_lag: float | None = None) -> 
     Returns:
         Whether it is.
     """
-    seconds = policy.max_lag if max_lag is None else max_lag
-    if seconds is None and policy.max_lag_bytes is None:
-        return True
-    if lag is None:
-        return False
-    in_time = seconds is None or (lag.seconds is not None and lag.seconds <= seconds)
-    in_bytes = policy.max_lag_bytes is None or (lag.bytes is not None and lag.bytes <= policy.max_lag_bytes)
-    return in_time and in_bytes
+    known = (None, None) if lag is None else (lag.seconds, lag.bytes)
+    limits = _limits(policy, max_lag)
+    return all(
+        limit is None or (is_now is not None and is_now <= limit) for limit, is_now in zip(limits, known, strict=True)
+    )
+
+
+def _limits(policy: ReadPolicy, max_lag: float | None) -> tuple[float | None, int | None]:
+    """The most seconds and the most bytes that a replica may be behind."""
+    return policy.max_lag if max_lag is None else max_lag, policy.max_lag_bytes
 
 
 def _shown(lag: Lag | None) -> str:
@@ -268,15 +283,22 @@ def _shown(lag: Lag | None) -> str:
     return f"{' and '.join(filter(None, (seconds, size))) or 'how far is not known'} behind"
 
 
-def _pending(cluster: Cluster, health: Health, found: Mapping[Node, Standing], request: Request) -> bool:
+def _pending(cluster: Cluster, health: Health, found: Sequence[tuple[Node, Standing]], request: Request) -> bool:
     """Whether waiting makes sense: not where nothing is missing but a login that the server refuses."""
-    tiers = {standing.tier for standing in found.values()}
+    tiers = {standing.tier for _, standing in found}
     if Tier.UNSEEN in tiers:
         return True
     if request.read_only and cluster.read.fallback == "error":
         return False
-    away = any(state_of(health, node).up is not True and node not in health for node in cluster.nodes)
-    return away or Tier.REFUSED not in tiers
+    return Tier.REFUSED not in tiers or any(
+        health.get(node.server, UNKNOWN).up is not True or (request.read_only and _may_catch_up(health, node, standing))
+        for node, standing in found
+        if node not in health
+    )
+
+
+def _may_catch_up(health: Health, node: Node, standing: Standing) -> bool:
+    return standing.tier is None and role_of(health, node) is Role.REPLICA
 
 
 def cumulate(weights: Sequence[float]) -> tuple[float, ...]:

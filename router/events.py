@@ -243,7 +243,8 @@ def changes(before: Health, after: Health, clusters: Iterable[Cluster], *, now: 
     for cluster in clusters:
         known_out = fenced(before, cluster)
         for node, reason in fenced(after, cluster).items():
-            if node not in known_out:
+            # One that is down says nothing: it is told of when it comes back and still believes that it is primary.
+            if after[node.server].up and not (node in known_out and before[node.server].up):
                 yield Fenced(cluster.name, node, reason)
 
 

@@ -7,10 +7,11 @@ database): such a node is out of use although its server is fine.
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeAlias
 
+from router.consistency import settled
 from router.topology import Role
 
 if TYPE_CHECKING:
@@ -190,18 +191,20 @@ def observe(health: Health, seen: Seen, *, now: float, jitter: float, policy: He
             health = {**health, seen.node.server: replace(server, up=None, reason="", since=now, heard_at=now)}
         return {**health, key: state}
     known = {key: state for key, state in health.items() if key != seen.node}
-    return known if isinstance(seen, Connected) else {**known, seen.node.server: _looked(server, seen, now, policy)}
+    if isinstance(seen, Connected) or now - seen.latency < server.position_at:  # a look that a later one has overtaken
+        return known
+    return {**known, seen.node.server: _looked(server, seen, now, policy)}
 
 
 def _looked(known: State, seen: Looked, now: float, policy: HealthPolicy) -> State:
-    is_primary = seen.role is Role.PRIMARY
+    is_primary, asked_at = seen.role is Role.PRIMARY, now - seen.latency
     went_on = is_primary and known.up is True and known.role is Role.PRIMARY
     steady = known.up is True and now - known.since >= policy.ban_max
-    if is_primary and known.timeline == seen.timeline:
-        trail = known.trail[:-1] if known.trail and known.trail[-1][1] == seen.position else known.trail
-        trail = (*trail[1 - TRAIL :], (now, seen.position))
-    else:
-        trail = ((now, seen.position),) if is_primary else ()
+    position = settled(seen.position) if is_primary else seen.position
+    trail = known.trail if (known.system, known.timeline) == (seen.system, seen.timeline) else ()
+    # One moment a position, the last: nobody wrote until then. It may also have gone back: a crash loses what had not
+    # been flushed.
+    trail = trail[: bisect_left(trail, position, key=_position)][1 - TRAIL :]
     return State(
         up=True,
         role=seen.role,
@@ -214,12 +217,16 @@ def _looked(known: State, seen: Looked, now: float, policy: HealthPolicy) -> Sta
         primary_since=known.primary_since if went_on else now,
         heard_at=now,
         known_until=now + 2.0 * policy.interval + policy.timeout,
-        position=seen.position,
-        position_at=now - seen.latency,
-        trail=trail,
+        position=position,
+        position_at=asked_at,
+        trail=(*trail, (asked_at, position)) if is_primary else (),
         replay_age=seen.replay_age,
         latency=seen.latency,
     )
+
+
+def _position(moment: tuple[float, int]) -> int:
+    return moment[1]
 
 
 def _failed(known: State, seen: Failed, *, now: float, jitter: float, policy: HealthPolicy) -> State:
@@ -255,22 +262,39 @@ def fenced(health: Health, cluster: Cluster) -> Mapping[Node, str]:
     """
     states = [(node, health.get(node.server, UNKNOWN)) for node in cluster.nodes]
     reasons: dict[Node, str] = {}
-    for place, (node, state) in enumerate(states):
+    heirs = []
+    for node, state in states:
         if state.role is not Role.PRIMARY:
             continue
-        for other_place, (other, rival) in enumerate(states):
-            same = not (state.system and rival.system) or state.system == rival.system
-            if same and rival.timeline > state.timeline:
+        for other, rival in states:
+            if rival.timeline > state.timeline > 0 and same_system(rival.system, state.system):
                 reasons[node] = (
                     f"fenced: it is a primary on timeline {state.timeline}, "
                     f"and {other.server} is on the later {rival.timeline}"
                 )
                 break
-            incumbent = (rival.primary_since, other_place) < (state.primary_since, place)
-            if rival.up and rival.role is Role.PRIMARY and incumbent and (not same or rival.timeline == state.timeline):
-                reasons[node] = f"fenced: it is a primary, and so is {other.server}, which was seen first"
-                break
+        else:
+            if state.up:
+                heirs.append((state.primary_since, node))
+    if len(heirs) > 1:
+        _, first = min(heirs, key=lambda heir: heir[0])
+        for _, node in heirs:
+            if node is not first:
+                reasons[node] = f"fenced: it is a primary, and so is {first.server}, which was seen first"
     return reasons
+
+
+def same_system(one: int, other: int) -> bool:
+    """Tell whether two system identifiers may be of one cluster: one that is not known yet is not another one.
+
+    Args:
+        one: A system identifier; 0 while unknown.
+        other: Another.
+
+    Returns:
+        Whether they may.
+    """
+    return one == other or not (one and other)
 
 
 def primary_of(health: Health, cluster: Cluster) -> Node | None:
@@ -307,17 +331,20 @@ def lag_of(health: Health, node: Node, primary: Node | None, *, now: float) -> L
     own = health.get(node.server, UNKNOWN)
     source = UNKNOWN if primary is None else health.get(primary.server, UNKNOWN)
     diverged = own.timeline and source.timeline and own.timeline != source.timeline
+    diverged = diverged or not same_system(own.system, source.system)
     if not own.position or now > own.known_until or not source.trail or diverged:
         return None
     current = source.up is True and now <= source.known_until
     latest_at, latest = source.trail[-1]
     if own.position >= latest:
         return Lag(0 if current else None, 0.0 if current else now - latest_at)
-    reached = bisect_right(source.trail, own.position, key=lambda moment: moment[1])
+    reached = bisect_right(source.trail, own.position, key=_position)
     ages = [] if own.replay_age is None else [own.replay_age]
     if reached:
-        ages.append(max(own.position_at - source.trail[reached - 1][0], 0.0))
-    return Lag(latest - own.position if current else None, min(ages, default=None))
+        ages.append(own.position_at - source.trail[reached - 1][0])
+    # The primary was further by then, whatever the servers' clocks say.
+    least = max(own.position_at - source.trail[reached][0], 0.0)
+    return Lag(latest - own.position if current else None, max(min(ages), least) if ages else None)
 
 
 # libpq puts "SEVERITY:  ", two spaces, before what a server said, in any language, and never before its own words.

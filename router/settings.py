@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass, replace
 from difflib import get_close_matches
 from functools import cache
 from inspect import getdoc
@@ -243,6 +243,10 @@ class NodeSettings(_Table):
         default=None, description="The password; stronger than one in `dsn`. Without any, libpq looks for one."
     )
     password_file: Path | None = Field(default=None, description=_about(Node).get("password_file"))
+    pooler: bool = Field(
+        default=False,
+        description="Whether a pooler such as PgBouncer stands there: the servers behind it may differ by database.",
+    )
 
     _as_string = "a connection string"
 
@@ -277,7 +281,9 @@ class NodeSettings(_Table):
             values["password"] = self.password.get_secret_value()
         secrets = Secrets(tuple(sorted(values.items())))
         for server, params in self.dsn.nodes:
-            yield Node(server, params, role, self.weight, secrets, self.password_file)
+            named = dict(params)
+            database = (named.get("dbname") or named.get("user", "")) if self.pooler else ""
+            yield Node(replace(server, database=database), params, role, self.weight, secrets, self.password_file)
 
 
 def _one_host(node: NodeSettings) -> NodeSettings:

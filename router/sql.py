@@ -49,5 +49,15 @@ SELECT
     CASE WHEN pg_is_in_recovery() THEN pg_is_wal_replay_paused() ELSE false END AS paused,
     (SELECT coalesce(status, 'running') FROM pg_stat_wal_receiver) AS receiver
 """
-# Tells the copies of one cluster from those of another; some hosted servers do not let everybody ask.
-SYSTEM_IDENTIFIER = "SELECT system_identifier FROM pg_control_system()"
+
+# What `router status` counts: the sessions of a node's user in its database, the one that asks left out. What they do
+# is shown to their own user without any privilege; of other users' sessions it might see no more than that they exist.
+ACTIVITY = """
+SELECT
+    count(*) FILTER (WHERE state <> 'idle') AS in_use,
+    count(*) FILTER (WHERE state = 'idle') AS idle,
+    count(*) FILTER (WHERE wait_event_type = 'Lock') AS waiting
+FROM pg_stat_activity
+WHERE datname = current_database() AND usename = session_user AND backend_type = 'client backend'
+    AND pid <> pg_backend_pid()
+"""

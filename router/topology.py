@@ -5,7 +5,7 @@ Nothing here does I/O or reads a clock. Settings make a :class:`Topology`; every
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
@@ -28,13 +28,21 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, slots=True, order=True)
 class Server:
-    """One PostgreSQL process, the unit of health: a host (or a socket's directory) and a port."""
+    """One PostgreSQL process, the unit of health.
+
+    Attributes:
+        host: Its host, or a socket's directory.
+        port: Its port.
+        database: Behind a pooler, the database: others there may be those of other servers. Else empty.
+    """
 
     host: str
     port: int
+    database: str = ""
 
     def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        where = f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return f"{where}/{self.database}" if self.database else where
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +83,8 @@ class Node:
     def __str__(self) -> str:
         params = dict(self.params)
         user, dbname = params.get("user", ""), params.get("dbname", "")
-        return f"{user + '@' if user else ''}{self.server}{'/' + dbname if dbname else ''}"
+        server = replace(self.server, database="")
+        return f"{user + '@' if user else ''}{server}{'/' + dbname if dbname else ''}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ import router
 
 # From the bottom up: a module imports only from those listed before it. A package counts as one, its insides free.
 CORE = ["topology", "errors", "consistency", "resolve", "health", "choose", "events", "measures", "result", "sql"]
-BELOW_THE_SHELL = [*CORE, "dsn", "_sources", "settings", "session", "_runtime"]
+BELOW_THE_SHELL = [*CORE, "dsn", "_sources", "settings", "sessions", "_runtime"]
 # The modules of `_async`, and the same ones of `_sync`; neither shell imports from the other.
 SHELL = ["slots", "opener", "pools", "monitor", "checkout", "routing", "statements", "router"]
 ABOVE_THE_SHELL = ["_default", "__init__", "testing", "cli"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import FrozenInstanceError, fields
+from typing import Literal
 
 import pytest
 
@@ -28,14 +29,37 @@ def make_pool(in_use: int, idle: int, waiting: int) -> PoolStats:
 
 
 def make_node(
-    host: str, role: Role | None, *, read: PoolStats | None = None, write: PoolStats | None = None
+    node: Node,
+    role: Role | None,
+    state: Literal["up", "down", "unknown"] = "up",
+    *,
+    reason: str = "",
+    lag: float | None = None,
+    read: PoolStats | None = None,
+    write: PoolStats | None = None,
 ) -> NodeStats:
-    node = Node(Server(host, 5432), PARAMS, role, secrets=Secrets((("password", "hunter2"),)))
-    return NodeStats(node, role, "up", "", 180001, read, write)
+    return NodeStats(
+        node=node,
+        role=role,
+        state=state,
+        reason=reason,
+        server_version=180001,
+        timeline=2,
+        lag=lag,
+        lag_bytes=None if lag is None else round(lag * 1000),
+        latency=0.001,
+        failures=0,
+        read=read,
+        write=write,
+    )
 
 
-DOWN = NodeStats(Node(Server("::1", 5433), ()), Role.REPLICA, "down", "Connection refused", 0, None, None)
-UNTRIED = NodeStats(Node(Server("/run/pg", 5432), ()), None, "unknown", "", 0, None, None)
+def app(host: str) -> Node:
+    return Node(Server(host, 5432), PARAMS, secrets=Secrets((("password", "hunter2"),)))
+
+
+DOWN = make_node(Node(Server("::1", 5433), ()), Role.REPLICA, "down", reason="Connection refused")
+UNTRIED = make_node(Node(Server("/run/pg", 5432), ()), None, "unknown")
 
 STATS = Stats(
     connections=9,
@@ -44,11 +68,13 @@ STATS = Stats(
         VersionStats(
             "v1",
             (
-                make_node("p", Role.PRIMARY, read=make_pool(1, 2, 0), write=make_pool(4, 0, 3)),
-                make_node("r", Role.REPLICA, read=make_pool(0, 2, 0)),
+                make_node(app("p"), Role.PRIMARY, read=make_pool(1, 2, 0), write=make_pool(4, 0, 3)),
+                make_node(app("r"), Role.REPLICA, lag=0.0, read=make_pool(0, 2, 0)),
+                make_node(app("s"), Role.REPLICA, lag=2.34),
+                make_node(app("o"), Role.PRIMARY, reason="fenced: it is a primary on timeline 1, and p:5432 on 2"),
             ),
         ),
-        VersionStats("v2", (make_node("w", Role.PRIMARY, write=make_pool(5, 6, 7)), DOWN, UNTRIED)),
+        VersionStats("v2", (make_node(app("w"), Role.PRIMARY, write=make_pool(5, 6, 7)), DOWN, UNTRIED)),
         VersionStats("v3", ()),
     ),
 )
@@ -60,6 +86,8 @@ def test_stats_read_as_one_line_a_node() -> None:
         "  v1",
         "    app@p:5432/app  primary, up; read: 1 in use, 2 idle, 0 waiting; write: 4 in use, 0 idle, 3 waiting",
         "    app@r:5432/app  replica, up; read: 0 in use, 2 idle, 0 waiting",
+        "    app@s:5432/app  replica, up, 2.3 s behind",
+        "    app@o:5432/app  primary, up (fenced: it is a primary on timeline 1, and p:5432 on 2)",
         "  v2",
         "    app@w:5432/app  primary, up; write: 5 in use, 6 idle, 7 waiting",
         "    [::1]:5433  replica, down (Connection refused)",

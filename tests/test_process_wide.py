@@ -47,7 +47,7 @@ print(router.stats())
 """
     result = python(code, ROUTER_VERSIONS__V2__PRIMARY=postgres.primary)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith("(42,)\n(True,)\nStats: 2 of at most 200 connections\n  v2\n")
+    assert result.stdout.startswith("(42,)\n(True,)\nStats: 3 of at most 200 connections\n  v2\n")
     assert result.stderr == ""
 
 

@@ -16,7 +16,7 @@ from router.errors import TokenRefused
 from router.health import UNKNOWN, fenced, lag_of, primary_of, role_of, state_of
 from router.measures import NodeStats, Stats, VersionStats
 from router.resolve import resolve
-from router.session import CURRENT, Session, parsed
+from router.sessions import CURRENT, Session, parsed
 from router.settings import RouterSettings
 from router.topology import Role
 

@@ -10,7 +10,7 @@ from typing import Annotated
 import psycopg
 import typer
 
-from router.cli import check, demo, dsn, explain, init, schema
+from router.cli import check, demo, dsn, explain, init, schema, status
 from router.cli._common import BAD_USAGE, FAILED
 from router.errors import ConfigError, RouterError, UnknownVersion
 from router.testing import ClusterError
@@ -27,6 +27,7 @@ app = typer.Typer(
 )
 app.command()(demo.demo)
 app.command()(check.check)
+app.command()(status.status)
 app.command()(explain.explain)
 app.command()(dsn.dsn)
 app.command()(dsn.psql)

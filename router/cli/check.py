@@ -92,8 +92,7 @@ def check(
 
 
 def _ask(connection: psycopg.Connection[TupleRow]) -> _Facts:
-    (facts,) = connection.cursor(row_factory=class_row(_Facts)).execute(sql.SERVER_FACTS).fetchall()
-    return facts
+    return connection.cursor(row_factory=class_row(_Facts)).execute(sql.SERVER_FACTS).fetchall()[0]
 
 
 def _may_open(topology: Topology) -> dict[Server, int]:
@@ -135,9 +134,9 @@ def _problems(cluster: Cluster, looks: Mapping[Node, Look[_Facts]]) -> Iterator[
             )
         else:
             yield f"{cluster.name}: no node is a primary that answers: promote a replica, or add the primary to `nodes`"
-    systems = {node: seen.system for node in cluster.nodes if isinstance(seen := looks[node].seen, Looked) and seen.system}
-    if len({*systems.values()}) > 1:
-        listing = ", ".join(f"{node} ({system})" for node, system in systems.items())
+    answered = [seen for node in cluster.nodes if isinstance(seen := looks[node].seen, Looked) and seen.system]
+    if len({seen.system for seen in answered}) > 1:
+        listing = ", ".join(f"{seen.node} ({seen.system})" for seen in answered)
         yield f"{cluster.name}: its nodes are no copies of one another, by their system identifiers: {listing}"
 
 

@@ -105,7 +105,8 @@ async def test_round_trips(postgres: Postgres) -> None:
     where = psycopg.conninfo.conninfo_to_dict(postgres.primary)
     with Proxy(str(where["host"]), int(str(where["port"]))) as proxy:
         dsn = psycopg.conninfo.make_conninfo(postgres.primary, host=proxy.host, port=proxy.port)
-        async with AsyncRouter(settings(primary=dsn)) as router:
+        # Looks are round trips, too.
+        async with AsyncRouter(settings(primary=dsn, health={"interval": 3600})) as router:
             await read_port(router)  # opens the connection
             proxy.round_trips = 0
             async with router.connection(read_only=True) as connection:

@@ -1,0 +1,257 @@
+"""``router status``."""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from time import monotonic, sleep
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+
+import psycopg
+import typer
+from psycopg.rows import class_row
+from rich.console import Group
+from rich.live import Live
+from rich.text import Text
+
+from router import sql
+from router.choose import fresh
+from router.cli._common import FAILED, AsJson, Config, console, in_terminal, load, print_json, table
+from router.cli._look import Looker
+from router.health import Looked, fenced, lag_of, observe, primary_of, role_of, state_of
+from router.resolve import resolve
+from router.topology import Role
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from psycopg.rows import TupleRow
+
+    from router.cli._look import Look
+    from router.health import Health, Lag
+    from router.topology import Cluster, HealthPolicy, Node
+
+
+class _Activity(NamedTuple):
+    """Connections of a node's user to its database, as its server counts them over all processes."""
+
+    in_use: int
+    idle: int
+    waiting: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Status:
+    """One node of a version.
+
+    Attributes:
+        node: The node.
+        role: Its role as last seen, else as configured; ``None`` when neither is known.
+        state: What it can be used for.
+        lag: Of a replica, how far it is behind; ``None`` while that is not known.
+        activity: Its connections; ``None`` when they could not be counted.
+        latency: Seconds that the look took, connecting not included; ``None`` if it failed.
+        problems: What is wrong.
+    """
+
+    node: Node
+    role: Role | None
+    state: Literal["up", "down", "login refused", "fenced"]
+    lag: Lag | None
+    activity: _Activity | None
+    latency: float | None
+    problems: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Version:
+    """One version.
+
+    Attributes:
+        name: Its key.
+        primary: The node that can be written to; ``None`` when there is none.
+        nodes: Its nodes, as configured.
+    """
+
+    name: str
+    primary: Node | None
+    nodes: tuple[_Status, ...]
+
+    @property
+    def ok(self) -> bool:
+        return self.primary is not None and all(status.state == "up" for status in self.nodes)
+
+
+def status(
+    *,
+    version: Annotated[
+        str | None, typer.Option("--version", metavar="KEY", help="A version or an alias.", show_default="all")
+    ] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Look again every health.interval, until Ctrl-C.")] = False,
+    timeout: Annotated[
+        float | None,
+        typer.Option(min=0.1, help="The most to wait for the nodes, in seconds.", show_default="health.timeout"),
+    ] = None,
+    as_json: AsJson = False,
+    config: Config = None,
+) -> None:
+    """Show each version's nodes: role, state, lag, connections, latency, and what is wrong.
+
+    It connects to every node, with --watch anew for each look. It cannot see into the processes that use a router:
+    connections are what the server counts for the node's user and database, over all processes. In use are those that
+    run something or are in a transaction; waiting are those of them that wait for a lock. The latency is that of one
+    query. A replica's lag in seconds is the most that it can be, the age of the last commit it replayed; --watch
+    measures it from look to look. Fails if a node is not up, or a version has no primary that can be written to.
+
+    \b
+    router status --version v2
+    router status --watch
+    router status --watch --json >> status.jsonl     # one line a look
+    """  # noqa: D301
+    topology = load(config).topology()
+    clusters = tuple(topology.versions.values()) if version is None else (resolve(topology, version).cluster,)
+    rounds = _rounds(clusters, topology.health, timeout or topology.health.timeout)
+    if watch:
+        with suppress(KeyboardInterrupt):
+            _watch(rounds, as_json=as_json)
+        return
+    versions = next(rounds)
+    if as_json:
+        print_json(_as_json(versions))
+    else:
+        console().print(_view(versions))
+    if not all(found.ok for found in versions):
+        raise typer.Exit(FAILED)
+
+
+def _rounds(clusters: Sequence[Cluster], policy: HealthPolicy, timeout: float) -> Iterator[tuple[_Version, ...]]:
+    """Look at every node once an interval, and remember what was seen."""
+    looker = Looker({node: cluster for cluster in clusters for node in cluster.nodes}, _ask)
+    health: Health = {}
+    while True:
+        # One moment for all: which of two primaries was seen first must not hang on which thread ran first.
+        now = monotonic()
+        looks = looker.look(timeout)
+        # The failures first: a server that answered under one of its nodes is up.
+        for look in sorted(looks.values(), key=lambda look: isinstance(look.seen, Looked)):
+            health = observe(health, look.seen, now=now, jitter=0.0, policy=policy)
+        yield tuple(_version(cluster, health, looks, now) for cluster in clusters)
+        sleep(max(now + policy.interval - monotonic(), 0.0))
+
+
+def _ask(connection: psycopg.Connection[TupleRow]) -> _Activity:
+    return connection.cursor(row_factory=class_row(_Activity)).execute(sql.ACTIVITY).fetchall()[0]
+
+
+def _version(cluster: Cluster, health: Health, looks: Mapping[Node, Look[_Activity]], now: float) -> _Version:
+    nodes = tuple(_status(node, cluster, health, looks[node], now) for node in cluster.nodes)
+    up = {status.node for status in nodes if status.state == "up"}
+    primary = primary_of(health, cluster)
+    return _Version(cluster.name, primary if primary in up else None, nodes)
+
+
+def _status(node: Node, cluster: Cluster, health: Health, look: Look[_Activity], now: float) -> _Status:
+    role, seen = role_of(health, node), look.seen
+    if not isinstance(seen, Looked):
+        return _Status(
+            node, role, "login refused" if seen.answered else "down", None, None, None, problems=(seen.reason,)
+        )
+    lag = lag_of(health, node, primary_of(health, cluster), now=now) if role is Role.REPLICA else None
+    why_fenced = fenced(health, cluster).get(node)
+    state, policy = state_of(health, node), cluster.read
+    problems = [] if why_fenced is None else [why_fenced.removeprefix("fenced: ")]
+    if node.role not in {None, role}:
+        problems.append(f"configured as {node.role}")
+    if role is Role.REPLICA and not fresh(policy, lag):
+        limits = {"read.max_lag": policy.max_lag, "read.max_lag_bytes": policy.max_lag_bytes}
+        allowed = " and ".join(f"{key} is {limit:,}" for key, limit in limits.items() if limit is not None)
+        problems.append(f"stale: {allowed}")
+    if now < state.banned_until:
+        problems.append(
+            f"avoided for {state.banned_until - now:.1f} s more: it went down {state.failures} times lately"
+        )
+    if look.answer is None:
+        problems.append(f"its connections could not be counted: {look.error}")
+    return _Status(
+        node, role, "up" if why_fenced is None else "fenced", lag, look.answer, seen.latency, tuple(problems)
+    )
+
+
+def _watch(rounds: Iterator[tuple[_Version, ...]], *, as_json: bool) -> None:
+    """Show each round: in one place on a terminal, one after the other elsewhere."""
+    with ExitStack() as stack:
+        screen = console()
+        live = None
+        if in_terminal() and not as_json:
+            live = stack.enter_context(Live(console=screen, auto_refresh=False))
+        for versions in rounds:
+            if as_json:
+                print(json.dumps(_as_json(versions), ensure_ascii=False), flush=True)
+                continue
+            view = Group(f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S}", _view(versions))
+            if live is not None:
+                live.update(view, refresh=True)
+            else:
+                screen.print(view)
+
+
+def _view(versions: Sequence[_Version]) -> Group:
+    numbers = ("lag s", "lag bytes", "in use", "idle", "waiting", "probe ms")
+    shown = table("version", "node", "role", "state", *numbers, "problem", numbers=numbers)
+    shown.columns[1].no_wrap = True  # where the screen is narrow, the others fold
+    for found in versions:
+        for status in found.nodes:
+            shown.add_row(
+                found.name,
+                str(status.node),
+                status.role or "unknown",
+                Text(status.state, style="green" if status.state == "up" else "red"),
+                *_shown_lag(status),
+                *(str(count) for count in status.activity or ("", "", "")),
+                "" if status.latency is None else f"{status.latency * 1000:.1f}",
+                Text("; ".join(status.problems), style="red"),
+            )
+    none = [found.name for found in versions if found.primary is None]
+    return Group(shown, *(Text(f"{name} has no primary that can be written to", style="bold red") for name in none))
+
+
+def _shown_lag(status: _Status) -> tuple[str, str]:
+    if status.role is not Role.REPLICA or status.state != "up":
+        return "", ""
+    seconds, size = (None, None) if status.lag is None else (status.lag.seconds, status.lag.bytes)
+    return "unknown" if seconds is None else f"{seconds:.1f}", "unknown" if size is None else f"{size:,}"
+
+
+def _as_json(versions: Sequence[_Version]) -> dict[str, Any]:
+    return {
+        "at": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "ok": all(found.ok for found in versions),
+        "versions": {
+            found.name: {
+                "primary": None if found.primary is None else str(found.primary),
+                "nodes": [_node_as_json(status) for status in found.nodes],
+            }
+            for found in versions
+        },
+    }
+
+
+def _node_as_json(status: _Status) -> dict[str, Any]:
+    lag, activity = status.lag, status.activity
+    return {
+        "node": str(status.node),
+        "host": status.node.server.host,
+        "port": status.node.server.port,
+        "configured_role": status.node.role,
+        "role": status.role,
+        "state": status.state,
+        "lag": lag and lag.seconds,
+        "lag_bytes": lag and lag.bytes,
+        "in_use": activity and activity.in_use,
+        "idle": activity and activity.idle,
+        "waiting": activity and activity.waiting,
+        "latency": status.latency,
+        "problems": status.problems,
+    }

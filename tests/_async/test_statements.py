@@ -1,0 +1,581 @@
+"""Statements of their own, each where PostgreSQL lets it run; and functions that are run again."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, LiteralString
+
+import psycopg
+import pytest
+from psycopg import AsyncConnection, sql
+
+from router import AsyncRouter, NoReplica, TransactionOutcomeUnknown, UnknownVersion
+from router._runtime import AFlag
+from tests.proxy import Proxy
+from tests.support import PATIENCE, aall_of, aeventually, new_name, run, settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from router.testing import PostgresCluster
+
+
+@dataclass(frozen=True)
+class Tapped:
+    """The shared cluster behind proxies, and what clients say there but to connect, to look, or to take their leave."""
+
+    cluster: PostgresCluster
+    primary: Proxy
+    standbys: tuple[Proxy, ...]
+    heard: dict[Proxy, list[bytes]]
+
+    def version(self) -> dict[str, Any]:
+        behind = zip(self.cluster.servers, (self.primary, *self.standbys), strict=True)
+        primary, *replicas = (server.dsn(port=proxy.port) for server, proxy in behind)
+        return {"primary": primary, "replicas": replicas}
+
+    def trips(self) -> tuple[int, int]:
+        """How many round trips went to the primary, and to the standbys, since this was last asked."""
+        to_primary, to_standbys = len(self.heard[self.primary]), sum(len(self.heard[each]) for each in self.standbys)
+        for said in self.heard.values():
+            said.clear()
+        return to_primary, to_standbys
+
+    def cut(self, *proxies: Proxy, on: str, before: bool = False, times: int = 1) -> None:
+        """Cut whoever says this, at whichever of the proxies it is, so many times."""
+        left = [None] * times
+
+        def says(message: bytes) -> bool:
+            return on.encode() in message and bool(left) and left.pop() is None
+
+        for proxy in proxies:
+            self._listen(proxy, says, before=before)
+
+    def _listen(self, proxy: Proxy, says: Callable[[bytes], bool], *, before: bool = False) -> None:
+        def hear(message: bytes) -> bool:
+            if message[:1] not in b"\0X" and b"clock_timestamp" not in message:
+                self.heard[proxy].append(message)
+            return says(message)
+
+        proxy.cut_on(hear, before=before)
+
+    def __post_init__(self) -> None:
+        for proxy in self.heard:
+            self._listen(proxy, lambda _: False)
+
+
+@pytest.fixture
+def tapped(cluster: PostgresCluster) -> Iterator[Tapped]:
+    with ExitStack() as stack:
+        proxies = [stack.enter_context(Proxy(server.host, server.port)) for server in cluster.servers]
+        yield Tapped(cluster, proxies[0], tuple(proxies[1:]), {proxy: [] for proxy in proxies})
+
+
+@pytest.fixture(scope="module")
+def table(cluster: PostgresCluster) -> LiteralString:
+    """A table with the row 1, and what the forms of statements need besides."""
+    name = new_name()
+    run(
+        cluster.dsn(),
+        f"CREATE TABLE {name} (i int)",
+        f"INSERT INTO {name} VALUES (1)",
+        f"CREATE SEQUENCE {name}_s",
+        f"CREATE FUNCTION {name}_write() RETURNS int LANGUAGE sql AS 'INSERT INTO {name} VALUES (2) RETURNING i'",
+        f"CREATE UNLOGGED TABLE {name}_unlogged AS SELECT 7 AS i",
+    )
+    cluster.wait_replayed()
+    return name
+
+
+PORT = "current_setting('port')::int"
+
+
+@dataclass(frozen=True)
+class Form:
+    """A statement, and what comes of it; `{t}` is the table's name.
+
+    Attributes:
+        row: The row that it returns, after the port of the server it ran on if it tells that.
+        status: PostgreSQL's word for it.
+        adds: How many rows the table has afterwards that it had not.
+        once: Whether the router knows at once that it has to run on the primary.
+    """
+
+    statement: str
+    status: str
+    row: tuple[Any, ...] | None = None
+    adds: int = 0
+    once: bool = False
+
+
+FORMS = {
+    "SELECT": Form(f"SELECT {PORT}, i FROM {{t}} WHERE i = 1", "SELECT 1", (1,)),
+    "CTE write": Form(
+        f"WITH w AS (INSERT INTO {{t}} VALUES (2) RETURNING i) SELECT {PORT}, i FROM w", "SELECT 1", (2,), adds=1
+    ),
+    "writing function": Form(f"SELECT {PORT}, {{t}}_write()", "SELECT 1", (2,), adds=1),
+    "nextval": Form(f"SELECT {PORT}, nextval('{{t}}_s') > 0", "SELECT 1", (True,)),
+    "FOR UPDATE": Form(f"SELECT {PORT}, i FROM {{t}} WHERE i = 1 FOR UPDATE", "SELECT 1", (1,)),
+    "EXPLAIN ANALYZE INSERT": Form("EXPLAIN ANALYZE INSERT INTO {t} VALUES (2)", "EXPLAIN", adds=1),
+    "COPY": Form("COPY {t} FROM PROGRAM 'echo 2; echo 3'", "COPY 2", adds=2),
+    "LISTEN": Form("LISTEN {t}", "LISTEN"),
+    "NOTIFY": Form("NOTIFY {t}, 'hello'", "NOTIFY"),
+    "temporary table": Form("CREATE TEMPORARY TABLE {t}_temporary (i int)", "CREATE TABLE"),
+    "advisory lock": Form(f"SELECT {PORT}, pg_try_advisory_lock(1)", "SELECT 1", (True,), once=True),
+    "unlogged table": Form(f"SELECT {PORT}, i FROM {{t}}_unlogged", "SELECT 1", (7,)),
+}
+
+
+async def ready(router: AsyncRouter) -> None:
+    """Have a connection open to every server, for what it serves."""
+
+    async def opened() -> bool:
+        async with router.connection(), router.connection(read_only=True):
+            [version] = router.stats().versions
+            pools = [version.nodes[0].write, *(node.read for node in version.nodes[1:])]
+            return all(pool is not None and pool.size for pool in pools)
+
+    await aeventually(opened)
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+async def test_each_form_runs_where_it_can_and_the_second_time_at_once(
+    tapped: Tapped, table: LiteralString, form: Form
+) -> None:
+    statement = form.statement.format(t=table)
+    reads = form.statement == FORMS["SELECT"].statement
+    count = f"SELECT count(*)::int FROM {table}"
+    with psycopg.connect(tapped.cluster.dsn(), autocommit=True) as listener:
+        listener.execute(f"LISTEN {table}")
+        async with AsyncRouter(settings(**tapped.version())) as router:
+            await ready(router)
+            for attempt in (1, 2):
+                [(before,)] = run(tapped.cluster.dsn(), count)
+                tapped.trips()
+                result = await router.execute(statement.encode())
+                asked = attempt == 1 and not form.once
+                assert tapped.trips() == ((0, 1) if reads else (1, int(asked)))
+                assert result.status == form.status
+                if form.row is not None:
+                    where, *row = result.rows[0]
+                    assert tuple(row) == form.row
+                    at = tapped.cluster.standbys if reads else [tapped.cluster.primary]
+                    assert where in {server.port for server in at}
+                [(after,)] = run(tapped.cluster.dsn(), count)
+                assert after - before == form.adds
+                if form.status.startswith("COPY"):
+                    assert (result.rowcount, result.rows, result.columns) == (form.adds, [], ())
+            notified = [message.payload for message in listener.notifies(timeout=0)]
+            assert notified == (["hello"] * 2 if form.status == "NOTIFY" else [])
+
+
+async def test_a_result_is_whole(cluster: PostgresCluster, table: LiteralString) -> None:
+    async with AsyncRouter(settings(**cluster.version_settings())) as router:
+        result = await router.execute("SELECT n, 'a' || n AS name FROM generate_series(1, %s) n", [3])
+        assert result.rows == [(1, "a1"), (2, "a2"), (3, "a3")]
+        assert result.columns == ("n", "name")
+        assert (result.rowcount, result.status) == (3, "SELECT 3")
+        assert (result.first, result.value) == ((1, "a1"), 1)
+        nothing = await router.execute(f"SELECT i FROM {table} WHERE i < %(least)s", {"least": 0})
+        assert (nothing.rows, nothing.first, nothing.value, nothing.columns) == ([], None, None, ("i",))
+        assert (await router.execute("SELECT")).rows == []
+
+
+async def test_bytes_and_composed_statements_are_remembered_too(tapped: Tapped, table: LiteralString) -> None:
+    statements = [
+        f"INSERT INTO {table} VALUES (5)".encode(),
+        sql.SQL("INSERT INTO {} VALUES ({})").format(sql.Identifier(table), sql.Literal(5)),
+        sql.SQL("SELECT pg_notify('nobody', '')"),
+    ]
+    async with AsyncRouter(settings(**tapped.version())) as router:
+        await ready(router)
+        for statement in statements:
+            tapped.trips()
+            await router.execute(statement)
+            assert tapped.trips() == (1, 1)
+            await router.execute(statement)
+            assert tapped.trips() == (1, 0)
+
+
+async def test_what_is_remembered_is_bounded(
+    tapped: Tapped, table: LiteralString, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("router._async.statements.REMEMBERED", 2)
+    async with AsyncRouter(settings(**tapped.version())) as router:
+        await ready(router)
+        statements = [f"INSERT INTO {table} SELECT {n} WHERE false".encode() for n in range(3)]
+        for statement in statements:
+            await router.execute(statement)
+        assert len(router._statements._refused) == 2
+        tapped.trips()
+        for statement in statements[1:]:
+            await router.execute(statement)
+        assert tapped.trips() == (2, 0)
+        await router.execute(statements[0])
+        assert tapped.trips() == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("statement", "error", "trips"),
+    [
+        (b"SELEC 1", psycopg.errors.SyntaxError, (0, 1)),
+        (b"SELECT 1 / 0", psycopg.errors.DivisionByZero, (0, 1)),
+        (b"SELECT count(DISTINCT 1) OVER ()", psycopg.errors.FeatureNotSupported, (1, 1)),  # neither on the primary
+    ],
+)
+async def test_a_wrong_statement_fails_and_is_not_remembered(
+    tapped: Tapped, statement: bytes, error: type[psycopg.Error], trips: tuple[int, int]
+) -> None:
+    async with AsyncRouter(settings(**tapped.version())) as router:
+        await ready(router)
+        for _ in range(2):
+            tapped.trips()
+            with pytest.raises(error):
+                await router.execute(statement)
+            assert tapped.trips() == trips
+        assert (await router.execute("SELECT 1")).value == 1
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("form", ["COPY (SELECT 1) TO STDOUT", "COPY {t} FROM STDIN"])
+async def test_a_copy_to_or_from_the_client_is_refused_and_harms_nothing(
+    cluster: PostgresCluster, table: LiteralString, form: str
+) -> None:
+    async with AsyncRouter(settings(**cluster.version_settings(), pool={"max_size": 1})) as router:
+        for _ in range(2):
+            with pytest.raises(psycopg.ProgrammingError, match="COPY cannot be used with this method"):
+                await router.execute(form.format(t=table).encode())
+            assert (await router.execute("SELECT 1")).value == 1
+            async with router.connection() as connection:
+                await connection.execute("SELECT 1")
+
+
+LEFT_BEHIND = (
+    "SELECT pg_my_temp_schema() = 0, (SELECT count(*) FROM pg_listening_channels()),"
+    " (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()),"
+    " (SELECT count(*) FROM pg_prepared_statements WHERE from_sql), current_setting('search_path')"
+)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "LISTEN {t}",
+        "CREATE TEMPORARY TABLE temporary (i int)",
+        "CREATE TEMPORARY TABLE temporary AS SELECT 1",
+        "SELECT 1 AS i INTO TEMPORARY temporary",
+        "SELECT pg_advisory_lock(1)",
+        "SELECT PG_TRY_ADVISORY_LOCK_SHARED(1)",
+        "PREPARE prepared AS SELECT 1",
+        "SET search_path TO pg_catalog",
+        "SELECT set_config('search_path', 'pg_catalog', false)",
+        "SELECT 1; SET search_path TO pg_catalog",
+        "INSERT INTO {t} SELECT 1 WHERE false; LISTEN {t}",
+    ],
+)
+async def test_a_statement_leaves_nothing_in_its_session(
+    cluster: PostgresCluster, table: LiteralString, statement: str
+) -> None:
+    async with AsyncRouter(settings(primary=cluster.dsn(), pool={"max_size": 1})) as router:
+        for _ in range(2):
+            await router.execute(statement.format(t=table).encode())
+            for read_only in (True, False):
+                async with router.connection(read_only=read_only) as connection:
+                    cursor = await connection.execute(LEFT_BEHIND)
+                    assert await cursor.fetchone() == (True, 0, 0, 0, '"$user", public')
+
+
+async def test_a_statement_is_committed_at_once(cluster: PostgresCluster, table: LiteralString) -> None:
+    name = new_name()
+    async with AsyncRouter(settings(primary=cluster.dsn())) as router:
+        await router.execute(f"CREATE DATABASE {name}")  # which PostgreSQL refuses in a transaction
+        await router.execute(f"DROP DATABASE {name}")
+        await router.execute(f"BEGIN; INSERT INTO {table} VALUES (77)")
+        assert (await router.execute(f"SELECT count(*) FROM {table} WHERE i = 77")).value == 1
+        async with router.connection() as connection:
+            assert connection.autocommit is False
+
+
+async def test_reading_in_snapshots_costs_a_statement_nothing(tapped: Tapped) -> None:
+    async with AsyncRouter(settings(**tapped.version(), read={"autocommit": False})) as router:
+        await ready(router)
+        for _ in range(2):
+            tapped.trips()
+            await router.execute("SELECT 1")
+            assert tapped.trips() == (0, 1)
+            async with router.connection(read_only=True) as connection:
+                assert connection.autocommit is False
+                assert (await (await connection.execute("SHOW transaction_isolation")).fetchone()) == (
+                    "repeatable read",
+                )
+
+
+@pytest.mark.parametrize("before", [True, False])
+async def test_a_read_whose_connection_dies_is_run_once_more_elsewhere(tapped: Tapped, before: bool) -> None:
+    async with AsyncRouter(settings(**tapped.version())) as router:
+        await ready(router)
+        name = new_name()
+        tapped.cut(*tapped.standbys, on=name, before=before)
+        where = (await router.execute(f"SELECT {PORT} AS {name}")).value
+        tried = {
+            server.port
+            for server, proxy in zip(tapped.cluster.standbys, tapped.standbys, strict=True)
+            if any(name.encode() in message for message in tapped.heard[proxy])
+        }
+        assert sum(proxy.cuts for proxy in tapped.standbys) == 1
+        assert tried == {server.port for server in tapped.cluster.standbys}
+        assert where in tried
+        assert router.stats().versions[0].nodes[0].read is None  # the primary was not needed
+
+
+async def test_the_second_death_of_a_read_is_raised(tapped: Tapped) -> None:
+    async with AsyncRouter(settings(**tapped.version())) as router:
+        await ready(router)
+        name = new_name()
+        tapped.cut(*tapped.standbys, on=name, times=2)
+        with pytest.raises(psycopg.OperationalError, match="server closed the connection"):
+            await router.execute(f"SELECT 1 AS {name}")
+        assert sum(proxy.cuts for proxy in tapped.standbys) == 2
+        assert (await router.execute(f"SELECT 1 AS {name}")).value == 1
+
+
+async def test_where_there_is_one_node_a_read_is_run_once_more_there(tapped: Tapped) -> None:
+    async with AsyncRouter(settings(primary=tapped.version()["primary"])) as router:
+        name = new_name()
+        for times in (1, 2):
+            tapped.cut(tapped.primary, on=name)
+            if times == 1:
+                assert (await router.execute(f"SELECT 1 AS {name}")).value == 1
+        assert tapped.primary.cuts == 1
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("before", [True, False])
+async def test_a_write_whose_connection_dies_is_never_run_again(tapped: Tapped, before: bool, known: bool) -> None:
+    name = new_name()
+    run(tapped.cluster.dsn(), f"CREATE TABLE {name} (i int)")
+    tapped.cluster.wait_replayed()
+    insert = f"INSERT INTO {name} SELECT %s WHERE %s"
+    async with AsyncRouter(settings(**tapped.version())) as router:
+        await ready(router)
+        if known:
+            await router.execute(insert, [0, False])
+        tapped.cut(tapped.primary, on=name, before=before)
+        tapped.trips()
+        with pytest.raises(TransactionOutcomeUnknown, match="died while a statement ran there") as raised:
+            await router.execute(insert, [1, True])
+        assert raised.value.version == "v1"
+        assert tapped.trips() == (1, int(not known))
+        await router.execute(insert, [2, True])
+        rows = [(2,)] if before else [(1,), (2,)]
+
+        async def there() -> bool:
+            return run(tapped.cluster.dsn(), f"SELECT i FROM {name} ORDER BY i") == rows
+
+        await aeventually(there)
+
+
+async def test_versions_and_aliases_are_remembered_apart(tapped: Tapped, table: LiteralString) -> None:
+    options = settings(versions={"v1": tapped.version()}, aliases={"live": "v1"})
+    insert = f"INSERT INTO {table} SELECT 1 WHERE false"
+    async with AsyncRouter(options) as router:
+        await ready(router)
+        for version in (None, "live", "v1"):
+            tapped.trips()
+            await router.execute(insert, version=version)
+            await router.execute(insert, version=version)
+            assert tapped.trips() == (2, 1)
+        with pytest.raises(UnknownVersion):
+            await router.execute(insert, version="v2")
+
+
+@pytest.mark.parametrize("fallback", ["primary", "error"])
+async def test_without_a_replica_reads_do_as_the_settings_say(
+    cluster: PostgresCluster, table: LiteralString, fallback: str
+) -> None:
+    async with AsyncRouter(settings(primary=cluster.dsn(), read={"fallback": fallback})) as router:
+        if fallback == "primary":
+            assert (await router.execute(f"SELECT {PORT}")).value == cluster.primary.port
+            assert (await router.execute(f"INSERT INTO {table} SELECT 1 WHERE false")).rowcount == 0
+        else:
+            with pytest.raises(NoReplica):
+                await router.execute(f"SELECT {PORT}")
+
+
+# Functions that are run again
+
+
+class Stop(BaseException):
+    """As is raised to end a task or a program."""
+
+
+@pytest.fixture
+def counter(cluster: PostgresCluster) -> LiteralString:
+    """A table with two rows that count."""
+    name = new_name()
+    run(cluster.dsn(), f"CREATE TABLE {name} (id int PRIMARY KEY, n int)", f"INSERT INTO {name} VALUES (1, 0), (2, 0)")
+    return name
+
+
+def counted(cluster: PostgresCluster, counter: LiteralString) -> list[int]:
+    return [n for (n,) in run(cluster.dsn(), f"SELECT n FROM {counter} ORDER BY id")]
+
+
+@pytest.mark.parametrize(("conflicts", "retries"), [(1, 3), (2, 2), (1, 0), (3, 2)])
+async def test_a_serialization_failure_is_run_again(
+    cluster: PostgresCluster, counter: LiteralString, conflicts: int, retries: int
+) -> None:
+    calls = []
+
+    async def function(connection: AsyncConnection[Any]) -> str:
+        calls.append(connection)
+        await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        await connection.execute(f"SELECT n FROM {counter}")
+        if len(calls) <= conflicts:
+            run(cluster.dsn(), f"UPDATE {counter} SET n = n + 100 WHERE id = 1")
+        await connection.execute(f"UPDATE {counter} SET n = n + 1 WHERE id = 1")
+        return "done"
+
+    async with AsyncRouter(settings(primary=cluster.dsn())) as router:
+        if conflicts <= retries:
+            assert await router.run(function, retries=retries) == "done"
+        else:
+            with pytest.raises(psycopg.errors.SerializationFailure):
+                await router.run(function, retries=retries)
+    assert len(calls) == min(conflicts, retries) + 1
+    assert counted(cluster, counter) == [100 * conflicts + (conflicts <= retries), 0]
+
+
+async def test_a_deadlock_is_run_again(cluster: PostgresCluster, counter: LiteralString) -> None:
+    flags, calls = {1: AFlag(), 2: AFlag()}, []
+
+    async def add(connection: AsyncConnection[Any], one: int, two: int) -> None:
+        calls.append(one)
+        await connection.execute("SET LOCAL deadlock_timeout = '50ms'")
+        await connection.execute(f"UPDATE {counter} SET n = n + 1 WHERE id = %s", [one])
+        flags[one].set()
+        assert await flags[two].wait_for(PATIENCE)
+        await connection.execute(f"UPDATE {counter} SET n = n + 1 WHERE id = %s", [two])
+
+    async with AsyncRouter(settings(primary=cluster.dsn())) as router:
+
+        async def there() -> None:
+            await router.run(lambda connection: add(connection, 1, 2))
+
+        async def back() -> None:
+            await router.run(lambda connection: add(connection, 2, 1))
+
+        await aall_of(there, back)
+    assert len(calls) >= 3
+    assert counted(cluster, counter) == [2, 2]
+
+
+@pytest.mark.parametrize("swallows", [False, True])
+@pytest.mark.parametrize("before", [True, False])
+async def test_a_connection_lost_before_commit_is_run_again(
+    tapped: Tapped, counter: LiteralString, before: bool, swallows: bool
+) -> None:
+    calls = []
+
+    async def function(connection: AsyncConnection[Any]) -> int:
+        calls.append(connection)
+        try:
+            await connection.execute(f"UPDATE {counter} SET n = n + 1 WHERE id = 1")
+        except psycopg.OperationalError:
+            if not swallows:
+                raise
+        return len(calls)
+
+    async with AsyncRouter(settings(**tapped.version())) as router:
+        await ready(router)
+        tapped.cut(tapped.primary, on="UPDATE", before=before)
+        assert await router.run(function) == 2
+    assert counted(tapped.cluster, counter) == [1, 0]
+
+
+async def test_a_block_that_swallows_the_loss_of_its_connection_does_not_pretend(
+    tapped: Tapped, counter: LiteralString
+) -> None:
+    async with AsyncRouter(settings(**tapped.version())) as router:
+        await ready(router)
+        for session in (None, router.session()):
+            with ExitStack() as stack:
+                if session is not None:
+                    stack.enter_context(session)
+                tapped.cut(tapped.primary, on="UPDATE")
+                with pytest.raises(psycopg.OperationalError, match="lost before COMMIT") as raised:
+                    async with router.connection() as connection:
+                        with pytest.raises(psycopg.OperationalError):
+                            await connection.execute(f"UPDATE {counter} SET n = 1")
+                assert not isinstance(raised.value, TransactionOutcomeUnknown)
+    assert counted(tapped.cluster, counter) == [0, 0]
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("way", ["connection", "run", "run, a transaction of its own", "session", "run in a session"])
+async def test_a_connection_that_dies_during_commit_is_not_guessed_about(
+    tapped: Tapped, counter: LiteralString, way: str, before: bool
+) -> None:
+    calls = []
+
+    async def function(connection: AsyncConnection[Any]) -> None:
+        calls.append(connection)
+        if way == "run, a transaction of its own":
+            async with connection.transaction():
+                await connection.execute(f"UPDATE {counter} SET n = n + 1")
+        else:
+            await connection.execute(f"UPDATE {counter} SET n = n + 1")
+
+    async with AsyncRouter(settings(**tapped.version())) as router:
+        await ready(router)
+        with ExitStack() as stack:
+            if "session" in way:
+                stack.enter_context(router.session())
+            tapped.cut(tapped.primary, on="COMMIT", before=before)
+            with pytest.raises(TransactionOutcomeUnknown, match="died during COMMIT") as raised:
+                if way.startswith("run"):
+                    await router.run(function)
+                else:
+                    async with router.connection() as connection:
+                        await function(connection)
+            assert raised.value.version == "v1"
+            assert tapped.primary.cuts == 1
+            assert len(calls) == 1
+            assert counted(tapped.cluster, counter) == ([0, 0] if before else [1, 1])
+            await router.run(function)
+    assert counted(tapped.cluster, counter) == ([1, 1] if before else [2, 2])
+
+
+async def test_a_function_that_is_run_cannot_commit_by_itself(cluster: PostgresCluster, counter: LiteralString) -> None:
+    calls = []
+
+    async def function(connection: AsyncConnection[Any]) -> None:
+        calls.append(connection)
+        await connection.execute(f"UPDATE {counter} SET n = n + 1")
+        await connection.commit()
+
+    async with AsyncRouter(settings(primary=cluster.dsn())) as router:
+        with pytest.raises(psycopg.ProgrammingError, match="commit"):
+            await router.run(function)
+    assert len(calls) == 1
+    assert counted(cluster, counter) == [0, 0]
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, psycopg.errors.UniqueViolation, Stop])
+async def test_other_errors_are_not_run_again(
+    cluster: PostgresCluster, counter: LiteralString, error: type[BaseException]
+) -> None:
+    calls = []
+
+    async def function(connection: AsyncConnection[Any]) -> None:
+        calls.append(connection)
+        await connection.execute(f"UPDATE {counter} SET n = n + 1")
+        raise error
+
+    async with AsyncRouter(settings(primary=cluster.dsn())) as router:
+        with pytest.raises(error):
+            await router.run(function)
+        assert len(calls) == 1
+        assert counted(cluster, counter) == [0, 0]
+        assert (await router.execute("SELECT 1")).value == 1
