@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The whole result of a statement run by ``execute()``.
+    """The whole result of a statement run by ``execute()``; of several in one text, the first one's.
 
     Attributes:
         rows: Its rows; none for a statement that returns none.
@@ -29,5 +29,5 @@ class Result:
 
     @property
     def value(self) -> Any:
-        """The first value of the first row; ``None`` when there is no row."""
-        return self.rows[0][0] if self.rows else None
+        """The first value of the first row; ``None`` when there is none."""
+        return self.rows[0][0] if self.rows and self.rows[0] else None

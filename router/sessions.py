@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from contextvars import ContextVar
 from threading import Lock
 from typing import TYPE_CHECKING, Literal, Self
@@ -11,8 +10,6 @@ from router.consistency import Token
 from router.errors import TokenRefused
 
 if TYPE_CHECKING:
-    from contextvars import Token as Undo
-
     from router.consistency import Position
     from router.topology import TokenPolicy
 
@@ -20,10 +17,11 @@ if TYPE_CHECKING:
 class Session:
     """Makes the reads of this task or thread see this session's writes; a context manager, made by ``session()``.
 
-    Tasks started inside its block share it; threads do not, they are handed ``token``.
+    Tasks started inside its block share it; threads do not, they are handed ``token``. Inside the block of another
+    session of the same router, reads see what either has to see, and both note what is written.
     """
 
-    __slots__ = ("_guard", "_open", "_outer", "_owner", "_policy", "_token", "_undo")
+    __slots__ = ("_guard", "_open", "_outer", "_owner", "_policy", "_token")
 
     def __init__(self, owner: object, policy: TokenPolicy, token: str | None) -> None:
         """Begin where a token ends.
@@ -41,22 +39,24 @@ class Session:
         self._token = parsed(token, policy)
         self._guard = Lock()  # guards the replacing of _token: tasks and threads may share a session
         self._open = False
+        self._outer: Session | None = None
 
     @property
     def token(self) -> str:
         """What it has written so far, and what it began with: URL-safe text, empty while that is nothing."""
         return self._token.text(self._policy.key)
 
-    def position(self, version: str) -> Position | None:
-        """What its reads of a version have to see.
+    def positions(self, version: str) -> list[Position]:
+        """List what its reads of a version have to see.
 
         Args:
             version: The version's key.
 
         Returns:
-            The position; ``None`` when nothing was written there.
+            Its own position and those of the sessions around it, outermost first; none where nothing was written.
         """
-        return self._token.of(version)
+        own, around = self._token.of(version), self._around()
+        return [*([] if around is None else around.positions(version)), *([] if own is None else [own])]
 
     def wrote(self, version: str, position: Position) -> None:
         """Note that a write was committed.
@@ -67,6 +67,8 @@ class Session:
         """
         with self._guard:
             self._token = self._token.at(version, position)
+        if (around := self._around()) is not None:
+            around.wrote(version, position)
 
     def __enter__(self) -> Self:
         """Have the requests of this task or thread belong to it."""
@@ -74,14 +76,17 @@ class Session:
             raise RuntimeError("this session is in use: call session() once for each block")
         self._open = True
         self._outer = CURRENT.get()
-        self._undo: Undo[Session | None] = CURRENT.set(self)
+        CURRENT.set(self)
         return self
 
     def __exit__(self, *_: object) -> Literal[False]:
         """Leave what was before in force; the token stays readable."""
         self._open = False
-        with suppress(ValueError):  # a generator may be closed in another context: there, it is only no longer open
-            CURRENT.reset(self._undo)
+        # A generator may be closed while a later session is in force, or in another context: then it is passed over.
+        current = CURRENT.get()
+        while current is not None and not current._open:
+            current = current._outer
+        CURRENT.set(current)
         return False
 
     def of(self, owner: object) -> Session | None:
@@ -96,6 +101,9 @@ class Session:
         if self._open and self._owner is owner:
             return self
         return None if self._outer is None else self._outer.of(owner)
+
+    def _around(self) -> Session | None:
+        return None if self._outer is None else self._outer.of(self._owner)
 
     def __repr__(self) -> str:
         """Show the positions, not the token."""

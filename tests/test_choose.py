@@ -4,24 +4,39 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 from fractions import Fraction
 from itertools import groupby, pairwise, product
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from router.choose import PAIRS, choose, cumulate, draw, draw_two, pairs, rotation
-from router.health import State, role_of, state_of
-from router.topology import Cluster, Node, ReadPolicy, Role, Secrets, Server, Target
+from router.choose import (
+    PAIRS,
+    Request,
+    Tier,
+    choose,
+    cumulate,
+    draw,
+    draw_two,
+    fresh,
+    objection,
+    pairs,
+    rotation,
+    standings,
+)
+from router.consistency import Position
+from router.health import Failed, Lag, Looked, State, observe, role_of, state_of
+from router.topology import Cluster, HealthPolicy, Node, ReadPolicy, Role, Secrets, Server, Target
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from router.choose import Route
-    from router.health import Health
+    from router.health import Health, Seen
     from router.topology import Fallback
 
 # A machine as busy as CI's now and then stops for longer than hypothesis' deadline.
@@ -29,26 +44,39 @@ relaxed = settings(deadline=None)
 
 PRIMARY, REPLICA = Role.PRIMARY, Role.REPLICA
 FALLBACKS: tuple[Fallback, ...] = ("primary", "wait", "error")
+READ, WRITE = Request(read_only=True), Request(read_only=False)
+NOW = 100.0
+SYSTEM = 7
+POLICY = HealthPolicy(interval=1.0, timeout=0.5, ban=0.5, ban_max=15.0)
 
 
 def make_node(host: str, role: Role | None = None, weight: float = 1.0) -> Node:
     return Node(Server(host, 5432), (("dbname", "app"), ("user", "app")), role, weight)
 
 
-def make_target(*nodes: Node, fallback: Fallback = "primary", requested: str = "v2") -> Target:
-    return Target(requested, Cluster("v2", nodes, read=ReadPolicy(fallback=fallback)))
+def make_target(*nodes: Node, requested: str = "v2", **read: Any) -> Target:
+    return Target(requested, Cluster("v2", nodes, read=ReadPolicy(**read)))
 
 
-def up(role: Role) -> State:
-    return State(up=True, role=role, server_version=180000)
+def up(role: Role, *, banned_until: float = 0.0) -> State:
+    """A server that was looked at just now; of primaries, the one seen last is fenced."""
+    return State(
+        up=True, role=role, server_version=180000, system=SYSTEM, timeline=1, known_until=NOW + 1.0, position=1000,
+        position_at=NOW, heard_at=NOW, banned_until=banned_until, failures=int(banned_until > NOW),
+        trail=((NOW, 1000),) if role is PRIMARY else (),
+    )  # fmt: skip
 
 
-def down(reason: str = "Connection refused") -> State:
-    return State(up=False, failures=1, retry_at=10.0, reason=reason)
+def down(reason: str = "Connection refused", role: Role | None = None) -> State:
+    return State(up=False, role=role, failures=1, banned_until=NOW + 10.0, reason=reason)
 
 
 def hosts(nodes: Sequence[Node]) -> str:
     return " ".join(node.server.host for node in nodes)
+
+
+def chosen(target: Target, health: Health, request: Request = READ, *, now: float = NOW, turn: float = 0.0) -> Route:
+    return choose(target, health, request, now=now, turn=turn)
 
 
 class Case(NamedTuple):
@@ -56,7 +84,7 @@ class Case(NamedTuple):
 
     target: Target
     health: Health
-    read_only: bool
+    request: Request
     turn: float
     loads: Mapping[Node, float]
     prefer: Node | None
@@ -65,7 +93,8 @@ class Case(NamedTuple):
         return choose(
             self.target,
             self.health,
-            read_only=self.read_only,
+            self.request,
+            now=NOW,
             turn=self.turn,
             load=self.loads.__getitem__,
             prefer=self.prefer,
@@ -73,27 +102,41 @@ class Case(NamedTuple):
 
     def standing(self, node: Node) -> str:
         """What a node is to this request: one of ``ORDER``, or forbidden."""
-        known, role = state_of(self.health, node).up, role_of(self.health, node)
-        if self.read_only and role is PRIMARY and self.target.cluster.read.fallback != "primary":
+        state, role = state_of(self.health, node), role_of(self.health, node)
+        if state.up is not None:
+            if self.request.read_only and role is PRIMARY and self.target.cluster.read.fallback != "primary":
+                return "forbidden"
+            if not self.request.read_only and role is REPLICA:
+                return "forbidden"
+        claims = [
+            other
+            for other in self.target.cluster.nodes
+            if self.health.get(other.server, State()).up and self.health[other.server].role is PRIMARY
+        ]
+        if node in claims[1:]:  # all on the same timeline, seen at the same moment
             return "forbidden"
-        if not self.read_only and role is REPLICA:
-            return "forbidden"
-        if known is False:
-            return "down"
-        fits = role is None or role is (REPLICA if self.read_only else PRIMARY)
-        if known:
-            return "up" if fits else "fallback"
-        return "untried" if fits else "untried fallback"
+        if state.up is None:
+            return "unseen"
+        if state.up is False:
+            return "down" if self.health.get(node.server, State()).up is False else "refused"
+        if not self.request.read_only:
+            return "up"
+        if state.banned_until > NOW or node == self.request.avoid:
+            return "banned"
+        return "up" if role is REPLICA else "fallback"
 
     def standings(self, route: Route) -> list[str]:
         return [self.standing(node) for node in route.nodes]
 
 
-ORDER = ["up", "untried", "fallback", "untried fallback", "down"]
+ORDER = ["up", "fallback", "banned", "unseen", "down", "refused"]
 
 weights = st.floats(0.01, 100.0)
 servers_states = st.one_of(
-    st.none(), st.just(State()), st.builds(up, st.sampled_from(Role)), st.builds(down, st.sampled_from(["a", "b"]))
+    st.none(),
+    st.just(State()),
+    st.builds(up, st.sampled_from(Role), banned_until=st.sampled_from([0.0, NOW + 1.0])),
+    st.builds(down, st.sampled_from(["a", "b"]), st.none() | st.sampled_from(Role)),
 )
 
 
@@ -108,14 +151,14 @@ def cases(draw: st.DrawFn) -> Case:
             health[node.server] = state
         if draw(st.integers(0, 4)) == 0:
             health[node] = down("password authentication failed")
-    stranger = make_node("elsewhere")
+    some_node = st.sampled_from([None, make_node("elsewhere"), *nodes])
     return Case(
         make_target(*nodes, fallback=draw(st.sampled_from(FALLBACKS))),
         MappingProxyType(health),
-        draw(st.booleans()),
+        Request(draw(st.booleans()), avoid=draw(some_node)),
         draw(st.floats(0.0, 1.0)),
         MappingProxyType({node: float(draw(st.integers(0, 3))) for node in nodes}),
-        draw(st.sampled_from([None, stranger, *nodes])),
+        draw(some_node),
     )
 
 
@@ -150,23 +193,35 @@ def test_better_nodes_come_first(case: Case) -> None:
 def test_best_counts_the_leading_nodes_known_to_be_up_and_equally_good(case: Case) -> None:
     route = case.choose()
     runs = [(standing, len(list(run))) for standing, run in groupby(case.standings(route))]
-    assert route.best == (runs[0][1] if runs and runs[0][0] in {"up", "fallback"} else 0)
+    assert route.best == (runs[0][1] if runs and runs[0][0] in {"up", "fallback", "banned"} else 0)
 
 
 @relaxed
 @given(cases())
-def test_within_a_tier_the_preferred_node_comes_first_then_the_least_busy_for_its_weight(case: Case) -> None:
+def test_ready_counts_the_leading_nodes_known_to_be_up(case: Case) -> None:
     route = case.choose()
-    ranks = [(ORDER.index(case.standing(n)), n != case.prefer, case.loads[n] / n.weight) for n in route.nodes]
+    assert [state_of(case.health, node).up is True for node in route.nodes] == [
+        place < route.ready for place in range(len(route.nodes))
+    ]
+
+
+@relaxed
+@given(cases())
+def test_within_a_tier_the_least_busy_for_its_weight_comes_first(case: Case) -> None:
+    route = case._replace(prefer=None).choose()
+    ranks = [(ORDER.index(case.standing(node)), case.loads[node] / node.weight) for node in route.nodes]
     assert ranks == sorted(ranks)
 
 
 @relaxed
 @given(cases())
-def test_preferring_a_node_moves_nothing_else(case: Case) -> None:
+def test_preferring_a_node_moves_it_to_the_front_if_it_is_among_the_best_and_nothing_else(case: Case) -> None:
     route, plain = case.choose(), case._replace(prefer=None).choose()
-    others = [node for node in plain.nodes if node != case.prefer]
-    assert [node for node in route.nodes if node != case.prefer] == others
+    expected = list(plain.nodes)
+    if case.prefer in expected[: plain.best]:
+        expected.remove(case.prefer)
+        expected.insert(0, case.prefer)
+    assert list(route.nodes) == expected
     assert (route.best, route.notes, route.refused) == (plain.best, plain.notes, plain.refused)
 
 
@@ -178,7 +233,7 @@ def test_equal_arguments_give_equal_routes(case: Case) -> None:
     assert case._replace(health=dict(case.health)).choose() == first
     assert before == (case.health, case.loads)
     assert first.target is case.target
-    assert first.read_only is case.read_only
+    assert first.read_only is case.request.read_only
 
 
 CLUSTER = (make_node("p", PRIMARY), make_node("r1", REPLICA), make_node("r2", REPLICA), make_node("r3", REPLICA))
@@ -188,60 +243,82 @@ P, R1, R2, R3 = (node.server for node in CLUSTER)
 @pytest.mark.parametrize(
     ("health", "reading", "writing", "best"),
     [
-        ({}, "r1 r2 r3 p", "p", (0, 0)),
-        ({P: up(PRIMARY)}, "r1 r2 r3 p", "p", (0, 1)),
-        ({R2: up(REPLICA)}, "r2 r1 r3 p", "p", (1, 0)),
-        ({R2: up(REPLICA), R3: up(REPLICA)}, "r2 r3 r1 p", "p", (2, 0)),
-        ({R1: down()}, "r2 r3 p r1", "p", (0, 0)),
-        ({R1: down(), R2: down(), R3: down()}, "p r1 r2 r3", "p", (0, 0)),
+        ({}, "p r1 r2 r3", "p r1 r2 r3", (0, 0)),
+        ({P: up(PRIMARY)}, "p r1 r2 r3", "p r1 r2 r3", (1, 1)),
+        ({R2: up(REPLICA)}, "r2 p r1 r3", "p r1 r3", (1, 0)),
+        ({P: up(PRIMARY), R2: up(REPLICA), R3: up(REPLICA)}, "r2 r3 p r1", "p r1", (2, 1)),
+        ({R1: down()}, "p r2 r3 r1", "p r2 r3", (0, 0)),
         ({P: up(PRIMARY), R1: down(), R2: down(), R3: down()}, "p r1 r2 r3", "p", (1, 1)),
         ({P: down(), R1: down(), R2: down(), R3: down()}, "p r1 r2 r3", "p", (0, 0)),
         # after a failover, what the servers say counts, not what is configured
-        ({P: up(REPLICA), R1: up(PRIMARY)}, "p r2 r3 r1", "r1", (1, 1)),
-        ({P: down(), R1: up(PRIMARY)}, "r2 r3 r1 p", "r1 p", (0, 1)),
-        ({P: up(PRIMARY), R1: up(PRIMARY)}, "r2 r3 p r1", "p r1", (0, 2)),
+        ({P: up(REPLICA), R1: up(PRIMARY)}, "p r1 r2 r3", "r1 r2 r3", (1, 1)),
+        ({P: down(role=PRIMARY), R1: up(PRIMARY)}, "r1 r2 r3 p", "r1 r2 r3 p", (1, 1)),
+        ({P: up(PRIMARY), R1: up(PRIMARY)}, "p r2 r3", "p r2 r3", (1, 1)),
+        # what failed lately comes after all others that are up
+        ({P: up(PRIMARY), R1: up(REPLICA, banned_until=NOW + 1.0), R2: up(REPLICA)}, "r2 p r1 r3", "p r3", (1, 1)),
+        ({P: up(PRIMARY, banned_until=NOW + 1.0), R1: down()}, "p r2 r3 r1", "p r2 r3", (1, 1)),
+        ({R1: up(REPLICA, banned_until=NOW), R2: up(REPLICA)}, "r1 r2 p r3", "p r3", (2, 0)),
         # only the login of one node is refused
-        ({R1: up(REPLICA), R2: up(REPLICA), CLUSTER[1]: down("no such role")}, "r2 r3 p r1", "p", (1, 0)),
+        ({R1: up(REPLICA), R2: up(REPLICA), CLUSTER[1]: down("no such role")}, "r2 p r3 r1", "p r3", (1, 0)),
+        ({P: up(PRIMARY), CLUSTER[0]: down("no such role"), R1: down()}, "r2 r3 r1 p", "r2 r3 p", (0, 0)),
     ],
 )
 def test_the_order_for_a_primary_and_three_replicas(
     health: Health, reading: str, writing: str, best: tuple[int, int]
 ) -> None:
-    target = make_target(*CLUSTER)
-    routes = [choose(target, health, read_only=read_only, turn=0.0) for read_only in (True, False)]
+    routes = [chosen(make_target(*CLUSTER), health, request) for request in (READ, WRITE)]
     assert [hosts(route.nodes) for route in routes] == [reading, writing]
     assert tuple(route.best for route in routes) == best
 
 
+def test_tiers_are_in_the_order_of_what_is_best() -> None:
+    assert [tier.name for tier in sorted(Tier)] == [
+        "BEST", "FALLBACK", "STALE", "BANNED", "UNSEEN", "DOWN", "REFUSED",
+    ]  # fmt: skip
+
+
 def test_nodes_of_unknown_role_are_tried_for_either_use_until_they_say_what_they_are() -> None:
-    a, b, c = make_node("a"), make_node("b"), make_node("c")
-    target = make_target(a, b, c, fallback="error")
-
-    def order(health: Health, *, read_only: bool) -> str:
-        return hosts(choose(target, health, read_only=read_only, turn=0.0).nodes)
-
-    assert [order({}, read_only=read_only) for read_only in (True, False)] == ["a b c", "a b c"]
-    known: Health = {a.server: up(PRIMARY), c.server: up(REPLICA)}
-    assert [order(known, read_only=read_only) for read_only in (True, False)] == ["c b", "a b"]
+    target = make_target(make_node("a"), make_node("b"), make_node("c"), fallback="error")
+    a, _, c = (node.server for node in target.cluster.nodes)
+    assert [hosts(chosen(target, {}, request).nodes) for request in (READ, WRITE)] == ["a b c", "a b c"]
+    known: Health = {a: up(PRIMARY), c: up(REPLICA)}
+    assert [hosts(chosen(target, known, request).nodes) for request in (READ, WRITE)] == ["c b", "a b"]
 
 
 @pytest.mark.parametrize("fallback", ["wait", "error"])
 def test_a_read_that_must_not_fall_back_is_told_why_the_primary_is_left_out(fallback: Fallback) -> None:
-    route = choose(make_target(*CLUSTER, fallback=fallback), {P: up(PRIMARY)}, read_only=True, turn=0.0)
+    route = chosen(make_target(*CLUSTER, fallback=fallback), {P: up(PRIMARY)})
     assert route.refused == {CLUSTER[0]: f"is the primary, and read.fallback is '{fallback}'"}
     assert hosts(route.nodes) == "r1 r2 r3"
+
+
+@pytest.mark.parametrize(
+    ("role", "read_only", "fallback", "expected"),
+    [
+        (PRIMARY, False, "error", None),
+        (REPLICA, False, "primary", "is a replica"),
+        (None, False, "primary", None),
+        (REPLICA, True, "error", None),
+        (None, True, "error", None),
+        (PRIMARY, True, "primary", None),
+        (PRIMARY, True, "wait", "is the primary, and read.fallback is 'wait'"),
+    ],
+)
+def test_what_a_role_is_not_good_for(
+    role: Role | None, read_only: bool, fallback: Fallback, expected: str | None
+) -> None:
+    assert objection(make_target(fallback=fallback).cluster, role, read_only=read_only) == expected
 
 
 def test_a_refused_login_leaves_other_nodes_of_the_server_in_use() -> None:
     refused = make_node("db", REPLICA)
     other = Node(refused.server, (("dbname", "other"),), REPLICA)
     health: Health = {refused.server: up(REPLICA), refused: down("no such role")}
-    assert choose(make_target(refused), health, read_only=True, turn=0.0).best == 0
-    assert choose(make_target(other), health, read_only=True, turn=0.0).best == 1
+    assert [chosen(make_target(node), health).ready for node in (refused, other)] == [0, 1]
 
 
 def test_where_no_node_is_allowed_the_route_says_so() -> None:
-    route = choose(make_target(CLUSTER[1]), {R1: up(REPLICA)}, read_only=False, turn=0.5)
+    route = chosen(make_target(CLUSTER[1]), {R1: up(REPLICA)}, WRITE, turn=0.5)
     assert (route.nodes, route.best) == ((), 0)
     assert repr(route).splitlines() == [
         "Route to v2 for writing",
@@ -251,12 +328,283 @@ def test_where_no_node_is_allowed_the_route_says_so() -> None:
 
 
 def test_a_route_cannot_be_changed() -> None:
-    route = choose(make_target(*CLUSTER), {}, read_only=False, turn=0.0)
+    route = chosen(make_target(*CLUSTER), {}, WRITE)
     for told in (route.notes, route.refused):
         with pytest.raises(TypeError, match="does not support item assignment"):
             told[CLUSTER[0]] = ""  # type: ignore[index]
     with pytest.raises(AttributeError):
         route.best = 9  # type: ignore[misc]
+
+
+def test_standings_say_what_changes_them_and_nothing_else() -> None:
+    cluster = make_target(*CLUSTER).cluster
+    health: Health = {P: up(PRIMARY), R1: up(REPLICA, banned_until=NOW + 1.0), R2: down("a")}
+    found = standings(cluster, health, READ, now=NOW)
+    assert [standing.tier for standing in found.values()] == [Tier.FALLBACK, Tier.BANNED, Tier.DOWN, Tier.UNSEEN]
+    assert list(found) == list(CLUSTER)
+    assert standings(cluster, {**health, R2: down("b")}, READ, now=NOW) == found
+    assert standings(cluster, health, READ, now=NOW + 1.0) != found
+
+
+# Fenced
+
+
+def test_a_fenced_node_serves_nothing() -> None:
+    health: Health = {P: up(PRIMARY), R1: replace(up(PRIMARY), timeline=2), R2: replace(up(REPLICA), timeline=2)}
+    reason = "fenced: it is a primary on timeline 1, and r1:5432 is on the later 2"
+    for request, order in [(READ, "r2 r1 r3"), (WRITE, "r1 r3")]:
+        route = chosen(make_target(*CLUSTER), health, request)
+        assert hosts(route.nodes) == order
+        assert route.refused[CLUSTER[0]] == reason
+
+
+def test_the_memory_of_a_timeline_survives_its_servers_going_down() -> None:
+    target = make_target(*CLUSTER)
+    health: Health = {P: up(PRIMARY), R1: replace(down(role=PRIMARY), timeline=2)}
+    assert chosen(target, health, WRITE).ready == 0
+    assert chosen(target, health, WRITE).pending
+
+
+# Lag
+
+
+@pytest.mark.parametrize(
+    ("limits", "max_lag", "lag", "expected"),
+    [
+        ({}, None, None, True),
+        ({}, None, Lag(10**12, 9999.0), True),
+        ({"max_lag": 2.0}, None, None, False),
+        ({"max_lag": 2.0}, None, Lag(None, 2.0), True),
+        ({"max_lag": 2.0}, None, Lag(0, None), False),
+        ({"max_lag": 2.0}, None, Lag(5, 2.01), False),
+        ({"max_lag": 2.0}, 3.0, Lag(5, 2.01), True),
+        ({"max_lag": 2.0}, 0.0, Lag(0, 0.0), True),
+        ({"max_lag": 2.0}, 0.0, Lag(5, 0.01), False),
+        ({}, 1.0, Lag(5, 1.01), False),
+        ({}, 1.0, None, False),
+        ({"max_lag_bytes": 100}, None, Lag(100, None), True),
+        ({"max_lag_bytes": 100}, None, Lag(101, 0.0), False),
+        ({"max_lag_bytes": 100}, None, Lag(None, 0.0), False),
+        ({"max_lag_bytes": 100}, None, None, False),
+        ({"max_lag_bytes": 100}, 1.0, Lag(100, 1.01), False),
+        ({"max_lag_bytes": 100, "max_lag": 1.0}, None, Lag(100, 1.0), True),
+        ({"max_lag_bytes": 0}, None, Lag(0, None), True),
+        ({"max_lag_bytes": 0}, None, Lag(1, 0.0), False),
+    ],
+)
+def test_a_replica_is_fresh_within_each_limit_and_unknown_is_not_fresh(
+    limits: dict[str, Any], max_lag: float | None, lag: Lag | None, expected: bool
+) -> None:
+    assert fresh(ReadPolicy(**limits), lag, max_lag) is expected
+
+
+def behind(seconds: float, position: int) -> State:
+    return replace(up(REPLICA), position=position, replay_age=seconds)
+
+
+LAGGING: Health = {
+    P: replace(up(PRIMARY), trail=((NOW - 9.0, 500), (NOW - 3.0, 900), (NOW, 1000))),
+    R1: behind(3.0, 900),
+    R2: up(REPLICA),
+    R3: behind(9.0, 500),
+}
+
+
+@pytest.mark.parametrize(
+    ("policy", "max_lag", "order", "best", "left_out"),
+    [
+        ({}, None, "r1 r2 r3 p", 3, ""),
+        ({"max_lag": 5.0}, None, "r1 r2 p", 2, "r3"),
+        ({}, 5.0, "r1 r2 p", 2, "r3"),
+        ({"max_lag": 5.0}, 1.0, "r2 p", 1, "r1 r3"),
+        ({"max_lag": 5.0}, 10.0, "r1 r2 r3 p", 3, ""),
+        ({"max_lag_bytes": 99}, None, "r2 p", 1, "r1 r3"),
+        ({"max_lag_bytes": 100}, None, "r1 r2 p", 2, "r3"),
+        ({"max_lag": 5.0, "max_lag_bytes": 99}, None, "r2 p", 1, "r1 r3"),
+        ({"max_lag": 1.0, "allow_stale": True}, None, "r2 p r1 r3", 1, ""),
+        ({"max_lag": 1.0, "allow_stale": True, "fallback": "wait"}, None, "r2 r1 r3", 1, "p"),
+        ({"max_lag": 1.0, "fallback": "error"}, None, "r2", 1, "p r1 r3"),
+    ],
+)
+def test_fresh_replicas_come_first_then_the_primary_then_stale_ones(
+    policy: dict[str, Any], max_lag: float | None, order: str, best: int, left_out: str
+) -> None:
+    route = chosen(make_target(*CLUSTER, **policy), LAGGING, Request(read_only=True, max_lag=max_lag))
+    assert (hosts(route.nodes), route.best, hosts(tuple(route.refused))) == (order, best, left_out)
+    assert route.ready == len(route.nodes)
+
+
+def test_what_is_stale_says_how_far() -> None:
+    target = make_target(*CLUSTER, max_lag=1.0)
+    assert list(chosen(target, LAGGING).refused.values()) == [
+        "is stale: 3.0 s and 100 bytes behind",
+        "is stale: 9.0 s and 500 bytes behind",
+    ]
+    health = {R1: behind(7.0, 900), R2: behind(7.0, 900)}
+    assert chosen(target, health).refused[CLUSTER[1]] == "is stale: how far behind is not known"
+    stale = chosen(make_target(*CLUSTER, max_lag=1.0, allow_stale=True), LAGGING)
+    assert stale.notes[CLUSTER[1]] == "replica, up, stale: 3.0 s and 100 bytes behind"
+
+
+def test_a_write_does_not_care_for_lag() -> None:
+    target = make_target(*CLUSTER, max_lag=1.0)
+    assert chosen(target, LAGGING, Request(read_only=False, max_lag=0.0)) == chosen(target, LAGGING, WRITE)
+
+
+def see(health: Health, *seen: Seen, now: float) -> Health:
+    for one in seen:
+        health = observe(health, one, now=now, jitter=0.0, policy=POLICY)
+    return health
+
+
+def looked(node: Node, role: Role, position: int, timeline: int = 1) -> Looked:
+    return Looked(node, role, 180000, position, timeline, SYSTEM, None if role is PRIMARY else 0.0)
+
+
+def test_a_replica_behind_its_max_lag_bytes_stays_stale_when_the_primary_is_stopped() -> None:
+    target, (primary, replica) = make_target(*CLUSTER[:2], max_lag_bytes=50), CLUSTER[:2]
+    health = see({}, looked(primary, PRIMARY, 1000), looked(replica, REPLICA, 900), now=1.0)
+    assert chosen(target, health, now=1.0).nodes == (primary,)
+    health = see(health, Failed(primary, "Connection refused", answered=False), now=1.5)
+    for now in range(2, 1000):
+        health = see(health, looked(replica, REPLICA, 900), now=float(now))
+        route = chosen(target, health, now=float(now))
+        assert (route.nodes, route.ready, route.pending) == ((primary,), 0, True)
+    # It does not become fresh by being promoted, but the primary, until which nobody is.
+    health = see(health, looked(replica, PRIMARY, 950, 2), now=1000.0)
+    assert chosen(target, health, now=1000.0).nodes == (replica,)
+
+
+def test_of_an_idle_primary_no_replica_is_ever_stale_but_one_that_is_not_looked_at_is() -> None:
+    target, (primary, replica) = make_target(*CLUSTER[:2], max_lag=0.5, max_lag_bytes=0), CLUSTER[:2]
+    health: Health = {}
+    for now in range(500):
+        health = see(health, looked(primary, PRIMARY, 1000), now=float(now))
+        health = see(health, looked(replica, REPLICA, 1000), now=now + 0.9)
+        assert chosen(target, health, now=now + 0.9).nodes == (replica, primary)
+    assert chosen(target, health, now=499.9 + 2.6).nodes == (primary,)
+
+
+# Reading what was written
+
+AT_END = Position(SYSTEM, 1, 1000)
+
+
+@pytest.mark.parametrize(
+    ("after", "order", "best", "ask", "left_out"),
+    [
+        (Position(SYSTEM, 1, 500), "r1 r2 r3 p", 3, "", ""),
+        (Position(SYSTEM, 1, 501), "r1 r2 r3 p", 2, "r3", ""),
+        (Position(SYSTEM, 1, 901), "r2 r1 r3 p", 1, "r1 r3", ""),
+        (AT_END, "r2 r1 r3 p", 1, "r1 r3", ""),
+        (Position(SYSTEM, 1, 1001), "r1 r2 r3 p", 3, "r1 r2 r3", ""),  # written since the last look
+        (Position(0, 1, 1000), "r2 r1 r3 p", 1, "r1 r3", ""),  # made before the system was known
+        # of a later timeline: a replica may follow it, a primary cannot
+        (Position(SYSTEM, 2, 1), "r1 r2 r3", 3, "r1 r2 r3", "p"),
+        (Position(SYSTEM + 1, 1, 1), "", 0, "", "p r1 r2 r3"),
+    ],
+)
+def test_a_replica_that_is_not_known_to_have_replayed_it_is_asked(
+    after: Position, order: str, best: int, ask: str, left_out: str
+) -> None:
+    route = chosen(make_target(*CLUSTER), LAGGING, Request(read_only=True, after=after))
+    assert (hosts(route.nodes), route.best, hosts(tuple(route.refused))) == (order, best, left_out)
+    assert hosts([node for node in CLUSTER if node in route.ask]) == ask
+    assert route.ready == len(route.nodes)
+
+
+def test_what_was_written_before_a_failover_is_read_from_the_primary() -> None:
+    health = {server: replace(state, timeline=2) for server, state in LAGGING.items()}
+    route = chosen(make_target(*CLUSTER), health, Request(read_only=True, after=Position(SYSTEM, 1, 10)))
+    assert (hosts(route.nodes), route.ask) == ("p", frozenset())
+    assert set(route.refused.values()) == {"is on timeline 2, what is to be seen on 1"}
+
+
+def test_of_another_system_nothing_is_compared() -> None:
+    route = chosen(make_target(*CLUSTER[:2]), LAGGING, Request(read_only=True, after=Position(8, 1, 1)))
+    assert set(route.refused.values()) == {"is of another system than what is to be seen"}
+
+
+def test_a_replica_of_unknown_timeline_is_asked() -> None:
+    health = {**LAGGING, R2: replace(up(REPLICA), timeline=0)}
+    assert CLUSTER[2] in chosen(make_target(*CLUSTER), health, Request(read_only=True, after=AT_END)).ask
+
+
+def test_to_be_fresh_and_to_have_replayed_it_are_both_asked_for() -> None:
+    request = Request(read_only=True, max_lag=5.0, after=AT_END)
+    route = chosen(make_target(*CLUSTER), LAGGING, request)
+    assert (hosts(route.nodes), hosts(tuple(route.refused))) == ("r2 r1 p", "r3")
+    route = chosen(make_target(*CLUSTER, allow_stale=True), LAGGING, request)
+    assert hosts(route.nodes) == "r2 r1 p r3"
+    assert route.notes[CLUSTER[3]] == "replica, up, stale: 9.0 s and 500 bytes behind, to be asked"
+
+
+def test_one_that_failed_lately_is_asked_last() -> None:
+    health = {**LAGGING, R1: replace(behind(3.0, 900), banned_until=NOW + 1.0)}
+    route = chosen(make_target(*CLUSTER), health, Request(read_only=True, after=AT_END, avoid=CLUSTER[2]))
+    assert hosts(route.nodes) == "r3 p r2 r1"
+    assert route.best == 1
+    assert route.notes[CLUSTER[1]] == "replica, up, failed lately, to be asked"
+
+
+def test_a_write_has_nothing_to_see() -> None:
+    target = make_target(*CLUSTER)
+    assert chosen(target, LAGGING, Request(read_only=False, after=Position(9, 9, 9))) == chosen(target, LAGGING, WRITE)
+
+
+@pytest.mark.parametrize(
+    ("avoid", "order", "best"), [(None, "r1 r2 r3 p", 3), (1, "r2 r3 p r1", 2), (0, "r1 r2 r3 p", 3)]
+)
+def test_a_node_to_avoid_comes_last(avoid: int | None, order: str, best: int) -> None:
+    node = None if avoid is None else CLUSTER[avoid]
+    route = chosen(make_target(*CLUSTER), LAGGING, Request(read_only=True, avoid=node))
+    assert (hosts(route.nodes), route.best, route.ready) == (order, best, 4)
+
+
+def test_a_node_to_avoid_serves_where_there_is_no_other() -> None:
+    target = make_target(CLUSTER[1])
+    assert chosen(target, {R1: up(REPLICA)}, Request(read_only=True, avoid=CLUSTER[1])).ready == 1
+
+
+# Whether to wait
+
+LOGIN = down("no such role")
+
+
+@pytest.mark.parametrize(
+    ("health", "read", "write"),
+    [
+        # fallback: primary, wait, error
+        ({}, (True, True, True), True),
+        ({P: up(PRIMARY), R1: up(REPLICA)}, (True, True, False), True),
+        ({P: down(), R1: down()}, (True, True, False), True),
+        ({R1: down()}, (True, True, True), True),
+        ({P: up(REPLICA), R1: up(REPLICA)}, (True, True, False), True),
+        # nothing is missing but a login
+        ({P: up(PRIMARY), R1: up(REPLICA), CLUSTER[0]: LOGIN, CLUSTER[1]: LOGIN}, (False, False, False), False),
+        ({P: up(PRIMARY), R1: up(REPLICA), CLUSTER[0]: LOGIN}, (True, True, False), False),
+        ({P: up(PRIMARY), R1: up(REPLICA), CLUSTER[1]: LOGIN}, (True, False, False), True),
+        # … and a server that may come back, as what is missing
+        ({P: up(PRIMARY), R1: down(role=REPLICA), CLUSTER[0]: LOGIN}, (True, True, False), True),
+        ({P: down(role=PRIMARY), R1: up(REPLICA), CLUSTER[1]: LOGIN}, (True, True, False), True),
+    ],
+)
+def test_waiting_makes_sense_unless_only_a_login_is_missing(
+    health: Health, read: tuple[bool, bool, bool], write: bool
+) -> None:
+    nodes, result = CLUSTER[:2], list[bool]()
+    for fallback in FALLBACKS:
+        route = chosen(make_target(*nodes, fallback=fallback), health)
+        result.append(route.pending or route.ready > 0 and fallback != "error" and route.pending)
+    assert tuple(result) == read
+    assert chosen(make_target(*nodes), health, WRITE).pending is write
+
+
+def test_a_replica_that_is_stale_may_catch_up_though_the_primarys_login_is_refused() -> None:
+    health = {P: LAGGING[P], R1: LAGGING[R1], CLUSTER[0]: LOGIN}
+    route = chosen(make_target(*CLUSTER[:2], max_lag=1.0), health)
+    assert (route.ready, route.pending) == (0, True)
+    assert not chosen(make_target(*CLUSTER[:2], max_lag=1.0), health, WRITE).pending
 
 
 # Loads and ties
@@ -272,22 +620,22 @@ ALL_UP: Health = {node.server: up(REPLICA) for node in REPLICAS}
 def test_the_load_counts_relative_to_the_weight(loads: tuple[float, ...], expected: str) -> None:
     load = dict(zip(REPLICAS, loads, strict=True)).__getitem__
     for turn in (0.0, 0.3, 0.9):
-        assert hosts(choose(make_target(*REPLICAS), ALL_UP, read_only=True, turn=turn, load=load).nodes) == expected
+        assert hosts(choose(make_target(*REPLICAS), ALL_UP, READ, now=NOW, turn=turn, load=load).nodes) == expected
 
 
 OTHERS = (make_node("p", PRIMARY, 3.0), make_node("dead", REPLICA, 7.0), make_node("busy", REPLICA, 2.0))
 
 
-@pytest.mark.parametrize("health", [ALL_UP, {}], ids=["all up", "none tried"])
 @pytest.mark.parametrize("position", range(4))
-def test_equal_loads_are_spread_by_weight_whoever_else_stands_between(health: Health, position: int) -> None:
+def test_equal_loads_are_spread_by_weight_whoever_else_stands_between(position: int) -> None:
     target = make_target(*REPLICAS[:position], *OTHERS, *REPLICAS[position:])
-    known: Health = {**health, OTHERS[1].server: down()}
+    p, dead, busy = (node.server for node in OTHERS)
+    known: Health = {**ALL_UP, p: up(PRIMARY), dead: down(), busy: up(REPLICA)}
 
     def load(node: Node) -> float:
         return float(node.server.host == "busy")
 
-    first = Counter(choose(target, known, read_only=True, turn=(k + 0.5) / 80, load=load).nodes[0] for k in range(80))
+    first = Counter(choose(target, known, READ, now=NOW, turn=(k + 0.5) / 80, load=load).nodes[0] for k in range(80))
     assert [first[node] for node in REPLICAS] == [10, 20, 50]
 
 
@@ -299,18 +647,19 @@ def test_a_route_reads_as_one_line_a_node() -> None:
         P: up(PRIMARY),
         R1: down("Connection refused"),
         R2: up(REPLICA),
+        R3: up(REPLICA),
         CLUSTER[3]: down('FATAL: role "app" does not exist'),
     }
     target = make_target(*CLUSTER, make_node("::1"), requested="live")
-    assert repr(choose(target, health, read_only=True, turn=0.0)).splitlines() == [
+    assert repr(chosen(target, health)).splitlines() == [
         "Route to v2 (alias live) for reading",
         "  1. app@r2:5432/app  replica, up",
-        "  2. app@[::1]:5432/app  role unknown, not tried yet",
-        "  3. app@p:5432/app  primary, up",
+        "  2. app@p:5432/app  primary, up",
+        "  3. app@[::1]:5432/app  role unknown, not looked at yet",
         "  4. app@r1:5432/app  replica, down: Connection refused",
-        '  5. app@r3:5432/app  replica, down: FATAL: role "app" does not exist',
+        '  5. app@r3:5432/app  replica, login refused: FATAL: role "app" does not exist',
     ]
-    assert repr(choose(make_target(*CLUSTER[:2]), health, read_only=False, turn=0.0)).splitlines() == [
+    assert repr(chosen(make_target(*CLUSTER[:2]), health, WRITE)).splitlines() == [
         "Route to v2 for writing",
         "  1. app@p:5432/app  primary, up",
         "  -  app@r1:5432/app  left out: is a replica",
@@ -320,8 +669,8 @@ def test_a_route_reads_as_one_line_a_node() -> None:
 def test_a_route_shows_no_secret() -> None:
     params = (("dbname", "app"), ("user", "app"))
     nodes = [Node(Server(role, 5432), params, role, secrets=Secrets((("password", "hunter2"),))) for role in Role]
-    for read_only in (True, False):
-        route = choose(make_target(*nodes), {}, read_only=read_only, turn=0.0)
+    for request in (READ, WRITE):
+        route = chosen(make_target(*nodes), {}, request)
         assert "hunter" not in f"{route} {route!r} {route.nodes} {route.refused} {route.target}"
 
 

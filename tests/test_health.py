@@ -1,7 +1,8 @@
-"""What an observation changes, and what is read from libpq's words for a failed attempt to connect."""
+"""What an observation changes: states, bans, fences, lag; and what is read from libpq's words for a failed attempt."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -10,16 +11,31 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from router.health import UNKNOWN, Connected, Failed, State, failed, observe, role_of, state_of
-from router.topology import HealthPolicy, Node, Role, Server
+from router.health import (
+    TRAIL,
+    UNKNOWN,
+    Connected,
+    Failed,
+    Lag,
+    Looked,
+    State,
+    failed,
+    fenced,
+    lag_of,
+    observe,
+    primary_of,
+    role_of,
+    same_system,
+    state_of,
+)
+from router.topology import Cluster, HealthPolicy, Node, Role, Server
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from router.health import Health
+    from router.health import Health, Seen
 
 PRIMARY, REPLICA = Role.PRIMARY, Role.REPLICA
-POLICY = HealthPolicy(retry=0.5, retry_max=15.0)
+POLICY = HealthPolicy(interval=1.0, timeout=0.5, ban=0.5, ban_max=15.0)
+SYSTEM = 7_000_000_000_000_000_001
 
 NEAR, FAR = Server("near", 5432), Server("far", 5432)
 NODE = Node(NEAR, (("dbname", "app"),), REPLICA)
@@ -29,10 +45,25 @@ NODES = (NODE, SIBLING, DISTANT)
 
 REFUSED = Failed(NODE, "Connection refused", answered=False)
 BAD_LOGIN = Failed(NODE, "FATAL: no such role", answered=True)
-UP = Connected(NODE, PRIMARY, 180001)
 
 
-def after(*seen: Connected | Failed, now: float = 100.0, jitter: float = 0.0, health: Health | None = None) -> Health:
+def looked(
+    node: Node,
+    role: Role,
+    position: int = 1000,
+    timeline: int = 1,
+    *,
+    system: int = SYSTEM,
+    age: float | None = None,
+    latency: float = 0.0,
+) -> Looked:
+    return Looked(node, role, 180001, position, timeline, system, age, latency)
+
+
+UP = looked(NODE, PRIMARY)
+
+
+def after(*seen: Seen, now: float = 100.0, jitter: float = 0.0, health: Health | None = None) -> Health:
     """What is known once all of this was seen, at one moment."""
     known: Health = {} if health is None else health
     for one in seen:
@@ -40,111 +71,189 @@ def after(*seen: Connected | Failed, now: float = 100.0, jitter: float = 0.0, he
     return known
 
 
-def in_a_row(failure: Failed, jitters: Iterable[float]) -> list[float]:
-    """The pauses after failures in a row, each seen at the moment when the last one's pause was over."""
-    health: Health = {}
-    now, pauses = 100.0, []
-    for jitter in jitters:
-        health = after(failure, now=now, jitter=jitter, health=health)
-        retry_at = state_of(health, failure.node).retry_at
-        pauses.append(retry_at - now)
-        now = retry_at
-    return pauses
+def over_time(*moments: tuple[float, Seen]) -> Health:
+    """What is known once each of this was seen at its moment."""
+    known: Health = {}
+    for now, seen in moments:
+        known = after(seen, now=now, health=known)
+    return known
 
 
-def test_of_what_nobody_tried_nothing_is_known() -> None:
+# What counts for a node
+
+
+def test_of_what_nobody_looked_at_nothing_is_known() -> None:
     assert state_of({}, NODE) == UNKNOWN == State(up=None, role=None, server_version=0, failures=0, reason="")
     assert [role_of({}, node) for node in NODES] == [REPLICA, None, None]
 
 
-def test_a_connection_tells_of_every_node_of_the_server() -> None:
-    health = after(UP)
-    assert health == {NEAR: State(up=True, role=PRIMARY, server_version=180001)}
+def test_a_look_tells_of_every_node_of_the_server() -> None:
+    health = after(looked(NODE, PRIMARY, 4711, 3))
+    state = health[NEAR]
+    assert list(health) == [NEAR]
+    assert (state.up, state.role, state.server_version) == (True, PRIMARY, 180001)
+    assert (state.position, state.timeline, state.system) == (4711, 3, SYSTEM)
     assert [state_of(health, node).up for node in NODES] == [True, True, None]
     assert [role_of(health, node) for node in NODES] == [PRIMARY, PRIMARY, None]
 
 
-def test_a_connection_clears_what_went_wrong_before() -> None:
-    assert after(REFUSED, BAD_LOGIN, REFUSED, UP) == after(UP)
+def test_a_look_clears_what_went_wrong_before_but_not_how_often() -> None:
+    health = after(REFUSED, BAD_LOGIN, REFUSED, UP)
+    assert list(health) == [NEAR]
+    assert (health[NEAR].up, health[NEAR].reason, health[NEAR].failures) == (True, "", 2)
 
 
-def test_what_was_known_already_changes_nothing() -> None:
-    assert after(UP, now=200.0, health=after(UP)) == after(UP)
+def test_a_look_that_changes_nothing_that_matters_gives_equal_knowledge() -> None:
+    once = after(UP)
+    again = after(looked(NODE, PRIMARY, 2000, latency=0.2), now=101.0, health=once)
+    assert again == once
+    assert (again[NEAR].heard_at, again[NEAR].position_at, again[NEAR].position) == (101.0, 100.8, 2000)
 
 
-def test_a_server_that_changes_its_role_is_believed() -> None:
-    health = after(UP, Connected(SIBLING, REPLICA, 180001))
-    assert role_of(health, NODE) is REPLICA
-    assert health != after(UP)
+@pytest.mark.parametrize(
+    "other",
+    [looked(NODE, REPLICA), looked(NODE, PRIMARY, timeline=2), looked(NODE, PRIMARY, system=SYSTEM + 1), REFUSED],
+)
+def test_what_may_change_where_requests_go_makes_a_difference(other: Seen) -> None:
+    assert after(UP, other) != after(UP)
+
+
+def test_a_look_that_a_later_one_has_overtaken_tells_nothing_of_the_server() -> None:
+    promoted = after(looked(NODE, PRIMARY, 1100, 2, latency=0.1), now=100.2)
+    late = after(looked(NODE, REPLICA, 1000, 1, latency=0.9), now=100.5, health=promoted)
+    assert late[NEAR] is promoted[NEAR]
+    assert NODE not in after(looked(NODE, REPLICA, latency=0.9), now=100.5, health=after(BAD_LOGIN, health=promoted))
 
 
 def test_a_failed_server_is_down_for_each_of_its_nodes_and_for_no_other_server() -> None:
-    health = after(Connected(DISTANT, REPLICA, 160004), UP, REFUSED)
+    health = after(looked(DISTANT, REPLICA), UP, REFUSED)
     assert [state_of(health, node).up for node in NODES] == [False, False, True]
     assert state_of(health, SIBLING).reason == "Connection refused"
 
 
-def test_a_refused_login_is_down_alone() -> None:
+def test_what_a_server_was_is_kept_while_it_is_down_but_not_how_far() -> None:
+    up = after(looked(NODE, PRIMARY, 5000, 4))
+    known, down = up[NEAR], after(REFUSED, now=101.0, health=up)[NEAR]
+    assert (down.role, down.timeline, down.system, down.trail) == (PRIMARY, 4, SYSTEM, known.trail)
+    assert (down.position, down.heard_at) == (0, 100.0)
+
+
+def test_a_refused_login_is_out_of_use_alone() -> None:
     health = after(UP, BAD_LOGIN)
     assert [state_of(health, node).up for node in NODES] == [False, True, None]
     assert state_of(health, NODE).reason == "FATAL: no such role"
     assert role_of(health, NODE) is PRIMARY
 
 
-def test_a_connection_of_one_node_does_not_vouch_for_a_login_that_is_refused() -> None:
-    health = after(BAD_LOGIN, Connected(SIBLING, PRIMARY, 180001))
-    assert [state_of(health, node).up for node in (NODE, SIBLING)] == [False, True]
+@pytest.mark.parametrize("seen", [looked(SIBLING, PRIMARY), Connected(SIBLING, PRIMARY)])
+def test_nobody_vouches_for_a_login_that_is_refused_to_another(seen: Seen) -> None:
+    assert state_of(after(UP, BAD_LOGIN, seen), NODE).reason == "FATAL: no such role"
 
 
-@pytest.mark.parametrize("before", [[], [BAD_LOGIN]])
-def test_a_server_that_refuses_a_login_is_not_down(before: list[Failed]) -> None:
+@pytest.mark.parametrize("seen", [looked(NODE, REPLICA), Connected(NODE, REPLICA)])
+def test_a_login_that_worked_is_in_use_again(seen: Seen) -> None:
+    assert NODE not in after(UP, BAD_LOGIN, seen)
+
+
+@pytest.mark.parametrize("before", [[], [UP], [UP, REFUSED]])
+def test_a_connection_tells_of_its_login_only(before: list[Seen]) -> None:
+    assert after(*before, Connected(NODE, REPLICA)) == after(*before)
+
+
+@pytest.mark.parametrize("before", [[], [BAD_LOGIN], [UP]])
+def test_a_server_that_refuses_a_login_is_not_down_until_a_look_says_so(before: list[Seen]) -> None:
     health = after(*before, REFUSED, BAD_LOGIN)
     assert [state_of(health, node).up for node in (NODE, SIBLING)] == [False, None]
+    assert health[NEAR].role is (PRIMARY if UP in before else None)
 
 
-def test_of_a_node_whose_login_was_refused_the_latest_failure_of_its_server_counts() -> None:
-    health = after(REFUSED, now=101.0, health=after(BAD_LOGIN))
-    assert (state_of(health, NODE).reason, state_of(health, NODE).seen_at) == ("Connection refused", 101.0)
+def test_a_login_that_is_refused_says_nothing_of_a_server_that_is_up_or_was_never_looked_at() -> None:
+    assert NEAR not in after(BAD_LOGIN)
+    assert after(UP, BAD_LOGIN)[NEAR] == after(UP)[NEAR]
 
 
-@pytest.mark.parametrize("failure", [REFUSED, BAD_LOGIN], ids=["the server", "the login"])
-def test_each_failure_in_a_row_doubles_the_pause_up_to_the_most(failure: Failed) -> None:
-    assert in_a_row(failure, [0.0] * 8) == [0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 15.0, 15.0]
+def test_of_a_node_whose_login_was_refused_what_its_server_says_counts_while_that_is_down() -> None:
+    health = after(REFUSED, now=101.0, health=after(UP, BAD_LOGIN))
+    assert state_of(health, NODE).reason == "Connection refused"
+    assert state_of(after(looked(SIBLING, PRIMARY), now=102.0, health=health), NODE).reason == "FATAL: no such role"
 
 
-def test_a_server_down_for_weeks_is_still_tried_at_the_longest_pause() -> None:
-    assert in_a_row(REFUSED, [0.0] * 2000)[-1] == 15.0
+def test_a_primary_is_one_since_it_was_first_seen_so_without_a_break() -> None:
+    health = over_time((10.0, UP), (11.0, UP))
+    assert health[NEAR].primary_since == 10.0
+    for between in (REFUSED, looked(NODE, REPLICA)):
+        assert after(UP, now=13.0, health=after(between, now=12.0, health=health))[NEAR].primary_since == 13.0
+
+
+def test_a_system_identifier_that_is_not_known_may_be_any() -> None:
+    assert [same_system(*pair) for pair in [(1, 1), (1, 0), (0, 1), (0, 0), (1, 2)]] == [True] * 4 + [False]
+
+
+# Bans
+
+
+def lives(times: int, *, up_for: float, jitter: float = 0.0) -> list[tuple[int, float]]:
+    """After each going down of a server that comes back at once: how often, and for how long it is avoided."""
+    now, health, found = 100.0, after(UP), list[tuple[int, float]]()
+    for _ in range(times):
+        now += up_for
+        health = after(REFUSED, now=now, jitter=jitter, health=health)
+        found.append((health[NEAR].failures, health[NEAR].banned_until - now))
+        health = after(UP, now=now, health=health)
+        assert health[NEAR].banned_until - now == found[-1][1], "coming back ends no ban"
+    return found
+
+
+def test_each_going_down_doubles_the_ban_up_to_the_most() -> None:
+    assert lives(8, up_for=1.0) == [(1, 0.5), (2, 1.0), (3, 2.0), (4, 4.0), (5, 8.0), (6, 15.0), (7, 15.0), (8, 15.0)]
+
+
+def test_bans_begin_anew_for_a_server_that_was_up_for_the_longest_of_them() -> None:
+    assert lives(3, up_for=15.0) == [(1, 0.5)] * 3
+    assert lives(3, up_for=14.9) == [(1, 0.5), (2, 1.0), (3, 2.0)]
+
+
+def test_a_server_that_stays_up_is_forgiven_by_a_look() -> None:
+    health = after(UP, now=101.0, health=after(UP, REFUSED))
+    assert [after(UP, now=now, health=health)[NEAR].failures for now in (115.9, 116.0)] == [1, 0]
+    assert after(UP, now=116.0, health=health)[NEAR].banned_until == 0.0
+
+
+def test_a_server_that_flaps_for_weeks_is_avoided_for_the_longest_ban() -> None:
+    assert lives(2000, up_for=1.0)[-1] == (2000, 15.0)
 
 
 @given(st.floats(0.0, 1.0))
-def test_chance_shortens_a_pause_by_a_quarter_at_most(jitter: float) -> None:
-    whole, drawn = (in_a_row(REFUSED, [part] * 7) for part in (0.0, jitter))
-    assert drawn == pytest.approx([pause * (1.0 - jitter / 4) for pause in whole])
+def test_chance_shortens_a_ban_by_a_quarter_at_most(jitter: float) -> None:
+    whole, drawn = (lives(7, up_for=1.0, jitter=part) for part in (0.0, jitter))
+    assert [ban for _, ban in drawn] == pytest.approx([ban * (1.0 - jitter / 4) for _, ban in whole])
 
 
-def test_what_several_saw_at_once_counts_once() -> None:
-    once = after(REFUSED)
-    assert after(REFUSED, now=100.49, jitter=0.5, health=once) == once
-    assert state_of(after(REFUSED, now=100.5, health=once), NODE).failures == 2
+def test_a_ban_is_never_longer_than_the_most_even_at_first() -> None:
+    health = observe({}, REFUSED, now=0.0, jitter=0.0, policy=HealthPolicy(ban=20.0, ban_max=3.0))
+    assert health[NEAR].banned_until == 3.0
 
 
-def test_after_a_connection_failures_count_from_one_again() -> None:
-    health = after(REFUSED, UP, health=after(REFUSED, now=90.0))
-    again = after(REFUSED, now=200.0, health=health)
-    assert (state_of(again, NODE).failures, state_of(again, NODE).retry_at) == (1, 200.5)
+def test_a_server_that_stays_down_goes_down_once_however_often_that_is_seen() -> None:
+    once = after(REFUSED, health=after(UP, now=99.0))
+    again = after(Failed(NODE, "no answer", answered=False), now=500.0, jitter=1.0, health=once)
+    assert again[NEAR] == replace(once[NEAR], reason="no answer")
+    assert again[NEAR].since == 100.0
 
 
-def test_the_pause_is_never_longer_than_the_most_even_at_first() -> None:
-    health = observe({}, REFUSED, now=0.0, jitter=0.0, policy=HealthPolicy(retry=20.0, retry_max=3.0))
-    assert state_of(health, NODE).retry_at == 3.0
+def test_a_login_refused_again_and_again_is_left_alone_for_longer_each_time() -> None:
+    health, now, pauses = after(BAD_LOGIN), 100.0, list[float]()
+    for _ in range(7):
+        pauses.append(health[NODE].banned_until - now)
+        now = health[NODE].banned_until
+        health = after(BAD_LOGIN, now=now, health=health)
+    assert pauses == [0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 15.0]
 
 
-@pytest.mark.parametrize("seen", [UP, REFUSED, BAD_LOGIN])
-def test_when_it_was_seen_is_noted_even_if_nothing_changed(seen: Connected | Failed) -> None:
-    first = after(seen)
-    second = after(seen, now=100.25, health=first)
-    assert (state_of(first, NODE).seen_at, state_of(second, NODE).seen_at) == (100.0, 100.25)
-    assert first == second
+def test_what_several_saw_at_once_of_a_login_counts_once() -> None:
+    once = after(BAD_LOGIN)
+    assert after(BAD_LOGIN, now=100.49, jitter=0.5, health=once) == once
+    assert after(BAD_LOGIN, now=100.5, health=once)[NODE].failures == 2
 
 
 class Observing(RuleBasedStateMachine):
@@ -154,70 +263,71 @@ class Observing(RuleBasedStateMachine):
         super().__init__()
         self.now = 0.0
         self.health: Health = {}
-        self.streaks: dict[Server | Node, int] = {}  # failures in a row of all that is down
-        self.left_alone: dict[Server | Node, float] = {}  # until when further failures do not count
+        self.down: dict[Server | Node, int] = {}  # how often what is down went down without a long rest
+        self.went_up: dict[Server, float] = {}
+        self.history: dict[Server, int] = {}
 
-    def see(self, seen: Connected | Failed, jitter: float = 0.0) -> Health:
-        """Observe, and give what was known before."""
+    def see(self, seen: Seen, *touched: Server | Node, jitter: float = 0.0) -> None:
         before = MappingProxyType(self.health)
         copy = dict(before)
         self.health = observe(before, seen, now=self.now, jitter=jitter, policy=POLICY)
         assert before == copy
-        assert all(before[key] is state for key, state in copy.items())
-        return before
+        for known in (before, self.health):
+            assert all(self.health.get(key) is before.get(key) for key in known if key not in touched)
 
-    def untouched(self, before: Health, *but: Server | Node) -> bool:
-        return {key: id(state) for key, state in before.items() if key not in but} == {
-            key: id(state) for key, state in self.health.items() if key not in but
-        }
+    def rested(self, server: Server) -> bool:
+        return server in self.went_up and self.now - self.went_up[server] >= POLICY.ban_max
 
     @rule(seconds=st.floats(0.0, 20.0))
     def time_passes(self, seconds: float) -> None:
         self.now += seconds
 
-    @rule(node=st.sampled_from(NODES), role=st.sampled_from(Role), server_version=st.sampled_from([160004, 180001]))
-    def connected(self, node: Node, role: Role, server_version: int) -> None:
-        before = self.see(Connected(node, role, server_version))
-        for key in (node, node.server):
-            self.streaks.pop(key, None)
-            self.left_alone.pop(key, None)
-        assert self.untouched(before, node, node.server)
-        assert state_of(self.health, node) == State(up=True, role=role, server_version=server_version)
-        assert state_of(self.health, node).seen_at == self.now
+    @rule(node=st.sampled_from(NODES), role=st.sampled_from(Role), position=st.integers(1, 9), tl=st.integers(1, 3))
+    def it_answers_a_look(self, node: Node, role: Role, position: int, tl: int) -> None:
+        self.see(looked(node, role, position, tl), node, node.server)
+        self.down.pop(node, None)
+        self.down.pop(node.server, None)
+        if self.rested(node.server):
+            self.history.pop(node.server, None)
+        self.went_up.setdefault(node.server, self.now)
+        state = state_of(self.health, node)
+        assert (state.up, state.role, state.position, state.timeline) == (True, role, position, tl)
+        assert (state.heard_at, state.since) == (self.now, self.went_up[node.server])
 
-    @rule(node=st.sampled_from(NODES), reason=st.sampled_from(["a", "b"]), jitter=st.floats(0.0, 1.0))
-    def the_server_fails(self, node: Node, reason: str, jitter: float) -> None:
-        before = self.see(Failed(node, reason, answered=False), jitter)
-        assert self.untouched(before, node.server)
-        self.check_down(before, node.server, reason)
+    @rule(node=st.sampled_from(NODES), role=st.sampled_from(Role))
+    def a_connection_is_opened(self, node: Node, role: Role) -> None:
+        self.see(Connected(node, role), node)
+        self.down.pop(node, None)
 
-    @rule(node=st.sampled_from(NODES), reason=st.sampled_from(["a", "b"]), jitter=st.floats(0.0, 1.0))
-    def the_login_is_refused(self, node: Node, reason: str, jitter: float) -> None:
-        before = self.see(Failed(node, reason, answered=True), jitter)
-        was_down = before.get(node.server, UNKNOWN).up is False
-        assert self.untouched(before, node, *([node.server] if was_down else []))
-        self.check_down(before, node, reason)
-        if was_down:
-            assert self.health[node.server] == UNKNOWN
-            del self.streaks[node.server], self.left_alone[node.server]
-
-    def check_down(self, before: Health, key: Server | Node, reason: str) -> None:
-        """Check what is known of what failed."""
-        state = self.health[key]
-        assert state.up is False
-        assert state.seen_at == self.now
-        if self.now >= self.left_alone.get(key, 0.0):
-            streak = self.streaks[key] = self.streaks.get(key, 0) + 1
-            longest = min(POLICY.retry * 2.0 ** (streak - 1), POLICY.retry_max)
-            assert 0.75 * longest - 1e-9 <= state.retry_at - self.now <= longest + 1e-9
-            assert state.reason == reason
-            self.left_alone[key] = state.retry_at
+    @rule(node=st.sampled_from(NODES), jitter=st.floats(0.0, 1.0))
+    def the_server_fails(self, node: Node, jitter: float) -> None:
+        server = node.server
+        if server not in self.down:
+            count = self.down[server] = 1 if self.rested(server) else self.history.get(server, 0) + 1
+            self.history[server] = count
+            self.went_up.pop(server, None)
+            self.see(Failed(node, "gone", answered=False), server, jitter=jitter)
+            longest = min(POLICY.ban * 2.0 ** (count - 1), POLICY.ban_max)
+            assert 0.75 * longest - 1e-9 <= self.health[server].banned_until - self.now <= longest + 1e-9
         else:
-            assert state == before[key]
+            known = self.health[server]
+            self.see(Failed(node, "gone", answered=False), server, jitter=jitter)
+            assert self.health[server] == known
+
+    @rule(node=st.sampled_from(NODES), jitter=st.floats(0.0, 1.0))
+    def the_login_is_refused(self, node: Node, jitter: float) -> None:
+        server, known = node.server, self.health.get(node, UNKNOWN)
+        was_down = self.down.pop(server, None) is not None
+        self.see(Failed(node, "refused", answered=True), node, *([server] if was_down else []), jitter=jitter)
+        assert server not in self.health or self.health[server].up is (None if was_down else self.health[server].up)
+        if node in self.down and self.now < known.banned_until:
+            assert self.health[node] == known
+        else:
+            self.down[node] = self.down.get(node, 0) + 1
 
     @invariant()
-    def exactly_what_failed_and_has_not_connected_since_is_down(self) -> None:
-        assert {key: state.failures for key, state in self.health.items() if state.up is False} == self.streaks
+    def exactly_what_failed_and_has_not_answered_since_is_down(self) -> None:
+        assert {key: state.failures for key, state in self.health.items() if state.up is False} == self.down
 
     @invariant()
     def a_login_is_only_kept_while_it_is_refused(self) -> None:
@@ -227,11 +337,251 @@ class Observing(RuleBasedStateMachine):
     def what_is_up_has_a_role_and_nothing_to_complain_of(self) -> None:
         for state in self.health.values():
             assert (state.reason != "") == (state.up is False)
-            assert state.up is not True or (state.role is not None and state.server_version and not state.failures)
+            assert state.up is not True or (state.role is not None and state.position and state.timeline)
+
+    @invariant()
+    def only_a_primary_leaves_a_trail_and_it_only_goes_up(self) -> None:
+        for state in self.health.values():
+            assert not state.trail or state.role is PRIMARY
+            assert list(state.trail) == sorted(set(state.trail))
+            assert len({position for _, position in state.trail}) == len(state.trail) <= TRAIL
 
 
 TestObserving = Observing.TestCase
 TestObserving.settings = settings(deadline=None, max_examples=60, stateful_step_count=30)
+
+
+# Who is the primary
+
+A, B, C = (Node(Server(host, 5432), (("dbname", "app"),)) for host in "abc")
+CLUSTER = Cluster("v", (A, B, C))
+
+
+def claimants(health: Health) -> tuple[Node | None, list[Node]]:
+    """The primary, and who is fenced."""
+    return primary_of(health, CLUSTER), list(fenced(health, CLUSTER))
+
+
+@pytest.mark.parametrize(
+    ("seen", "primary", "out"),
+    [
+        ([], None, []),
+        ([looked(B, REPLICA)], None, []),
+        ([looked(A, PRIMARY)], A, []),
+        ([looked(A, PRIMARY), looked(B, REPLICA)], A, []),
+        # the higher timeline wins, whoever was seen first
+        ([looked(A, PRIMARY), looked(B, PRIMARY, timeline=2)], B, [A]),
+        ([looked(B, PRIMARY, timeline=2), looked(A, PRIMARY)], B, [A]),
+        ([looked(A, PRIMARY, timeline=3), looked(B, PRIMARY, timeline=2), looked(C, PRIMARY)], A, [B, C]),
+        # … also while its server is down, and when only a replica has followed it
+        ([looked(B, PRIMARY, timeline=2), Failed(B, "gone", answered=False), looked(A, PRIMARY)], B, [A]),
+        ([looked(A, PRIMARY), looked(C, REPLICA, timeline=2)], None, [A]),
+        ([looked(C, REPLICA, timeline=2), Failed(C, "gone", answered=False), looked(A, PRIMARY)], None, [A]),
+        # on the same timeline, and where it does not tell, the one seen first
+        ([looked(B, PRIMARY), looked(A, PRIMARY)], A, [B]),  # at the same moment: the order of the settings
+        ([looked(A, PRIMARY, timeline=0), looked(B, REPLICA, timeline=2)], A, []),
+        ([looked(A, PRIMARY, timeline=0), looked(B, PRIMARY, timeline=2)], A, [B]),
+        # timelines of different systems do not compare; a system that is not known is not another one
+        ([looked(A, PRIMARY), looked(B, PRIMARY, timeline=2, system=9)], A, [B]),
+        ([looked(A, PRIMARY), looked(B, REPLICA, timeline=2, system=9)], A, []),
+        ([looked(A, PRIMARY), looked(B, PRIMARY, timeline=2, system=0)], B, [A]),
+        # what is down claims nothing, but is the primary as long as nobody else is
+        ([looked(A, PRIMARY), Failed(A, "gone", answered=False)], A, []),
+        ([looked(A, PRIMARY), Failed(A, "gone", answered=False), looked(B, PRIMARY)], B, []),
+        # demoted, or built anew as a copy of the old primary: its old timeline is forgotten
+        ([looked(A, PRIMARY), looked(B, PRIMARY, timeline=2), looked(A, REPLICA, timeline=2)], B, []),
+        ([looked(A, PRIMARY), looked(B, PRIMARY, timeline=2), looked(B, REPLICA)], A, []),
+    ],
+)
+def test_who_is_the_primary_and_who_is_fenced(seen: list[Seen], primary: Node | None, out: list[Node]) -> None:
+    assert claimants(after(*seen)) == (primary, out)
+
+
+def test_on_one_timeline_the_primary_seen_first_stays_until_it_goes_down() -> None:
+    health = over_time((1.0, looked(B, PRIMARY)), (2.0, looked(A, PRIMARY)), (3.0, looked(B, PRIMARY)))
+    assert claimants(health) == (B, [A])
+    assert fenced(health, CLUSTER)[A] == "fenced: it is a primary, and so is b:5432, which was seen first"
+    health = after(Failed(B, "gone", answered=False), now=4.0, health=health)
+    assert claimants(health) == (A, [])
+    assert claimants(after(looked(B, PRIMARY), now=5.0, health=health)) == (A, [B])
+
+
+def test_of_a_fence_by_timeline_both_timelines_are_told() -> None:
+    health = after(looked(A, PRIMARY), looked(B, PRIMARY, timeline=3))
+    assert fenced(health, CLUSTER) == {A: "fenced: it is a primary on timeline 1, and b:5432 is on the later 3"}
+
+
+def test_who_is_out_by_its_timeline_keeps_nobody_else_out() -> None:
+    # B fences A by its timeline. A was there before C, C before B: were A to count, nobody could be written to.
+    health = over_time(
+        (1.0, looked(A, PRIMARY)), (2.0, looked(C, PRIMARY, system=9)), (3.0, looked(B, PRIMARY, timeline=2))
+    )
+    assert claimants(health) == (C, [A, B])
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(CLUSTER.nodes), st.sampled_from(Role), st.integers(0, 3), st.sampled_from([0, 8, 9])),
+        max_size=8,
+    )
+)
+def test_of_primaries_that_are_up_one_is_left_unless_a_later_timeline_was_seen(
+    looks: list[tuple[Node, Role, int, int]],
+) -> None:
+    health = over_time(
+        *((float(n), looked(node, role, 1, tl, system=ident)) for n, (node, role, tl, ident) in enumerate(looks))
+    )
+    states = {node: health[node.server] for node in CLUSTER.nodes if node.server in health}
+    primaries = [node for node, state in states.items() if state.role is PRIMARY]
+    overtaken = [
+        node
+        for node in primaries
+        for timeline, system in [(states[node].timeline, states[node].system)]
+        if timeline
+        and any(
+            rival.timeline > timeline and rival.system in ({system, 0} if system else {0, 8, 9})
+            for rival in states.values()
+        )
+    ]
+    left = [node for node in primaries if node not in fenced(health, CLUSTER)]
+    assert len(left) == (len(primaries) > len(overtaken))
+    assert primary_of(health, CLUSTER) == (left[0] if left else None)
+
+
+# How far a replica is behind
+
+
+def lag(health: Health, now: float) -> Lag | None:
+    return lag_of(health, B, primary_of(health, CLUSTER), now=now)
+
+
+def writing(*positions: int, start: float = 0.0) -> list[tuple[float, Seen]]:
+    """Looks at the primary, one a second."""
+    return [(start + n, looked(A, PRIMARY, position)) for n, position in enumerate(positions)]
+
+
+@pytest.mark.parametrize(
+    ("position", "age", "expected"),
+    [
+        (400, None, Lag(0, 0.0)),
+        (450, None, Lag(0, 0.0)),  # looked at later than the primary
+        (399, None, Lag(1, 1.5)),  # where the primary was one look before the last, at 2.0
+        (300, None, Lag(100, 1.5)),
+        (150, None, Lag(250, 3.5)),
+        (99, None, Lag(301, None)),  # from before anybody looked
+        (99, 60.0, Lag(301, 60.0)),
+        (300, 0.9, Lag(100, 0.9)),  # between two looks, the clocks tell
+        (300, 70.0, Lag(100, 1.5)),  # as if nobody had written for long
+        (300, 0.1, Lag(100, 0.5)),  # at 3.0 the primary was further: the replica's clock is behind
+        (300, -9.0, Lag(100, 0.5)),
+        (99, -9.0, Lag(301, 3.5)),
+    ],
+)
+def test_a_replica_is_as_old_as_the_primary_was_when_it_was_there(
+    position: int, age: float | None, expected: Lag
+) -> None:
+    health = over_time(*writing(100, 200, 300, 400), (3.5, looked(B, REPLICA, position, age=age)))
+    assert lag(health, 3.5) == expected
+
+
+def test_a_replica_of_an_idle_primary_is_not_behind_however_long_nobody_writes() -> None:
+    health = over_time(*writing(*[500] * 600), (599.5, looked(B, REPLICA, 500, age=600.0)))
+    assert lag(health, 600.0) == Lag(0, 0.0)
+    assert len(health[A.server].trail) == 1
+    # nor is it for longer than since the first look that found more
+    health = after(looked(A, PRIMARY, 600), now=600.0, health=health)
+    assert lag(health, 600.0) == Lag(100, 0.5)
+
+
+def test_an_idle_primary_whose_last_record_filled_a_page_is_not_ahead_of_its_replicas() -> None:
+    for header in (24, 40):
+        health = over_time((1.0, looked(A, PRIMARY, 8192 * 5 + header)), (1.5, looked(B, REPLICA, 8192 * 5)))
+        assert lag(health, 1.5) == Lag(0, 0.0)
+
+
+def test_a_replica_that_receives_nothing_is_further_behind_with_each_look() -> None:
+    health, found = over_time(*writing(100, 200)), list[float | None]()
+    for n in range(2, 300):
+        health = after(looked(A, PRIMARY, 100 * (n + 1)), now=float(n), health=health)
+        # On a broken receiver, received and replayed are the same: that must not count.
+        health = after(looked(B, REPLICA, 200, age=n - 0.9), now=n + 0.1, health=health)
+        behind = lag(health, n + 0.1)
+        assert behind is not None
+        found.append(behind.seconds)
+    assert found == pytest.approx([n - 0.9 for n in range(2, 300)])
+
+
+def test_what_a_crash_of_the_primary_lost_is_no_longer_waited_for() -> None:
+    health = over_time(
+        *writing(100, 200, 300),
+        (2.5, Failed(A, "gone", answered=False)),
+        (3.0, looked(A, PRIMARY, 250)),
+        (3.5, looked(B, REPLICA, 250)),
+    )
+    assert lag(health, 3.5) == Lag(0, 0.0)
+    assert health[A.server].trail == ((0.0, 100), (1.0, 200), (3.0, 250))
+
+
+def test_the_trail_is_of_one_timeline_and_one_system() -> None:
+    health = over_time(*writing(100, 200), (2.0, looked(A, PRIMARY, 300, 2)))
+    assert health[A.server].trail == ((2.0, 300),)
+    health = after(looked(A, PRIMARY, 400, 2, system=9), now=3.0, health=health)
+    assert health[A.server].trail == ((3.0, 400),)
+
+
+def test_of_a_trail_the_latest_are_kept() -> None:
+    trail = over_time(*writing(*range(1, 1000)))[A.server].trail
+    assert [position for _, position in trail] == list(range(1000 - TRAIL, 1000))
+
+
+def test_a_slow_look_shows_what_was_when_it_began() -> None:
+    health = over_time((1.0, looked(A, PRIMARY, 100, latency=0.4)), (2.0, looked(A, PRIMARY, 200)))
+    health = after(looked(B, REPLICA, 100, latency=0.3), now=2.5, health=health)
+    behind = lag(health, 2.5)
+    assert behind is not None
+    assert behind.seconds == pytest.approx(2.2 - 0.6)
+
+
+@pytest.mark.parametrize(
+    "seen",
+    [
+        [],
+        [(1.0, looked(A, PRIMARY))],
+        [(1.0, looked(B, REPLICA))],
+        [(1.0, looked(A, PRIMARY)), (1.0, looked(B, REPLICA)), (1.5, Failed(B, "gone", answered=False))],
+        [(1.0, looked(A, PRIMARY, timeline=2)), (1.0, looked(B, REPLICA, timeline=1))],
+        [(1.0, looked(A, PRIMARY)), (1.0, looked(B, REPLICA, system=9))],
+        [(1.0, looked(A, PRIMARY)), (1.0, looked(B, REPLICA)), (1.1, looked(C, REPLICA, timeline=2))],
+        [(1.0, looked(A, PRIMARY)), (1.0, looked(B, REPLICA, 0))],
+    ],
+    ids=["nothing", "no replica", "no primary", "down", "timeline", "system", "fenced primary", "no position"],
+)
+def test_how_far_behind_is_not_known_where_positions_are_not_or_do_not_compare(seen: list[tuple[float, Seen]]) -> None:
+    assert lag(over_time(*seen), 2.0) is None
+
+
+@pytest.mark.parametrize("unknown", [{"timeline": 0}, {"system": 0}])
+def test_a_timeline_or_system_that_may_not_be_asked_for_is_not_another_one(unknown: dict[str, int]) -> None:
+    health = after(looked(A, PRIMARY), replace(looked(B, REPLICA), **unknown))  # type: ignore[arg-type]
+    assert lag(health, 100.0) == Lag(0, 0.0)
+
+
+def test_what_nobody_has_looked_at_lately_is_not_known() -> None:
+    health = over_time(*writing(100), (0.0, looked(B, REPLICA, 90, age=2.0)))
+    horizon = 2 * POLICY.interval + POLICY.timeout
+    assert lag(health, horizon) == Lag(10, 2.0)
+    assert lag(health, horizon + 0.01) is None
+    fresh_replica = after(looked(B, REPLICA, 90, age=4.0), now=2.0, health=health)
+    assert lag(fresh_replica, horizon + 0.01) == Lag(None, 4.0)
+    assert lag(after(looked(B, REPLICA, 100), now=2.0, health=health), horizon + 0.01) == Lag(None, horizon + 0.01)
+
+
+def test_when_the_primary_is_down_how_many_bytes_are_missing_is_not_known_and_seconds_grow() -> None:
+    stopped = over_time(*writing(100, 200, 300), (2.5, Failed(A, "gone", answered=False)))
+    for now in (3.0, 30.0):
+        assert lag(after(looked(B, REPLICA, 300), now=now, health=stopped), now) == Lag(None, now - 2.0)
+        behind = after(looked(B, REPLICA, 200, age=now - 1.0), now=now, health=stopped)
+        assert lag(behind, now) == Lag(None, now - 1.0)
 
 
 # What libpq says

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from itertools import count
 from random import random
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -17,7 +18,7 @@ from router.result import Result
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from psycopg import AsyncConnection
+    from psycopg import AsyncConnection, AsyncCursor
     from psycopg.abc import Params, QueryNoTemplate
     from psycopg.rows import TupleRow
 
@@ -38,10 +39,11 @@ BACKOFF = 0.02
 # Allowed on a standby, where they lock nobody out.
 _ADVISORY_LOCK = re.compile(r"\bpg_(?:try_)?advisory_", re.IGNORECASE)
 
+# What changes a session without being a statement of its own.
+_SETTING = re.compile(r"\bset_config\b", re.IGNORECASE)
+
 # Statements that leave nothing behind in their session, by the first word of what PostgreSQL calls them.
-_TRACELESS = frozenset(
-    {"SELECT", "INSERT", "UPDATE", "DELETE", "MERGE", "COPY", "NOTIFY", "EXPLAIN", "SHOW", "CALL", "DO"}
-)
+_TRACELESS = frozenset({"SELECT", "INSERT", "UPDATE", "DELETE", "MERGE", "COPY", "NOTIFY", "EXPLAIN", "SHOW", "CALL"})
 
 
 class AsyncReading(Protocol):
@@ -57,7 +59,8 @@ class AsyncStatements:
     def __init__(self) -> None:
         """Begin with nothing remembered."""
         self._guard = AGuard()  # guards _refused
-        self._refused: dict[tuple[str | None, str | bytes], None] = {}  # in the order of their coming
+        # Hashes, in the order of their coming: a text may be long. Two that collide cost a read of the primary's.
+        self._refused: dict[int, None] = {}
 
     async def execute(
         self,
@@ -82,27 +85,31 @@ class AsyncStatements:
         Raises:
             psycopg.Error: It failed.
         """
-        text = query if isinstance(query, (str, bytes)) else query.as_string(None)
-        key = version, text
-        locks = _ADVISORY_LOCK.search(text if isinstance(text, str) else text.decode(errors="replace")) is not None
+        text = _text(query)
+        key = hash((version, text))
+        locks = _ADVISORY_LOCK.search(text) is not None
+        spent = locks or _SETTING.search(text) is not None
         if locks or key in self._refused:
-            return await self._write(query, params, writing, spent=locks)
-        try:
-            return await self._read(query, params, reading)
-        except (psycopg.errors.ReadOnlySqlTransaction, psycopg.errors.FeatureNotSupported):
-            result = await self._write(query, params, writing)
+            return await self._write(query, params, writing, spent=spent)
+        with suppress(psycopg.errors.ReadOnlySqlTransaction, psycopg.errors.FeatureNotSupported):
+            return await self._read(query, params, reading, spent=spent)
+        result = await self._write(query, params, writing, spent=spent)
         with self._guard:
             self._refused[key] = None
             while len(self._refused) > REMEMBERED:
                 del self._refused[next(iter(self._refused))]
         return result
 
-    async def _read(self, query: QueryNoTemplate, params: Params | None, reading: AsyncReading) -> Result:
+    async def _read(
+        self, query: QueryNoTemplate, params: Params | None, reading: AsyncReading, *, spent: bool
+    ) -> Result:
         avoid: Node | None = None
         while True:
             checkout = reading(avoid=avoid)
             async with checkout as connection:
                 checkout.pool.expendable.add(connection)
+                if spent:
+                    checkout.pool.spend(connection)
                 try:
                     return await _result(checkout, connection, query, params)
                 except psycopg.OperationalError as error:
@@ -116,7 +123,7 @@ class AsyncStatements:
         params: Params | None,
         writing: Callable[[], AsyncCheckout],
         *,
-        spent: bool = False,
+        spent: bool,
     ) -> Result:
         checkout = writing()
         async with checkout as connection:
@@ -151,17 +158,29 @@ class AsyncStatements:
             What it returned.
 
         Raises:
+            TransactionOutcomeUnknown: The connection died during COMMIT.
             psycopg.Error: What it failed with the last time.
         """
         for attempt in count():
+            checkout, committing = writing(), False
             try:
-                async with writing() as connection:
-                    return await acall(function, connection)
+                # In transaction(), the function cannot commit by itself: what it repeats would be there twice.
+                async with checkout as connection, connection.transaction():
+                    result: T = await acall(function, connection)
+                    committing = not connection.broken
             except Unavailable:
                 raise
             except psycopg.Error as error:
+                if committing and connection.broken:
+                    raise TransactionOutcomeUnknown(
+                        f"the connection to {checkout.pool.node} died during COMMIT: whether the transaction is "
+                        "committed is not known; look for what it wrote before you repeat it",
+                        version=checkout.requested,
+                    ) from error
                 if attempt >= retries or not _passes(connection, error):
                     raise
+            else:
+                return result
             await asleep(BACKOFF * 2.0 ** min(attempt, 6) * random())
         raise AssertionError  # count() has no end
 
@@ -177,14 +196,34 @@ async def _result(
         await connection.set_autocommit(True)
     async with connection.cursor(row_factory=tuple_row) as cursor:
         await cursor.execute(query, params)
-        status = cursor.statusmessage or ""
-        returns = cursor.description is not None
-        # SELECT without a result is CREATE TABLE … AS: the table may be a temporary one.
-        if status.partition(" ")[0] not in _TRACELESS or (status.startswith("SELECT") and not returns):
-            checkout.pool.spend(connection)
-        return Result(
-            rows=await cursor.fetchall() if returns else [],
+        result = Result(
+            rows=await cursor.fetchall() if cursor.description is not None else [],
             columns=tuple(column.name for column in cursor.description or ()),
             rowcount=cursor.rowcount,
-            status=status,
+            status=cursor.statusmessage or "",
         )
+        if _leaves_something(cursor):
+            checkout.pool.spend(connection)
+        return result
+
+
+def _leaves_something(cursor: AsyncCursor[Any]) -> bool:
+    """Whether a statement, or one of several, may have changed its session; of those, the cursor is at the first."""
+    while True:
+        kind = (cursor.statusmessage or "").partition(" ")[0]
+        # SELECT without a result is CREATE TABLE … AS: the table may be a temporary one.
+        if kind not in _TRACELESS or (kind == "SELECT" and cursor.description is None):
+            return True
+        if not cursor.nextset():
+            return False
+
+
+def _text(query: QueryNoTemplate) -> str:
+    if isinstance(query, str):
+        return query
+    if isinstance(query, bytes):
+        return query.decode(errors="replace")
+    try:
+        return query.as_string(None)
+    except psycopg.ProgrammingError:  # only the connections may know how to write one of its literals
+        return repr(query)

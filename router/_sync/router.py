@@ -316,28 +316,29 @@ class Router:
     def _must_see(self, target: Target, session: Session | None, after: str | None) -> Position | None:
         """What a read has to see: the writes of its session, and those of a token."""
         policy, version = self._topology.tokens, target.version
-        position = None if session is None else session.position(version)
+        positions = [] if session is None else session.positions(version)
         if after:
             token = parsed(after, policy)
             handed_on = token.of(version)
             if handed_on is not None:
-                position = later(position, handed_on)
+                positions.append(handed_on)
             elif token and policy.foreign == "refuse":
                 raise TokenRefused(f"the token says nothing of version {version!r}")
-        if position is None:
-            return None
-        primary = primary_of(self._routing.health, target.cluster)
+        primary = primary_of(self._routing.health, target.cluster) if positions else None
         known = UNKNOWN if primary is None else self._routing.health[primary.server]
-        if known.system and position.system and known.system != position.system:
-            if policy.foreign == "refuse":
+        seen: Position | None = None
+        for position in positions:
+            foreign = bool(known.system and position.system) and known.system != position.system
+            if foreign and policy.foreign == "refuse":
                 raise TokenRefused(f"the token was made for another cluster than version {version!r} is now")
-            return None
-        if policy.foreign == "refuse" and position.timeline < known.timeline:
-            raise TokenRefused(
-                f"the token is from before a failover: it is of timeline {position.timeline}, "
-                f"and version {version!r} is on timeline {known.timeline}"
-            )
-        return position
+            if policy.foreign == "refuse" and position.timeline < known.timeline:
+                raise TokenRefused(
+                    f"the token is from before a failover: it is of timeline {position.timeline}, "
+                    f"and version {version!r} is on timeline {known.timeline}"
+                )
+            if not foreign:
+                seen = later(seen, position)
+        return seen
 
     def _note(self, session: Session, version: str, node: Node, timeline: int, position: int) -> None:
         system = self._routing.health.get(node.server, UNKNOWN).system

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from itertools import count
 from random import random
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -18,7 +19,7 @@ from router.result import Result
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from psycopg import Connection
+    from psycopg import Connection, Cursor
     from psycopg.abc import Params, QueryNoTemplate
     from psycopg.rows import TupleRow
 
@@ -39,10 +40,11 @@ BACKOFF = 0.02
 # Allowed on a standby, where they lock nobody out.
 _ADVISORY_LOCK = re.compile(r"\bpg_(?:try_)?advisory_", re.IGNORECASE)
 
+# What changes a session without being a statement of its own.
+_SETTING = re.compile(r"\bset_config\b", re.IGNORECASE)
+
 # Statements that leave nothing behind in their session, by the first word of what PostgreSQL calls them.
-_TRACELESS = frozenset(
-    {"SELECT", "INSERT", "UPDATE", "DELETE", "MERGE", "COPY", "NOTIFY", "EXPLAIN", "SHOW", "CALL", "DO"}
-)
+_TRACELESS = frozenset({"SELECT", "INSERT", "UPDATE", "DELETE", "MERGE", "COPY", "NOTIFY", "EXPLAIN", "SHOW", "CALL"})
 
 
 class Reading(Protocol):
@@ -58,7 +60,8 @@ class Statements:
     def __init__(self) -> None:
         """Begin with nothing remembered."""
         self._guard = Guard()  # guards _refused
-        self._refused: dict[tuple[str | None, str | bytes], None] = {}  # in the order of their coming
+        # Hashes, in the order of their coming: a text may be long. Two that collide cost a read of the primary's.
+        self._refused: dict[int, None] = {}
 
     def execute(
         self,
@@ -83,27 +86,29 @@ class Statements:
         Raises:
             psycopg.Error: It failed.
         """
-        text = query if isinstance(query, (str, bytes)) else query.as_string(None)
-        key = version, text
-        locks = _ADVISORY_LOCK.search(text if isinstance(text, str) else text.decode(errors="replace")) is not None
+        text = _text(query)
+        key = hash((version, text))
+        locks = _ADVISORY_LOCK.search(text) is not None
+        spent = locks or _SETTING.search(text) is not None
         if locks or key in self._refused:
-            return self._write(query, params, writing, spent=locks)
-        try:
-            return self._read(query, params, reading)
-        except (psycopg.errors.ReadOnlySqlTransaction, psycopg.errors.FeatureNotSupported):
-            result = self._write(query, params, writing)
+            return self._write(query, params, writing, spent=spent)
+        with suppress(psycopg.errors.ReadOnlySqlTransaction, psycopg.errors.FeatureNotSupported):
+            return self._read(query, params, reading, spent=spent)
+        result = self._write(query, params, writing, spent=spent)
         with self._guard:
             self._refused[key] = None
             while len(self._refused) > REMEMBERED:
                 del self._refused[next(iter(self._refused))]
         return result
 
-    def _read(self, query: QueryNoTemplate, params: Params | None, reading: Reading) -> Result:
+    def _read(self, query: QueryNoTemplate, params: Params | None, reading: Reading, *, spent: bool) -> Result:
         avoid: Node | None = None
         while True:
             checkout = reading(avoid=avoid)
             with checkout as connection:
                 checkout.pool.expendable.add(connection)
+                if spent:
+                    checkout.pool.spend(connection)
                 try:
                     return _result(checkout, connection, query, params)
                 except psycopg.OperationalError as error:
@@ -117,7 +122,7 @@ class Statements:
         params: Params | None,
         writing: Callable[[], Checkout],
         *,
-        spent: bool = False,
+        spent: bool,
     ) -> Result:
         checkout = writing()
         with checkout as connection:
@@ -152,17 +157,29 @@ class Statements:
             What it returned.
 
         Raises:
+            TransactionOutcomeUnknown: The connection died during COMMIT.
             psycopg.Error: What it failed with the last time.
         """
         for attempt in count():
+            checkout, committing = writing(), False
             try:
-                with writing() as connection:
-                    return call(function, connection)
+                # In transaction(), the function cannot commit by itself: what it repeats would be there twice.
+                with checkout as connection, connection.transaction():
+                    result: T = call(function, connection)
+                    committing = not connection.broken
             except Unavailable:
                 raise
             except psycopg.Error as error:
+                if committing and connection.broken:
+                    raise TransactionOutcomeUnknown(
+                        f"the connection to {checkout.pool.node} died during COMMIT: whether the transaction is "
+                        "committed is not known; look for what it wrote before you repeat it",
+                        version=checkout.requested,
+                    ) from error
                 if attempt >= retries or not _passes(connection, error):
                     raise
+            else:
+                return result
             sleep(BACKOFF * 2.0 ** min(attempt, 6) * random())
         raise AssertionError  # count() has no end
 
@@ -178,14 +195,34 @@ def _result(
         connection.set_autocommit(True)
     with connection.cursor(row_factory=tuple_row) as cursor:
         cursor.execute(query, params)
-        status = cursor.statusmessage or ""
-        returns = cursor.description is not None
-        # SELECT without a result is CREATE TABLE … AS: the table may be a temporary one.
-        if status.partition(" ")[0] not in _TRACELESS or (status.startswith("SELECT") and not returns):
-            checkout.pool.spend(connection)
-        return Result(
-            rows=cursor.fetchall() if returns else [],
+        result = Result(
+            rows=cursor.fetchall() if cursor.description is not None else [],
             columns=tuple(column.name for column in cursor.description or ()),
             rowcount=cursor.rowcount,
-            status=status,
+            status=cursor.statusmessage or "",
         )
+        if _leaves_something(cursor):
+            checkout.pool.spend(connection)
+        return result
+
+
+def _leaves_something(cursor: Cursor[Any]) -> bool:
+    """Whether a statement, or one of several, may have changed its session; of those, the cursor is at the first."""
+    while True:
+        kind = (cursor.statusmessage or "").partition(" ")[0]
+        # SELECT without a result is CREATE TABLE … AS: the table may be a temporary one.
+        if kind not in _TRACELESS or (kind == "SELECT" and cursor.description is None):
+            return True
+        if not cursor.nextset():
+            return False
+
+
+def _text(query: QueryNoTemplate) -> str:
+    if isinstance(query, str):
+        return query
+    if isinstance(query, bytes):
+        return query.decode(errors="replace")
+    try:
+        return query.as_string(None)
+    except psycopg.ProgrammingError:  # only the connections may know how to write one of its literals
+        return repr(query)

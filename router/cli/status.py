@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
@@ -42,8 +41,7 @@ class _Activity(NamedTuple):
     waiting: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Status:
+class _Status(NamedTuple):
     """One node of a version.
 
     Attributes:
@@ -59,14 +57,13 @@ class _Status:
     node: Node
     role: Role | None
     state: Literal["up", "down", "login refused", "fenced"]
-    lag: Lag | None
-    activity: _Activity | None
-    latency: float | None
-    problems: tuple[str, ...]
+    lag: Lag | None = None
+    activity: _Activity | None = None
+    latency: float | None = None
+    problems: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class _Version:
+class _Version(NamedTuple):
     """One version.
 
     Attributes:
@@ -155,25 +152,23 @@ def _version(cluster: Cluster, health: Health, looks: Mapping[Node, Look[_Activi
 def _status(node: Node, cluster: Cluster, health: Health, look: Look[_Activity], now: float) -> _Status:
     role, seen = role_of(health, node), look.seen
     if not isinstance(seen, Looked):
-        return _Status(
-            node, role, "login refused" if seen.answered else "down", None, None, None, problems=(seen.reason,)
-        )
+        name, problem = ("login refused", "refuses the login") if seen.answered else ("down", "is down")
+        return _Status(node, role, name, problems=(f"{problem}: {seen.reason}",))
     lag = lag_of(health, node, primary_of(health, cluster), now=now) if role is Role.REPLICA else None
     why_fenced = fenced(health, cluster).get(node)
     state, policy = state_of(health, node), cluster.read
-    problems = [] if why_fenced is None else [why_fenced.removeprefix("fenced: ")]
+    problems = [] if why_fenced is None else [f"is {why_fenced}"]
     if node.role not in {None, role}:
-        problems.append(f"configured as {node.role}")
+        problems.append(f"is configured as {node.role} and is a {role}")
     if role is Role.REPLICA and not fresh(policy, lag):
         limits = {"read.max_lag": policy.max_lag, "read.max_lag_bytes": policy.max_lag_bytes}
         allowed = " and ".join(f"{key} is {limit:,}" for key, limit in limits.items() if limit is not None)
-        problems.append(f"stale: {allowed}")
+        problems.append(f"is stale: {allowed}")
     if now < state.banned_until:
-        problems.append(
-            f"avoided for {state.banned_until - now:.1f} s more: it went down {state.failures} times lately"
-        )
+        left = state.banned_until - now
+        problems.append(f"is avoided for {left:.1f} s more: it went down {state.failures} times lately")
     if look.answer is None:
-        problems.append(f"its connections could not be counted: {look.error}")
+        problems.append(f"does not tell its connections: {look.error}")
     return _Status(
         node, role, "up" if why_fenced is None else "fenced", lag, look.answer, seen.latency, tuple(problems)
     )
@@ -181,11 +176,8 @@ def _status(node: Node, cluster: Cluster, health: Health, look: Look[_Activity],
 
 def _watch(rounds: Iterator[tuple[_Version, ...]], *, as_json: bool) -> None:
     """Show each round: in one place on a terminal, one after the other elsewhere."""
-    with ExitStack() as stack:
-        screen = console()
-        live = None
-        if in_terminal() and not as_json:
-            live = stack.enter_context(Live(console=screen, auto_refresh=False))
+    screen = console()
+    with Live(console=screen, auto_refresh=False) if in_terminal() and not as_json else nullcontext() as live:
         for versions in rounds:
             if as_json:
                 print(json.dumps(_as_json(versions), ensure_ascii=False), flush=True)
@@ -199,8 +191,9 @@ def _watch(rounds: Iterator[tuple[_Version, ...]], *, as_json: bool) -> None:
 
 def _view(versions: Sequence[_Version]) -> Group:
     numbers = ("lag s", "lag bytes", "in use", "idle", "waiting", "probe ms")
-    shown = table("version", "node", "role", "state", *numbers, "problem", numbers=numbers)
-    shown.columns[1].no_wrap = True  # where the screen is narrow, the others fold
+    shown = table("version", "node", "role", "state", *numbers, numbers=numbers)
+    shown.collapse_padding = True  # so many columns have to fit a screen
+    problems = []
     for found in versions:
         for status in found.nodes:
             shown.add_row(
@@ -211,10 +204,11 @@ def _view(versions: Sequence[_Version]) -> Group:
                 *_shown_lag(status),
                 *(str(count) for count in status.activity or ("", "", "")),
                 "" if status.latency is None else f"{status.latency * 1000:.1f}",
-                Text("; ".join(status.problems), style="red"),
             )
-    none = [found.name for found in versions if found.primary is None]
-    return Group(shown, *(Text(f"{name} has no primary that can be written to", style="bold red") for name in none))
+            problems += [f"- {found.name}: {status.node} {problem}" for problem in status.problems]
+        if found.primary is None:
+            problems.append(f"- {found.name} has no primary that can be written to")
+    return Group(shown, *(Text(problem, style="red") for problem in problems))
 
 
 def _shown_lag(status: _Status) -> tuple[str, str]:
