@@ -291,14 +291,16 @@ def _pending(cluster: Cluster, health: Health, found: Sequence[tuple[Node, Stand
     if request.read_only and cluster.read.fallback == "error":
         return False
     return Tier.REFUSED not in tiers or any(
-        health.get(node.server, UNKNOWN).up is not True or (request.read_only and _may_catch_up(health, node, standing))
+        standing.ask
+        or health.get(node.server, UNKNOWN).up is not True
+        or _may_catch_up(health, node, standing, request)
         for node, standing in found
         if node not in health
     )
 
 
-def _may_catch_up(health: Health, node: Node, standing: Standing) -> bool:
-    return standing.tier is None and role_of(health, node) is Role.REPLICA
+def _may_catch_up(health: Health, node: Node, standing: Standing, request: Request) -> bool:
+    return request.read_only and standing.tier is None and role_of(health, node) is Role.REPLICA
 
 
 def cumulate(weights: Sequence[float]) -> tuple[float, ...]:

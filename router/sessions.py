@@ -75,7 +75,7 @@ class Session:
         if self._open:
             raise RuntimeError("this session is in use: call session() once for each block")
         self._open = True
-        self._outer = CURRENT.get()
+        self._outer = _in_force()
         CURRENT.set(self)
         return self
 
@@ -83,11 +83,18 @@ class Session:
         """Leave what was before in force; the token stays readable."""
         self._open = False
         # A generator may be closed while a later session is in force, or in another context: then it is passed over.
-        current = CURRENT.get()
-        while current is not None and not current._open:
-            current = current._outer
-        CURRENT.set(current)
+        CURRENT.set(_in_force())
         return False
+
+    def in_force(self) -> Session | None:
+        """Find the innermost session that is not over.
+
+        Returns:
+            This session or one around it; ``None`` when they are all over.
+        """
+        if self._open:
+            return self
+        return None if self._outer is None else self._outer.in_force()
 
     def of(self, owner: object) -> Session | None:
         """Find the innermost session of a router.
@@ -135,3 +142,8 @@ def parsed(text: str | None, policy: TokenPolicy) -> Token:
 
 CURRENT: ContextVar[Session | None] = ContextVar("router_session", default=None)
 """The innermost session of this task or thread; its default is none, so that a thread never gets one by accident."""
+
+
+def _in_force() -> Session | None:
+    current = CURRENT.get()
+    return None if current is None else current.in_force()

@@ -130,7 +130,7 @@ def test_help_documents_the_exit_codes_and_every_command(cli: Cli) -> None:
     shown = cli("--help")
     assert shown.code == 0
     assert "Exit codes: 0 all is fine; 1 something is wrong" in shown.out
-    for command in ("demo", "check", "explain", "dsn", "psql", "init", "schema"):
+    for command in ("demo", "check", "status", "explain", "dsn", "psql", "init", "schema"):
         assert f"\n  {command}  " in shown.out
         assert cli(command, "--help").out.count(f"router {command}") > 1, "its usage, and an example"
 
@@ -144,7 +144,7 @@ def test_bad_usage_exits_with_2(cli: Cli, arguments: list[str]) -> None:
     assert "Error: " in result.err
 
 
-@pytest.mark.parametrize("command", ["check", "explain", "dsn", "psql"])
+@pytest.mark.parametrize("command", ["check", "status", "explain", "dsn", "psql"])
 def test_bad_settings_exit_with_2_and_every_problem(cli: Cli, command: str, tmp_path: Path) -> None:
     config = tmp_path / "router.toml"
     config.write_text(
@@ -158,7 +158,7 @@ def test_bad_settings_exit_with_2_and_every_problem(cli: Cli, command: str, tmp_
     assert result.err.count(str(config)) == 3
 
 
-@pytest.mark.parametrize("command", ["explain", "dsn", "psql"])
+@pytest.mark.parametrize("command", ["status", "explain", "dsn", "psql"])
 def test_an_unknown_version_exits_with_2_and_the_nearest(cli: Cli, command: str, both: None) -> None:
     result = cli(command, "--version", "v22")
     assert (result.code, result.out) == (2, "")
@@ -380,7 +380,7 @@ def test_explain_offline_connects_to_nobody(cli: Cli, versions: Callable[..., No
     versions(v1={"nodes": [REFUSED]})
     result = cli("explain", "--version", "v1", "--offline")
     assert result.code == 0
-    assert result.out == "Route to v1 for writing\n  1. app@127.0.0.1:1/app  role unknown, not tried yet\n"
+    assert result.out == "Route to v1 for writing\n  1. app@127.0.0.1:1/app  role unknown, not looked at yet\n"
 
 
 def test_explain_fails_when_no_node_can_serve(cli: Cli, versions: Callable[..., None]) -> None:

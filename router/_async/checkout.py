@@ -195,13 +195,18 @@ class AsyncCheckout:
             return
         if connection.broken or getattr(error, "sqlstate", None) in EVIDENCE:
             pool.suspect(pool.node.server)
+        if error is not None and (reason := pool.cut_because(connection)):
+            error.add_note(f"the router cut this connection: {reason}")
         if error is None:
             await self._commit(connection, pool)
         elif not isinstance(error, (Exception, GeneratorExit)):
             await connection.close()
         elif not connection.closed:
             try:
-                await connection.rollback()
+                if self._note is not None and connection.pgconn.transaction_status == TransactionStatus.IDLE:
+                    await self._commit_and_note(connection, pool.node, self._note)  # what it committed by itself
+                else:
+                    await connection.rollback()
             except psycopg.Error as problem:  # the block's own error matters more; give_back() closes the connection
                 logger.warning("could not roll back on a connection of the pool %r: %s", pool.name, problem)
             if not pool.read_only and isinstance(error, psycopg.errors.ReadOnlySqlTransaction):

@@ -11,7 +11,7 @@ from router._async.routing import AsyncRouting
 from router._async.statements import AsyncStatements
 from router._runtime import survive_fork
 from router.choose import Request
-from router.consistency import Position, later, settled
+from router.consistency import Position, settled
 from router.errors import TokenRefused
 from router.health import UNKNOWN, fenced, lag_of, primary_of, role_of, state_of
 from router.measures import NodeStats, Stats, VersionStats
@@ -323,21 +323,7 @@ class AsyncRouter:
                 positions.append(handed_on)
             elif token and policy.foreign == "refuse":
                 raise TokenRefused(f"the token says nothing of version {version!r}")
-        primary = primary_of(self._routing.health, target.cluster) if positions else None
-        known = UNKNOWN if primary is None else self._routing.health[primary.server]
-        seen: Position | None = None
-        for position in positions:
-            foreign = bool(known.system and position.system) and known.system != position.system
-            if foreign and policy.foreign == "refuse":
-                raise TokenRefused(f"the token was made for another cluster than version {version!r} is now")
-            if policy.foreign == "refuse" and position.timeline < known.timeline:
-                raise TokenRefused(
-                    f"the token is from before a failover: it is of timeline {position.timeline}, "
-                    f"and version {version!r} is on timeline {known.timeline}"
-                )
-            if not foreign:
-                seen = later(seen, position)
-        return seen
+        return self._routing.must_see(target, positions)
 
     def _note(self, session: Session, version: str, node: Node, timeline: int, position: int) -> None:
         system = self._routing.health.get(node.server, UNKNOWN).system

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from random import random
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -17,10 +18,11 @@ from router._async.pools import AsyncNodePool, Reroute
 from router._async.slots import AsyncSlots
 from router._runtime import AFlag, AGuard, asleep, cut
 from router.choose import Request, Tier, choose, standings
-from router.errors import NoPrimary, NoReplica, PoolExhausted, RouterClosed, TooManyWaiting, Unavailable
+from router.consistency import later
+from router.errors import NoPrimary, NoReplica, PoolExhausted, RouterClosed, TokenRefused, TooManyWaiting, Unavailable
 from router.events import ConnectionsCut, Event, PoolOpened, changes, succeed
 from router.events import PoolClosed as PoolWasClosed
-from router.health import UNKNOWN, Connected, Failed, observe, state_of
+from router.health import UNKNOWN, Connected, Failed, observe, primary_of, same_system, state_of
 from router.resolve import resolve
 from router.topology import Role
 
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
     from router._runtime import AConfigure, APassword
     from router.choose import Route, Standing
+    from router.consistency import Position
     from router.events import Leader, Observer
     from router.health import Health, Seen
     from router.topology import Cluster, Node, Server, Target, Topology
@@ -179,6 +182,7 @@ class AsyncRouting:
         Raises:
             Unavailable: None could be had in time.
             RouterClosed: The router was closed.
+            TokenRefused: What it must see is of another cluster or timeline, and ``tokens.foreign`` is ``refuse``.
         """
         target, cluster, since = lane.target, lane.target.cluster, monotonic()
         request = request or Request(lane.read_only)
@@ -188,7 +192,11 @@ class AsyncRouting:
             preferred = None if prefer is None or prefer.full else prefer.node
             route = self.choose(target, request, prefer=preferred)
             node, now = self._next(route, since), monotonic()
-            if now >= deadline or (node is None and not route.pending):
+            if node is None and (after := self.must_see(target, [request.after])) != request.after:
+                request = replace(request, after=after)  # the first look has shown that it is foreign
+                continue
+            may_catch_up = bool(route.ask) and now < since + cluster.read.catch_up
+            if now >= deadline or (node is None and not route.pending and not may_catch_up):
                 raise self._unavailable(route, request, late=now >= deadline)
             if node is None or (node in route.ask and node.server in self._asked):
                 await self._wait(changed, cluster, deadline - now, pause=ASK_AGAIN if route.ask else deadline - now)
@@ -209,6 +217,36 @@ class AsyncRouting:
                 continue  # choose again, or find that there is no time left
             if request.after is None or await self._may_serve(pool, connection, request, ask=node in route.ask):
                 return pool, connection
+
+    def must_see(self, target: Target, positions: Iterable[Position | None]) -> Position | None:
+        """Put together what a read must see, without what is foreign to its cluster by what is known now.
+
+        Args:
+            target: Where it reads.
+            positions: What it is asked to see.
+
+        Returns:
+            The latest of them; ``None`` when there is none.
+
+        Raises:
+            TokenRefused: One is foreign, and ``tokens.foreign`` is ``refuse``.
+        """
+        seen: Position | None = None
+        for position in filter(None, positions):
+            primary = primary_of(self.health, target.cluster)
+            known = UNKNOWN if primary is None else self.health[primary.server]
+            foreign = not same_system(known.system, position.system)
+            if self.topology.tokens.foreign == "refuse":
+                if foreign:
+                    raise TokenRefused(f"the token was made for another cluster than version {target.version!r} is now")
+                if position.timeline < known.timeline:
+                    raise TokenRefused(
+                        f"the token is from before a failover: it is of timeline {position.timeline}, "
+                        f"and version {target.version!r} is on timeline {known.timeline}"
+                    )
+            if not foreign:
+                seen = later(seen, position)
+        return seen
 
     def _next(self, route: Route, since: float) -> Node | None:
         """The node to borrow from next; ``None`` when it is better to wait."""
@@ -246,10 +284,12 @@ class AsyncRouting:
         """Make sure that what a read must see has been replayed where this connection leads to; else give it back.
 
         What is known of a server is from before a connection that was opened later: it may have been restarted in
-        between, and a standby begins anew at an earlier position.
+        between, and a standby begins anew at an earlier position, or stands now where the primary was.
         """
         state, after = self.health[pool.node.server], request.after
-        if after is None or state.role is Role.PRIMARY or (not ask and pool.opened_at(connection) < state.position_at):
+        is_primary = state.role is Role.PRIMARY
+        known = is_primary and connection.pgconn.parameter_status(b"in_hot_standby") == b"off"
+        if after is None or known or (not ask and pool.opened_at(connection) < state.position_at):
             return True
         self._asked.add(pool.node.server)
         try:
@@ -265,7 +305,11 @@ class AsyncRouting:
         finally:
             self._asked.discard(pool.node.server)
         await self.report(seen)
-        if seen.role is Role.REPLICA and seen.timeline == after.timeline and seen.position >= after.lsn:
+        if seen.role is Role.PRIMARY:
+            has_it = is_primary and seen.timeline >= after.timeline
+        else:
+            has_it = seen.timeline == after.timeline and seen.position >= after.lsn
+        if has_it:
             return True
         await pool.give_back(connection)
         return False
@@ -378,7 +422,7 @@ class AsyncRouting:
             return
         elif (silent := now - self.health[node.server].heard_at) >= self.topology.health.cut_after:
             reason = f"the server has not answered for {silent:.0f} s"
-        if count := await pool.drop(borrowed=bool(reason)):
+        if count := await pool.drop(reason):
             self._tell([ConnectionsCut(node, count, reason)])
 
     def _pause(self, server: Server) -> float:

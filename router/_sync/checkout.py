@@ -194,13 +194,18 @@ class Checkout:
             return
         if connection.broken or getattr(error, "sqlstate", None) in EVIDENCE:
             pool.suspect(pool.node.server)
+        if error is not None and (reason := pool.cut_because(connection)):
+            error.add_note(f"the router cut this connection: {reason}")
         if error is None:
             self._commit(connection, pool)
         elif not isinstance(error, (Exception, GeneratorExit)):
             connection.close()
         elif not connection.closed:
             try:
-                connection.rollback()
+                if self._note is not None and connection.pgconn.transaction_status == TransactionStatus.IDLE:
+                    self._commit_and_note(connection, pool.node, self._note)  # what it committed by itself
+                else:
+                    connection.rollback()
             except psycopg.Error as problem:  # the block's own error matters more; give_back() closes the connection
                 logger.warning("could not roll back on a connection of the pool %r: %s", pool.name, problem)
             if not pool.read_only and isinstance(error, psycopg.errors.ReadOnlySqlTransaction):

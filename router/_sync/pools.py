@@ -177,6 +177,8 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         self.open()
         if self.retired:
             self.close()
+        if (ready := self.take()) is not None:  # which, other than getconn(), passes over those that are dead
+            return ready
         try:
             connection = self.getconn(timeout)
         except PoolTimeout:
@@ -272,22 +274,35 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         connection.close()
         return True
 
-    def drop(self, *, borrowed: bool) -> int:
+    def drop(self, why_borrowed: str) -> int:
         """Part with the connections of a server that must not be used: nobody waits for them, none stays idle.
 
         Args:
-            borrowed: Whether to cut those that are out, too; else only the expendable.
+            why_borrowed: Why those that are out are cut, too; if empty, only the expendable are.
 
         Returns:
-            How many were cut.
+            How many of those that are out were cut, but for the expendable.
         """
         self.reroute()
         while self.evict_idle():
             pass
-        doomed = list(self.borrowed if borrowed else self.expendable)
+        doomed = list(self.borrowed if why_borrowed else self.expendable)
         for connection in doomed:
+            connection.__dict__["_router"].cut_because = why_borrowed
             cut(connection)
-        return len(doomed) if borrowed else 0
+        return len(doomed) if why_borrowed else 0
+
+    @staticmethod
+    def refuses_writes(connection: Connection[TupleRow]) -> bool:
+        """Tell whether the server is known to refuse writes in this session; a pooler may have dropped that option."""
+        original: _Original = connection.__dict__["_router"]
+        return original.refuses_writes
+
+    @staticmethod
+    def cut_because(connection: Connection[TupleRow]) -> str:
+        """Say why a borrowed connection was cut; empty if it was not."""
+        original: _Original = connection.__dict__["_router"]
+        return original.cut_because
 
     @uncancelled
     def give_back(self, connection: Connection[TupleRow]) -> None:
@@ -355,9 +370,9 @@ class _Original:
     """
 
     __slots__ = (
-        "autocommit", "cursor_factory", "deferrable", "in_hot_standby", "isolation_level", "notice_handlers",
-        "notify_handlers", "opened_at", "prepare_threshold", "prepared_max", "read_only", "row_factory", "seen",
-        "server_cursor_factory", "spent", "unasked",
+        "autocommit", "cursor_factory", "cut_because", "deferrable", "in_hot_standby", "isolation_level",
+        "notice_handlers", "notify_handlers", "opened_at", "prepare_threshold", "prepared_max", "read_only",
+        "refuses_writes", "row_factory", "seen", "server_cursor_factory", "spent", "unasked",
     )  # fmt: skip
 
     def __init__(self, connection: Connection[TupleRow]) -> None:
@@ -375,7 +390,12 @@ class _Original:
         self.seen: dict[str, Any] = {}
         self.opened_at = monotonic()
         self.spent = False
+        self.cut_because = ""
         self.in_hot_standby = connection.pgconn.parameter_status(b"in_hot_standby")
+        self.refuses_writes = b"on" in (
+            self.in_hot_standby,
+            connection.pgconn.parameter_status(b"default_transaction_read_only"),
+        )
         poll = select.poll()
         poll.register(connection.pgconn.socket, select.POLLIN)
         self.unasked = poll.poll

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from concurrent.futures import Future, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Thread
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import psycopg
 
 from router._sync.opener import READ_ONLY, Opener
 from router._sync.slots import Slots
-from router.health import Failed, Looked
+from router.health import Failed, Looked, observe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from psycopg.rows import TupleRow
 
-    from router.topology import Cluster, Node
+    from router.health import Health
+    from router.topology import Cluster, HealthPolicy, Node
 
 T = TypeVar("T")
 
@@ -79,6 +80,26 @@ class Looker(Generic[T]):
         # A server that hangs may never let go of its thread: it must not keep the process.
         Thread(target=lambda: look.set_result(_look(node, cluster, self._ask)), daemon=True).start()
         return look
+
+
+def learn(health: Health, looks: Iterable[Look[Any]], *, now: float, policy: HealthPolicy) -> Health:
+    """Say what is known after a round of looks, which counts as one moment.
+
+    So which of two primaries was seen first does not hang on whose thread was faster: it is the first one configured.
+
+    Args:
+        health: What was known before.
+        looks: What was seen of each node, in their order.
+        now: When the round began, in seconds.
+        policy: How servers are watched.
+
+    Returns:
+        What is known now.
+    """
+    for look in looks:
+        seen = replace(look.seen, latency=0.0) if isinstance(look.seen, Looked) else look.seen
+        health = observe(health, seen, now=now, jitter=0.0, policy=policy)
+    return health
 
 
 def _look(node: Node, cluster: Cluster, ask: Callable[[psycopg.Connection[TupleRow]], T]) -> Look[T]:

@@ -8,8 +8,8 @@ import typer
 
 from router.choose import Request, choose
 from router.cli._common import FAILED, AsJson, Config, ReadOnly, Version, load, print_json
-from router.cli._look import Looker
-from router.health import observe, role_of, state_of
+from router.cli._look import Looker, learn
+from router.health import role_of, state_of
 from router.resolve import resolve
 
 if TYPE_CHECKING:
@@ -42,8 +42,8 @@ def explain(
     health: Health = {}
     if not offline:
         nodes = dict.fromkeys(target.cluster.nodes, target.cluster)
-        for found in Looker(nodes, lambda _: None).look(timeout).values():
-            health = observe(health, found.seen, now=0.0, jitter=0.0, policy=topology.health)
+        looks = Looker(nodes, lambda _: None).look(timeout)
+        health = learn(health, looks.values(), now=0.0, policy=topology.health)
     route = choose(target, health, Request(read_only), now=0.0, turn=0.0)
     if as_json:
         print_json(_as_json(route, health))

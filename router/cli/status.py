@@ -18,8 +18,8 @@ from rich.text import Text
 from router import sql
 from router.choose import fresh
 from router.cli._common import FAILED, AsJson, Config, console, in_terminal, load, print_json, table
-from router.cli._look import Looker
-from router.health import Looked, fenced, lag_of, observe, primary_of, role_of, state_of
+from router.cli._look import Looker, learn
+from router.health import Looked, fenced, lag_of, primary_of, role_of, state_of
 from router.resolve import resolve
 from router.topology import Role
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 class _Activity(NamedTuple):
-    """Connections of a node's user to its database, as its server counts them over all processes."""
+    """Connections of a node's user to its database, over all processes."""
 
     in_use: int
     idle: int
@@ -128,12 +128,9 @@ def _rounds(clusters: Sequence[Cluster], policy: HealthPolicy, timeout: float) -
     looker = Looker({node: cluster for cluster in clusters for node in cluster.nodes}, _ask)
     health: Health = {}
     while True:
-        # One moment for all: which of two primaries was seen first must not hang on which thread ran first.
         now = monotonic()
         looks = looker.look(timeout)
-        # The failures first: a server that answered under one of its nodes is up.
-        for look in sorted(looks.values(), key=lambda look: isinstance(look.seen, Looked)):
-            health = observe(health, look.seen, now=now, jitter=0.0, policy=policy)
+        health = learn(health, looks.values(), now=now, policy=policy)
         yield tuple(_version(cluster, health, looks, now) for cluster in clusters)
         sleep(max(now + policy.interval - monotonic(), 0.0))
 
@@ -144,16 +141,17 @@ def _ask(connection: psycopg.Connection[TupleRow]) -> _Activity:
 
 def _version(cluster: Cluster, health: Health, looks: Mapping[Node, Look[_Activity]], now: float) -> _Version:
     nodes = tuple(_status(node, cluster, health, looks[node], now) for node in cluster.nodes)
-    up = {status.node for status in nodes if status.state == "up"}
     primary = primary_of(health, cluster)
-    return _Version(cluster.name, primary if primary in up else None, nodes)
+    can_write = any(status.node == primary and status.state == "up" for status in nodes)
+    return _Version(cluster.name, primary if can_write else None, nodes)
 
 
 def _status(node: Node, cluster: Cluster, health: Health, look: Look[_Activity], now: float) -> _Status:
     role, seen = role_of(health, node), look.seen
     if not isinstance(seen, Looked):
-        name, problem = ("login refused", "refuses the login") if seen.answered else ("down", "is down")
-        return _Status(node, role, name, problems=(f"{problem}: {seen.reason}",))
+        if seen.answered:
+            return _Status(node, role, "login refused", problems=(f"refuses the login: {seen.reason}",))
+        return _Status(node, role, "down", problems=(f"is down: {seen.reason}",))
     lag = lag_of(health, node, primary_of(health, cluster), now=now) if role is Role.REPLICA else None
     why_fenced = fenced(health, cluster).get(node)
     state, policy = state_of(health, node), cluster.read
@@ -164,8 +162,7 @@ def _status(node: Node, cluster: Cluster, health: Health, look: Look[_Activity],
         limits = {"read.max_lag": policy.max_lag, "read.max_lag_bytes": policy.max_lag_bytes}
         allowed = " and ".join(f"{key} is {limit:,}" for key, limit in limits.items() if limit is not None)
         problems.append(f"is stale: {allowed}")
-    if now < state.banned_until:
-        left = state.banned_until - now
+    if (left := state.banned_until - now) > 0:
         problems.append(f"is avoided for {left:.1f} s more: it went down {state.failures} times lately")
     if look.answer is None:
         problems.append(f"does not tell its connections: {look.error}")
@@ -183,16 +180,13 @@ def _watch(rounds: Iterator[tuple[_Version, ...]], *, as_json: bool) -> None:
                 print(json.dumps(_as_json(versions), ensure_ascii=False), flush=True)
                 continue
             view = Group(f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S}", _view(versions))
-            if live is not None:
-                live.update(view, refresh=True)
-            else:
-                screen.print(view)
+            screen.print(view) if live is None else live.update(view, refresh=True)
 
 
 def _view(versions: Sequence[_Version]) -> Group:
     numbers = ("lag s", "lag bytes", "in use", "idle", "waiting", "probe ms")
     shown = table("version", "node", "role", "state", *numbers, numbers=numbers)
-    shown.collapse_padding = True  # so many columns have to fit a screen
+    shown.collapse_padding = in_terminal()  # so many columns have to fit it
     problems = []
     for found in versions:
         for status in found.nodes:

@@ -303,6 +303,37 @@ async def test_everything_is_down_for_ten_seconds_and_comes_back(make_postgres_c
         assert len(load.failed_reads) <= 4
 
 
+async def test_without_replicas_the_primary_serves_reads_until_they_are_back(
+    make_postgres_cluster: MakeCluster,
+) -> None:
+    cluster = make_postgres_cluster(version=18, standbys=2)
+    replicas = {standby.port for standby in cluster.standbys}
+    async with AsyncRouter(settings(**cluster.version_settings())) as router:
+        load = make_load(cluster, router)
+
+        async def accidents() -> None:
+            await some_time(0.5)
+            for standby in cluster.standbys:
+                await aoutside(standby.kill)
+
+            async def fallen_back() -> bool:
+                return load.reads[-1][2] == load.executed[-1][2] == cluster.primary.port
+
+            await aeventually(fallen_back)
+            for standby in cluster.standbys:
+                await aoutside(standby.start)
+
+            async def returned() -> bool:
+                return {where for _, _, where in load.reads[-50:]} == replicas
+
+            await aeventually(returned)
+
+        await load.during(accidents, writers=1, readers=4, executes=4)
+        assert load.failed_executes == []
+        assert len(load.failed_reads) <= 8  # those in flight: four on each
+        assert load.failed_writes == []
+
+
 async def test_a_replica_behind_its_limit_stays_stale_when_the_primary_stops(
     make_postgres_cluster: MakeCluster,
 ) -> None:
@@ -353,6 +384,7 @@ async def test_a_query_on_a_server_that_has_been_silent_for_long_is_cut(make_pos
                     seconds = time.monotonic() - begun
         assert not isinstance(raised.value, Unavailable)
         assert 0.9 < seconds < 3.0
+        assert "the server has not answered for" in "".join(raised.value.__notes__)
         await aoutside(standby.thaw)
 
 

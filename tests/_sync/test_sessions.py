@@ -1,0 +1,654 @@
+# Generated from tests/_async/test_sessions.py by tools/async_to_sync.py: do not edit.
+"""Reads that see what their session wrote, and tokens handed on, while replicas are behind."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from contextlib import contextmanager, suppress
+from itertools import count
+from time import monotonic
+from typing import TYPE_CHECKING, Any, LiteralString
+
+import psycopg
+import pytest
+from psycopg import Connection
+
+from router import NoReplica, Router, TokenRefused
+from router._runtime import sleep
+from router._sync.routing import HURRIED
+from router.consistency import Position, Token
+from router.sessions import CURRENT
+from tests.proxy import Proxy
+from tests.support import all_of, eventually, new_name, outside, port, run, settings
+from tests.tapped import Tapped, tap
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterator
+
+    from router.sessions import Session
+    from router.testing import PostgresCluster
+    from router.testing._plugin import MakeCluster
+
+KEY = "a key of sixteen characters"
+DELAY = 0.2
+
+
+@pytest.fixture
+def tapped(cluster: PostgresCluster) -> Iterator[Tapped]:
+    with tap(cluster) as tapped:
+        yield tapped
+
+
+def replicated(cluster: PostgresCluster) -> LiteralString:
+    """A new empty table, on every server."""
+    name = new_name()
+    run(cluster.dsn(), f"CREATE TABLE {name} (i int)")
+    cluster.wait_replayed()
+    return name
+
+
+@pytest.fixture
+def table(cluster: PostgresCluster) -> LiteralString:
+    return replicated(cluster)
+
+
+@pytest.fixture
+def paused(cluster: PostgresCluster, table: LiteralString) -> Iterator[PostgresCluster]:
+    """The cluster with the replay of every standby paused, all of them with the table."""
+    try:
+        for standby in cluster.standbys:
+            standby.pause_replay()
+        yield cluster
+    finally:
+        for standby in cluster.standbys:
+            standby.resume_replay()
+        cluster.wait_replayed()
+
+
+@pytest.fixture
+def delayed(cluster: PostgresCluster, table: LiteralString) -> Iterator[PostgresCluster]:
+    """The cluster with standbys that replay each commit after a delay."""
+    try:
+        for standby in cluster.standbys:
+            standby.lag(DELAY)
+        yield cluster
+    finally:
+        for standby in cluster.standbys:
+            standby.lag(0)
+        cluster.wait_replayed()
+
+
+def insert(router: Router, table: LiteralString, value: int = 1) -> None:
+    with router.connection() as connection:
+        connection.execute(f"INSERT INTO {table} VALUES (%s)", [value], prepare=False)
+
+
+def read(router: Router, table: LiteralString, **options: Any) -> tuple[list[int], int]:
+    """What is in the table, and the port of the server that says so."""
+    with router.connection(read_only=True, **options) as connection:
+        cursor = connection.execute(f"SELECT i FROM {table} ORDER BY i", prepare=False)
+        return [i for (i,) in cursor.fetchall()], port(connection)
+
+
+def ready(router: Router, *, quiet: bool = False) -> None:
+    """Have a connection open to every server, for what it serves; and no looks any more where they are far apart."""
+
+    def opened() -> bool:
+        with router.connection(), router.connection(read_only=True):
+            [version] = router.stats().versions
+            pools = [version.nodes[0].write, *(node.read for node in version.nodes[1:])]
+            return all(pool is not None and pool.opened for pool in pools)
+
+    eventually(opened)
+
+    def still() -> bool:
+        routing = router._routing
+        servers = [node.server for node in routing.topology.versions["v1"].nodes]
+        calm_at = routing._wanted["v1"] + 1.0
+        return all(routing._pause(server) > HURRIED and routing.health[server].heard_at > calm_at for server in servers)
+
+    if quiet:
+        eventually(still)
+
+
+# Reads after writes
+
+
+def test_a_session_reads_what_it_wrote_and_others_need_not(paused: PostgresCluster, table: LiteralString) -> None:
+    standbys = {standby.port for standby in paused.standbys}
+    with Router(settings(**paused.version_settings())) as router:
+        ready(router)
+        with router.session() as session:
+            assert session.token == ""
+            assert read(router, table)[1] in standbys
+            insert(router, table)
+            assert session.token
+            assert read(router, table) == ([1], paused.primary.port)
+            assert router.execute(f"SELECT i, current_setting('port')::int FROM {table}").rows == [
+                (1, paused.primary.port)
+            ]
+            assert router.explain(read_only=True).ask
+        rows, where = read(router, table)
+        assert (rows, where in standbys) == ([], True)
+        for standby in paused.standbys:
+            standby.resume_replay()
+        paused.wait_replayed()
+        with router.session(session.token):
+            rows, where = read(router, table)
+            assert (rows, where in standbys) == ([1], True)
+
+
+def test_a_read_waits_for_a_replica_as_long_as_it_is_told_to(delayed: PostgresCluster, table: LiteralString) -> None:
+    standbys = {standby.port for standby in delayed.standbys}
+    with Router(settings(**delayed.version_settings(), read={"catch_up": 20.0})) as router:
+        ready(router)
+        for value in range(3):
+            with router.session():
+                insert(router, table, value)
+                rows, where = read(router, table)
+                assert value in rows
+                assert where in standbys
+
+
+def test_then_the_primary_serves_it(paused: PostgresCluster, table: LiteralString) -> None:
+    with Router(settings(**paused.version_settings(), read={"catch_up": 0.1})) as router:
+        ready(router)
+        with router.session():
+            insert(router, table)
+            begun = monotonic()
+            assert read(router, table) == ([1], paused.primary.port)
+            assert monotonic() - begun >= 0.1
+
+
+@pytest.mark.parametrize(("fallback", "catch_up", "waits"), [("wait", 0.0, 0.3), ("error", 0.2, 0.2), ("error", 0, 0)])
+def test_where_the_primary_must_not_serve_reads_they_wait_or_fail(
+    paused: PostgresCluster, table: LiteralString, fallback: str, catch_up: float, waits: float
+) -> None:
+    options = settings(**paused.version_settings(), read={"fallback": fallback, "catch_up": catch_up})
+    with Router(options) as router:
+        ready(router)
+        with router.session():
+            insert(router, table)
+            begun = monotonic()
+            with pytest.raises(NoReplica, match="has not replayed yet what is to be seen"):
+                read(router, table, timeout=0.3)
+            assert waits <= monotonic() - begun < waits + 2.0
+
+
+@pytest.mark.parametrize("fallback", ["wait", "error"])
+def test_where_the_primary_must_not_serve_reads_they_wait_for_a_replica(
+    delayed: PostgresCluster, table: LiteralString, fallback: str
+) -> None:
+    options = settings(**delayed.version_settings(), read={"fallback": fallback, "catch_up": 20.0})
+    with Router(options) as router:
+        ready(router)
+        with router.session():
+            insert(router, table)
+            rows, where = read(router, table, timeout=20.0)
+            assert rows == [1]
+            assert where in {standby.port for standby in delayed.standbys}
+
+
+def commit(connection: Connection[Any], statement: LiteralString) -> None:
+    connection.execute(statement)
+    connection.commit()
+
+
+def transaction(connection: Connection[Any], statement: LiteralString) -> None:
+    with connection.transaction():
+        connection.execute(statement)
+
+
+def autocommit(connection: Connection[Any], statement: LiteralString) -> None:
+    connection.set_autocommit(True)
+    connection.execute(statement)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("way", [commit, transaction, autocommit])
+def test_what_a_block_commits_by_itself_is_seen_whatever_becomes_of_the_block(
+    paused: PostgresCluster, table: LiteralString, way: Callable[..., Any], fails: bool
+) -> None:
+    with Router(settings(**paused.version_settings())) as router:
+        ready(router)
+        with router.session():
+            with suppress(ZeroDivisionError):
+                with router.connection() as connection:
+                    way(connection, f"INSERT INTO {table} VALUES (1)")
+                    if fails:
+                        raise ZeroDivisionError
+            assert read(router, table) == ([1], paused.primary.port)
+
+
+def test_what_run_and_execute_write_is_seen(paused: PostgresCluster, table: LiteralString) -> None:
+    with Router(settings(**paused.version_settings())) as router:
+        ready(router)
+        with router.session():
+            router.execute(f"INSERT INTO {table} VALUES (1)")
+            assert read(router, table) == ([1], paused.primary.port)
+        with router.session():
+            router.run(lambda connection: transaction(connection, f"INSERT INTO {table} VALUES (2)"))
+            assert read(router, table) == ([1, 2], paused.primary.port)
+
+
+@pytest.mark.parametrize("way", ["raises", "rolls back", "swallows"])
+def test_what_was_rolled_back_need_not_be_seen(paused: PostgresCluster, table: LiteralString, way: str) -> None:
+    with Router(settings(**paused.version_settings())) as router:
+        ready(router)
+        with router.session() as session:
+            with suppress(ZeroDivisionError):
+                with router.connection() as connection:
+                    connection.execute(f"INSERT INTO {table} VALUES (1)")
+                    if way == "swallows":
+                        with suppress(psycopg.Error):
+                            connection.execute("SELECT 1 / 0")
+                    elif way == "raises":
+                        raise ZeroDivisionError
+                    else:
+                        connection.rollback()
+            if way != "rolls back":  # then it is not known what else the block did
+                assert session.token == ""
+                assert read(router, table)[1] != paused.primary.port
+            assert read(router, table)[0] == []
+
+
+# What it costs
+
+
+def test_a_write_with_its_token_costs_three_round_trips(tapped: Tapped, table: LiteralString) -> None:
+    with Router(settings(**tapped.version())) as router:
+        ready(router)
+        with router.session() as session:
+            tokens = set()
+            for _ in range(8):  # psycopg prepares a statement at its sixth time
+                tapped.trips()
+                insert(router, table)
+                assert tapped.trips() == (3, 0)
+                tokens.add(session.token)
+            assert len(tokens) == 8
+            insertion = f"INSERT INTO {table} VALUES (2)"
+            router.execute(insertion)
+            tapped.trips()
+            router.execute(insertion)
+            assert tapped.trips() == (2, 0)
+
+
+def test_a_read_costs_one_round_trip_and_one_more_where_a_replica_has_to_be_asked(
+    tapped: Tapped, table: LiteralString
+) -> None:
+    with Router(settings(**tapped.version(), health={"interval": 60.0})) as router:
+        ready(router, quiet=True)
+        for way in ("connection", "execute"):
+            with router.session() as session:
+                insert(router, table)
+                tapped.cluster.wait_replayed()
+                tapped.trips()
+                for trips in (2, 1, 1):
+                    if way == "connection":
+                        read(router, table)
+                    else:
+                        router.execute(f"SELECT i FROM {table} LIMIT {trips}")
+                    assert tapped.trips(looks=True) == (0, trips)
+            # What is known, is known to others, too.
+            read(router, table, after=session.token)
+            assert tapped.trips(looks=True) == (0, 1)
+            with router.session(session.token):
+                read(router, table)
+                assert tapped.trips(looks=True) == (0, 1)
+
+
+def test_readers_that_come_at_once_ask_a_replica_once(tapped: Tapped, table: LiteralString) -> None:
+    options = settings(**tapped.version(), health={"interval": 60.0}, pool={"min_size": 8, "max_size": 8})
+    with Router(options) as router:
+        ready(router)
+
+        def full() -> bool:
+            pools = [node.read for node in router.stats().versions[0].nodes[1:]]
+            return all(pool is not None and pool.idle == 8 for pool in pools)
+
+        eventually(full)
+        ready(router, quiet=True)
+        with router.session() as session:
+            insert(router, table)
+        tapped.cluster.wait_replayed()
+        tapped.trips()
+        all_of(*[lambda: read(router, table, after=session.token)] * 8)
+        _, trips = tapped.trips(looks=True)
+        assert 9 <= trips <= 12  # each of the two replicas is asked, and looked at because requests wait
+
+
+# Tokens
+
+
+def test_another_router_sees_what_a_token_was_handed_on_for(paused: PostgresCluster, table: LiteralString) -> None:
+    options = settings(**paused.version_settings(), tokens={"key": KEY})
+    with Router(options) as one, Router(options) as two:
+        ready(two)
+        with one.session() as session:
+            insert(one, table)
+        assert len(session.token) == 55
+        assert read(two, table)[0] == []
+        assert read(two, table, after=session.token) == ([1], paused.primary.port)
+        with two.session(session.token) as later:
+            assert later.token == session.token
+            assert read(two, table) == ([1], paused.primary.port)
+            assert two.execute(f"SELECT count(*) FROM {table}").value == 1
+        assert two.execute(f"SELECT count(*) FROM {table} -- {KEY}", after=session.token).value == 1
+    # The first thing that a router ever does.
+    with Router(options) as three:
+        assert read(three, table, after=session.token) == ([1], paused.primary.port)
+
+
+# A process of its own: reads tokens, and answers how many rows it sees and where.
+READER = """
+import json, sys
+from router import Router, RouterSettings
+
+options = json.loads(sys.argv[1])
+with Router(RouterSettings(**options)) as router:
+    for line in sys.stdin:
+        query, token = line.rstrip().rsplit(" ", 1)
+        with router.session(token), router.connection(read_only=True) as connection:
+            print(*connection.execute(query).fetchone(), connection.info.port, flush=True)
+"""
+
+
+@contextmanager
+def reader(version: dict[str, Any]) -> Iterator[Callable[[str, str], tuple[int, int]]]:
+    """Another process that answers a query after a token: with its value, and the port of the server that gave it."""
+    options = json.dumps({"versions": {"v1": version}, "default_version": "v1"})
+    with subprocess.Popen(
+        [sys.executable, "-c", READER, options], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        questions, answers = process.stdin, process.stdout
+        assert questions is not None
+        assert answers is not None
+
+        def ask(query: str, token: str) -> tuple[int, int]:
+            questions.write(f"{query} {token}\n")
+            questions.flush()
+            value, where = answers.readline().split()
+            return int(value), int(where)
+
+        yield ask
+        questions.close()
+
+
+def test_another_process_sees_what_a_token_was_handed_on_for(paused: PostgresCluster, table: LiteralString) -> None:
+    with Router(settings(**paused.version_settings())) as router:
+        with router.session() as session:
+            insert(router, table)
+    with reader(paused.version_settings()) as ask:
+        assert ask(f"SELECT count(*) FROM {table}", session.token) == (1, paused.primary.port)
+
+
+def test_sessions_in_sessions_see_and_note_what_is_written_in_either(
+    paused: PostgresCluster, table: LiteralString
+) -> None:
+    with Router(settings(**paused.version_settings())) as router:
+        ready(router)
+        with router.session() as outer:
+            insert(router, table, 1)
+            with router.session() as inner:
+                assert read(router, table) == ([1], paused.primary.port)
+                assert inner.token == ""
+                insert(router, table, 2)
+            assert inner.token == outer.token
+            assert read(router, table) == ([1, 2], paused.primary.port)
+        with router.session() as outer:
+            with router.session():
+                insert(router, table, 3)
+            assert read(router, table) == ([1, 2, 3], paused.primary.port)
+
+
+def test_a_session_is_of_one_router(paused: PostgresCluster, table: LiteralString) -> None:
+    options = settings(**paused.version_settings())
+    with Router(options) as one, Router(options) as two:
+        ready(one)
+        ready(two)
+        with one.session() as first, two.session() as second:
+            insert(one, table)
+            assert (bool(first.token), second.token) == (True, "")
+            assert read(one, table) == ([1], paused.primary.port)
+            assert read(two, table)[0] == []
+            insert(two, table)
+            assert second.token
+            assert read(two, table) == ([1, 1], paused.primary.port)
+
+
+def test_a_session_is_no_longer_in_force_after_its_block(paused: PostgresCluster, table: LiteralString) -> None:
+    with Router(settings(**paused.version_settings())) as router:
+        ready(router)
+
+        def generate() -> Generator[Session, None, None]:
+            with router.session() as session:
+                yield session
+
+        generator = generate()
+        first = next(generator)
+        with router.session() as second:
+            generator.close()  # not in the order in which they began
+            insert(router, table)
+            assert (first.token, bool(second.token)) == ("", True)
+            assert read(router, table) == ([1], paused.primary.port)
+            with pytest.raises(RuntimeError, match="call session"), second:
+                pass
+        assert CURRENT.get() is None
+        assert read(router, table)[0] == []
+
+
+def token(system: int = 0, timeline: int = 1, *, version: str = "v1", key: str | None = KEY) -> str:
+    """A token for the very beginning, which everybody has replayed."""
+    return Token().at(version, Position(system, timeline, 1)).text(None if key is None else key.encode())
+
+
+@pytest.mark.parametrize("text", ["damaged", token(key="another key of 16"), token(key=None)])
+def test_a_token_that_cannot_be_read_is_as_the_settings_say(
+    cluster: PostgresCluster, table: LiteralString, text: str
+) -> None:
+    standbys = {standby.port for standby in cluster.standbys}
+    with Router(settings(**cluster.version_settings(), tokens={"key": KEY})) as router:
+        assert read(router, table, after=text)[1] in standbys
+        with router.session(text) as session:
+            assert session.token == ""
+            assert read(router, table)[1] in standbys
+    with Router(settings(**cluster.version_settings(), tokens={"key": KEY, "foreign": "refuse"})) as router:
+        with pytest.raises(TokenRefused):
+            read(router, table, after=text)
+        with pytest.raises(TokenRefused):
+            router.session(text)
+        with pytest.raises(TokenRefused):
+            router.execute("SELECT 1", after=text)
+        assert read(router, table, after=token())[0] == []
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_token_of_another_cluster_is_as_the_settings_say(
+    cluster: PostgresCluster, table: LiteralString, known: bool
+) -> None:
+    standbys = {standby.port for standby in cluster.standbys}
+    foreign = token(system=1, key=None)
+    with Router(settings(**cluster.version_settings())) as router:
+        if known:
+            ready(router)
+        assert read(router, table, after=foreign)[1] in standbys
+        with router.session(foreign):
+            assert read(router, table)[1] in standbys
+    with Router(settings(**cluster.version_settings(), tokens={"foreign": "refuse"})) as router:
+        if known:
+            ready(router)
+        with pytest.raises(TokenRefused, match="another cluster"):
+            read(router, table, after=foreign)
+        with router.session(foreign), pytest.raises(TokenRefused, match="another cluster"):
+            read(router, table)
+
+
+def test_a_token_of_another_version_is_as_the_settings_say(cluster: PostgresCluster, table: LiteralString) -> None:
+    other = token(version="v2", key=None)
+    with Router(settings(**cluster.version_settings())) as router:
+        assert read(router, table, after=other)[0] == []
+    with Router(settings(**cluster.version_settings(), tokens={"foreign": "refuse"})) as router:
+        with pytest.raises(TokenRefused, match="says nothing of version 'v1'"):
+            read(router, table, after=other)
+
+
+def test_a_foreign_token_does_not_stand_in_for_what_the_session_wrote(
+    paused: PostgresCluster, table: LiteralString
+) -> None:
+    with Router(settings(**paused.version_settings())) as router:
+        ready(router)
+        with router.session():
+            insert(router, table)
+            foreign = token(system=1, key=None)
+            assert read(router, table, after=foreign) == ([1], paused.primary.port)
+            with router.session(foreign):
+                assert read(router, table) == ([1], paused.primary.port)
+
+
+# Accidents
+
+
+def test_what_was_written_before_a_failover_is_seen_after_it(make_postgres_cluster: MakeCluster) -> None:
+    servers = make_postgres_cluster(version=18, standbys=1)
+    old, new = servers.servers
+    options = settings(**servers.version_settings(), health={"interval": 0.1}, pool={"timeout": 20.0})
+    refusing = settings(
+        **servers.version_settings(), health={"interval": 0.1}, pool={"timeout": 20.0}, tokens={"foreign": "refuse"}
+    )
+    table = replicated(servers)
+    with Router(options) as router, Router(refusing) as strict:
+        ready(router)
+        ready(strict)
+        with router.session() as session:
+            insert(router, table)
+            servers.wait_replayed()
+            assert read(strict, table, after=session.token)[0] == [1]
+            outside(old.kill)
+            outside(new.promote)
+            insert(router, table, 2)  # which waits until the new primary is seen as one
+            assert read(router, table) == ([1, 2], new.port)
+        before = Token.parse(session.token, None).of("v1")
+        assert before is not None
+        assert before.timeline == 2
+        first = token(before.system, 1, key=None)
+        outside(old.rejoin, new)
+
+        def refused() -> bool:
+            try:
+                read(strict, table, after=first)
+            except TokenRefused as error:
+                return "before a failover" in str(error)
+            return False
+
+        eventually(refused)
+        assert read(router, table, after=first) == ([1, 2], new.port)
+        with router.session(first):
+            assert read(router, table) == ([1, 2], new.port)
+
+
+def test_a_standby_that_comes_back_at_an_earlier_position_serves_nothing_stale(
+    make_postgres_cluster: MakeCluster,
+) -> None:
+    servers = make_postgres_cluster(version=18, standbys=1)
+    [standby] = servers.standbys
+    table = replicated(servers)
+    standby.execute("CHECKPOINT")  # where it will begin again
+    # No look in between tells of it.
+    with Router(settings(**servers.version_settings(), health={"interval": 60.0})) as router:
+        ready(router, quiet=True)
+        with router.session():
+            insert(router, table)
+            servers.wait_replayed()
+            assert read(router, table) == ([1], standby.port)
+
+            def restart() -> None:
+                standby.lag(600.0)
+                standby.kill()
+                standby.start()
+
+            outside(restart)
+            assert standby.execute(f"SELECT count(*) FROM {table}") == [(0,)]
+            for _ in range(3):
+                assert read(router, table) == ([1], servers.primary.port)
+                assert router.execute(f"SELECT count(*) FROM {table}").value == 1
+
+
+def test_a_primary_that_turns_out_to_be_a_standby_serves_nothing_stale(
+    cluster: PostgresCluster, make_postgres_cluster: MakeCluster, table: LiteralString
+) -> None:
+    servers = make_postgres_cluster(version=18, standbys=2)
+    table = replicated(servers)
+    one, two = servers.standbys
+    with Proxy(servers.primary.host, servers.primary.port) as address:
+        options = settings(
+            primary=servers.dsn(port=address.port),
+            replicas=[one.dsn()],
+            health={"interval": 60.0},
+            pool={"timeout": 1.0},
+        )
+        with Router(options) as router:
+            with router.session():
+                one.pause_replay()
+                two.pause_replay()
+                insert(router, table)
+                assert read(router, table) == ([1], address.port)
+                for pool in list(router._routing.pools.values()):
+                    while pool.evict_idle():
+                        pass
+                address.stop()
+                address._target = (two.host, two.port)
+                address.start()
+                with pytest.raises(NoReplica):
+                    pytest.fail(f"served {read(router, table)}")
+
+
+# Many
+
+
+def test_ten_thousand_reads_after_writes_are_never_stale_and_replicas_serve_some(
+    delayed: PostgresCluster, table: LiteralString
+) -> None:
+    numbers, stale, served = count(), list[int](), Counter[int]()
+    with Router(settings(**delayed.version_settings())) as router:
+        ready(router)
+
+        def look(value: int) -> None:
+            with router.connection(read_only=True) as connection:
+                cursor = connection.execute(f"SELECT count(*) FROM {table} WHERE i = %s", [value])
+                if cursor.fetchone() != (1,):
+                    stale.append(value)
+                served[port(connection)] += 1
+
+        def pairs() -> None:
+            while (value := next(numbers)) < 10_000:
+                with router.session():
+                    insert(router, table, value)
+                    look(value)
+                    if value % 100 == 0:
+                        sleep(1.5 * DELAY)  # as long as replicas need
+                        look(value)
+
+        all_of(*[pairs] * 16)
+    assert stale == []
+    assert sum(served[standby.port] for standby in delayed.standbys) > 0
+
+
+def test_pairs_across_two_processes_are_never_stale(delayed: PostgresCluster, table: LiteralString) -> None:
+    standbys, at_standbys = {standby.port for standby in delayed.standbys}, 0
+    with Router(settings(**delayed.version_settings())) as router:
+        with reader(delayed.version_settings()) as ask:
+            for value in range(300):
+                with router.session() as session:
+                    insert(router, table, value)
+                query = f"SELECT count(*) FROM {table} WHERE i = {value}"
+                found, where = ask(query, session.token)
+                assert found == 1
+                if value % 100 == 0:
+                    sleep(1.5 * DELAY)
+                    found, where = ask(query, session.token)
+                    assert found == 1
+                at_standbys += where in standbys
+    assert at_standbys > 0

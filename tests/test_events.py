@@ -1,0 +1,230 @@
+"""What an observation changed is told once; who the primary is, is followed."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import FrozenInstanceError, fields
+from typing import TYPE_CHECKING
+
+import pytest
+
+from router.events import (
+    ConnectionsCut,
+    Event,
+    FailedOver,
+    Fenced,
+    Leader,
+    LoginRefused,
+    PoolClosed,
+    PoolOpened,
+    RoleChanged,
+    ServerBanned,
+    ServerDown,
+    ServerUp,
+    changes,
+    succeed,
+)
+from router.health import Connected, Failed, Looked, observe
+from router.topology import Cluster, HealthPolicy, Node, Role, Secrets, Server
+
+if TYPE_CHECKING:
+    from router.health import Health, Seen
+
+PRIMARY, REPLICA = Role.PRIMARY, Role.REPLICA
+POLICY = HealthPolicy(ban=0.5, ban_max=15.0)
+
+A, B, C = (
+    Node(Server(host, 5432), (("dbname", "app"), ("user", "app")), secrets=Secrets((("password", "hunter2"),)))
+    for host in "abc"
+)
+ONE, OTHER = Cluster("v1", (A, B, C)), Cluster("v2", (A, B))
+
+
+def looked(node: Node, role: Role, timeline: int = 1) -> Looked:
+    return Looked(node, role, 180001, 1000, timeline, 7)
+
+
+def gone(node: Node, reason: str = "Connection refused") -> Failed:
+    return Failed(node, reason, answered=False)
+
+
+def refused(node: Node) -> Failed:
+    return Failed(node, "FATAL: no such role", answered=True)
+
+
+def told(*moments: tuple[float, Seen], clusters: tuple[Cluster, ...] = (ONE,)) -> list[list[Event]]:
+    """The events of each observation."""
+    health: Health = {}
+    found = []
+    for now, seen in moments:
+        before, health = health, observe(health, seen, now=now, jitter=0.0, policy=POLICY)
+        found.append(list(changes(before, health, clusters, now=now)))
+    return found
+
+
+def test_a_server_is_up_and_down_once_however_often_that_is_seen() -> None:
+    assert told(
+        (1.0, looked(A, PRIMARY)),
+        (2.0, looked(A, PRIMARY)),
+        (3.0, Connected(A, PRIMARY)),
+        (4.0, gone(A)),
+        (5.0, gone(A, "no answer within 1 s")),
+        (6.0, looked(A, PRIMARY)),
+    ) == [
+        [ServerUp(A.server, PRIMARY, 180001)],
+        [],
+        [],
+        [ServerDown(A.server, "Connection refused")],
+        [],
+        [ServerUp(A.server, PRIMARY, 180001)],
+    ]
+
+
+def test_a_server_that_was_never_up_is_down_once() -> None:
+    assert told((1.0, gone(A)), (2.0, gone(A))) == [[ServerDown(A.server, "Connection refused")], []]
+
+
+def test_a_login_is_refused_once_until_it_works_again() -> None:
+    events = told(
+        (1.0, looked(A, PRIMARY)),
+        (2.0, refused(A)),
+        (9.0, refused(A)),
+        (10.0, Connected(A, PRIMARY)),
+        (11.0, refused(A)),
+    )
+    assert events[1:] == [[LoginRefused(A, "FATAL: no such role")], [], [], [LoginRefused(A, "FATAL: no such role")]]
+
+
+def test_a_server_that_is_back_is_avoided_if_it_was_down_before() -> None:
+    *_, back = told(
+        (1.0, looked(A, REPLICA)), (2.0, gone(A)), (2.1, looked(A, REPLICA)), (3.0, gone(A)), (3.25, looked(A, REPLICA))
+    )
+    assert back == [ServerUp(A.server, REPLICA, 180001), ServerBanned(A.server, 2, 0.75)]
+
+
+def test_a_ban_that_has_ended_before_the_server_is_back_is_not_told() -> None:
+    *_, back = told((1.0, gone(A)), (2.0, looked(A, REPLICA)), (3.0, gone(A)), (4.0, looked(A, REPLICA)))
+    assert back == [ServerUp(A.server, REPLICA, 180001)]
+
+
+def test_a_promotion_and_a_demotion_are_told_once() -> None:
+    assert told(
+        (1.0, looked(A, REPLICA)),
+        (2.0, looked(A, PRIMARY, 2)),
+        (3.0, looked(A, PRIMARY, 2)),
+        (4.0, gone(A)),
+        (9.0, looked(A, REPLICA, 3)),
+    )[1:] == [
+        [RoleChanged(A.server, PRIMARY, 2)],
+        [],
+        [ServerDown(A.server, "Connection refused")],
+        [ServerUp(A.server, REPLICA, 180001), RoleChanged(A.server, REPLICA, 3)],
+    ]
+
+
+FENCE = "fenced: it is a primary on timeline 1, and b:5432 is on the later 2"
+
+
+def test_a_primary_that_is_fenced_is_told_once_for_each_version() -> None:
+    moments = (
+        (1.0, looked(A, PRIMARY)),
+        (2.0, looked(B, PRIMARY, 2)),
+        (3.0, looked(A, PRIMARY)),
+        (4.0, looked(B, PRIMARY, 2)),
+    )
+    events = told(*moments, clusters=(ONE, OTHER))
+    assert events[1:] == [
+        [ServerUp(B.server, PRIMARY, 180001), Fenced("v1", A, FENCE), Fenced("v2", A, FENCE)],
+        [],
+        [],
+    ]
+
+
+def test_a_dead_primary_is_not_told_to_be_fenced_until_it_comes_back_as_one() -> None:
+    events = told(
+        (1.0, looked(A, PRIMARY)),
+        (2.0, gone(A)),
+        (3.0, looked(B, PRIMARY, 2)),
+        (9.0, looked(A, PRIMARY)),
+        (10.0, looked(A, PRIMARY)),
+        (11.0, gone(A)),
+        (30.0, looked(A, PRIMARY)),
+        (31.0, looked(A, REPLICA, 2)),
+    )
+    assert [[event for event in one if isinstance(event, Fenced)] for one in events] == [
+        [], [], [], [Fenced("v1", A, FENCE)], [], [], [Fenced("v1", A, FENCE)], [],
+    ]  # fmt: skip
+
+
+def test_of_a_server_that_a_version_does_not_have_the_version_is_told_nothing() -> None:
+    assert told((1.0, looked(A, PRIMARY)), (2.0, looked(B, PRIMARY, 2)), clusters=())[-1] == [
+        ServerUp(B.server, PRIMARY, 180001)
+    ]
+
+
+# Who the primary is
+
+
+def test_a_failover_is_told_once_with_how_long_there_was_no_primary() -> None:
+    leader: Leader | None = None
+    found = []
+    for now, node in [(1.0, A), (2.0, A), (3.0, None), (4.0, None), (5.5, B), (6.0, B)]:
+        leader, failover = succeed("v1", leader, node, now=now)
+        found.append(failover)
+    assert found == [None, None, None, None, FailedOver("v1", A, B, 2.5), None]
+    assert leader == Leader(B)
+
+
+@pytest.mark.parametrize(
+    ("leader", "node", "expected"),
+    [
+        (None, None, (None, None)),
+        (None, A, (Leader(A), None)),
+        (Leader(A), None, (Leader(A, 10.0), None)),
+        (Leader(A, 0.0), None, (Leader(A, 0.0), None)),  # lost when the clock showed nought
+        (Leader(A, 7.0), A, (Leader(A), None)),  # it came back
+        (Leader(A), B, (Leader(B), FailedOver("v1", A, B, 0.0))),  # without a gap that was seen
+        (Leader(A, 7.0), B, (Leader(B), FailedOver("v1", A, B, 3.0))),
+        (Leader(A, 0.0), B, (Leader(B), FailedOver("v1", A, B, 10.0))),
+    ],
+)
+def test_who_is_the_primary_after_whom(
+    leader: Leader | None, node: Node | None, expected: tuple[Leader | None, FailedOver | None]
+) -> None:
+    assert succeed("v1", leader, node, now=10.0) == expected
+
+
+# Reading an event
+
+SERVER = A.server
+
+
+@pytest.mark.parametrize(
+    ("event", "level", "text"),
+    [
+        (ServerUp(SERVER, PRIMARY, 160004), logging.INFO, "a:5432 is up: primary, PostgreSQL 16"),
+        (ServerDown(SERVER, "no answer within 1 s"), logging.WARNING, "a:5432 is down: no answer within 1 s"),
+        (LoginRefused(A, "FATAL: no"), logging.WARNING, "app@a:5432/app refuses the login: FATAL: no"),
+        (ServerBanned(SERVER, 3, 1.26), logging.INFO, "a:5432 is avoided for 1.3 s more: it went down 3 times lately"),
+        (RoleChanged(SERVER, PRIMARY, 3), logging.WARNING, "a:5432 is a primary now, on timeline 3"),
+        (RoleChanged(SERVER, REPLICA, 0), logging.WARNING, "a:5432 is a replica now"),
+        (Fenced("v1", A, FENCE), logging.ERROR, f"v1: app@a:5432/app is {FENCE}"),
+        (
+            FailedOver("v1", A, B, 1.234),
+            logging.WARNING,
+            "v1: the primary is b:5432 now, no longer a:5432; there was none for 1.23 s",
+        ),
+        (
+            ConnectionsCut(A, 3, "is a replica"),
+            logging.WARNING,
+            "cut 3 borrowed connections to app@a:5432/app: is a replica",
+        ),
+        (PoolOpened("v1", A, read_only=True), logging.DEBUG, "v1: opened the pool to read from app@a:5432/app"),
+        (PoolClosed("v1", A, read_only=False), logging.DEBUG, "v1: closed the pool to write to app@a:5432/app"),
+    ],
+)
+def test_an_event_says_in_a_line_what_happened_and_shows_no_secret(event: Event, level: int, text: str) -> None:
+    assert (str(event), event.level) == (text, level)
+    assert "hunter" not in f"{event} {event!r}"
+    with pytest.raises(FrozenInstanceError):
+        setattr(event, fields(event)[0].name, None)
