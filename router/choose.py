@@ -11,6 +11,7 @@ from operator import itemgetter
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from router.consistency import UNSURE
 from router.health import UNKNOWN, fenced, lag_of, primary_of, role_of, same_system, state_of
 from router.topology import Role
 
@@ -238,6 +239,10 @@ def _to_read(policy: ReadPolicy, state: State, lag: Lag | None, request: Request
             return Standing(None, note="is of another system than what is to be seen")
         if elsewhere:
             return Standing(None, note=f"is on timeline {state.timeline}, what is to be seen on {after.timeline}")
+        if not is_primary and after.lsn == UNSURE:
+            return Standing(None, note="how far it has to be is not known, since a COMMIT was not answered")
+        if not is_primary and not state.timeline:
+            return Standing(None, note="does not tell its timeline (GRANT pg_read_all_stats)")
         ask = not is_primary and not (state.timeline == after.timeline and state.position >= after.lsn)
     if is_primary:
         tier = Tier.FALLBACK

@@ -81,6 +81,10 @@ def settled(position: int) -> int:
     return position - offset if offset in _HEADERS_BYTES else position
 
 
+UNSURE = 2**64 - 1
+"""A position that nobody ever replays: of writes of which it is not known how far they went, or if at all."""
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class Position:
     """Where in the WAL of which cluster a write ended, or a replay has come.
@@ -142,9 +146,14 @@ class Token:
             position: Where the write ended.
 
         Returns:
-            A token with the later of this position and the one it had for the version.
+            A token with the later of this position and the one it had for the version; whoever was unsure is so no
+            longer, since what may have been written before ended before this.
         """
-        return self.merged(Token(((_fingerprint(version), position),)))
+        written = Token(((_fingerprint(version), position),))
+        known = self.of(version)
+        if known is not None and known.lsn == UNSURE:
+            return Token(tuple(sorted({**dict(self.entries), **dict(written.entries)}.items())))
+        return self.merged(written)
 
     def of(self, version: str) -> Position | None:
         """Return what reads of a version must see.

@@ -202,9 +202,10 @@ def _looked(known: State, seen: Looked, now: float, policy: HealthPolicy) -> Sta
     steady = known.up is True and now - known.since >= policy.ban_max
     position = settled(seen.position) if is_primary else seen.position
     trail = known.trail if (known.system, known.timeline) == (seen.system, seen.timeline) else ()
-    # One moment a position, the last: nobody wrote until then. It may also have gone back: a crash loses what had not
-    # been flushed.
-    trail = trail[: bisect_left(trail, position, key=_position)][1 - TRAIL :]
+    # Of a position, the first moment and the last: nobody wrote in between. It may also have gone back: a crash loses
+    # what had not been flushed.
+    ends = bisect_left(trail, position, key=_position) + 1, bisect_right(trail, position, key=_position)
+    trail = trail[: min(ends)][1 - TRAIL :]
     return State(
         up=True,
         role=seen.role,
@@ -216,7 +217,7 @@ def _looked(known: State, seen: Looked, now: float, policy: HealthPolicy) -> Sta
         since=known.since if known.up else now,
         primary_since=known.primary_since if went_on else now,
         heard_at=now,
-        known_until=now + 2.0 * policy.interval + policy.timeout,
+        known_until=asked_at + 2.0 * policy.interval + policy.timeout,
         position=position,
         position_at=asked_at,
         trail=(*trail, (asked_at, position)) if is_primary else (),

@@ -6,7 +6,7 @@ import logging
 from itertools import count
 from random import getrandbits
 from time import monotonic
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import psycopg
 from psycopg.pq import TransactionStatus
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from router._async.slots import AsyncSlots
     from router.choose import Request
     from router.topology import Node, Target
+
+    Note: TypeAlias = Callable[[Node, tuple[int, int] | None], None]
 
 PAIRS_BITS = PAIRS.bit_length() - 1
 A_LONG_TIME = 1e8
@@ -116,7 +118,7 @@ class AsyncCheckout:
     __slots__ = ("_connection", "_lane", "_pool", "_timeout")
 
     _request: Request | None = None  # set by a subclass, so that here they cost nothing
-    _note: Callable[[Node, int, int], None] | None = None
+    _note: Note | None = None
 
     def __init__(self, lane: AsyncLane, timeout: float | None) -> None:
         """Prepare to borrow; nothing happens before the block is entered.
@@ -197,36 +199,38 @@ class AsyncCheckout:
             pool.suspect(pool.node.server)
         if error is not None and (reason := pool.cut_because(connection)):
             error.add_note(f"the router cut this connection: {reason}")
-        if error is None:
-            await self._commit(connection, pool)
-        elif not isinstance(error, (Exception, GeneratorExit)):
-            await connection.close()
-        elif not connection.closed:
-            try:
-                if self._note is not None and connection.pgconn.transaction_status == TransactionStatus.IDLE:
-                    await self._commit_and_note(connection, pool.node, self._note)  # what it committed by itself
-                else:
+        written: tuple[int, int] | None = None
+        try:
+            if error is None:
+                written = await self._commit(connection, pool)
+            elif not isinstance(error, (Exception, GeneratorExit)):
+                await connection.close()
+            elif not connection.closed:
+                try:
                     await connection.rollback()
-            except psycopg.Error as problem:  # the block's own error matters more; give_back() closes the connection
-                logger.warning("could not roll back on a connection of the pool %r: %s", pool.name, problem)
-            if not pool.read_only and isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
-                await connection.close()  # it may be on a standby by now
+                    written = None if self._note is None else await _written(connection)
+                except psycopg.Error as problem:  # the block's own error matters more; give_back() closes it
+                    logger.warning("could not roll back on a connection of the pool %r: %s", pool.name, problem)
+                if not pool.read_only and isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
+                    await connection.close()  # it may be on a standby by now
+        finally:
+            if self._note is not None:  # a block that fails may have committed by itself before
+                self._note(pool.node, written)
 
-    async def _commit(self, connection: AsyncConnection[TupleRow], pool: AsyncNodePool) -> None:
+    async def _commit(self, connection: AsyncConnection[TupleRow], pool: AsyncNodePool) -> tuple[int, int] | None:
         if pool.read_only:
             if not connection.closed:
                 await connection.commit()
-            return
+            return None
         if connection.broken:
             raise psycopg.OperationalError("the connection was lost before COMMIT: the transaction was rolled back")
         if connection.closed:  # by the block
-            return
+            return None
         committing = connection.pgconn.transaction_status == TransactionStatus.INTRANS
         try:
             if self._note is not None:
-                await self._commit_and_note(connection, pool.node, self._note)
-            else:
-                await connection.commit()
+                return await _written(connection)
+            await connection.commit()
         except psycopg.OperationalError as error:
             if not connection.broken:
                 raise
@@ -235,29 +239,26 @@ class AsyncCheckout:
                 raise
             raise TransactionOutcomeUnknown(
                 f"the connection to {pool.node} died during COMMIT: whether the transaction is committed is not known; "
-                "look for what it wrote before you repeat it",
+                "look on the primary for what it wrote before you repeat it",
                 version=self.requested,
             ) from error
+        return None
 
-    @staticmethod
-    async def _commit_and_note(
-        connection: AsyncConnection[TupleRow], node: Node, note: Callable[[Node, int, int], None]
-    ) -> None:
-        """Commit, and ask in the same round trip how far that went."""
-        status = connection.pgconn.transaction_status
-        if status == TransactionStatus.INERROR:
-            await connection.rollback()
-            return
-        if status == TransactionStatus.IDLE:  # the block may have committed by itself: then it is only asked
-            await connection.set_autocommit(True)
-        async with connection.cursor(row_factory=tuple_row) as cursor:
-            if status == TransactionStatus.IDLE:
-                await cursor.execute(sql.WRITTEN)
-            else:
-                await cursor.execute(sql.COMMIT_AND_WRITTEN)
-                cursor.nextset()
-            ((position, timeline),) = await cursor.fetchall()
-        note(node, timeline, position)
+
+async def _written(connection: AsyncConnection[TupleRow]) -> tuple[int, int]:
+    """Commit if there is something to commit, and ask in the same round trip how far that went."""
+    status = connection.pgconn.transaction_status
+    if status != TransactionStatus.INTRANS:
+        await connection.rollback()
+        await connection.set_autocommit(True)
+    async with connection.cursor(row_factory=tuple_row) as cursor:
+        if status == TransactionStatus.INTRANS:
+            await cursor.execute(sql.COMMIT_AND_WRITTEN)
+            cursor.nextset()
+        else:
+            await cursor.execute(sql.WRITTEN)
+        ((position, timeline),) = await cursor.fetchall()
+    return position, timeline
 
 
 class AsyncTrackedCheckout(AsyncCheckout):
@@ -271,7 +272,7 @@ class AsyncTrackedCheckout(AsyncCheckout):
         timeout: float | None,
         *,
         request: Request | None,
-        note: Callable[[Node, int, int], None] | None,
+        note: Note | None,
     ) -> None:
         """Prepare to borrow; nothing happens before the block is entered.
 
@@ -279,7 +280,8 @@ class AsyncTrackedCheckout(AsyncCheckout):
             lane: Where to borrow from.
             timeout: The request's deadline, in seconds; ``None`` takes the lane's.
             request: What it asks for; ``None`` for any of the lane's pools.
-            note: Told the node, the timeline and the end of its WAL after what the block commits; ``None`` for nobody.
+            note: Told the node, and the position and timeline where its WAL ends after what the block committed, or
+                ``None`` if that could not be learnt; ``None`` to tell nobody.
         """
         super().__init__(lane, timeout)
         self._request = request

@@ -104,10 +104,8 @@ class AsyncMonitor:
         Returns:
             Whether there was one.
         """
-        for watcher in self._watchers.values():
-            if await watcher.let_go():
-                return True
-        return False
+        holder = next((watcher for watcher in self._watchers.values() if watcher.holds), None)
+        return holder is not None and await holder.let_go()
 
     async def close(self, timeout: float) -> None:
         """Stop every watcher.
@@ -233,6 +231,11 @@ class AsyncWatcher:
         with self._guard:
             held, self._held = self._held, None
         return held
+
+    @property
+    def holds(self) -> bool:
+        """Whether it holds a connection for the next look."""
+        return self._held is not None
 
     async def let_go(self) -> bool:
         """Close the connection that is held for the next look.

@@ -11,7 +11,7 @@ from router._async.routing import AsyncRouting
 from router._async.statements import AsyncStatements
 from router._runtime import survive_fork
 from router.choose import Request
-from router.consistency import Position, settled
+from router.consistency import UNSURE, Position, settled
 from router.errors import TokenRefused
 from router.health import UNKNOWN, fenced, lag_of, primary_of, role_of, state_of
 from router.measures import NodeStats, Stats, VersionStats
@@ -174,7 +174,8 @@ class AsyncRouter:
         Such reasons are a serialization failure, a deadlock, and a connection that is lost before COMMIT.
 
         Args:
-            function: Called with the connection; it may be called several times, and must leave no trace elsewhere.
+            function: Called with the connection; it may be called several times, and must leave no trace elsewhere. It
+                cannot commit by itself; ``connection.transaction()`` inside it is a savepoint.
             version: The version, or an alias of it; ``None`` takes ``default_version``.
             retries: How often it is run again at most.
             timeout: Seconds for getting a connection, each time; ``None`` takes ``pool.timeout``.
@@ -325,6 +326,7 @@ class AsyncRouter:
                 raise TokenRefused(f"the token says nothing of version {version!r}")
         return self._routing.must_see(target, positions)
 
-    def _note(self, session: Session, version: str, node: Node, timeline: int, position: int) -> None:
-        system = self._routing.health.get(node.server, UNKNOWN).system
-        session.wrote(version, Position(system, timeline, settled(position)))
+    def _note(self, session: Session, version: str, node: Node, written: tuple[int, int] | None) -> None:
+        known = self._routing.health.get(node.server, UNKNOWN)
+        position, timeline = (UNSURE, known.timeline) if written is None else written
+        session.wrote(version, Position(known.system, timeline, settled(position)))

@@ -18,7 +18,7 @@ from router._async.pools import AsyncNodePool, Reroute
 from router._async.slots import AsyncSlots
 from router._runtime import AFlag, AGuard, asleep, cut
 from router.choose import Request, Tier, choose, standings
-from router.consistency import later
+from router.consistency import UNSURE, later
 from router.errors import NoPrimary, NoReplica, PoolExhausted, RouterClosed, TokenRefused, TooManyWaiting, Unavailable
 from router.events import ConnectionsCut, Event, PoolOpened, changes, succeed
 from router.events import PoolClosed as PoolWasClosed
@@ -236,6 +236,7 @@ class AsyncRouting:
             primary = primary_of(self.health, target.cluster)
             known = UNKNOWN if primary is None else self.health[primary.server]
             foreign = not same_system(known.system, position.system)
+            past = position.lsn == UNSURE or position.timeline < known.timeline
             if self.topology.tokens.foreign == "refuse":
                 if foreign:
                     raise TokenRefused(f"the token was made for another cluster than version {target.version!r} is now")
@@ -244,8 +245,9 @@ class AsyncRouting:
                         f"the token is from before a failover: it is of timeline {position.timeline}, "
                         f"and version {target.version!r} is on timeline {known.timeline}"
                     )
-            if not foreign:
-                seen = later(seen, position)
+            if foreign or (past and target.cluster.read.fallback != "primary"):
+                continue  # only the primary could serve it, and must not
+            seen = later(seen, position)
         return seen
 
     def _next(self, route: Route, since: float) -> Node | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from contextlib import suppress
 from itertools import count
 from random import random
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -44,6 +43,10 @@ _SETTING = re.compile(r"\bset_config\b", re.IGNORECASE)
 
 # Statements that leave nothing behind in their session, by the first word of what PostgreSQL calls them.
 _TRACELESS = frozenset({"SELECT", "INSERT", "UPDATE", "DELETE", "MERGE", "COPY", "NOTIFY", "EXPLAIN", "SHOW", "CALL"})
+
+
+class _Unguarded(Exception):
+    """The server is not known to refuse writes in the session that is to read."""
 
 
 class AsyncReading(Protocol):
@@ -91,9 +94,15 @@ class AsyncStatements:
         spent = locks or _SETTING.search(text) is not None
         if locks or key in self._refused:
             return await self._write(query, params, writing, spent=spent)
-        with suppress(psycopg.errors.ReadOnlySqlTransaction, psycopg.errors.FeatureNotSupported):
+        try:
             return await self._read(query, params, reading, spent=spent)
+        except (psycopg.errors.ReadOnlySqlTransaction, psycopg.errors.FeatureNotSupported):
+            refused = True
+        except _Unguarded:
+            refused = False
         result = await self._write(query, params, writing, spent=spent)
+        if not refused:
+            return result
         with self._guard:
             self._refused[key] = None
             while len(self._refused) > REMEMBERED:
@@ -107,6 +116,8 @@ class AsyncStatements:
         while True:
             checkout = reading(avoid=avoid)
             async with checkout as connection:
+                if not checkout.pool.refuses_writes(connection):
+                    raise _Unguarded
                 checkout.pool.expendable.add(connection)
                 if spent:
                     checkout.pool.spend(connection)

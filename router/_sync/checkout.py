@@ -7,7 +7,7 @@ import logging
 from itertools import count
 from random import getrandbits
 from time import monotonic
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import psycopg
 from psycopg.pq import TransactionStatus
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from router._sync.slots import Slots
     from router.choose import Request
     from router.topology import Node, Target
+
+    Note: TypeAlias = Callable[[Node, tuple[int, int] | None], None]
 
 PAIRS_BITS = PAIRS.bit_length() - 1
 A_LONG_TIME = 1e8
@@ -117,7 +119,7 @@ class Checkout:
     __slots__ = ("_connection", "_lane", "_pool", "_timeout")
 
     _request: Request | None = None  # set by a subclass, so that here they cost nothing
-    _note: Callable[[Node, int, int], None] | None = None
+    _note: Note | None = None
 
     def __init__(self, lane: Lane, timeout: float | None) -> None:
         """Prepare to borrow; nothing happens before the block is entered.
@@ -196,36 +198,38 @@ class Checkout:
             pool.suspect(pool.node.server)
         if error is not None and (reason := pool.cut_because(connection)):
             error.add_note(f"the router cut this connection: {reason}")
-        if error is None:
-            self._commit(connection, pool)
-        elif not isinstance(error, (Exception, GeneratorExit)):
-            connection.close()
-        elif not connection.closed:
-            try:
-                if self._note is not None and connection.pgconn.transaction_status == TransactionStatus.IDLE:
-                    self._commit_and_note(connection, pool.node, self._note)  # what it committed by itself
-                else:
+        written: tuple[int, int] | None = None
+        try:
+            if error is None:
+                written = self._commit(connection, pool)
+            elif not isinstance(error, (Exception, GeneratorExit)):
+                connection.close()
+            elif not connection.closed:
+                try:
                     connection.rollback()
-            except psycopg.Error as problem:  # the block's own error matters more; give_back() closes the connection
-                logger.warning("could not roll back on a connection of the pool %r: %s", pool.name, problem)
-            if not pool.read_only and isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
-                connection.close()  # it may be on a standby by now
+                    written = None if self._note is None else _written(connection)
+                except psycopg.Error as problem:  # the block's own error matters more; give_back() closes it
+                    logger.warning("could not roll back on a connection of the pool %r: %s", pool.name, problem)
+                if not pool.read_only and isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
+                    connection.close()  # it may be on a standby by now
+        finally:
+            if self._note is not None:  # a block that fails may have committed by itself before
+                self._note(pool.node, written)
 
-    def _commit(self, connection: Connection[TupleRow], pool: NodePool) -> None:
+    def _commit(self, connection: Connection[TupleRow], pool: NodePool) -> tuple[int, int] | None:
         if pool.read_only:
             if not connection.closed:
                 connection.commit()
-            return
+            return None
         if connection.broken:
             raise psycopg.OperationalError("the connection was lost before COMMIT: the transaction was rolled back")
         if connection.closed:  # by the block
-            return
+            return None
         committing = connection.pgconn.transaction_status == TransactionStatus.INTRANS
         try:
             if self._note is not None:
-                self._commit_and_note(connection, pool.node, self._note)
-            else:
-                connection.commit()
+                return _written(connection)
+            connection.commit()
         except psycopg.OperationalError as error:
             if not connection.broken:
                 raise
@@ -234,27 +238,26 @@ class Checkout:
                 raise
             raise TransactionOutcomeUnknown(
                 f"the connection to {pool.node} died during COMMIT: whether the transaction is committed is not known; "
-                "look for what it wrote before you repeat it",
+                "look on the primary for what it wrote before you repeat it",
                 version=self.requested,
             ) from error
+        return None
 
-    @staticmethod
-    def _commit_and_note(connection: Connection[TupleRow], node: Node, note: Callable[[Node, int, int], None]) -> None:
-        """Commit, and ask in the same round trip how far that went."""
-        status = connection.pgconn.transaction_status
-        if status == TransactionStatus.INERROR:
-            connection.rollback()
-            return
-        if status == TransactionStatus.IDLE:  # the block may have committed by itself: then it is only asked
-            connection.set_autocommit(True)
-        with connection.cursor(row_factory=tuple_row) as cursor:
-            if status == TransactionStatus.IDLE:
-                cursor.execute(sql.WRITTEN)
-            else:
-                cursor.execute(sql.COMMIT_AND_WRITTEN)
-                cursor.nextset()
-            ((position, timeline),) = cursor.fetchall()
-        note(node, timeline, position)
+
+def _written(connection: Connection[TupleRow]) -> tuple[int, int]:
+    """Commit if there is something to commit, and ask in the same round trip how far that went."""
+    status = connection.pgconn.transaction_status
+    if status != TransactionStatus.INTRANS:
+        connection.rollback()
+        connection.set_autocommit(True)
+    with connection.cursor(row_factory=tuple_row) as cursor:
+        if status == TransactionStatus.INTRANS:
+            cursor.execute(sql.COMMIT_AND_WRITTEN)
+            cursor.nextset()
+        else:
+            cursor.execute(sql.WRITTEN)
+        ((position, timeline),) = cursor.fetchall()
+    return position, timeline
 
 
 class TrackedCheckout(Checkout):
@@ -268,7 +271,7 @@ class TrackedCheckout(Checkout):
         timeout: float | None,
         *,
         request: Request | None,
-        note: Callable[[Node, int, int], None] | None,
+        note: Note | None,
     ) -> None:
         """Prepare to borrow; nothing happens before the block is entered.
 
@@ -276,7 +279,8 @@ class TrackedCheckout(Checkout):
             lane: Where to borrow from.
             timeout: The request's deadline, in seconds; ``None`` takes the lane's.
             request: What it asks for; ``None`` for any of the lane's pools.
-            note: Told the node, the timeline and the end of its WAL after what the block commits; ``None`` for nobody.
+            note: Told the node, and the position and timeline where its WAL ends after what the block committed, or
+                ``None`` if that could not be learnt; ``None`` to tell nobody.
         """
         super().__init__(lane, timeout)
         self._request = request

@@ -105,10 +105,8 @@ class Monitor:
         Returns:
             Whether there was one.
         """
-        for watcher in self._watchers.values():
-            if watcher.let_go():
-                return True
-        return False
+        holder = next((watcher for watcher in self._watchers.values() if watcher.holds), None)
+        return holder is not None and holder.let_go()
 
     def close(self, timeout: float) -> None:
         """Stop every watcher.
@@ -234,6 +232,11 @@ class Watcher:
         with self._guard:
             held, self._held = self._held, None
         return held
+
+    @property
+    def holds(self) -> bool:
+        """Whether it holds a connection for the next look."""
+        return self._held is not None
 
     def let_go(self) -> bool:
         """Close the connection that is held for the next look.

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import re
-from contextlib import suppress
 from itertools import count
 from random import random
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -45,6 +44,10 @@ _SETTING = re.compile(r"\bset_config\b", re.IGNORECASE)
 
 # Statements that leave nothing behind in their session, by the first word of what PostgreSQL calls them.
 _TRACELESS = frozenset({"SELECT", "INSERT", "UPDATE", "DELETE", "MERGE", "COPY", "NOTIFY", "EXPLAIN", "SHOW", "CALL"})
+
+
+class _Unguarded(Exception):
+    """The server is not known to refuse writes in the session that is to read."""
 
 
 class Reading(Protocol):
@@ -92,9 +95,15 @@ class Statements:
         spent = locks or _SETTING.search(text) is not None
         if locks or key in self._refused:
             return self._write(query, params, writing, spent=spent)
-        with suppress(psycopg.errors.ReadOnlySqlTransaction, psycopg.errors.FeatureNotSupported):
+        try:
             return self._read(query, params, reading, spent=spent)
+        except (psycopg.errors.ReadOnlySqlTransaction, psycopg.errors.FeatureNotSupported):
+            refused = True
+        except _Unguarded:
+            refused = False
         result = self._write(query, params, writing, spent=spent)
+        if not refused:
+            return result
         with self._guard:
             self._refused[key] = None
             while len(self._refused) > REMEMBERED:
@@ -106,6 +115,8 @@ class Statements:
         while True:
             checkout = reading(avoid=avoid)
             with checkout as connection:
+                if not checkout.pool.refuses_writes(connection):
+                    raise _Unguarded
                 checkout.pool.expendable.add(connection)
                 if spent:
                     checkout.pool.spend(connection)

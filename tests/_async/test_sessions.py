@@ -15,7 +15,7 @@ import psycopg
 import pytest
 from psycopg import AsyncConnection
 
-from router import AsyncRouter, NoReplica, TokenRefused
+from router import AsyncRouter, NoReplica, TokenRefused, TransactionOutcomeUnknown
 from router._async.routing import HURRIED
 from router._runtime import asleep
 from router.consistency import Position, Token
@@ -236,24 +236,67 @@ async def test_what_run_and_execute_write_is_seen(paused: PostgresCluster, table
 
 
 @pytest.mark.parametrize("way", ["raises", "rolls back", "swallows"])
-async def test_what_was_rolled_back_need_not_be_seen(paused: PostgresCluster, table: LiteralString, way: str) -> None:
+async def test_what_was_rolled_back_is_not_there(paused: PostgresCluster, table: LiteralString, way: str) -> None:
+    async with AsyncRouter(settings(**paused.version_settings())) as router:
+        with router.session(), suppress(ZeroDivisionError):
+            async with router.connection() as connection:
+                await connection.execute(f"INSERT INTO {table} VALUES (1)")
+                if way == "swallows":
+                    with suppress(psycopg.Error):
+                        await connection.execute("SELECT 1 / 0")
+                elif way == "raises":
+                    raise ZeroDivisionError
+                else:
+                    await connection.rollback()
+        assert (await read(router, table))[0] == []
+
+
+async def test_what_a_block_committed_before_it_went_on_and_failed_is_seen(
+    paused: PostgresCluster, table: LiteralString
+) -> None:
     async with AsyncRouter(settings(**paused.version_settings())) as router:
         await ready(router)
-        with router.session() as session:
+        with router.session():
             with suppress(ZeroDivisionError):
                 async with router.connection() as connection:
-                    await connection.execute(f"INSERT INTO {table} VALUES (1)")
-                    if way == "swallows":
-                        with suppress(psycopg.Error):
-                            await connection.execute("SELECT 1 / 0")
-                    elif way == "raises":
-                        raise ZeroDivisionError
-                    else:
-                        await connection.rollback()
-            if way != "rolls back":  # then it is not known what else the block did
-                assert session.token == ""
-                assert (await read(router, table))[1] != paused.primary.port
-            assert (await read(router, table))[0] == []
+                    await commit(connection, f"INSERT INTO {table} VALUES (1)")
+                    await connection.execute(f"INSERT INTO {table} VALUES (2)")
+                    raise ZeroDivisionError
+            assert await read(router, table) == ([1], paused.primary.port)
+
+
+@pytest.mark.parametrize("before", [False, True])
+async def test_while_it_is_not_known_whether_it_wrote_a_session_reads_on_the_primary(
+    tapped: Tapped, table: LiteralString, before: bool
+) -> None:
+    for standby in tapped.cluster.standbys:
+        standby.pause_replay()
+    try:
+        async with AsyncRouter(settings(**tapped.version())) as router:
+            await ready(router)
+            with router.session() as session:
+                tapped.cut(tapped.primary, on="COMMIT", before=before)
+                with pytest.raises(TransactionOutcomeUnknown):
+                    await insert(router, table)
+            with router.session(session.token) as other:
+
+                async def right() -> bool:  # the server acts on what it heard, although nobody waits for its answer
+                    return (await read(router, table))[0] == ([] if before else [1])
+
+                await aeventually(right)
+                assert (await read(router, table))[1] == tapped.primary.port
+                await insert(router, table, 2)
+                for standby in tapped.cluster.standbys:
+                    standby.resume_replay()
+                tapped.cluster.wait_replayed()
+                rows, where = await read(router, table)
+                assert rows == ([2] if before else [1, 2])
+                assert where != tapped.primary.port
+                assert other.token != session.token
+    finally:
+        for standby in tapped.cluster.standbys:
+            standby.resume_replay()
+        tapped.cluster.wait_replayed()
 
 
 # What it costs

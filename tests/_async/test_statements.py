@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, LiteralString
 import psycopg
 import pytest
 from psycopg import AsyncConnection, sql
+from psycopg.adapt import Dumper
 
 from router import AsyncRouter, NoReplica, TransactionOutcomeUnknown, UnknownVersion
 from router._runtime import AFlag
@@ -157,9 +158,31 @@ async def test_bytes_and_composed_statements_are_remembered_too(tapped: Tapped, 
             assert tapped.trips() == (1, 0)
 
 
-async def test_what_is_remembered_is_bounded(
-    tapped: Tapped, table: LiteralString, monkeypatch: pytest.MonkeyPatch
+class Odd:
+    """A value that only connections that were told know how to write."""
+
+
+class OddDumper(Dumper):
+    oid = 23  # int4
+
+    def dump(self, obj: Odd) -> bytes:
+        return b"7"
+
+
+async def test_a_statement_may_hold_a_literal_that_only_the_connections_know(
+    cluster: PostgresCluster, table: LiteralString
 ) -> None:
+    def configure(connection: AsyncConnection[Any]) -> None:
+        connection.adapters.register_dumper(Odd, OddDumper)
+
+    statement = sql.SQL("INSERT INTO {} VALUES ({}) RETURNING i").format(sql.Identifier(table), sql.Literal(Odd()))
+    async with AsyncRouter(settings(**cluster.version_settings()), configure=configure) as router:
+        assert (await router.execute(statement)).value == 7
+
+
+async def test_what_is_remembered_is_bounded(tapped: Tapped, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = new_name()
+    run(tapped.cluster.dsn(), f"CREATE TABLE {table} (i int)")
     monkeypatch.setattr("router._async.statements.REMEMBERED", 2)
     async with AsyncRouter(settings(**tapped.version())) as router:
         await ready(router)
@@ -362,6 +385,24 @@ async def test_without_a_replica_reads_do_as_the_settings_say(
         else:
             with pytest.raises(NoReplica):
                 await router.execute(f"SELECT {PORT}")
+
+
+async def test_where_a_session_is_not_known_to_refuse_writes_nothing_is_tried_in_it(
+    tapped: Tapped, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = new_name()
+    run(tapped.cluster.dsn(), f"CREATE TABLE {table} (i int)")
+    monkeypatch.setattr("router._async.opener.READ_ONLY", "")  # as a pooler does that drops startup options
+    async with AsyncRouter(settings(primary=tapped.version()["primary"])) as router:
+        tapped.cut(tapped.primary, on="INSERT", before=False)
+        with pytest.raises(TransactionOutcomeUnknown):  # and not once more, as a read
+            await router.execute(f"INSERT INTO {table} VALUES (1)")
+
+        async def written() -> bool:
+            return run(tapped.cluster.dsn(), f"SELECT i FROM {table}") == [(1,)]
+
+        await aeventually(written)
+        assert (await router.execute(f"SELECT count(*) FROM {table}")).value == 1
 
 
 # Functions that are run again

@@ -16,7 +16,7 @@ import psycopg
 import pytest
 from psycopg import Connection
 
-from router import NoReplica, Router, TokenRefused
+from router import NoReplica, Router, TokenRefused, TransactionOutcomeUnknown
 from router._runtime import sleep
 from router._sync.routing import HURRIED
 from router.consistency import Position, Token
@@ -235,24 +235,67 @@ def test_what_run_and_execute_write_is_seen(paused: PostgresCluster, table: Lite
 
 
 @pytest.mark.parametrize("way", ["raises", "rolls back", "swallows"])
-def test_what_was_rolled_back_need_not_be_seen(paused: PostgresCluster, table: LiteralString, way: str) -> None:
+def test_what_was_rolled_back_is_not_there(paused: PostgresCluster, table: LiteralString, way: str) -> None:
+    with Router(settings(**paused.version_settings())) as router:
+        with router.session(), suppress(ZeroDivisionError):
+            with router.connection() as connection:
+                connection.execute(f"INSERT INTO {table} VALUES (1)")
+                if way == "swallows":
+                    with suppress(psycopg.Error):
+                        connection.execute("SELECT 1 / 0")
+                elif way == "raises":
+                    raise ZeroDivisionError
+                else:
+                    connection.rollback()
+        assert read(router, table)[0] == []
+
+
+def test_what_a_block_committed_before_it_went_on_and_failed_is_seen(
+    paused: PostgresCluster, table: LiteralString
+) -> None:
     with Router(settings(**paused.version_settings())) as router:
         ready(router)
-        with router.session() as session:
+        with router.session():
             with suppress(ZeroDivisionError):
                 with router.connection() as connection:
-                    connection.execute(f"INSERT INTO {table} VALUES (1)")
-                    if way == "swallows":
-                        with suppress(psycopg.Error):
-                            connection.execute("SELECT 1 / 0")
-                    elif way == "raises":
-                        raise ZeroDivisionError
-                    else:
-                        connection.rollback()
-            if way != "rolls back":  # then it is not known what else the block did
-                assert session.token == ""
-                assert read(router, table)[1] != paused.primary.port
-            assert read(router, table)[0] == []
+                    commit(connection, f"INSERT INTO {table} VALUES (1)")
+                    connection.execute(f"INSERT INTO {table} VALUES (2)")
+                    raise ZeroDivisionError
+            assert read(router, table) == ([1], paused.primary.port)
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_while_it_is_not_known_whether_it_wrote_a_session_reads_on_the_primary(
+    tapped: Tapped, table: LiteralString, before: bool
+) -> None:
+    for standby in tapped.cluster.standbys:
+        standby.pause_replay()
+    try:
+        with Router(settings(**tapped.version())) as router:
+            ready(router)
+            with router.session() as session:
+                tapped.cut(tapped.primary, on="COMMIT", before=before)
+                with pytest.raises(TransactionOutcomeUnknown):
+                    insert(router, table)
+            with router.session(session.token) as other:
+
+                def right() -> bool:  # the server acts on what it heard, although nobody waits for its answer
+                    return read(router, table)[0] == ([] if before else [1])
+
+                eventually(right)
+                assert read(router, table)[1] == tapped.primary.port
+                insert(router, table, 2)
+                for standby in tapped.cluster.standbys:
+                    standby.resume_replay()
+                tapped.cluster.wait_replayed()
+                rows, where = read(router, table)
+                assert rows == ([2] if before else [1, 2])
+                assert where != tapped.primary.port
+                assert other.token != session.token
+    finally:
+        for standby in tapped.cluster.standbys:
+            standby.resume_replay()
+        tapped.cluster.wait_replayed()
 
 
 # What it costs
