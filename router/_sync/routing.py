@@ -415,7 +415,11 @@ class Routing:
         """Have a pool follow what its node is worth by now."""
         node, (reading, writing) = pool.node, self._standings[pool.cluster.name]
         standing, reason = (reading if pool.read_only else writing)[node], ""
-        if standing.tier is None and not pool.read_only:
+        leader = self._leaders.get(pool.cluster.name)
+        if not pool.read_only and leader is not None and leader.lost_at is None and leader.node != node:
+            # Frozen, it may yet carry out a COMMIT that it was sent: nobody must take that for a success.
+            reason = f"{leader.node.server} is the primary now"
+        elif standing.tier is None and not pool.read_only:
             reason = standing.note
         elif standing.tier is not Tier.DOWN:
             if standing.tier is None or pool.full:  # those who wait may be served elsewhere

@@ -168,6 +168,38 @@ def test_a_failover_is_a_pause_for_writers_and_nothing_for_readers(
         assert roles[old.port][1] == "down"
 
 
+def test_writes_leave_a_frozen_primary_when_another_is_promoted(make_postgres_cluster: MakeCluster) -> None:
+    cluster = make_postgres_cluster(version=18, standbys=2, synchronous=True)
+    old = cluster.primary
+    with Router(settings(**cluster.version_settings(), health={"timeout": 0.5})) as router:
+        load = make_load(cluster, router)
+        thawed: list[float] = []
+
+        def accidents() -> None:
+            some_time(0.5)
+            outside(old.freeze)
+            outside(promote, outside(most_advanced, cluster))
+            new = cluster.primary.port
+
+            def resumed() -> bool:
+                return {name for name, _, _ in load.failed_writes} | {
+                    what.partition(":")[0] for _, where, what in load.written if where == new
+                } == {f"w{number}" for number in range(WRITERS)}
+
+            eventually(resumed)
+            thawed.append(time.monotonic())
+            outside(old.thaw)
+            some_time(2.0)
+
+        load.during(accidents, writers=WRITERS, readers=4, executes=0)
+        assert load.failed_reads == []
+        assert all(inside for _, _, inside in load.failed_writes)
+        assert len({name for name, _, _ in load.failed_writes}) == len(load.failed_writes)
+        assert not [what for when, where, what in load.written if where == old.port and when > thawed[0]]
+        kept = {what for (what,) in run(cluster.dsn(), "SELECT what FROM seen")}
+        assert {what for _, _, what in load.written} <= kept
+
+
 def test_an_old_primary_that_comes_back_is_fenced(make_postgres_cluster: MakeCluster) -> None:
     cluster = make_postgres_cluster(version=18, standbys=2)
     old, new, _ = cluster.servers
