@@ -410,5 +410,5 @@ class Model(RuleBasedStateMachine):
 TestModel = Model.TestCase
 # Without Phase.explain, which traces every line and would take longer than all else.
 TestModel.settings = settings(
-    deadline=None, max_examples=100, stateful_step_count=40, phases=set(Phase) - {Phase.explain}
+    deadline=None, max_examples=250, stateful_step_count=40, phases=set(Phase) - {Phase.explain}
 )
