@@ -28,7 +28,7 @@ from router.choose import (
     rotation,
     standings,
 )
-from router.consistency import Position
+from router.consistency import UNSURE, Position
 from router.health import Failed, Lag, Looked, State, observe, role_of, state_of
 from router.topology import Cluster, HealthPolicy, Node, ReadPolicy, Role, Secrets, Server, Target
 
@@ -525,9 +525,17 @@ def test_of_another_system_nothing_is_compared() -> None:
     assert set(route.refused.values()) == {"is of another system than what is to be seen"}
 
 
-def test_a_replica_of_unknown_timeline_is_asked() -> None:
+def test_a_replica_that_does_not_tell_its_timeline_serves_only_who_has_nothing_to_see() -> None:
     health = {**LAGGING, R2: replace(up(REPLICA), timeline=0)}
-    assert CLUSTER[2] in chosen(make_target(*CLUSTER), health, Request(read_only=True, after=AT_END)).ask
+    route = chosen(make_target(*CLUSTER), health, Request(read_only=True, after=AT_END))
+    assert route.refused == {CLUSTER[2]: "does not tell its timeline (GRANT pg_read_all_stats)"}
+    assert CLUSTER[2] in chosen(make_target(*CLUSTER), health).nodes
+
+
+def test_what_may_have_been_written_nobody_knows_where_is_read_from_the_primary() -> None:
+    request = Request(read_only=True, after=Position(SYSTEM, 1, UNSURE))
+    route = chosen(make_target(*CLUSTER), LAGGING, request)
+    assert (hosts(route.nodes), route.ask, hosts(tuple(route.refused))) == ("p", frozenset(), "r1 r2 r3")
 
 
 def test_to_be_fresh_and_to_have_replayed_it_are_both_asked_for() -> None:

@@ -588,6 +588,12 @@ def test_what_nobody_has_looked_at_lately_is_not_known() -> None:
     assert lag(after(looked(B, REPLICA, 100), now=2.0, health=health), horizon + 0.01) == Lag(None, horizon + 0.01)
 
 
+def test_what_a_slow_look_found_is_as_old_as_when_it_began() -> None:
+    health = after(looked(A, PRIMARY), looked(B, REPLICA, latency=0.5))
+    assert lag(health, 102.0) == Lag(0, 0.0)
+    assert lag(health, 102.01) is None
+
+
 def test_when_the_primary_is_down_how_many_bytes_are_missing_is_not_known_and_seconds_grow() -> None:
     stopped = over_time(*writing(100, 200, 300), (2.5, Failed(A, "gone", answered=False)))
     for now in (3.0, 30.0):

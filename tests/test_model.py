@@ -163,19 +163,25 @@ class Model(RuleBasedStateMachine):
             machine.log = source.log[: max(min(len(machine.log) + count, source.flushed), len(machine.log))]
             machine.flushed = len(machine.log)
 
-    @rule(place=places)
     def die(self, place: int) -> None:
         machine = self.machines[place]
         machine.state, machine.log = "gone", machine.log[: machine.flushed]
 
-    @rule(place=places)
-    def freeze(self, place: int) -> None:
-        if self.machines[place].state == "well":
+    @rule(place=places, dies=st.booleans())
+    def die_or_freeze(self, place: int, dies: bool) -> None:
+        if dies:
+            self.die(place)
+        elif self.machines[place].state == "well":
             self.machines[place].state = "frozen"
 
     @rule(place=places)
     def thaw_or_come_back(self, place: int) -> None:
         self.machines[place].state = "well"
+
+    @rule()
+    def all_recover(self) -> None:
+        for machine in self.machines:
+            machine.state, machine.refuses = "well", False
 
     @rule(place=places)
     def come_back_as_a_copy(self, place: int) -> None:
@@ -195,6 +201,16 @@ class Model(RuleBasedStateMachine):
             self.timelines += 1
             machine.role = PRIMARY
             self.append(machine, self.timelines, flushed=True)
+
+    @rule(old=places, new=places, dies=st.booleans())
+    def fail_over(self, old: int, new: int, dies: bool) -> None:
+        """All of it at once, which the other rules would seldom come to."""
+        if dies:
+            self.die(old)
+        self.promote(new)
+        for place in set(range(COUNT)) - {old, new}:
+            self.follow(place, new)
+            self.replicate(place, 9)
 
     @rule(place=places, other=places)
     def follow(self, place: int, other: int) -> None:
@@ -254,11 +270,25 @@ class Model(RuleBasedStateMachine):
         node = (SIBLINGS if sibling else NODES)[place]
         self.report(place, node, self.found(place, node))
 
-    @rule(begin=st.permutations(range(COUNT)))
-    def look_at_all(self, begin: list[int]) -> None:
-        for place in begin:
+    @rule(order=st.permutations(range(COUNT)))
+    def look_at_all(self, order: list[int]) -> None:
+        for place in order:
             self.look(place, sibling=False)
             self.now += 0.125
+
+    @rule(
+        order=st.permutations(range(COUNT)),
+        counts=st.lists(st.sampled_from([0, 1, 9]), min_size=COUNT, max_size=COUNT),
+        seconds=st.integers(1, 4),
+    )
+    def all_work(self, order: list[int], counts: list[int], seconds: int) -> None:
+        """What goes on most of the time, which chance would seldom put together."""
+        for _ in range(seconds):
+            for place, count in enumerate(counts):
+                self.write(place, flushed=True, count=1)
+                self.replicate(place, count)
+            self.look_at_all(order)
+            self.now += 0.5
 
     @rule(place=places)
     def begin_a_look(self, place: int) -> None:
@@ -326,7 +356,7 @@ class Model(RuleBasedStateMachine):
                 place
                 for place in usable
                 if self.account.last(place).truth.role is REPLICA
-                and (request.after is None or request.after.timeline >= self.account.last(place).timeline)
+                and (request.after is None or request.after.timeline >= self.account.last(place).timeline > 0)
                 and (limit is None or self.read.allow_stale or self.is_fresh(place))
             ]
             if primary in usable and self.read.fallback == "primary":
@@ -410,5 +440,5 @@ class Model(RuleBasedStateMachine):
 TestModel = Model.TestCase
 # Without Phase.explain, which traces every line and would take longer than all else.
 TestModel.settings = settings(
-    deadline=None, max_examples=250, stateful_step_count=40, phases=set(Phase) - {Phase.explain}
+    deadline=None, max_examples=150, stateful_step_count=40, phases=set(Phase) - {Phase.explain}
 )
