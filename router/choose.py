@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from router.consistency import UNSURE
-from router.health import UNKNOWN, fenced, lag_of, primary_of, role_of, same_system, state_of
+from router.health import UNKNOWN, fenced, lag_of, left_behind, primary_of, role_of, same_system, state_of
 from router.topology import Role
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ def standings(cluster: Cluster, health: Health, request: Request, *, now: float)
 def _standings(cluster: Cluster, health: Health, request: Request, *, now: float) -> list[tuple[Node, Standing]]:
     out, policy = fenced(health, cluster), cluster.read
     limited = request.read_only and _limits(policy, request.max_lag) != (None, None)
-    primary = primary_of(health, cluster) if limited else None
+    primary = primary_of(health, cluster, out) if request.read_only else None
     found = []
     for node in cluster.nodes:
         state, role = state_of(health, node), role_of(health, node)
@@ -203,7 +203,8 @@ def _standings(cluster: Cluster, health: Health, request: Request, *, now: float
         else:
             lag = lag_of(health, node, primary, now=now) if limited else None
             banned = now < state.banned_until or node == request.avoid
-            standing = _to_read(policy, state, lag, request, banned=banned)
+            behind = left_behind(health, node, primary)
+            standing = _to_read(policy, state, lag, request, behind=behind, banned=banned)
         found.append((node, standing))
     return found
 
@@ -227,7 +228,9 @@ def objection(cluster: Cluster, role: Role | None, *, read_only: bool) -> str | 
     return None
 
 
-def _to_read(policy: ReadPolicy, state: State, lag: Lag | None, request: Request, *, banned: bool) -> Standing:
+def _to_read(
+    policy: ReadPolicy, state: State, lag: Lag | None, request: Request, *, behind: bool, banned: bool
+) -> Standing:
     after, is_primary = request.after, state.role is Role.PRIMARY
     ask = False
     note = f"{state.role}, up"
@@ -247,14 +250,15 @@ def _to_read(policy: ReadPolicy, state: State, lag: Lag | None, request: Request
     if is_primary:
         tier = Tier.FALLBACK
     elif fresh(policy, lag, request.max_lag):
-        tier = Tier.BEST
+        tier = Tier.STALE if behind else Tier.BEST
+        note = f"{note}, left behind on timeline {state.timeline}" if behind else note
     elif policy.allow_stale:
         tier, note = Tier.STALE, f"{note}, stale: {_shown(lag)}"
     else:
         return Standing(None, note=f"is stale: {_shown(lag)}")
     if banned:
         tier, note = Tier.BANNED, f"{note}, failed lately"
-    return Standing(tier, ask, f"{note}, to be asked" if ask else note)
+    return Standing(tier, ask, f"{note}, to be asked whether it has replayed what is to be seen" if ask else note)
 
 
 def fresh(policy: ReadPolicy, lag: Lag | None, max_lag: float | None = None) -> bool:

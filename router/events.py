@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
-from router.health import UNKNOWN, fenced
+from router.health import UNKNOWN, fenced, left_behind, primary_of
 from router.topology import Node, Server
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class ServerDown(Event):
 
 @dataclass(frozen=True, slots=True)
 class LoginRefused(Event):
-    """A server is well, and refuses the login of a node.
+    """A server is well, and a node on it cannot be used: its login is refused, or cannot be tried.
 
     Attributes:
         node: The node.
@@ -78,7 +78,7 @@ class LoginRefused(Event):
     level: ClassVar[int] = WARNING
 
     def __str__(self) -> str:
-        return f"{self.node} refuses the login: {self.reason}"
+        return f"{self.node} cannot be logged in to: {self.reason}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +136,25 @@ class Fenced(Event):
 
     def __str__(self) -> str:
         return f"{self.version}: {self.node} is {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class LeftBehind(Event):
+    """A replica has not followed the new primary; until it does, it is read from only if there is no other.
+
+    Attributes:
+        version: The version whose node it is.
+        node: The replica.
+        timeline: The timeline it is on.
+    """
+
+    version: str
+    node: Node
+    timeline: int
+    level: ClassVar[int] = WARNING
+
+    def __str__(self) -> str:
+        return f"{self.version}: {self.node} is still on timeline {self.timeline}, and does not follow the new primary"
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,17 +254,29 @@ def changes(before: Health, after: Health, clusters: Iterable[Cluster], *, now: 
         The events.
     """
     for key, state in after.items():
-        known = before.get(key, UNKNOWN)
+        was = before.get(key, UNKNOWN)
         if isinstance(key, Server):
-            yield from _of_server(key, known, state, now)
-        elif known.up is not False:
+            yield from _of_server(key, was, state, now)
+        elif was.up is not False:
             yield LoginRefused(key, state.reason)
     for cluster in clusters:
-        known_out = fenced(before, cluster)
-        for node, reason in fenced(after, cluster).items():
-            # One that is down says nothing: it is told of when it comes back and still believes that it is primary.
-            if after[node.server].up and not (node in known_out and before[node.server].up):
-                yield Fenced(cluster.name, node, reason)
+        known = {(type(event), event.node) for event in _of_cluster(before, cluster)}
+        yield from (event for event in _of_cluster(after, cluster) if (type(event), event.node) not in known)
+
+
+def _of_cluster(health: Health, cluster: Cluster) -> Iterator[Fenced | LeftBehind]:
+    """What is wrong between the nodes of a cluster, as far as each has been looked at since it became so."""
+    out = fenced(health, cluster)
+    primary = primary_of(health, cluster, out)
+    since = UNKNOWN.primary_since if primary is None else health[primary.server].primary_since
+    for node in cluster.nodes:
+        state = health.get(node.server, UNKNOWN)
+        if not state.up or state.position_at < since:
+            continue  # in a failover, the old primary is seen down a moment after the new one is seen
+        if node in out:
+            yield Fenced(cluster.name, node, out[node])
+        elif left_behind(health, node, primary):
+            yield LeftBehind(cluster.name, node, state.timeline)
 
 
 def _of_server(server: Server, known: State, state: State, now: float) -> Iterator[Event]:

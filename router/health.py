@@ -298,19 +298,37 @@ def same_system(one: int, other: int) -> bool:
     return one == other or not (one and other)
 
 
-def primary_of(health: Health, cluster: Cluster) -> Node | None:
+def primary_of(health: Health, cluster: Cluster, out: Mapping[Node, str] | None = None) -> Node | None:
     """Find the node that is the cluster's primary as far as is known, be it up or down.
 
     Args:
         health: What is known.
         cluster: The cluster.
+        out: From :func:`fenced`, where that is at hand.
 
     Returns:
         The node; ``None`` when no node has been seen as primary, or none that has may be believed.
     """
-    out = fenced(health, cluster)
+    out = fenced(health, cluster) if out is None else out
     seen = [node for node in cluster.nodes if node not in out and health.get(node.server, UNKNOWN).role is Role.PRIMARY]
     return max(seen, key=lambda node: (health[node.server].up is True, health[node.server].primary_since), default=None)
+
+
+def left_behind(health: Health, node: Node, primary: Node | None) -> bool:
+    """Tell whether a replica has not followed the primary over a promotion, so that it gets nothing new.
+
+    Args:
+        health: What is known.
+        node: The replica.
+        primary: The primary, from :func:`primary_of`.
+
+    Returns:
+        Whether its timeline is an earlier one than that of a primary that is up.
+    """
+    own = health.get(node.server, UNKNOWN)
+    source = UNKNOWN if primary is None else health.get(primary.server, UNKNOWN)
+    follows = own.role is Role.REPLICA and same_system(own.system, source.system)
+    return follows and source.up is True and 0 < own.timeline < source.timeline
 
 
 def lag_of(health: Health, node: Node, primary: Node | None, *, now: float) -> Lag | None:

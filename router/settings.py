@@ -369,10 +369,22 @@ class VersionSettings(_Table):
         return Cluster(name, tuple(self._nodes()), self.pool, self.read)
 
 
+KEY_LENGTH = 16
+"""The fewest characters of a key that signs tokens."""
+
+
+def _long_enough(key: SecretStr) -> SecretStr:
+    if len(key) < KEY_LENGTH:
+        raise ValueError(f"must have at least {KEY_LENGTH} characters")
+    return key
+
+
 class TokenSettings(_Table):
     """How the tokens of sessions are made and read."""
 
-    key: SecretStr | None = Field(default=None, min_length=16, description=_about(TokenPolicy).get("key"))
+    key: Annotated[SecretStr, AfterValidator(_long_enough)] | None = Field(
+        default=None, description=_about(TokenPolicy).get("key")
+    )
     foreign: Foreign = Field(default="ignore", description=_about(TokenPolicy).get("foreign"))
 
     def policy(self) -> TokenPolicy:

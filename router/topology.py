@@ -45,19 +45,33 @@ class Server:
         return f"{where}/{self.database}" if self.database else where
 
 
-@dataclass(frozen=True, slots=True)
 class Secrets:
-    """libpq parameters that nobody may see: never shown, and a pickled copy, to be stored or sent, has none.
+    """libpq parameters that nobody may see: never shown, and no copy, pickle or ``asdict()`` has them.
 
     Attributes:
         values: The parameters, such as ``password``, in alphabetical order.
     """
 
-    values: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    __slots__ = ("values",)  # no dataclass: those are taken apart by whoever writes events or stats to a log
+
+    def __init__(self, values: tuple[tuple[str, str], ...] = ()) -> None:
+        self.values = values
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secrets) and self.values == other.values
+
+    def __hash__(self) -> int:
+        return hash(self.values)
+
+    def __repr__(self) -> str:
+        return "Secrets()"
 
     def __reduce__(self) -> tuple[type[Secrets], tuple[()]]:
         """Leave them behind."""
         return Secrets, ()
+
+
+NO_SECRETS = Secrets()
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +91,7 @@ class Node:
     params: tuple[tuple[str, str], ...]
     role: Role | None = None
     weight: float = 1.0
-    secrets: Secrets = Secrets()
+    secrets: Secrets = NO_SECRETS
     password_file: Path | None = None
 
     def __str__(self) -> str:
@@ -162,7 +176,7 @@ class TokenPolicy:
     """How the tokens of sessions are made and read.
 
     Attributes:
-        key: What tokens are signed with; left out, they are not signed.
+        key: What tokens are signed with, at least 16 characters; left out, they are not signed.
         foreign: What becomes of a token that is damaged, or of another cluster, timeline or key: ``ignore`` reads as
             if there were none, ``refuse`` raises ``TokenRefused``.
     """

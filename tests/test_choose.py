@@ -544,7 +544,10 @@ def test_to_be_fresh_and_to_have_replayed_it_are_both_asked_for() -> None:
     assert (hosts(route.nodes), hosts(tuple(route.refused))) == ("r2 r1 p", "r3")
     route = chosen(make_target(*CLUSTER, allow_stale=True), LAGGING, request)
     assert hosts(route.nodes) == "r2 r1 p r3"
-    assert route.notes[CLUSTER[3]] == "replica, up, stale: 9.0 s and 500 bytes behind, to be asked"
+    assert (
+        route.notes[CLUSTER[3]]
+        == "replica, up, stale: 9.0 s and 500 bytes behind, to be asked whether it has replayed what is to be seen"
+    )
 
 
 def test_one_that_failed_lately_is_asked_last() -> None:
@@ -552,7 +555,9 @@ def test_one_that_failed_lately_is_asked_last() -> None:
     route = chosen(make_target(*CLUSTER), health, Request(read_only=True, after=AT_END, avoid=CLUSTER[2]))
     assert hosts(route.nodes) == "r3 p r2 r1"
     assert route.best == 1
-    assert route.notes[CLUSTER[1]] == "replica, up, failed lately, to be asked"
+    assert (
+        route.notes[CLUSTER[1]] == "replica, up, failed lately, to be asked whether it has replayed what is to be seen"
+    )
 
 
 def test_a_write_has_nothing_to_see() -> None:

@@ -300,8 +300,8 @@ def test_check_counts_the_connections_that_all_processes_may_open(
     )
     result = cli("check", "--json", "--processes", str(processes))
     found = result.json()["versions"]
-    assert [node["connections_may_open"] for node in found["one"]] == [24 * processes, 8 * processes]
-    assert found["two"][0]["connections_may_open"] == 24 * processes
+    assert [node["connections_may_open"] for node in found["one"]] == [25 * processes, 9 * processes]
+    assert found["two"][0]["connections_may_open"] == 25 * processes
     assert {node["connections_allowed"] for node in found["one"]} == {97}
     expected = (
         f"127.0.0.1:{new.primary.port} allows 97 connections, and this configuration may open 120 (5 x 24): lower"

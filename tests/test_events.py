@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import FrozenInstanceError, fields
+from copy import deepcopy
+from dataclasses import FrozenInstanceError, asdict, fields
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,6 +15,7 @@ from router.events import (
     FailedOver,
     Fenced,
     Leader,
+    LeftBehind,
     LoginRefused,
     PoolClosed,
     PoolOpened,
@@ -134,10 +136,28 @@ def test_a_primary_that_is_fenced_is_told_once_for_each_version() -> None:
     )
     events = told(*moments, clusters=(ONE, OTHER))
     assert events[1:] == [
-        [ServerUp(B.server, PRIMARY, 180001), Fenced("v1", A, FENCE), Fenced("v2", A, FENCE)],
-        [],
+        [ServerUp(B.server, PRIMARY, 180001)],  # A may be dead, which a look at it is about to show
+        [Fenced("v1", A, FENCE), Fenced("v2", A, FENCE)],
         [],
     ]
+
+
+def test_an_old_primary_that_is_seen_dead_just_after_the_new_one_is_seen_is_not_fenced() -> None:
+    events = told((1.0, looked(A, PRIMARY)), (2.0, looked(B, PRIMARY, 2)), (2.1, gone(A)))
+    assert events[-1] == [ServerDown(A.server, "Connection refused")]
+
+
+def test_a_replica_that_does_not_follow_the_new_primary_is_told_once() -> None:
+    events = told(
+        (1.0, looked(A, PRIMARY)),
+        (1.1, looked(C, REPLICA)),
+        (2.0, gone(A)),
+        (3.0, looked(B, PRIMARY, 2)),
+        (3.1, looked(C, REPLICA)),
+        (4.1, looked(C, REPLICA)),
+        (5.1, looked(C, REPLICA, 2)),
+    )
+    assert events[4:] == [[LeftBehind("v1", C, 1)], [], []]
 
 
 def test_a_dead_primary_is_not_told_to_be_fenced_until_it_comes_back_as_one() -> None:
@@ -204,10 +224,15 @@ SERVER = A.server
     [
         (ServerUp(SERVER, PRIMARY, 160004), logging.INFO, "a:5432 is up: primary, PostgreSQL 16"),
         (ServerDown(SERVER, "no answer within 1 s"), logging.WARNING, "a:5432 is down: no answer within 1 s"),
-        (LoginRefused(A, "FATAL: no"), logging.WARNING, "app@a:5432/app refuses the login: FATAL: no"),
+        (LoginRefused(A, "FATAL: no"), logging.WARNING, "app@a:5432/app cannot be logged in to: FATAL: no"),
         (ServerBanned(SERVER, 3, 1.26), logging.INFO, "a:5432 is avoided for 1.3 s more: it went down 3 times lately"),
         (RoleChanged(SERVER, PRIMARY, 3), logging.WARNING, "a:5432 is a primary now, on timeline 3"),
         (RoleChanged(SERVER, REPLICA, 0), logging.WARNING, "a:5432 is a replica now"),
+        (
+            LeftBehind("v1", A, 1),
+            logging.WARNING,
+            "v1: app@a:5432/app is still on timeline 1, and does not follow the new primary",
+        ),
         (Fenced("v1", A, FENCE), logging.ERROR, f"v1: app@a:5432/app is {FENCE}"),
         (
             FailedOver("v1", A, B, 1.234),
@@ -228,3 +253,9 @@ def test_an_event_says_in_a_line_what_happened_and_shows_no_secret(event: Event,
     assert "hunter" not in f"{event} {event!r}"
     with pytest.raises(FrozenInstanceError):
         setattr(event, fields(event)[0].name, None)
+
+
+def test_whoever_takes_an_event_apart_finds_no_secret() -> None:
+    event = PoolOpened("v1", A, read_only=True)
+    assert event.node.secrets.values == (("password", "hunter2"),)
+    assert asdict(event)["node"]["secrets"].values == deepcopy(event).node.secrets.values == ()

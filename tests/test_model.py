@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from router.health import Health, Seen
 
 PRIMARY, REPLICA = Role.PRIMARY, Role.REPLICA
-POLICY = HealthPolicy(interval=1.0, timeout=0.5, ban=1.0, ban_max=8.0)
+POLICY = HealthPolicy(interval=1.0, timeout=0.5, ban=4.0, ban_max=30.0)
 HORIZON = 2 * POLICY.interval + POLICY.timeout
 SYSTEM = 7
 COUNT = 3

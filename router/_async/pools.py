@@ -10,6 +10,7 @@ inside ``psycopg``, what a borrower can change on a connection without a public 
 
 from __future__ import annotations
 
+import logging
 import select
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,26 @@ if TYPE_CHECKING:
     from router._async.opener import AsyncOpener
     from router.health import Looked
     from router.topology import Cluster, Node, Server
+
+
+logger = logging.getLogger("router")
+
+
+class _Name(str):
+    """The name of a pool of the router's, as psycopg_pool logs it."""
+
+    __slots__ = ()
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a record of psycopg_pool says what the router does not say: its warnings about these pools do not."""
+    arguments = record.args if isinstance(record.args, tuple) else ()
+    return record.levelno != logging.WARNING or not any(
+        isinstance(argument, _Name) or "_router" in getattr(argument, "__dict__", ()) for argument in arguments
+    )
+
+
+logging.getLogger("psycopg.pool").addFilter(_is_news)
 
 
 class Reroute(Exception):
@@ -82,7 +103,7 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
             connection_class=_RoutedConnection,
             kwargs={"pool": self},
             open=False,
-            name=f"{cluster.name} {node} {'read' if read_only else 'write'}",
+            name=_Name(f"{cluster.name} {node} {'read' if read_only else 'write'}"),
             min_size=policy.min_size,
             max_size=policy.max_size,
             timeout=policy.timeout,
@@ -206,6 +227,8 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         try:
             connection = await self._opener.open(self.node, self.cluster, read_only=self.read_only, spare=spare)
         except Refused as error:
+            if not self.refusal:
+                logger.warning("%s takes no further connection: %s", self.node, error)
             self.refusal = str(error)
             raise
         except Exception:

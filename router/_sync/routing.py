@@ -186,7 +186,7 @@ class Routing:
             TokenRefused: What it must see is of another cluster or timeline, and ``tokens.foreign`` is ``refuse``.
         """
         target, cluster, since = lane.target, lane.target.cluster, monotonic()
-        request = request or Request(lane.read_only)
+        request, patience = request or Request(lane.read_only), ASK_AGAIN
         self._use(cluster)
         while True:
             changed = self._changed  # taken before what is known is looked at: no change after that goes unnoticed
@@ -212,7 +212,9 @@ class Routing:
                     version=target.requested,
                 ) from error
             except Reroute:
-                changed.wait_for(min(ASK_AGAIN, deadline - monotonic()))  # what it was for may be on its way
+                # What it was for may be on its way. If nothing comes, the server refuses: the next attempt can wait.
+                changed.wait_for(min(patience, deadline - monotonic()))
+                patience = min(2.0 * patience, 0.5)
                 continue
             except (PoolTimeout, PoolClosed):
                 continue  # choose again, or find that there is no time left
@@ -350,7 +352,7 @@ class Routing:
         silent = {}
         for node in route.nodes[: route.ready]:
             pool = self.pools.get((route.target.version, node, route.read_only))
-            if pool is not None and pool.grown:
+            if pool is not None and pool.grown and not pool.refusal:
                 full = f"{in_time}: all {pool.max_size} to {node} are in use (pool.max_size)"
                 return PoolExhausted(full, version=version)
             refusal = f": {pool.refusal}" if pool is not None and pool.refusal else ""

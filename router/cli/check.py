@@ -107,7 +107,8 @@ def _may_open(topology: Topology) -> dict[Server, int]:
                 pools[node, True] = cluster.pool.max_size
     for (node, _), size in pools.items():
         most[node.server] += size
-    return {server: min(count, topology.max_connections) for server, count in most.items()}
+    # And one that looks at the server.
+    return {server: min(count + 1, topology.max_connections) for server, count in most.items()}
 
 
 def _problems(cluster: Cluster, looks: Mapping[Node, Look[_Facts]]) -> Iterator[str]:

@@ -484,7 +484,8 @@ def _print_summary(load: _Load, accidents: Accidents, writes: _Writes) -> None:
     for failure, count in Counter(map(str, load.failures)).most_common(5):
         screen.print(f"- {count} times: {failure}", style="red", soft_wrap=True)
     screen.print(
-        f"{total:,} requests served in {load.seconds:.1f} s ({total / load.seconds:,.0f}/s), {failed} failed",
+        f"{total:,} requests served in {load.seconds:.1f} s ({total / load.seconds:,.0f}/s), "
+        f"{failed} {'others ' if load.in_flight else ''}failed",
         style="bold red" if failed else "bold green",
     )
 

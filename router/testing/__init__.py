@@ -17,6 +17,8 @@ works as an ordinary user and as root (the servers then run as ``nobody``), on L
 included, it leaves no server and no data behind. What stays, so that the next start is quick, is a cache in the
 temporary directory, ``psycopg-router-<uid>``, which you may remove at any time.
 
+All clusters of one major version have the same system identifier, since they begin as copies of one template.
+
 With pytest, the fixtures ``postgres_cluster`` and ``make_postgres_cluster`` are there once the package is installed.
 """
 
