@@ -289,7 +289,7 @@ def test_check_sees_a_replica_that_receives_nothing(
     assert "no node is a primary that answers" in no_primary
 
 
-@pytest.mark.parametrize(("processes", "enough"), [(4, True), (5, False)])
+@pytest.mark.parametrize(("processes", "enough"), [(3, True), (4, False)])
 def test_check_counts_the_connections_that_all_processes_may_open(
     cli: Cli, versions: Callable[..., None], new: PostgresCluster, processes: int, enough: bool
 ) -> None:
@@ -304,7 +304,7 @@ def test_check_counts_the_connections_that_all_processes_may_open(
     assert found["two"][0]["connections_may_open"] == 25 * processes
     assert {node["connections_allowed"] for node in found["one"]} == {97}
     expected = (
-        f"127.0.0.1:{new.primary.port} allows 97 connections, and this configuration may open 120 (5 x 24): lower"
+        f"127.0.0.1:{new.primary.port} allows 97 connections, and this configuration may open 100 (4 x 25): lower"
     )
     assert [problem.startswith(expected) for problem in problems(result)] == ([] if enough else [True])
 
