@@ -128,8 +128,34 @@ async def ajoin(task: AWorker, timeout: float) -> None:
         task: The task.
         timeout: The most to wait, in seconds.
     """
-    with suppress(TimeoutError):
-        await asyncio.wait_for(task, timeout)
+    if not task.done() and not (await asyncio.wait({task}, timeout=timeout))[0]:
+        task.cancel()
+        await asyncio.wait({task})
+
+
+async def asettled(function: Callable[P, Coroutine[Any, Any, None]], *args: P.args, **kwargs: P.kwargs) -> None:
+    """Call a function that waits for tasks of its own; if somebody has cancelled those, it ends early and says nothing.
+
+    Args:
+        function: What to call.
+        *args: What to call it with.
+        **kwargs: What to call it with.
+    """
+    task = asyncio.ensure_future(function(*args, **kwargs))
+    await asyncio.wait({task})
+    if not task.cancelled():
+        task.result()
+
+
+def settled(function: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
+    """Call a function.
+
+    Args:
+        function: What to call.
+        *args: What to call it with.
+        **kwargs: What to call it with.
+    """
+    function(*args, **kwargs)
 
 
 def join(thread: Worker, timeout: float) -> None:
@@ -139,7 +165,12 @@ def join(thread: Worker, timeout: float) -> None:
         thread: The thread.
         timeout: The most to wait, in seconds.
     """
-    thread.join(timeout)
+    if thread is not threading.current_thread():  # an observer may close the router
+        thread.join(timeout)
+
+
+LATE = 0.05
+"""Seconds of its time that a limited function gets after the rest of it, should the event loop have been blocked."""
 
 
 class ALimited:
@@ -184,11 +215,14 @@ class ALimited:
 
         self._task = asyncio.create_task(work())
         try:
-            if not (await asyncio.wait({outcome}, timeout=max(deadline - time.monotonic(), 0.0)))[0]:
-                raise TimeoutError
-            return outcome.result()
+            # The second time is for reading what came while the loop was blocked.
+            for patience in (deadline - time.monotonic() - LATE, LATE):
+                if (await asyncio.wait({outcome}, timeout=max(patience, 0.0)))[0]:
+                    return outcome.result()
+            raise TimeoutError
         finally:
-            outcome.cancel()
+            if not outcome.cancel() and not outcome.cancelled():
+                outcome.exception()  # nobody waits for it any more: it counts as seen
 
 
 class Limited:

@@ -46,6 +46,7 @@ RENAMES = {
     "AWorker": "Worker",
     "acall": "call",
     "ajoin": "join",
+    "asettled": "settled",
     "asleep": "sleep",
     "aspawn": "spawn",
     "auncancelled": "uncancelled",

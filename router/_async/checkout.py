@@ -195,7 +195,9 @@ class AsyncCheckout:
     ) -> None:
         if pool.inherited:
             return
-        if connection.broken or getattr(error, "sqlstate", None) in EVIDENCE:
+        sqlstate = getattr(error, "sqlstate", None)
+        # That a session for reading refuses a write says nothing of its server.
+        if connection.broken or (sqlstate in EVIDENCE and not (pool.read_only and sqlstate == "25006")):
             pool.suspect(pool.node.server)
         if error is not None and (reason := pool.cut_because(connection)):
             error.add_note(f"the router cut this connection: {reason}")
@@ -226,7 +228,8 @@ class AsyncCheckout:
             raise psycopg.OperationalError("the connection was lost before COMMIT: the transaction was rolled back")
         if connection.closed:  # by the block
             return None
-        committing = connection.pgconn.transaction_status == TransactionStatus.INTRANS
+        status = connection.pgconn.transaction_status
+        committing = status == TransactionStatus.INTRANS
         try:
             if self._note is not None:
                 return await _written(connection)
@@ -235,6 +238,8 @@ class AsyncCheckout:
             if not connection.broken:
                 raise
             pool.suspect(pool.node.server)
+            if status == TransactionStatus.IDLE:
+                return None  # all that was written is committed; only how far that went is not known
             if not committing:
                 raise
             raise TransactionOutcomeUnknown(

@@ -31,6 +31,9 @@ logger = logging.getLogger("router")
 PAUSE = 0.01
 """Seconds between two looks at a server at least, however much evidence comes in."""
 
+PATIENCE = 0.5
+"""How much of a look's timeout it may wait for a slot of the budget: that it gets none says nothing of the server."""
+
 STARVED = 1.5
 """A look that seems to take this many times its timeout says more about this process: it may not have run meanwhile."""
 
@@ -118,8 +121,7 @@ class AsyncMonitor:
             self._closed = True
             watchers = list(self._watchers.values())
         for watcher in watchers:
-            watcher.closed = True
-            watcher.hurry.set()
+            watcher.stop()
         for watcher in watchers:
             await ajoin(watcher.worker, max(deadline - monotonic(), 0.0))
             await watcher.let_go()
@@ -151,6 +153,7 @@ class AsyncWatcher:
         self._limited = ALimited()
         self._guard = AGuard()  # guards _held
         self._held: tuple[Node, AsyncConnection[TupleRow]] | None = None  # between two looks only
+        self._used: list[AsyncConnection[TupleRow]] = []  # by the look under way, for cutting it
         self.worker: AWorker = aspawn(self._watch, f"router watches {node.server}")
 
     async def _watch(self) -> None:
@@ -170,7 +173,7 @@ class AsyncWatcher:
         node = held[0] if held is not None else self._next_node()
         if node is None:
             return
-        used = [] if held is None else [held[1]]  # the connection in use, for cutting it
+        self._used = used = [] if held is None else [held[1]]
         begun, timeout = monotonic(), monitor.policy.timeout
         try:
             looked, connection = await self._limited.run(
@@ -189,7 +192,12 @@ class AsyncWatcher:
             await monitor.report(monitor.opener.failure(node, error))
         else:
             with self._guard:
-                self._held = node, connection
+                if not self.closed:
+                    self._held = node, connection
+            if self.closed:
+                await self.let_go()
+                await connection.close()
+                return
             await monitor.report(looked)
 
     async def _attempt(
@@ -201,10 +209,10 @@ class AsyncWatcher:
                 return await opener.look(used[0], node), used[0]
             except psycopg.Error:
                 await used.pop().close()
-                if monotonic() >= deadline:
+                if monotonic() >= deadline or self.closed:
                     raise
                 # That backend is gone; the server need not be.
-        connection = await opener.connect_to_look(node, self.nodes[node])
+        connection = await opener.connect_to_look(node, self.nodes[node], PATIENCE * self._monitor.policy.timeout)
         used.append(connection)
         try:
             return await opener.look(connection, node), connection
@@ -231,6 +239,13 @@ class AsyncWatcher:
         with self._guard:
             held, self._held = self._held, None
         return held
+
+    def stop(self) -> None:
+        """Have it end; a look that waits for its server is cut short."""
+        self.closed = True
+        self.hurry.set()
+        for connection in self._used:
+            cut(connection)
 
     @property
     def holds(self) -> bool:

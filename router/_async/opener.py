@@ -18,6 +18,8 @@ from router.health import Connected, Failed, Looked, failed
 from router.topology import Role
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from psycopg.rows import TupleRow
 
     from router._async.slots import AsyncSlots
@@ -50,6 +52,7 @@ class AsyncOpener:
         self,
         slots: AsyncSlots,
         report: AFunction[[Seen], None],
+        suspect: Callable[[Server], None],
         *,
         password: APassword | None,
         configure: AConfigure | None,
@@ -59,11 +62,13 @@ class AsyncOpener:
         Args:
             slots: The process's budget.
             report: Told what each attempt shows.
+            suspect: Has a server looked at.
             password: Asked for a node's password; its answer is kept until a server turns it down.
             configure: Called with each new connection that requests will use.
         """
         self._slots = slots
         self._report = report
+        self._suspect = suspect
         self._ask = password
         self._configure = configure
         self._answers: dict[Node, str] = {}
@@ -102,21 +107,22 @@ class AsyncOpener:
             raise
         return connection
 
-    async def connect_to_look(self, node: Node, cluster: Cluster) -> AsyncConnection[TupleRow]:
+    async def connect_to_look(self, node: Node, cluster: Cluster, patience: float) -> AsyncConnection[TupleRow]:
         """Open a connection for looking at a server; nothing is reported.
 
         Args:
             node: Whose login to use.
             cluster: The cluster it serves, for its policies.
+            patience: The most seconds to wait for a slot.
 
         Returns:
             The connection, in autocommit.
 
         Raises:
-            BudgetSpent: No slot became free within ``pool.timeout``.
+            BudgetSpent: No slot became free in that time.
             psycopg.OperationalError: It could not be opened.
         """
-        connection = await self._connect(node, cluster, [], autocommit=True)
+        connection = await self._connect(node, cluster, [], autocommit=True, patience=patience)
         connection.prepare_threshold = None  # behind a pooler, the next look may have another server process
         return connection
 
@@ -182,6 +188,9 @@ class AsyncOpener:
                 raise
         except BudgetSpent:
             raise
+        except psycopg.errors.ConnectionTimeout:
+            self._suspect(node.server)  # it may also be that this process did not run: a look finds out
+            raise
         except Exception as error:
             seen = self.failure(node, error)
             if seen.answered and spare:
@@ -209,12 +218,12 @@ class AsyncOpener:
         return Failed(node, type(error).__name__, answered=True)  # its text may hold anything
 
     async def _connect(
-        self, node: Node, cluster: Cluster, options: list[str], *, autocommit: bool
+        self, node: Node, cluster: Cluster, options: list[str], *, autocommit: bool, patience: float | None = None
     ) -> AsyncConnection[TupleRow]:
         params = {"connect_timeout": str(cluster.pool.connect_timeout), **dict(node.params + node.secrets.values)}
         if options:
             params["options"] = " ".join(filter(None, (params.get("options"), *options)))
-        await self._slots.take(cluster.pool.timeout)
+        await self._slots.take(cluster.pool.timeout if patience is None else patience)
         try:
             connection = await self._log_in(node, make_conninfo("", **params), autocommit=autocommit)
         except BaseException:

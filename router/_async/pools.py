@@ -76,6 +76,8 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         expendable: Those of them whose query is run again elsewhere if they are cut.
         suspect: Has a server looked at, because of what a connection showed.
         inherited: Whether it belongs to the parent of a fork: nothing of it may be used or closed here.
+        barred: Why nobody may use its connections now; empty while they may. Set before :meth:`drop` looks at what is
+            out: whoever borrows at that moment sees this, or is seen there.
         retired: Whether its router is being closed; set before it is, so that nobody can open it afterwards.
         refusal: Why the server refused one more connection, when it last did.
     """
@@ -123,6 +125,7 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         self.expendable: set[AsyncConnection[TupleRow]] = set()
         self.suspect = suspect
         self.inherited = False
+        self.barred = ""
         self.retired = False
         self.refusal = ""
         self._opener = opener
@@ -162,6 +165,10 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
             self._stats[self._REQUESTS_NUM] += 1
             connection._pool = self
             self.borrowed.add(connection)
+            if self.barred:
+                await connection.close()
+                await self.give_back(connection)
+                return None
             return connection
         return None
 
@@ -208,6 +215,10 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
                     self._waiting.popleft()
             raise
         self.borrowed.add(connection)
+        if self.barred:
+            await connection.close()
+            await self.give_back(connection)
+            raise Reroute
         return connection
 
     async def open_connection(self) -> AsyncConnection[TupleRow]:

@@ -285,6 +285,7 @@ class AsyncRouter:
     def abandon(self) -> None:
         """Start anew in the child of a fork: what is open is the parent's, and is neither used nor closed here."""
         self._routing.abandon()
+        self._statements.abandon()
 
     def _checkout(
         self,

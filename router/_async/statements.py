@@ -29,8 +29,11 @@ T = TypeVar("T")
 REMEMBERED = 1000
 """How many statements that have to run on the primary are remembered; the one known longest goes first."""
 
-PASSING = ("40001", "40P01", "57P01", "57P02", "57P03", "25006")
-"""SQLSTATEs of failures that pass: serialization, deadlock, a server that shuts down, crashed, starts, is a standby."""
+CONFLICTS = ("40001", "40P01")
+"""SQLSTATEs of transactions that were rolled back because of others: serialization failure, deadlock."""
+
+PASSING = (*CONFLICTS, "57P01", "57P02", "57P03", "25006")
+"""SQLSTATEs of failures that pass: also, a server that shuts down, crashed, starts, is a standby."""
 
 BACKOFF = 0.02
 """Seconds until a transaction is run again, at most; twice as many each time."""
@@ -64,6 +67,10 @@ class AsyncStatements:
         self._guard = AGuard()  # guards _refused
         # Hashes, in the order of their coming: a text may be long. Two that collide cost a read of the primary's.
         self._refused: dict[int, None] = {}
+
+    def abandon(self) -> None:
+        """Forget, in the child of a fork, who may have held the guard in the parent."""
+        self._guard = AGuard()
 
     async def execute(
         self,
@@ -188,7 +195,8 @@ class AsyncStatements:
                         "committed is not known; look for what it wrote before you repeat it",
                         version=checkout.requested,
                     ) from error
-                if attempt >= retries or not _passes(connection, error):
+                passes = error.sqlstate in CONFLICTS if committing else _passes(connection, error)
+                if attempt >= retries or not passes:
                     raise
             else:
                 return result

@@ -32,6 +32,9 @@ logger = logging.getLogger("router")
 PAUSE = 0.01
 """Seconds between two looks at a server at least, however much evidence comes in."""
 
+PATIENCE = 0.5
+"""How much of a look's timeout it may wait for a slot of the budget: that it gets none says nothing of the server."""
+
 STARVED = 1.5
 """A look that seems to take this many times its timeout says more about this process: it may not have run meanwhile."""
 
@@ -119,8 +122,7 @@ class Monitor:
             self._closed = True
             watchers = list(self._watchers.values())
         for watcher in watchers:
-            watcher.closed = True
-            watcher.hurry.set()
+            watcher.stop()
         for watcher in watchers:
             join(watcher.worker, max(deadline - monotonic(), 0.0))
             watcher.let_go()
@@ -152,6 +154,7 @@ class Watcher:
         self._limited = Limited()
         self._guard = Guard()  # guards _held
         self._held: tuple[Node, Connection[TupleRow]] | None = None  # between two looks only
+        self._used: list[Connection[TupleRow]] = []  # by the look under way, for cutting it
         self.worker: Worker = spawn(self._watch, f"router watches {node.server}")
 
     def _watch(self) -> None:
@@ -171,7 +174,7 @@ class Watcher:
         node = held[0] if held is not None else self._next_node()
         if node is None:
             return
-        used = [] if held is None else [held[1]]  # the connection in use, for cutting it
+        self._used = used = [] if held is None else [held[1]]
         begun, timeout = monotonic(), monitor.policy.timeout
         try:
             looked, connection = self._limited.run(
@@ -190,7 +193,12 @@ class Watcher:
             monitor.report(monitor.opener.failure(node, error))
         else:
             with self._guard:
-                self._held = node, connection
+                if not self.closed:
+                    self._held = node, connection
+            if self.closed:
+                self.let_go()
+                connection.close()
+                return
             monitor.report(looked)
 
     def _attempt(
@@ -202,10 +210,10 @@ class Watcher:
                 return opener.look(used[0], node), used[0]
             except psycopg.Error:
                 used.pop().close()
-                if monotonic() >= deadline:
+                if monotonic() >= deadline or self.closed:
                     raise
                 # That backend is gone; the server need not be.
-        connection = opener.connect_to_look(node, self.nodes[node])
+        connection = opener.connect_to_look(node, self.nodes[node], PATIENCE * self._monitor.policy.timeout)
         used.append(connection)
         try:
             return opener.look(connection, node), connection
@@ -232,6 +240,13 @@ class Watcher:
         with self._guard:
             held, self._held = self._held, None
         return held
+
+    def stop(self) -> None:
+        """Have it end; a look that waits for its server is cut short."""
+        self.closed = True
+        self.hurry.set()
+        for connection in self._used:
+            cut(connection)
 
     @property
     def holds(self) -> bool:

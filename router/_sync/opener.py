@@ -19,6 +19,8 @@ from router.health import Connected, Failed, Looked, failed
 from router.topology import Role
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from psycopg.rows import TupleRow
 
     from router._runtime import Configure, Function, Password
@@ -51,6 +53,7 @@ class Opener:
         self,
         slots: Slots,
         report: Function[[Seen], None],
+        suspect: Callable[[Server], None],
         *,
         password: Password | None,
         configure: Configure | None,
@@ -60,11 +63,13 @@ class Opener:
         Args:
             slots: The process's budget.
             report: Told what each attempt shows.
+            suspect: Has a server looked at.
             password: Asked for a node's password; its answer is kept until a server turns it down.
             configure: Called with each new connection that requests will use.
         """
         self._slots = slots
         self._report = report
+        self._suspect = suspect
         self._ask = password
         self._configure = configure
         self._answers: dict[Node, str] = {}
@@ -103,21 +108,22 @@ class Opener:
             raise
         return connection
 
-    def connect_to_look(self, node: Node, cluster: Cluster) -> Connection[TupleRow]:
+    def connect_to_look(self, node: Node, cluster: Cluster, patience: float) -> Connection[TupleRow]:
         """Open a connection for looking at a server; nothing is reported.
 
         Args:
             node: Whose login to use.
             cluster: The cluster it serves, for its policies.
+            patience: The most seconds to wait for a slot.
 
         Returns:
             The connection, in autocommit.
 
         Raises:
-            BudgetSpent: No slot became free within ``pool.timeout``.
+            BudgetSpent: No slot became free in that time.
             psycopg.OperationalError: It could not be opened.
         """
-        connection = self._connect(node, cluster, [], autocommit=True)
+        connection = self._connect(node, cluster, [], autocommit=True, patience=patience)
         connection.prepare_threshold = None  # behind a pooler, the next look may have another server process
         return connection
 
@@ -183,6 +189,9 @@ class Opener:
                 raise
         except BudgetSpent:
             raise
+        except psycopg.errors.ConnectionTimeout:
+            self._suspect(node.server)  # it may also be that this process did not run: a look finds out
+            raise
         except Exception as error:
             seen = self.failure(node, error)
             if seen.answered and spare:
@@ -209,11 +218,13 @@ class Opener:
             return failed(node, str(error))
         return Failed(node, type(error).__name__, answered=True)  # its text may hold anything
 
-    def _connect(self, node: Node, cluster: Cluster, options: list[str], *, autocommit: bool) -> Connection[TupleRow]:
+    def _connect(
+        self, node: Node, cluster: Cluster, options: list[str], *, autocommit: bool, patience: float | None = None
+    ) -> Connection[TupleRow]:
         params = {"connect_timeout": str(cluster.pool.connect_timeout), **dict(node.params + node.secrets.values)}
         if options:
             params["options"] = " ".join(filter(None, (params.get("options"), *options)))
-        self._slots.take(cluster.pool.timeout)
+        self._slots.take(cluster.pool.timeout if patience is None else patience)
         try:
             connection = self._log_in(node, make_conninfo("", **params), autocommit=autocommit)
         except BaseException:

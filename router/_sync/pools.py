@@ -77,6 +77,8 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         expendable: Those of them whose query is run again elsewhere if they are cut.
         suspect: Has a server looked at, because of what a connection showed.
         inherited: Whether it belongs to the parent of a fork: nothing of it may be used or closed here.
+        barred: Why nobody may use its connections now; empty while they may. Set before :meth:`drop` looks at what is
+            out: whoever borrows at that moment sees this, or is seen there.
         retired: Whether its router is being closed; set before it is, so that nobody can open it afterwards.
         refusal: Why the server refused one more connection, when it last did.
     """
@@ -124,6 +126,7 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         self.expendable: set[Connection[TupleRow]] = set()
         self.suspect = suspect
         self.inherited = False
+        self.barred = ""
         self.retired = False
         self.refusal = ""
         self._opener = opener
@@ -163,6 +166,10 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
             self._stats[self._REQUESTS_NUM] += 1
             connection._pool = self
             self.borrowed.add(connection)
+            if self.barred:
+                connection.close()
+                self.give_back(connection)
+                return None
             return connection
         return None
 
@@ -209,6 +216,10 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
                     self._waiting.popleft()
             raise
         self.borrowed.add(connection)
+        if self.barred:
+            connection.close()
+            self.give_back(connection)
+            raise Reroute
         return connection
 
     def open_connection(self) -> Connection[TupleRow]:

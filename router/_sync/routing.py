@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import psycopg
 from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 
-from router._runtime import Flag, Guard, cut, sleep
+from router._runtime import Flag, Guard, cut, settled, sleep
 from router._sync.checkout import Lane
 from router._sync.monitor import Monitor
 from router._sync.opener import Opener
@@ -106,13 +106,14 @@ class Routing:
         self.writers: dict[str | None, Lane] = {}
         self._in_use: dict[Server, tuple[Cluster, ...]] = {}
         self._standings: dict[str, tuple[Mapping[Node, Standing], Mapping[Node, Standing]]] = {}  # to read, to write
+        self._watched: set[str] = set()  # the versions in use, once all their servers are watched
         self._leaders: dict[str, Leader | None] = {}
         self._changed = Flag()  # set, and replaced, with each thing that is learnt
         self._guard = Guard()  # guards the replacing of all of these
         self._wanted: dict[str, float] = {}  # when a request last waited for a server of a version
         self._asked: set[Server] = set()  # those that a request asks now
         self.slots = Slots(self.topology.max_connections, self._make_room)
-        self._opener = Opener(self.slots, self.report, password=password, configure=configure)
+        self._opener = Opener(self.slots, self.report, self._suspect, password=password, configure=configure)
         self._monitor = Monitor(
             self._opener, self.topology.health, health=lambda: self.health, report=self.report, pause=self._pause
         )
@@ -291,8 +292,10 @@ class Routing:
         """
         state, after = self.health[pool.node.server], request.after
         is_primary = state.role is Role.PRIMARY
-        known = is_primary and connection.pgconn.parameter_status(b"in_hot_standby") == b"off"
-        if after is None or known or (not ask and pool.opened_at(connection) < state.position_at):
+        if after is None or (is_primary and connection.pgconn.parameter_status(b"in_hot_standby") == b"off"):
+            return True
+        has_it = state.timeline == after.timeline and state.position >= after.lsn
+        if not ask and has_it and pool.opened_at(connection) < state.position_at:
             return True
         self._asked.add(pool.node.server)
         try:
@@ -319,13 +322,15 @@ class Routing:
 
     def _use(self, cluster: Cluster) -> None:
         """Have the servers of a cluster watched from now on."""
-        if cluster.name in self._standings:
+        if cluster.name in self._watched:
             return
         with self._guard:
-            for node in cluster.nodes:
-                self._in_use = {**self._in_use, node.server: (*self._in_use.get(node.server, ()), cluster)}
-            self._standings = {**self._standings, cluster.name: ({}, {})}
+            if cluster.name not in self._standings:
+                for node in cluster.nodes:
+                    self._in_use = {**self._in_use, node.server: (*self._in_use.get(node.server, ()), cluster)}
+                self._standings = {**self._standings, cluster.name: ({}, {})}
         self._monitor.watch(cluster)
+        self._watched.add(cluster.name)  # only now: should a watcher not start, the next request tries again
 
     def _pool(self, node: Node, cluster: Cluster, *, read_only: bool) -> NodePool:
         key = (cluster.name, node, read_only)
@@ -337,7 +342,8 @@ class Routing:
                 pool = self.pools.get(key)
                 if pool is not None:
                     return pool
-                pool = NodePool(node, cluster, self._opener, self._monitor.hurry, read_only=read_only)
+                pool = NodePool(node, cluster, self._opener, self._suspect, read_only=read_only)
+                pool.barred = self._objection(pool)
                 self.pools = {**self.pools, key: pool}
             self._tell([PoolOpened(cluster.name, node, read_only)])
         return pool
@@ -393,13 +399,16 @@ class Routing:
             moved = [cluster for cluster in clusters if self._stand(cluster, events, now)]
             if moved:
                 self.readers, self.writers = {}, {}
+                for pool in self.pools.values():
+                    if pool.cluster in moved:
+                        pool.barred = self._objection(pool)
             changed, self._changed = self._changed, Flag()
         changed.set()
-        self._tell(events)
-        if moved or isinstance(seen, Failed):
+        if moved or isinstance(seen, Failed):  # before anybody is told: observers may be slow
             for pool in self.pools.values():
-                if pool.cluster in clusters:
-                    self._follow(pool, now)
+                if pool.cluster in clusters and (cut_off := self._follow(pool, now, moved=pool.cluster in moved)):
+                    events.append(cut_off)
+        self._tell(events)
 
     def _stand(self, cluster: Cluster, events: list[Event], now: float) -> bool:
         """Work out what the nodes of a cluster are worth now; whether that is new. Under the guard."""
@@ -413,24 +422,37 @@ class Routing:
             events.append(failover)
         return known != (reading, writing)
 
-    def _follow(self, pool: NodePool, now: float) -> None:
+    def _objection(self, pool: NodePool) -> str:
+        """Why nobody may use the connections of a pool now; empty if they may. Under the guard."""
+        leader = self._leaders.get(pool.cluster.name)
+        if pool.read_only:
+            return ""
+        if leader is not None and leader.lost_at is None and leader.node != pool.node:
+            # Frozen, this server may yet carry out a COMMIT that it was sent: nobody must take that for a success.
+            return f"{leader.node.server} is the primary now"
+        standing = self._standings.get(pool.cluster.name, ({}, {}))[1].get(pool.node)
+        return "" if standing is None or standing.tier is not None else standing.note
+
+    def _follow(self, pool: NodePool, now: float, *, moved: bool) -> ConnectionsCut | None:
         """Have a pool follow what its node is worth by now."""
         node, (reading, writing) = pool.node, self._standings[pool.cluster.name]
-        standing, reason = (reading if pool.read_only else writing)[node], ""
-        leader = self._leaders.get(pool.cluster.name)
-        if not pool.read_only and leader is not None and leader.lost_at is None and leader.node != node:
-            # Frozen, it may yet carry out a COMMIT that it was sent: nobody must take that for a success.
-            reason = f"{leader.node.server} is the primary now"
-        elif standing.tier is None and not pool.read_only:
-            reason = standing.note
-        elif standing.tier is not Tier.DOWN:
-            if standing.tier is None or pool.full:  # those who wait may be served elsewhere
-                pool.reroute()
-            return
-        elif (silent := now - self.health[node.server].heard_at) >= self.topology.health.cut_after:
-            reason = f"the server has not answered for {silent:.0f} s"
-        if count := pool.drop(reason):
-            self._tell([ConnectionsCut(node, count, reason)])
+        standing, reason = (reading if pool.read_only else writing)[node], pool.barred
+        if not reason:
+            if standing.tier is not Tier.DOWN:
+                if standing.tier is None or (moved and pool.full):  # those who wait may be served elsewhere
+                    pool.reroute()
+                return None
+            state = self.health[node.server]
+            # Not from before it was found down: nobody may have asked it for long, for want of a slot, say.
+            silent = now - max(state.heard_at, state.since)
+            if silent >= self.topology.health.cut_after:
+                reason = f"the server has not answered for {silent:.0f} s"
+        count = pool.drop(reason)
+        return ConnectionsCut(node, count, reason) if count else None
+
+    def _suspect(self, server: Server) -> None:
+        """Have a server looked at, because of what a connection showed."""
+        self._monitor.hurry(server)
 
     def _pause(self, server: Server) -> float:
         """How long to wait before the next look at a server."""
@@ -489,7 +511,8 @@ class Routing:
         self._monitor.close(max(deadline - monotonic(), 0.0))
         for pool in pools:
             if not pool.closed:
-                pool.close(max(deadline - monotonic(), 0.0))
+                pool.drop("")  # which psycopg_pool comes to only if its workers end as they should
+                settled(pool.close, max(deadline - monotonic(), 0.1))
             self._tell([PoolWasClosed(pool.cluster.name, pool.node, pool.read_only)])
         return cut_off
 

@@ -299,6 +299,23 @@ async def test_while_it_is_not_known_whether_it_wrote_a_session_reads_on_the_pri
         tapped.cluster.wait_replayed()
 
 
+async def test_a_write_is_no_failure_because_its_position_cannot_be_asked(tapped: Tapped, table: LiteralString) -> None:
+    for standby in tapped.cluster.standbys:
+        standby.pause_replay()
+    try:
+        async with AsyncRouter(settings(**tapped.version())) as router:
+            await ready(router)
+            with router.session():
+                tapped.cut(tapped.primary, on="SELECT (pg_current_wal_insert_lsn()", before=True)
+                assert (await router.execute(f"INSERT INTO {table} VALUES (1)")).rowcount == 1
+                assert tapped.primary.cuts == 1
+                assert await read(router, table) == ([1], tapped.primary.port)
+    finally:
+        for standby in tapped.cluster.standbys:
+            standby.resume_replay()
+        tapped.cluster.wait_replayed()
+
+
 # What it costs
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from router import NoPrimary, NoReplica, Role, Router, Unavailable
 from router._runtime import sleep
+from router._sync.pools import Reroute
 from tests.support import all_of, eventually, outside, port, run, settings
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class Load:
     table: str
     over: bool = False
     written: list[tuple[float, int, str]] = field(default_factory=list)  # when, where, what
-    failed_writes: list[tuple[str, psycopg.Error, bool]] = field(default_factory=list)  # what, how, inside the block
+    failed_writes: list[tuple[str, int, psycopg.Error]] = field(default_factory=list)  # whose, where, how
     reads: list[tuple[float, float, int]] = field(default_factory=list)  # begun, seconds, where
     failed_reads: list[tuple[int | None, psycopg.Error]] = field(default_factory=list)
     executed: list[tuple[float, float, int]] = field(default_factory=list)
@@ -45,14 +46,14 @@ class Load:
         number = 0
         while not self.over:
             number += 1
-            what, inside, where = f"{name}:{number}", False, 0
+            what, where = f"{name}:{number}", 0
             try:
                 with self.router.connection(timeout=20) as connection:
-                    inside, where = True, port(connection)
+                    where = port(connection)
                     connection.execute(f"INSERT INTO {self.table} VALUES (%s)", [what])
                 self.written.append((time.monotonic(), where, what))
             except psycopg.Error as error:
-                self.failed_writes.append((name, error, inside))
+                self.failed_writes.append((name, where, error))
             sleep(0.002)
 
     def read(self) -> None:
@@ -157,10 +158,11 @@ def test_a_failover_is_a_pause_for_writers_and_nothing_for_readers(
         assert first - accepts[0] <= 0.5
         assert load.failed_reads == []
         assert len(load.reads) > 1000
-        # Each writer had one transaction open at most; whoever was about to begin one waited.
-        assert all(inside for _, _, inside in load.failed_writes), load.failed_writes
-        assert all(isinstance(error, psycopg.OperationalError) for _, error, _ in load.failed_writes)
-        assert len({name for name, _, _ in load.failed_writes}) == len(load.failed_writes)
+        # Only transactions that were open on the old primary failed; whoever was about to begin one waited.
+        assert {where for _, where, _ in load.failed_writes} <= {old.port}
+        assert all(isinstance(error, psycopg.OperationalError) for _, _, error in load.failed_writes)
+        # It does not die in one moment, so that a writer may find two of its processes still alive.
+        assert len(load.failed_writes) <= 2 * WRITERS
         kept = {what for (what,) in run(cluster.dsn(), "SELECT what FROM seen")}
         assert {what for _, _, what in load.written} <= kept
         roles = {node.node.server.port: (node.role, node.state) for node in router.stats().versions[0].nodes}
@@ -193,8 +195,8 @@ def test_writes_leave_a_frozen_primary_when_another_is_promoted(make_postgres_cl
 
         load.during(accidents, writers=WRITERS, readers=4, executes=0)
         assert load.failed_reads == []
-        assert all(inside for _, _, inside in load.failed_writes)
-        assert len({name for name, _, _ in load.failed_writes}) == len(load.failed_writes)
+        assert {where for _, where, _ in load.failed_writes} <= {old.port}
+        assert len(load.failed_writes) <= WRITERS
         assert not [what for when, where, what in load.written if where == old.port and when > thawed[0]]
         kept = {what for (what,) in run(cluster.dsn(), "SELECT what FROM seen")}
         assert {what for _, _, what in load.written} <= kept
@@ -233,9 +235,12 @@ def test_an_old_primary_that_comes_back_is_fenced(make_postgres_cluster: MakeClu
 
         load.during(accidents, writers=4, readers=4, executes=0)
         assert run(old.dsn(), "SELECT what FROM seen ORDER BY what") == before[0]
-        assert len(before[0]) > 100
+        assert before[0]
         assert {where for _, where, _ in load.written} == {old.port, new.port}
-        assert {where for where, _ in load.failed_reads} == set()
+        assert {where for where, _ in load.failed_reads} <= {
+            new.port
+        }  # when it was killed: the third one is left behind
+        assert len(load.failed_reads) <= 4
         old_reads = [begun for begun, _, where in load.reads if where == old.port]
         assert old_reads == []
         assert f"v1: the primary is {new.host}:{new.port} now" in "\n".join(told)
@@ -329,7 +334,7 @@ def test_everything_is_down_for_ten_seconds_and_comes_back(make_postgres_cluster
 
         load.during(accidents, writers=4, readers=4, executes=4)
         # Those that had to wait for it waited: only what was in flight failed.
-        assert not [error for _, error, _ in load.failed_writes if isinstance(error, (NoPrimary, NoReplica))]
+        assert not [error for _, _, error in load.failed_writes if isinstance(error, (NoPrimary, NoReplica))]
         assert len(load.failed_writes) <= 4
         assert len(load.failed_reads) <= 4
 
@@ -417,6 +422,41 @@ def test_a_query_on_a_server_that_has_been_silent_for_long_is_cut(make_postgres_
         assert 0.9 < seconds < 3.0
         assert "the server has not answered for" in "".join(raised.value.__notes__)
         outside(standby.thaw)
+
+
+def test_a_process_that_may_open_no_more_connections_does_not_take_servers_for_dead(
+    cluster: PostgresCluster,
+) -> None:
+    told: list[str] = []
+    options = settings(
+        **cluster.version_settings(),
+        max_connections=3,
+        health={"interval": 0.05, "timeout": 0.2, "cut_after": 0.5},
+    )
+    with Router(options, observers=[lambda event: told.append(str(event))]) as router:
+
+        def work() -> None:
+            with router.connection(timeout=20) as connection:
+                connection.execute("SELECT pg_sleep(1.5)")
+
+        all_of(work, work, work)
+        assert router.stats().connections <= 3
+    assert not [line for line in told if "is down" in line or "cut" in line]
+
+
+def test_a_connection_of_a_fenced_primary_is_not_handed_out_even_if_it_was_on_its_way(
+    cluster: PostgresCluster,
+) -> None:
+    with Router(settings(**cluster.version_settings())) as router:
+        with router.connection() as connection:
+            pass
+        [pool] = [pool for pool in router._routing.pools.values() if not pool.read_only]
+        pool.barred = "fenced"
+        assert pool.take() is None
+        assert connection.closed
+        with pytest.raises(Reroute):
+            pool.borrow(5.0)
+        assert pool.borrowed == set()
 
 
 def test_the_old_primary_serves_reads_once_it_has_rejoined(make_postgres_cluster: MakeCluster) -> None:
