@@ -184,12 +184,13 @@ class AsyncWatcher:
         except TimeoutError:
             for connection in used:
                 cut(connection)
-            if monotonic() - begun < STARVED * timeout:
-                await monitor.report(Failed(node, f"no answer within {timeout:g} s", answered=False))
-            else:
+            if monotonic() - begun >= STARVED * timeout:
                 self.hurry.set()
+            elif not self.closed:
+                await monitor.report(Failed(node, f"no answer within {timeout:g} s", answered=False))
         except psycopg.Error as error:
-            await monitor.report(monitor.opener.failure(node, error))
+            if not self.closed:  # else it was cut for that
+                await monitor.report(monitor.opener.failure(node, error))
         else:
             with self._guard:
                 if not self.closed:
