@@ -186,20 +186,21 @@ class AsyncWatcher:
                 cut(connection)
             if monotonic() - begun >= STARVED * timeout:
                 self.hurry.set()
-            elif not self.closed:
-                await monitor.report(Failed(node, f"no answer within {timeout:g} s", answered=False))
-        except psycopg.Error as error:
-            if not self.closed:  # else it was cut for that
-                await monitor.report(monitor.opener.failure(node, error))
-        else:
-            with self._guard:
-                if not self.closed:
-                    self._held = node, connection
-            if self.closed:
-                await self.let_go()
-                await connection.close()
                 return
-            await monitor.report(looked)
+            seen: Seen = Failed(node, f"no answer within {timeout:g} s", answered=False)
+        except psycopg.Error as error:
+            seen = monitor.opener.failure(node, error)
+        else:
+            seen = looked
+            await self._hold(node, connection)
+        if not self.closed:  # else it may have been cut for that
+            await monitor.report(seen)
+
+    async def _hold(self, node: Node, connection: AsyncConnection[TupleRow]) -> None:
+        with self._guard:
+            self._held = node, connection
+        if self.closed:  # maybe after close() has looked what is held
+            await self.let_go()
 
     async def _attempt(
         self, node: Node, used: list[AsyncConnection[TupleRow]], deadline: float

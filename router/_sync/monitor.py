@@ -187,20 +187,21 @@ class Watcher:
                 cut(connection)
             if monotonic() - begun >= STARVED * timeout:
                 self.hurry.set()
-            elif not self.closed:
-                monitor.report(Failed(node, f"no answer within {timeout:g} s", answered=False))
-        except psycopg.Error as error:
-            if not self.closed:  # else it was cut for that
-                monitor.report(monitor.opener.failure(node, error))
-        else:
-            with self._guard:
-                if not self.closed:
-                    self._held = node, connection
-            if self.closed:
-                self.let_go()
-                connection.close()
                 return
-            monitor.report(looked)
+            seen: Seen = Failed(node, f"no answer within {timeout:g} s", answered=False)
+        except psycopg.Error as error:
+            seen = monitor.opener.failure(node, error)
+        else:
+            seen = looked
+            self._hold(node, connection)
+        if not self.closed:  # else it may have been cut for that
+            monitor.report(seen)
+
+    def _hold(self, node: Node, connection: Connection[TupleRow]) -> None:
+        with self._guard:
+            self._held = node, connection
+        if self.closed:  # maybe after close() has looked what is held
+            self.let_go()
 
     def _attempt(
         self, node: Node, used: list[Connection[TupleRow]], deadline: float
