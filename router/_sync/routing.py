@@ -424,14 +424,10 @@ class Routing:
 
     def _objection(self, pool: NodePool) -> str:
         """Why nobody may use the connections of a pool now; empty if they may. Under the guard."""
-        leader = self._leaders.get(pool.cluster.name)
-        if pool.read_only:
-            return ""
-        if leader is not None and leader.lost_at is None and leader.node != pool.node:
-            # Frozen, this server may yet carry out a COMMIT that it was sent: nobody must take that for a success.
-            return f"{leader.node.server} is the primary now"
+        # Of a frozen primary, too, once another has taken over: it may yet carry out a COMMIT that it was sent, and
+        # nobody must take that for a success.
         standing = self._standings.get(pool.cluster.name, ({}, {}))[1].get(pool.node)
-        return "" if standing is None or standing.tier is not None else standing.note
+        return "" if pool.read_only or standing is None or standing.tier is not None else standing.note
 
     def _follow(self, pool: NodePool, now: float, *, moved: bool) -> ConnectionsCut | None:
         """Have a pool follow what its node is worth by now."""

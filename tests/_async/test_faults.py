@@ -80,6 +80,16 @@ async def test_a_slow_server_is_waited_for(dsn: str, proxy: Proxy) -> None:
         assert {node.state for node in router.stats().versions[0].nodes} == {"up"}
 
 
+@pytest.mark.parametrize("read_only", [False, True])
+async def test_idle_connections_that_have_died_harm_nobody(dsn: str, proxy: Proxy, read_only: bool) -> None:
+    async with AsyncRouter(settings(primary=dsn, pool={"max_size": 4}, health={"interval": 3600})) as router:
+        async with router.connection(read_only=read_only), router.connection(read_only=read_only):
+            pass
+        proxy.stop()
+        proxy.start()
+        assert [await works(router, read_only=read_only) for _ in range(4)] == [True] * 4
+
+
 async def test_after_an_outage_the_node_is_used_again(dsn: str, proxy: Proxy) -> None:
     options = settings(primary=dsn, health={"interval": 0.05}, pool={"max_size": 2})
     async with AsyncRouter(options) as router:

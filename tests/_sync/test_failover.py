@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 import psycopg
 import pytest
 
-from router import NoPrimary, NoReplica, Role, Router, Unavailable
+from router import NoPrimary, NoReplica, Role, Router, Server, Unavailable
 from router._runtime import sleep
 from router._sync.pools import Reroute
+from router._sync.routing import HURRIED
 from tests.support import all_of, eventually, outside, port, run, settings
 
 if TYPE_CHECKING:
@@ -466,6 +467,12 @@ def test_the_old_primary_serves_reads_once_it_has_rejoined(make_postgres_cluster
         with router.connection() as connection:
             assert port(connection) == old.port
         outside(old.kill)
+        routing = router._routing
+
+        def hurried() -> bool:  # while there is no primary
+            return all(routing._pause(server) == HURRIED for server in routing.health if isinstance(server, Server))
+
+        eventually(hurried)
         outside(promote, new)
         with router.connection(timeout=20) as connection:
             assert port(connection) == new.port

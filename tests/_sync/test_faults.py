@@ -81,6 +81,16 @@ def test_a_slow_server_is_waited_for(dsn: str, proxy: Proxy) -> None:
         assert {node.state for node in router.stats().versions[0].nodes} == {"up"}
 
 
+@pytest.mark.parametrize("read_only", [False, True])
+def test_idle_connections_that_have_died_harm_nobody(dsn: str, proxy: Proxy, read_only: bool) -> None:
+    with Router(settings(primary=dsn, pool={"max_size": 4}, health={"interval": 3600})) as router:
+        with router.connection(read_only=read_only), router.connection(read_only=read_only):
+            pass
+        proxy.stop()
+        proxy.start()
+        assert [works(router, read_only=read_only) for _ in range(4)] == [True] * 4
+
+
 def test_after_an_outage_the_node_is_used_again(dsn: str, proxy: Proxy) -> None:
     options = settings(primary=dsn, health={"interval": 0.05}, pool={"max_size": 2})
     with Router(options) as router:
