@@ -108,17 +108,20 @@ async def test_round_trips(postgres: Postgres) -> None:
         # Looks are round trips, too.
         async with AsyncRouter(settings(primary=dsn, health={"interval": 3600})) as router:
             await read_port(router)  # opens the connection
-            proxy.round_trips = 0
-            async with router.connection(read_only=True) as connection:
-                await connection.execute(f"SELECT i FROM {table} WHERE i = %s", [1])
-            assert proxy.round_trips == 1
-
             async with router.connection():
                 pass
-            proxy.round_trips = 0
-            async with router.connection() as connection:
-                await connection.execute(f"INSERT INTO {table} VALUES (%s)", [2])
-            assert proxy.round_trips == 3  # BEGIN, INSERT, COMMIT
+            reads, writes = [], []
+            for number in range(2, 5):  # looks that are on their way still add to the first
+                proxy.round_trips = 0
+                async with router.connection(read_only=True) as connection:
+                    await connection.execute(f"SELECT i FROM {table} WHERE i = %s", [1])
+                reads.append(proxy.round_trips)
+                proxy.round_trips = 0
+                async with router.connection() as connection:
+                    await connection.execute(f"INSERT INTO {table} VALUES (%s)", [number])
+                writes.append(proxy.round_trips)
+            assert min(reads) == 1
+            assert min(writes) == 3  # BEGIN, INSERT, COMMIT
 
 
 async def test_several_versions_and_aliases(cluster: PostgresCluster) -> None:

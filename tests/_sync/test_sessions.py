@@ -107,8 +107,9 @@ def ready(router: Router, *, quiet: bool = False) -> None:
     def still() -> bool:
         routing = router._routing
         servers = [node.server for node in routing.topology.versions["v1"].nodes]
-        calm_at = routing._wanted["v1"] + 1.0
-        return all(routing._pause(server) > HURRIED and routing.health[server].heard_at > calm_at for server in servers)
+        # The last hurried look was decided on within a second after somebody waited, and begins soon after that.
+        calm = monotonic() > routing._wanted["v1"] + 1.0 + 5 * HURRIED
+        return calm and all(routing._pause(server) > HURRIED for server in servers)
 
     if quiet:
         eventually(still)
