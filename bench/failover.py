@@ -242,7 +242,7 @@ async def _hasql(cluster: PostgresCluster) -> AsyncIterator[tuple[Borrow, Borrow
             yield connection
 
     servers = ",".join(f"{server.host}:{server.port}" for server in cluster.servers)
-    hasql = PoolManager(  # type: ignore[no-untyped-call]
+    hasql = PoolManager(  # type: ignore[no-untyped-call]  # hasql's own
         f"postgresql://postgres@{servers}/postgres", pool_factory_kwargs={"kwargs": {"autocommit": True}}
     )
     async with hasql:  # waits until it is ready

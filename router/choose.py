@@ -246,7 +246,7 @@ def _to_read(
             return Standing(None, note="how far it has to be is not known, since a COMMIT was not answered")
         if not is_primary and not state.timeline:
             return Standing(None, note="does not tell its timeline (GRANT pg_read_all_stats)")
-        ask = not is_primary and not (state.timeline == after.timeline and state.position >= after.lsn)
+        ask = not is_primary and not after.reached(state.timeline, state.position)
     if is_primary:
         tier = Tier.FALLBACK
     elif fresh(policy, lag, request.max_lag):

@@ -102,6 +102,18 @@ class Position:
     def __repr__(self) -> str:
         return f"{lsn_text(self.lsn)} on timeline {self.timeline}"
 
+    def reached(self, timeline: int, lsn: int) -> bool:
+        """Tell whether a replica of this system has replayed this position; on another timeline nobody knows.
+
+        Args:
+            timeline: The timeline that the replica is on.
+            lsn: How far it has replayed, in bytes.
+
+        Returns:
+            Whether it is known to have.
+        """
+        return timeline == self.timeline and lsn >= self.lsn
+
 
 def later(one: Position | None, other: Position) -> Position:
     """Return which of two positions of the same version a read must wait for.

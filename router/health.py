@@ -199,7 +199,7 @@ def observe(health: Health, seen: Seen, *, now: float, jitter: float, policy: He
 def _looked(known: State, seen: Looked, now: float, policy: HealthPolicy) -> State:
     is_primary, asked_at = seen.role is Role.PRIMARY, now - seen.latency
     went_on = is_primary and known.up is True and known.role is Role.PRIMARY
-    steady = known.up is True and now - known.since >= policy.ban_max
+    steady = _steady(known, now, policy)
     position = settled(seen.position) if is_primary else seen.position
     trail = known.trail if (known.system, known.timeline) == (seen.system, seen.timeline) else ()
     # Of a position, the first moment and the last: nobody wrote in between. It may also have gone back: a crash loses
@@ -226,6 +226,11 @@ def _looked(known: State, seen: Looked, now: float, policy: HealthPolicy) -> Sta
     )
 
 
+def _steady(known: State, now: float, policy: HealthPolicy) -> bool:
+    """Whether it has been up for so long that its earlier failures no longer count."""
+    return known.up is True and now - known.since >= policy.ban_max
+
+
 def _position(moment: tuple[float, int]) -> int:
     return moment[1]
 
@@ -233,8 +238,7 @@ def _position(moment: tuple[float, int]) -> int:
 def _failed(known: State, seen: Failed, *, now: float, jitter: float, policy: HealthPolicy) -> State:
     if known.up is False and (now < known.banned_until or not seen.answered):
         return replace(known, reason=seen.reason)  # several saw the same failure, or it goes on: it counts once
-    steady = known.up is True and now - known.since >= policy.ban_max
-    failures = 0 if steady else known.failures
+    failures = 0 if _steady(known, now, policy) else known.failures
     ban = min(policy.ban * 2.0 ** min(failures, 32), policy.ban_max) * (1.0 - 0.25 * jitter)
     return replace(
         known,

@@ -147,3 +147,16 @@ CURRENT: ContextVar[Session | None] = ContextVar("router_session", default=None)
 def _in_force() -> Session | None:
     current = CURRENT.get()
     return None if current is None else current.in_force()
+
+
+def current(owner: object) -> Session | None:
+    """Find the session that the requests of this task or thread belong to.
+
+    Args:
+        owner: The router they are made to.
+
+    Returns:
+        The innermost one of that router; ``None`` outside of any.
+    """
+    innermost = CURRENT.get()
+    return None if innermost is None else innermost.of(owner)

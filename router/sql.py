@@ -12,28 +12,32 @@ _POSITION = """(
 _PRIMARYS_TIMELINE = "('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::int"
 _REPLAY_AGE = "extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp())::float8"
 
+_RECEIVED_TIMELINE = "(SELECT received_tli FROM pg_stat_wal_receiver)"
+
+
+def _look(replicas_timeline: str, system: str) -> str:
+    return f"""
+SELECT
+    pg_is_in_recovery(), {_POSITION},
+    CASE WHEN pg_is_in_recovery() THEN {replicas_timeline} ELSE {_PRIMARYS_TIMELINE} END,
+    {system},
+    {_REPLAY_AGE}
+"""
+
+
 # What a look asks: role, position, timeline, system identifier, seconds since the last replayed commit. A replica
 # tells its timeline to members of pg_read_all_stats only; its control file, which anybody may ask, tells it later.
 # Whoever has received WAL of a timeline, and replayed past the point where it began, has replayed along it.
-LOOK = f"""
-SELECT
-    pg_is_in_recovery(), {_POSITION},
-    CASE WHEN pg_is_in_recovery() THEN greatest(
-        (SELECT received_tli FROM pg_stat_wal_receiver),
+LOOK = _look(
+    f"""greatest(
+        {_RECEIVED_TIMELINE},
         (SELECT min_recovery_end_timeline FROM pg_control_recovery()),
         (SELECT timeline_id FROM pg_control_checkpoint())
-    ) ELSE {_PRIMARYS_TIMELINE} END,
-    (SELECT system_identifier FROM pg_control_system()),
-    {_REPLAY_AGE}
-"""
+    )""",
+    "(SELECT system_identifier FROM pg_control_system())",
+)
 # The same where the functions that read the control file are not for everybody.
-LOOK_WITHOUT_CONTROL = f"""
-SELECT
-    pg_is_in_recovery(), {_POSITION},
-    CASE WHEN pg_is_in_recovery() THEN (SELECT received_tli FROM pg_stat_wal_receiver) ELSE {_PRIMARYS_TIMELINE} END,
-    NULL,
-    {_REPLAY_AGE}
-"""
+LOOK_WITHOUT_CONTROL = _look(_RECEIVED_TIMELINE, "NULL")
 
 # Where the WAL ends, with its timeline. After COMMIT: before it, the position is that of the COMMIT record's start.
 WRITTEN = f"SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint, {_PRIMARYS_TIMELINE}"

@@ -13,6 +13,7 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
 from router import sql
+from router._async.pools import original_of
 from router.choose import PAIRS, pairs, rotation
 from router.errors import TransactionOutcomeUnknown
 
@@ -136,10 +137,20 @@ class AsyncCheckout:
         """Where the connection is from, inside the block."""
         return self._pool
 
-    @property
-    def requested(self) -> str:
-        """The key that the request named, or the default's."""
-        return self._lane.target.requested
+    def outcome_unknown(self, death: str) -> TransactionOutcomeUnknown:
+        """Say that the connection died when it mattered.
+
+        Args:
+            death: When it died, and what is not known therefore.
+
+        Returns:
+            The error, to be raised.
+        """
+        return TransactionOutcomeUnknown(
+            f"the connection to {self._pool.node} died {death} is not known; "
+            "look on the primary for what it wrote before you repeat it",
+            version=self._lane.target.requested,
+        )
 
     async def __aenter__(self) -> AsyncConnection[TupleRow]:
         """Borrow the connection.
@@ -199,7 +210,7 @@ class AsyncCheckout:
         # That a session for reading refuses a write says nothing of its server.
         if connection.broken or (sqlstate in EVIDENCE and not (pool.read_only and sqlstate == "25006")):
             pool.suspect(pool.node.server)
-        if error is not None and (reason := pool.cut_because(connection)):
+        if error is not None and (reason := original_of(connection).cut_because):
             error.add_note(f"the router cut this connection: {reason}")
         written: tuple[int, int] | None = None
         try:
@@ -242,11 +253,7 @@ class AsyncCheckout:
                 return None  # all that was written is committed; only how far that went is not known
             if not committing:
                 raise
-            raise TransactionOutcomeUnknown(
-                f"the connection to {pool.node} died during COMMIT: whether the transaction is committed is not known; "
-                "look on the primary for what it wrote before you repeat it",
-                version=self.requested,
-            ) from error
+            raise self.outcome_unknown("during COMMIT: whether the transaction is committed") from error
         return None
 
 

@@ -14,7 +14,7 @@ from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 from router._async.checkout import AsyncLane
 from router._async.monitor import AsyncMonitor
 from router._async.opener import AsyncOpener
-from router._async.pools import AsyncNodePool, Reroute
+from router._async.pools import AsyncNodePool, Reroute, original_of
 from router._async.slots import AsyncSlots
 from router._runtime import AFlag, AGuard, asettled, asleep, cut
 from router.choose import Request, Tier, choose, standings
@@ -234,10 +234,11 @@ class AsyncRouting:
         Raises:
             TokenRefused: One is foreign, and ``tokens.foreign`` is ``refuse``.
         """
+        asked = [position for position in positions if position is not None]
+        primary = primary_of(self.health, target.cluster) if asked else None
+        known = UNKNOWN if primary is None else self.health[primary.server]
         seen: Position | None = None
-        for position in filter(None, positions):
-            primary = primary_of(self.health, target.cluster)
-            known = UNKNOWN if primary is None else self.health[primary.server]
+        for position in asked:
             foreign = not same_system(known.system, position.system)
             past = position.lsn == UNSURE or position.timeline < known.timeline
             if self.topology.tokens.foreign == "refuse":
@@ -295,8 +296,8 @@ class AsyncRouting:
         is_primary = state.role is Role.PRIMARY
         if after is None or (is_primary and connection.pgconn.parameter_status(b"in_hot_standby") == b"off"):
             return True
-        has_it = state.timeline == after.timeline and state.position >= after.lsn
-        if not ask and has_it and pool.opened_at(connection) < state.position_at:
+        has_it = after.reached(state.timeline, state.position)
+        if not ask and has_it and original_of(connection).opened_at < state.position_at:
             return True
         self._asked.add(pool.node.server)
         try:
@@ -315,7 +316,7 @@ class AsyncRouting:
         if seen.role is Role.PRIMARY:
             has_it = is_primary and seen.timeline >= after.timeline
         else:
-            has_it = seen.timeline == after.timeline and seen.position >= after.lsn
+            has_it = after.reached(seen.timeline, seen.position)
         if has_it:
             return True
         await pool.give_back(connection)

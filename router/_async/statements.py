@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import psycopg
 from psycopg.rows import tuple_row
 
+from router._async.pools import original_of
 from router._runtime import AGuard, acall, asleep
-from router.errors import TransactionOutcomeUnknown, Unavailable
+from router.errors import Unavailable
 from router.result import Result
 
 if TYPE_CHECKING:
@@ -123,13 +124,13 @@ class AsyncStatements:
         while True:
             checkout = reading(avoid=avoid)
             async with checkout as connection:
-                if not checkout.pool.refuses_writes(connection):
+                if not original_of(connection).refuses_writes:
                     raise _Unguarded
                 checkout.pool.expendable.add(connection)
                 if spent:
-                    checkout.pool.spend(connection)
+                    original_of(connection).spent = True
                 try:
-                    return await _result(checkout, connection, query, params)
+                    return await _result(connection, query, params)
                 except psycopg.OperationalError as error:
                     if avoid is not None or not _passes(connection, error):
                         raise
@@ -146,17 +147,13 @@ class AsyncStatements:
         checkout = writing()
         async with checkout as connection:
             if spent:
-                checkout.pool.spend(connection)
+                original_of(connection).spent = True
             try:
-                return await _result(checkout, connection, query, params)
+                return await _result(connection, query, params)
             except psycopg.OperationalError as error:
                 if not connection.broken:
                     raise
-                raise TransactionOutcomeUnknown(
-                    f"the connection to {checkout.pool.node} died while a statement ran there: whether it was carried "
-                    "out is not known; look for what it wrote before you repeat it",
-                    version=checkout.requested,
-                ) from error
+                raise checkout.outcome_unknown("while a statement ran there: whether it was carried out") from error
 
     async def run(
         self,
@@ -190,11 +187,7 @@ class AsyncStatements:
                 raise
             except psycopg.Error as error:
                 if committing and connection.broken:
-                    raise TransactionOutcomeUnknown(
-                        f"the connection to {checkout.pool.node} died during COMMIT: whether the transaction is "
-                        "committed is not known; look for what it wrote before you repeat it",
-                        version=checkout.requested,
-                    ) from error
+                    raise checkout.outcome_unknown("during COMMIT: whether the transaction is committed") from error
                 passes = error.sqlstate in CONFLICTS if committing else _passes(connection, error)
                 if attempt >= retries or not passes:
                     raise
@@ -208,9 +201,7 @@ def _passes(connection: AsyncConnection[Any], error: psycopg.Error) -> bool:
     return connection.broken or error.sqlstate in PASSING
 
 
-async def _result(
-    checkout: AsyncCheckout, connection: AsyncConnection[TupleRow], query: QueryNoTemplate, params: Params | None
-) -> Result:
+async def _result(connection: AsyncConnection[TupleRow], query: QueryNoTemplate, params: Params | None) -> Result:
     if not connection.autocommit:
         await connection.set_autocommit(True)
     async with connection.cursor(row_factory=tuple_row) as cursor:
@@ -222,7 +213,7 @@ async def _result(
             status=cursor.statusmessage or "",
         )
         if _leaves_something(cursor):
-            checkout.pool.spend(connection)
+            original_of(connection).spent = True
         return result
 
 

@@ -175,7 +175,7 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
 
     def _lives(self, connection: Connection[TupleRow]) -> bool:
         """Read what came unasked on an idle connection: a notification does no harm, its end means it is dropped."""
-        unasked = connection.__dict__["_router"].unasked
+        unasked = original_of(connection).unasked
         try:
             while unasked(0):
                 connection.pgconn.consume_input()
@@ -249,19 +249,8 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
             raise
         self._failing = False
         self.refusal = ""
-        connection.__dict__["_router"] = _Original(connection)
+        connection.__dict__["_router"] = Original(connection)
         return connection
-
-    @staticmethod
-    def spend(connection: Connection[TupleRow]) -> None:
-        """Have a borrowed connection closed once it is given back: its session is not fit for another borrower."""
-        connection.__dict__["_router"].spent = True
-
-    @staticmethod
-    def opened_at(connection: Connection[TupleRow]) -> float:
-        """Tell when a connection had been opened, on the monotonic clock."""
-        original: _Original = connection.__dict__["_router"]
-        return original.opened_at
 
     def look(self, connection: Connection[TupleRow]) -> Looked:
         """Ask over a borrowed connection what its server is and how far it is.
@@ -278,7 +267,7 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         self.expendable.add(connection)
         connection.set_autocommit(True)
         seen = self._opener.look(connection, self.node)
-        connection.set_autocommit(connection.__dict__["_router"].autocommit)
+        connection.set_autocommit(original_of(connection).autocommit)
         self.expendable.discard(connection)
         return seen
 
@@ -322,21 +311,9 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
             pass
         doomed = list(self.borrowed if why_borrowed else self.expendable)
         for connection in doomed:
-            connection.__dict__["_router"].cut_because = why_borrowed
+            original_of(connection).cut_because = why_borrowed
             cut(connection)
         return len(doomed) if why_borrowed else 0
-
-    @staticmethod
-    def refuses_writes(connection: Connection[TupleRow]) -> bool:
-        """Tell whether the server is known to refuse writes in this session; a pooler may have dropped that option."""
-        original: _Original = connection.__dict__["_router"]
-        return original.refuses_writes
-
-    @staticmethod
-    def cut_because(connection: Connection[TupleRow]) -> str:
-        """Say why a borrowed connection was cut; empty if it was not."""
-        original: _Original = connection.__dict__["_router"]
-        return original.cut_because
 
     @uncancelled
     def give_back(self, connection: Connection[TupleRow]) -> None:
@@ -348,7 +325,7 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         if self.inherited:
             return
         state = connection.__dict__
-        original: _Original = state["_router"]
+        original: Original = state["_router"]
         sound = False
         if connection.pgconn.transaction_status or original.spent:
             connection.close()
@@ -396,11 +373,19 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         )
 
 
-class _Original:
+class Original:
     """What a connection was like when it was opened, and what it was like when that was last found still true.
 
     Comparing all its attributes with those seen last is a quick way to see that nothing changed: only when something
     did, often just a cache of psycopg's own, is each setting looked at.
+
+    Attributes:
+        opened_at: When it had been opened, on the monotonic clock.
+        refuses_writes: Whether the server is known to refuse writes in this session; a pooler may have dropped that
+            option.
+        spent: Set to have it closed once it is given back: its session is not fit for another borrower.
+        cut_because: Why it was cut while it was out; empty if it was not.
+        unasked: Polls its socket.
     """
 
     __slots__ = (
@@ -457,3 +442,16 @@ class _Original:
         self.seen = {
             name: value.copy() if isinstance(value, list) else value for name, value in connection.__dict__.items()
         }
+
+
+def original_of(connection: Connection[TupleRow]) -> Original:
+    """Tell what is kept of a connection.
+
+    Args:
+        connection: One of a pool of the router's.
+
+    Returns:
+        What it was like when it was opened, and what has been noted since.
+    """
+    original: Original = connection.__dict__["_router"]
+    return original

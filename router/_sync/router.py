@@ -17,7 +17,7 @@ from router.errors import TokenRefused
 from router.health import UNKNOWN, fenced, lag_of, primary_of, role_of, state_of
 from router.measures import NodeStats, Stats, VersionStats
 from router.resolve import resolve
-from router.sessions import CURRENT, Session, parsed
+from router.sessions import CURRENT, Session, current, parsed
 from router.settings import RouterSettings
 from router.topology import Role
 
@@ -217,9 +217,7 @@ class Router:
             TokenRefused: As for :meth:`connection`.
         """
         target = resolve(self._topology, version)
-        session = CURRENT.get()
-        session = None if session is None else session.of(self)
-        position = self._must_see(target, session, after) if read_only else None
+        position = self._must_see(target, current(self), after) if read_only else None
         return self._routing.choose(target, Request(read_only, max_lag, position))
 
     def stats(self) -> Stats:
@@ -231,7 +229,8 @@ class Router:
         health, pools, now = self._routing.health, self._routing.pools, monotonic()
         versions = []
         for name, cluster in self._topology.versions.items():
-            primary = primary_of(health, cluster)
+            out = fenced(health, cluster)
+            primary = primary_of(health, cluster, out)
             nodes = []
             for node in cluster.nodes:
                 state, role = state_of(health, node), role_of(health, node)
@@ -242,7 +241,7 @@ class Router:
                         node=node,
                         role=role,
                         state="unknown" if state.up is None else "up" if state.up else "down",
-                        reason=state.reason or fenced(health, cluster).get(node, ""),
+                        reason=state.reason or out.get(node, ""),
                         server_version=state.server_version,
                         timeline=state.timeline,
                         lag=None if lag is None else lag.seconds,
@@ -299,12 +298,10 @@ class Router:
         avoid: Node | None = None,
     ) -> Checkout:
         """Borrow a connection, for whoever does not name a known key and nothing else."""
-        routing, session = self._routing, CURRENT.get()
+        routing, session = self._routing, current(self)
         lane = (routing.readers if read_only else routing.writers).get(version)
         if lane is None:
             lane = routing.lane(version, read_only=read_only)
-        if session is not None:
-            session = session.of(self)
         if not read_only:
             if session is None:
                 return Checkout(lane, timeout)

@@ -16,7 +16,7 @@ from router._runtime import Flag, Guard, cut, settled, sleep
 from router._sync.checkout import Lane
 from router._sync.monitor import Monitor
 from router._sync.opener import Opener
-from router._sync.pools import NodePool, Reroute
+from router._sync.pools import NodePool, Reroute, original_of
 from router._sync.slots import Slots
 from router.choose import Request, Tier, choose, standings
 from router.consistency import UNSURE, later
@@ -235,10 +235,11 @@ class Routing:
         Raises:
             TokenRefused: One is foreign, and ``tokens.foreign`` is ``refuse``.
         """
+        asked = [position for position in positions if position is not None]
+        primary = primary_of(self.health, target.cluster) if asked else None
+        known = UNKNOWN if primary is None else self.health[primary.server]
         seen: Position | None = None
-        for position in filter(None, positions):
-            primary = primary_of(self.health, target.cluster)
-            known = UNKNOWN if primary is None else self.health[primary.server]
+        for position in asked:
             foreign = not same_system(known.system, position.system)
             past = position.lsn == UNSURE or position.timeline < known.timeline
             if self.topology.tokens.foreign == "refuse":
@@ -294,8 +295,8 @@ class Routing:
         is_primary = state.role is Role.PRIMARY
         if after is None or (is_primary and connection.pgconn.parameter_status(b"in_hot_standby") == b"off"):
             return True
-        has_it = state.timeline == after.timeline and state.position >= after.lsn
-        if not ask and has_it and pool.opened_at(connection) < state.position_at:
+        has_it = after.reached(state.timeline, state.position)
+        if not ask and has_it and original_of(connection).opened_at < state.position_at:
             return True
         self._asked.add(pool.node.server)
         try:
@@ -314,7 +315,7 @@ class Routing:
         if seen.role is Role.PRIMARY:
             has_it = is_primary and seen.timeline >= after.timeline
         else:
-            has_it = seen.timeline == after.timeline and seen.position >= after.lsn
+            has_it = after.reached(seen.timeline, seen.position)
         if has_it:
             return True
         pool.give_back(connection)

@@ -12,7 +12,8 @@ import psycopg
 from psycopg.rows import tuple_row
 
 from router._runtime import Guard, call, sleep
-from router.errors import TransactionOutcomeUnknown, Unavailable
+from router._sync.pools import original_of
+from router.errors import Unavailable
 from router.result import Result
 
 if TYPE_CHECKING:
@@ -122,13 +123,13 @@ class Statements:
         while True:
             checkout = reading(avoid=avoid)
             with checkout as connection:
-                if not checkout.pool.refuses_writes(connection):
+                if not original_of(connection).refuses_writes:
                     raise _Unguarded
                 checkout.pool.expendable.add(connection)
                 if spent:
-                    checkout.pool.spend(connection)
+                    original_of(connection).spent = True
                 try:
-                    return _result(checkout, connection, query, params)
+                    return _result(connection, query, params)
                 except psycopg.OperationalError as error:
                     if avoid is not None or not _passes(connection, error):
                         raise
@@ -145,17 +146,13 @@ class Statements:
         checkout = writing()
         with checkout as connection:
             if spent:
-                checkout.pool.spend(connection)
+                original_of(connection).spent = True
             try:
-                return _result(checkout, connection, query, params)
+                return _result(connection, query, params)
             except psycopg.OperationalError as error:
                 if not connection.broken:
                     raise
-                raise TransactionOutcomeUnknown(
-                    f"the connection to {checkout.pool.node} died while a statement ran there: whether it was carried "
-                    "out is not known; look for what it wrote before you repeat it",
-                    version=checkout.requested,
-                ) from error
+                raise checkout.outcome_unknown("while a statement ran there: whether it was carried out") from error
 
     def run(
         self,
@@ -189,11 +186,7 @@ class Statements:
                 raise
             except psycopg.Error as error:
                 if committing and connection.broken:
-                    raise TransactionOutcomeUnknown(
-                        f"the connection to {checkout.pool.node} died during COMMIT: whether the transaction is "
-                        "committed is not known; look for what it wrote before you repeat it",
-                        version=checkout.requested,
-                    ) from error
+                    raise checkout.outcome_unknown("during COMMIT: whether the transaction is committed") from error
                 passes = error.sqlstate in CONFLICTS if committing else _passes(connection, error)
                 if attempt >= retries or not passes:
                     raise
@@ -207,9 +200,7 @@ def _passes(connection: Connection[Any], error: psycopg.Error) -> bool:
     return connection.broken or error.sqlstate in PASSING
 
 
-def _result(
-    checkout: Checkout, connection: Connection[TupleRow], query: QueryNoTemplate, params: Params | None
-) -> Result:
+def _result(connection: Connection[TupleRow], query: QueryNoTemplate, params: Params | None) -> Result:
     if not connection.autocommit:
         connection.set_autocommit(True)
     with connection.cursor(row_factory=tuple_row) as cursor:
@@ -221,7 +212,7 @@ def _result(
             status=cursor.statusmessage or "",
         )
         if _leaves_something(cursor):
-            checkout.pool.spend(connection)
+            original_of(connection).spent = True
         return result
 
 

@@ -75,7 +75,7 @@ def check(
 
     \b
     router check --config config/router.toml --processes 4
-    """  # noqa: D301
+    """  # noqa: D301  (\b keeps the lines as they are)
     topology = load(config).topology()
     nodes = {node: cluster for cluster in topology.versions.values() for node in cluster.nodes}
     looks = Looker(nodes, _ask).look(timeout)

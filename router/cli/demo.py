@@ -170,7 +170,7 @@ def demo(
     \b
     router demo --seconds 5
     router demo --keep
-    """  # noqa: D301
+    """  # noqa: D301  (\b keeps the lines as they are)
     progress = sys.stderr if as_json else sys.stdout
     _forget_the_environment()
     with ExitStack() as stack:

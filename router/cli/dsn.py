@@ -30,7 +30,7 @@ def dsn(*, version: Version = None, read_only: ReadOnly = False, config: Config 
 
     \b
     pg_dump "$(router dsn --version v2 --read-only)"
-    """  # noqa: D301
+    """  # noqa: D301  (\b keeps the lines as they are)
     params, _ = _choose(config, version, read_only=read_only)
     if read_only:
         params["options"] = _refusing(params.get("options"))
@@ -53,7 +53,7 @@ def psql(
     \b
     router psql --version v2
     router psql --version v2 --read-only -- -c "SELECT count(*) FROM customer"
-    """  # noqa: D301
+    """  # noqa: D301  (\b keeps the lines as they are)
     params, password = _choose(config, version, read_only=read_only)
     environment = dict(os.environ)
     if password:

@@ -36,7 +36,7 @@ def explain(
     \b
     router explain --version v2 --read-only
     router explain --version live --offline
-    """  # noqa: D301
+    """  # noqa: D301  (\b keeps the lines as they are)
     topology = load(config).topology()
     target = resolve(topology, version)
     health: Health = {}

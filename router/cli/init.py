@@ -21,7 +21,7 @@ def init(
     \b
     router init
     router init config/router.toml
-    """  # noqa: D301
+    """  # noqa: D301  (\b keeps the lines as they are)
     if path.suffix != ".toml":
         fail(f"{path}: the starter file is TOML: give a name that ends in .toml", BAD_USAGE)
     text = files("router.cli").joinpath("router.toml").read_bytes()

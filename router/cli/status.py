@@ -106,7 +106,7 @@ def status(
     router status --version v2
     router status --watch
     router status --watch --json >> status.jsonl     # one line a look
-    """  # noqa: D301
+    """  # noqa: D301  (\b keeps the lines as they are)
     topology = load(config).topology()
     clusters = tuple(topology.versions.values()) if version is None else (resolve(topology, version).cluster,)
     rounds = _rounds(clusters, topology.health, timeout or topology.health.timeout)
