@@ -5,8 +5,11 @@
     RouterError
       ConfigError (ValueError)                  every problem at once, each with its source and key
       UnknownVersion (LookupError)              names the nearest known keys
+      UnknownTenant (LookupError)               likewise; nothing has been opened
+      TenantLocked                              another tenant was named inside of use(…, lock=True)
+      DirectoryUnavailable                      where a tenant lives could not be asked, and is not known
       RouterClosed
-      Unavailable (psycopg.OperationalError)    .version .attempts .refused
+      Unavailable (psycopg.OperationalError)    .version .tenant .attempts .refused
         NoPrimary                               no node can be written to
         NoReplica                               no node may be read from
         PoolExhausted                           nodes are fine, the pool or the budget is full
@@ -20,6 +23,7 @@ No connection string or password is part of any message.
 from __future__ import annotations
 
 from difflib import get_close_matches
+from itertools import islice
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +81,57 @@ class UnknownVersion(RouterError, LookupError):
         super().__init__(f"{message}; known: {', '.join(self.known) or 'none'}")
 
 
+SHOWN = 60
+"""How much of an unknown key an error shows, in characters."""
+
+LOOKED_THROUGH = 200
+"""How many known tenants an unknown one is compared with, at most."""
+
+
+class UnknownTenant(RouterError, LookupError):
+    """No tenant has this key, or it does not live where it was asked for.
+
+    Attributes:
+        tenant: The key that was asked for; ``None`` when none was named.
+        version: The version it was asked for in; ``None`` if none was named.
+    """
+
+    def __init__(
+        self, tenant: object, reason: str = "", *, version: str | None = None, known: Iterable[str] = ()
+    ) -> None:
+        self.tenant = tenant
+        self.version = version
+        if tenant is None:
+            super().__init__(reason)
+            return
+        shown = repr(tenant[: SHOWN + 1] if isinstance(tenant, str) else tenant)
+        shown = shown if len(shown) <= SHOWN else f"{shown[:SHOWN]}…"
+        message = f"unknown tenant {shown}"
+        if reason:
+            message += f": {reason}"
+        elif isinstance(tenant, str):
+            alike = (key for key in known if key[:1] == tenant[:1] and abs(len(key) - len(tenant)) <= 2)  # noqa: PLR2004
+            if near := get_close_matches(tenant[:SHOWN], islice(alike, LOOKED_THROUGH), n=1):
+                message += f"; did you mean {near[0]!r}?"
+        super().__init__(message)
+
+
+class TenantLocked(RouterError):
+    """Another tenant was named inside of ``use(tenant=…, lock=True)``."""
+
+
+class DirectoryUnavailable(RouterError):
+    """The directory could not say where a tenant lives, and it is not known from before.
+
+    Attributes:
+        tenant: The tenant.
+    """
+
+    def __init__(self, tenant: str, reason: str) -> None:
+        self.tenant = tenant
+        super().__init__(f"where tenant {tenant!r} lives is not known: {reason}")
+
+
 class RouterClosed(RouterError):
     """The router was closed, or closed while this request waited."""
 
@@ -86,13 +141,21 @@ class Unavailable(RouterError, psycopg.OperationalError):
 
     Attributes:
         version: The version asked for.
+        tenant: The tenant asked for, if any was.
         attempts: How many nodes were tried for this request, and failed.
     """
 
     def __init__(
-        self, message: str, *, version: str, attempts: int = 0, refused: Mapping[Node, str] = MappingProxyType({})
+        self,
+        message: str,
+        *,
+        version: str,
+        tenant: str | None = None,
+        attempts: int = 0,
+        refused: Mapping[Node, str] = MappingProxyType({}),
     ) -> None:
         self.version = version
+        self.tenant = tenant
         self.attempts = attempts
         self._refused = dict(refused)
         lines = [message, *(f"{node}: {reason}" for node, reason in refused.items())]

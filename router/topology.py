@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 Balance = Literal["least_busy", "round_robin", "random"]
 Fallback = Literal["primary", "wait", "error"]
 Foreign = Literal["ignore", "refuse"]
+Pooler = Literal["session", "transaction"]
+Pooling = Literal["dedicated", "shared"]
+Hygiene = Literal["transaction", "full"]
 
 
 class Role(StrEnum):
@@ -85,6 +88,8 @@ class Node:
         weight: Its share of reads, relative to the other nodes of its cluster.
         secrets: The parameters that are secret; without a password libpq looks for one (``.pgpass``, …).
         password_file: A file whose first line is the password, read anew for each connection.
+        pooler: What kind of pooler stands there, if one does: one whose client keeps its server process for a
+            ``session``, or for a ``transaction`` only.
     """
 
     server: Server
@@ -93,6 +98,7 @@ class Node:
     weight: float = 1.0
     secrets: Secrets = NO_SECRETS
     password_file: Path | None = None
+    pooler: Pooler | None = None
 
     def __str__(self) -> str:
         params = dict(self.params)
@@ -113,6 +119,7 @@ class PoolPolicy:
         max_waiting: Requests that may wait for a connection before further ones are refused; 0 for no limit.
         max_idle: Connections over ``min_size`` unused for this many seconds are closed.
         max_lifetime: A connection older than this many seconds is replaced when it is next returned.
+        max_unused: A pool from which nobody has borrowed for this many seconds is closed.
     """
 
     min_size: int = 0
@@ -122,6 +129,7 @@ class PoolPolicy:
     max_waiting: int = 0
     max_idle: float = 600.0
     max_lifetime: float = 3600.0
+    max_unused: float = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +194,26 @@ class TokenPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class TenantPolicy:
+    """How a tenant is kept apart from the others.
+
+    Attributes:
+        pooling: ``dedicated`` gives a tenant pools of its own, whose sessions are its own from the start; ``shared``
+            has the tenants of one database share a pool, whose sessions pass from one to another, all reset.
+        hygiene: What is reset between two borrowers of the same tenant: ``transaction`` that alone, ``full`` the whole
+            session, for one round trip more. Between two tenants it is always everything.
+        max_connections: The most connections that one tenant may use in this process; left out, there is only its
+            share when others need some, too.
+        min_size: Connections kept open for a tenant once it is in use; needs ``dedicated``.
+    """
+
+    pooling: Pooling = "dedicated"
+    hygiene: Hygiene = "transaction"
+    max_connections: int | None = None
+    min_size: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Cluster:
     """The nodes that hold the same data: one primary, any number of replicas.
 
@@ -203,21 +231,112 @@ class Cluster:
 
 
 @dataclass(frozen=True, slots=True)
+class Home:
+    """Where a tenant lives, as the settings or a directory say it; ``{tenant}`` and ``{version}`` stand for the keys.
+
+    Attributes:
+        versions: The versions or aliases that it lives in, first the one for requests that name none; empty for every
+            version.
+        cluster: Servers of its own; ``None`` when it lives on those of a version.
+        database: Its database; empty for the node's.
+        user: Its login role; empty for the node's.
+        schema: Its ``search_path``, one schema after the other; empty for the database's.
+        role: The role that its sessions are set to; empty for the login role.
+        row: The setting that holds its key, for policies of row-level security; empty for none.
+        policy: How it is kept apart.
+    """
+
+    versions: tuple[str, ...] = ()
+    cluster: Cluster | None = None
+    database: str = ""
+    user: str = ""
+    schema: tuple[str, ...] = ()
+    role: str = ""
+    row: str = ""
+    policy: TenantPolicy = TenantPolicy()
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What a session is set to before a tenant gets it.
+
+    Attributes:
+        tenant: The tenant.
+        settings: Names and values of PostgreSQL's settings, in the order of their setting.
+        hygiene: What is reset between two of its borrowers.
+    """
+
+    tenant: str
+    settings: tuple[tuple[str, str], ...] = ()
+    hygiene: Hygiene = "transaction"
+
+
+@dataclass(frozen=True, slots=True)
 class Target:
     """What a request resolved to.
 
     Attributes:
         requested: The key the request named, or the default's.
-        cluster: The cluster that serves it.
+        cluster: The nodes that serve it, as they are connected to for it.
+        tenant: The tenant, if it is for one.
+        scope: What a connection is set to when it is borrowed; ``None`` where it is so from the start.
+        shared: Whether its pools are shared by tenants.
+        policy: How the tenant is kept apart.
+        watched: The nodes as they are watched; ``None`` for those of ``cluster``.
     """
 
     requested: str
     cluster: Cluster
+    tenant: str | None = None
+    scope: Scope | None = None
+    shared: bool = False
+    policy: TenantPolicy = TenantPolicy()
+    watched: Cluster | None = None
 
     @property
     def version(self) -> str:
         """The version served: what ``requested`` stands for when it is an alias."""
         return self.cluster.name
+
+
+TENANT_PATTERN = "[a-z0-9][a-z0-9_-]{0,47}"
+"""What a tenant's key looks like, unless the settings say otherwise; no two of these are alike to the eye."""
+
+
+@dataclass(frozen=True, slots=True)
+class DirectoryPolicy:
+    """Where it is asked at run time who is a tenant and where it lives, and how long an answer counts.
+
+    Attributes:
+        version: The version on whose primary the table of tenants is; left out, a directory is given in Python.
+        table: The table, as SQL writes it; ``router tenants --sql`` prints how to make one.
+        ttl: How many seconds an answer counts before it is asked for again, in the background.
+        unknown_ttl: How many seconds a tenant that was not there counts as unknown.
+    """
+
+    version: str | None = None
+    table: str = "router_tenant"
+    ttl: float = 300.0
+    unknown_ttl: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Tenancy:
+    """Everything that is configured about tenants.
+
+    Attributes:
+        homes: Where each tenant lives that is listed.
+        template: Where any other lives; with a directory, what that leaves open. ``None`` for nowhere.
+        pattern: What a key looks like, as a regular expression; all others are unknown.
+        policy: How those are kept apart of whom nothing else is said.
+        directory: Where else it is asked, and how.
+    """
+
+    homes: Mapping[str, Home] = field(default_factory=lambda: MappingProxyType({}))
+    template: Home | None = None
+    pattern: str = TENANT_PATTERN
+    policy: TenantPolicy = TenantPolicy()
+    directory: DirectoryPolicy = DirectoryPolicy()
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,13 +348,19 @@ class Topology:
         aliases: Other names for versions; each names a key of ``versions``.
         default_version: The version or alias for requests that name none; ``None`` makes those an error.
         max_connections: The most connections this process holds, over all pools.
+        max_connections_per_server: The most of them to one server; ``None`` for no other limit.
+        max_pools: The most pools that are open at the same time; each costs two threads, or tasks.
         health: How servers are watched.
         tokens: How the tokens of sessions are made and read.
+        tenancy: The tenants; ``None`` when there are none.
     """
 
     versions: Mapping[str, Cluster]
     aliases: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     default_version: str | None = None
     max_connections: int = 200
+    max_connections_per_server: int | None = None
+    max_pools: int = 100
     health: HealthPolicy = HealthPolicy()
     tokens: TokenPolicy = TokenPolicy()
+    tenancy: Tenancy | None = None
