@@ -19,31 +19,38 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from router._async.router import AsyncRouter
-    from router._default import close, configure, connection, execute, explain, run, session, stats
+    from router._default import close, configure, connection, execute, explain, run, session, stats, use
     from router._sync.router import Router
     from router.choose import Route
     from router.errors import (
         ConfigError,
+        DirectoryUnavailable,
         NoPrimary,
         NoReplica,
         PoolExhausted,
         RouterClosed,
         RouterError,
+        TenantLocked,
         TokenRefused,
         TooManyWaiting,
         TransactionOutcomeUnknown,
         Unavailable,
+        UnknownTenant,
         UnknownVersion,
     )
-    from router.measures import NodeStats, PoolStats, Stats, VersionStats
+    from router.context import Use
+    from router.directory import DirectoryStats
+    from router.measures import NodeStats, PoolStats, Stats, TenantPoolStats, VersionStats
     from router.result import Result
     from router.sessions import Session
-    from router.settings import RouterSettings
+    from router.settings import RouterSettings, TenantSettings
     from router.topology import Node, Role, Server
 
 __all__ = [
     "AsyncRouter",
     "ConfigError",
+    "DirectoryStats",
+    "DirectoryUnavailable",
     "NoPrimary",
     "NoReplica",
     "Node",
@@ -60,11 +67,16 @@ __all__ = [
     "Server",
     "Session",
     "Stats",
+    "TenantLocked",
+    "TenantPoolStats",
+    "TenantSettings",
     "TokenRefused",
     "TooManyWaiting",
     "TransactionOutcomeUnknown",
     "Unavailable",
+    "UnknownTenant",
     "UnknownVersion",
+    "Use",
     "VersionStats",
     "close",
     "configure",
@@ -74,6 +86,7 @@ __all__ = [
     "run",
     "session",
     "stats",
+    "use",
 ]
 
 # Where these are. They are looked up when first used: every pytest run of whoever has this package installed imports
@@ -83,7 +96,9 @@ _HOMES = (
     "topology",
     "choose",
     "measures",
+    "directory",
     "result",
+    "context",
     "sessions",
     "settings",
     "_sync.router",

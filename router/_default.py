@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from psycopg.abc import Params, QueryNoTemplate
     from psycopg.rows import TupleRow
 
-    from router._runtime import Configure, Password
+    from router._runtime import Configure, Password, Source
     from router._sync.checkout import Checkout
     from router.choose import Route
+    from router.context import Use
     from router.events import Observer
     from router.measures import Stats
     from router.result import Result
@@ -36,6 +37,7 @@ def configure(
     *,
     password: Password | None = None,
     configure: Configure | None = None,
+    directory: Source | None = None,
     observers: Sequence[Observer] = (),
 ) -> None:
     """Set the process-wide router; one that was in use is closed.
@@ -44,18 +46,20 @@ def configure(
         settings: What to route to; ``None`` reads the environment.
         password: As for :class:`Router`.
         configure: As for :class:`Router`.
+        directory: As for :class:`Router`.
         observers: As for :class:`Router`.
 
     Raises:
         ConfigError: The settings are wrong; the router in use stays.
     """
-    new = Router(settings, password=password, configure=configure, observers=observers)
+    new = Router(settings, password=password, configure=configure, directory=directory, observers=observers)
     _replace(new)
 
 
 def connection(
     *,
     version: str | None = None,
+    tenant: str | None = None,
     read_only: bool = False,
     max_lag: float | None = None,
     after: str | None = None,
@@ -64,7 +68,8 @@ def connection(
     """Borrow a connection from the process-wide router, as :meth:`Router.connection` does.
 
     Args:
-        version: The version, or an alias of it; ``None`` takes ``default_version``.
+        version: As for :meth:`Router.connection`.
+        tenant: As for :meth:`Router.connection`.
         read_only: Whether the block only reads.
         max_lag: For a read, the most seconds that a replica may be behind; ``None`` takes ``read.max_lag``.
         after: For a read, the token of a session whose writes it must see.
@@ -76,10 +81,11 @@ def connection(
     Raises:
         ConfigError: This is the first use, and the environment's settings are wrong.
         UnknownVersion: There is no such version, or none was named and there is no default.
+        UnknownTenant: There is no such tenant, or it does not live in that version.
         Unavailable: On entering the block: no connection could be had in time; its subclasses say why.
     """
     return (_current or _first()).connection(
-        version=version, read_only=read_only, max_lag=max_lag, after=after, timeout=timeout
+        version=version, tenant=tenant, read_only=read_only, max_lag=max_lag, after=after, timeout=timeout
     )
 
 
@@ -99,11 +105,30 @@ def session(token: str | None = None) -> Session:
     return (_current or _first()).session(token)
 
 
+def use(*, tenant: str | None = None, version: str | None = None, lock: bool = False) -> Use:
+    """Name the tenant and the version of this thread's requests, for the length of a block, as :meth:`Router.use` does.
+
+    Args:
+        tenant: The tenant; ``None`` leaves that to the block around it.
+        version: The version, or an alias of it; ``None`` leaves that to the block around it.
+        lock: Whether naming another tenant inside is an error.
+
+    Returns:
+        A context manager.
+
+    Raises:
+        ConfigError: This is the first use, and the environment's settings are wrong.
+        UnknownTenant: What was named is no tenant's key.
+    """
+    return (_current or _first()).use(tenant=tenant, version=version, lock=lock)
+
+
 def execute(
     query: QueryNoTemplate,
     params: Params | None = None,
     *,
     version: str | None = None,
+    tenant: str | None = None,
     max_lag: float | None = None,
     after: str | None = None,
     timeout: float | None = None,
@@ -113,7 +138,8 @@ def execute(
     Args:
         query: The statement.
         params: Its parameters.
-        version: The version, or an alias of it; ``None`` takes ``default_version``.
+        version: As for :meth:`Router.connection`.
+        tenant: As for :meth:`Router.connection`.
         max_lag: As for :func:`connection`, should it read.
         after: As for :func:`connection`, should it read.
         timeout: Seconds for getting a connection; ``None`` takes ``pool.timeout``.
@@ -127,13 +153,16 @@ def execute(
         TransactionOutcomeUnknown: The connection died while the statement ran on the primary.
         psycopg.Error: PostgreSQL refused the statement.
     """
-    return (_current or _first()).execute(query, params, version=version, max_lag=max_lag, after=after, timeout=timeout)
+    return (_current or _first()).execute(
+        query, params, version=version, tenant=tenant, max_lag=max_lag, after=after, timeout=timeout
+    )
 
 
 def run(
     function: Callable[[Connection[TupleRow]], T],
     *,
     version: str | None = None,
+    tenant: str | None = None,
     retries: int = 3,
     timeout: float | None = None,
 ) -> T:
@@ -141,7 +170,8 @@ def run(
 
     Args:
         function: Called with the connection; it may be called several times.
-        version: The version, or an alias of it; ``None`` takes ``default_version``.
+        version: As for :meth:`Router.connection`.
+        tenant: As for :meth:`Router.connection`.
         retries: How often it is run again at most.
         timeout: Seconds for getting a connection, each time; ``None`` takes ``pool.timeout``.
 
@@ -154,16 +184,22 @@ def run(
         Unavailable: No connection could be had in time.
         psycopg.Error: What it failed with the last time.
     """
-    return (_current or _first()).run(function, version=version, retries=retries, timeout=timeout)
+    return (_current or _first()).run(function, version=version, tenant=tenant, retries=retries, timeout=timeout)
 
 
 def explain(
-    *, version: str | None = None, read_only: bool = False, max_lag: float | None = None, after: str | None = None
+    *,
+    version: str | None = None,
+    tenant: str | None = None,
+    read_only: bool = False,
+    max_lag: float | None = None,
+    after: str | None = None,
 ) -> Route:
     """Say where a request to the process-wide router would go now, and why, as :meth:`Router.explain` does.
 
     Args:
         version: As for :func:`connection`.
+        tenant: As for :func:`connection`.
         read_only: As for :func:`connection`.
         max_lag: As for :func:`connection`.
         after: As for :func:`connection`.
@@ -175,7 +211,9 @@ def explain(
         ConfigError: This is the first use, and the environment's settings are wrong.
         UnknownVersion: As for :func:`connection`.
     """
-    return (_current or _first()).explain(version=version, read_only=read_only, max_lag=max_lag, after=after)
+    return (_current or _first()).explain(
+        version=version, tenant=tenant, read_only=read_only, max_lag=max_lag, after=after
+    )
 
 
 def stats() -> Stats:

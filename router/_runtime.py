@@ -9,6 +9,7 @@ import threading
 import time
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
+from contextvars import Context
 from functools import wraps
 from inspect import isawaitable
 from types import coroutine
@@ -21,7 +22,7 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Generator
+    from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
 
     from psycopg import AsyncConnection, Connection
     from psycopg.rows import TupleRow
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
     Password: TypeAlias = Callable[[Node], str]
     AConfigure: TypeAlias = Callable[[AsyncConnection[TupleRow]], Awaitable[None] | None]
     Configure: TypeAlias = Callable[[Connection[TupleRow]], None]
+
+    Said: TypeAlias = Mapping[str, Any] | None
+    ASource: TypeAlias = Callable[[str], Said | Awaitable[Said]] | "ALooksUp"
+    Source: TypeAlias = Callable[[str], Said] | "LooksUp"
 
     AWorker: TypeAlias = asyncio.Task[None]
     Worker: TypeAlias = threading.Thread
@@ -90,7 +95,7 @@ sleep = time.sleep
 
 
 def aspawn(function: Callable[P, Coroutine[Any, Any, None]], name: str, *args: P.args, **kwargs: P.kwargs) -> AWorker:
-    """Run a function in the background.
+    """Run a function in the background, where no context variable of the caller's is set.
 
     Args:
         function: What to run; it must end by itself when told to.
@@ -101,11 +106,11 @@ def aspawn(function: Callable[P, Coroutine[Any, Any, None]], name: str, *args: P
     Returns:
         The task.
     """
-    return asyncio.create_task(function(*args, **kwargs), name=name)
+    return asyncio.create_task(function(*args, **kwargs), name=name, context=Context())
 
 
 def spawn(function: Callable[P, None], name: str, *args: P.args, **kwargs: P.kwargs) -> Worker:
-    """Run a function in a daemon thread.
+    """Run a function in a daemon thread, where no context variable of the caller's is set.
 
     Args:
         function: What to run; it must end by itself when told to.
@@ -116,9 +121,23 @@ def spawn(function: Callable[P, None], name: str, *args: P.args, **kwargs: P.kwa
     Returns:
         The thread.
     """
-    thread = threading.Thread(target=function, name=name, args=args, kwargs=kwargs, daemon=True)
+    thread = threading.Thread(target=Context().run, name=name, args=(function, *args), kwargs=kwargs, daemon=True)
     thread.start()
     return thread
+
+
+def acan_spawn() -> bool:
+    """Tell whether there is an event loop here, for :func:`aspawn`."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+def can_spawn() -> bool:
+    """Tell that :func:`spawn` works anywhere."""
+    return True
 
 
 async def ajoin(task: AWorker, timeout: float) -> None:
@@ -271,6 +290,20 @@ class Limited:
             if outcome.cancel():
                 raise
             return outcome.result()  # it came at the last moment
+
+
+class ALooksUp(Protocol):
+    """An object that says where a tenant lives."""
+
+    def lookup(self, tenant: str, /) -> Said | Awaitable[Said]:
+        """Say it; ``None`` if there is no such tenant."""
+
+
+class LooksUp(Protocol):
+    """The same for threads."""
+
+    def lookup(self, tenant: str, /) -> Said:
+        """Say it; ``None`` if there is no such tenant."""
 
 
 async def acall(function: Callable[..., T | Awaitable[T]], *args: object) -> T:

@@ -18,7 +18,7 @@ PREFIX = "ROUTER_"
 DELIMITER = "__"
 RESERVED = frozenset({"config", "secrets_dir"})  # variables of the router that are no settings
 
-_KEYED = frozenset({"versions", "aliases"})  # tables whose keys the user chooses
+_KEYED = ("versions", "aliases", "tenants")  # tables whose keys the user chooses
 # Kubernetes sets these in every container for a Service called "router".
 _KUBERNETES = re.compile(r"(service_(host|port)|port)(_|$)")
 
@@ -63,6 +63,7 @@ class Layers:
     def __init__(self) -> None:
         self.problems: list[str] = []
         self._tree: dict[str, Any] = {}
+        self._spelt: dict[str, dict[str, set[str]]] = {section: {} for section in _KEYED}
 
     def add_table(self, table: Mapping[Any, Any], source: str) -> None:
         """Merge a nested table over what is there.
@@ -78,8 +79,11 @@ class Layers:
 
         Args:
             variables: Those that are not the router's are passed over.
-            keys_above: A table from a stronger source: its version and alias keys can be named here too.
+            keys_above: A table from a stronger source: its version, alias and tenant keys can be named here too.
         """
+        for section in _KEYED:
+            if isinstance(above := keys_above.get(section), Mapping):
+                self._spell(section, above)
         own = [
             variable
             for variable in variables
@@ -87,7 +91,7 @@ class Layers:
         ]
         for variable in sorted(own, key=lambda variable: (variable.key.count(DELIMITER), variable.key)):
             try:
-                path = self._path(variable.key, keys_above)
+                path = self._path(variable.key)
                 value = _decoded(path, variable.text)
             except ValueError as error:
                 self.problems.append(f"{variable.source}: {error}")
@@ -109,10 +113,11 @@ class Layers:
         Yields:
             One line a fault.
         """
+        told = set(faults)
         for path, text in faults:
             place = path[:-1] if path[-1:] == ("[key]",) else path
             inner, steps = self._walk(place)
-            inherited = steps < len(place) and (place[2:], text) in faults  # by a version, from [pool] or [read]
+            inherited = steps < len(place) and (place[2:], text) in told  # by a version, from [pool] or [read]
             if not inherited:
                 yield f"{next(_sources(inner), 'settings')}: {dotted(place)}: {text}"
 
@@ -126,6 +131,8 @@ class Layers:
         return place, len(path)
 
     def _merge(self, tree: dict[str, Any], table: Mapping[Any, Any], source: str, above: tuple[str, ...]) -> None:
+        if len(above) == 1 and above[0] in _KEYED:
+            self._spell(above[0], table)
         for key, value in table.items():
             if not isinstance(key, str):
                 self.problems.append(f"{source}: {dotted(above)}: a key here is no text: put it in quotes")
@@ -141,28 +148,27 @@ class Layers:
             else:
                 tree[key] = _Leaf(value, source)
 
-    def _path(self, name: str, keys_above: Mapping[str, Any]) -> tuple[str, ...]:
-        """The keys that a variable's name stands for; a version's or alias's existing key is found by its spelling."""
+    def _spell(self, section: str, keys: Iterable[Any]) -> None:
+        """Note how the keys of a table are written in a variable's name."""
+        spelt = self._spelt[section]
+        for key in keys:
+            if isinstance(key, str) and key:
+                spelt.setdefault(spelling(key), set()).add(key)
+
+    def _path(self, name: str) -> tuple[str, ...]:
+        """The keys that a variable's name stands for; one that the user chose is found by its spelling."""
         section, _, below = name.partition(DELIMITER)
         if section not in _KEYED or not below:
             return tuple(name.split(DELIMITER))
-        known = {*self._tables(self._tree.get(section)), *self._tables(keys_above.get(section))}
-        by_spelling: dict[str, set[str]] = {}
-        for key in known:
-            by_spelling.setdefault(spelling(key), set()).add(key)
-        for spelt in sorted(by_spelling, key=len, reverse=True):
-            if below == spelt or below.startswith(spelt + DELIMITER):
-                keys = by_spelling[spelt]
+        ends = (end for end in range(len(below), 0, -1) if end == len(below) or below.startswith(DELIMITER, end))
+        for spelt in (below[:end] for end in ends):
+            if keys := self._spelt[section].get(spelt):
                 if len(keys) > 1 and spelt not in keys:
                     both = " and ".join(map(quoted, sorted(keys)))
                     raise ValueError(f"{section}: the name stands for {both} alike: set it as JSON in {section}")
                 rest = below[len(spelt) + len(DELIMITER) :]
                 return (section, spelt if spelt in keys else min(keys), *(rest.split(DELIMITER) if rest else ()))
         return (section, *below.split(DELIMITER))
-
-    @staticmethod
-    def _tables(table: Any) -> list[str]:
-        return [key for key in table if isinstance(key, str) and key] if isinstance(table, Mapping) else []
 
 
 def variables(found: Mapping[str, str | None], source: Callable[[str], str]) -> list[Variable]:
@@ -179,16 +185,18 @@ def variables(found: Mapping[str, str | None], source: Callable[[str], str]) -> 
 
 
 def spelling(key: str) -> str:
-    """How a version's key is written in a variable's name: lower case, ``_`` for all but letters and digits."""
+    """How a user's key is written in a variable's name: lower case, ``_`` for all but letters and digits."""
     return re.sub(r"[^a-z0-9]", "_", key.lower())
 
 
 def shorthand(path: tuple[str, ...]) -> str | None:
     """The key of a table that a plain string stands for, where the table may be written as a string."""
     match path:
-        case ("versions", _):
+        case ("versions" | "tenants", _) | ("tenant_template",):
             return "nodes"
-        case ("versions", _, "primary" | "replicas" | "nodes"):
+        case ("versions" | "tenants", _, "primary" | "replicas" | "nodes"):
+            return "dsn"
+        case ("tenant_template", "primary" | "replicas" | "nodes"):
             return "dsn"
     return None
 
@@ -239,9 +247,13 @@ def _sources(place: Any) -> Iterator[str]:
 
 
 def _decoded(path: tuple[str, ...], text: str) -> Any:
-    """A variable's value: JSON where a table or a list belongs and the text begins as one."""
-    may_nest = len(path) == 1 or (path[0] == "versions" and len(path) <= len(("versions", "v1", "primary")))
-    if not (may_nest and text.lstrip().startswith(("{", "["))):
+    """A variable's value: JSON where a table or a list belongs and the text begins as one, not as ``{tenant}``."""
+    match path:
+        case (_,) | ("versions" | "tenants", _) | ("versions" | "tenants", _, _) | ("tenant_template", _):
+            may_nest = re.match(r"\s*[\[{](?!\w+\})", text) is not None
+        case _:
+            may_nest = False
+    if not may_nest:
         return text
     try:
         return json.loads(text)

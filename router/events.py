@@ -208,15 +208,17 @@ class PoolOpened(Event):
         version: The version it is for.
         node: What it connects to.
         read_only: Whether it is for reading.
+        tenant: Whose it is, if it is one tenant's.
     """
 
     version: str
     node: Node
     read_only: bool
+    tenant: str | None = None
     level: ClassVar[int] = DEBUG
 
     def __str__(self) -> str:
-        return f"{self.version}: opened the pool to {'read from' if self.read_only else 'write to'} {self.node}"
+        return f"{_whose(self)}: opened the pool to {'read from' if self.read_only else 'write to'} {self.node}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,15 +229,21 @@ class PoolClosed(Event):
         version: The version it was for.
         node: What it connected to.
         read_only: Whether it was for reading.
+        tenant: Whose it was, if it was one tenant's.
     """
 
     version: str
     node: Node
     read_only: bool
+    tenant: str | None = None
     level: ClassVar[int] = DEBUG
 
     def __str__(self) -> str:
-        return f"{self.version}: closed the pool to {'read from' if self.read_only else 'write to'} {self.node}"
+        return f"{_whose(self)}: closed the pool to {'read from' if self.read_only else 'write to'} {self.node}"
+
+
+def _whose(event: PoolOpened | PoolClosed) -> str:
+    return event.version if event.tenant is None else f"{event.version}, tenant {event.tenant}"
 
 
 Observer: TypeAlias = "Callable[[Event], object]"

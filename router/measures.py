@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import islice
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from router.directory import DirectoryStats
     from router.topology import Node, Role
+
+
+SHOWN = 10
+"""How many tenants the ``repr`` of the stats names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +93,25 @@ class VersionStats:
     nodes: tuple[NodeStats, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class TenantPoolStats:
+    """One pool of a tenant's, or one that the tenants of a database share.
+
+    Attributes:
+        version: The version, or the name of the tenant's own servers.
+        tenant: Whose it is; ``None`` when tenants share it.
+        node: What it connects to.
+        read_only: Whether it is for reading.
+        pool: The pool.
+    """
+
+    version: str
+    tenant: str | None
+    node: Node
+    read_only: bool
+    pool: PoolStats
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class Stats:
     """The whole router.
@@ -92,11 +120,17 @@ class Stats:
         connections: Connections the process holds through this router, those being opened included.
         max_connections: The most it may hold.
         versions: Every version, as configured.
+        tenant_pools: The open pools of tenants.
+        tenants: For each tenant that uses connections now, how many; the largest number first.
+        directory: How the directory of tenants does; ``None`` where there is none.
     """
 
     connections: int
     max_connections: int
     versions: tuple[VersionStats, ...]
+    tenant_pools: tuple[TenantPoolStats, ...] = ()
+    tenants: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    directory: DirectoryStats | None = None
 
     def __repr__(self) -> str:
         """Show it as a person reads it: one line a node."""
@@ -114,4 +148,15 @@ class Stats:
                     state = f"{state}, {node.lag:.1f} s behind"
                 described = "; ".join((f"{node.role or 'role unknown'}, {state}", *pools))
                 lines.append(f"    {node.node}  {described}")
+        if self.tenant_pools:
+            idle = sum(pool.pool.idle for pool in self.tenant_pools)
+            waiting = sum(pool.pool.waiting for pool in self.tenant_pools)
+            used = sum(self.tenants.values())
+            lines.append(
+                f"  tenants: {len(self.tenant_pools)} pools, {used} in use by {len(self.tenants)} tenants, "
+                f"{idle} idle, {waiting} waiting"
+            )
+            lines += [f"    {tenant}  {count} in use" for tenant, count in islice(self.tenants.items(), SHOWN)]
+        if self.directory is not None:
+            lines.append(f"  {self.directory}")
         return "\n".join(lines)

@@ -11,14 +11,22 @@ from router.errors import UnknownTenant, UnknownVersion
 from router.topology import Cluster, Home, Node, Scope, Target
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from router.topology import Topology
 
 NAME_BYTES = 63
 """How many bytes of a name PostgreSQL looks at; it cuts the rest off, and two tenants might become one."""
 
 _PLACEHOLDER = re.compile(r"\{(tenant|version)\}")
-_NO_SCHEMA = re.compile(r"pg_|information_schema$|\$user$")  # what means something of its own in search_path
-_NO_ROLE = ("none", "public")
+# What means something of its own where a schema stands in search_path, and where a role stands.
+_NO_SCHEMA = re.compile(r"pg_.*|information_schema|\$user", re.DOTALL)
+_NO_ROLE = re.compile(r"pg_.*|none|public", re.DOTALL)
+_RESERVED = {"schema": _NO_SCHEMA, "role": _NO_ROLE, "user": _NO_ROLE}
+_EVERYBODYS = frozenset(
+    {"public", "postgres", "template0", "template1"}
+)  # are there already, for no tenant's key to hit
+_PLAIN = re.compile(r"\w[\w.-]*")
 
 
 def resolve(topology: Topology, version: str | None, tenant: str | None = None, home: Home | None = None) -> Target:
@@ -78,7 +86,8 @@ def check_key(pattern: str, tenant: object) -> None:
     Raises:
         UnknownTenant: It does not look so.
     """
-    if not isinstance(tenant, str) or not _compiled(pattern).fullmatch(tenant) or "\0" in tenant:
+    # Whatever the pattern: no empty key, and none with what cannot be sent, such as NUL and lone surrogates.
+    if not (isinstance(tenant, str) and tenant and tenant.isprintable() and _compiled(pattern).fullmatch(tenant)):
         raise UnknownTenant(tenant, f"a key looks like {pattern} (tenancy.pattern)")
 
 
@@ -98,17 +107,18 @@ def _cluster(topology: Topology, version: str | None) -> tuple[str, Cluster]:
 
 def _of_tenant(topology: Topology, version: str | None, tenant: str, home: Home) -> Target:
     requested, base = _base(topology, version, tenant, home)
-    keys = {"tenant": tenant, "version": base.name}
+    try:
+        home = rendered(home, tenant, base.name)
+    except Misnamed as error:
+        raise UnknownTenant(tenant, str(error), version=version) from None
     if home.cluster is not None:
-        base = _rendered(home.cluster, keys, f"tenant {tenant}" + (f" in {requested}" if requested else ""))
-    name = _named(tenant, base.name)
-    database, user = name("database", home.database), name("user", home.user)
+        base = replace(home.cluster, name=f"tenant {tenant}" + (f" in {requested}" if requested else ""))
     settings: list[tuple[str, str]] = []
-    if home.schema:
-        schemas = [name("schema", schema) for schema in home.schema]
-        settings.append(("search_path", ", ".join(map(quoted, schemas))))
+    path = ", ".join(map(quoted, home.schema))
+    if path:
+        settings.append(("search_path", path))
     if home.role:
-        settings.append(("role", name("role", home.role)))
+        settings.append(("role", home.role))
     if home.row:
         settings.append((home.row, tenant))
     shared = home.policy.pooling == "shared" or any(node.pooler == "transaction" for node in base.nodes)
@@ -117,20 +127,22 @@ def _of_tenant(topology: Topology, version: str | None, tenant: str, home: Home)
     if shared or home.policy.hygiene == "full":
         scope = Scope(tenant, tuple(settings) if shared else (), home.policy.hygiene)
     cluster = base
-    if database or user or options:
-        cluster = replace(cluster, nodes=tuple(_for_tenant(node, database, user, options) for node in base.nodes))
-    if home.policy.min_size:
+    if home.database or home.user or options:
+        nodes = tuple(_for_tenant(node, home.database, home.user, options) for node in base.nodes)
+        cluster = replace(cluster, nodes=nodes)
+    if home.policy.min_size and not shared:
         cluster = replace(cluster, pool=replace(base.pool, min_size=home.policy.min_size))
-    return Target(requested, cluster, tenant, scope, shared, home.policy, base)
+    return Target(requested, cluster, tenant, scope, shared, path, home.policy, base)
 
 
 def _base(topology: Topology, version: str | None, tenant: str, home: Home) -> tuple[str, Cluster]:
     """The version that a request for a tenant is for; with servers of its own, it need not be in any."""
     own = home.cluster
     if own is not None and not home.versions:
-        if version is None and not _names_version(own):
+        names_version = _names_version(home, own)
+        if version is None and not names_version:
             return "", own
-        if version is not None and not _names_version(own):
+        if version is not None and not names_version:
             raise UnknownTenant(
                 tenant, f"it has servers of its own, and lives in no version {version!r}", version=version
             )
@@ -141,45 +153,74 @@ def _base(topology: Topology, version: str | None, tenant: str, home: Home) -> t
     return requested, base
 
 
-def _names_version(cluster: Cluster) -> bool:
-    return any("{version}" in value for node in cluster.nodes for _, value in node.params)
+def _names_version(home: Home, own: Cluster) -> bool:
+    values = [home.role, *home.schema, *(value for node in own.nodes for _, value in node.params)]
+    return any("{version}" in value for value in values)
 
 
-def _rendered(cluster: Cluster, keys: dict[str, str], name: str) -> Cluster:
-    """Servers of a tenant's own, with the keys in their connection strings; each value is its own, nothing to quote."""
-
-    def node(node: Node) -> Node:
-        params = tuple((name, _render(value, keys)) for name, value in node.params)
-        server = replace(
-            node.server, host=_render(node.server.host, keys), database=_render(node.server.database, keys)
-        )
-        return node if params == node.params else replace(node, server=server, params=params)
-
-    return replace(cluster, name=name, nodes=tuple(map(node, cluster.nodes)))
+class Misnamed(ValueError):
+    """The keys make a name that PostgreSQL, or libpq, would take for something else; the message says which."""
 
 
-def _render(text: str, keys: dict[str, str]) -> str:
+def rendered(home: Home, tenant: str, version: str) -> Home:
+    """Put the keys where a home has ``{tenant}`` and ``{version}``, in one pass: what a key holds stays as it is.
+
+    Args:
+        home: Where a tenant lives.
+        tenant: The tenant.
+        version: The version.
+
+    Returns:
+        The home, without placeholders.
+
+    Raises:
+        Misnamed: The result would not be this tenant's, and its alone.
+    """
+    keys = {"tenant": tenant, "version": version}
+    cluster = home.cluster
+    if cluster is not None:
+        cluster = replace(cluster, nodes=tuple(_rendered_node(node, keys) for node in cluster.nodes))
+    return replace(
+        home,
+        cluster=cluster,
+        database=_name("database", home.database, keys),
+        user=_name("user", home.user, keys),
+        schema=tuple(_name("schema", schema, keys) for schema in home.schema),
+        role=_name("role", home.role, keys),
+    )
+
+
+def _rendered_node(node: Node, keys: Mapping[str, str]) -> Node:
+    """A node of a tenant's own servers; each value is its own, nothing to quote."""
+    if not any("{" in value for _, value in node.params):
+        return node
+    params = tuple((param, _value(param, value, keys)) for param, value in node.params)
+    server = replace(node.server, host=_render(node.server.host, keys), database=_render(node.server.database, keys))
+    return replace(node, server=server, params=params)
+
+
+def _value(param: str, template: str, keys: Mapping[str, str]) -> str:
+    """A parameter of libpq; in most of them some characters begin another host, directory or option."""
+    if param in ("dbname", "user"):
+        return _name("database" if param == "dbname" else param, template, keys)
+    for key in _PLACEHOLDER.findall(template):
+        if not _PLAIN.fullmatch(keys[key]):
+            raise Misnamed(f"the key {keys[key]!r} cannot stand in {param}: there it takes letters, digits, _, . and -")
+    return _render(template, keys)
+
+
+def _name(kind: str, template: str, keys: Mapping[str, str]) -> str:
+    name = _render(template, keys) if "{" in template else template
+    if len(name) > NAME_BYTES // 4 and len(name.encode()) > NAME_BYTES:  # a character has up to 4 bytes
+        raise Misnamed(f"the name of its {kind} is longer than {NAME_BYTES} bytes")
+    reserved = _RESERVED.get(kind)
+    if (reserved and reserved.fullmatch(name)) or (name in _EVERYBODYS and name != template):
+        raise Misnamed(f"{name!r} is not a {kind} of a tenant's own")
+    return name
+
+
+def _render(text: str, keys: Mapping[str, str]) -> str:
     return _PLACEHOLDER.sub(lambda match: keys[match[1]], text)
-
-
-def _named(tenant: str, version: str) -> _Named:
-    return _Named(tenant, {"tenant": tenant, "version": version})
-
-
-class _Named:
-    """Makes names of templates, and sees that PostgreSQL takes them for what they are."""
-
-    def __init__(self, tenant: str, keys: dict[str, str]) -> None:
-        self._tenant = tenant
-        self._keys = keys
-
-    def __call__(self, kind: str, template: str) -> str:
-        name = _render(template, self._keys)
-        if len(name.encode(errors="replace")) > NAME_BYTES:
-            raise UnknownTenant(self._tenant, f"the name of its {kind} is longer than {NAME_BYTES} bytes")
-        if (kind == "schema" and _NO_SCHEMA.match(name)) or (kind in ("role", "user") and name in _NO_ROLE):
-            raise UnknownTenant(self._tenant, f"{name!r} means something else to PostgreSQL than a {kind}")
-        return name
 
 
 def quoted(name: str) -> str:

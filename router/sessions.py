@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from contextvars import ContextVar
 from threading import Lock
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING
 
 from router.consistency import Token
+from router.context import Block, blocks
 from router.errors import TokenRefused
 
 if TYPE_CHECKING:
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from router.topology import TokenPolicy
 
 
-class Session:
+class Session(Block):
     """Makes the reads of this task or thread see this session's writes; a context manager, made by ``session()``.
 
     Tasks started inside its block share it; threads do not, they are handed ``token``. Inside the block of another
     session of the same router, reads see what either has to see, and both note what is written.
     """
 
-    __slots__ = ("_guard", "_open", "_outer", "_owner", "_policy", "_token")
+    __slots__ = ("_guard", "_policy", "_token")
 
     def __init__(self, owner: object, policy: TokenPolicy, token: str | None) -> None:
         """Begin where a token ends.
@@ -34,12 +34,10 @@ class Session:
         Raises:
             TokenRefused: The token is not one of this router's, and ``tokens.foreign`` is ``refuse``.
         """
-        self._owner = owner
+        super().__init__(owner)
         self._policy = policy
         self._token = parsed(token, policy)
         self._guard = Lock()  # guards the replacing of _token: tasks and threads may share a session
-        self._open = False
-        self._outer: Session | None = None
 
     @property
     def token(self) -> str:
@@ -70,47 +68,13 @@ class Session:
         if (around := self._around()) is not None:
             around.wrote(version, position)
 
-    def __enter__(self) -> Self:
-        """Have the requests of this task or thread belong to it."""
-        if self._open:
-            raise RuntimeError("this session is in use: call session() once for each block")
-        self._open = True
-        self._outer = _in_force()
-        CURRENT.set(self)
-        return self
-
-    def __exit__(self, *_: object) -> Literal[False]:
-        """Leave what was before in force; the token stays readable."""
-        self._open = False
-        # A generator may be closed while a later session is in force, or in another context: then it is passed over.
-        CURRENT.set(_in_force())
-        return False
-
-    def in_force(self) -> Session | None:
-        """Find the innermost session that is not over.
-
-        Returns:
-            This session or one around it; ``None`` when they are all over.
-        """
-        if self._open:
-            return self
-        return None if self._outer is None else self._outer.in_force()
-
-    def of(self, owner: object) -> Session | None:
-        """Find the innermost session of a router.
-
-        Args:
-            owner: The router.
-
-        Returns:
-            This session or one around it; ``None`` when they are of other routers, or over.
-        """
-        if self._open and self._owner is owner:
-            return self
-        return None if self._outer is None else self._outer.of(owner)
-
     def _around(self) -> Session | None:
-        return None if self._outer is None else self._outer.of(self._owner)
+        outer = self.around()
+        while outer is not None:
+            if outer.owner is self.owner and isinstance(outer, Session):
+                return outer
+            outer = outer.around()
+        return None
 
     def __repr__(self) -> str:
         """Show the positions, not the token."""
@@ -140,15 +104,6 @@ def parsed(text: str | None, policy: TokenPolicy) -> Token:
         return Token()
 
 
-CURRENT: ContextVar[Session | None] = ContextVar("router_session", default=None)
-"""The innermost session of this task or thread; its default is none, so that a thread never gets one by accident."""
-
-
-def _in_force() -> Session | None:
-    current = CURRENT.get()
-    return None if current is None else current.in_force()
-
-
 def current(owner: object) -> Session | None:
     """Find the session that the requests of this task or thread belong to.
 
@@ -158,5 +113,4 @@ def current(owner: object) -> Session | None:
     Returns:
         The innermost one of that router; ``None`` outside of any.
     """
-    innermost = CURRENT.get()
-    return None if innermost is None else innermost.of(owner)
+    return next((block for block in blocks(owner) if isinstance(block, Session)), None)

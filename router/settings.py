@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass, replace
 from difflib import get_close_matches
-from functools import cache
+from functools import cache, lru_cache
 from inspect import getdoc
 from pathlib import Path
 from types import MappingProxyType
@@ -23,6 +23,7 @@ from pydantic import (
     SecretStr,
     ValidationError,
     ValidationInfo,
+    ValidatorFunctionWrapHandler,
     WithJsonSchema,
     create_model,
     field_validator,
@@ -34,15 +35,24 @@ from pydantic_settings import BaseSettings, InitSettingsSource, SettingsConfigDi
 from router import _sources
 from router.dsn import Dsn
 from router.errors import ConfigError
+from router.resolve import Misnamed, rendered
 from router.topology import (
+    TENANT_PATTERN,
     Cluster,
+    DirectoryPolicy,
     Foreign,
     HealthPolicy,
+    Home,
+    Hygiene,
     Node,
+    Pooler,
+    Pooling,
     PoolPolicy,
     ReadPolicy,
     Role,
     Secrets,
+    Tenancy,
+    TenantPolicy,
     TokenPolicy,
     Topology,
 )
@@ -65,7 +75,12 @@ class _Table(BaseModel):
     """A table of settings, which reports every fault in it at once, in its final words and without its input."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False, hide_input_in_errors=True
+        extra="forbid",
+        frozen=True,
+        validate_default=True,
+        allow_inf_nan=False,
+        hide_input_in_errors=True,
+        serialize_by_alias=True,
     )
     _as_string: ClassVar[str | None] = None  # what a plain string in its place stands for
 
@@ -89,17 +104,12 @@ class _Table(BaseModel):
         except ValidationError as error:
             faults = [(details["loc"], cls._in_words(details)) for details in error.errors(include_url=False)] + faults
         if faults:
-            raise ValidationError.from_exception_data(
-                cls.__name__,
-                [
-                    InitErrorDetails(
-                        type=PydanticCustomError("in_words", "{text}", {"text": text}), loc=path, input=None
-                    )
-                    for path, text in faults
-                ],
-                hide_input=True,
-            )
+            raise _error(cls.__name__, faults)
         return made
+
+    @classmethod
+    def _keys(cls) -> frozenset[str]:
+        return frozenset(field.alias or name for name, field in cls.model_fields.items())
 
     @classmethod
     def _in_words(cls, details: Any) -> str:
@@ -108,7 +118,7 @@ class _Table(BaseModel):
             case "in_words":
                 text = details["msg"]
             case "extra_forbidden":
-                near = get_close_matches(str(details["loc"][-1]), cls.model_fields, n=1)
+                near = get_close_matches(str(details["loc"][-1]), cls._keys(), n=1)
                 text = "unknown key" + (f"; did you mean {near[0]}?" if near else "")
             case "missing":
                 text = "is missing"
@@ -116,6 +126,8 @@ class _Table(BaseModel):
                 text = f"must be {f'{cls._as_string} or ' if cls._as_string else ''}a table"
             case "tuple_type":
                 text = "must be a list"
+            case "string_too_short":
+                text = "is empty"
             case "value_error":
                 text = str(details["ctx"]["error"])
             case kind:
@@ -137,6 +149,17 @@ class _Table(BaseModel):
                 table,
             ]
         return found
+
+
+def _error(title: str, faults: Iterable[_sources.Fault]) -> ValidationError:
+    return ValidationError.from_exception_data(
+        title,
+        [
+            InitErrorDetails(type=PydanticCustomError("in_words", "{text}", {"text": text}), loc=path, input=None)
+            for path, text in faults
+        ],
+        hide_input=True,
+    )
 
 
 @cache
@@ -196,6 +219,7 @@ _Pool = Annotated[
         max_waiting={"ge": 0},
         max_idle=_SECONDS,
         max_lifetime=_SECONDS,
+        max_unused=_SECONDS,
     ),
 ]
 _Read = Annotated[
@@ -213,6 +237,10 @@ _Health = Annotated[
         ban=_SECONDS,
         ban_max=_SECONDS,
     ),
+]
+_Directory = Annotated[
+    DirectoryPolicy,
+    _table_of(DirectoryPolicy, table={"min_length": 1}, ttl=_SECONDS, unknown_ttl={"ge": 0}),
 ]
 
 
@@ -243,9 +271,9 @@ class NodeSettings(_Table):
         default=None, description="The password; stronger than one in `dsn`. Without any, libpq looks for one."
     )
     password_file: Path | None = Field(default=None, description=_about(Node).get("password_file"))
-    pooler: bool = Field(
-        default=False,
-        description="Whether a pooler such as PgBouncer stands there: the servers behind it may differ by database.",
+    pooler: Pooler | None = Field(
+        default=None,
+        description=f"{_about(Node).get('pooler')} The servers behind it may differ by database.",
     )
 
     _as_string = "a connection string"
@@ -283,7 +311,9 @@ class NodeSettings(_Table):
         for server, params in self.dsn.nodes:
             named = dict(params)
             database = (named.get("dbname") or named.get("user", "")) if self.pooler else ""
-            yield Node(replace(server, database=database), params, role, self.weight, secrets, self.password_file)
+            yield Node(
+                replace(server, database=database), params, role, self.weight, secrets, self.password_file, self.pooler
+            )
 
 
 def _one_host(node: NodeSettings) -> NodeSettings:
@@ -309,11 +339,14 @@ def _listed(value: object) -> object:
     return [value] if isinstance(value, (Mapping, NodeSettings)) else value
 
 
+SERVERS = ("primary", "replicas", "nodes")
+"""The keys under which servers stand."""
+
 _Listed = BeforeValidator(_listed, json_schema_input_type=NodeSettings | list[NodeSettings])
 
 
-class VersionSettings(_Table):
-    """A version: `primary` and `replicas`, or `nodes`; a plain string is short for `nodes`."""
+class _Servers(_Table):
+    """What has servers: `primary` and `replicas`, or `nodes`; a plain string is short for `nodes`."""
 
     primary: Annotated[NodeSettings, AfterValidator(_one_host)] | None = Field(
         default=None, description="The node that takes writes."
@@ -324,8 +357,6 @@ class VersionSettings(_Table):
     nodes: Annotated[tuple[Annotated[NodeSettings, AfterValidator(_any_role)], ...], _Listed] = Field(
         default=(), description="Instead of both: nodes whose roles are discovered. Each may name several hosts."
     )
-    pool: _Pool = Field(default=PoolPolicy(), description="Keys of `[pool]` that differ for this version.")
-    read: _Read = Field(default=ReadPolicy(), description="Keys of `[read]` that differ for this version.")
 
     _as_string = "a connection string (of nodes whose roles are discovered)"
 
@@ -338,8 +369,6 @@ class VersionSettings(_Table):
         primary, replicas, nodes = (data.get(key) for key in ("primary", "replicas", "nodes"))
         if nodes and (primary or replicas):
             yield ("nodes",), "stands beside primary or replicas: use those if the roles are fixed, else nodes alone"
-        elif not (primary or nodes) and data.keys() <= cls.model_fields.keys():  # a misspelt key explains it
-            yield (), "needs `primary`, or `nodes` if the roles are to be discovered"
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
@@ -357,6 +386,19 @@ class VersionSettings(_Table):
             for settings in listed:
                 yield from settings.nodes(role)
 
+
+class VersionSettings(_Servers):
+    """A version: `primary` and `replicas`, or `nodes`; a plain string is short for `nodes`."""
+
+    pool: _Pool = Field(default=PoolPolicy(), description="Keys of `[pool]` that differ for this version.")
+    read: _Read = Field(default=ReadPolicy(), description="Keys of `[read]` that differ for this version.")
+
+    @classmethod
+    def _faults(cls, data: Mapping[str, Any]) -> Iterator[_sources.Fault]:
+        yield from super()._faults(data)
+        if not (data.get("primary") or data.get("nodes")) and data.keys() <= cls._keys():  # a misspelt key explains it
+            yield (), "needs `primary`, or `nodes` if the roles are to be discovered"
+
     def cluster(self, name: str) -> Cluster:
         """What the version is made of.
 
@@ -367,6 +409,175 @@ class VersionSettings(_Table):
             Its nodes and policies.
         """
         return Cluster(name, tuple(self._nodes()), self.pool, self.read)
+
+
+class TenancySettings(_Table):
+    """What holds for all tenants; each may differ in how it is kept apart."""
+
+    pattern: str = Field(default=TENANT_PATTERN, description=_about(Tenancy).get("pattern"))
+    pooling: Pooling = Field(default=TenantPolicy().pooling, description=_about(TenantPolicy).get("pooling"))
+    hygiene: Hygiene = Field(default=TenantPolicy().hygiene, description=_about(TenantPolicy).get("hygiene"))
+    max_connections: int | None = Field(
+        default=TenantPolicy().max_connections, ge=1, description=_about(TenantPolicy).get("max_connections")
+    )
+    min_size: int = Field(default=TenantPolicy().min_size, ge=0, description=_about(TenantPolicy).get("min_size"))
+
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, pattern: str) -> str:
+        try:
+            re.compile(pattern)
+        except (re.error, OverflowError) as error:
+            raise ValueError(f"is not a regular expression: {error}") from None
+        return pattern
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for problem in _at_odds(self.policy()):
+            raise ValueError(problem)
+        return self
+
+    def policy(self) -> TenantPolicy:
+        """The same as one of topology's policies."""
+        return _policy(self.pooling, self.hygiene, self.max_connections, self.min_size)
+
+
+@lru_cache
+def _policy(pooling: Pooling, hygiene: Hygiene, max_connections: int | None, min_size: int) -> TenantPolicy:
+    """One object for all tenants that are kept apart alike: there may be thousands."""
+    return TenantPolicy(pooling, hygiene, max_connections, min_size)
+
+
+def _at_odds(policy: TenantPolicy) -> Iterator[str]:
+    if policy.min_size and policy.pooling == "shared":
+        yield 'min_size keeps connections open for one tenant alone, which needs pooling = "dedicated"'
+    if policy.max_connections is not None and policy.min_size > policy.max_connections:
+        yield f"min_size is {policy.min_size}, more than max_connections, which is {policy.max_connections}"
+
+
+_GENERAL = TenancySettings()
+_PLACEHOLDERS = {"{tenant}", "{version}"}
+
+
+def _holds_only_ours(text: str) -> str:
+    if set(re.findall(r"\{[^{}]*\}", text)) - _PLACEHOLDERS:
+        raise ValueError("has a placeholder that is neither {tenant} nor {version}")
+    return text
+
+
+def _checked_name(name: str) -> str:
+    if not name:
+        raise ValueError("is empty: leave it out")
+    if "\0" in name:
+        raise ValueError("holds a NUL character, which no name does")
+    if "://" in name:
+        raise ValueError("is no name but a connection string, which goes into `primary` or `nodes`")
+    return _holds_only_ours(name)
+
+
+def _checked_row(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][\w$]*(\.[A-Za-z_][\w$]*)+", name, re.ASCII):
+        raise ValueError("must be the name of a setting with a dot in it, such as app.tenant")
+    return name
+
+
+def _one_or_more(value: object) -> object:
+    match value:
+        case None:
+            return ()
+        case str():
+            return (value,)
+        case list() | tuple():
+            return value
+    raise ValueError("must be a string or a list")
+
+
+_Name = Annotated[str, AfterValidator(_checked_name)]
+_OneOrMore = BeforeValidator(_one_or_more, json_schema_input_type=str | list[str])
+
+
+class TenantSettings(_Servers):
+    """A tenant: where it lives, and how it is kept apart; a plain string is short for `nodes`."""
+
+    version: Annotated[tuple[_Key, ...], _OneOrMore] = Field(
+        default=(),
+        description="The version or alias it lives in, or a list, first the one for requests that name none; left out, "
+        "it lives in every version.",
+    )
+    database: _Name | None = Field(default=None, description="Its database there; left out, the node's.")
+    user: _Name | None = Field(default=None, description="Its login role there; left out, the node's.")
+    schema_: Annotated[tuple[_Name, ...], _OneOrMore] = Field(
+        default=(), alias="schema", description="Its schema, or a list that is its `search_path`."
+    )
+    role: _Name | None = Field(default=None, description="The role that its sessions are set to.")
+    row: Annotated[str, AfterValidator(_checked_row)] | None = Field(
+        default=None,
+        description="The setting, such as `app.tenant`, that holds its key, for policies of row-level security.",
+    )
+    pooling: Pooling | None = Field(default=None, description="As `tenancy.pooling`.")
+    hygiene: Hygiene | None = Field(default=None, description="As `tenancy.hygiene`.")
+    max_connections: int | None = Field(default=None, ge=1, description="As `tenancy.max_connections`.")
+    min_size: int | None = Field(default=None, ge=0, description="As `tenancy.min_size`.")
+
+    @classmethod
+    def _faults(cls, data: Mapping[str, Any]) -> Iterator[_sources.Fault]:
+        yield from super()._faults(data)
+        if data.get("replicas") and not (data.get("primary") or data.get("nodes")):
+            yield ("replicas",), "stands without primary: add that, or list them as nodes if the roles are unknown"
+        if any(map(data.get, SERVERS)):
+            for key in ("database", "user"):
+                if data.get(key) is not None:
+                    yield (key,), "stands beside servers of its own: write it in their connection strings instead"
+
+    @field_validator(*SERVERS)
+    @classmethod
+    def _placeholders(cls, servers: Any) -> Any:
+        for node in (servers,) if isinstance(servers, NodeSettings) else servers or ():
+            for _, params in node.dsn.nodes:
+                for _, value in params:
+                    _holds_only_ours(value)
+        return servers
+
+    def _written(self) -> dict[str, Any]:
+        """The keys that are set, as they are written, with their values."""
+        found = {name: getattr(self, name) for name in self.model_fields_set}
+        return {
+            (type(self).model_fields[name].alias or name): value for name, value in found.items() if value is not None
+        }
+
+    def home(self, cluster: str, tenancy: TenancySettings, pool: PoolPolicy, read: ReadPolicy) -> Home:
+        """Where the tenant lives.
+
+        Args:
+            cluster: What to call servers of its own.
+            tenancy: What holds for all tenants.
+            pool: How pools on servers of its own behave.
+            read: How reads are spread there.
+
+        Returns:
+            Its home, placeholders and all.
+        """
+        nodes = tuple(self._nodes())
+        policy = _policy(
+            self.pooling or tenancy.pooling,
+            self.hygiene or tenancy.hygiene,
+            tenancy.max_connections if self.max_connections is None else self.max_connections,
+            tenancy.min_size if self.min_size is None else self.min_size,
+        )
+        return Home(
+            self.version,
+            Cluster(cluster, nodes, pool, read) if nodes else None,
+            self.database or "",
+            self.user or "",
+            self.schema_,
+            self.role or "",
+            self.row or "",
+            policy,
+        )
+
+
+TENANT_KEYS = TenantSettings._keys()  # noqa: SLF001 (of this module)
+"""What may be said of a tenant: the keys of ``[tenants.NAME]``, and of what a directory answers."""
 
 
 KEY_LENGTH = 16
@@ -425,6 +636,10 @@ class RouterSettings(BaseSettings, _Table):
         default=None, description="The version or alias for requests that name none; left out, those are an error."
     )
     max_connections: int = Field(default=200, ge=1, description=_about(Topology).get("max_connections"))
+    max_connections_per_server: int | None = Field(
+        default=None, ge=1, description=_about(Topology).get("max_connections_per_server")
+    )
+    max_pools: int = Field(default=100, ge=1, description=_about(Topology).get("max_pools"))
     pool: _Pool = Field(default=PoolPolicy(), description="How every pool behaves; a version may differ.")
     read: _Read = Field(default=ReadPolicy(), description="How reads are spread; a version may differ.")
     health: _Health = Field(default=HealthPolicy(), description=_about(Topology).get("health"))
@@ -432,6 +647,15 @@ class RouterSettings(BaseSettings, _Table):
     versions: dict[_Key, VersionSettings] = Field(default={}, description="Every version, by key; at least one.")
     aliases: dict[_Key, Annotated[_Key, Field(description="A version, or another alias.")]] = Field(
         default={}, description="Other names for versions."
+    )
+    tenancy: TenancySettings | None = Field(default=None, description="What holds for all tenants.")
+    directory: _Directory | None = Field(
+        default=None, description=(getdoc(DirectoryPolicy) or "").partition("\n")[0] or None
+    )
+    tenants: dict[_Key, TenantSettings] = Field(default={}, description="Tenants, by key.")
+    tenant_template: TenantSettings | None = Field(
+        default=None,
+        description="Where tenants live that are not listed; with `[directory]`, what its answers leave open.",
     )
 
     def __init__(self, **values: Any) -> None:
@@ -521,6 +745,17 @@ class RouterSettings(BaseSettings, _Table):
             yield ("versions",), "there is none: add [versions.NAME] to a file, or set ROUTER_VERSIONS__NAME__PRIMARY"
         if not versions or not isinstance(versions, Mapping) or not isinstance(aliases, Mapping):
             return
+        for key in versions:
+            if isinstance(key, str) and key.startswith(f"{_OWN} "):
+                yield ("versions", key), "begins as the names of tenants' own servers do: give it another key"
+        yield from cls._alias_faults(versions, aliases)
+        known = [*versions, *aliases]
+        for path, name in cls._versions_named(data):
+            if isinstance(name, str) and name not in known:
+                yield path, _unknown(name, known)
+
+    @staticmethod
+    def _alias_faults(versions: Mapping[str, Any], aliases: Mapping[str, Any]) -> Iterator[_sources.Fault]:
         known = [*versions, *aliases]
         named = {alias: name for alias, name in aliases.items() if isinstance(name, str)}
         for alias, name in named.items():
@@ -533,9 +768,93 @@ class RouterSettings(BaseSettings, _Table):
                     ("aliases", alias),
                     f"leads back to itself: {' → '.join(map(_sources.quoted, trail))}",
                 )
-        default = data.get("default_version")
-        if isinstance(default, str) and default not in known:
-            yield ("default_version",), _unknown(default, known)
+
+    @staticmethod
+    def _versions_named(data: Mapping[str, Any]) -> Iterator[tuple[_sources.KeyPath, Any]]:
+        """Where a version or an alias is named, and which; of tables whose values need not be valid."""
+        yield ("default_version",), data.get("default_version")
+        directory = _Table._prepared(data.get("directory"))  # noqa: SLF001 (of this module)
+        if isinstance(directory, Mapping):
+            yield ("directory", "version"), directory.get("version")
+        listed = data.get("tenants")
+        tables = [(("tenants", key), table) for key, table in listed.items()] if isinstance(listed, Mapping) else []
+        for path, table in (*tables, (("tenant_template",), data.get("tenant_template"))):
+            named = table.get("version") if isinstance(table, Mapping) else getattr(table, "version", None)
+            for name in named if isinstance(named, (list, tuple)) else (named,):
+                yield (*path, "version"), name
+
+    @field_validator("tenants", mode="wrap")
+    @classmethod
+    def _listed_apart(cls, tenants: Any, handler: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
+        """Validate one after the other: what is wrong with one hides nothing of the next."""
+        if not isinstance(tenants, Mapping):
+            return handler(tenants)
+        made: dict[str, TenantSettings] = {}
+        faults: list[_sources.Fault] = []
+        for key, table in tenants.items():
+            try:
+                made |= handler({key: table})
+            except ValidationError as error:
+                faults += [(details["loc"], cls._in_words(details)) for details in error.errors(include_url=False)]
+            else:
+                faults += [((key,), text) for text in _listing_faults(key, made[key], info.data)]
+        if faults:
+            raise _error(cls.__name__, faults)
+        return made
+
+    @field_validator("tenant_template")
+    @classmethod
+    def _others_apart(cls, template: TenantSettings | None, info: ValidationInfo) -> TenantSettings | None:
+        if template is not None:
+            home = _home("", template, info.data)
+            for problem in _pool_faults(home, info.data):
+                raise ValueError(problem)
+            # A directory may say the rest; one that is invalid is not in the data.
+            if info.data.get("directory", True) is None and not home.row and not _names_tenant(home):
+                raise ValueError("has no {tenant} anywhere, and no row: all tenants would be one")
+        return template
+
+    def home(self, tenant: str, answer: Mapping[str, Any] | TenantSettings) -> Home:
+        """Read what a directory answered.
+
+        Args:
+            tenant: The key that it was asked for.
+            answer: The keys of ``[tenants.NAME]``; what is left out or ``None`` is as in ``[tenant_template]``, but
+                for where that has tenants live, if servers of its own are named.
+
+        Returns:
+            Where the tenant lives.
+
+        Raises:
+            ConfigError: Something is wrong with the answer; every problem is listed.
+        """
+        faults: list[_sources.Fault]
+        try:
+            settings = TenantSettings.model_validate(self._over_template(answer))
+        except ValidationError as error:
+            faults = [(details["loc"], details["msg"]) for details in error.errors(include_url=False)]
+        else:
+            known = [*self.versions, *self.aliases]
+            faults = [(("version",), _unknown(name, known)) for name in settings.version if name not in known]
+            faults += [((), text) for text in _shared_faults(tenant, settings, dict(self))]
+        if faults:  # outside of `except`, as in the constructor
+            raise ConfigError(
+                ": ".join(["directory", f"tenant {tenant!r}", *([_sources.dotted(path)] if path else []), text])
+                for path, text in faults
+            )
+        return _home(tenant, settings, dict(self))
+
+    def _over_template(self, answer: Mapping[str, Any] | TenantSettings) -> Any:
+        if isinstance(answer, TenantSettings):
+            answer = answer._written()  # noqa: SLF001 (of this module)
+        answer = TenantSettings._prepared(answer)  # noqa: SLF001
+        if not isinstance(answer, Mapping):
+            return answer  # which is a fault
+        said = {key: value for key, value in answer.items() if value is not None}
+        left_open = {} if self.tenant_template is None else self.tenant_template._written()  # noqa: SLF001
+        if any(map(said.get, SERVERS)):
+            left_open = {key: value for key, value in left_open.items() if key not in (*SERVERS, "database", "user")}
+        return {**left_open, **said}
 
     def topology(self) -> Topology:
         """What the settings describe.
@@ -548,9 +867,84 @@ class RouterSettings(BaseSettings, _Table):
             aliases=MappingProxyType({alias: _trail(alias, self.aliases)[-1] for alias in self.aliases}),
             default_version=self.default_version,
             max_connections=self.max_connections,
+            max_connections_per_server=self.max_connections_per_server,
+            max_pools=self.max_pools,
             health=self.health,
             tokens=self.tokens.policy(),
+            tenancy=self._tenancy(),
         )
+
+    def _tenancy(self) -> Tenancy | None:
+        if not self.tenants and self.tenant_template is None and self.tenancy is None and self.directory is None:
+            return None
+        data = dict(self)
+        general = _tenancy_in(data)
+        return Tenancy(
+            homes=MappingProxyType({key: _home(key, tenant, data) for key, tenant in self.tenants.items()}),
+            template=None if self.tenant_template is None else _home("", self.tenant_template, data),
+            pattern=general.pattern,
+            policy=general.policy(),
+            directory=self.directory or DirectoryPolicy(),
+        )
+
+
+_OWN = "tenant"
+"""How the names of tenants' own servers begin."""
+
+
+def _tenancy_in(data: Mapping[str, Any]) -> TenancySettings:
+    return data.get("tenancy") or _GENERAL
+
+
+def _home(tenant: str, settings: TenantSettings, data: Mapping[str, Any]) -> Home:
+    """Where a tenant lives, by its settings and those that hold for all; what is invalid of these is not there."""
+    pool, read = data.get("pool", PoolPolicy()), data.get("read", ReadPolicy())
+    return settings.home(f"{_OWN} {tenant}".rstrip(), _tenancy_in(data), pool, read)
+
+
+def _names_tenant(home: Home) -> bool:
+    values = [home.database, home.user, home.role, *home.schema]
+    if home.cluster is not None:
+        values += [value for node in home.cluster.nodes for _, value in node.params]
+    return any("{tenant}" in value for value in values)
+
+
+def _listing_faults(tenant: str, settings: TenantSettings, data: Mapping[str, Any]) -> Iterator[str]:
+    pattern = _tenancy_in(data).pattern
+    if not re.fullmatch(pattern, tenant):
+        yield f"is no tenant's key: one looks like {pattern} (tenancy.pattern)"
+    yield from _shared_faults(tenant, settings, data)
+
+
+def _shared_faults(tenant: str, settings: TenantSettings, data: Mapping[str, Any]) -> Iterator[str]:
+    """Why a tenant would share another's data, or cannot have the pools it is to have."""
+    home = _home(tenant, settings, data)
+    if not (home.cluster or home.database or home.user or home.schema or home.role or home.row):
+        yield (
+            "has nothing that keeps it apart from others: it needs a database, user, schema, role or row, or servers "
+            "of its own (primary or nodes)"
+        )
+    yield from _pool_faults(home, data)
+    try:
+        for version in sorted(_lived_in(home, data)):
+            rendered(home, tenant, version)
+    except Misnamed as error:
+        yield str(error)
+
+
+def _pool_faults(home: Home, data: Mapping[str, Any]) -> Iterator[str]:
+    yield from _at_odds(home.policy)
+    for version in sorted(_lived_in(home, data)):
+        pool = home.cluster.pool if home.cluster else data["versions"][version].pool
+        if home.policy.min_size > pool.max_size:
+            yield f"min_size is {home.policy.min_size}, more than pool.max_size, which is {pool.max_size}"
+            break
+
+
+def _lived_in(home: Home, data: Mapping[str, Any]) -> set[str]:
+    versions: Mapping[str, VersionSettings] = data.get("versions", {})
+    aliases: Mapping[str, str] = data.get("aliases", {})
+    return {_trail(name, aliases)[-1] for name in home.versions or versions} & versions.keys()
 
 
 def _trail(alias: str, aliases: Mapping[str, str]) -> list[str]:

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 IS_IN_RECOVERY = "SELECT pg_is_in_recovery()"
 
 # ruff: noqa: S608  (each is put together from constants)
@@ -43,6 +49,13 @@ LOOK_WITHOUT_CONTROL = _look(_RECEIVED_TIMELINE, "NULL")
 WRITTEN = f"SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint, {_PRIMARYS_TIMELINE}"
 COMMIT_AND_WRITTEN = f"COMMIT; {WRITTEN}"
 
+# Everything that a borrower can leave in a session, undone: what DISCARD ALL does, which cannot share a round trip. The
+# role goes back to the one that the session began with. Whoever had the session may have had names found elsewhere.
+RESET_SESSION = (
+    "CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ROLE; RESET ALL; DEALLOCATE ALL; UNLISTEN *; "
+    "SELECT pg_catalog.pg_advisory_unlock_all(); DISCARD PLANS; DISCARD TEMP; DISCARD SEQUENCES"
+)
+
 # What `router check` asks every server. It takes no privilege; `receiver` is null when there is none.
 SERVER_FACTS = """
 SELECT
@@ -54,6 +67,48 @@ SELECT
     (SELECT coalesce(status, 'running') FROM pg_stat_wal_receiver) AS receiver
 """
 
+
+def literal(text: str) -> str:
+    """Write a text as a literal that means the same however the session is set.
+
+    Args:
+        text: The text, without NUL.
+
+    Returns:
+        An escape string: what ``standard_conforming_strings`` says does not matter to it.
+    """
+    return "E'" + text.replace("\\", "\\\\").replace("'", "''") + "'"
+
+
+def settings(pairs: Iterable[tuple[str, str]], *, local: bool) -> str:
+    """Write a statement that sets PostgreSQL's settings.
+
+    Args:
+        pairs: Names and values, at least one.
+        local: Whether they last for the transaction only.
+
+    Returns:
+        The statement.
+    """
+    scope = "true" if local else "false"
+    return "SELECT " + ", ".join(
+        f"pg_catalog.set_config({literal(name)}, {literal(value)}, {scope})" for name, value in pairs
+    )
+
+
+def is_schema(search_path: str) -> str:
+    """Write a statement that fails (3F000) unless the first schema of a search path is there.
+
+    Args:
+        search_path: Quoted names.
+
+    Returns:
+        The statement.
+    """
+    first = re.match(r'"(?:[^"]|"")*"', search_path)
+    return f"SELECT {literal(first[0] if first else search_path)}::pg_catalog.regnamespace"
+
+
 # What `router status` counts: the sessions of a node's user in its database, the one that asks left out. What they do
 # is shown to their own user without any privilege; of other users' sessions it might see no more than that they exist.
 ACTIVITY = """
@@ -64,4 +119,79 @@ SELECT
 FROM pg_stat_activity
 WHERE datname = current_database() AND usename = session_user AND backend_type = 'client backend'
     AND pid <> pg_backend_pid()
+"""
+
+TENANTS_CHANNEL = "router_tenant"
+"""Where one hears of changes in a table of tenants: what is sent is the tenant's key, or nothing when it may be any."""
+
+LISTEN_TO_TENANTS = f"LISTEN {TENANTS_CHANNEL}"
+
+
+def tenant_of(table: str) -> str:
+    """Write the query for one tenant.
+
+    Args:
+        table: The table of tenants, as SQL writes it.
+
+    Returns:
+        The query; its parameter is the key.
+    """
+    return f"SELECT * FROM {table.replace('%', '%%')} WHERE tenant = %s"
+
+
+def tenants_of(table: str) -> str:
+    """Write the query for the keys of all tenants.
+
+    Args:
+        table: The table of tenants, as SQL writes it.
+
+    Returns:
+        The query.
+    """
+    return f"SELECT tenant FROM {table} ORDER BY tenant"
+
+
+def tenants_table(table: str) -> str:
+    """Write what makes a table of tenants that tells of its changes.
+
+    Args:
+        table: Its name, as SQL writes it.
+
+    Returns:
+        The statements, for ``psql`` or a migration.
+    """
+    schema = re.match(r'(?:"(?:[^"]|"")*"|[^".]*)\s*\.\s*', table)
+    function = f"{schema[0] if schema else ''}router_tenant_changed"
+    return f"""\
+-- Where each tenant lives. A column that is NULL takes what the settings say under [tenant_template].
+CREATE TABLE {table} (
+    tenant          text PRIMARY KEY,
+    version         text[],  -- the versions or aliases that it lives in, its first one first
+    database        text,
+    "user"          text,
+    schema          text[],
+    role            text,
+    "row"           text,    -- the setting that row-level security goes by
+    pooling         text CHECK (pooling IN ('dedicated', 'shared')),
+    hygiene         text CHECK (hygiene IN ('transaction', 'full')),
+    max_connections integer CHECK (max_connections > 0),
+    min_size        integer CHECK (min_size >= 0)
+);
+
+-- Every router hears of a change as soon as it is committed.
+CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF TG_OP = 'TRUNCATE' THEN
+        EXECUTE format('SELECT pg_notify(%L, tenant) FROM %s', '{TENANTS_CHANNEL}', TG_RELID::regclass);
+    ELSE
+        PERFORM pg_notify('{TENANTS_CHANNEL}', key)
+        FROM unnest(ARRAY[OLD.tenant, NEW.tenant]) AS key WHERE key IS NOT NULL;
+    END IF;
+    RETURN NULL;
+END
+$$;
+CREATE TRIGGER router_tenant_changed AFTER INSERT OR UPDATE OR DELETE ON {table}
+    FOR EACH ROW EXECUTE FUNCTION {function}();
+CREATE TRIGGER router_tenants_gone BEFORE TRUNCATE ON {table}
+    FOR EACH STATEMENT EXECUTE FUNCTION {function}();
 """

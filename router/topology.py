@@ -281,6 +281,7 @@ class Target:
         tenant: The tenant, if it is for one.
         scope: What a connection is set to when it is borrowed; ``None`` where it is so from the start.
         shared: Whether its pools are shared by tenants.
+        schema: The search path whose first schema must be there, in quotes; empty for none.
         policy: How the tenant is kept apart.
         watched: The nodes as they are watched; ``None`` for those of ``cluster``.
     """
@@ -290,6 +291,7 @@ class Target:
     tenant: str | None = None
     scope: Scope | None = None
     shared: bool = False
+    schema: str = ""
     policy: TenantPolicy = TenantPolicy()
     watched: Cluster | None = None
 
@@ -348,7 +350,7 @@ class Topology:
         aliases: Other names for versions; each names a key of ``versions``.
         default_version: The version or alias for requests that name none; ``None`` makes those an error.
         max_connections: The most connections this process holds, over all pools.
-        max_connections_per_server: The most of them to one server; ``None`` for no other limit.
+        max_connections_per_server: The most of them to one server; left out, there is no other limit.
         max_pools: The most pools that are open at the same time; each costs two threads, or tasks.
         health: How servers are watched.
         tokens: How the tokens of sessions are made and read.

@@ -76,7 +76,7 @@ async def test_a_return_that_has_to_wait_survives_cancellation(postgres: Postgre
 
         task = asyncio.create_task(borrow_and_wait())
         await entered.wait()
-        [pool] = router._routing.pools.values()
+        [pool] = router._routing.pools
         async with pool._lock:  # so that giving back is suspended at this lock
             leave.set()
             await aeventually(lambda: asyncio.sleep(0, bool(pool._lock._waiters)))

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from router import AsyncRouter, Router
 from router.consistency import Position
-from router.sessions import CURRENT, Session
+from router.context import CURRENT
+from router.sessions import Session, current
 from router.topology import TokenPolicy
 from tests.support import new_name, run, settings
 
@@ -75,11 +76,10 @@ async def test_an_async_generator_that_is_closed_elsewhere_leaves_none_in_force(
     generator = generate()
     with session() as around:
         left = await anext(generator)
-        assert left.of(OWNER) is left
+        assert current(OWNER) is around  # what a suspended generator began is in force for nobody else
+        assert left.in_force() is False
         await asyncio.create_task(generator.aclose())  # in a copy of this context
-        current = CURRENT.get()
-        assert current is not None
-        assert current.of(OWNER) is around
+        assert current(OWNER) is around
     assert CURRENT.get() is None
 
 
@@ -87,12 +87,13 @@ def test_a_session_may_be_entered_again_after_its_block() -> None:
     again = session()
     for lsn in (1, 2):
         with again:
-            current = CURRENT.get()
-            assert current is not None
-            current.wrote("v1", Position(1, 1, lsn))
+            inside = current(OWNER)
+            assert inside is not None
+            inside.wrote("v1", Position(1, 1, lsn))
             assert again.positions("v1") == [Position(1, 1, lsn)]
     assert CURRENT.get() is None
 
 
 def test_a_session_that_nobody_entered_is_of_nobody() -> None:
-    assert session().of(OWNER) is None
+    session()
+    assert current(OWNER) is None

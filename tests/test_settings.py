@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import logging
 import os
@@ -9,10 +10,14 @@ import re
 import subprocess
 import sys
 import textwrap
+import time
 import tomllib
 import traceback
+import tracemalloc
 from dataclasses import asdict
+from operator import attrgetter
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -25,8 +30,22 @@ from pydantic import ValidationError
 from router import _sources, dsn
 from router.dsn import Dsn
 from router.errors import ConfigError
-from router.settings import RouterSettings
-from router.topology import HealthPolicy, Node, PoolPolicy, ReadPolicy, Role, Secrets, Server, Topology
+from router.settings import SERVERS, RouterSettings, TenantSettings
+from router.topology import (
+    Cluster,
+    DirectoryPolicy,
+    HealthPolicy,
+    Home,
+    Node,
+    PoolPolicy,
+    ReadPolicy,
+    Role,
+    Secrets,
+    Server,
+    Tenancy,
+    TenantPolicy,
+    Topology,
+)
 from tools import generate
 
 if TYPE_CHECKING:
@@ -91,16 +110,14 @@ def test_the_policies_are_the_topologys_own() -> None:
     assert (settings.pool, settings.read, settings.health) == (PoolPolicy(), ReadPolicy(), HealthPolicy())
     topology = settings.topology()
     bare = Topology(versions=topology.versions)
-    assert (topology.max_connections, topology.default_version, topology.health, topology.aliases) == (
-        bare.max_connections,
-        bare.default_version,
-        bare.health,
-        bare.aliases,
-    )
+    limits = attrgetter("max_connections", "max_connections_per_server", "max_pools")
+    assert limits(topology) == limits(bare)
+    others = attrgetter("default_version", "health", "tokens", "aliases", "tenancy")
+    assert others(topology) == others(bare)
 
 
 def test_every_key_of_a_policy_is_read() -> None:
-    pool = PoolPolicy(1, 2, 3.0, 4, 5, 6.0, 7.0)
+    pool = PoolPolicy(1, 2, 3.0, 4, 5, 6.0, 7.0, 8.0)
     read = ReadPolicy("random", "wait", autocommit=False)
     health = HealthPolicy(1.0, 2.0)
     as_tables = RouterSettings(versions=V1, pool=asdict(pool), read=asdict(read), health=asdict(health))
@@ -140,6 +157,16 @@ def test_roles_order_and_weights() -> None:
     assert [node.role for node in nodes(nodes=["host=a", "host=b"])] == [None, None]
 
 
+@pytest.mark.parametrize("pooler", ["session", "transaction"])
+def test_behind_a_pooler_a_server_is_that_of_a_database(pooler: str) -> None:
+    first, second = nodes(
+        primary={"dsn": "host=p user=app dbname=one", "pooler": pooler},
+        replicas=[{"dsn": "host=p user=two", "pooler": pooler}],
+    )
+    assert (first.server, second.server) == (Server("p", 5432, "one"), Server("p", 5432, "two"))
+    assert {first.pooler, second.pooler} == {pooler}
+
+
 def test_short_forms() -> None:
     long = nodes(nodes=[{"dsn": "postgresql://h1,h2/app"}])
     settings = RouterSettings(versions={"v1": "postgresql://h1,h2/app"})
@@ -173,6 +200,351 @@ def test_what_is_no_key(key: str) -> None:
         f"argument: versions.{_sources.quoted(key)}: "
         "is no key: one has at least one character, none that cannot be printed, no space around it"
     )
+
+
+# -------------------------------------------------------------------------------------------------------------- tenants
+
+BESIDE = "stands beside primary or replicas: use those if the roles are fixed, else nodes alone"
+TWO = {**V1, "v2": {"nodes": "host=db2"}}
+
+
+def tenancy(**values: Any) -> Tenancy:
+    settings = RouterSettings(versions=TWO, aliases={"live": "v1"}, **values)
+    topology = settings.topology()
+    assert RouterSettings(**settings.model_dump()).topology() == topology
+    assert pickle.loads(pickle.dumps(settings)) == settings  # noqa: S301
+    assert topology.tenancy is not None
+    return topology.tenancy
+
+
+def home(**tenant: Any) -> Home:
+    return tenancy(tenants={"acme": tenant}).homes["acme"]
+
+
+def test_there_are_tenants_if_any_table_of_theirs_is_there() -> None:
+    assert RouterSettings(versions=V1).topology().tenancy is None
+    assert RouterSettings(versions=V1, tenants={}).topology().tenancy is None
+    assert tenancy(tenancy={}) == tenancy(directory={}) == Tenancy()
+    assert tenancy(tenants={"acme": {"schema": "acme"}}).template is None
+    assert tenancy(tenant_template={"schema": "{tenant}"}).homes == {}
+
+
+def test_every_way_to_keep_apart() -> None:
+    assert home(database="app_{tenant}") == Home(database="app_{tenant}")
+    assert home(user="{tenant}") == Home(user="{tenant}")
+    assert home(schema="acme") == Home(schema=("acme",))
+    assert home(schema=["acme", "public"]) == Home(schema=("acme", "public"))
+    assert home(role="acme") == Home(role="acme")
+    assert home(row="app.tenant") == Home(row="app.tenant")
+    assert home(version="live", row="my.app.tenant") == Home(("live",), row="my.app.tenant")
+    assert home(version=["v2", "live"], row="x.y", schema="{version}") == Home(
+        ("v2", "live"), row="x.y", schema=("{version}",)
+    )
+    assert home(version=None, schema=["acme"], database=None) == Home(schema=("acme",))
+
+
+def test_servers_of_a_tenants_own() -> None:
+    settings = RouterSettings(
+        versions=TWO,
+        pool={"max_size": 7},
+        read={"fallback": "wait"},
+        tenants={
+            "acme": {
+                "primary": {"dsn": f"host=p password={CANARY}", "weight": 2},
+                "replicas": "host=r",
+                "version": "v1",
+            },
+            "globex": "postgresql://a-{tenant},b-{tenant}/app_%7Btenant%7D",
+        },
+        tenant_template={"nodes": "host=db-{tenant},db-{version} dbname={tenant}", "schema": "x"},
+    )
+    found = settings.topology().tenancy
+    assert found is not None
+    policies = (PoolPolicy(max_size=7), ReadPolicy(fallback="wait"))
+    acme, globex = (found.homes[key].cluster for key in ("acme", "globex"))
+    assert acme == Cluster("tenant acme", nodes(**settings.tenants["acme"].model_dump(include={*SERVERS})), *policies)
+    assert [(node.role, node.server.host) for node in acme.nodes] == [(Role.PRIMARY, "p"), (Role.REPLICA, "r")]
+    assert password_of(acme.nodes[0]) == CANARY
+    assert globex == Cluster("tenant globex", nodes(nodes="host=a-{tenant},b-{tenant} dbname=app_{tenant}"), *policies)
+    assert found.template == Home(
+        cluster=Cluster("tenant", nodes(nodes="host=db-{tenant},db-{version} dbname={tenant}"), *policies),
+        schema=("x",),
+    )
+    assert "hunter2" not in everything_shown(settings) + everything_shown(found) + everything_shown(
+        settings.model_dump()
+    )
+
+
+def test_what_holds_for_all_tenants_and_what_for_one() -> None:
+    general = {"pattern": "[A-Z]+", "pooling": "shared", "hygiene": "full", "max_connections": 5, "min_size": 0}
+    own = {"pooling": "dedicated", "hygiene": "transaction", "max_connections": 3, "min_size": 2}
+    found = tenancy(
+        tenancy=general,
+        tenants={"A": {"schema": "a"}, "B": {"schema": "b", **own}, "C": {"schema": "c", "hygiene": "transaction"}},
+        tenant_template={"schema": "{tenant}", **own},
+    )
+    assert (found.pattern, found.policy) == ("[A-Z]+", TenantPolicy("shared", "full", 5, 0))
+    assert found.homes["A"].policy == found.policy
+    assert found.homes["B"].policy == TenantPolicy("dedicated", "transaction", 3, 2)
+    assert found.homes["C"].policy == TenantPolicy("shared", "transaction", 5, 0)
+    assert found.template is not None
+    assert found.template.policy is found.homes["B"].policy
+
+
+def test_tenants_that_are_kept_apart_alike_share_one_policy() -> None:
+    found = tenancy(tenants={f"t{number}": {"row": "a.b", "max_connections": 4} for number in range(9)})
+    assert len({id(home.policy) for home in found.homes.values()}) == 1
+
+
+def test_ten_thousand_tenants_cost_little(write: Callable[[str, str], Path]) -> None:
+    path = write(
+        "r.toml",
+        "[versions]\nv1 = 'host=db1'\n"
+        + "".join(f"[tenants.t{number}]\nversion = 'v1'\nschema = 'tenant_{number}'\n" for number in range(10_000)),
+    )
+    RouterSettings.load(path)  # whatever is imported or cached the first time
+    gc.collect()
+    tracemalloc.start()
+    try:
+        settings = RouterSettings.load(path)
+        topology = settings.topology()
+        gc.collect()
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert topology.tenancy is not None
+    assert len(topology.tenancy.homes) == 10_000
+    assert held < 15_000_000
+
+
+def test_the_directory() -> None:
+    assert tenancy(directory={"version": "live", "table": "x.y", "ttl": 5, "unknown_ttl": 0}).directory == (
+        DirectoryPolicy("live", "x.y", 5.0, 0.0)
+    )
+    # What a template leaves open the directory says.
+    assert tenancy(directory={"version": "v1"}, tenant_template={"version": "v2"}).template == Home(("v2",))
+
+
+APART = (
+    "has nothing that keeps it apart from others: it needs a database, user, schema, role or row, or servers of its "
+    "own (primary or nodes)"
+)
+NOT_OURS = "has a placeholder that is neither {tenant} nor {version}"
+OWN_SERVERS = "stands beside servers of its own: write it in their connection strings instead"
+
+
+@pytest.mark.parametrize(
+    ("tenant", "expected"),
+    [
+        ({}, [f": {APART}"]),
+        ({"version": "v1", "pooling": "shared"}, [f": {APART}"]),
+        ({"schema": []}, [f": {APART}"]),
+        ({"schema": "a", "version": "v22"}, [".version: names no version or alias; did you mean v2?"]),
+        ({"schema": "a", "version": ["v1", "x"]}, [".version: names no version or alias; known: v1, v2, live"]),
+        ({"schema": "a", "version": 5}, [".version: must be a string or a list"]),
+        ({"schema": ""}, [".schema[0]: is empty: leave it out"]),
+        ({"schema": ["a", ""]}, [".schema[1]: is empty: leave it out"]),
+        ({"schema": 5}, [".schema: must be a string or a list"]),
+        ({"role": ""}, [".role: is empty: leave it out"]),
+        ({"database": ""}, [".database: is empty: leave it out"]),
+        ({"user": ""}, [".user: is empty: leave it out"]),
+        ({"schema": "a\0b"}, [".schema[0]: holds a NUL character, which no name does"]),
+        ({"schema": "{tennant}"}, [f".schema[0]: {NOT_OURS}"]),
+        ({"database": "{}"}, [f".database: {NOT_OURS}"]),
+        ({"role": "{tenant}_{ version }"}, [f".role: {NOT_OURS}"]),
+        ({"user": "{tenant!r}"}, [f".user: {NOT_OURS}"]),
+        ({"primary": "host=db-{customer}"}, [f".primary: {NOT_OURS}"]),
+        ({"primary": "host=a", "replicas": ["host=b", "host=c dbname={x}"]}, [f".replicas: {NOT_OURS}"]),
+        ("postgresql://a/%7Bx%7D", [f".nodes: {NOT_OURS}"]),
+        ("host=a port={tenant}", [".nodes[0].dsn: has a port that is no number from 1 to 65535"]),
+        ({"nodes": "host=a-{tenant},a-{tenant}"}, [": lists a-{tenant}:5432 twice"]),
+        (f"postgresql://app:{ENCODED}@db/{{x}}", [f".nodes: {NOT_OURS}"]),
+        ({"database": f"postgresql://app:{ENCODED}@db"}, [".database: is no name but a connection string, which goes"]),
+        ({"row": "tenant"}, [".row: must be the name of a setting with a dot in it, such as app.tenant"]),
+        ({"row": "app.{tenant}"}, [".row: must be the name of a setting with a dot in it, such as app.tenant"]),
+        ({"row": "app.tenant=x -c role"}, [".row: must be the name of a setting with a dot in it, such as app.tenant"]),
+        ({"row": "app.tenant\n"}, [".row: must be the name of a setting with a dot in it, such as app.tenant"]),
+        ({"nodes": "host=a", "database": "x"}, [f".database: {OWN_SERVERS}"]),
+        ({"primary": "host=a", "user": "x", "database": "y"}, [f".database: {OWN_SERVERS}", f".user: {OWN_SERVERS}"]),
+        ({"primary": "host=a", "nodes": "host=b"}, [f".nodes: {BESIDE}"]),
+        ({"replicas": "host=a"}, [".replicas: stands without primary: add that, or list them as nodes"]),
+        ({"schema": "a", "scema": "b"}, [".scema: unknown key; did you mean schema?"]),
+        ({"schema_": "a"}, [".schema_: unknown key; did you mean schema?"]),
+        ({"schema": "a", "pooling": "both"}, [".pooling: must be 'dedicated' or 'shared'"]),
+        ({"schema": "a", "max_connections": 0}, [".max_connections: must be greater than or equal to 1, not 0"]),
+        ({"schema": "a", "min_size": -1}, [".min_size: must be greater than or equal to 0, not -1"]),
+        (
+            {"schema": "a", "min_size": 1, "pooling": "shared"},
+            [': min_size keeps connections open for one tenant alone, which needs pooling = "dedicated"'],
+        ),
+        (
+            {"schema": "a", "min_size": 3, "max_connections": 2},
+            [": min_size is 3, more than max_connections, which is 2"],
+        ),
+        ({"schema": "a", "min_size": 11}, [": min_size is 11, more than pool.max_size, which is 10"]),
+        ({"nodes": "host=a", "min_size": 11}, [": min_size is 11, more than pool.max_size, which is 10"]),
+        ({"schema": f"{'x' * 60}{{tenant}}"}, [": the name of its schema is longer than 63 bytes"]),
+        ({"version": "v1", "role": f"{'x' * 60}_{{version}}"}, []),
+        ({"role": f"{'x' * 61}_{{version}}"}, [": the name of its role is longer than 63 bytes"]),
+        ({"schema": "pg_catalog"}, [": 'pg_catalog' is not a schema of a tenant's own"]),
+        (f"host=a dbname={'x' * 60}{{tenant}}", [": the name of its database is longer than 63 bytes"]),
+        (5, [": must be a connection string (of nodes whose roles are discovered) or a table"]),
+    ],
+)
+def test_what_is_wrong_in_a_tenant(tenant: Any, expected: list[str]) -> None:
+    values = {"versions": TWO, "aliases": {"live": "v1"}, "tenants": {"acme": tenant, "globex": {"schema": "globex"}}}
+    if not expected:
+        RouterSettings(**values)
+        return
+    found = problems(**values)
+    assert len(found) == len(expected)
+    for line, text in zip(found, expected, strict=True):
+        assert line.startswith(f"argument: tenants.acme{text}")
+        assert "hunter2" not in line
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"tenants": ["acme"]}, ["tenants: must be a table"]),
+        ({"tenancy": {"pattern": "("}}, ["tenancy.pattern: is not a regular expression: missing ), unterminated"]),
+        ({"tenancy": {"max_connections": 0}}, ["tenancy.max_connections: must be greater than or equal to 1, not 0"]),
+        (
+            {"tenancy": {"min_size": 1, "pooling": "shared"}, "tenants": {"a": {"row": "x.y"}}},
+            ["tenancy: min_size keeps"],
+        ),
+        (
+            {"tenant_template": {"version": "v1"}},
+            ["tenant_template: has no {tenant} anywhere, and no row: all tenants"],
+        ),
+        ({"tenant_template": {"schema": "{version}"}}, ["tenant_template: has no {tenant} anywhere, and no row: all"]),
+        (
+            {"tenant_template": "host=db-{version}"},
+            ["tenant_template: has no {tenant} anywhere, and no row: all tenants"],
+        ),
+        ({"tenant_template": {"row": "x"}}, ["tenant_template.row: must be the name of a setting with a dot in it"]),
+        ({"tenant_template": {"schema": "{tenant}", "min_size": 11}}, ["tenant_template: min_size is 11, more than"]),
+        (
+            {"tenant_template": {"schema": "{tenant}", "version": "v22"}},
+            ["tenant_template.version: names no version or alias; did you mean v2?"],
+        ),
+        ({"directory": {"version": "v22"}}, ["directory.version: names no version or alias; did you mean v2?"]),
+        ({"directory": {"ttl": 0}}, ["directory.ttl: must be greater than 0, not 0"]),
+        ({"directory": {"unknown_ttl": -1}}, ["directory.unknown_ttl: must be greater than or equal to 0, not -1"]),
+        ({"directory": {"table": ""}}, ["directory.table: is empty"]),
+        (
+            {"versions": {**V1, "tenant x": "host=a"}},
+            ['versions."tenant x": begins as the names of tenants\' own servers'],
+        ),
+        (
+            {"tenants": {"Acme": {"version": "v1"}, "b": {"row": "x"}, "c": {"schema": "c", "version": "v22"}, "": {}}},
+            [
+                'tenants."": is no key: one has at least one character',
+                "tenants.Acme: has nothing that keeps it apart",
+                "tenants.Acme: is no tenant's key: one looks like [a-z0-9][a-z0-9_-]{0,47} (tenancy.pattern)",
+                "tenants.b.row: must be the name of a setting",
+                "tenants.c.version: names no version or alias; did you mean v2?",
+            ],
+        ),
+    ],
+)
+def test_what_is_wrong_about_tenants(values: dict[str, Any], expected: list[str]) -> None:
+    found = problems(**{"versions": TWO, **values})
+    assert len(found) == len(expected)
+    for line, text in zip(sorted(found), sorted(expected), strict=True):
+        assert line.startswith(f"argument: {text}")
+
+
+def test_a_secret_with_braces_is_as_it_is_written() -> None:
+    (node,) = home(primary="postgresql://app:%7Bx%7D@db/app").cluster.nodes  # type: ignore[union-attr]
+    assert password_of(node) == "{x}"
+
+
+def test_many_mistakes_in_many_tenants_are_told_in_time() -> None:
+    began = time.monotonic()
+    tenants = {f"t{number}": {"schema": "a", "version": "v3", "scema": "x"} for number in range(2_000)}
+    assert len(problems(versions=TWO, tenants=tenants)) == 4_000
+    assert time.monotonic() - began < 10
+
+
+# -------------------------------------------------------------------------------------- tenants that a directory knows
+
+
+def answered(answer: Any, **values: Any) -> Home:
+    return RouterSettings(versions=TWO, aliases={"live": "v1"}, **values).home("acme", answer)
+
+
+def test_a_directory_answers_as_the_settings_are_written() -> None:
+    written = {"version": ["live", "v2"], "schema": "x", "hygiene": "full", "max_connections": 2, "row": None}
+    expected = Home(("live", "v2"), schema=("x",), policy=TenantPolicy("dedicated", "full", 2, 0))
+    assert answered(written) == answered(MappingProxyType(written)) == answered(TenantSettings(**written)) == expected
+    servers = ["host=a", {"dsn": "host=b", "password": CANARY}]
+    own = answered({"nodes": servers}, pool={"max_size": 4})
+    assert own.cluster == Cluster("tenant acme", nodes(nodes=servers), PoolPolicy(max_size=4))
+
+
+TEMPLATE = {"version": "v1", "database": "app_{tenant}", "schema": ["{tenant}", "public"], "min_size": 1}
+
+
+def test_what_an_answer_leaves_open_is_as_in_the_template() -> None:
+    values = {"tenant_template": TEMPLATE, "tenancy": {"hygiene": "full", "max_connections": 9}}
+    policy = TenantPolicy("dedicated", "full", 9, 1)
+    schema = ("{tenant}", "public")
+    assert answered({}, **values) == Home(("v1",), database="app_{tenant}", schema=schema, policy=policy)
+    assert answered({"version": None, "schema": None}, **values) == answered({}, **values)
+    assert answered({"version": "v2", "schema": "x", "min_size": 2, "user": "u"}, **values) == Home(
+        ("v2",), database="app_{tenant}", user="u", schema=("x",), policy=TenantPolicy("dedicated", "full", 9, 2)
+    )
+    assert answered({"version": []}, **values).versions == ()
+    assert answered(TenantSettings(max_connections=3), **values).policy.max_connections == 3
+
+
+def test_servers_of_its_own_replace_where_the_template_has_it_live() -> None:
+    own = answered({"primary": "host=own"}, tenant_template=TEMPLATE)
+    assert (own.database, own.schema, own.versions, own.policy.min_size) == ("", ("{tenant}", "public"), ("v1",), 1)
+    assert own.cluster is not None
+    assert [node.server.host for node in own.cluster.nodes] == ["own"]
+    by_template = {"nodes": "host=db-{tenant}"}
+    other = answered({"primary": "host=own", "replicas": "host=r"}, tenant_template=by_template)
+    assert other.cluster is not None
+    assert [(node.role, node.server.host) for node in other.cluster.nodes] == [
+        (Role.PRIMARY, "own"),
+        (Role.REPLICA, "r"),
+    ]
+    same = answered({"schema": "x"}, tenant_template=by_template)
+    assert same.cluster is not None
+    assert [node.server.host for node in same.cluster.nodes] == ["db-{tenant}"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ({}, [f": {APART}"]),
+        ({"schema": ""}, [": schema[0]: is empty: leave it out"]),
+        ({"schemas": "x"}, [": schemas: unknown key; did you mean schema?"]),
+        ({"schema": "x", "version": "v22"}, [": version: names no version or alias; did you mean v2?"]),
+        ({"schema": "x", "version": ["v1", "zzz"]}, [": version: names no version or alias; known: v1, v2, live"]),
+        ({"schema": "x", "min_size": "many"}, [": min_size: must be a valid integer"]),
+        ({"schema": "x", "min_size": 3, "pooling": "shared"}, [": min_size keeps connections open for one tenant"]),
+        ({"schema": "x" * 64}, [": the name of its schema is longer than 63 bytes"]),
+        ({"schema": "pg_temp"}, [": 'pg_temp' is not a schema of a tenant's own"]),
+        ({"nodes": "host=a", "database": "x"}, [f": database: {OWN_SERVERS}"]),
+        ({"primary": f"host=a password='{CANARY}"}, [": primary.dsn: is not a connection string that libpq can read"]),
+        ({"primary": {"dsn": "host=a", "password": [CANARY]}}, [": primary.password: must be a valid string"]),
+        ({"database": f"postgresql://app:{ENCODED}@db"}, [": database: is no name but a connection string"]),
+        ({f"postgresql://app:{ENCODED}@db": 1}, [': "…": unknown key']),
+        ([CANARY], [": must be a connection string (of nodes whose roles are discovered) or a table"]),
+        (None, [": must be a connection string (of nodes whose roles are discovered) or a table"]),
+    ],
+)
+def test_what_is_wrong_in_an_answer(answer: Any, expected: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        answered(answer)
+    assert len(caught.value.problems) == len(expected)
+    for line, text in zip(caught.value.problems, expected, strict=True):
+        assert line.startswith(f"directory: tenant 'acme'{text}")
+    assert (caught.value.__cause__, caught.value.__context__) == (None, None)
+    assert "hunter2" not in "".join(traceback.format_exception(caught.value))
 
 
 # ------------------------------------------------------------------------------------------------- connection strings
@@ -517,6 +889,64 @@ def test_a_version_from_the_environment_alone(env: Callable[..., None]) -> None:
     assert (topology.default_version, dict(topology.aliases)) == ("live", {"live": "v2"})
 
 
+def test_tenants_from_the_environment_alone(env: Callable[..., None]) -> None:
+    env(
+        ROUTER_VERSIONS__V1__PRIMARY="host=db1",
+        ROUTER_TENANTS__ACME__SCHEMA="acme",
+        ROUTER_TENANTS__ACME__VERSION='["v1"]',
+        ROUTER_TENANTS__GLOBEX="postgresql://db-{tenant}/app",
+        ROUTER_TENANTS__INITECH='{"schema": ["{tenant}", "x"], "min_size": 2}',
+        ROUTER_TENANTS__INITECH__MIN_SIZE="3",
+        ROUTER_TENANTS__HOOLI__PRIMARY='{"dsn": "host=h"}',
+        ROUTER_TENANTS__HOOLI__PRIMARY__PASSWORD="pw",
+        ROUTER_TENANT_TEMPLATE__SCHEMA="{tenant}_{version}",
+        ROUTER_TENANT_TEMPLATE__DATABASE="{version}",
+        ROUTER_TENANCY__POOLING="dedicated",
+        ROUTER_TENANCY__HYGIENE="full",
+        ROUTER_DIRECTORY__TABLE="tenants",
+    )
+    topology = RouterSettings().topology()
+    found = topology.tenancy
+    assert found is not None
+    full = TenantPolicy(hygiene="full")
+    assert found.homes["acme"] == Home(("v1",), schema=("acme",), policy=full)
+    assert found.homes["initech"] == Home(schema=("{tenant}", "x"), policy=TenantPolicy(hygiene="full", min_size=3))
+    assert found.template == Home(database="{version}", schema=("{tenant}_{version}",), policy=full)
+    globex, hooli = (found.homes[key].cluster for key in ("globex", "hooli"))
+    assert globex is not None
+    assert hooli is not None
+    assert (globex.nodes[0].server.host, password_of(hooli.nodes[0])) == ("db-{tenant}", "pw")
+    assert (found.policy, found.directory) == (full, DirectoryPolicy(table="tenants"))
+
+
+def test_a_template_as_a_plain_string_and_a_tenant_found_by_its_spelling(env: Callable[..., None]) -> None:
+    env(
+        ROUTER_TENANT_TEMPLATE="host=db-{tenant}",
+        ROUTER_TENANT_TEMPLATE__NODES__PASSWORD="pw",
+        ROUTER_TENANTS__ACME_CORP__ROLE="r",
+    )
+    found = RouterSettings(versions=V1, tenants={"acme-corp": {"schema": "a"}}).topology().tenancy
+    assert found is not None
+    assert found.homes == {"acme-corp": Home(schema=("a",), role="r")}
+    assert found.template is not None
+    assert found.template.cluster is not None
+    assert password_of(found.template.cluster.nodes[0]) == "pw"
+
+
+def test_many_variables_over_many_tenants_are_read_in_time(
+    write: Callable[[str, str], Path], env: Callable[..., None]
+) -> None:
+    keys = [f"t-{number}" for number in range(5_000)]
+    path = write("r.json", json.dumps({"versions": V1, "tenants": {key: {"schema": key} for key in keys}}))
+    lines = "".join(f"ROUTER_TENANTS__{key.upper().replace('-', '_')}__ROLE=r\n" for key in keys)
+    write(".env", lines + "ROUTER_TENANTS__NEW__ROW=x.y\n")
+    began = time.monotonic()
+    found = RouterSettings.load(path).topology().tenancy
+    assert time.monotonic() - began < 10
+    assert found is not None
+    assert found.homes == {**{key: Home(schema=(key,), role="r") for key in keys}, "new": Home(row="x.y")}
+
+
 def test_a_section_as_json_and_single_keys_of_it(env: Callable[..., None]) -> None:
     env(
         ROUTER_VERSIONS='{"2026-11": {"primary": "host=db1", "pool": {"max_size": 5, "min_size": 1}}}',
@@ -673,9 +1103,6 @@ def test_case_does_not_matter(env: Callable[..., None]) -> None:
 # -------------------------------------------------------------------------------------------------------------- errors
 
 
-BESIDE = "stands beside primary or replicas: use those if the roles are fixed, else nodes alone"
-
-
 def test_a_file_with_five_mistakes(write: Callable[[str, str], Path]) -> None:
     path = write(
         "r.toml",
@@ -740,6 +1167,9 @@ def test_each_problem_names_its_source(
         ({"pool": {"min_size": -1}}, ["pool.min_size: must be greater than or equal to 0, not -1"]),
         ({"pool": {"max_waiting": -1}}, ["pool.max_waiting: must be greater than or equal to 0, not -1"]),
         ({"pool": {"max_idle": 0}}, ["pool.max_idle: must be greater than 0, not 0"]),
+        ({"max_connections_per_server": 0}, ["max_connections_per_server: must be greater than or equal to 1, not 0"]),
+        ({"max_pools": 0}, ["max_pools: must be greater than or equal to 1, not 0"]),
+        ({"pool": {"max_unused": 0}}, ["pool.max_unused: must be greater than 0, not 0"]),
         ({"pool": {"max_lifetime": 0}}, ["pool.max_lifetime: must be greater than 0, not 0"]),
         ({"pool": {"timeout": float("inf")}}, ["pool.timeout: must be a finite number"]),
         ({"pool": {"timeout": float("nan")}}, ["pool.timeout: must be a finite number"]),
@@ -780,6 +1210,10 @@ def test_what_is_wrong(values: dict[str, Any], expected: list[str]) -> None:
         ({"primary": {"weight": 1}}, [".primary.dsn: is missing"]),
         ({"primary": {"dsn": 5}}, [".primary.dsn: must be a connection string"]),
         ({"primary": {"dsn": "host=a", "weight": 0}}, [".primary.weight: must be greater than 0, not 0"]),
+        (
+            {"primary": {"dsn": "host=a", "pooler": True}},
+            [".primary.pooler: must be 'session' or 'transaction'"],
+        ),
         ({"primary": {"dsn": "host=a", "pasword": "x"}}, [".primary.pasword: unknown key; did you mean password?"]),
         ({"primary": {"dsn": "host=a", "password": 12345}}, [".primary.password: must be a valid string"]),
         ({"primary": ["host=a"]}, [".primary: must be a connection string or a table"]),
@@ -887,7 +1321,7 @@ ROWS = generate.rows(RouterSettings.model_json_schema())
 
 
 def uncommented(path: Path) -> str:
-    return re.sub(r"^#(?=\S+ ?=)|^#(?= +\{)", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return re.sub(r"^#(?=\S+ ?=)|^#(?= +\{)|^#(?=\[\w)", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
 
 
 def flat(table: Any, path: str = "") -> set[str]:
@@ -909,20 +1343,32 @@ def test_the_starter_file_has_every_key(tmp_path: Path) -> None:
     text = uncommented(CONFIG / "router.toml")
     (tmp_path / "all.toml").write_text(text, encoding="utf-8")
     assert len(RouterSettings.load(tmp_path / "all.toml").topology().versions["2026-11"].nodes) == 3
-    found = {re.sub(r"^(versions|aliases)\.[^.]+", r"\1.NAME", path) for path in flat(tomllib.loads(text))}
+    found = {re.sub(r"^(versions|aliases|tenants)\.[^.]+", r"\1.NAME", path) for path in flat(tomllib.loads(text))}
     found = {re.sub(r"\.(replicas|nodes)\.", ".primary.", path) for path in found}
     assert {row.key for row in ROWS} <= found
 
 
 def test_what_the_starter_file_leaves_out_is_the_default() -> None:
-    left_out = re.findall(r"^#(\w+) = ([^#\n]+)", (CONFIG / "router.toml").read_text(encoding="utf-8"), re.MULTILINE)
-    by_name = {row.key.split(".")[-1]: row.default for row in ROWS}
-    shown = {name: value.strip() for name, value in left_out}
-    without = {"key", "max_lag", "max_lag_bytes"}  # these have none
-    assert {name: by_name[name] for name in without} == dict.fromkeys(without, "")
-    assert {name: value for name, value in shown.items() if name not in without} == {
-        name: by_name[name] for name in shown.keys() - without
+    defaults = {row.key: row.default for row in ROWS}
+    without, section, differ = set(), "", {}
+    for line in (CONFIG / "router.toml").read_text(encoding="utf-8").splitlines():
+        if opened := re.match(r"#?\[([\w.\-\"]+)\]", line):
+            section = f"{opened[1]}."
+        elif (left_out := re.match(r"#(\w+) = ([^#]+)", line)) and not section.startswith(("tenants.", "tenant_t")):
+            key = f"{section}{left_out[1]}"
+            if not defaults[key]:
+                without.add(key)
+            elif defaults[key] != left_out[2].strip():
+                differ[key] = left_out[2]
+    assert differ == {}
+    assert without == {
+        *("max_connections_per_server", "read.max_lag", "read.max_lag_bytes", "tokens.key"),
+        *("tenancy.max_connections", "directory.version"),
     }
+
+
+def test_the_starter_file_has_no_tenants_for_a_request_would_have_to_name_one() -> None:
+    assert RouterSettings.load(CONFIG / "router.toml").topology().tenancy is None
 
 
 @pytest.mark.parametrize("everything", [False, True])
@@ -937,12 +1383,14 @@ def test_the_example_of_the_environment_loads(everything: bool, tmp_path: Path) 
 
 def test_the_example_of_the_environment_has_every_variable() -> None:
     found = re.findall(r"^#?(ROUTER_\w+)=", uncommented(CONFIG / "router.env.example"), re.MULTILINE)
-    general = {re.sub(r"(VERSIONS|ALIASES)__[A-Z0-9]+", r"\1__NAME", name) for name in found}
+    general = {re.sub(r"(VERSIONS|ALIASES|TENANTS)__[A-Z0-9]+", r"\1__NAME", name) for name in found}
     tables = {row.variable for row in ROWS if "table" in row.kind}
     assert {row.variable for row in ROWS} - general <= tables
     assert general - {row.variable for row in ROWS} == {
         *(f"ROUTER_{name.upper()}" for name in _sources.RESERVED),
         "ROUTER_VERSIONS__NAME__POOL__MAX_SIZE",
+        "ROUTER_TENANT_TEMPLATE__VERSION",
+        "ROUTER_TENANT_TEMPLATE__SCHEMA",
     }
 
 

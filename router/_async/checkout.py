@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+from copy import copy
 from itertools import count
 from random import getrandbits
 from time import monotonic
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import psycopg
 from psycopg.pq import TransactionStatus
@@ -14,8 +15,10 @@ from psycopg.rows import tuple_row
 
 from router import sql
 from router._async.pools import original_of
+from router._async.scoped import enter
+from router._async.scripts import AsyncPooledConnection
 from router.choose import PAIRS, pairs, rotation
-from router.errors import TransactionOutcomeUnknown
+from router.errors import PoolExhausted, TransactionOutcomeUnknown, UnknownTenant
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,7 +28,8 @@ if TYPE_CHECKING:
     from psycopg.rows import TupleRow
 
     from router._async.pools import AsyncNodePool
-    from router._async.slots import AsyncSlots
+    from router._async.slots import AsyncGate, AsyncSlots
+    from router._runtime import AFunction
     from router.choose import Request
     from router.topology import Node, Target
 
@@ -60,9 +64,16 @@ class AsyncLane:
         pools: The pools of the best nodes; empty while none is known to be up.
         acquire: Gets a connection when the pool picked has none ready.
         slots: The process's budget.
+        checkout: What borrows from it.
+        gate: Lets so many requests of a tenant in at a time; ``None`` for any number.
+        key: What the requests name.
+        unlist: Told of the lane of a tenant that turned out not to be there.
     """
 
-    __slots__ = ("_pairs", "_rotation", "_turns", "acquire", "pools", "read_only", "slots", "target", "timeout")
+    __slots__ = (
+        "_pairs", "_rotation", "_turns", "acquire", "checkout", "gate", "key", "pools", "read_only", "slots", "target",
+        "timeout", "unlist",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -72,6 +83,7 @@ class AsyncLane:
         slots: AsyncSlots,
         *,
         read_only: bool,
+        unlist: Callable[[AsyncLane], None],
     ) -> None:
         """Prepare the choice between the pools.
 
@@ -81,13 +93,18 @@ class AsyncLane:
             acquire: Gets a connection when the pool picked has none ready.
             slots: The process's budget.
             read_only: Whether the requests only read.
+            unlist: Told of the lane of a tenant that turned out not to be there.
         """
         self.target = target
+        self.unlist = unlist
         self.read_only = read_only
         self.timeout = target.cluster.pool.timeout
         self.pools = pools
         self.acquire = acquire
         self.slots = slots
+        self.checkout: type[AsyncCheckout] = AsyncCheckout if target.scope is None else AsyncScopedCheckout
+        self.gate: AsyncGate | None = None
+        self.key: Any = None
         weights = [pool.node.weight for pool in pools]
         balance = target.cluster.read.balance
         self._pairs: tuple[tuple[AsyncNodePool, AsyncNodePool, float, float], ...] = ()
@@ -98,6 +115,21 @@ class AsyncLane:
             self._pairs = tuple((pools[one], pools[two], weights[one], weights[two]) for one, two in drawn)
         elif pools:
             self._rotation = tuple(pools[place] for place in rotation(weights))
+
+    def of(self, target: Target, gate: AsyncGate | None) -> AsyncLane:
+        """Make the lane of another tenant that uses the same pools.
+
+        Args:
+            target: What its key resolved to.
+            gate: Lets so many of its requests in at a time.
+
+        Returns:
+            The lane; it has the choice between the pools in common with this one.
+        """
+        other = copy(self)
+        other.target = target
+        other.gate = gate
+        return other
 
     def pick(self) -> AsyncNodePool | None:
         """Pick the pool for the next request, as ``read.balance`` says.
@@ -150,6 +182,7 @@ class AsyncCheckout:
             f"the connection to {self._pool.node} died {death} is not known; "
             "look on the primary for what it wrote before you repeat it",
             version=self._lane.target.requested,
+            tenant=self._lane.target.tenant,
         )
 
     async def __aenter__(self) -> AsyncConnection[TupleRow]:
@@ -197,9 +230,14 @@ class AsyncCheckout:
             except BaseException:
                 await pool.give_back(connection)
                 raise
-        await pool.give_back(connection)
-        if (slots := self._lane.slots).waiting:
-            slots.wake()
+        slots = self._lane.slots
+        heir = slots.yields_to(pool.claim) if slots.waiting else None
+        if heir is None:
+            await pool.give_back(connection)
+        else:
+            await pool.part_with(connection)
+        if slots.waiting:
+            slots.wake(heir)
 
     async def _end(
         self, connection: AsyncConnection[TupleRow], pool: AsyncNodePool, error: BaseException | None
@@ -262,7 +300,8 @@ async def _written(connection: AsyncConnection[TupleRow]) -> tuple[int, int]:
     status = connection.pgconn.transaction_status
     if status != TransactionStatus.INTRANS:
         await connection.rollback()
-        await connection.set_autocommit(True)
+        if not isinstance(connection, AsyncPooledConnection):
+            await connection.set_autocommit(True)
     async with connection.cursor(row_factory=tuple_row) as cursor:
         if status == TransactionStatus.INTRANS:
             await cursor.execute(sql.COMMIT_AND_WRITTEN)
@@ -270,6 +309,8 @@ async def _written(connection: AsyncConnection[TupleRow]) -> tuple[int, int]:
         else:
             await cursor.execute(sql.WRITTEN)
         ((position, timeline),) = await cursor.fetchall()
+    if connection.pgconn.transaction_status:
+        await connection.rollback()
     return position, timeline
 
 
@@ -298,3 +339,164 @@ class AsyncTrackedCheckout(AsyncCheckout):
         super().__init__(lane, timeout)
         self._request = request
         self._note = note
+
+
+class AsyncScopedCheckout(AsyncTrackedCheckout):
+    """A checkout of a tenant's whose connection may have served another one, or has to be reset."""
+
+    __slots__ = ("_begin",)
+
+    def __init__(
+        self,
+        lane: AsyncLane,
+        timeout: float | None,
+        *,
+        request: Request | None = None,
+        note: Note | None = None,
+        begin: bool = True,
+    ) -> None:
+        """Prepare to borrow; nothing happens before the block is entered.
+
+        Args:
+            lane: Where to borrow from.
+            timeout: The request's deadline, in seconds; ``None`` takes the lane's.
+            request: What it asks for; ``None`` for any of the lane's pools.
+            note: As for :class:`AsyncTrackedCheckout`.
+            begin: Whether a block that writes begins its transaction at once, in the round trip that sets the session.
+        """
+        super().__init__(lane, timeout, request=request, note=note)
+        self._begin = begin and lane.target.shared and not lane.read_only
+
+    async def __aenter__(self) -> AsyncConnection[TupleRow]:
+        """Borrow the connection, and make it the tenant's.
+
+        Returns:
+            The connection.
+
+        Raises:
+            Unavailable: None could be had within the deadline.
+            UnknownTenant: The tenant's schema is not there.
+            RouterClosed: The router was closed.
+            RuntimeError: The block of this very object has been entered already.
+        """
+        lane, deadline = self._lane, monotonic() + min(self._timeout, A_LONG_TIME)
+        if lane.gate is None:
+            return await self._enter(lane, deadline)
+        if self._connection is not None:
+            raise RuntimeError("this checkout is in use: call connection() once for each block")
+        if not await lane.gate.enter(deadline - monotonic()):
+            raise PoolExhausted(
+                f"no connection for tenant {lane.target.tenant!r} in time: it uses all {lane.gate.limit} that it may "
+                "(tenancy.max_connections)",
+                version=lane.target.requested,
+                tenant=lane.target.tenant,
+            )
+        try:
+            return await self._enter(lane, deadline)
+        except BaseException:
+            lane.gate.leave()
+            raise
+
+    async def _enter(self, lane: AsyncLane, deadline: float) -> AsyncConnection[TupleRow]:
+        if self._connection is not None:
+            raise RuntimeError("this checkout is in use: call connection() once for each block")
+        target = lane.target
+        assert target.scope is not None  # noqa: S101  (else it were a plain checkout)
+        pool = lane.pick() if self._request is None else None
+        connection = None if pool is None else await pool.take_for(target.scope)
+        while True:
+            if pool is None or connection is None:
+                pool, connection = await lane.acquire(lane, deadline, pool, self._request)
+            try:
+                await enter(connection, target.scope, begin=self._begin)
+            except BaseException as error:
+                lost = connection.broken
+                if lost:
+                    pool.suspect(pool.node.server)
+                if isinstance(error, UnknownTenant):
+                    lane.unlist(lane)
+                else:
+                    await connection.close()
+                await pool.give_back(connection)
+                if not lost or not isinstance(error, psycopg.OperationalError):
+                    raise
+                connection = None
+                continue
+            self._pool, self._connection = pool, connection
+            return connection
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """End the transaction and give the connection back, as any checkout does."""
+        try:
+            await super().__aexit__(kind, error, traceback)
+        finally:
+            if self._lane.gate is not None:
+                self._lane.gate.leave()
+
+
+class AsyncAskingCheckout(AsyncCheckout):
+    """A checkout of a tenant's of whom it has to be asked first where it lives."""
+
+    __slots__ = ("_checkout", "_find")
+
+    def __init__(self, find: AFunction[[float], AsyncCheckout], timeout: float) -> None:  # it has no lane yet
+        """Prepare to borrow; nothing happens before the block is entered.
+
+        Args:
+            find: Asks until a deadline, on the monotonic clock, and makes the checkout.
+            timeout: The request's deadline, in seconds.
+        """
+        self._find = find
+        self._timeout = timeout
+        self._connection = None
+        self._checkout: AsyncCheckout | None = None
+
+    @property
+    def pool(self) -> AsyncNodePool:
+        """Where the connection is from, inside the block."""
+        return self._found().pool
+
+    def outcome_unknown(self, death: str) -> TransactionOutcomeUnknown:
+        """Say that the connection died when it mattered.
+
+        Args:
+            death: When it died, and what is not known therefore.
+
+        Returns:
+            The error, to be raised.
+        """
+        return self._found().outcome_unknown(death)
+
+    async def __aenter__(self) -> AsyncConnection[TupleRow]:
+        """Find out where the tenant lives, and borrow the connection.
+
+        Returns:
+            The connection.
+
+        Raises:
+            UnknownTenant: There is no such tenant.
+            DirectoryUnavailable: It cannot be found out.
+            Unavailable: No connection could be had within the deadline.
+            RouterClosed: The router was closed.
+            RuntimeError: The block of this very object has been entered already.
+        """
+        if self._checkout is not None:
+            raise RuntimeError("this checkout is in use: call connection() once for each block")
+        checkout = await self._find(monotonic() + min(self._timeout, A_LONG_TIME))
+        connection = await checkout.__aenter__()
+        self._checkout = checkout
+        return connection
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """End the transaction and give the connection back, as any checkout does."""
+        checkout, self._checkout = self._found(), None
+        await checkout.__aexit__(kind, error, traceback)
+
+    def _found(self) -> AsyncCheckout:
+        if self._checkout is None:
+            raise RuntimeError("the block of this checkout was not entered")
+        return self._checkout

@@ -92,6 +92,19 @@ class AsyncMonitor:
                 elif not self._closed:
                     self._watchers = {**self._watchers, node.server: AsyncWatcher(self, node, cluster)}
 
+    def unwatch(self, name: str) -> None:
+        """Watch the servers of a cluster no longer, unless others are there, too.
+
+        Args:
+            name: The cluster's name.
+        """
+        with self._guard:
+            for watcher in self._watchers.values():
+                watcher.nodes = {node: cluster for node, cluster in watcher.nodes.items() if cluster.name != name}
+                if not watcher.nodes:
+                    watcher.stop()
+            self._watchers = {server: watcher for server, watcher in self._watchers.items() if watcher.nodes}
+
     def hurry(self, server: Server) -> None:
         """Look at a server now: something has happened that may tell of it.
 
@@ -167,6 +180,7 @@ class AsyncWatcher:
             pause = self._monitor.pause(self._server) * (0.9 + 0.2 * random())
             if await self.hurry.wait_for(pause):
                 await asleep(PAUSE)
+        await self.let_go()
 
     async def _look(self) -> None:
         monitor, held = self._monitor, self._take()

@@ -11,8 +11,10 @@ from psycopg import AsyncConnection
 from psycopg.conninfo import make_conninfo
 
 from router import sql
+from router._async.scripts import AsyncPooledConnection, send
 from router._async.slots import BudgetSpent
 from router._runtime import acall
+from router.budget import Claim
 from router.choose import objection
 from router.health import Connected, Failed, Looked, failed
 from router.topology import Role
@@ -74,14 +76,27 @@ class AsyncOpener:
         self._answers: dict[Node, str] = {}
         self._without_control: set[Server] = set()  # where the control file is not for us
 
-    async def open(self, node: Node, cluster: Cluster, *, read_only: bool, spare: bool) -> AsyncConnection[TupleRow]:
+    async def open(
+        self,
+        node: Node,
+        cluster: Cluster,
+        claim: Claim,
+        *,
+        read_only: bool,
+        schema: str,
+        spare: bool,
+        wanted: Callable[[], bool],
+    ) -> AsyncConnection[TupleRow]:
         """Open a connection for requests.
 
         Args:
             node: Where to.
             cluster: The cluster it serves, for its policies.
+            claim: What it counts as in the budget.
             read_only: Whether its session refuses writes.
+            schema: A search path whose first schema must be there; empty for none.
             spare: Whether requests can do without it: a refusal of the login is then raised, and not reported.
+            wanted: Tells whether anybody still waits for it.
 
         Returns:
             The connection, configured.
@@ -92,14 +107,22 @@ class AsyncOpener:
             WrongRole: The server's role is not fit for this use.
             psycopg.OperationalError: It could not be opened.
         """
-        autocommit = read_only and cluster.read.autocommit
+        autocommit = read_only and cluster.read.autocommit and node.pooler != "transaction"
         options = [READ_ONLY] if read_only else []
         if read_only and not autocommit:
             options.append(SNAPSHOT)
-        connection, role = await self.connect(node, cluster, options, autocommit=autocommit, spare=spare)
+        connection, role = await self.connect(
+            node, cluster, options, autocommit=autocommit, claim=claim, spare=spare, wanted=wanted
+        )
         try:
             if (reason := objection(cluster, role, read_only=read_only)) is not None:
                 raise WrongRole(reason)
+            if isinstance(connection, AsyncPooledConnection):
+                await connection.set_read_only(read_only or None)
+                if read_only and not cluster.read.autocommit:
+                    await connection.set_isolation_level(psycopg.IsolationLevel.REPEATABLE_READ)
+            if schema:
+                await self._find_schema(connection, node, schema)
             if self._configure is not None:
                 await self._run_configure(self._configure, connection, node)
         except BaseException:
@@ -122,7 +145,8 @@ class AsyncOpener:
             BudgetSpent: No slot became free in that time.
             psycopg.OperationalError: It could not be opened.
         """
-        connection = await self._connect(node, cluster, [], autocommit=True, patience=patience)
+        claim = Claim(node.server, f"looks at {node.server}", None)
+        connection = await self._connect(node, cluster, [], autocommit=True, claim=claim, patience=patience)
         connection.prepare_threshold = None  # behind a pooler, the next look may have another server process
         return connection
 
@@ -161,7 +185,15 @@ class AsyncOpener:
         )
 
     async def connect(
-        self, node: Node, cluster: Cluster, options: list[str], *, autocommit: bool, spare: bool = False
+        self,
+        node: Node,
+        cluster: Cluster,
+        options: list[str],
+        *,
+        autocommit: bool,
+        claim: Claim | None = None,
+        spare: bool = False,
+        wanted: Callable[[], bool] = lambda: True,
     ) -> tuple[AsyncConnection[TupleRow], Role]:
         """Open a connection to a node of whatever role, and report how that went.
 
@@ -170,7 +202,9 @@ class AsyncOpener:
             cluster: The cluster it serves, for its policies.
             options: Startup options, added to the node's own.
             autocommit: Whether the connection is in autocommit.
+            claim: What it counts as in the budget; ``None`` for the cluster's.
             spare: As for :meth:`open`.
+            wanted: As for :meth:`open`.
 
         Returns:
             The connection, and the role of its server.
@@ -180,7 +214,8 @@ class AsyncOpener:
             psycopg.OperationalError: It could not be opened.
         """
         try:
-            connection = await self._connect(node, cluster, options, autocommit=autocommit)
+            claim = claim or Claim(node.server, cluster.name, None)
+            connection = await self._connect(node, cluster, options, autocommit=autocommit, claim=claim, wanted=wanted)
             try:
                 role = await _role(connection)
             except BaseException:
@@ -218,27 +253,42 @@ class AsyncOpener:
         return Failed(node, type(error).__name__, answered=True)  # its text may hold anything
 
     async def _connect(
-        self, node: Node, cluster: Cluster, options: list[str], *, autocommit: bool, patience: float | None = None
+        self,
+        node: Node,
+        cluster: Cluster,
+        options: list[str],
+        *,
+        autocommit: bool,
+        claim: Claim,
+        patience: float | None = None,
+        wanted: Callable[[], bool] = lambda: True,
     ) -> AsyncConnection[TupleRow]:
         params = {"connect_timeout": str(cluster.pool.connect_timeout), **dict(node.params + node.secrets.values)}
+        kind: type[AsyncConnection[TupleRow]] = AsyncConnection
+        if node.pooler == "transaction":  # which knows nothing of sessions, nor of what they begin with
+            kind, options = AsyncPooledConnection, []
         if options:
             params["options"] = " ".join(filter(None, (params.get("options"), *options)))
-        await self._slots.take(cluster.pool.timeout if patience is None else patience)
+        await self._slots.take(claim, cluster.pool.timeout if patience is None else patience, wanted)
         try:
-            connection = await self._log_in(node, make_conninfo("", **params), autocommit=autocommit)
+            connection = await self._log_in(node, kind, make_conninfo("", **params), autocommit=autocommit)
         except BaseException:
-            self._slots.give_up()
+            self._slots.give_up(claim)
             raise
-        self._slots.fill(connection)
+        self._slots.fill(connection, claim)
+        if node.pooler == "transaction":
+            connection.prepare_threshold = None
         return connection
 
-    async def _log_in(self, node: Node, conninfo: str, *, autocommit: bool) -> AsyncConnection[TupleRow]:
+    async def _log_in(
+        self, node: Node, kind: type[AsyncConnection[TupleRow]], conninfo: str, *, autocommit: bool
+    ) -> AsyncConnection[TupleRow]:
         kept = self._answers.get(node)
         session: dict[str, Any] = {"autocommit": autocommit}
         if (password := await self._password(node)) is not None:
             session["password"] = password
         try:
-            return await AsyncConnection.connect(conninfo, **session)
+            return await kind.connect(conninfo, **session)
         except psycopg.OperationalError as error:
             # libpq gives no SQLSTATE here (28P01 is what it would be), but it knows that the password was sent.
             if error.pgconn is None or not error.pgconn.used_password:
@@ -247,7 +297,7 @@ class AsyncOpener:
                 self._answers.pop(node, None)
             if kept is None:
                 raise
-        return await self._log_in(node, conninfo, autocommit=autocommit)
+        return await self._log_in(node, kind, conninfo, autocommit=autocommit)
 
     async def _password(self, node: Node) -> str | None:
         if self._ask is not None:
@@ -265,6 +315,13 @@ class AsyncOpener:
                 why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
                 raise NoPassword(f"its password_file {node.password_file} cannot be read: {why}") from None
         return None
+
+    async def _find_schema(self, connection: AsyncConnection[TupleRow], node: Node, schema: str) -> None:
+        try:
+            await send(connection, sql.is_schema(schema).encode())
+        except psycopg.errors.InvalidSchemaName as error:
+            await self._report(Failed(node, f"{error.diag.message_primary}", answered=True))
+            raise
 
     async def _run_configure(self, configure: AConfigure, connection: AsyncConnection[TupleRow], node: Node) -> None:
         try:

@@ -2,39 +2,47 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import partial
 from time import monotonic
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Self, TypeVar
 
-from router._async.checkout import AsyncCheckout, AsyncTrackedCheckout
-from router._async.routing import AsyncRouting
+from router._async.checkout import AsyncAskingCheckout, AsyncCheckout, AsyncScopedCheckout, AsyncTrackedCheckout
+from router._async.directory import AsyncDirectory, AsyncSqlSource
+from router._async.routing import AsyncRouting, NotKnownYet
 from router._async.statements import AsyncStatements
 from router._runtime import survive_fork
 from router.choose import Request
 from router.consistency import UNSURE, Position, settled
-from router.errors import TokenRefused
+from router.context import CURRENT, Use, named
+from router.errors import ConfigError, TokenRefused, UnknownTenant
 from router.health import UNKNOWN, fenced, lag_of, primary_of, role_of, state_of
-from router.measures import NodeStats, Stats, VersionStats
-from router.resolve import resolve
-from router.sessions import CURRENT, Session, current, parsed
-from router.settings import RouterSettings
-from router.topology import Role
+from router.measures import NodeStats, Stats, TenantPoolStats, VersionStats
+from router.resolve import check_key
+from router.sessions import Session, current, parsed
+from router.settings import TENANT_KEYS, RouterSettings
+from router.topology import PoolPolicy, Role
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from types import TracebackType
 
     from psycopg import AsyncConnection
     from psycopg.abc import Params, QueryNoTemplate
     from psycopg.rows import TupleRow
 
-    from router._runtime import AConfigure, AFunction, APassword
+    from router._async.checkout import AsyncLane
+    from router._runtime import AConfigure, AFunction, APassword, ASource
     from router.choose import Route
     from router.events import Observer
     from router.result import Result
     from router.topology import Node, Target
 
 T = TypeVar("T")
+
+ASK = PoolPolicy().timeout
+"""Seconds to find out where a tenant lives and to get a connection, for a request that names no timeout."""
 
 
 class AsyncRouter:
@@ -49,6 +57,7 @@ class AsyncRouter:
         *,
         password: APassword | None = None,
         configure: AConfigure | None = None,
+        directory: ASource | None = None,
         observers: Sequence[Observer] = (),
     ) -> None:
         """Make a router; nothing is opened yet.
@@ -58,14 +67,20 @@ class AsyncRouter:
             password: Gives the password of a node, for credentials that rotate: asked at the first connection to the
                 node, and again when the server turns its last answer down.
             configure: Called with each new connection, to register adapters and the like; it must leave it idle.
+            directory: Says where tenants live that the settings do not list: called with a tenant's key, or an object
+                with such a ``lookup()``, it returns the keys of a ``[tenants.KEY]``, or ``None`` if there is no such
+                tenant. ``None`` takes the one that the settings name.
             observers: Called with each event (``router.events``), in the thread or task where it is seen: they must
                 not block.
 
         Raises:
             ConfigError: The settings are wrong.
         """
-        self._topology = (RouterSettings() if settings is None else settings).topology()
+        self._settings = RouterSettings() if settings is None else settings
+        self._topology = self._settings.topology()
+        self._directory = directory
         self._routing = AsyncRouting(self._topology, password=password, configure=configure, observers=observers)
+        self._routing.directory = self._ask_of()
         self._statements = AsyncStatements()
         survive_fork(self)
 
@@ -73,6 +88,7 @@ class AsyncRouter:
         self,
         *,
         version: str | None = None,
+        tenant: str | None = None,
         read_only: bool = False,
         max_lag: float | None = None,
         after: str | None = None,
@@ -85,7 +101,10 @@ class AsyncRouter:
         server refuses writes (SQLSTATE 25006).
 
         Args:
-            version: The version, or an alias of it; ``None`` takes ``default_version``.
+            version: The version, or an alias of it; ``None`` takes that of :meth:`use`, or else the tenant's first, or
+                ``default_version``.
+            tenant: The tenant; ``None`` takes that of :meth:`use`. There is no other default: where there are tenants,
+                a request that names none has to name its version.
             read_only: Whether the block only reads.
             max_lag: For a read, the most seconds that a replica may be behind; ``None`` takes ``read.max_lag``.
             after: For a read, the token of a session whose writes it must see, besides those of the session around it.
@@ -96,16 +115,25 @@ class AsyncRouter:
 
         Raises:
             UnknownVersion: There is no such version, or none was named and there is no default.
+            UnknownTenant: There is no such tenant, or it does not live in that version; on entering the block if that
+                has to be asked.
+            TenantLocked: Another tenant was named than the one a ``use(…, lock=True)`` around it is for.
             RouterClosed: The router was closed.
             TokenRefused: ``after`` is a foreign token, and ``tokens.foreign`` is ``refuse``.
             Unavailable: On entering the block: no connection could be had in time; its subclasses say why.
             TransactionOutcomeUnknown: On leaving it: the connection died during COMMIT.
         """
         routing = self._routing
-        lane = (routing.readers if read_only else routing.writers).get(version)
+        key = version if tenant is None else (version, tenant)
+        try:
+            lane = (routing.readers if read_only else routing.writers).get(key)
+        except TypeError:  # no key at all; it is refused below
+            lane = None
         if lane is None or after is not None or max_lag is not None or CURRENT.get() is not None:
-            return self._checkout(version=version, read_only=read_only, max_lag=max_lag, after=after, timeout=timeout)
-        return AsyncCheckout(lane, timeout)
+            return self._checkout(
+                version=version, tenant=tenant, read_only=read_only, max_lag=max_lag, after=after, timeout=timeout
+            )
+        return lane.checkout(lane, timeout)
 
     def session(self, token: str | None = None) -> Session:
         """Make the reads of this task or thread see what it writes, for the length of a block.
@@ -121,12 +149,36 @@ class AsyncRouter:
         """
         return Session(self, self._topology.tokens, token)
 
+    def use(self, *, tenant: str | None = None, version: str | None = None, lock: bool = False) -> Use:
+        """Name the tenant and the version of the requests of this task or thread, for the length of a block.
+
+        Child tasks begun inside it have it, too. Threads and executors do not: a request there names its own, or fails.
+
+        Args:
+            tenant: The tenant; ``None`` leaves that to the block around it.
+            version: The version, or an alias of it; ``None`` leaves that to the block around it.
+            lock: Whether naming another tenant inside is an error.
+
+        Returns:
+            A context manager, plain and not async.
+
+        Raises:
+            UnknownTenant: What was named is no tenant's key.
+            TenantLocked: On entering the block: one around it is locked to another tenant.
+        """
+        if tenant is not None:
+            if self._topology.tenancy is None:
+                raise UnknownTenant(tenant, "the settings have no tenants")
+            check_key(self._topology.tenancy.pattern, tenant)
+        return Use(self, tenant, version, lock=lock)
+
     async def execute(
         self,
         query: QueryNoTemplate,
         params: Params | None = None,
         *,
         version: str | None = None,
+        tenant: str | None = None,
         max_lag: float | None = None,
         after: str | None = None,
         timeout: float | None = None,
@@ -140,7 +192,8 @@ class AsyncRouter:
         Args:
             query: The statement.
             params: Its parameters.
-            version: The version, or an alias of it; ``None`` takes ``default_version``.
+            version: As for :meth:`connection`.
+            tenant: As for :meth:`connection`.
             max_lag: As for :meth:`connection`, should it read.
             after: As for :meth:`connection`, should it read.
             timeout: Seconds for getting a connection; ``None`` takes ``pool.timeout``.
@@ -149,16 +202,16 @@ class AsyncRouter:
             The whole result.
 
         Raises:
-            UnknownVersion: There is no such version, or none was named and there is no default.
+            UnknownVersion: As for :meth:`connection`.
+            UnknownTenant: As for :meth:`connection`.
             Unavailable: No connection could be had in time.
             TransactionOutcomeUnknown: The connection died while the statement ran on the primary. (A read whose
                 connection dies is run once more elsewhere.)
             psycopg.Error: PostgreSQL refused the statement.
         """
-        reading = partial(
-            self._checkout, version=version, read_only=True, max_lag=max_lag, after=after, timeout=timeout
-        )
-        writing = partial(self._checkout, version=version, timeout=timeout)
+        checkout = partial(self._checkout, version=version, tenant=tenant, timeout=timeout)
+        reading = partial(checkout, read_only=True, max_lag=max_lag, after=after)
+        writing = partial(checkout, begin=False)
         return await self._statements.execute(query, params, version, reading, writing)
 
     async def run(
@@ -166,6 +219,7 @@ class AsyncRouter:
         function: AFunction[[AsyncConnection[TupleRow]], T],
         *,
         version: str | None = None,
+        tenant: str | None = None,
         retries: int = 3,
         timeout: float | None = None,
     ) -> T:
@@ -176,7 +230,8 @@ class AsyncRouter:
         Args:
             function: Called with the connection; it may be called several times, and must leave no trace elsewhere. It
                 cannot commit by itself; ``connection.transaction()`` inside it is a savepoint.
-            version: The version, or an alias of it; ``None`` takes ``default_version``.
+            version: As for :meth:`connection`.
+            tenant: As for :meth:`connection`.
             retries: How often it is run again at most.
             timeout: Seconds for getting a connection, each time; ``None`` takes ``pool.timeout``.
 
@@ -188,13 +243,14 @@ class AsyncRouter:
             Unavailable: No connection could be had in time.
             psycopg.Error: What it failed with the last time.
         """
-        writing = partial(self._checkout, version=version, timeout=timeout)
+        writing = partial(self._checkout, version=version, tenant=tenant, timeout=timeout, begin=False)
         return await self._statements.run(function, writing, retries=retries)
 
     def explain(
         self,
         *,
         version: str | None = None,
+        tenant: str | None = None,
         read_only: bool = False,
         max_lag: float | None = None,
         after: str | None = None,
@@ -203,6 +259,7 @@ class AsyncRouter:
 
         Args:
             version: As for :meth:`connection`.
+            tenant: As for :meth:`connection`.
             read_only: As for :meth:`connection`.
             max_lag: As for :meth:`connection`.
             after: As for :meth:`connection`.
@@ -212,10 +269,15 @@ class AsyncRouter:
 
         Raises:
             UnknownVersion: As for :meth:`connection`.
+            UnknownTenant: As for :meth:`connection`; also when the directory would have to be asked first.
             RouterClosed: The router was closed.
             TokenRefused: As for :meth:`connection`.
         """
-        target = resolve(self._topology, version)
+        tenant, version = named(self, tenant, version)
+        try:
+            target = self._routing.target(version, tenant)
+        except NotKnownYet:
+            raise UnknownTenant(tenant, "the directory has not been asked for it yet") from None
         position = self._must_see(target, current(self), after) if read_only else None
         return self._routing.choose(target, Request(read_only, max_lag, position))
 
@@ -225,16 +287,21 @@ class AsyncRouter:
         Returns:
             Frozen values; the ``repr`` is for reading.
         """
-        health, pools, now = self._routing.health, self._routing.pools, monotonic()
+        routing, now = self._routing, monotonic()
+        health, pools = routing.health, list(routing.pools)
         versions = []
         for name, cluster in self._topology.versions.items():
             out = fenced(health, cluster)
             primary = primary_of(health, cluster, out)
+            own = {
+                (pool.node, pool.read_only): pool.stats()
+                for pool in pools
+                if pool.cluster.name == name and pool.tenant is None and not pool.shared
+            }
             nodes = []
             for node in cluster.nodes:
                 state, role = state_of(health, node), role_of(health, node)
                 lag = lag_of(health, node, primary, now=now) if state.up and role is Role.REPLICA else None
-                read, write = pools.get((name, node, True)), pools.get((name, node, False))
                 nodes.append(
                     NodeStats(
                         node=node,
@@ -247,12 +314,25 @@ class AsyncRouter:
                         lag_bytes=None if lag is None else lag.bytes,
                         latency=state.latency,
                         failures=state.failures,
-                        read=None if read is None else read.stats(),
-                        write=None if write is None else write.stats(),
+                        read=own.get((node, True)),
+                        write=own.get((node, False)),
                     )
                 )
             versions.append(VersionStats(name, tuple(nodes)))
-        return Stats(self._routing.slots.taken, self._topology.max_connections, tuple(versions))
+        tenants = [
+            TenantPoolStats(pool.cluster.name, pool.tenant, pool.node, pool.read_only, pool.stats())
+            for pool in pools
+            if pool.tenant is not None or pool.shared
+        ]
+        in_use = Counter(holder for pool in pools for holder in pool.holders())
+        return Stats(
+            len(routing.slots.taken),
+            self._topology.max_connections,
+            tuple(versions),
+            tuple(tenants),
+            MappingProxyType(dict(in_use.most_common())),
+            None if routing.directory is None else routing.directory.stats(),
+        )
 
     async def close(self, timeout: float = 5.0) -> int:
         """Close every pool; no further request is served.
@@ -284,32 +364,87 @@ class AsyncRouter:
     def abandon(self) -> None:
         """Start anew in the child of a fork: what is open is the parent's, and is neither used nor closed here."""
         self._routing.abandon()
+        self._routing.directory = self._ask_of()
         self._statements.abandon()
 
     def _checkout(
         self,
         *,
         version: str | None,
+        tenant: str | None,
         read_only: bool = False,
         max_lag: float | None = None,
         after: str | None = None,
         timeout: float | None,
         avoid: Node | None = None,
+        begin: bool = True,
     ) -> AsyncCheckout:
         """Borrow a connection, for whoever does not name a known key and nothing else."""
-        routing, session = self._routing, current(self)
-        lane = (routing.readers if read_only else routing.writers).get(version)
-        if lane is None:
-            lane = routing.lane(version, read_only=read_only)
+        tenant, version = named(self, tenant, version)
+        try:
+            lane = self._lane(version, tenant, read_only=read_only)
+        except NotKnownYet:
+            again = partial(
+                self._checkout,
+                version=version,
+                tenant=tenant,
+                read_only=read_only,
+                max_lag=max_lag,
+                after=after,
+                avoid=avoid,
+                begin=begin,
+            )
+            return AsyncAskingCheckout(partial(self._find, str(tenant), again), ASK if timeout is None else timeout)
+        session, note, request = current(self), None, None
         if not read_only:
-            if session is None:
-                return AsyncCheckout(lane, timeout)
-            note = partial(self._note, session, lane.target.version)
-            return AsyncTrackedCheckout(lane, timeout, request=None, note=note)
-        position = self._must_see(lane.target, session, after)
-        if position is None and max_lag is None and avoid is None:
+            if session is not None:
+                note = partial(self._note, session, lane.target.version)
+        else:
+            position = self._must_see(lane.target, session, after)
+            if position is not None or max_lag is not None or avoid is not None:
+                request = Request(read_only, max_lag, position, avoid)
+        if lane.target.scope is not None:
+            return AsyncScopedCheckout(lane, timeout, request=request, note=note, begin=begin)
+        if note is None and request is None:
             return AsyncCheckout(lane, timeout)
-        return AsyncTrackedCheckout(lane, timeout, request=Request(read_only, max_lag, position, avoid), note=None)
+        return AsyncTrackedCheckout(lane, timeout, request=request, note=note)
+
+    def _lane(self, version: str | None, tenant: str | None, *, read_only: bool) -> AsyncLane:
+        routing = self._routing
+        lanes = routing.readers if read_only else routing.writers
+        lane = lanes.get(version if tenant is None else (version, tenant)) if isinstance(tenant, str | None) else None
+        return routing.lane(version, tenant, read_only=read_only) if lane is None else lane
+
+    async def _find(self, tenant: str, again: Callable[..., AsyncCheckout], deadline: float) -> AsyncCheckout:
+        """Ask where a tenant lives, and make the checkout for the time that is left."""
+        checkout: AsyncCheckout | None = None
+        directory = self._routing.directory
+        while directory is not None and (checkout is None or isinstance(checkout, AsyncAskingCheckout)):
+            await directory.find(tenant, deadline)
+            checkout = again(timeout=max(deadline - monotonic(), 0.0))  # a change may have been heard of again
+        assert checkout is not None  # noqa: S101  (who asks has a directory)
+        return checkout
+
+    def _ask_of(self) -> AsyncDirectory | None:
+        """The directory, if there is one."""
+        tenancy, source, routing = self._topology.tenancy, self._directory, self._routing
+        if source is not None and tenancy is None:
+            raise ConfigError(["directory: add [tenancy] to the settings, which says what tenants' keys look like"])
+        if tenancy is None or (source is None and tenancy.directory.version is None):
+            return None
+
+        def changed(tenant: str | None) -> None:
+            directory.changed(tenant)
+
+        if source is None:
+            source = routing.source = AsyncSqlSource(
+                lambda: AsyncCheckout(self._lane(tenancy.directory.version, None, read_only=False), None),
+                tenancy.directory.table,
+                TENANT_KEYS,
+                changed,
+            )
+        directory = AsyncDirectory(source, self._settings.home, tenancy.directory, routing.forget)
+        return directory
 
     def _must_see(self, target: Target, session: Session | None, after: str | None) -> Position | None:
         """What a read has to see: the writes of its session, and those of a token."""

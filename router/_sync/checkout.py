@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import logging
+from copy import copy
 from itertools import count
 from random import getrandbits
 from time import monotonic
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import psycopg
 from psycopg.pq import TransactionStatus
@@ -15,8 +16,10 @@ from psycopg.rows import tuple_row
 
 from router import sql
 from router._sync.pools import original_of
+from router._sync.scoped import enter
+from router._sync.scripts import PooledConnection
 from router.choose import PAIRS, pairs, rotation
-from router.errors import TransactionOutcomeUnknown
+from router.errors import PoolExhausted, TransactionOutcomeUnknown, UnknownTenant
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,8 +28,9 @@ if TYPE_CHECKING:
     from psycopg import Connection
     from psycopg.rows import TupleRow
 
+    from router._runtime import Function
     from router._sync.pools import NodePool
-    from router._sync.slots import Slots
+    from router._sync.slots import Gate, Slots
     from router.choose import Request
     from router.topology import Node, Target
 
@@ -61,9 +65,16 @@ class Lane:
         pools: The pools of the best nodes; empty while none is known to be up.
         acquire: Gets a connection when the pool picked has none ready.
         slots: The process's budget.
+        checkout: What borrows from it.
+        gate: Lets so many requests of a tenant in at a time; ``None`` for any number.
+        key: What the requests name.
+        unlist: Told of the lane of a tenant that turned out not to be there.
     """
 
-    __slots__ = ("_pairs", "_rotation", "_turns", "acquire", "pools", "read_only", "slots", "target", "timeout")
+    __slots__ = (
+        "_pairs", "_rotation", "_turns", "acquire", "checkout", "gate", "key", "pools", "read_only", "slots", "target",
+        "timeout", "unlist",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -73,6 +84,7 @@ class Lane:
         slots: Slots,
         *,
         read_only: bool,
+        unlist: Callable[[Lane], None],
     ) -> None:
         """Prepare the choice between the pools.
 
@@ -82,13 +94,18 @@ class Lane:
             acquire: Gets a connection when the pool picked has none ready.
             slots: The process's budget.
             read_only: Whether the requests only read.
+            unlist: Told of the lane of a tenant that turned out not to be there.
         """
         self.target = target
+        self.unlist = unlist
         self.read_only = read_only
         self.timeout = target.cluster.pool.timeout
         self.pools = pools
         self.acquire = acquire
         self.slots = slots
+        self.checkout: type[Checkout] = Checkout if target.scope is None else ScopedCheckout
+        self.gate: Gate | None = None
+        self.key: Any = None
         weights = [pool.node.weight for pool in pools]
         balance = target.cluster.read.balance
         self._pairs: tuple[tuple[NodePool, NodePool, float, float], ...] = ()
@@ -99,6 +116,21 @@ class Lane:
             self._pairs = tuple((pools[one], pools[two], weights[one], weights[two]) for one, two in drawn)
         elif pools:
             self._rotation = tuple(pools[place] for place in rotation(weights))
+
+    def of(self, target: Target, gate: Gate | None) -> Lane:
+        """Make the lane of another tenant that uses the same pools.
+
+        Args:
+            target: What its key resolved to.
+            gate: Lets so many of its requests in at a time.
+
+        Returns:
+            The lane; it has the choice between the pools in common with this one.
+        """
+        other = copy(self)
+        other.target = target
+        other.gate = gate
+        return other
 
     def pick(self) -> NodePool | None:
         """Pick the pool for the next request, as ``read.balance`` says.
@@ -151,6 +183,7 @@ class Checkout:
             f"the connection to {self._pool.node} died {death} is not known; "
             "look on the primary for what it wrote before you repeat it",
             version=self._lane.target.requested,
+            tenant=self._lane.target.tenant,
         )
 
     def __enter__(self) -> Connection[TupleRow]:
@@ -198,9 +231,14 @@ class Checkout:
             except BaseException:
                 pool.give_back(connection)
                 raise
-        pool.give_back(connection)
-        if (slots := self._lane.slots).waiting:
-            slots.wake()
+        slots = self._lane.slots
+        heir = slots.yields_to(pool.claim) if slots.waiting else None
+        if heir is None:
+            pool.give_back(connection)
+        else:
+            pool.part_with(connection)
+        if slots.waiting:
+            slots.wake(heir)
 
     def _end(self, connection: Connection[TupleRow], pool: NodePool, error: BaseException | None) -> None:
         if pool.inherited:
@@ -261,7 +299,8 @@ def _written(connection: Connection[TupleRow]) -> tuple[int, int]:
     status = connection.pgconn.transaction_status
     if status != TransactionStatus.INTRANS:
         connection.rollback()
-        connection.set_autocommit(True)
+        if not isinstance(connection, PooledConnection):
+            connection.set_autocommit(True)
     with connection.cursor(row_factory=tuple_row) as cursor:
         if status == TransactionStatus.INTRANS:
             cursor.execute(sql.COMMIT_AND_WRITTEN)
@@ -269,6 +308,8 @@ def _written(connection: Connection[TupleRow]) -> tuple[int, int]:
         else:
             cursor.execute(sql.WRITTEN)
         ((position, timeline),) = cursor.fetchall()
+    if connection.pgconn.transaction_status:
+        connection.rollback()
     return position, timeline
 
 
@@ -297,3 +338,164 @@ class TrackedCheckout(Checkout):
         super().__init__(lane, timeout)
         self._request = request
         self._note = note
+
+
+class ScopedCheckout(TrackedCheckout):
+    """A checkout of a tenant's whose connection may have served another one, or has to be reset."""
+
+    __slots__ = ("_begin",)
+
+    def __init__(
+        self,
+        lane: Lane,
+        timeout: float | None,
+        *,
+        request: Request | None = None,
+        note: Note | None = None,
+        begin: bool = True,
+    ) -> None:
+        """Prepare to borrow; nothing happens before the block is entered.
+
+        Args:
+            lane: Where to borrow from.
+            timeout: The request's deadline, in seconds; ``None`` takes the lane's.
+            request: What it asks for; ``None`` for any of the lane's pools.
+            note: As for :class:`TrackedCheckout`.
+            begin: Whether a block that writes begins its transaction at once, in the round trip that sets the session.
+        """
+        super().__init__(lane, timeout, request=request, note=note)
+        self._begin = begin and lane.target.shared and not lane.read_only
+
+    def __enter__(self) -> Connection[TupleRow]:
+        """Borrow the connection, and make it the tenant's.
+
+        Returns:
+            The connection.
+
+        Raises:
+            Unavailable: None could be had within the deadline.
+            UnknownTenant: The tenant's schema is not there.
+            RouterClosed: The router was closed.
+            RuntimeError: The block of this very object has been entered already.
+        """
+        lane, deadline = self._lane, monotonic() + min(self._timeout, A_LONG_TIME)
+        if lane.gate is None:
+            return self._enter(lane, deadline)
+        if self._connection is not None:
+            raise RuntimeError("this checkout is in use: call connection() once for each block")
+        if not lane.gate.enter(deadline - monotonic()):
+            raise PoolExhausted(
+                f"no connection for tenant {lane.target.tenant!r} in time: it uses all {lane.gate.limit} that it may "
+                "(tenancy.max_connections)",
+                version=lane.target.requested,
+                tenant=lane.target.tenant,
+            )
+        try:
+            return self._enter(lane, deadline)
+        except BaseException:
+            lane.gate.leave()
+            raise
+
+    def _enter(self, lane: Lane, deadline: float) -> Connection[TupleRow]:
+        if self._connection is not None:
+            raise RuntimeError("this checkout is in use: call connection() once for each block")
+        target = lane.target
+        assert target.scope is not None  # noqa: S101  (else it were a plain checkout)
+        pool = lane.pick() if self._request is None else None
+        connection = None if pool is None else pool.take_for(target.scope)
+        while True:
+            if pool is None or connection is None:
+                pool, connection = lane.acquire(lane, deadline, pool, self._request)
+            try:
+                enter(connection, target.scope, begin=self._begin)
+            except BaseException as error:
+                lost = connection.broken
+                if lost:
+                    pool.suspect(pool.node.server)
+                if isinstance(error, UnknownTenant):
+                    lane.unlist(lane)
+                else:
+                    connection.close()
+                pool.give_back(connection)
+                if not lost or not isinstance(error, psycopg.OperationalError):
+                    raise
+                connection = None
+                continue
+            self._pool, self._connection = pool, connection
+            return connection
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """End the transaction and give the connection back, as any checkout does."""
+        try:
+            super().__exit__(kind, error, traceback)
+        finally:
+            if self._lane.gate is not None:
+                self._lane.gate.leave()
+
+
+class AskingCheckout(Checkout):
+    """A checkout of a tenant's of whom it has to be asked first where it lives."""
+
+    __slots__ = ("_checkout", "_find")
+
+    def __init__(self, find: Function[[float], Checkout], timeout: float) -> None:  # it has no lane yet
+        """Prepare to borrow; nothing happens before the block is entered.
+
+        Args:
+            find: Asks until a deadline, on the monotonic clock, and makes the checkout.
+            timeout: The request's deadline, in seconds.
+        """
+        self._find = find
+        self._timeout = timeout
+        self._connection = None
+        self._checkout: Checkout | None = None
+
+    @property
+    def pool(self) -> NodePool:
+        """Where the connection is from, inside the block."""
+        return self._found().pool
+
+    def outcome_unknown(self, death: str) -> TransactionOutcomeUnknown:
+        """Say that the connection died when it mattered.
+
+        Args:
+            death: When it died, and what is not known therefore.
+
+        Returns:
+            The error, to be raised.
+        """
+        return self._found().outcome_unknown(death)
+
+    def __enter__(self) -> Connection[TupleRow]:
+        """Find out where the tenant lives, and borrow the connection.
+
+        Returns:
+            The connection.
+
+        Raises:
+            UnknownTenant: There is no such tenant.
+            DirectoryUnavailable: It cannot be found out.
+            Unavailable: No connection could be had within the deadline.
+            RouterClosed: The router was closed.
+            RuntimeError: The block of this very object has been entered already.
+        """
+        if self._checkout is not None:
+            raise RuntimeError("this checkout is in use: call connection() once for each block")
+        checkout = self._find(monotonic() + min(self._timeout, A_LONG_TIME))
+        connection = checkout.__enter__()
+        self._checkout = checkout
+        return connection
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """End the transaction and give the connection back, as any checkout does."""
+        checkout, self._checkout = self._found(), None
+        checkout.__exit__(kind, error, traceback)
+
+    def _found(self) -> Checkout:
+        if self._checkout is None:
+            raise RuntimeError("the block of this checkout was not entered")
+        return self._checkout

@@ -93,6 +93,19 @@ class Monitor:
                 elif not self._closed:
                     self._watchers = {**self._watchers, node.server: Watcher(self, node, cluster)}
 
+    def unwatch(self, name: str) -> None:
+        """Watch the servers of a cluster no longer, unless others are there, too.
+
+        Args:
+            name: The cluster's name.
+        """
+        with self._guard:
+            for watcher in self._watchers.values():
+                watcher.nodes = {node: cluster for node, cluster in watcher.nodes.items() if cluster.name != name}
+                if not watcher.nodes:
+                    watcher.stop()
+            self._watchers = {server: watcher for server, watcher in self._watchers.items() if watcher.nodes}
+
     def hurry(self, server: Server) -> None:
         """Look at a server now: something has happened that may tell of it.
 
@@ -168,6 +181,7 @@ class Watcher:
             pause = self._monitor.pause(self._server) * (0.9 + 0.2 * random())
             if self.hurry.wait_for(pause):
                 sleep(PAUSE)
+        self.let_go()
 
     def _look(self) -> None:
         monitor, held = self._monitor, self._take()

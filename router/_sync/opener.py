@@ -13,7 +13,9 @@ from psycopg.conninfo import make_conninfo
 
 from router import sql
 from router._runtime import call
+from router._sync.scripts import PooledConnection, send
 from router._sync.slots import BudgetSpent
+from router.budget import Claim
 from router.choose import objection
 from router.health import Connected, Failed, Looked, failed
 from router.topology import Role
@@ -75,14 +77,27 @@ class Opener:
         self._answers: dict[Node, str] = {}
         self._without_control: set[Server] = set()  # where the control file is not for us
 
-    def open(self, node: Node, cluster: Cluster, *, read_only: bool, spare: bool) -> Connection[TupleRow]:
+    def open(
+        self,
+        node: Node,
+        cluster: Cluster,
+        claim: Claim,
+        *,
+        read_only: bool,
+        schema: str,
+        spare: bool,
+        wanted: Callable[[], bool],
+    ) -> Connection[TupleRow]:
         """Open a connection for requests.
 
         Args:
             node: Where to.
             cluster: The cluster it serves, for its policies.
+            claim: What it counts as in the budget.
             read_only: Whether its session refuses writes.
+            schema: A search path whose first schema must be there; empty for none.
             spare: Whether requests can do without it: a refusal of the login is then raised, and not reported.
+            wanted: Tells whether anybody still waits for it.
 
         Returns:
             The connection, configured.
@@ -93,14 +108,22 @@ class Opener:
             WrongRole: The server's role is not fit for this use.
             psycopg.OperationalError: It could not be opened.
         """
-        autocommit = read_only and cluster.read.autocommit
+        autocommit = read_only and cluster.read.autocommit and node.pooler != "transaction"
         options = [READ_ONLY] if read_only else []
         if read_only and not autocommit:
             options.append(SNAPSHOT)
-        connection, role = self.connect(node, cluster, options, autocommit=autocommit, spare=spare)
+        connection, role = self.connect(
+            node, cluster, options, autocommit=autocommit, claim=claim, spare=spare, wanted=wanted
+        )
         try:
             if (reason := objection(cluster, role, read_only=read_only)) is not None:
                 raise WrongRole(reason)
+            if isinstance(connection, PooledConnection):
+                connection.set_read_only(read_only or None)
+                if read_only and not cluster.read.autocommit:
+                    connection.set_isolation_level(psycopg.IsolationLevel.REPEATABLE_READ)
+            if schema:
+                self._find_schema(connection, node, schema)
             if self._configure is not None:
                 self._run_configure(self._configure, connection, node)
         except BaseException:
@@ -123,7 +146,8 @@ class Opener:
             BudgetSpent: No slot became free in that time.
             psycopg.OperationalError: It could not be opened.
         """
-        connection = self._connect(node, cluster, [], autocommit=True, patience=patience)
+        claim = Claim(node.server, f"looks at {node.server}", None)
+        connection = self._connect(node, cluster, [], autocommit=True, claim=claim, patience=patience)
         connection.prepare_threshold = None  # behind a pooler, the next look may have another server process
         return connection
 
@@ -162,7 +186,15 @@ class Opener:
         )
 
     def connect(
-        self, node: Node, cluster: Cluster, options: list[str], *, autocommit: bool, spare: bool = False
+        self,
+        node: Node,
+        cluster: Cluster,
+        options: list[str],
+        *,
+        autocommit: bool,
+        claim: Claim | None = None,
+        spare: bool = False,
+        wanted: Callable[[], bool] = lambda: True,
     ) -> tuple[Connection[TupleRow], Role]:
         """Open a connection to a node of whatever role, and report how that went.
 
@@ -171,7 +203,9 @@ class Opener:
             cluster: The cluster it serves, for its policies.
             options: Startup options, added to the node's own.
             autocommit: Whether the connection is in autocommit.
+            claim: What it counts as in the budget; ``None`` for the cluster's.
             spare: As for :meth:`open`.
+            wanted: As for :meth:`open`.
 
         Returns:
             The connection, and the role of its server.
@@ -181,7 +215,8 @@ class Opener:
             psycopg.OperationalError: It could not be opened.
         """
         try:
-            connection = self._connect(node, cluster, options, autocommit=autocommit)
+            claim = claim or Claim(node.server, cluster.name, None)
+            connection = self._connect(node, cluster, options, autocommit=autocommit, claim=claim, wanted=wanted)
             try:
                 role = _role(connection)
             except BaseException:
@@ -219,27 +254,42 @@ class Opener:
         return Failed(node, type(error).__name__, answered=True)  # its text may hold anything
 
     def _connect(
-        self, node: Node, cluster: Cluster, options: list[str], *, autocommit: bool, patience: float | None = None
+        self,
+        node: Node,
+        cluster: Cluster,
+        options: list[str],
+        *,
+        autocommit: bool,
+        claim: Claim,
+        patience: float | None = None,
+        wanted: Callable[[], bool] = lambda: True,
     ) -> Connection[TupleRow]:
         params = {"connect_timeout": str(cluster.pool.connect_timeout), **dict(node.params + node.secrets.values)}
+        kind: type[Connection[TupleRow]] = Connection
+        if node.pooler == "transaction":  # which knows nothing of sessions, nor of what they begin with
+            kind, options = PooledConnection, []
         if options:
             params["options"] = " ".join(filter(None, (params.get("options"), *options)))
-        self._slots.take(cluster.pool.timeout if patience is None else patience)
+        self._slots.take(claim, cluster.pool.timeout if patience is None else patience, wanted)
         try:
-            connection = self._log_in(node, make_conninfo("", **params), autocommit=autocommit)
+            connection = self._log_in(node, kind, make_conninfo("", **params), autocommit=autocommit)
         except BaseException:
-            self._slots.give_up()
+            self._slots.give_up(claim)
             raise
-        self._slots.fill(connection)
+        self._slots.fill(connection, claim)
+        if node.pooler == "transaction":
+            connection.prepare_threshold = None
         return connection
 
-    def _log_in(self, node: Node, conninfo: str, *, autocommit: bool) -> Connection[TupleRow]:
+    def _log_in(
+        self, node: Node, kind: type[Connection[TupleRow]], conninfo: str, *, autocommit: bool
+    ) -> Connection[TupleRow]:
         kept = self._answers.get(node)
         session: dict[str, Any] = {"autocommit": autocommit}
         if (password := self._password(node)) is not None:
             session["password"] = password
         try:
-            return Connection.connect(conninfo, **session)
+            return kind.connect(conninfo, **session)
         except psycopg.OperationalError as error:
             # libpq gives no SQLSTATE here (28P01 is what it would be), but it knows that the password was sent.
             if error.pgconn is None or not error.pgconn.used_password:
@@ -248,7 +298,7 @@ class Opener:
                 self._answers.pop(node, None)
             if kept is None:
                 raise
-        return self._log_in(node, conninfo, autocommit=autocommit)
+        return self._log_in(node, kind, conninfo, autocommit=autocommit)
 
     def _password(self, node: Node) -> str | None:
         if self._ask is not None:
@@ -266,6 +316,13 @@ class Opener:
                 why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
                 raise NoPassword(f"its password_file {node.password_file} cannot be read: {why}") from None
         return None
+
+    def _find_schema(self, connection: Connection[TupleRow], node: Node, schema: str) -> None:
+        try:
+            send(connection, sql.is_schema(schema).encode())
+        except psycopg.errors.InvalidSchemaName as error:
+            self._report(Failed(node, f"{error.diag.message_primary}", answered=True))
+            raise
 
     def _run_configure(self, configure: Configure, connection: Connection[TupleRow], node: Node) -> None:
         try:

@@ -19,10 +19,12 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 from psycopg import Connection
 from psycopg.rows import TupleRow
-from psycopg_pool import ConnectionPool, PoolTimeout
+from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 
 from router._runtime import cut, uncancelled
 from router._sync.opener import Refused
+from router._sync.scripts import PooledConnection
+from router.budget import Claim, Idle
 from router.measures import PoolStats
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 
     from router._sync.opener import Opener
     from router.health import Looked
-    from router.topology import Cluster, Node, Server
+    from router.topology import Node, Scope, Server, Target
 
 
 logger = logging.getLogger("router")
@@ -72,6 +74,10 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         node: What it connects to.
         cluster: The cluster the node serves.
         read_only: Whether its sessions refuse writes.
+        tenant: Whose it is; ``None`` for a version's, and for one that tenants share.
+        shared: Whether tenants share it.
+        claim: What each of its connections counts as in the budget.
+        keys: Those of the lanes that use it, if it is one tenant's.
         idle: The connections ready to be borrowed.
         borrowed: The connections out.
         expendable: Those of them whose query is run again elsewhere if they are cut.
@@ -86,7 +92,7 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
     def __init__(
         self,
         node: Node,
-        cluster: Cluster,
+        target: Target,
         opener: Opener,
         suspect: Callable[[Server], None],
         *,
@@ -96,17 +102,21 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
 
         Args:
             node: What to connect to.
-            cluster: The cluster the node serves, for its policies.
+            target: What it serves.
             opener: Opens each connection.
             suspect: Has a server looked at.
             read_only: Whether sessions refuse writes.
         """
+        cluster = target.cluster
         policy = cluster.pool
+        self.tenant = None if target.shared else target.tenant
+        self.shared = target.shared
+        whose = f"{cluster.name}{' tenants' if self.shared else f' {self.tenant}' if self.tenant else ''}"
         super().__init__(
             connection_class=_RoutedConnection,
             kwargs={"pool": self},
             open=False,
-            name=_Name(f"{cluster.name} {node} {'read' if read_only else 'write'}"),
+            name=_Name(f"{whose} {node} {'read' if read_only else 'write'}"),
             min_size=policy.min_size,
             max_size=policy.max_size,
             timeout=policy.timeout,
@@ -121,6 +131,9 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         self.node = node
         self.cluster = cluster
         self.read_only = read_only
+        cap = None if self.tenant is None else target.policy.max_connections
+        self.claim = Claim(node.server, self.tenant or cluster.name, cap)
+        self.keys: set[Any] = set()
         self.idle = self._pool
         self.borrowed: set[Connection[TupleRow]] = set()
         self.expendable: set[Connection[TupleRow]] = set()
@@ -131,6 +144,39 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         self.refusal = ""
         self._opener = opener
         self._failing = False
+        self._schema = "" if target.shared else target.schema
+        self._used_at = monotonic()  # when somebody last came for a connection that was not ready
+
+    @property
+    def in_use(self) -> bool:
+        """Whether anybody has one of its connections, or waits for one."""
+        return bool(self.borrowed or self._waiting)
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for a connection."""
+        return len(self._waiting)
+
+    @property
+    def used_at(self) -> float:
+        """When it was last used, on the monotonic clock."""
+        try:
+            return max(original_of(self._pool[-1]).idle_since, self._used_at)
+        except IndexError:
+            return self._used_at
+
+    @property
+    def longest_idle(self) -> Idle | None:
+        """Its connection that has been idle longest, as the budget looks at it."""
+        try:
+            since = original_of(self._pool[0]).idle_since
+        except IndexError:
+            return None
+        return Idle(self.claim, since, warm=self._nconns <= self.min_size)
+
+    def holders(self) -> list[str]:
+        """List the tenants of the connections that are out, one for each; none when they are a version's."""
+        return [] if self.tenant is None else [self.tenant] * len(self.borrowed)
 
     @property
     def load(self) -> int:
@@ -187,11 +233,24 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
             return False
         return True
 
-    def borrow(self, timeout: float) -> Connection[TupleRow]:
+    def take_for(self, scope: Scope) -> Connection[TupleRow] | None:
+        """Borrow a connection that is ready, best one that the tenant had last.
+
+        Args:
+            scope: Whom it is for.
+
+        Returns:
+            The connection, or ``None`` when none is ready.
+        """
+        del scope  # all are the same tenant's here
+        return self.take()
+
+    def borrow(self, timeout: float, scope: Scope | None = None) -> Connection[TupleRow]:
         """Borrow a connection, opening the pool if this is its first use.
 
         Args:
             timeout: The most to wait, in seconds.
+            scope: Whom it is for, where that matters.
 
         Returns:
             The connection.
@@ -202,18 +261,22 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
             TooManyRequests: Too many wait already.
             PoolClosed: The pool was closed.
         """
-        self.open()
+        self._used_at = monotonic()
+        try:
+            self.open()
+        except psycopg.OperationalError as error:  # it has been closed meanwhile
+            raise PoolClosed(str(error)) from error
         if self.retired:
             self.close()
-        if (ready := self.take()) is not None:  # which, other than getconn(), passes over those that are dead
+        # Which, other than getconn(), passes over those that are dead.
+        if (ready := (self.take() if scope is None else self.take_for(scope))) is not None:
             return ready
         try:
-            connection = self.getconn(timeout)
+            connection = self._next(timeout, scope)
         except PoolTimeout:
             # psycopg_pool leaves those who gave up in the queue, and counts them against max_waiting.
             with self._lock:  # guards _waiting
-                while self._waiting and self._waiting[0].error is not None:
-                    self._waiting.popleft()
+                self._drop_late()
             raise
         self.borrowed.add(connection)
         if self.barred:
@@ -221,6 +284,15 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
             self.give_back(connection)
             raise Reroute
         return connection
+
+    def _drop_late(self) -> None:
+        while self._waiting and self._waiting[0].error is not None:
+            self._waiting.popleft()
+
+    def _next(self, timeout: float, scope: Scope | None) -> Connection[TupleRow]:
+        """Wait for the next connection that is returned, or opened."""
+        del scope
+        return self.getconn(timeout)
 
     def open_connection(self) -> Connection[TupleRow]:
         """Open one more connection, for the pool's own worker; if that fails, those who wait choose again.
@@ -237,7 +309,15 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         # A server may have a limit below max_size: as long as there are others, one more refused means no harm.
         spare = self._nconns > 1  # this one is counted already
         try:
-            connection = self._opener.open(self.node, self.cluster, read_only=self.read_only, spare=spare)
+            connection = self._opener.open(
+                self.node,
+                self.cluster,
+                self.claim,
+                read_only=self.read_only,
+                schema=self._schema,
+                spare=spare,
+                wanted=self._is_wanted,
+            )
         except Refused as error:
             if not self.refusal:
                 logger.warning("%s takes no further connection: %s", self.node, error)
@@ -251,6 +331,10 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         self.refusal = ""
         connection.__dict__["_router"] = Original(connection)
         return connection
+
+    def _is_wanted(self) -> bool:
+        """Whether one more connection is for somebody, or one of those that are kept open."""
+        return bool(self._waiting) or self._nconns <= self.min_size
 
     def look(self, connection: Connection[TupleRow]) -> Looked:
         """Ask over a borrowed connection what its server is and how far it is.
@@ -316,6 +400,21 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         return len(doomed) if why_borrowed else 0
 
     @uncancelled
+    def part_with(self, connection: Connection[TupleRow]) -> None:
+        """Close a borrowed connection for good, so that another pool may open one; those who wait here get another.
+
+        Args:
+            connection: The connection.
+        """
+        connection.close()
+        self.borrowed.discard(connection)
+        self.expendable.discard(connection)
+        with self._lock:  # guards _nconns, _growing, _waiting
+            self._nconns -= 1
+            if self._waiting and not self._closed:
+                self._maybe_grow_pool()
+
+    @uncancelled
     def give_back(self, connection: Connection[TupleRow]) -> None:
         """Take a borrowed connection back, such as it was when it was opened.
 
@@ -339,7 +438,8 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
                 or prepared.prepared_max != original.prepared_max
             ):
                 original.restore(connection)
-            sound = not connection.closed and monotonic() < connection._expire_at
+            original.idle_since = now = monotonic()
+            sound = not connection.closed and now < connection._expire_at
         # Not the other way round: once it is back, the next borrower may add it again at any moment.
         self.borrowed.discard(connection)
         self.expendable.discard(connection)
@@ -381,6 +481,9 @@ class Original:
 
     Attributes:
         opened_at: When it had been opened, on the monotonic clock.
+        idle_since: When it was last returned.
+        scope: What its session is set to; ``None`` for what it was opened with.
+        tenant: Of a pool that tenants share, who has it, or had it last.
         refuses_writes: Whether the server is known to refuse writes in this session; a pooler may have dropped that
             option.
         spent: Set to have it closed once it is given back: its session is not fit for another borrower.
@@ -389,9 +492,9 @@ class Original:
     """
 
     __slots__ = (
-        "autocommit", "cursor_factory", "cut_because", "deferrable", "in_hot_standby", "isolation_level",
+        "autocommit", "cursor_factory", "cut_because", "deferrable", "idle_since", "in_hot_standby", "isolation_level",
         "notice_handlers", "notify_handlers", "opened_at", "prepare_threshold", "prepared_max", "read_only",
-        "refuses_writes", "row_factory", "seen", "server_cursor_factory", "spent", "unasked",
+        "refuses_writes", "row_factory", "scope", "seen", "server_cursor_factory", "spent", "tenant", "unasked",
     )  # fmt: skip
 
     def __init__(self, connection: Connection[TupleRow]) -> None:
@@ -407,14 +510,16 @@ class Original:
         self.notice_handlers = connection._notice_handlers.copy()
         self.notify_handlers = connection._notify_handlers.copy()
         self.seen: dict[str, Any] = {}
-        self.opened_at = monotonic()
+        self.opened_at = self.idle_since = monotonic()
+        self.scope: Scope | None = None
+        self.tenant = ""
         self.spent = False
         self.cut_because = ""
         self.in_hot_standby = connection.pgconn.parameter_status(b"in_hot_standby")
         self.refuses_writes = b"on" in (
             self.in_hot_standby,
             connection.pgconn.parameter_status(b"default_transaction_read_only"),
-        )
+        ) or (isinstance(connection, PooledConnection) and connection.read_only is True)
         poll = select.poll()
         poll.register(connection.pgconn.socket, select.POLLIN)
         self.unasked = poll.poll
@@ -439,6 +544,8 @@ class Original:
         connection.prepared_max = self.prepared_max
         connection._notice_handlers[:] = self.notice_handlers
         connection._notify_handlers[:] = self.notify_handlers
+        if isinstance(connection, PooledConnection):
+            connection.prelude = b""
         self.seen = {
             name: value.copy() if isinstance(value, list) else value for name, value in connection.__dict__.items()
         }

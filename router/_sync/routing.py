@@ -4,41 +4,60 @@
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import replace
 from random import random
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 
-from router._runtime import Flag, Guard, cut, settled, sleep
+from router._runtime import Flag, Guard, cut, join, settled, sleep, spawn
 from router._sync.checkout import Lane
 from router._sync.monitor import Monitor
 from router._sync.opener import Opener
-from router._sync.pools import NodePool, Reroute, original_of
-from router._sync.slots import Slots
+from router._sync.pools import Reroute, original_of
+from router._sync.registry import Pools
+from router._sync.slots import Gate, Slots, holding_most
+from router.budget import Limits
 from router.choose import Request, Tier, choose, standings
 from router.consistency import UNSURE, later
-from router.errors import NoPrimary, NoReplica, PoolExhausted, RouterClosed, TokenRefused, TooManyWaiting, Unavailable
-from router.events import ConnectionsCut, Event, PoolOpened, changes, succeed
+from router.errors import (
+    NoPrimary,
+    NoReplica,
+    PoolExhausted,
+    RouterClosed,
+    TokenRefused,
+    TooManyWaiting,
+    Unavailable,
+    UnknownTenant,
+)
+from router.events import ConnectionsCut, Event, changes, succeed
 from router.events import PoolClosed as PoolWasClosed
 from router.health import UNKNOWN, Connected, Failed, observe, primary_of, same_system, state_of
-from router.resolve import resolve
-from router.topology import Role
+from router.resolve import check_key, resolve
+from router.topology import Node, Role
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+    from typing import TypeAlias
 
     from psycopg import Connection
     from psycopg.rows import TupleRow
 
-    from router._runtime import Configure, Password
+    from router._runtime import Configure, Password, Worker
+    from router._sync.directory import Directory, SqlSource
+    from router._sync.pools import NodePool
+    from router.budget import Claim
     from router.choose import Route, Standing
     from router.consistency import Position
     from router.events import Leader, Observer
     from router.health import Health, Seen
-    from router.topology import Cluster, Node, Server, Target, Topology
+    from router.topology import Cluster, Server, Target, Topology
+
+    Key: TypeAlias = str | tuple[str | None, str] | None  # a version, or a version and a tenant
+    Standings: TypeAlias = Mapping[Server, Standing]
 
 FULL = 1e9
 """The load of a pool that has no connection left to open: more than any other's."""
@@ -59,7 +78,14 @@ MISSED = 60.0
 ASK_AGAIN = 0.02
 """Seconds until a replica that had not replayed what a read must see is asked again."""
 
+HOUSEKEEPING = 1.0
+"""Seconds between two rounds in which what nobody uses any more is closed."""
+
 logger = logging.getLogger("router")
+
+
+class NotKnownYet(Exception):
+    """Where a tenant lives has to be asked first."""
 
 
 class Routing:
@@ -68,9 +94,11 @@ class Routing:
     Attributes:
         topology: What is configured.
         closed: Whether the router was closed.
+        directory: Says where tenants live that the settings do not list; ``None`` for nobody.
+        source: The table that it asks, if it is one.
         health: What is known of the servers.
-        pools: By version, node, and whether it only reads.
-        readers: The lanes for reading, by the key that requests name.
+        pools: Those that are open.
+        readers: The lanes for reading, by what requests name.
         writers: Those for writing.
         slots: The process's budget.
     """
@@ -93,6 +121,8 @@ class Routing:
         """
         self.topology = topology
         self.closed = False
+        self.directory: Directory | None = None
+        self.source: SqlSource | None = None
         self._callables = (password, configure)
         self._observers = tuple(observers)
         self._start()
@@ -101,30 +131,44 @@ class Routing:
         password, configure = self._callables
         # Replaced whole, never edited: a reader needs no guard. The lanes are what was worked out from the others.
         self.health: Health = {}
-        self.pools: dict[tuple[str, Node, bool], NodePool] = {}
-        self.readers: dict[str | None, Lane] = {}
-        self.writers: dict[str | None, Lane] = {}
+        self.readers: dict[Key, Lane] = {}
+        self.writers: dict[Key, Lane] = {}
+        self._bases: dict[tuple[str, tuple[Node, ...], bool], Lane] = {}  # what the lanes of tenants have in common
+        self._targets: dict[Key, Target] = {}
+        self._gates: dict[str, Gate] = {}
         self._in_use: dict[Server, tuple[Cluster, ...]] = {}
-        self._standings: dict[str, tuple[Mapping[Node, Standing], Mapping[Node, Standing]]] = {}  # to read, to write
-        self._watched: set[str] = set()  # the versions in use, once all their servers are watched
+        self._standings: dict[str, tuple[Standings, Standings]] = {}  # to read, to write
+        self._watched: set[str] = set()  # the clusters in use, once all their servers are watched
         self._leaders: dict[str, Leader | None] = {}
         self._changed = Flag()  # set, and replaced, with each thing that is learnt
         self._guard = Guard()  # guards the replacing of all of these
-        self._wanted: dict[str, float] = {}  # when a request last waited for a server of a version
+        self._wanted: dict[str, float] = {}  # when a request last waited for a server of a cluster
         self._asked: set[Server] = set()  # those that a request asks now
-        self.slots = Slots(self.topology.max_connections, self._make_room)
+        self._closing = Flag()
+        self._housekeeper: Worker | None = None
+        limits = Limits(self.topology.max_connections, self.topology.max_connections_per_server)
+        self.slots = Slots(limits, self._make_room)
         self._opener = Opener(self.slots, self.report, self._suspect, password=password, configure=configure)
+        self.pools = Pools(
+            self.topology.max_pools,
+            self._opener,
+            self._suspect,
+            objection=self._objection,
+            gone=self._gone,
+            tell=self._tell,
+        )
         self._monitor = Monitor(
             self._opener, self.topology.health, health=lambda: self.health, report=self.report, pause=self._pause
         )
 
     # From key to connection
 
-    def lane(self, version: str | None, *, read_only: bool) -> Lane:
+    def lane(self, version: str | None, tenant: str | None = None, *, read_only: bool) -> Lane:
         """Work out the lane for a key.
 
         Args:
-            version: The version, or an alias of it; ``None`` takes the default.
+            version: The version, or an alias of it; ``None`` takes the tenant's, or the default.
+            tenant: The tenant; ``None`` for none.
             read_only: Whether it is for reading.
 
         Returns:
@@ -132,24 +176,107 @@ class Routing:
 
         Raises:
             UnknownVersion: There is no such version.
+            UnknownTenant: There is no such tenant, or it does not live there.
+            NotKnownYet: Where the tenant lives has to be asked.
             RouterClosed: The router was closed.
         """
-        lanes = self.readers if read_only else self.writers
-        target = resolve(self.topology, version)
-        route = self.choose(target, Request(read_only))
-        pools = tuple(self._pool(node, target.cluster, read_only=read_only) for node in route.nodes[: route.best])
-        lane = Lane(target, pools, self.acquire, self.slots, read_only=read_only)
+        lanes, bases = self.readers if read_only else self.writers, self._bases
+        key: Key = version if tenant is None else (version, tenant)
+        target = self.target(version, tenant)
+        if not target.shared:
+            lane = self._lane_over(target, read_only=read_only)
+            if tenant is not None:
+                for pool in lane.pools:
+                    pool.keys.add(key)
+        else:
+            like = (target.cluster.name, target.cluster.nodes, read_only)
+            base = bases.get(like)
+            if base is None:
+                base = bases[like] = self._lane_over(target, read_only=read_only)
+            lane = base.of(target, self._gate(target))
+        lane.key = key
         # If anything changed since `lanes` was looked up, it is no longer in use, and neither is this lane.
-        lanes[version] = lane
+        lanes[key] = lane
         return lane
 
-    def choose(self, target: Target, request: Request, *, prefer: Node | None = None) -> Route:
+    def _lane_over(self, target: Target, *, read_only: bool) -> Lane:
+        # A login of a tenant's that is refused makes no difference to the lane: acquire() leaves it out for a while.
+        route = self.choose(target, Request(read_only), logins=target.tenant is None)
+        best = route.nodes[: route.best]
+        pools = [self.pools.open_at_once(target, node, read_only=read_only) for node in best]
+        there = tuple(pool for pool in pools if pool is not None)
+        return Lane(target, there, self.acquire, self.slots, read_only=read_only, unlist=self.unlist)
+
+    def target(self, version: str | None, tenant: str | None) -> Target:
+        """Resolve what a request names, by the settings and by what the directory has said.
+
+        Args:
+            version: The version, or an alias of it; ``None`` takes the tenant's, or the default.
+            tenant: The tenant; ``None`` for none.
+
+        Returns:
+            The target.
+
+        Raises:
+            UnknownVersion: There is no such version.
+            UnknownTenant: There is no such tenant, or it does not live there.
+            NotKnownYet: Where the tenant lives has to be asked.
+        """
+        if tenant is None:
+            return resolve(self.topology, version)
+        key: Key = (version, tenant)
+        targets = self._targets
+        target = targets.get(key) if isinstance(tenant, str) else None
+        if target is None:
+            home, tenancy = None, self.topology.tenancy
+            if self.directory is not None and tenancy is not None:
+                check_key(tenancy.pattern, tenant)
+                if tenant not in tenancy.homes and (home := self.directory.known(tenant)) is None:
+                    raise NotKnownYet
+            target = targets[key] = resolve(self.topology, version, tenant, home)
+        return target
+
+    def forget(self, tenant: str | None) -> None:
+        """Work out anew where a tenant lives, from its next request on.
+
+        Args:
+            tenant: The tenant; ``None`` for all of them.
+        """
+        with self._guard:
+            if tenant is None:
+                self._targets, self._bases, self.readers, self.writers = {}, {}, {}, {}
+                return
+            for known in (self._targets, self.readers, self.writers):
+                for key in [key for key in list(known) if isinstance(key, tuple) and key[1] == tenant]:
+                    known.pop(key, None)
+
+    def unlist(self, lane: Lane) -> None:
+        """Keep nothing of a tenant that turned out not to be there: anybody may ask for anything.
+
+        Args:
+            lane: Its lane.
+        """
+        for known in (self._targets, self.readers, self.writers):
+            known.pop(lane.key, None)
+
+    def _gate(self, target: Target) -> Gate | None:
+        tenant, most = target.tenant, target.policy.max_connections
+        if tenant is None or most is None:
+            return None
+        with self._guard:
+            gate = self._gates.get(tenant)
+            if gate is None or gate.limit != most:
+                gate = self._gates[tenant] = Gate(most)
+            return gate
+
+    def choose(self, target: Target, request: Request, *, prefer: Node | None = None, logins: bool = True) -> Route:
         """Choose the nodes for a request, by what is known now.
 
         Args:
             target: What it resolved to.
             request: What it asks for.
             prefer: A node to put first if it is among the best.
+            logins: Whether it matters that a login is refused.
 
         Returns:
             The route.
@@ -162,10 +289,13 @@ class Routing:
         pools = self.pools
 
         def load(node: Node) -> float:
-            pool = pools.get((target.version, node, request.read_only))
+            pool = pools.get(target, node, read_only=request.read_only)
             return 0.0 if pool is None else pool.load + FULL * pool.full
 
-        return choose(target, self.health, request, now=monotonic(), turn=random(), load=load, prefer=prefer)
+        health = self.health
+        if not logins:
+            health = {key: state for key, state in health.items() if not isinstance(key, Node)}
+        return choose(target, health, request, now=monotonic(), turn=random(), load=load, prefer=prefer)
 
     def acquire(
         self, lane: Lane, deadline: float, prefer: NodePool | None, request: Request | None
@@ -188,7 +318,7 @@ class Routing:
         """
         target, cluster, since = lane.target, lane.target.cluster, monotonic()
         request, patience = request or Request(lane.read_only), ASK_AGAIN
-        self._use(cluster)
+        self._use(target.watched or cluster)
         while True:
             changed = self._changed  # taken before what is known is looked at: no change after that goes unnoticed
             preferred = None if prefer is None or prefer.full else prefer.node
@@ -199,19 +329,15 @@ class Routing:
                 continue
             may_catch_up = bool(route.ask) and now < since + cluster.read.catch_up
             if now >= deadline or (node is None and not route.pending and not may_catch_up):
-                raise self._unavailable(route, request, late=now >= deadline)
+                error = self._unavailable(route, request, late=now >= deadline)
+                if isinstance(error, UnknownTenant):
+                    self.unlist(lane)
+                raise error
             if node is None or (node in route.ask and node.server in self._asked):
                 self._wait(changed, cluster, deadline - now, pause=ASK_AGAIN if route.ask else deadline - now)
                 continue
-            pool = self._pool(node, cluster, read_only=request.read_only)
             try:
-                connection = pool.borrow(deadline - now)
-            except TooManyRequests as error:
-                raise TooManyWaiting(
-                    f"no connection for version {target.requested!r}: {pool.max_waiting} requests wait for one to "
-                    f"{node} already (pool.max_waiting)",
-                    version=target.requested,
-                ) from error
+                pool, connection = self._borrow(target, node, deadline, read_only=request.read_only)
             except Reroute:
                 # What it was for may be on its way. If nothing comes, the server refuses: the next attempt can wait.
                 changed.wait_for(min(patience, deadline - monotonic()))
@@ -220,7 +346,29 @@ class Routing:
             except (PoolTimeout, PoolClosed):
                 continue  # choose again, or find that there is no time left
             if request.after is None or self._may_serve(pool, connection, request, ask=node in route.ask):
+                if pool not in lane.pools and node in route.nodes[: route.best]:
+                    self._renew(lane)
                 return pool, connection
+
+    def _borrow(
+        self, target: Target, node: Node, deadline: float, *, read_only: bool
+    ) -> tuple[NodePool, Connection[TupleRow]]:
+        whom, asked = _whom(target), _asked(target)
+        pool = self.pools.open(target, node, read_only=read_only, timeout=deadline - monotonic())
+        if pool is None:
+            full = f"all {self.topology.max_pools} pools are in use (max_pools)"
+            raise PoolExhausted(f"no connection {whom} in time: {full}", **asked)
+        try:
+            return pool, pool.borrow(deadline - monotonic(), target.scope)
+        except TooManyRequests as error:
+            full = f"{pool.max_waiting} requests wait for one to {node} already (pool.max_waiting)"
+            raise TooManyWaiting(f"no connection {whom}: {full}", **asked) from error
+
+    def _renew(self, lane: Lane) -> None:
+        """Have a lane worked out anew: one of its pools was opened after it was made."""
+        cluster = lane.target.cluster
+        (self.readers if lane.read_only else self.writers).pop(lane.key, None)
+        self._bases.pop((cluster.name, cluster.nodes, lane.read_only), None)
 
     def must_see(self, target: Target, positions: Iterable[Position | None]) -> Position | None:
         """Put together what a read must see, without what is foreign to its cluster by what is known now.
@@ -326,6 +474,8 @@ class Routing:
         if cluster.name in self._watched:
             return
         with self._guard:
+            if self._housekeeper is None and not self.closed:
+                self._housekeeper = spawn(self._keep_house, "router keeps house")
             if cluster.name not in self._standings:
                 for node in cluster.nodes:
                     self._in_use = {**self._in_use, node.server: (*self._in_use.get(node.server, ()), cluster)}
@@ -333,48 +483,78 @@ class Routing:
         self._monitor.watch(cluster)
         self._watched.add(cluster.name)  # only now: should a watcher not start, the next request tries again
 
-    def _pool(self, node: Node, cluster: Cluster, *, read_only: bool) -> NodePool:
-        key = (cluster.name, node, read_only)
-        pool = self.pools.get(key)
-        if pool is None:
-            with self._guard:
-                if self.closed:
-                    raise RouterClosed("the router is closed")
-                pool = self.pools.get(key)
-                if pool is not None:
-                    return pool
-                pool = NodePool(node, cluster, self._opener, self._suspect, read_only=read_only)
-                pool.barred = self._objection(pool)
-                self.pools = {**self.pools, key: pool}
-            self._tell([PoolOpened(cluster.name, node, read_only)])
-        return pool
+    def _keep_house(self) -> None:
+        while not self._closing.wait_for(HOUSEKEEPING):
+            try:
+                self.pools.sweep()
+                if self.directory is not None:
+                    self.directory.tick(monotonic())
+            except Exception:
+                logger.exception("could not close what is not used")
 
-    def _unavailable(self, route: Route, request: Request, *, late: bool) -> Unavailable:
-        version = route.target.requested
-        in_time = f"no connection for version {version!r} in time"
-        down = [node for node in route.target.cluster.nodes if state_of(self.health, node).up is False]
+    def _gone(self, pool: NodePool) -> None:
+        """Forget what was worked out with a pool; and the servers of a tenant's own, when it was their last pool."""
+        lanes = self.readers if pool.read_only else self.writers
+        if pool.tenant is None:
+            self.readers, self.writers, self._bases = {}, {}, {}
+        for key in list(pool.keys):
+            lanes.pop(key, None)
+        with self._guard:
+            if pool.tenant is not None and not any(other.node == pool.node for other in self.pools):
+                self.health = {key: state for key, state in self.health.items() if key != pool.node}
+        name = pool.cluster.name
+        if name in self.topology.versions or any(other.cluster.name == name for other in self.pools):
+            return
+        with self._guard:
+            self._watched.discard(name)
+            self._in_use = {
+                server: left
+                for server, clusters in self._in_use.items()
+                if (left := tuple(cluster for cluster in clusters if cluster.name != name))
+            }
+            self._standings = {other: known for other, known in self._standings.items() if other != name}
+            self._leaders = {other: leader for other, leader in self._leaders.items() if other != name}
+            self.health = {
+                key: state
+                for key, state in self.health.items()
+                if (key.server if isinstance(key, Node) else key) in self._in_use
+            }
+        self._monitor.unwatch(name)
+
+    def _unavailable(self, route: Route, request: Request, *, late: bool) -> Unavailable | UnknownTenant:
+        target = route.target
+        asked, whom = _asked(target), _whom(target)
+        in_time = f"no connection {whom} in time"
+        down = [node for node in target.cluster.nodes if state_of(self.health, node).up is False]
         if late and self.slots.waiting and not down:
-            full = f"{in_time}: all {self.slots.limit} of the process are open (max_connections)"
-            return PoolExhausted(full, version=version)
+            limits, taken = self.slots.limits, self.slots.taken
+            most = holding_most([claim.holder for claim in taken])
+            if len(taken) < limits.process and limits.server is not None:
+                full = f"all {limits.server} to one server are open (max_connections_per_server){most}"
+            elif len(taken) < limits.process:
+                full = f"the tenant has all {target.policy.max_connections} that it may (tenancy.max_connections)"
+            else:
+                full = f"all {limits.process} of the process are open (max_connections){most}"
+            return PoolExhausted(f"{in_time}: {full}", **asked)
         silent = {}
         for node in route.nodes[: route.ready]:
-            pool = self.pools.get((route.target.version, node, route.read_only))
+            pool = self.pools.get(target, node, read_only=route.read_only)
             if pool is not None and pool.grown and not pool.refusal:
-                full = f"{in_time}: all {pool.max_size} to {node} are in use (pool.max_size)"
-                return PoolExhausted(full, version=version)
+                most = holding_most(pool.holders())
+                full = f"{in_time}: all {pool.max_size} to {node} are in use (pool.max_size){most}"
+                return PoolExhausted(full, **asked)
             refusal = f": {pool.refusal}" if pool is not None and pool.refusal else ""
             silent[node] = (
                 "has not replayed yet what is to be seen"
                 if node in route.ask
                 else f"gave no connection in time{refusal}"
             )
+        refused = {**route.refused, **route.notes, **silent}
+        logins = [self.health[node].reason for node in target.cluster.nodes if node in self.health]
+        if target.tenant is not None and logins and all(map(_MISSING.search, logins)):
+            return UnknownTenant(target.tenant, logins[0], version=target.requested)
         kind, use = (NoReplica, "read from") if request.read_only else (NoPrimary, "written to")
-        return kind(
-            f"no node of version {version!r} can be {use} now",
-            version=version,
-            attempts=len(down) + len(silent),
-            refused={**route.refused, **route.notes, **silent},
-        )
+        return kind(f"no node {whom} can be {use} now", attempts=len(down) + len(silent), refused=refused, **asked)
 
     # What is learnt
 
@@ -397,17 +577,20 @@ class Routing:
             self.health = observe(before, seen, now=now, jitter=random(), policy=self.topology.health)
             clusters = self._in_use.get(server, ())
             events += changes(before, self.health, clusters, now=now)
-            moved = [cluster for cluster in clusters if self._stand(cluster, events, now)]
+            names = {cluster.name for cluster in clusters}
+            moved = {cluster.name for cluster in clusters if self._stand(cluster, events, now)}
             if moved:
-                self.readers, self.writers = {}, {}
-                for pool in self.pools.values():
-                    if pool.cluster in moved:
+                self.readers, self.writers, self._bases = {}, {}, {}
+                for pool in self.pools:
+                    if pool.cluster.name in moved:
                         pool.barred = self._objection(pool)
             changed, self._changed = self._changed, Flag()
         changed.set()
         if moved or isinstance(seen, Failed):  # before anybody is told: observers may be slow
-            for pool in self.pools.values():
-                if pool.cluster in clusters and (cut_off := self._follow(pool, now, moved=pool.cluster in moved)):
+            for pool in list(self.pools):
+                if pool.cluster.name in names and (
+                    cut_off := self._follow(pool, now, moved=pool.cluster.name in moved)
+                ):
                     events.append(cut_off)
         self._tell(events)
 
@@ -415,25 +598,32 @@ class Routing:
         """Work out what the nodes of a cluster are worth now; whether that is new. Under the guard."""
         reading, writing = (standings(cluster, self.health, Request(read_only), now=now) for read_only in (True, False))
         known = self._standings.get(cluster.name)
-        self._standings = {**self._standings, cluster.name: (reading, writing)}
+        # By server: the nodes of tenants differ from those that are watched, their servers do not.
+        new: tuple[Standings, Standings] = (
+            {node.server: standing for node, standing in reading.items()},
+            {node.server: standing for node, standing in writing.items()},
+        )
+        self._standings = {**self._standings, cluster.name: new}
         primary = next((node for node, standing in writing.items() if standing.tier is Tier.BEST), None)
         leader, failover = succeed(cluster.name, self._leaders.get(cluster.name), primary, now=now)
         self._leaders = {**self._leaders, cluster.name: leader}
         if failover is not None:
             events.append(failover)
-        return known != (reading, writing)
+        return known != new
 
     def _objection(self, pool: NodePool) -> str:
         """Why nobody may use the connections of a pool now; empty if they may. Under the guard."""
         # Of a frozen primary, too, once another has taken over: it may yet carry out a COMMIT that it was sent, and
         # nobody must take that for a success.
-        standing = self._standings.get(pool.cluster.name, ({}, {}))[1].get(pool.node)
+        standing = self._standings.get(pool.cluster.name, ({}, {}))[1].get(pool.node.server)
         return "" if pool.read_only or standing is None or standing.tier is not None else standing.note
 
     def _follow(self, pool: NodePool, now: float, *, moved: bool) -> ConnectionsCut | None:
         """Have a pool follow what its node is worth by now."""
-        node, (reading, writing) = pool.node, self._standings[pool.cluster.name]
-        standing, reason = (reading if pool.read_only else writing)[node], pool.barred
+        node, (reading, writing) = pool.node, self._standings.get(pool.cluster.name, ({}, {}))
+        standing, reason = (reading if pool.read_only else writing).get(node.server), pool.barred
+        if standing is None:  # nobody has looked since it is used, or it is used no more
+            return None
         if not reason:
             if standing.tier is not Tier.DOWN:
                 if standing.tier is None or (moved and pool.full):  # those who wait may be served elsewhere
@@ -470,9 +660,12 @@ class Routing:
                 except Exception:
                     logger.exception("an observer failed")
 
-    def _make_room(self) -> bool:
-        pool = max(self.pools.values(), key=lambda pool: len(pool.idle), default=None)
-        return (pool is not None and pool.evict_idle()) or self._monitor.give_up_one()
+    def _make_room(self, taken: list[Claim], waiting: list[Claim]) -> int | None:
+        index = self.pools.make_room(self.slots.limits, taken, waiting)
+        if index is not None or not waiting:
+            return index
+        full = len(taken) >= self.slots.limits.process
+        return 0 if full and self._monitor.give_up_one() else None
 
     # The end
 
@@ -488,34 +681,59 @@ class Routing:
         deadline = monotonic() + timeout
         with self._guard:
             self.closed = True
-            pools = list(self.pools.values())
-            self.readers, self.writers = {}, {}
+            self.readers, self.writers, self._bases = {}, {}, {}
+        pools = self.pools.close()
+        self._closing.set()
         self._changed.set()
+        if self.directory is not None:
+            self.directory.close(GRACE)
+        if self.source is not None:
+            self.source.close(GRACE)
         self.slots.close()
-        for pool in pools:
-            pool.retired = True
-            pool.reroute()
-        while any(pool.borrowed for pool in pools) and monotonic() < deadline:
-            sleep(0.01)
-        cut_off = 0
-        for pool in pools:
-            for connection in list(pool.borrowed):
-                cut(connection)
-                cut_off += 1
-        if cut_off:
-            logger.warning("closing the router cut %d connections that were still borrowed", cut_off)
+        cut_off = _emptied(pools, deadline)
         deadline = max(deadline, monotonic() + GRACE)
         self._monitor.close(max(deadline - monotonic(), 0.0))
         for pool in pools:
             if not pool.closed:
                 pool.drop("")  # which psycopg_pool comes to only if its workers end as they should
                 settled(pool.close, max(deadline - monotonic(), 0.1))
-            self._tell([PoolWasClosed(pool.cluster.name, pool.node, pool.read_only)])
+            self._tell([PoolWasClosed(pool.cluster.name, pool.node, pool.read_only, pool.tenant)])
+        if self._housekeeper is not None:
+            join(self._housekeeper, max(deadline - monotonic(), 0.0))
         return cut_off
 
     def abandon(self) -> None:
         """Start anew in the child of a fork: what is open is the parent's, and is neither used nor closed here."""
-        for pool in self.pools.values():
+        for pool in self.pools:
             pool.abandon()
         self._inherited = self._monitor  # what it holds is not to be closed by being forgotten
         self._start()
+
+
+def _emptied(pools: Sequence[NodePool], deadline: float) -> int:
+    """Let nobody borrow any more, wait for what is out, and cut the rest; how many that was."""
+    for pool in pools:
+        pool.retired = True
+        pool.reroute()
+    while any(pool.borrowed for pool in pools) and monotonic() < deadline:
+        sleep(0.01)
+    cut_off = [connection for pool in pools for connection in list(pool.borrowed)]
+    for connection in cut_off:
+        cut(connection)
+    if cut_off:
+        logger.warning("closing the router cut %d connections that were still borrowed", len(cut_off))
+    return len(cut_off)
+
+
+_MISSING = re.compile(r"(database|schema) \".*\" does not exist")  # as PostgreSQL says it in English; libpq has no code
+
+
+def _asked(target: Target) -> dict[str, Any]:
+    return {"version": target.requested, "tenant": target.tenant}
+
+
+def _whom(target: Target) -> str:
+    """Whom a request is for, in an error."""
+    if target.tenant is None:
+        return f"for version {target.requested!r}"
+    return f"for tenant {target.tenant!r}" + (f" in version {target.requested!r}" if target.requested else "")

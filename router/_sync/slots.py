@@ -1,119 +1,262 @@
 # Generated from router/_async/slots.py by tools/async_to_sync.py: do not edit.
-"""The process's budget: never more connections than ``max_connections``, over all pools and probes."""
+"""The process's budget: never more connections than it may have, over all pools and looks; and a tenant's own limit."""
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
 from router._runtime import Flag, Guard
+from router.budget import grant, room, yields_to
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from psycopg import Connection
 
     from router._runtime import Function
+    from router.budget import Claim, Limits
 
 
 class BudgetSpent(Exception):
     """Every connection that the process may hold is open, and none became free in time."""
 
 
+class Turn:
+    """An opener that waits for its slot.
+
+    Attributes:
+        claim: For whom.
+        wanted: Tells whether anybody still waits for what it opens.
+        granted: Whether the slot is its own.
+        flag: Set when it is worth looking again.
+    """
+
+    __slots__ = ("claim", "flag", "granted", "wanted")
+
+    def __init__(self, claim: Claim, wanted: Callable[[], bool]) -> None:
+        self.claim = claim
+        self.wanted = wanted
+        self.granted = False
+        self.flag = Flag()
+
+
 class Slots:
     """A slot for each open connection; whoever wants to open one takes a slot first.
 
     Nobody tells when a connection closes (a pool may shrink, a server may die), so slots are counted anew by looking at
-    the connections themselves, but only when all seem taken.
+    the connections themselves, but only when all seem taken. ``budget.py`` says who is next, and who makes room.
+
+    Attributes:
+        limits: How many there may be.
+        waiting: Openers in order of arrival; whoever returns a connection looks here.
     """
 
-    def __init__(self, limit: int, make_room: Function[[], bool]) -> None:
+    def __init__(self, limits: Limits, make_room: Function[[list[Claim], list[Claim]], int | None]) -> None:
         """Start with every slot free.
 
         Args:
-            limit: The most connections.
-            make_room: Closes one idle connection somewhere; returns whether it found one.
+            limits: How many there may be.
+            make_room: Given what is taken and who waits, closes an idle connection; returns the place of the one among
+                those who wait for whom it did, or ``None`` if it found nothing to close.
         """
-        self.limit = limit
-        self.waiting: deque[Flag] = deque()  # openers in order of arrival; whoever returns a connection looks here
+        self.limits = limits
+        self.waiting: list[Turn] = []
         self._make_room = make_room
-        self._guard = Guard()  # guards _opening and _open
-        self._opening = 0
-        self._open: list[ref[Connection[Any]]] = []
+        self._guard = Guard()  # guards all below, and the changes of `waiting`
+        self._opening: list[Claim] = []
+        self._open: list[tuple[ref[Connection[Any]], Claim]] = []
         self._closed = False
 
     @property
-    def taken(self) -> int:
-        """How many connections are open or being opened now."""
+    def taken(self) -> list[Claim]:
+        """The claims of all connections that are open or being opened now."""
         with self._guard:
-            return self._opening + len(self._count())
+            return self._count()
 
-    def take(self, timeout: float) -> None:
+    def take(self, claim: Claim, timeout: float, wanted: Callable[[], bool] = lambda: True) -> None:
         """Take a slot for a connection about to be opened.
 
         Args:
+            claim: For whom.
             timeout: The most to wait for one, in seconds.
+            wanted: Tells whether anybody still waits for the connection.
 
         Raises:
-            BudgetSpent: None became free in time.
+            BudgetSpent: None became free in time, or nobody wants it any more.
         """
-        if not self.waiting and self._try_to_take():
-            return
-        deadline = monotonic() + timeout
-        turn = Flag()
-        self.waiting.append(turn)
+        deadline, turn = monotonic() + timeout, Turn(claim, wanted)
+        with self._guard:
+            self.waiting.append(turn)
         try:
             while True:
-                first = self.waiting[0] is turn
-                if first and (self._try_to_take() or (self._make_room() and self._try_to_take())):
-                    return
+                turn.flag.clear()  # before anything is looked at: no change after that goes unnoticed
+                self._grant()
+                # One makes room for all: who gets it is not for them to say.
+                while not turn.granted and self.waiting[:1] == [turn] and self._has_made_room():
+                    pass
+                if turn.granted:
+                    break
                 remaining = deadline - monotonic()
-                if remaining <= 0 or self._closed:
+                if remaining <= 0 or self._closed or not wanted():
                     raise BudgetSpent
-                turn.clear()
                 # Pools close connections without a word when they shrink or expire: look again now and then.
-                turn.wait_for(min(remaining, 0.1))
+                turn.flag.wait_for(min(remaining, 0.1))
+        except BaseException:
+            with self._guard:
+                if turn.granted:
+                    self._opening.remove(claim)
+                else:
+                    self.waiting.remove(turn)
+            raise
         finally:
-            self.waiting.remove(turn)
             self.wake()
 
-    def wake(self) -> None:
-        """Let the first waiting opener look again."""
+    def wake(self, first: Turn | None = None) -> None:
+        """Give slots to those who wait, as far as there are any; else have one of them look for room.
+
+        Args:
+            first: For whom room was made.
+        """
+        self._grant(first)
         try:
-            self.waiting[0].set()
+            self.waiting[0].flag.set()
         except IndexError:
             return
+
+    def yields_to(self, claim: Claim) -> Turn | None:
+        """Tell for whom a connection that was just returned must be closed.
+
+        Args:
+            claim: Whose connection it is.
+
+        Returns:
+            The opener, to be named to :meth:`wake` then; ``None`` when the connection may be lent again.
+        """
+        with self._guard:
+            waiting = [turn for turn in self.waiting if turn.wanted()]
+            index = yields_to(self.limits, self._count(), [turn.claim for turn in waiting], claim)
+            return None if index is None else waiting[index]
+
+    def _has_made_room(self) -> bool:
+        with self._guard:
+            waiting, taken = list(self.waiting), self._count()
+        index = self._make_room(taken, [turn.claim for turn in waiting])
+        if index is not None:
+            self._grant(waiting[index])
+        return index is not None
+
+    def _grant(self, first: Turn | None = None) -> None:
+        with self._guard:
+            while self.waiting:
+                count = self._count()
+                if first is not None and first in self.waiting and room(self.limits, count, first.claim):
+                    index = self.waiting.index(first)
+                elif (found := grant(self.limits, count, [turn.claim for turn in self.waiting])) is not None:
+                    index = found
+                else:
+                    return
+                turn = self.waiting.pop(index)
+                self._opening.append(turn.claim)
+                turn.granted = True
+                turn.flag.set()
 
     def close(self) -> None:
         """Let nobody wait any longer."""
         self._closed = True
         for turn in list(self.waiting):
-            turn.set()
+            turn.flag.set()
 
-    def fill(self, connection: Connection[Any]) -> None:
+    def fill(self, connection: Connection[Any], claim: Claim) -> None:
         """Put the connection that was opened into the slot taken for it.
 
         Args:
             connection: The open connection; its slot is free again once it is closed.
+            claim: For whom the slot was taken.
         """
         with self._guard:
-            self._opening -= 1
-            self._open.append(ref(connection))
+            self._opening.remove(claim)
+            self._open.append((ref(connection), claim))
 
-    def give_up(self) -> None:
-        """Give back the slot of a connection that could not be opened."""
+    def give_up(self, claim: Claim) -> None:
+        """Give back the slot of a connection that could not be opened.
+
+        Args:
+            claim: For whom the slot was taken.
+        """
         with self._guard:
-            self._opening -= 1
+            self._opening.remove(claim)
         self.wake()
 
-    def _try_to_take(self) -> bool:
-        with self._guard:
-            if self._opening + len(self._open) >= self.limit:
-                self._open = self._count()
-                if self._opening + len(self._open) >= self.limit:
-                    return False
-            self._opening += 1
-            return True
+    def _count(self) -> list[Claim]:
+        self._open = [slot for slot in self._open if (open_ := slot[0]()) is not None and not open_.closed]
+        return self._opening + [claim for _, claim in self._open]
 
-    def _count(self) -> list[ref[Connection[Any]]]:
-        return [slot for slot in self._open if (connection := slot()) is not None and not connection.closed]
+
+def holding_most(holders: list[str]) -> str:
+    """Say who holds most.
+
+    Args:
+        holders: Who holds each.
+
+    Returns:
+        A clause for an error; empty if nobody holds any.
+    """
+    most = Counter(holders).most_common(1)
+    return f"; {most[0][0]} holds {most[0][1]} of them" if most else ""
+
+
+class Gate:
+    """Lets so many requests of a tenant in at a time; the others wait in order of arrival."""
+
+    def __init__(self, limit: int) -> None:
+        """Let nobody in yet.
+
+        Args:
+            limit: How many are in at most.
+        """
+        self.limit = limit
+        self._guard = Guard()  # guards both below
+        self._inside = 0
+        self._waiting: deque[Flag] = deque()
+
+    def enter(self, timeout: float) -> bool:
+        """Go in.
+
+        Args:
+            timeout: The most to wait, in seconds.
+
+        Returns:
+            Whether there was room in time; if so, :meth:`leave` has to be called.
+        """
+        with self._guard:
+            if self._inside < self.limit:
+                self._inside += 1
+                return True
+            turn = Flag()
+            self._waiting.append(turn)
+        try:
+            turn.wait_for(timeout)
+        except BaseException:
+            if not self._withdraw(turn):
+                self.leave()
+            raise
+        return not self._withdraw(turn)
+
+    def leave(self) -> None:
+        """Leave; the one who has waited longest goes in instead."""
+        with self._guard:
+            if self._waiting:
+                self._waiting.popleft().set()
+            else:
+                self._inside -= 1
+
+    def _withdraw(self, turn: Flag) -> bool:
+        """Stop waiting; whether it was for nothing."""
+        with self._guard:
+            if turn.is_set():
+                return False
+            self._waiting.remove(turn)
+            return True

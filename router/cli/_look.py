@@ -11,6 +11,7 @@ import psycopg
 
 from router._sync.opener import READ_ONLY, Opener
 from router._sync.slots import Slots
+from router.budget import Limits
 from router.health import Failed, Looked, observe
 
 if TYPE_CHECKING:
@@ -103,7 +104,9 @@ def learn(health: Health, looks: Iterable[Look[Any]], *, now: float, policy: Hea
 
 
 def _look(node: Node, cluster: Cluster, ask: Callable[[psycopg.Connection[TupleRow]], T]) -> Look[T]:
-    opener = Opener(Slots(1, lambda: False), lambda _: None, lambda _: None, password=None, configure=None)
+    opener = Opener(
+        Slots(Limits(1, None), lambda *_: None), lambda _: None, lambda _: None, password=None, configure=None
+    )
     try:
         connection, _ = opener.connect(node, cluster, [READ_ONLY], autocommit=True)
     except Exception as error:  # noqa: BLE001  (a host name that cannot be encoded, say; nobody else would report it)

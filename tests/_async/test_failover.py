@@ -452,7 +452,7 @@ async def test_a_connection_of_a_fenced_primary_is_not_handed_out_even_if_it_was
     async with AsyncRouter(settings(**cluster.version_settings())) as router:
         async with router.connection() as connection:
             pass
-        [pool] = [pool for pool in router._routing.pools.values() if not pool.read_only]
+        [pool] = [pool for pool in router._routing.pools if not pool.read_only]
         pool.barred = "fenced"
         assert await pool.take() is None
         assert connection.closed

@@ -19,7 +19,7 @@ from router import AsyncRouter, NoReplica, TokenRefused, TransactionOutcomeUnkno
 from router._async.routing import HURRIED
 from router._runtime import asleep
 from router.consistency import Position, Token
-from router.sessions import CURRENT
+from router.context import CURRENT
 from tests.proxy import Proxy
 from tests.support import aall_of, aeventually, aoutside, new_name, port, run, settings
 from tests.tapped import Tapped, tap
@@ -663,7 +663,7 @@ async def test_a_primary_that_turns_out_to_be_a_standby_serves_nothing_stale(
                 two.pause_replay()
                 await insert(router, table)
                 assert await read(router, table) == ([1], address.port)
-                for pool in list(router._routing.pools.values()):
+                for pool in list(router._routing.pools):
                     while await pool.evict_idle():
                         pass
                 address.stop()

@@ -20,7 +20,7 @@ from router import NoReplica, Router, TokenRefused, TransactionOutcomeUnknown
 from router._runtime import sleep
 from router._sync.routing import HURRIED
 from router.consistency import Position, Token
-from router.sessions import CURRENT
+from router.context import CURRENT
 from tests.proxy import Proxy
 from tests.support import all_of, eventually, new_name, outside, port, run, settings
 from tests.tapped import Tapped, tap

@@ -1,0 +1,191 @@
+"""How a connection passes from one tenant to the next: a pool that tenants share, fairly, and what is reset between."""
+
+# ruff: noqa: SLF001  (as pools.py, and for the same reason)
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+
+from router import sql
+from router._async.pools import AsyncNodePool, original_of
+from router._async.scripts import AsyncPooledConnection, begin_of, send
+from router.budget import next_in_line
+from router.errors import UnknownTenant
+
+if TYPE_CHECKING:
+    from psycopg import AsyncConnection
+    from psycopg.rows import TupleRow
+    from psycopg_pool.pool_async import WaitingClient
+
+    from router.topology import Scope
+
+_asking: ContextVar[_Asker] = ContextVar("router_asker")  # who is about to get in line: psycopg_pool does not say
+
+
+class _Asker:
+    """A request that waits in line, or has been handed a connection that it has not taken yet."""
+
+    __slots__ = ("done", "tenant")
+
+    def __init__(self, tenant: str) -> None:
+        self.tenant = tenant
+        self.done = False
+
+
+class AsyncLine(deque[Any]):
+    """Those who wait for a connection of a shared pool: the next is not always the first, so that all get their share.
+
+    psycopg_pool takes it for the deque that it would have made itself.
+
+    Attributes:
+        handed: Those who have been handed a connection that does not count as borrowed yet.
+    """
+
+    def __init__(self, pool: AsyncSharedPool) -> None:
+        super().__init__()
+        self.handed: set[_Asker] = set()
+        self._pool = pool
+        self._askers: dict[WaitingClient[Any], _Asker] = {}
+
+    def append(self, client: WaitingClient[Any]) -> None:
+        """Get in line."""
+        self._askers[client] = _asking.get()
+        super().append(client)
+
+    def popleft(self) -> WaitingClient[Any]:
+        """Take out the one to be served next."""
+        waiting = [self._askers[client].tenant for client in self]
+        index = next_in_line(waiting, Counter(self._pool.holders()), self._pool.max_size) or 0
+        client: WaitingClient[Any] = self[index]
+        del self[index]
+        asker = self._askers.pop(client)
+        if client.error is None:
+            self.handed.add(asker)
+            if asker.done:  # it gave up between the two lines above
+                self.handed.discard(asker)
+        return client
+
+    def drop_late(self) -> None:
+        """Take out those who have given up."""
+        for client in [client for client in self if client.error is not None]:
+            self.remove(client)
+            del self._askers[client]
+
+    def clear(self) -> None:
+        """Send everybody away."""
+        self._askers.clear()
+        super().clear()
+
+
+class AsyncSharedPool(AsyncNodePool):
+    """The connections of one node for one use, for all tenants of its database.
+
+    psycopg_pool serves those who wait in order of arrival; here each tenant gets its share first.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Make the pool; nothing is opened yet.
+
+        Args:
+            *args: As for :class:`AsyncNodePool`.
+            **kwargs: As for :class:`AsyncNodePool`.
+        """
+        super().__init__(*args, **kwargs)
+        self._line = AsyncLine(self)
+        self._waiting = self._line
+
+    def holders(self) -> list[str]:
+        """List the tenants of the connections that are out, one for each."""
+        borrowed = [original_of(connection).tenant for connection in list(self.borrowed)]
+        return borrowed + [asker.tenant for asker in list(self._line.handed)]
+
+    async def take_for(self, scope: Scope) -> AsyncConnection[TupleRow] | None:
+        """Borrow a connection that is ready, best one that the tenant had last.
+
+        Args:
+            scope: Whom it is for.
+
+        Returns:
+            The connection, or ``None`` when none is ready.
+        """
+        idle, tenant = self.idle, scope.tenant
+        if idle:
+            async with self._lock:  # guards _pool
+                for place, connection in enumerate(idle):
+                    had = original_of(connection).scope
+                    if had is not None and had.tenant == tenant:
+                        del idle[place]
+                        idle.appendleft(connection)  # where it is taken from
+                        break
+        taken = await self.take()
+        if taken is not None:
+            original_of(taken).tenant = tenant
+        return taken
+
+    def _drop_late(self) -> None:
+        self._line.drop_late()
+
+    async def _next(self, timeout: float, scope: Scope | None) -> AsyncConnection[TupleRow]:
+        asker = _Asker("" if scope is None else scope.tenant)
+        token = _asking.set(asker)
+        try:
+            connection = await self.getconn(timeout)
+            original_of(connection).tenant = asker.tenant
+            return connection
+        finally:
+            _asking.reset(token)
+            asker.done = True
+            self._line.handed.discard(asker)
+
+
+async def enter(connection: AsyncConnection[TupleRow], scope: Scope, *, begin: bool) -> None:
+    """Make a borrowed connection a tenant's: no round trip if it was the last to have it, else one.
+
+    Args:
+        connection: The connection, idle.
+        scope: What its session is to be set to.
+        begin: Whether to begin the block's transaction in that round trip, or else in one of its own.
+
+    Raises:
+        UnknownTenant: The tenant's schema is not there.
+        psycopg.Error: It could not be done; the connection must not be used.
+    """
+    if isinstance(connection, AsyncPooledConnection):
+        connection.prelude = sql.settings(scope.settings, local=True).encode() if scope.settings else b""
+        original_of(connection).scope = scope
+        return
+    original = original_of(connection)
+    same, path = original.scope == scope, dict(scope.settings).get("search_path")
+    script = []
+    if not same and path is not None:
+        script.append(sql.is_schema(path))
+    if original.scope is not None and (not same or scope.hygiene == "full"):
+        script.append(sql.RESET_SESSION)
+    if scope.settings and (script or not same):
+        script.append(sql.settings(scope.settings, local=False))
+    text = "; ".join(script).encode()
+    if begin:
+        text = (b"BEGIN; " + text + b"; COMMIT; " if text else b"") + begin_of(connection)
+    if text:
+        if script:
+            _forget_prepared(connection)
+        try:
+            await send(connection, text)
+        except psycopg.errors.InvalidSchemaName as error:
+            if begin:
+                await send(connection, b"ROLLBACK")
+            raise UnknownTenant(scope.tenant, f"{error.diag.message_primary}") from None
+        (connection._notifies_backlog or deque()).clear()
+    original.scope = scope
+
+
+def _forget_prepared(connection: AsyncConnection[TupleRow]) -> None:
+    """Have psycopg forget what it has prepared, since the server does, too; it need not tell the server."""
+    prepared = connection._prepared
+    prepared._counts.clear()
+    prepared._names.clear()
+    prepared._to_flush.clear()

@@ -1,0 +1,498 @@
+# Generated from router/_async/directory.py by tools/async_to_sync.py: do not edit.
+"""The directory of tenants: asks at run time where a tenant lives, keeps what it hears, and hears of changes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections import OrderedDict
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+from random import choice, random
+from time import monotonic
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import psycopg
+from psycopg.rows import dict_row
+
+from router import sql
+from router._runtime import Flag, Guard, call, can_spawn, cut, join, spawn
+from router._sync.pools import original_of
+from router.directory import Answers, in_words
+from router.errors import DirectoryUnavailable, RouterClosed, RouterError, UnknownTenant
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Sequence
+
+    from psycopg import Connection
+    from psycopg.rows import TupleRow
+
+    from router._runtime import Function, Source, Worker
+    from router._sync.checkout import Checkout
+    from router._sync.pools import NodePool
+    from router.directory import DirectoryStats
+    from router.topology import DirectoryPolicy, Home
+
+ASKING = 4
+"""How many tenants are asked for at the same time at most."""
+
+RETRY = (0.01, 1.0)
+"""Seconds until one tries again to hear of changes: at first, and at most."""
+
+SILENCE = 10
+"""Seconds of silence after which the kernel makes sure that a listener's connection has another end: nothing is sent
+over it, and gateways forget, without a word, what is silent for minutes."""
+
+T = TypeVar("T")
+
+logger = logging.getLogger("router")
+
+
+class _Question:
+    """One tenant that is being asked for, by however many.
+
+    Attributes:
+        tenant: The key.
+        waiting: How many wait for the answer.
+        overtaken: Whether a change was heard of since it was asked: the answer may be from before that.
+        answered: Set when there is an answer, or none is to be had.
+        unknown: Whether the answer is that there is no such tenant.
+        reason: Why there is no answer.
+    """
+
+    __slots__ = ("answered", "overtaken", "reason", "tenant", "unknown", "waiting")
+
+    def __init__(self, tenant: str) -> None:
+        self.tenant = tenant
+        self.waiting = 0
+        self.overtaken = False
+        self.answered = Flag()
+        self.unknown = False
+        self.reason = ""
+
+
+class Directory:
+    """What is known of tenants, kept up to date: however many ask for one at once, its source is asked once.
+
+    Attributes:
+        policy: How long an answer counts.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        read: Callable[[str, Mapping[str, Any]], Home],
+        policy: DirectoryPolicy,
+        forgotten: Callable[[str | None], None],
+    ) -> None:
+        """Begin with nothing known; nothing is asked yet.
+
+        Args:
+            source: Says where a tenant lives: a callable that takes its key, or an object with such a ``lookup()``, and
+                with ``tenants()`` if it can list them. It must come to an end by itself.
+            read: Makes a home of a key and what the source says.
+            policy: How long an answer counts.
+            forgotten: Told a key when what was worked out from its home must not be used any longer, and ``None`` when
+                that is so for all.
+        """
+        self.policy = policy
+        self._table = source if isinstance(source, SqlSource) else None  # others are not the router's to close
+        self._lookup: Any = getattr(source, "lookup", source)
+        self._tenants = getattr(source, "tenants", None)
+        self._read = read
+        self._forgotten = forgotten
+        self._guard = Guard()  # guards all below
+        self._answers = Answers(policy)
+        self._questions: dict[str, _Question] = {}
+        self._urgent: OrderedDict[str, _Question] = OrderedDict()  # not asked yet, and somebody waits for these
+        self._other: OrderedDict[str, _Question] = OrderedDict()  # not asked yet, and nobody waits
+        self._at_rest = set(range(ASKING))  # the numbers of workers that do not run
+        self._workers: dict[int, Worker] = {}
+        self._failing: tuple[float, str] | None = None  # since when, and why
+        self._closed = False
+
+    def known(self, tenant: str) -> Home | None:
+        """Tell where a tenant lives, without asking anybody; what is out of date is asked for in the background.
+
+        Args:
+            tenant: Its key.
+
+        Returns:
+            Its home; ``None`` if it must be asked for first.
+        """
+        with self._guard:
+            home, due = self._answers.use(tenant, monotonic())
+            if due and not self._closed:
+                self._ask(tenant, self._other)
+        return home
+
+    def find(self, tenant: str, deadline: float) -> Home:
+        """Find out where a tenant lives.
+
+        Args:
+            tenant: Its key.
+            deadline: Until when to wait, on the monotonic clock.
+
+        Returns:
+            Its home. If a change was heard of and cannot be asked for, that is what was known before.
+
+        Raises:
+            UnknownTenant: There is no such tenant.
+            DirectoryUnavailable: That cannot be asked, or not in time, and nothing is known of it.
+            RouterClosed: The router was closed.
+        """
+        while (home := self.known(tenant)) is None:
+            with self._guard:
+                if self._closed:
+                    raise RouterClosed("the router is closed")
+                now = monotonic()
+                if self._answers.is_unknown(tenant, now):
+                    raise UnknownTenant(tenant, known=self._answers.tenants)
+                question = self._ask(tenant, self._urgent)
+                question.waiting += 1
+                patience = max(deadline - now, 0.0)
+                if self._answers.has(tenant):
+                    patience /= 2.0  # the rest is for getting a connection, with what was known before
+            try:
+                answered = question.answered.wait_for(patience)
+            finally:
+                with self._guard:
+                    question.waiting -= 1
+                    if not question.waiting and self._urgent.get(tenant) is question:
+                        del self._urgent[tenant], self._questions[tenant]
+            reason = question.reason if answered else f"the directory has not said so within {patience:.3g} s"
+            with self._guard:
+                if question.unknown:
+                    raise UnknownTenant(tenant, known=self._answers.tenants)
+                if reason and not self._closed and not self._answers.doubt(tenant, monotonic()):
+                    raise DirectoryUnavailable(tenant, reason)
+            # It is known now, unless a change has been heard of again.
+        return home
+
+    def changed(self, tenant: str | None) -> None:
+        """Take note of a change that was heard of.
+
+        Args:
+            tenant: Its key: it is asked for before it is used again. ``None`` if it may be any: each is asked for when
+                it is next used, and what is known goes on working meanwhile.
+        """
+        with self._guard:
+            if tenant is None:
+                self._answers.change_any()
+                overtaken = list(self._questions.values())
+            else:
+                self._answers.change(tenant)
+                overtaken = [self._questions[tenant]] if tenant in self._questions else []
+            for question in overtaken:
+                question.overtaken = True
+        self._forgotten(tenant)
+
+    def tick(self, now: float) -> None:
+        """Do what time brings: to be called about once a second.
+
+        Args:
+            now: The time, on the monotonic clock.
+        """
+        with self._guard:
+            due = self._answers.tick(now)
+            if not self._closed:
+                if unconfirmed := self._answers.unconfirmed:
+                    self._ask(choice(unconfirmed), self._other)  # to see whether that works again
+                self._staff()
+        for tenant in due:
+            self._forgotten(tenant)
+
+    def stats(self) -> DirectoryStats:
+        """Return one moment's view of it."""
+        with self._guard:
+            now = monotonic()
+            stats = self._answers.stats(now)
+            if self._failing is None:
+                return stats
+            since, reason = self._failing
+            return replace(stats, failing_for=now - since, reason=reason)
+
+    def tenants(self) -> list[str]:
+        """List the tenants, if the source can.
+
+        Returns:
+            Their keys; empty if it cannot.
+        """
+        return [] if self._tenants is None else list(call(self._tenants))
+
+    def close(self, timeout: float) -> None:
+        """Ask nothing any more, nor hear of changes; those who wait for an answer get none.
+
+        Args:
+            timeout: The most to wait for what is being asked, in seconds.
+        """
+        deadline = monotonic() + timeout
+        with self._guard:
+            self._closed = True
+            self._urgent.clear()
+            self._other.clear()
+            questions, workers = list(self._questions.values()), list(self._workers.values())
+        for question in questions:
+            question.answered.set()  # which finds the directory closed
+        if self._table is not None:
+            self._table.close(max(deadline - monotonic(), 0.0))
+        for worker in workers:
+            join(worker, max(deadline - monotonic(), 0.0))
+
+    # Asking: under the guard
+
+    def _ask(self, tenant: str, queue: OrderedDict[str, _Question]) -> _Question:
+        """Have a tenant asked for, unless that is under way."""
+        question = self._questions.get(tenant)
+        if question is None:
+            question = self._questions[tenant] = queue[tenant] = _Question(tenant)
+        elif queue is self._urgent and self._other.pop(tenant, None) is not None:
+            queue[tenant] = question
+        self._staff()
+        return question
+
+    def _staff(self) -> None:
+        """Have someone ask what is to be asked; if that cannot be done here, a later call will."""
+        if (self._urgent or self._other) and self._at_rest and can_spawn():
+            number = self._at_rest.pop()
+            self._workers[number] = spawn(self._work, f"router asks for tenants {number}", number)
+
+    def _next(self) -> _Question | None:
+        queue = self._urgent or self._other
+        if not queue:
+            return None
+        _, question = queue.popitem(last=False)
+        question.overtaken = False
+        return question
+
+    # Asking: the workers
+
+    def _work(self, number: int) -> None:
+        try:
+            while True:
+                with self._guard:
+                    if (question := self._next()) is None:
+                        self._at_rest.add(number)
+                        return
+                self._answer(question)
+        except BaseException:  # what the source waited for was cancelled, say
+            with self._guard:
+                self._at_rest.add(number)
+            raise
+
+    def _answer(self, question: _Question) -> None:
+        try:
+            while not self._settle(question, *self._ask_source(question.tenant)):
+                pass
+        except BaseException:
+            question.overtaken = False
+            self._settle(question, None, "asking for it was cancelled")
+            raise
+
+    def _ask_source(self, tenant: str) -> tuple[Home | None, str]:
+        """Ask once: for the home, or why there is no answer."""
+        try:
+            said = call(self._lookup, tenant)
+        except Exception as error:  # noqa: BLE001  (it is the user's)
+            return None, self._fails(error)
+        self._works()
+        if said is None:
+            return None, ""
+        if not isinstance(said, Mapping):
+            return None, f"lookup() gave a {type(said).__name__}, not a mapping"
+        try:
+            return self._read(tenant, said), ""
+        except Exception as error:  # noqa: BLE001  (one tenant's fault must not end the asking for others)
+            return None, f"what the directory says is wrong: {in_words(error)}"
+
+    def _fails(self, error: Exception) -> str:
+        """Take note that the source fails; why."""
+        reason = f"the directory fails: {in_words(error)}"
+        if not isinstance(error, RouterClosed):
+            with self._guard:
+                first = self._failing is None
+                self._failing = (monotonic() if self._failing is None else self._failing[0], reason)
+            if first:
+                logger.warning("%s; what is known of tenants goes on working", reason)
+        return reason
+
+    def _works(self) -> None:
+        with self._guard:
+            if self._failing is None:
+                return
+            self._failing = None
+            self._answers.recover()
+        logger.info("the directory of tenants works again")
+
+    def _settle(self, question: _Question, home: Home | None, reason: str) -> bool:
+        """Take an answer; whether it counts: if a change was heard of meanwhile, it is to be asked for again."""
+        tenant, moved = question.tenant, False
+        with self._guard:
+            if question.overtaken and self._failing is None and not self._closed:
+                question.overtaken = False
+                return False
+            del self._questions[tenant]
+            if reason:
+                self._answers.doubt(tenant, monotonic())
+            else:
+                moved = self._answers.keep(tenant, home, monotonic(), random())
+        if moved:
+            self._forgotten(tenant)
+        question.unknown = home is None and not reason
+        question.reason = reason
+        question.answered.set()
+        return True
+
+
+class SqlSource:
+    """A table of tenants, read on its primary; a connection of its own hears of its changes.
+
+    Attributes:
+        table: The table, as SQL writes it.
+    """
+
+    def __init__(
+        self,
+        borrow: Callable[[], Checkout],
+        table: str,
+        keys: Collection[str],
+        changed: Callable[[str | None], None],
+    ) -> None:
+        """Prepare; nothing is asked yet.
+
+        Args:
+            borrow: Borrows a connection to where the table can be written.
+            table: The table, as SQL writes it.
+            keys: The columns that say something; any others are none of the router's business.
+            changed: Told the key of a tenant that changed; ``None`` when it may be any.
+        """
+        self.table = table
+        self._borrow = borrow
+        self._keys = frozenset(keys)
+        self._changed = changed
+        self._guard = Guard()  # guards all below
+        self._in_use: set[Connection[TupleRow]] = set()  # for cutting
+        self._listener: Worker | None = None
+        self._pause = RETRY[0]
+        self._closed = Flag()
+
+    def lookup(self, tenant: str) -> Mapping[str, Any] | None:
+        """Read where a tenant lives.
+
+        Args:
+            tenant: Its key.
+
+        Returns:
+            What its row says, but for what is NULL; ``None`` if it has none.
+
+        Raises:
+            RouterError: It cannot be read; the message says why.
+        """
+        with self._guard:
+            if self._listener is None and not self._closed.is_set():
+                self._listener = spawn(self._listen, "router hears of tenants")
+        rows = self._fetch(sql.tenant_of(self.table), [tenant])
+        return {key: rows[0][key] for key in self._keys & rows[0].keys() if rows[0][key] is not None} if rows else None
+
+    def tenants(self) -> list[str]:
+        """Read the keys of all tenants.
+
+        Returns:
+            The keys, in order.
+
+        Raises:
+            RouterError: They cannot be read; the message says why.
+        """
+        return [row["tenant"] for row in self._fetch(sql.tenants_of(self.table))]
+
+    def close(self, timeout: float) -> None:
+        """Hear of nothing any more, and cut short what is being read.
+
+        Args:
+            timeout: The most to wait for that, in seconds.
+        """
+        with self._guard:
+            self._closed.set()
+            listener = self._listener
+            for connection in self._in_use:
+                cut(connection)
+        if listener is not None:
+            join(listener, timeout)
+
+    def _fetch(self, query: str, params: Sequence[str] = ()) -> list[dict[str, Any]]:
+        def fetch(_: NodePool, connection: Connection[TupleRow]) -> list[dict[str, Any]]:
+            with connection.cursor(row_factory=dict_row) as cursor:
+                # Not prepared: a prepared SELECT * fails once the table has one more column.
+                cursor.execute(query, params or None, prepare=False)
+                return cursor.fetchall()
+
+        try:
+            return self._borrowed(fetch)
+        except psycopg.Error as error:
+            if self._closed.is_set():
+                raise RouterClosed("the router is closed") from None
+            raise RouterError(self._in_words(error)) from None
+
+    def _borrowed(self, use: Function[[NodePool, Connection[TupleRow]], T]) -> T:
+        """Use a connection in autocommit, which is cut when its server is found down, or all is closed."""
+        checkout = self._borrow()
+        with checkout as connection:
+            with self._guard:
+                if self._closed.is_set():
+                    raise RouterClosed("the router is closed")
+                self._in_use.add(connection)
+            try:
+                checkout.pool.expendable.add(connection)
+                connection.set_autocommit(True)
+                return use(checkout.pool, connection)
+            finally:
+                with self._guard:
+                    self._in_use.discard(connection)
+
+    def _in_words(self, error: psycopg.Error) -> str:
+        if isinstance(error, RouterError):
+            return str(error)
+        what = error.diag.message_primary if isinstance(error, psycopg.ProgrammingError) else None
+        return f"the table {self.table} cannot be read: {what or type(error).__name__}"
+
+    def _listen(self) -> None:
+        """Hear of changes until the end; whenever the connection is lost, over another."""
+        while not self._closed.is_set():
+            try:
+                self._borrowed(self._hear)
+            except RouterClosed:
+                return
+            except psycopg.Error as error:
+                if self._pause == RETRY[0] and not self._closed.is_set():
+                    logger.warning("cannot hear of changes to tenants, and tries again: %s", self._in_words(error))
+            except Exception:
+                logger.exception("cannot hear of changes to tenants, and tries again")
+            else:
+                return
+            self._pause = min(2.0 * self._pause, RETRY[1])
+            self._closed.wait_for(self._pause * (0.9 + 0.2 * random()))
+
+    def _hear(self, pool: NodePool, connection: Connection[TupleRow]) -> None:
+        """Hear of changes until the connection is lost."""
+        if pool.node.pooler == "transaction":
+            logger.warning("%s is a transaction pooler: changes to tenants are seen when directory.ttl ends", pool.node)
+            return
+        original_of(connection).spent = True
+        _keep_alive(connection)
+        connection.execute(sql.LISTEN_TO_TENANTS)
+        self._pause = RETRY[0]
+        self._changed(None)  # whatever happened before, nobody heard
+        for notification in connection.notifies():
+            self._changed(notification.payload or None)
+
+
+def _keep_alive(connection: Connection[TupleRow]) -> None:
+    """Have the kernel see to it that a connection over which nothing is sent has another end."""
+    with suppress(OSError), socket.socket(fileno=os.dup(connection.pgconn.socket)) as duplicate:
+        duplicate.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        if hasattr(socket, "TCP_KEEPIDLE"):
+            duplicate.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, SILENCE)
+            duplicate.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, SILENCE)
+            duplicate.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)

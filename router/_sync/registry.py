@@ -1,0 +1,210 @@
+# Generated from router/_async/registry.py by tools/async_to_sync.py: do not edit.
+"""Which pools are open: each opens at first use, and is closed when nobody has used it for long, or for another one."""
+
+from __future__ import annotations
+
+from collections import deque
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from router._runtime import Flag, Guard, settled
+from router._sync.pools import NodePool
+from router._sync.scoped import SharedPool
+from router.budget import to_close
+from router.errors import RouterClosed
+from router.events import PoolClosed, PoolOpened
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from typing import TypeAlias
+
+    from router._sync.opener import Opener
+    from router.budget import Claim, Limits
+    from router.events import Event
+    from router.topology import Node, Server, Target
+
+    Key: TypeAlias = tuple[str, Node, bool, bool]
+
+LOOK_AGAIN = 0.01
+"""Seconds until one who waits for a pool to become unused looks again."""
+
+
+class Pools:
+    """The open pools, by what they are for.
+
+    Attributes:
+        closed: Whether none may be opened any more.
+    """
+
+    def __init__(
+        self,
+        most: int,
+        opener: Opener,
+        suspect: Callable[[Server], None],
+        *,
+        objection: Callable[[NodePool], str],
+        gone: Callable[[NodePool], None],
+        tell: Callable[[Iterable[Event]], None],
+    ) -> None:
+        """Begin without any.
+
+        Args:
+            most: How many may be open.
+            opener: Opens their connections.
+            suspect: Has a server looked at.
+            objection: Tells why nobody may use the connections of a pool now; empty if they may.
+            gone: Told of each pool that is no longer there.
+            tell: Told what happens.
+        """
+        self.closed = False
+        self._most = most
+        self._opener = opener
+        self._suspect = suspect
+        self._objection = objection
+        self._gone = gone
+        self._tell = tell
+        self._guard = Guard()  # guards the replacing of _pools
+        self._pools: dict[Key, NodePool] = {}
+        self._turns: deque[Flag] = deque()  # those who wait for a pool to become unused, in order of arrival
+
+    def __iter__(self) -> Iterator[NodePool]:
+        return iter(self._pools.values())
+
+    def get(self, target: Target, node: Node, *, read_only: bool) -> NodePool | None:
+        """Find a pool.
+
+        Args:
+            target: What it serves.
+            node: What it connects to.
+            read_only: Whether it is for reading.
+
+        Returns:
+            The pool; ``None`` when it is not open.
+        """
+        return self._pools.get((target.cluster.name, node, read_only, target.shared))
+
+    def open_at_once(self, target: Target, node: Node, *, read_only: bool) -> NodePool | None:
+        """Find a pool, or open it if there may be one more.
+
+        Args:
+            target: What it serves.
+            node: What it connects to.
+            read_only: Whether it is for reading.
+
+        Returns:
+            The pool; ``None`` when others have to be closed first.
+
+        Raises:
+            RouterClosed: The router was closed.
+        """
+        pool = self.get(target, node, read_only=read_only)
+        if pool is not None:
+            return pool
+        with self._guard:
+            if self.closed:
+                raise RouterClosed("the router is closed")
+            if (pool := self.get(target, node, read_only=read_only)) is not None or len(self._pools) >= self._most:
+                return pool
+            kind = SharedPool if target.shared else NodePool
+            pool = kind(node, target, self._opener, self._suspect, read_only=read_only)
+            self._pools = {**self._pools, (target.cluster.name, node, read_only, target.shared): pool}
+            pool.barred = self._objection(pool)  # once it is there: what is learnt from now on, it is told
+        self._tell([PoolOpened(pool.cluster.name, node, read_only, pool.tenant)])
+        return pool
+
+    def open(self, target: Target, node: Node, *, read_only: bool, timeout: float) -> NodePool | None:
+        """Find a pool, or open it; if there are too many, the one unused for longest makes room.
+
+        Args:
+            target: What it serves.
+            node: What it connects to.
+            read_only: Whether it is for reading.
+            timeout: The most to wait for one to become unused, in seconds.
+
+        Returns:
+            The pool; ``None`` when none became unused in time.
+
+        Raises:
+            RouterClosed: The router was closed.
+        """
+        if not self._turns and (pool := self.open_at_once(target, node, read_only=read_only)) is not None:
+            return pool
+        deadline, turn = monotonic() + timeout, Flag()
+        self._turns.append(turn)
+        try:
+            while (pool := self.get(target, node, read_only=read_only)) is None:
+                remaining = deadline - monotonic()
+                if self._turns[0] is turn:
+                    if (pool := self.open_at_once(target, node, read_only=read_only)) is not None:
+                        return pool
+                    if not self._close_one():
+                        turn.wait_for(min(LOOK_AGAIN, max(remaining, 0.0)))
+                else:
+                    turn.wait_for(max(remaining, 0.0))
+                if remaining <= 0:
+                    break
+            return pool
+        finally:
+            self._turns.remove(turn)
+            if self._turns:
+                self._turns[0].set()
+
+    def make_room(self, limits: Limits, taken: list[Claim], waiting: list[Claim]) -> int | None:
+        """Close an idle connection for one of those who wait to open one.
+
+        Args:
+            limits: How many there may be.
+            taken: Those that there are.
+            waiting: Those who wait, in order of arrival.
+
+        Returns:
+            The place of the one for whom it was closed; ``None`` when there was none to close.
+        """
+        found = [(pool, idle) for pool in self if (idle := pool.longest_idle) is not None]
+        chosen = to_close(limits, taken, waiting, [idle for _, idle in found], monotonic())
+        if chosen is None:
+            return None
+        place, index = chosen
+        found[place][0].evict_idle()  # if it is gone meanwhile, whoever waits looks again
+        return index
+
+    def sweep(self) -> None:
+        """Close the pools that nobody has used for long."""
+        now = monotonic()
+        for pool in list(self):
+            if not pool.in_use and not pool.min_size and now - pool.used_at > pool.cluster.pool.max_unused:
+                self.retire(pool)
+
+    def retire(self, pool: NodePool) -> None:
+        """Close a pool; whoever has one of its connections keeps it for the length of the block.
+
+        Args:
+            pool: The pool.
+        """
+        with self._guard:
+            if pool.retired:
+                return
+            pool.retired = True
+            self._pools = {key: other for key, other in self._pools.items() if other is not pool}
+        self._gone(pool)
+        pool.drop("")
+        settled(pool.close, 1.0)
+        self._tell([PoolClosed(pool.cluster.name, pool.node, pool.read_only, pool.tenant)])
+
+    def close(self) -> list[NodePool]:
+        """Open none any more.
+
+        Returns:
+            Those that are open; they are the caller's to close.
+        """
+        with self._guard:
+            self.closed = True
+            return list(self)
+
+    def _close_one(self) -> bool:
+        unused = [pool for pool in self if not pool.in_use]
+        pool = min(unused, key=lambda pool: (bool(pool.min_size), bool(pool.idle), pool.used_at), default=None)
+        if pool is None:
+            return False
+        self.retire(pool)
+        return True

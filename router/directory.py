@@ -1,0 +1,255 @@
+"""What a directory of tenants has said, and how far each answer may still be believed: pure."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from math import inf
+from traceback import extract_tb
+from typing import TYPE_CHECKING
+
+from router.errors import RouterError
+
+if TYPE_CHECKING:
+    from router.topology import DirectoryPolicy, Home
+
+UNKNOWN_MAX = 10_000
+"""How many unknown keys are remembered at most: asking for ever new ones costs no more memory than that."""
+
+UNUSED_TTLS = 10.0
+"""After so many times ``ttl`` without being asked for, an answer is dropped."""
+
+SPREAD = 0.1
+"""The part of ``ttl`` by which an answer may end early, so that not all that is learnt at once is asked for at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class DirectoryStats:
+    """The directory of tenants.
+
+    Attributes:
+        known: Tenants whose home is known.
+        unknown: Keys remembered as those of nobody.
+        unconfirmed: How many of the known could not be confirmed when that was last tried, or not yet since a change
+            was heard of.
+        failing_for: Seconds since the directory began to fail; ``None`` while it works.
+        reason: Why it fails; empty while it works.
+    """
+
+    known: int
+    unknown: int
+    unconfirmed: int
+    failing_for: float | None = None
+    reason: str = ""
+
+
+class _Answer:
+    """Where one tenant lives.
+
+    Attributes:
+        home: The home.
+        due: When it is to be asked for again, on the caller's clock.
+        used: When it was last used.
+        changed: Whether it must be asked for again before it is used, because a change was heard of.
+        unconfirmed: Whether that failed.
+        told: Whether it has been told that it is due.
+    """
+
+    __slots__ = ("changed", "due", "home", "told", "unconfirmed", "used")
+
+    def __init__(self, home: Home, due: float, used: float) -> None:
+        self.home = home
+        self.due = due
+        self.used = used
+        self.changed = False
+        self.unconfirmed = False
+        self.told = False
+
+
+class Answers:
+    """All that is known of tenants. Whoever has several threads lets one in at a time."""
+
+    __slots__ = ("_known", "_policy", "_unknown")
+
+    def __init__(self, policy: DirectoryPolicy) -> None:
+        """Begin with nothing known.
+
+        Args:
+            policy: How long an answer counts.
+        """
+        self._policy = policy
+        self._known: dict[str, _Answer] = {}
+        self._unknown: OrderedDict[str, float] = OrderedDict()  # until when; the oldest first
+
+    def use(self, tenant: str, now: float) -> tuple[Home | None, bool]:
+        """Tell where a tenant lives.
+
+        Args:
+            tenant: Its key.
+            now: The time.
+
+        Returns:
+            Its home, ``None`` when it must be asked for first; and whether to ask for it anew while it is used.
+        """
+        answer = self._known.get(tenant)
+        if answer is None or answer.changed:
+            return None, False
+        answer.used = now
+        return answer.home, now >= answer.due
+
+    def is_unknown(self, tenant: str, now: float) -> bool:
+        """Tell whether there was no such tenant a moment ago.
+
+        Args:
+            tenant: The key.
+            now: The time.
+
+        Returns:
+            Whether that still counts.
+        """
+        return now < self._unknown.get(tenant, -inf)
+
+    def has(self, tenant: str) -> bool:
+        """Tell whether a home is known to fall back on, be it out of date.
+
+        Args:
+            tenant: The key.
+
+        Returns:
+            Whether there is one.
+        """
+        return tenant in self._known
+
+    @property
+    def tenants(self) -> list[str]:
+        """The tenants whose homes are known."""
+        return list(self._known)
+
+    @property
+    def unconfirmed(self) -> list[str]:
+        """Those whose homes could not be confirmed."""
+        return [tenant for tenant, answer in self._known.items() if answer.unconfirmed]
+
+    def change(self, tenant: str) -> None:
+        """Note that a tenant has changed: it is asked for before it is used again.
+
+        Args:
+            tenant: Its key.
+        """
+        self._unknown.pop(tenant, None)
+        if (answer := self._known.get(tenant)) is not None:
+            answer.changed = True
+
+    def change_any(self) -> None:
+        """Note that any tenant may have changed: each is asked for when it is next used, which need not wait for it."""
+        self._unknown.clear()
+        self.recover(everyone=True)
+
+    def recover(self, *, everyone: bool = False) -> None:
+        """Have those asked for again that could not be confirmed.
+
+        Args:
+            everyone: Whether all others are, too.
+        """
+        for answer in self._known.values():
+            if everyone or answer.unconfirmed:
+                answer.due, answer.told = -inf, False
+
+    def keep(self, tenant: str, home: Home | None, now: float, chance: float) -> bool:
+        """Note what the directory says.
+
+        Args:
+            tenant: The key.
+            home: Where it lives; ``None`` if there is no such tenant.
+            now: The time.
+            chance: A random number, from 0 to 1.
+
+        Returns:
+            Whether something else was known before.
+        """
+        before = self._known.get(tenant)
+        self._unknown.pop(tenant, None)
+        if home is None:
+            self._known.pop(tenant, None)
+            self._forget_unknown(now, leave=UNKNOWN_MAX - 1)
+            self._unknown[tenant] = now + self._policy.unknown_ttl
+            return before is not None
+        due = now + self._policy.ttl * (1.0 - SPREAD * chance)
+        self._known[tenant] = _Answer(home, due, now if before is None else before.used)
+        return before is not None and before.home != home
+
+    def doubt(self, tenant: str, now: float) -> bool:
+        """Note that a tenant's home could not be confirmed: what is known of it goes on counting.
+
+        Args:
+            tenant: The key.
+            now: The time.
+
+        Returns:
+            Whether anything is known of it.
+        """
+        answer = self._known.get(tenant)
+        if answer is None:
+            return False
+        answer.changed, answer.unconfirmed = False, True
+        answer.due, answer.told = now + self._policy.ttl, False
+        return True
+
+    def tick(self, now: float) -> list[str]:
+        """Drop what nobody uses, and find what is to be asked for again.
+
+        Args:
+            now: The time.
+
+        Returns:
+            The tenants that have become due since this was last called.
+        """
+        self._forget_unknown(now, leave=UNKNOWN_MAX)
+        due, unused_since = [], now - UNUSED_TTLS * self._policy.ttl
+        for tenant, answer in list(self._known.items()):
+            # One that could not be confirmed may be in use all the time: nobody is sent here to ask for it again.
+            if answer.used < unused_since and not answer.unconfirmed:
+                del self._known[tenant]
+            elif now >= answer.due and not answer.told:
+                answer.told = True
+                due.append(tenant)
+        return due
+
+    def stats(self, now: float) -> DirectoryStats:
+        """Count.
+
+        Args:
+            now: The time.
+
+        Returns:
+            The numbers, as far as they are known here.
+        """
+        return DirectoryStats(
+            known=len(self._known),
+            unknown=sum(now < until for until in self._unknown.values()),
+            unconfirmed=sum(answer.unconfirmed or answer.changed for answer in self._known.values()),
+        )
+
+    def _forget_unknown(self, now: float, *, leave: int) -> None:
+        while self._unknown:
+            oldest, until = next(iter(self._unknown.items()))
+            if now < until and len(self._unknown) <= leave:
+                return
+            del self._unknown[oldest]
+
+
+def in_words(error: Exception) -> str:
+    """Say how asking a directory failed, with nothing of what others write, which may hold a connection string.
+
+    Args:
+        error: What it failed with.
+
+    Returns:
+        The message of an error of the router's own; of any other, its type, and where it was raised.
+    """
+    if isinstance(error, RouterError):
+        return str(error)
+    sqlstate = getattr(error, "sqlstate", None)
+    *_, where = extract_tb(error.__traceback__) or [None]
+    file = where and f" in {where.filename.rpartition('/')[2]}, line {where.lineno}"
+    return f"{type(error).__name__}{f' ({sqlstate})' if sqlstate else ''}{file or ''}"

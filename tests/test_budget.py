@@ -1,0 +1,629 @@
+"""Who may open a connection, and which one is closed for that: each rule, and a process that lives by them alone.
+
+What is expected is counted here in the plainest way, over all connections each time.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from itertools import count
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+from hypothesis import Phase, assume, given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from router.budget import KEPT, Claim, Idle, Limits, grant, next_in_line, room, share, to_close, yields_to
+from router.topology import Server
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+ONE, TWO = Server("db1", 5432), Server("db2", 5432)
+HOLDERS = "abcde"
+NOW = 100.0
+
+
+# What is expected, counted plainly
+
+
+def of(taken: Iterable[Claim], holder: str, server: Server | None = None) -> int:
+    return sum(claim.holder == holder and server in {None, claim.server} for claim in taken)
+
+
+def at(taken: Iterable[Claim], server: Server) -> int:
+    return sum(claim.server == server for claim in taken)
+
+
+def fits(limits: Limits, taken: Sequence[Claim], claim: Claim) -> bool:
+    return (
+        len(taken) < limits.process
+        and (limits.server is None or at(taken, claim.server) < limits.server)
+        and (claim.cap is None or of(taken, claim.holder) < claim.cap)
+    )
+
+
+def ready(limits: Limits, taken: Sequence[Claim], waiting: Sequence[Claim]) -> list[int]:
+    """Those who have room, what is left under a cap being kept for those of the holder that came before."""
+    return [
+        index
+        for index, claim in enumerate(waiting)
+        if fits(limits, taken, claim)
+        and (claim.cap is None or of([*taken, *waiting[:index]], claim.holder) < claim.cap)
+    ]
+
+
+def is_below(limits: Limits, taken: Sequence[Claim], waiting: Sequence[Claim], claim: Claim) -> bool:
+    everyone = [*taken, *waiting]
+    fair = limits.process // len({one.holder for one in everyone})
+    there = {one.holder for one in everyone if one.server == claim.server}
+    return of(taken, claim.holder) < max(fair, 1) and (
+        limits.server is None or of(taken, claim.holder, claim.server) < max(limits.server // len(there), 1)
+    )
+
+
+def without(taken: Sequence[Claim], claim: Claim) -> list[Claim]:
+    rest = list(taken)
+    rest.remove(claim)
+    return rest
+
+
+# Processes at one moment
+
+
+class Moment(NamedTuple):
+    """What is open, who waits and what is idle."""
+
+    limits: Limits
+    taken: list[Claim]
+    waiting: list[Claim]
+    idle: list[Idle]
+
+
+caps = st.fixed_dictionaries({holder: st.none() | st.integers(1, 3) for holder in HOLDERS})
+bounds = st.builds(Limits, st.integers(1, 8), st.none() | st.integers(1, 4))
+
+
+@st.composite
+def pools_of(draw: st.DrawFn) -> list[Claim]:
+    cap = draw(caps)
+    places = st.tuples(st.sampled_from([ONE, TWO]), st.sampled_from(HOLDERS))
+    return [Claim(server, holder, cap[holder]) for server, holder in draw(st.lists(places, min_size=1, max_size=8))]
+
+
+@st.composite
+def moments(draw: st.DrawFn) -> Moment:
+    limits, pools = draw(bounds), draw(pools_of())
+    taken: list[Claim] = []
+    for claim in draw(st.lists(st.sampled_from(pools), max_size=12)):
+        if fits(limits, taken, claim):
+            taken.append(claim)
+    idle = [
+        Idle(claim, draw(st.sampled_from([NOW, NOW - KEPT / 2, NOW - KEPT, NOW - 5 * KEPT])), draw(st.booleans()))
+        for claim in draw(st.permutations(taken))[: draw(st.integers(0, len(taken)))]
+    ]
+    return Moment(limits, taken, draw(st.lists(st.sampled_from(pools), max_size=8)), idle)
+
+
+# The share, and the queue of a pool
+
+
+@given(st.integers(1, 1000), st.sets(st.text(), max_size=50))
+def test_shares_are_equal_as_large_as_they_can_be_and_at_least_one(limit: int, holders: set[str]) -> None:
+    fair = share(limit, holders)
+    assert fair * len(holders) <= limit or fair == 1
+    assert (fair + 1) * max(len(holders), 1) > limit
+
+
+@given(
+    st.lists(st.sampled_from(HOLDERS), max_size=12),
+    st.dictionaries(st.sampled_from(HOLDERS), st.integers(1, 5)),
+    st.integers(1, 12),
+    st.sets(st.sampled_from(HOLDERS)),
+)
+def test_the_next_in_line_is_the_first_below_its_share_or_the_first(
+    waiting: list[str], held: dict[str, int], limit: int, barred: set[str]
+) -> None:
+    chosen = next_in_line(waiting, held, limit, barred=barred)
+    fair = share(limit, {*waiting, *held})
+    may = [index for index, holder in enumerate(waiting) if holder not in barred]
+    below = [index for index in may if held.get(waiting[index], 0) < fair]
+    assert chosen == next(iter(below + may), None)
+
+
+def test_who_floods_a_queue_is_passed_over_by_who_has_less() -> None:
+    assert next_in_line(["acme"] * 5 + ["globex"], {"acme": 2}, 4) == 5
+    assert next_in_line(["acme"] * 5 + ["globex"], {"acme": 1}, 4) == 0
+    assert next_in_line(["acme", "globex"], {"acme": 2, "globex": 2}, 4) == 0
+    assert next_in_line(["acme", "globex"], {}, 4, barred={"acme"}) == 1
+    assert next_in_line(["acme"], {}, 4, barred={"acme"}) is None
+    assert next_in_line([], {}, 4) is None
+
+
+# Who opens
+
+
+@given(moments())
+def test_room_is_what_all_three_limits_leave(moment: Moment) -> None:
+    for claim in moment.waiting:
+        assert room(moment.limits, moment.taken, claim) == fits(moment.limits, moment.taken, claim)
+
+
+@given(moments())
+def test_granted_is_the_first_with_room_those_below_their_share_before_all_others(moment: Moment) -> None:
+    limits, taken, waiting, _ = moment
+    may = ready(limits, taken, waiting)
+    below = [index for index in may if is_below(limits, taken, waiting, waiting[index])]
+    assert grant(limits, taken, waiting) == next(iter(below + may), None)
+
+
+@given(moments())
+def test_within_a_holder_whoever_came_first_opens_first(moment: Moment) -> None:
+    limits, taken, waiting, _ = moment
+    if (chosen := grant(limits, taken, waiting)) is not None:
+        claim = waiting[chosen]
+        for earlier in waiting[:chosen]:
+            if earlier.holder == claim.holder and (claim.cap is not None or earlier.server == claim.server):
+                assert not fits(limits, taken, earlier)
+
+
+def test_a_place_under_a_cap_is_kept_while_the_server_is_full() -> None:
+    limits, other, writer, reader = Limits(9, 1), Claim(ONE, "b", None), Claim(ONE, "a", 1), Claim(TWO, "a", 1)
+    assert grant(limits, [other], [writer, reader]) is None
+    assert grant(limits, [other], [reader, writer]) == 0
+    assert grant(limits, [], [writer, reader]) == 0
+
+
+# Which idle connection is closed
+
+
+def takes(moment: Moment, waiter: Claim, one: Idle) -> bool:
+    """Whether closing ``one`` is right for ``waiter`` and makes room in the narrowest limit that is reached."""
+    limits, taken, waiting, _ = moment
+    if one.claim is waiter:
+        return False
+    theirs, own = of(taken, one.claim.holder), of(taken, waiter.holder)
+    index = waiting.index(waiter)
+    if waiter.cap is not None and of([*taken, *waiting[:index]], waiter.holder) >= waiter.cap:
+        if one.claim.holder != waiter.holder:
+            return False
+    elif limits.server is not None and at(taken, waiter.server) >= limits.server:
+        if one.claim.server != waiter.server:
+            return False
+        theirs, own = of(taken, one.claim.holder, waiter.server), of(taken, waiter.holder, waiter.server)
+    if one.claim.holder == waiter.holder:
+        theirs, own = taken.count(one.claim), taken.count(waiter)
+    has_one = waiter in taken
+    is_old = NOW - one.since >= KEPT
+    return theirs - own >= (2 if has_one else 1) or (is_old and not (one.warm and has_one))
+
+
+@given(moments())
+def test_closed_is_the_least_recently_used_one_that_makes_room_for_the_first_in_the_fair_order(moment: Moment) -> None:
+    limits, taken, waiting, idle = moment
+    waiting = list(dict.fromkeys(waiting))
+    moment = moment._replace(waiting=waiting)
+    chosen = to_close(limits, taken, waiting, idle, NOW)
+    if ready(limits, taken, waiting):
+        assert chosen is None
+        return
+    order = sorted(waiting, key=lambda waiter: not is_below(limits, taken, waiting, waiter))
+    useful = ((waiter, [one for one in idle if takes(moment, waiter, one)]) for waiter in order)
+    expected = next(((waiter, found) for waiter, found in useful if found), None)
+    if expected is None:
+        assert chosen is None
+        return
+    assert chosen is not None
+    place, index = chosen
+    assert waiting[index] is expected[0]
+    assert idle[place] in expected[1]
+    assert (idle[place].warm, idle[place].since) == min((one.warm, one.since) for one in expected[1])
+
+
+def cold(claim: Claim, since: float) -> Idle:
+    return Idle(claim, since, warm=False)
+
+
+def warm(claim: Claim, since: float) -> Idle:
+    return Idle(claim, since, warm=True)
+
+
+A, B, C = Claim(ONE, "a", None), Claim(ONE, "b", None), Claim(TWO, "c", None)
+
+
+@pytest.mark.parametrize(
+    ("limits", "taken", "waiting", "idle", "closed"),
+    [
+        pytest.param(Limits(2, None), [A, B], [C], [cold(A, 5), cold(B, 4)], 1, id="the oldest"),
+        pytest.param(Limits(2, None), [A, B], [C], [warm(A, 4), cold(B, 5)], 1, id="not a warm one"),
+        pytest.param(Limits(1, None), [A], [C], [warm(A, NOW)], 0, id="a warm one if it must be"),
+        pytest.param(Limits(1, None), [A], [C], [cold(A, NOW)], 0, id="a recent one for who has none"),
+        pytest.param(Limits(2, None), [A, C], [C], [cold(A, NOW)], None, id="no recent one of an equal"),
+        pytest.param(Limits(2, None), [A, C], [C], [cold(A, NOW - KEPT)], 0, id="an old one of an equal"),
+        pytest.param(Limits(2, None), [A, C], [C], [warm(A, 5)], None, id="no warm one to grow"),
+        pytest.param(Limits(2, None), [A, A], [A], [cold(A, 5)], None, id="none of its own"),
+        pytest.param(Limits(9, 1), [C, A], [B], [cold(C, 5), cold(A, 6)], 1, id="one on that server"),
+        pytest.param(Limits(2, None), [A], [C], [cold(A, 5)], None, id="none while there is room"),
+        pytest.param(Limits(1, None), [A], [], [cold(A, 5)], None, id="none for nobody"),
+        pytest.param(Limits(1, None), [A], [C], [], None, id="none is idle"),
+    ],
+)
+def test_which_idle_connection_is_closed(
+    limits: Limits, taken: list[Claim], waiting: list[Claim], idle: list[Idle], closed: int | None
+) -> None:
+    chosen = to_close(limits, taken, waiting, idle, NOW)
+    assert chosen == (None if closed is None else (closed, 0))
+
+
+def test_at_its_cap_a_holder_closes_its_own_only() -> None:
+    writer, reader = Claim(ONE, "a", 1), Claim(TWO, "a", 1)
+    idle = [cold(B, 1), cold(reader, NOW)]
+    assert to_close(Limits(2, None), [B, reader], [writer], idle, NOW) == (1, 0)
+    assert to_close(Limits(2, None), [B, reader], [writer], idle[:1], NOW) is None
+
+
+# Which connection in use passes on
+
+
+@given(moments())
+def test_a_connection_goes_only_to_who_has_fewer_and_makes_room_there(moment: Moment) -> None:
+    limits, taken, waiting, _ = moment
+    waiting = list(dict.fromkeys(waiting))
+    moment = moment._replace(waiting=waiting)
+    blocked = [waiter for waiter in waiting if waiting.index(waiter) not in ready(limits, taken, waiting)]
+    order = sorted(blocked, key=lambda waiter: not is_below(limits, taken, waiting, waiter))
+    for claim in set(taken):
+        chosen = yields_to(limits, taken, waiting, claim)
+        busy = Idle(claim, NOW, warm=False)  # what is in use is no older than what has just been used
+        expected = next((waiter for waiter in order if takes(moment, waiter, busy)), None)
+        assert (None if chosen is None else waiting[chosen]) is expected
+
+
+@given(moments())
+def test_what_passes_on_leaves_nobody_with_fewer_than_the_one_before_had(moment: Moment) -> None:
+    limits, taken, waiting, _ = moment
+    assume(limits.server is None)
+    for claim in set(taken):
+        if (chosen := yields_to(limits, taken, waiting, claim)) is not None:
+            waiter = waiting[chosen]
+            after = [*without(taken, claim), waiter]
+            assert of(after, waiter.holder) <= of(taken, claim.holder) or waiter.holder == claim.holder
+            assert taken.count(waiter) < taken.count(claim) or waiter.holder != claim.holder
+
+
+@pytest.mark.parametrize(
+    ("limits", "taken", "waiting", "index"),
+    [
+        pytest.param(Limits(4, None), [A, A, A, B], [B], 0, id="two fewer"),
+        pytest.param(Limits(3, None), [A, A, B], [B], None, id="one fewer"),
+        pytest.param(Limits(1, None), [A], [C], 0, id="none"),
+        pytest.param(Limits(2, None), [A, B], [B], None, id="as many"),
+        pytest.param(Limits(3, None), [A, B, B], [B], None, id="more"),
+        pytest.param(Limits(3, None), [A, A, B], [A], None, id="its own pool"),
+        pytest.param(Limits(3, 2), [A, A, C], [C], None, id="there is room for it"),
+        pytest.param(Limits(4, 2), [A, C, C], [A], None, id="there is room for it on its server"),
+        pytest.param(Limits(9, 2), [A, A, C, C], [Claim(TWO, "d", None)], None, id="another server is full"),
+        pytest.param(Limits(9, 2), [A, A, C, C], [C, B], 1, id="the server that is full"),
+        pytest.param(Limits(9, 1), [A, C], [Claim(ONE, "c", None)], 0, id="none there, one elsewhere"),
+        pytest.param(Limits(2, None), [A, A], [Claim(TWO, "a", None)], 0, id="another pool of its own"),
+    ],
+)
+def test_when_a_connection_that_comes_back_passes_on(
+    limits: Limits, taken: list[Claim], waiting: list[Claim], index: int | None
+) -> None:
+    assert yields_to(limits, taken, waiting, A) == index
+
+
+# A process that lives by these rules
+
+
+@dataclass(eq=False)
+class Pool:
+    """A pool: its queue of requests, and what it has open."""
+
+    claim: Claim
+    max_size: int
+    min_size: int
+    queue: deque[int] = field(default_factory=deque)
+    idle: list[float] = field(default_factory=list)  # since when, the one used last at the end
+    borrowed: int = 0
+    opening: int = 0
+
+    @property
+    def size(self) -> int:
+        return len(self.idle) + self.borrowed + self.opening
+
+
+class Process:
+    """Pools within limits; like psycopg_pool, each opens one connection at a time, while requests wait for one."""
+
+    def __init__(self, limits: Limits, pools: list[Pool]) -> None:
+        self.limits = limits
+        self.pools = pools
+        self.waiting: list[Pool] = []
+        self.slots = 0  # taken, counted one by one as they come and go
+        self.now = NOW
+        self.requests = count()
+        self.served: list[int] = []
+        self.closed = 0
+        self.flooded = False
+
+    @property
+    def taken(self) -> list[Claim]:
+        return [pool.claim for pool in self.pools for _ in range(pool.size)]
+
+    @property
+    def claims(self) -> list[Claim]:
+        return [pool.claim for pool in self.waiting]
+
+    def ask(self, pool: Pool) -> int:
+        request = next(self.requests)
+        if pool.idle:
+            pool.idle.pop()
+            pool.borrowed += 1
+            self.served.append(request)
+        else:
+            pool.queue.append(request)
+        self.settle()
+        return request
+
+    def serve(self, pool: Pool) -> None:
+        """Hand a connection that is free to the first in the queue of its pool."""
+        if pool.queue:
+            pool.borrowed += 1
+            self.served.append(pool.queue.popleft())
+            if self.flooded:
+                pool.queue.append(next(self.requests))
+        else:
+            pool.idle.append(self.now)
+
+    def opened(self, pool: Pool) -> None:
+        pool.opening -= 1
+        self.serve(pool)
+        self.settle()
+
+    def failed(self, pool: Pool) -> None:
+        pool.opening -= 1
+        self.slots -= 1
+        self.settle()
+
+    def returned(self, pool: Pool) -> None:
+        winner = None
+        if pool.queue:
+            winner = yields_to(self.limits, self.taken, self.claims, pool.claim)
+        if winner is not None:
+            self.judge(pool, self.waiting[winner])
+            pool.borrowed -= 1
+            self.close_for(self.waiting[winner])
+        else:
+            pool.borrowed -= 1
+            self.serve(pool)
+        self.settle()
+
+    def judge(self, pool: Pool, winner: Pool) -> None:
+        """See that no connection moves to who has as many, and that it helps."""
+        taken, limits = self.taken, self.limits
+        assert winner is not pool
+        assert self.waiting.index(winner) not in ready(limits, taken, self.claims)
+        if winner.claim.holder == pool.claim.holder:
+            assert winner.size < pool.size
+            return
+        server = None
+        if limits.server is not None and at(taken, winner.claim.server) >= limits.server:
+            server = winner.claim.server
+        assert of(taken, winner.claim.holder, server) < of(taken, pool.claim.holder, server)
+
+    def lost(self, pool: Pool, *, idle: bool) -> None:
+        if idle:
+            pool.idle.pop(0)
+        else:
+            pool.borrowed -= 1
+        self.slots -= 1
+        self.settle()
+
+    def timed_out(self, pool: Pool, place: int) -> None:
+        del pool.queue[place]
+        self.settle()
+
+    def open(self, pool: Pool) -> None:
+        self.waiting.remove(pool)
+        pool.opening += 1
+        self.slots += 1
+
+    def close_for(self, winner: Pool) -> None:
+        self.slots -= 1
+        self.closed += 1
+        if room(self.limits, self.taken, winner.claim):
+            self.open(winner)
+
+    def settle(self) -> None:
+        """Do what the rules say until they say nothing more."""
+        for pool in self.pools:
+            wants = bool(pool.queue) and not pool.opening and pool.size < pool.max_size
+            if wants and pool not in self.waiting:
+                self.waiting.append(pool)
+            if not wants and pool in self.waiting:
+                self.waiting.remove(pool)
+        while True:
+            taken, claims = self.taken, self.claims
+            if (index := grant(self.limits, taken, claims)) is not None:
+                self.fair(index)
+                self.open(self.waiting[index])
+                continue
+            idle = [
+                (pool, Idle(pool.claim, since, warm=pool.size <= pool.min_size))
+                for pool in self.pools
+                for since in pool.idle
+            ]
+            choice = to_close(self.limits, taken, claims, [one for _, one in idle], self.now)
+            if choice is None:
+                return
+            pool, one = idle[choice[0]]
+            pool.idle.remove(one.since)
+            self.close_for(self.waiting[choice[1]])
+
+    def fair(self, index: int) -> None:
+        """See that whoever opens is not below its share while one that is, and has room, waits; nor out of order."""
+        taken, claims = self.taken, self.claims
+        chosen = claims[index]
+        below = is_below(self.limits, taken, claims, chosen)
+        for place in ready(self.limits, taken, claims):
+            other_below = is_below(self.limits, taken, claims, claims[place])
+            assert below or not other_below, "passed over, although below its share"
+            if place < index:
+                assert below
+                assert not other_below, "out of order"
+
+    def check(self) -> None:
+        taken, limits = self.taken, self.limits
+        assert self.slots == len(taken) <= limits.process
+        for claim in taken:
+            assert limits.server is None or at(taken, claim.server) <= limits.server
+            assert claim.cap is None or of(taken, claim.holder) <= claim.cap
+        for pool in self.pools:
+            assert pool.size <= pool.max_size
+            assert pool.opening <= 1
+            assert not (pool.queue and pool.idle)
+            assert self.waiting.count(pool) <= 1
+        assert not ready(limits, taken, self.claims), "a slot is free, and whoever could use it waits"
+
+    def turn(self) -> None:
+        """Let every attempt to connect succeed, and every borrowed connection come back once."""
+        for pool in self.pools:
+            if pool.opening:
+                self.opened(pool)
+        for pool in self.pools:
+            for _ in range(pool.borrowed):
+                self.returned(pool)
+        self.check()
+
+    def drain(self) -> None:
+        """Serve all who wait, while nobody new asks."""
+        pending = {request for pool in self.pools for request in pool.queue}
+        for _ in range(2 * len(self.pools) * (len(pending) + 1)):
+            self.now += KEPT
+            self.turn()
+        assert pending <= set(self.served)
+        assert not self.waiting
+
+    def flood(self) -> None:
+        """Serve all who wait, while each one served is followed by another one, in every pool."""
+        for pool in self.pools:
+            if not pool.idle:
+                pool.queue.append(next(self.requests))
+        self.flooded = True
+        self.settle()
+        pending = {request for pool in self.pools for request in pool.queue}
+        longest = max(len(pool.queue) for pool in self.pools)
+        for _ in range(ROUNDS * len(self.pools) * (longest + 1)):
+            if pending <= set(self.served):
+                break
+            self.turn()
+        assert pending <= set(self.served)
+        self.flooded = False
+
+
+ROUNDS = 4
+
+
+@st.composite
+def processes(draw: st.DrawFn) -> Process:
+    sizes = st.integers(1, 6)
+    return Process(
+        draw(bounds),
+        [Pool(claim, size := draw(sizes), min(size, draw(st.integers(0, 1)))) for claim in draw(pools_of())],
+    )
+
+
+class Budget(RuleBasedStateMachine):
+    """Requests come and go, connections are opened, fail, are lost; the limits and the fairness hold all along."""
+
+    process: Process
+
+    @initialize(process=processes())
+    def start(self, process: Process) -> None:
+        self.process = process
+
+    def some(self, data: st.DataObject, pools: Sequence[Pool]) -> Pool:
+        return data.draw(st.sampled_from(pools))
+
+    @rule(data=st.data(), number=st.integers(1, 4))
+    def requests_come(self, data: st.DataObject, number: int) -> None:
+        pool = self.some(data, self.process.pools)
+        for _ in range(number):
+            self.process.ask(pool)
+
+    @property
+    def opening(self) -> list[Pool]:
+        return [pool for pool in self.process.pools if pool.opening]
+
+    @property
+    def borrowed(self) -> list[Pool]:
+        return [pool for pool in self.process.pools if pool.borrowed]
+
+    @property
+    def idle(self) -> list[Pool]:
+        return [pool for pool in self.process.pools if pool.idle]
+
+    @property
+    def queued(self) -> list[Pool]:
+        return [pool for pool in self.process.pools if pool.queue]
+
+    @precondition(lambda self: self.opening)
+    @rule(data=st.data(), succeeds=st.sampled_from([True, True, True, False]))
+    def an_attempt_to_connect_ends(self, data: st.DataObject, succeeds: bool) -> None:
+        pool = self.some(data, self.opening)
+        (self.process.opened if succeeds else self.process.failed)(pool)
+
+    @precondition(lambda self: self.borrowed)
+    @rule(data=st.data())
+    def a_connection_comes_back(self, data: st.DataObject) -> None:
+        self.process.returned(self.some(data, self.borrowed))
+
+    @precondition(lambda self: self.borrowed)
+    @rule(data=st.data())
+    def a_borrowed_connection_is_lost(self, data: st.DataObject) -> None:
+        self.process.lost(self.some(data, self.borrowed), idle=False)
+
+    @precondition(lambda self: self.idle)
+    @rule(data=st.data())
+    def an_idle_connection_is_lost(self, data: st.DataObject) -> None:
+        self.process.lost(self.some(data, self.idle), idle=True)
+
+    @precondition(lambda self: self.queued)
+    @rule(data=st.data())
+    def a_request_times_out(self, data: st.DataObject) -> None:
+        pool = self.some(data, self.queued)
+        self.process.timed_out(pool, data.draw(st.integers(0, len(pool.queue) - 1)))
+
+    @rule(seconds=st.sampled_from([KEPT / 4, KEPT, 10 * KEPT]))
+    def time_passes(self, seconds: float) -> None:
+        self.process.now += seconds
+        self.process.settle()
+
+    @invariant()
+    def the_limits_hold_and_no_slot_is_lost(self) -> None:
+        if hasattr(self, "process"):
+            self.process.check()
+
+    @invariant()
+    def nobody_who_has_none_waits_for_what_is_idle(self) -> None:
+        if not hasattr(self, "process"):
+            return
+        taken, limits = self.process.taken, self.process.limits
+        for waiter in self.process.waiting:
+            if not of(taken, waiter.claim.holder):
+                for pool in self.process.pools:
+                    assert not (pool.idle and fits(limits, without(taken, pool.claim), waiter.claim))
+
+    def teardown(self) -> None:
+        if hasattr(self, "process"):
+            self.process.flood()
+            self.process.drain()
+
+
+TestBudget = Budget.TestCase
+# Without Phase.explain, which traces every line and would take longer than all else.
+TestBudget.settings = settings(max_examples=200, stateful_step_count=40, phases=set(Phase) - {Phase.explain})

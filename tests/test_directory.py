@@ -1,0 +1,222 @@
+"""How far the answers of a directory of tenants are believed; and what only asyncio can do to those who ask."""
+
+from __future__ import annotations
+
+import asyncio
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import pytest
+
+from router import RouterError, sql
+from router._async.directory import AsyncDirectory
+from router.directory import SPREAD, UNKNOWN_MAX, UNUSED_TTLS, Answers, in_words
+from router.errors import DirectoryUnavailable
+from router.resolve import quoted
+from router.topology import DirectoryPolicy, Home
+from tests.support import PATIENCE, aeventually, new_name
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from router.testing import PostgresCluster
+
+TTL, UNKNOWN_TTL = 100.0, 10.0
+HERE, THERE = Home(database="here"), Home(database="there")
+
+
+@pytest.fixture
+def answers() -> Answers:
+    return Answers(DirectoryPolicy(ttl=TTL, unknown_ttl=UNKNOWN_TTL))
+
+
+def test_an_answer_counts_for_its_time(answers: Answers) -> None:
+    assert answers.use("acme", 0.0) == (None, False)
+    assert not answers.keep("acme", HERE, 0.0, 0.0)
+    assert not answers.keep("globex", HERE, 0.0, 1.0)
+    assert answers.use("acme", TTL - 1.0) == (HERE, False)
+    assert answers.use("acme", TTL) == (HERE, True)
+    assert answers.use("globex", TTL * (1.0 - SPREAD)) == (HERE, True)
+    assert not answers.keep("acme", Home(database="here"), TTL, 0.0)
+    assert answers.use("acme", TTL) == (HERE, False)
+    assert answers.keep("acme", THERE, TTL, 0.0)
+    assert answers.keep("acme", None, TTL, 0.0)
+    assert not answers.keep("acme", None, TTL, 0.0)
+
+
+def test_what_is_due_is_told_once(answers: Answers) -> None:
+    answers.keep("acme", HERE, 0.0, 0.0)
+    assert answers.tick(TTL - 1.0) == []
+    assert answers.tick(TTL) == ["acme"]
+    assert answers.tick(TTL + 1.0) == []
+    answers.keep("acme", HERE, TTL, 0.0)
+    assert answers.tick(2 * TTL) == ["acme"]
+
+
+def test_what_nobody_uses_is_dropped_unless_that_cannot_be_told(answers: Answers) -> None:
+    for tenant in ("used", "unused", "unconfirmed"):
+        answers.keep(tenant, HERE, 0.0, 0.0)
+    answers.doubt("unconfirmed", 0.0)
+    answers.keep("unused", HERE, TTL, 0.0)  # that it is kept up to date is no use
+    answers.use("used", 1.0)
+    answers.tick(UNUSED_TTLS * TTL + 0.5)
+    assert answers.tenants == ["used", "unconfirmed"]
+    answers.tick(UNUSED_TTLS * TTL + 1.5)
+    assert answers.tenants == ["unconfirmed"]
+
+
+def test_unknown_keys_are_remembered_for_a_while_and_not_without_end(answers: Answers) -> None:
+    answers.keep("first", None, 0.0, 0.0)
+    for number in range(UNKNOWN_MAX - 1):
+        answers.keep(f"t{number}", None, 1.0, 0.0)
+    assert answers.is_unknown("first", 1.0)
+    answers.keep("last", None, 1.0, 0.0)
+    assert answers.stats(1.0).unknown == UNKNOWN_MAX
+    assert not answers.is_unknown("first", 1.0)
+    assert answers.is_unknown("t0", UNKNOWN_TTL)
+    assert not answers.is_unknown("t0", UNKNOWN_TTL + 1.0)
+    answers.tick(UNKNOWN_TTL + 1.0)
+    assert len(answers._unknown) == 0
+
+
+def test_a_change_makes_an_answer_count_no_more(answers: Answers) -> None:
+    answers.keep("acme", HERE, 0.0, 0.0)
+    answers.keep("globex", None, 0.0, 0.0)
+    answers.change("acme")
+    answers.change("globex")
+    assert answers.use("acme", 0.0) == (None, False)
+    assert answers.has("acme")
+    assert not answers.is_unknown("globex", 0.0)
+    assert answers.stats(0.0).unconfirmed == 1
+    assert answers.doubt("acme", 0.0)
+    assert not answers.doubt("globex", 0.0)
+    assert answers.use("acme", TTL - 1.0) == (HERE, False)
+    assert answers.unconfirmed == ["acme"]
+    answers.recover()
+    assert answers.use("acme", 0.0) == (HERE, True)
+    assert answers.tick(0.0) == ["acme"]
+    answers.keep("acme", HERE, 0.0, 0.0)
+    assert answers.unconfirmed == []
+
+
+def test_any_change_makes_every_answer_one_to_confirm(answers: Answers) -> None:
+    answers.keep("acme", HERE, 0.0, 0.0)
+    answers.keep("globex", None, 0.0, 0.0)
+    answers.change_any()
+    assert answers.use("acme", 0.0) == (HERE, True)
+    assert not answers.is_unknown("globex", 0.0)
+
+
+def test_errors_in_words() -> None:
+    assert in_words(RouterError("what the router says")) == "what the router says"
+    assert in_words(ValueError("password=secret")) == "ValueError"
+    assert in_words(psycopg.errors.UndefinedTable("password=secret")) == "UndefinedTable (42P01)"
+    with pytest.raises(KeyError) as raised:
+        {"public": 1}["secret"]
+    assert in_words(raised.value).startswith("KeyError in test_directory.py, line ")
+
+
+@pytest.mark.parametrize(
+    ("schema", "table"),
+    [("", "{}"), ("", '"{}.t"'), ("{}", "{}.t"), ("{} a.b", '"{} a.b"."my.t"'), ('{}"5%', '"{}""5%" . "t"')],
+)
+def test_a_table_is_made_with_what_tells_of_its_changes(cluster: PostgresCluster, schema: str, table: str) -> None:
+    name = new_name()
+    schema, table = schema.format(name), table.format(name)
+    with psycopg.connect(cluster.dsn(), autocommit=True) as connection:
+        if schema:
+            connection.execute(f"CREATE SCHEMA {quoted(schema)}")
+        connection.execute(sql.tenants_table(table))
+        where = connection.execute(
+            "SELECT n.nspname FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid "
+            "JOIN pg_namespace n ON n.oid = p.pronamespace WHERE t.tgrelid = %s::regclass",
+            [table],
+        )
+        assert where.fetchall() == [(schema or "public",)] * 2
+        connection.execute(f"INSERT INTO {table} (tenant) VALUES ('b'), ('a')")
+        assert connection.execute(sql.tenants_of(table)).fetchall() == [("a",), ("b",)]
+        assert len(connection.execute(sql.tenant_of(table), ["a"]).fetchall()) == 1
+        connection.execute(f"DROP TABLE {table}")
+
+
+class Told:
+    """A directory in memory that lets one wait."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.go_on = asyncio.Event()
+
+    async def lookup(self, tenant: str) -> Mapping[str, Any]:
+        self.asked += 1
+        await self.go_on.wait()
+        return {"database": tenant}
+
+    async def was_asked(self) -> bool:
+        return self.asked > 0
+
+
+def made(source: Any) -> AsyncDirectory:
+    return AsyncDirectory(source, lambda _, said: Home(**said), DirectoryPolicy(), lambda _: None)
+
+
+async def test_one_that_is_cancelled_spoils_it_for_nobody() -> None:
+    told = Told()
+    directory = made(told)
+    asking = [asyncio.create_task(directory.find("acme", monotonic() + PATIENCE)) for _ in range(3)]
+    await aeventually(told.was_asked)
+    asking[0].cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking[0]
+    told.go_on.set()
+    assert await asyncio.gather(*asking[1:]) == [Home(database="acme")] * 2
+    assert told.asked == 1
+
+
+async def test_when_all_are_cancelled_the_answer_is_kept() -> None:
+    told = Told()
+    directory = made(told)
+    asking = asyncio.create_task(directory.find("acme", monotonic() + PATIENCE))
+    await aeventually(told.was_asked)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    told.go_on.set()
+
+    async def known() -> bool:
+        return directory.known("acme") is not None
+
+    await aeventually(known)
+    assert told.asked == 1
+
+
+async def test_a_source_that_is_cancelled_gives_no_answer_and_the_next_is_asked() -> None:
+    told = Told()
+    directory = made(told)
+    asking = asyncio.create_task(directory.find("acme", monotonic() + PATIENCE))
+    await aeventually(told.was_asked)
+    for worker in directory._workers.values():
+        worker.cancel()
+    with pytest.raises(DirectoryUnavailable, match="asking for it was cancelled"):
+        await asking
+    told.go_on.set()
+    assert await directory.find("acme", monotonic() + PATIENCE) == Home(database="acme")
+
+
+def test_what_is_known_can_be_told_without_an_event_loop() -> None:
+    told = Told()
+    told.go_on.set()
+    directory = made(told)
+
+    async def find() -> Home:
+        return await directory.find("acme", monotonic() + PATIENCE)
+
+    async def asked_again() -> bool:
+        directory.tick(monotonic())
+        return told.asked == 2
+
+    asyncio.run(find())
+    directory.changed(None)
+    assert directory.known("acme") == Home(database="acme")
+    assert told.asked == 1
+    asyncio.run(aeventually(asked_again))
