@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from router._default import close, configure, connection, execute, explain, run, session, stats, use
     from router._sync.router import Router
     from router.choose import Route
+    from router.context import Use
+    from router.directory import DirectoryStats
     from router.errors import (
         ConfigError,
         DirectoryUnavailable,
@@ -38,8 +40,6 @@ if TYPE_CHECKING:
         UnknownTenant,
         UnknownVersion,
     )
-    from router.context import Use
-    from router.directory import DirectoryStats
     from router.measures import NodeStats, PoolStats, Stats, TenantPoolStats, VersionStats
     from router.result import Result
     from router.sessions import Session

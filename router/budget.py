@@ -142,7 +142,7 @@ class _Count:
             full = self.full(waiter, before)
             if claim is None or (self.helps(claim, waiter, full) and self.owes(claim, waiter, full, before)):
                 found.append((index, full, self.is_below(waiter, before)))
-            ahead[waiter.holder] += 1
+            ahead[waiter.holder] += not self.of_pool[waiter]
         pressing = any(below and full is _Full.PROCESS for _, full, below in found)
 
         def is_last(place: tuple[int, _Full | None, bool]) -> bool:
@@ -255,7 +255,7 @@ def grant(limits: Limits, taken: Sequence[Claim], waiting: Sequence[Claim]) -> i
             if count.is_below(claim, 0) and count.is_below_there(claim):
                 return index
             first = index if first is None else first
-        ahead[claim.holder] += 1
+        ahead[claim.holder] += not count.of_pool[claim]
     return first
 
 

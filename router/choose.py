@@ -189,8 +189,6 @@ def _standings(cluster: Cluster, health: Health, request: Request, *, now: float
     found = []
     for node in cluster.nodes:
         state, role = state_of(health, node), role_of(health, node)
-        if state.up is False and state is health.get(node) and now >= state.banned_until:
-            state = health.get(node.server, UNKNOWN)  # its login may be tried again
         seen = None if state.up is None else role  # until somebody has looked, the role is what the settings say
         if reason := out.get(node) or objection(cluster, seen, read_only=request.read_only):
             standing = Standing(None, note=reason)

@@ -51,8 +51,13 @@ def ready(limits: Limits, taken: Sequence[Claim], waiting: Sequence[Claim]) -> l
         index
         for index, claim in enumerate(waiting)
         if fits(limits, taken, claim)
-        and (claim.cap is None or of([*taken, *waiting[:index]], claim.holder) < claim.cap)
+        and (claim.cap is None or of(taken, claim.holder) + ahead(taken, waiting, index) < claim.cap)
     ]
+
+
+def ahead(taken: Sequence[Claim], waiting: Sequence[Claim], index: int) -> int:
+    """How many of the same holder came before, for pools that have none."""
+    return of((claim for claim in waiting[:index] if claim not in taken), waiting[index].holder)
 
 
 def is_below(limits: Limits, taken: Sequence[Claim], waiting: Sequence[Claim], claim: Claim) -> bool:

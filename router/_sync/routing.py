@@ -292,10 +292,13 @@ class Routing:
             pool = pools.get(target, node, read_only=request.read_only)
             return 0.0 if pool is None else pool.load + FULL * pool.full
 
-        health = self.health
-        if not logins:
-            health = {key: state for key, state in health.items() if not isinstance(key, Node)}
-        return choose(target, health, request, now=monotonic(), turn=random(), load=load, prefer=prefer)
+        health, now = self.health, monotonic()
+        if target.watched is not None and target.watched is not target.cluster:
+            # Nobody but requests tries a tenant's own logins: one that was refused is tried again when it is time.
+            refused = {node for node in target.cluster.nodes if node in health}
+            again = {node for node in refused if not logins or now >= health[node].banned_until}
+            health = {key: state for key, state in health.items() if key not in again} if again else health
+        return choose(target, health, request, now=now, turn=random(), load=load, prefer=prefer)
 
     def acquire(
         self, lane: Lane, deadline: float, prefer: NodePool | None, request: Request | None

@@ -451,7 +451,7 @@ def test_a_connection_of_a_fenced_primary_is_not_handed_out_even_if_it_was_on_it
     with Router(settings(**cluster.version_settings())) as router:
         with router.connection() as connection:
             pass
-        [pool] = [pool for pool in router._routing.pools.values() if not pool.read_only]
+        [pool] = [pool for pool in router._routing.pools if not pool.read_only]
         pool.barred = "fenced"
         assert pool.take() is None
         assert connection.closed

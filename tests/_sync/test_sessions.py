@@ -656,7 +656,7 @@ def test_a_primary_that_turns_out_to_be_a_standby_serves_nothing_stale(
                 two.pause_replay()
                 insert(router, table)
                 assert read(router, table) == ([1], address.port)
-                for pool in list(router._routing.pools.values()):
+                for pool in list(router._routing.pools):
                     while pool.evict_idle():
                         pass
                 address.stop()
