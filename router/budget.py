@@ -214,7 +214,8 @@ def next_in_line(
 
     Args:
         waiting: The holders that wait, once for each request, in order of arrival.
-        held: How many connections each holder has; those that have none are left out.
+        held: How many connections each holder has, the one that has just come back still counted as its last one's:
+            else, whoever gives one back would have one fewer than all others. Holders that have none are left out.
         limit: How many connections they share.
         barred: Holders that must not have another one now, such as those at their cap.
 

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
     from router.topology import Topology
 
+APPLICATION = "router"
+"""What a tenant's sessions are called, before its key, where the connection string has no ``application_name``."""
+
 NAME_BYTES = 63
 """How many bytes of a name PostgreSQL looks at; it cuts the rest off, and two tenants might become one."""
 
@@ -112,7 +115,7 @@ def _of_tenant(topology: Topology, version: str | None, tenant: str, home: Home)
     except Misnamed as error:
         raise UnknownTenant(tenant, str(error), version=version) from None
     if home.cluster is not None:
-        base = replace(home.cluster, name=f"tenant {tenant}" + (f" in {requested}" if requested else ""))
+        base = replace(home.cluster, name=f"tenant {tenant}" + (f" in {base.name}" if requested else ""))
     settings: list[tuple[str, str]] = []
     path = ", ".join(map(quoted, home.schema))
     if path:
@@ -123,13 +126,16 @@ def _of_tenant(topology: Topology, version: str | None, tenant: str, home: Home)
         settings.append((home.row, tenant))
     shared = home.policy.pooling == "shared" or any(node.pooler == "transaction" for node in base.nodes)
     options = () if shared else tuple(settings)
+    application = f"{dict(base.nodes[0].params).get('application_name', APPLICATION)}/{tenant}"
+    if shared:
+        settings.append(("application_name", application))
     scope = None
     if shared or home.policy.hygiene == "full":
         scope = Scope(tenant, tuple(settings) if shared else (), home.policy.hygiene)
     cluster = base
-    if home.database or home.user or options:
-        nodes = tuple(_for_tenant(node, home.database, home.user, options) for node in base.nodes)
-        cluster = replace(cluster, nodes=nodes)
+    own = {"dbname": home.database, "user": home.user, "application_name": "" if shared else application}
+    if options or any(own.values()):
+        cluster = replace(cluster, nodes=tuple(_for_tenant(node, own, options) for node in base.nodes))
     if home.policy.min_size and not shared:
         cluster = replace(cluster, pool=replace(base.pool, min_size=home.policy.min_size))
     return Target(requested, cluster, tenant, scope, shared, path, home.policy, base)
@@ -248,12 +254,8 @@ def option(name: str, value: str) -> str:
     return "-c " + re.sub(r"([\s\\])", r"\\\1", f"{name}={value}")
 
 
-def _for_tenant(node: Node, database: str, user: str, settings: tuple[tuple[str, str], ...]) -> Node:
-    params = dict(node.params)
-    if database:
-        params["dbname"] = database
-    if user:
-        params["user"] = user
+def _for_tenant(node: Node, own: Mapping[str, str], settings: tuple[tuple[str, str], ...]) -> Node:
+    params = dict(node.params) | {param: value for param, value in own.items() if value}
     if settings:
         params["options"] = " ".join(filter(None, (params.get("options"), *(option(*setting) for setting in settings))))
     return replace(node, params=tuple(sorted(params.items())))

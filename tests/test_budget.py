@@ -5,13 +5,13 @@ What is expected is counted here in the plainest way, over all connections each 
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
-from hypothesis import Phase, assume, given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -109,7 +109,7 @@ def moments(draw: st.DrawFn) -> Moment:
         Idle(claim, draw(st.sampled_from([NOW, NOW - KEPT / 2, NOW - KEPT, NOW - 5 * KEPT])), draw(st.booleans()))
         for claim in draw(st.permutations(taken))[: draw(st.integers(0, len(taken)))]
     ]
-    return Moment(limits, taken, draw(st.lists(st.sampled_from(pools), max_size=8)), idle)
+    return Moment(limits, taken, draw(st.lists(st.sampled_from(pools), max_size=8, unique=True)), idle)
 
 
 # The share, and the queue of a pool
@@ -165,12 +165,12 @@ def test_granted_is_the_first_with_room_those_below_their_share_before_all_other
 
 
 @given(moments())
-def test_within_a_holder_whoever_came_first_opens_first(moment: Moment) -> None:
+def test_of_a_holder_on_a_server_whoever_came_first_opens_first(moment: Moment) -> None:
     limits, taken, waiting, _ = moment
     if (chosen := grant(limits, taken, waiting)) is not None:
         claim = waiting[chosen]
         for earlier in waiting[:chosen]:
-            if earlier.holder == claim.holder and (claim.cap is not None or earlier.server == claim.server):
+            if (earlier.holder, earlier.server) == (claim.holder, claim.server):
                 assert not fits(limits, taken, earlier)
 
 
@@ -184,47 +184,84 @@ def test_a_place_under_a_cap_is_kept_while_the_server_is_full() -> None:
 # Which idle connection is closed
 
 
-def takes(moment: Moment, waiter: Claim, one: Idle) -> bool:
-    """Whether closing ``one`` is right for ``waiter`` and makes room in the narrowest limit that is reached."""
+def reached(moment: Moment, waiter: Claim) -> str | None:
+    """The narrowest limit that keeps ``waiter`` from opening."""
     limits, taken, waiting, _ = moment
-    if one.claim is waiter:
-        return False
-    theirs, own = of(taken, one.claim.holder), of(taken, waiter.holder)
-    index = waiting.index(waiter)
-    if waiter.cap is not None and of([*taken, *waiting[:index]], waiter.holder) >= waiter.cap:
-        if one.claim.holder != waiter.holder:
-            return False
-    elif limits.server is not None and at(taken, waiter.server) >= limits.server:
-        if one.claim.server != waiter.server:
-            return False
-        theirs, own = of(taken, one.claim.holder, waiter.server), of(taken, waiter.holder, waiter.server)
-    if one.claim.holder == waiter.holder:
-        theirs, own = taken.count(one.claim), taken.count(waiter)
-    has_one = waiter in taken
+    before = ahead(taken, waiting, waiting.index(waiter))
+    if waiter.cap is not None and of(taken, waiter.holder) + before >= waiter.cap:
+        return "holder"
+    if limits.server is not None and at(taken, waiter.server) >= limits.server:
+        return "server"
+    return "process" if len(taken) >= limits.process else None
+
+
+def helps(moment: Moment, waiter: Claim, claim: Claim) -> bool:
+    """Whether a connection of ``claim`` less leaves room in that limit, and the pool does not just trade its own."""
+    narrowest = reached(moment, waiter)
+    same = {"holder": claim.holder == waiter.holder, "server": claim.server == waiter.server, "process": True}
+    return claim is not waiter and narrowest is not None and same[narrowest]
+
+
+def is_owed(moment: Moment, waiter: Claim, claim: Claim, *, in_use: bool) -> bool:
+    """Whether ``claim`` has more: more than one more, unless ``waiter`` has none at all."""
+    taken, waiting = moment.taken, moment.waiting
+    if claim.holder == waiter.holder:
+        theirs, own = taken.count(claim), taken.count(waiter)
+    else:
+        server = waiter.server if reached(moment, waiter) == "server" else None
+        theirs, own = of(taken, claim.holder, server), of(taken, waiter.holder, server)
+        own += ahead(taken, waiting, waiting.index(waiter)) if in_use else 0
+    return theirs - own >= (2 if waiter in taken else 1)
+
+
+def takes(moment: Moment, waiter: Claim, one: Idle) -> bool:
     is_old = NOW - one.since >= KEPT
-    return theirs - own >= (2 if has_one else 1) or (is_old and not (one.warm and has_one))
+    return helps(moment, waiter, one.claim) and (
+        is_owed(moment, waiter, one.claim, in_use=False) or (is_old and not (one.warm and waiter in moment.taken))
+    )
+
+
+def fair_order(moment: Moment, waiters: Sequence[Claim]) -> list[Claim]:
+    """Those below their share first: of the server where that is full, of the process where it matters to somebody."""
+    limits, taken, waiting, _ = moment
+
+    def is_below_all(waiter: Claim) -> bool:
+        fair = max(limits.process // len({one.holder for one in [*taken, *waiting]}), 1)
+        return of(taken, waiter.holder) + ahead(taken, waiting, waiting.index(waiter)) < fair
+
+    def is_below_there(waiter: Claim) -> bool:
+        there = {one.holder for one in [*taken, *waiting] if one.server == waiter.server}
+        return of(taken, waiter.holder, waiter.server) < max((limits.server or 0) // len(there), 1)
+
+    pressing = any(reached(moment, waiter) == "process" and is_below_all(waiter) for waiter in waiters)
+    first = [
+        waiter
+        for waiter in waiters
+        if (
+            is_below_there(waiter) and (not pressing or is_below_all(waiter))
+            if reached(moment, waiter) == "server"
+            else is_below_all(waiter)
+        )
+    ]
+    return first + [waiter for waiter in waiters if waiter not in first]
 
 
 @given(moments())
 def test_closed_is_the_least_recently_used_one_that_makes_room_for_the_first_in_the_fair_order(moment: Moment) -> None:
     limits, taken, waiting, idle = moment
-    waiting = list(dict.fromkeys(waiting))
-    moment = moment._replace(waiting=waiting)
     chosen = to_close(limits, taken, waiting, idle, NOW)
     if ready(limits, taken, waiting):
         assert chosen is None
         return
-    order = sorted(waiting, key=lambda waiter: not is_below(limits, taken, waiting, waiter))
-    useful = ((waiter, [one for one in idle if takes(moment, waiter, one)]) for waiter in order)
-    expected = next(((waiter, found) for waiter, found in useful if found), None)
-    if expected is None:
-        assert chosen is None
+    useful = ((waiter, [one for one in idle if takes(moment, waiter, one)]) for waiter in fair_order(moment, waiting))
+    waiter, found = next(((waiter, found) for waiter, found in useful if found), (None, []))
+    if chosen is None:
+        assert not found
         return
-    assert chosen is not None
     place, index = chosen
-    assert waiting[index] is expected[0]
-    assert idle[place] in expected[1]
-    assert (idle[place].warm, idle[place].since) == min((one.warm, one.since) for one in expected[1])
+    assert waiting[index] is waiter
+    assert idle[place] in found
+    assert (idle[place].warm, idle[place].since) == min((one.warm, one.since) for one in found)
 
 
 def cold(claim: Claim, since: float) -> Idle:
@@ -273,29 +310,28 @@ def test_at_its_cap_a_holder_closes_its_own_only() -> None:
 
 
 @given(moments())
-def test_a_connection_goes_only_to_who_has_fewer_and_makes_room_there(moment: Moment) -> None:
-    limits, taken, waiting, _ = moment
-    waiting = list(dict.fromkeys(waiting))
-    moment = moment._replace(waiting=waiting)
-    blocked = [waiter for waiter in waiting if waiting.index(waiter) not in ready(limits, taken, waiting)]
-    order = sorted(blocked, key=lambda waiter: not is_below(limits, taken, waiting, waiter))
-    for claim in set(taken):
-        chosen = yields_to(limits, taken, waiting, claim)
-        busy = Idle(claim, NOW, warm=False)  # what is in use is no older than what has just been used
-        expected = next((waiter for waiter in order if takes(moment, waiter, busy)), None)
-        assert (None if chosen is None else waiting[chosen]) is expected
+def test_what_comes_back_passes_on_to_the_first_in_the_fair_order_who_is_owed_it(moment: Moment) -> None:
+    for claim in set(moment.taken):
+        owed = [
+            waiter
+            for waiter in moment.waiting
+            if helps(moment, waiter, claim) and is_owed(moment, waiter, claim, in_use=True)
+        ]
+        chosen = yields_to(moment.limits, moment.taken, moment.waiting, claim)
+        assert (None if chosen is None else moment.waiting[chosen]) is next(iter(fair_order(moment, owed)), None)
 
 
 @given(moments())
-def test_what_passes_on_leaves_nobody_with_fewer_than_the_one_before_had(moment: Moment) -> None:
+def test_no_connection_passes_on_to_who_has_as_many(moment: Moment) -> None:
     limits, taken, waiting, _ = moment
-    assume(limits.server is None)
     for claim in set(taken):
         if (chosen := yields_to(limits, taken, waiting, claim)) is not None:
             waiter = waiting[chosen]
-            after = [*without(taken, claim), waiter]
-            assert of(after, waiter.holder) <= of(taken, claim.holder) or waiter.holder == claim.holder
-            assert taken.count(waiter) < taken.count(claim) or waiter.holder != claim.holder
+            if claim.holder == waiter.holder:
+                assert taken.count(waiter) < taken.count(claim)
+            else:
+                server = None if limits.server is None or at(taken, waiter.server) < limits.server else waiter.server
+                assert of(taken, waiter.holder, server) < of(taken, claim.holder, server)
 
 
 @pytest.mark.parametrize(
@@ -322,6 +358,13 @@ def test_when_a_connection_that_comes_back_passes_on(
 
 
 # A process that lives by these rules
+
+
+ROUNDS = 3
+"""How often, for each pool and each request in the longest queue, all connections come back before all are served.
+
+The most seen is 1.4, in 20,000 processes.
+"""
 
 
 @dataclass(eq=False)
@@ -530,9 +573,6 @@ class Process:
         self.flooded = False
 
 
-ROUNDS = 4
-
-
 @st.composite
 def processes(draw: st.DrawFn) -> Process:
     sizes = st.integers(1, 6)
@@ -632,3 +672,107 @@ class Budget(RuleBasedStateMachine):
 TestBudget = Budget.TestCase
 # Without Phase.explain, which traces every line and would take longer than all else.
 TestBudget.settings = settings(max_examples=200, stateful_step_count=40, phases=set(Phase) - {Phase.explain})
+
+
+# A flood
+
+
+OTHERS = 20
+
+
+def crowd(limits: Limits, size: int) -> tuple[Process, Pool, list[Pool]]:
+    """One holder whose 100 requests wait at any moment, and others that ask now and then."""
+    flood, *others = (Pool(Claim(ONE, f"t{number}", None), size, 0) for number in range(1 + OTHERS))
+    process = Process(limits, [flood, *others])
+    for _ in range(100):
+        process.ask(flood)
+    return process, flood, others
+
+
+@settings(max_examples=50)
+@given(st.integers(1, 30), st.lists(st.integers(0, OTHERS - 1), min_size=1, max_size=60), st.data())
+def test_a_flood_delays_each_other_holder_by_a_few_returns_only(
+    limit: int, asking: list[int], data: st.DataObject
+) -> None:
+    process, flood, others = crowd(Limits(limit, None), limit)
+    for asks in asking:
+        if others[asks].borrowed:
+            process.returned(others[asks])  # one request after the other
+        request = process.ask(others[asks])
+        before = sum(bool(pool.queue) for pool in others)  # each of them may be served first
+        for returns in range(2 * before + 1):
+            while opening := [pool for pool in process.pools if pool.opening]:
+                process.opened(opening[0])
+            while len(flood.queue) < 100:
+                process.ask(flood)
+            if request in process.served:
+                break
+            assert returns < 2 * before
+            process.returned(data.draw(st.sampled_from([pool for pool in process.pools if pool.borrowed])))
+        process.check()
+
+
+def test_a_flood_takes_no_connection_that_was_used_just_now() -> None:
+    process, flood, others = crowd(Limits(30, None), 30)
+    for other in others:
+        process.ask(other)
+    while any(other.queue for other in others):
+        process.turn()
+    for _ in range(200):
+        process.now += KEPT / 40  # each of the others asks twice in KEPT
+        for other in others:
+            assert other.size == 1
+            if other.borrowed:
+                process.returned(other)
+        process.turn()
+        process.ask(flood)
+        other = others.pop(0)
+        process.ask(other)
+        others.append(other)
+        assert not other.queue
+    assert flood.size == 10
+
+
+@given(st.integers(1, 30), st.lists(st.integers(0, OTHERS - 1), min_size=1, max_size=60), st.data())
+def test_a_flood_of_a_shared_pool_delays_each_other_tenant_by_a_few_returns_only(
+    limit: int, asking: list[int], data: st.DataObject
+) -> None:
+    held = Counter({"flood": limit})
+    queue = ["flood"] * 100
+
+    def comes_back(holder: str) -> str:
+        index = next_in_line(queue, +held, limit)
+        held[holder] -= 1
+        assert index is not None
+        served = queue.pop(index)
+        held[served] += 1
+        queue.extend(["flood"] * (100 - queue.count("flood")))
+        return served
+
+    for number in asking:
+        tenant = f"t{number}"
+        if held[tenant]:  # one request after the other
+            comes_back(tenant)
+        queue.append(tenant)
+        served = comes_back(data.draw(st.sampled_from(sorted((+held).elements()))))
+        assert served == tenant, "nobody else waits, but for the flood"
+
+
+@given(st.lists(st.integers(1, 6), min_size=2, max_size=6), st.integers(0, 10), st.data())
+def test_where_every_pool_has_one_connections_settle_and_move_no_more(
+    sizes: list[int], spare: int, data: st.DataObject
+) -> None:
+    pools = [Pool(Claim(ONE, HOLDERS[number % 5], None), size, 0) for number, size in enumerate(sizes)]
+    process = Process(Limits(len(pools) + spare, None), pools)
+    for pool in data.draw(st.permutations(pools)):
+        for _ in range(8):
+            process.ask(pool)
+    process.flooded = True
+    for _ in range(20 * len(pools)):
+        process.turn()
+    closed, before = process.closed, [pool.size for pool in pools]
+    for _ in range(20):
+        process.turn()
+    assert process.closed == closed
+    assert [pool.size for pool in pools] == before
+    assert min(before) > 0

@@ -105,6 +105,7 @@ def node(host: str, **params: str) -> Node:
 V1 = Cluster("v1", (node("a", dbname="app", user="app"), node("b", dbname="app", user="app")))
 V2 = Cluster("v2", (node("c", dbname="app", user="app", options="-c work_mem=1MB"),))
 SHARED, FULL = TenantPolicy("shared"), TenantPolicy(hygiene="full")
+CALLED = ("application_name", "router/acme")
 
 
 def tenants(
@@ -151,7 +152,7 @@ WAYS = [
 @pytest.mark.parametrize(("home", "expected"), WAYS)
 def test_a_dedicated_tenant_has_sessions_of_its_own_from_the_start(home: Home, expected: dict[str, str]) -> None:
     target = resolved(home)
-    assert params(target) == [{**dict(node.params), **expected} for node in V1.nodes]
+    assert params(target) == [dict([*node.params, *expected.items(), CALLED]) for node in V1.nodes]
     assert [node.server for node in target.cluster.nodes] == [node.server for node in V1.nodes]
     assert (target.requested, target.version, target.tenant) == ("live", "v1", "acme")
     assert (target.scope, target.shared, target.watched) == (None, False, V1)
@@ -170,7 +171,9 @@ def test_a_shared_tenant_is_set_when_a_connection_is_borrowed(home: Home, expect
     dedicated = resolved(home)
     assert both.shared
     assert both.scope is not None
-    written = " ".join(f"-c {name}={value}".replace(", ", ",\\ ") for name, value in both.scope.settings)
+    *settings, last = both.scope.settings
+    written = " ".join(f"-c {name}={value}".replace(", ", ",\\ ") for name, value in settings)
+    assert last == CALLED
     assert written == expected.get("options", "")
     assert params(both) == [{**one, **without_options(expected)} for one in params(Target("", V1))]
     assert (both.watched, both.schema, both.scope.tenant) == (V1, dedicated.schema, "acme")
@@ -184,7 +187,7 @@ def test_tenants_that_share_a_database_share_its_nodes() -> None:
     homes = {key: Home(("v1",), schema=(key,), row="app.tenant", policy=SHARED) for key in ("acme", "globex")}
     acme, globex = (resolve(tenants(None, homes), None, key) for key in homes)
     assert acme.cluster is globex.cluster is V1
-    assert acme.scope == Scope("acme", (("search_path", '"acme"'), ("app.tenant", "acme")))
+    assert acme.scope == Scope("acme", (("search_path", '"acme"'), ("app.tenant", "acme"), CALLED))
 
 
 def test_behind_a_transaction_pooler_nothing_is_set_at_the_start() -> None:
@@ -192,7 +195,7 @@ def test_behind_a_transaction_pooler_nothing_is_set_at_the_start() -> None:
     home = Home(schema=("acme",), policy=TenantPolicy(min_size=2))
     target = resolve(Topology({"v1": pooled}, tenancy=Tenancy({"acme": home})), "v1", "acme")
     assert (target.cluster, target.shared) == (pooled, True)
-    assert target.scope == Scope("acme", (("search_path", '"acme"'),))
+    assert target.scope == Scope("acme", (("search_path", '"acme"'), CALLED))
 
 
 def test_full_hygiene_is_a_scope_without_settings_for_a_dedicated_tenant() -> None:
@@ -271,7 +274,7 @@ def test_servers_of_its_own_need_no_version() -> None:
     home = Home(cluster=own(node("db-{tenant}", dbname="app_{tenant}")), schema=("x",))
     target = resolve(tenants(home, default=None), None, "acme")
     (found,) = target.cluster.nodes
-    assert found == node("db-acme", dbname="app_acme", options='-c search_path="x"')
+    assert found == node("db-acme", dbname="app_acme", options='-c search_path="x"', application_name="router/acme")
     assert (target.requested, target.version, target.cluster.pool) == ("", "tenant acme", PoolPolicy(max_size=3))
     assert target.watched == Cluster("tenant acme", (node("db-acme", dbname="app_acme"),), PoolPolicy(max_size=3))
     assert refused(home, "v1") == ("unknown tenant 'acme': it has servers of its own, and lives in no version 'v1'")
@@ -289,7 +292,7 @@ def test_servers_of_its_own_need_no_version() -> None:
 def test_servers_of_its_own_in_versions(home: Home) -> None:
     for named, key, version in ((None, "live", "v1"), ("v1", "v1", "v1"), ("next", "next", "v2")):
         target = resolved(home, named)
-        assert (target.requested, target.version) == (key, f"tenant acme in {key}")
+        assert (target.requested, target.version) == (key, f"tenant acme in {version}")
         shown = str(params(target))
         assert "{" not in shown.strip("[{}]")
         assert home.versions or f"app_{version}" in shown
@@ -309,7 +312,7 @@ def test_as_the_settings_write_it() -> None:
         },
     )
     found = resolve(written.topology(), None, "acme").cluster.nodes[0]
-    assert (str(found), dict(found.params)["application_name"]) == ("acme@db-acme:5433/app", "x acme")
+    assert (str(found), dict(found.params)["application_name"]) == ("acme@db-acme:5433/app", "x acme/acme")
     assert dict(found.secrets.values) == {"password": "pw"}
     assert list(map(str, resolve(written.topology(), None, "globex").cluster.nodes)) == [
         "globex@db-globex:5432",
@@ -389,7 +392,7 @@ def test_what_the_settings_name_themselves_is_theirs_to_name() -> None:
 def test_what_a_key_holds_is_not_read_again(key: str) -> None:
     target = resolved(Home(("v1",), schema=("{tenant}_{version}",), row="app.tenant"), tenant=key, pattern=".+")
     assert target.schema == f'"{key}_v1"'
-    assert target.cluster.nodes[0].params[2] == ("options", f'-c search_path="{key}_v1" -c app.tenant={key}')
+    assert dict(target.cluster.nodes[0].params)["options"] == (f'-c search_path="{key}_v1" -c app.tenant={key}')
 
 
 NAMES = (
