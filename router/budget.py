@@ -1,13 +1,14 @@
 """Who may open a connection next, and which one is closed for that: pure functions over what is open and who waits.
 
 Three limits hold at every moment: of the process, of a server, and of a *holder*, which is a tenant, or a version for
-the pools that its tenants share. Nobody is promised connections: while there is room, whoever asks first gets one. When
-there is none, connections move from the holders that have many to those that have few, one at a time: an idle one is
-closed, or one that comes back is not lent again.
+the pools that its tenants share. No connection is set aside for anybody: while there is room, whoever asks gets one.
+When there is none, they move from holders that have more to holders that have fewer: an idle one is closed, or one that
+comes back is not lent again. So everybody tends to the same number, as far as each wants that many (max-min fairness).
 
-Why nobody starves: a holder below its share goes before all others, in order of arrival, and where holders have the
-same, a pool that has no connection at all gets one from a holder that has more than its own. See
-``docs/decisions/0009-budget.md``.
+Nobody starves while connections come back. A pool that has none cannot be served by what comes back to others; so it
+gets one from any holder that has more than its own, even one more, and from the other pools of its own holder. Of those
+who may have a connection, the first is served whose holder is below its share; and within a holder, the first place
+below a cap or a share is kept for the pool without a connection that asked first.
 """
 
 from __future__ import annotations
@@ -169,15 +170,15 @@ class _Count:
         Two apart, they come closer. One apart, they change places: only for a pool that has none, which nothing that
         comes back could serve otherwise.
         """
-        first = 1 if self.of_pool[waiter] else 0
+        apart = 1 if self.of_pool[waiter] else 0
         if claim.holder == waiter.holder:
-            return self.of_pool[claim] > self.of_pool[waiter] + first
+            return self.of_pool[claim] > self.of_pool[waiter] + apart
         if full is _Full.SERVER:
             theirs = self.of_holder_there[claim.server, claim.holder]
             own = self.of_holder_there.get((waiter.server, waiter.holder), 0)
         else:
             theirs, own = self.of_holder[claim.holder], self.of_holder.get(waiter.holder, 0)
-        return theirs > own + ahead + first
+        return theirs > own + ahead + apart
 
 
 def share(limit: int, holders: Collection[str]) -> int:

@@ -754,8 +754,8 @@ def test_a_flood_of_a_shared_pool_delays_each_other_tenant_by_a_few_returns_only
         if held[tenant]:  # one request after the other
             comes_back(tenant)
         queue.append(tenant)
-        served = comes_back(data.draw(st.sampled_from(sorted((+held).elements()))))
-        assert served == tenant, "nobody else waits, but for the flood"
+        served = [comes_back(data.draw(st.sampled_from(sorted((+held).elements())))) for _ in range(2)]
+        assert tenant in served, "nobody else waits but the flood, and that may have none"
 
 
 @given(st.lists(st.integers(1, 6), min_size=2, max_size=6), st.integers(0, 10), st.data())

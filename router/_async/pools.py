@@ -19,6 +19,7 @@ import psycopg
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
+from psycopg_pool.pool_async import AddConnection
 
 from router._async.opener import Refused
 from router._async.scripts import AsyncPooledConnection
@@ -332,8 +333,8 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         return connection
 
     def _is_wanted(self) -> bool:
-        """Whether one more connection is for somebody, or one of those that are kept open."""
-        return bool(self._waiting) or self._nconns <= self.min_size
+        """Whether somebody waits for one more connection."""
+        return bool(self._waiting)
 
     async def look(self, connection: AsyncConnection[TupleRow]) -> Looked:
         """Ask over a borrowed connection what its server is and how far it is.
@@ -379,6 +380,15 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
             self._nconns -= 1
         await connection.close()
         return True
+
+    async def keep_warm(self) -> None:
+        """Open one of the connections that are to be kept open, if there are too few: they may have had to make room."""
+        if self._nconns < self.min_size:
+            async with self._lock:  # guards _nconns
+                if self._closed or self._nconns >= self.min_size:
+                    return
+                self._nconns += 1
+            self.run_task(AddConnection(self))
 
     async def drop(self, why_borrowed: str) -> int:
         """Part with the connections of a server that must not be used: nobody waits for them, none stays idle.

@@ -247,9 +247,9 @@ class AsyncRouting:
             if tenant is None:
                 self._targets, self._bases, self.readers, self.writers = {}, {}, {}, {}
                 return
-            for known in (self._targets, self.readers, self.writers):
-                for key in [key for key in list(known) if isinstance(key, tuple) and key[1] == tenant]:
-                    known.pop(key, None)
+            for version in (None, *self.topology.versions, *self.topology.aliases):
+                for known in (self._targets, self.readers, self.writers):
+                    known.pop((version, tenant), None)
 
     def unlist(self, lane: AsyncLane) -> None:
         """Keep nothing of a tenant that turned out not to be there: anybody may ask for anything.

@@ -93,8 +93,8 @@ class AsyncSlots:
             while True:
                 turn.flag.clear()  # before anything is looked at: no change after that goes unnoticed
                 self._grant()
-                # One makes room for all: who gets it is not for them to say.
-                while not turn.granted and self.waiting[:1] == [turn] and await self._has_made_room():
+                # One makes room for all: who gets it is not for them to say. What nobody waits for gets what is free.
+                while not turn.granted and wanted() and self.waiting[:1] == [turn] and await self._has_made_room():
                     pass
                 if turn.granted:
                     break

@@ -20,6 +20,7 @@ import psycopg
 from psycopg import Connection
 from psycopg.rows import TupleRow
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
+from psycopg_pool.pool import AddConnection
 
 from router._runtime import cut, uncancelled
 from router._sync.opener import Refused
@@ -333,8 +334,8 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         return connection
 
     def _is_wanted(self) -> bool:
-        """Whether one more connection is for somebody, or one of those that are kept open."""
-        return bool(self._waiting) or self._nconns <= self.min_size
+        """Whether somebody waits for one more connection."""
+        return bool(self._waiting)
 
     def look(self, connection: Connection[TupleRow]) -> Looked:
         """Ask over a borrowed connection what its server is and how far it is.
@@ -380,6 +381,15 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
             self._nconns -= 1
         connection.close()
         return True
+
+    def keep_warm(self) -> None:
+        """Open one of the connections that are to be kept open, if there are too few: they may have had to make room."""
+        if self._nconns < self.min_size:
+            with self._lock:  # guards _nconns
+                if self._closed or self._nconns >= self.min_size:
+                    return
+                self._nconns += 1
+            self.run_task(AddConnection(self))
 
     def drop(self, why_borrowed: str) -> int:
         """Part with the connections of a server that must not be used: nobody waits for them, none stays idle.

@@ -169,9 +169,10 @@ class Pools:
         return index
 
     def sweep(self) -> None:
-        """Close the pools that nobody has used for long."""
+        """Close the pools that nobody has used for long, and open the connections that others are to keep."""
         now = monotonic()
         for pool in list(self):
+            pool.keep_warm()
             if not pool.in_use and not pool.min_size and now - pool.used_at > pool.cluster.pool.max_unused:
                 self.retire(pool)
 
