@@ -383,7 +383,7 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         return True
 
     def keep_warm(self) -> None:
-        """Open one of the connections that are to be kept open, if there are too few: they may have had to make room."""
+        """Open one of the connections that are to be kept open, if there are too few: some may have made room."""
         if self._nconns < self.min_size:
             with self._lock:  # guards _nconns
                 if self._closed or self._nconns >= self.min_size:

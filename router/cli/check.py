@@ -107,8 +107,11 @@ def _may_open(topology: Topology) -> dict[Server, int]:
                 pools[node, True] = cluster.pool.max_size
     for (node, _), size in pools.items():
         most[node.server] += size
+    limit = min(filter(None, (topology.max_connections, topology.max_connections_per_server)))
+    if topology.tenancy is not None:  # whose pools are as many as it takes
+        return dict.fromkeys(most, limit)
     # And one that looks at the server.
-    return {server: min(count + 1, topology.max_connections) for server, count in most.items()}
+    return {server: min(count + 1, limit) for server, count in most.items()}
 
 
 def _problems(cluster: Cluster, looks: Mapping[Node, Look[_Facts]]) -> Iterator[str]:
