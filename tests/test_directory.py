@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from router import RouterError, sql
-from router._async.directory import AsyncDirectory
+from router._async.directory import ASKING, AsyncDirectory
 from router.directory import SPREAD, UNKNOWN_MAX, UNUSED_TTLS, Answers, in_words
 from router.errors import DirectoryUnavailable
 from router.resolve import quoted
@@ -193,12 +193,14 @@ async def test_when_all_are_cancelled_the_answer_is_kept() -> None:
 async def test_a_source_that_is_cancelled_gives_no_answer_and_the_next_is_asked() -> None:
     told = Told()
     directory = made(told)
-    asking = asyncio.create_task(directory.find("acme", monotonic() + PATIENCE))
-    await aeventually(told.was_asked)
-    for worker in directory._workers.values():
-        worker.cancel()
-    with pytest.raises(DirectoryUnavailable, match="asking for it was cancelled"):
-        await asking
+    for _ in range(ASKING):
+        told.asked = 0
+        asking = asyncio.create_task(directory.find("acme", monotonic() + PATIENCE))
+        await aeventually(told.was_asked)
+        for worker in directory._workers.values():
+            worker.cancel()
+        with pytest.raises(DirectoryUnavailable, match="asking for it was cancelled"):
+            await asking
     told.go_on.set()
     assert await directory.find("acme", monotonic() + PATIENCE) == Home(database="acme")
 

@@ -255,17 +255,65 @@ async def test_while_the_source_fails_what_is_known_goes_on_working(caplog: pyte
     assert stats.reason.startswith("the directory fails: OSError in test_directory.py, line ")
     assert e.value.__cause__ is None
     told.error = None
+    assert await made.schema("globex") == "s2"  # it works again
+
+    async def confirmed() -> bool:
+        return made.known("acme") == "s3"
+
+    await aeventually(confirmed)
+    assert made.forgotten[-1] == "acme"
+    assert made.directory.stats().unconfirmed == 0
+    assert (made.directory.stats().failing_for, made.directory.stats().reason) == (None, "")
+    assert [record.levelname for record in caplog.records if record.name == "router"] == ["WARNING"]
+    assert "correct-horse" not in f"{e.value} {e.value!r} {stats} {caplog.text}"
+
+
+async def test_a_source_that_fails_is_tried_again_and_again() -> None:
+    told = Told(acme="s1")
+    made = Made(told)
+    assert await made.schema("acme") == "s1"
+    told.error = OSError()
+    made.directory.changed("acme")
+    assert await made.schema("acme") == "s1"
+
+    async def tried_again() -> bool:
+        made.directory.tick(monotonic())
+        return await told.was_asked(5)
 
     async def confirmed() -> bool:
         made.directory.tick(monotonic())
         return made.directory.stats().unconfirmed == 0
 
+    await aeventually(tried_again)
+    assert made.directory.stats().unconfirmed == 1
+    told.error = None
     await aeventually(confirmed)
-    assert made.known("acme") == "s3"
-    assert made.forgotten[-1] == "acme"
-    assert (made.directory.stats().failing_for, made.directory.stats().reason) == (None, "")
-    assert [record.levelname for record in caplog.records if record.name == "router"] == ["WARNING"]
-    assert "correct-horse" not in f"{e.value} {e.value!r} {stats} {caplog.text}"
+
+
+async def test_those_for_whom_somebody_waits_are_asked_for_first() -> None:
+    tenants = ["a", "b", *(f"t{number}" for number in range(ASKING))]
+    told = Told(**dict.fromkeys(tenants, "s1"))
+    made = Made(told)
+    for tenant in tenants:
+        await made.schema(tenant)
+    told.asked.clear()
+    told.go_on.clear()
+    made.directory.changed(None)
+    for tenant in [*tenants[2:], "a", "b"]:
+        assert made.known(tenant) == "s1"
+    made.directory.changed("b")
+
+    async def go_on() -> str:
+        async def waited_for() -> bool:
+            return made.directory._questions["b"].waiting == 1
+
+        await aeventually(waited_for)
+        assert sorted(told.asked) == tenants[2:]
+        told.go_on.set()
+        return ""
+
+    assert await aall_of(partial(made.schema, "b"), go_on) == ["s1", ""]
+    assert told.asked[ASKING] == "b"
 
 
 async def test_what_is_said_wrongly_of_one_tenant_is_its_fault_only() -> None:
@@ -536,7 +584,7 @@ async def test_a_server_that_freezes_stops_nobody_for_ever(cluster: PostgresClus
             await aeventually(right)
 
 
-async def test_closing_waits_for_no_lock(cluster: PostgresCluster) -> None:
+async def test_closing_waits_for_no_lock(cluster: PostgresCluster, caplog: pytest.LogCaptureFixture) -> None:
     async with Table(cluster.dsn()) as table:
 
         async def ask() -> str:
@@ -557,3 +605,4 @@ async def test_closing_waits_for_no_lock(cluster: PostgresCluster) -> None:
         table.do("BEGIN; LOCK TABLE {table}")
         await aall_of(ask, close)
         table.do("ROLLBACK")
+    assert caplog.text == ""
