@@ -19,12 +19,18 @@ class Bar:
         limit: The limit.
     """
 
-    relation: Literal["at most", "exactly"]
+    relation: Literal["at most", "at least", "exactly"]
     limit: float
 
     def holds(self, value: float) -> bool:
         """Say whether a figure holds it."""
-        return value == self.limit if self.relation == "exactly" else value <= self.limit
+        match self.relation:
+            case "exactly":
+                return value == self.limit
+            case "at most":
+                return value <= self.limit
+            case "at least":
+                return value >= self.limit
 
     def __str__(self) -> str:
         return f"{self.relation} {self.limit:g}"

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 PREFIX = "ROUTER_"
 DELIMITER = "__"
-RESERVED = frozenset({"config", "secrets_dir"})  # variables of the router that are no settings
+RESERVED = frozenset({"config", "secrets_dir", "tenant"})  # variables of the router that are no settings
 
 _KEYED = ("versions", "aliases", "tenants")  # tables whose keys the user chooses
 # Kubernetes sets these in every container for a Service called "router".

@@ -153,10 +153,30 @@ def _base(topology: Topology, version: str | None, tenant: str, home: Home) -> t
                 tenant, f"it has servers of its own, and lives in no version {version!r}", version=version
             )
     requested, base = _cluster(topology, home.versions[0] if version is None and home.versions else version)
-    if home.versions and base.name not in {topology.aliases.get(key, key) for key in home.versions}:
+    if not lives_in(topology, base.name, home):
         lives = " and ".join(map(repr, home.versions))
         raise UnknownTenant(tenant, f"it lives in {lives}, not in {requested!r}", version=version)
     return requested, base
+
+
+def lives_in(topology: Topology, version: str, home: Home) -> bool:
+    """Tell whether a tenant lives in a version.
+
+    Args:
+        topology: What is configured.
+        version: The version, or an alias of it.
+        home: Where the tenant lives.
+
+    Returns:
+        Whether a request for the tenant may name that version.
+
+    Raises:
+        UnknownVersion: There is no such version.
+    """
+    _, base = _cluster(topology, version)
+    if home.versions:
+        return base.name in {topology.aliases.get(key, key) for key in home.versions}
+    return home.cluster is None or _names_version(home, home.cluster)
 
 
 def _names_version(home: Home, own: Cluster) -> bool:

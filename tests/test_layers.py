@@ -19,7 +19,7 @@ CORE = [
 BELOW_THE_SHELL = [*CORE, "dsn", "_sources", "settings", "context", "sessions", "_runtime"]
 # The modules of `_async`, and the same ones of `_sync`; neither shell imports from the other.
 SHELL = [
-    "slots", "scripts", "opener", "pools", "scoped", "registry", "monitor", "checkout", "directory", "routing",
+    "slots", "scripts", "opener", "pools", "scoped", "registry", "monitor", "knowledge", "checkout", "directory", "routing",
     "statements", "router",
 ]  # fmt: skip
 ABOVE_THE_SHELL = ["_default", "__init__", "testing", "cli"]

@@ -129,6 +129,11 @@ def test_every_key_of_a_policy_is_read() -> None:
     assert as_values.topology().health == health
 
 
+def test_the_limits_of_the_process() -> None:
+    topology = RouterSettings(versions=V1, max_connections=9, max_connections_per_server=8, max_pools=7).topology()
+    assert (topology.max_connections, topology.max_connections_per_server, topology.max_pools) == (9, 8, 7)
+
+
 def test_a_version_differs_key_by_key() -> None:
     settings = RouterSettings(
         versions={**V1, "v2": {"primary": "host=db2", "pool": {"max_size": 30}, "read": {"fallback": "error"}}},
@@ -227,6 +232,7 @@ def test_there_are_tenants_if_any_table_of_theirs_is_there() -> None:
     assert tenancy(tenancy={}) == tenancy(directory={}) == Tenancy()
     assert tenancy(tenants={"acme": {"schema": "acme"}}).template is None
     assert tenancy(tenant_template={"schema": "{tenant}"}).homes == {}
+    assert tenancy(tenant_template={"row": "app.tenant"}).template == Home(row="app.tenant")
 
 
 def test_every_way_to_keep_apart() -> None:

@@ -26,6 +26,7 @@ RENAMES = {
     "AsyncAcquire": "Acquire",
     "AsyncCheckout": "Checkout",
     "AsyncDirectory": "Directory",
+    "AsyncKnowledge": "Knowledge",
     "AsyncLane": "Lane",
     "AsyncMonitor": "Monitor",
     "AsyncNodePool": "NodePool",

@@ -288,7 +288,7 @@ class AsyncRouter:
             Frozen values; the ``repr`` is for reading.
         """
         routing, now = self._routing, monotonic()
-        health, pools = routing.health, list(routing.pools)
+        health, pools = routing.known.health, list(routing.pools)
         versions = []
         for name, cluster in self._topology.versions.items():
             out = fenced(health, cluster)
@@ -460,6 +460,6 @@ class AsyncRouter:
         return self._routing.must_see(target, positions)
 
     def _note(self, session: Session, version: str, node: Node, written: tuple[int, int] | None) -> None:
-        known = self._routing.health.get(node.server, UNKNOWN)
+        known = self._routing.known.health.get(node.server, UNKNOWN)
         position, timeline = (UNSURE, known.timeline) if written is None else written
         session.wrote(version, Position(known.system, timeline, settled(position)))

@@ -13,14 +13,14 @@ import psycopg
 from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 
 from router._async.checkout import AsyncLane
-from router._async.monitor import AsyncMonitor
+from router._async.knowledge import AsyncKnowledge
 from router._async.opener import AsyncOpener
 from router._async.pools import Reroute, original_of
 from router._async.registry import AsyncPools
 from router._async.slots import AsyncGate, AsyncSlots, holding_most
 from router._runtime import AFlag, AGuard, ajoin, asettled, asleep, aspawn, cut
 from router.budget import Limits
-from router.choose import Request, Tier, choose, standings
+from router.choose import Request, choose
 from router.consistency import UNSURE, later
 from router.errors import (
     NoPrimary,
@@ -32,14 +32,13 @@ from router.errors import (
     Unavailable,
     UnknownTenant,
 )
-from router.events import ConnectionsCut, Event, changes, succeed
 from router.events import PoolClosed as PoolWasClosed
-from router.health import UNKNOWN, Connected, Failed, observe, primary_of, same_system, state_of
+from router.health import UNKNOWN, primary_of, same_system, state_of
 from router.resolve import check_key, resolve
 from router.topology import Node, Role
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
     from typing import TypeAlias
 
     from psycopg import AsyncConnection
@@ -49,14 +48,14 @@ if TYPE_CHECKING:
     from router._async.pools import AsyncNodePool
     from router._runtime import AConfigure, APassword, AWorker
     from router.budget import Claim
-    from router.choose import Route, Standing
+    from router.choose import Route
     from router.consistency import Position
-    from router.events import Leader, Observer
-    from router.health import Health, Seen
+    from router.events import Observer
+    from router.health import Seen
     from router.topology import Cluster, Server, Target, Topology
 
     Key: TypeAlias = str | tuple[str | None, str] | None  # a version, or a version and a tenant
-    Standings: TypeAlias = Mapping[Server, Standing]
+    Like: TypeAlias = tuple[str, tuple[Node, ...], bool]  # a cluster's name and nodes, and whether it is for reading
 
 FULL = 1e9
 """The load of a pool that has no connection left to open: more than any other's."""
@@ -67,12 +66,6 @@ GRACE = 1.0
 SETTLE = 0.2
 """Seconds that the first requests of a version wait until all of its servers have been looked at: the one that is slow
 to answer may be the one that was promoted."""
-
-HURRIED = 0.1
-"""Seconds between two looks while a version has no primary, or a request waits for a server."""
-
-MISSED = 60.0
-"""For so many seconds after a primary was lost there are hurried looks, even if nobody waits."""
 
 ASK_AGAIN = 0.02
 """Seconds until a replica that had not replayed what a read must see is asked again."""
@@ -95,7 +88,7 @@ class AsyncRouting:
         closed: Whether the router was closed.
         directory: Says where tenants live that the settings do not list; ``None`` for nobody.
         source: The table that it asks, if it is one.
-        health: What is known of the servers.
+        known: What is known of the servers.
         pools: Those that are open.
         readers: The lanes for reading, by what requests name.
         writers: Those for writing.
@@ -128,39 +121,45 @@ class AsyncRouting:
 
     def _start(self) -> None:
         password, configure = self._callables
-        # Replaced whole, never edited: a reader needs no guard. The lanes are what was worked out from the others.
-        self.health: Health = {}
+        # Replaced whole, never edited: a reader needs no guard. All are worked out from what is known and configured.
         self.readers: dict[Key, AsyncLane] = {}
         self.writers: dict[Key, AsyncLane] = {}
-        self._bases: dict[
-            tuple[str, tuple[Node, ...], bool], AsyncLane
-        ] = {}  # what the lanes of tenants have in common
+        self._bases: dict[Like, AsyncLane] = {}  # what the lanes of tenants have in common
         self._targets: dict[Key, Target] = {}
         self._gates: dict[str, AsyncGate] = {}
-        self._in_use: dict[Server, tuple[Cluster, ...]] = {}
-        self._standings: dict[str, tuple[Standings, Standings]] = {}  # to read, to write
-        self._watched: set[str] = set()  # the clusters in use, once all their servers are watched
-        self._leaders: dict[str, Leader | None] = {}
-        self._changed = AFlag()  # set, and replaced, with each thing that is learnt
-        self._guard = AGuard()  # guards the replacing of all of these
-        self._wanted: dict[str, float] = {}  # when a request last waited for a server of a cluster
+        self._guard = AGuard()  # guards the replacing of all of these, and what begins with the first request
         self._asked: set[Server] = set()  # those that a request asks now
         self._closing = AFlag()
         self._housekeeper: AWorker | None = None
         limits = Limits(self.topology.max_connections, self.topology.max_connections_per_server)
         self.slots = AsyncSlots(limits, self._make_room)
-        self._opener = AsyncOpener(self.slots, self.report, self._suspect, password=password, configure=configure)
+        opener = AsyncOpener(
+            self.slots,
+            self._report,
+            self._suspect,
+            password=password,
+            configure=configure,
+        )
+        self.known = AsyncKnowledge(
+            self.topology.health, opener, self._observers, pools=lambda: self.pools, moved=self._start_lanes_anew
+        )
         self.pools = AsyncPools(
             self.topology.max_pools,
-            self._opener,
-            self._suspect,
-            objection=self._objection,
+            opener,
+            self.known.suspect,
+            objection=self.known.objection,
             gone=self._gone,
-            tell=self._tell,
+            tell=self.known.tell,
         )
-        self._monitor = AsyncMonitor(
-            self._opener, self.topology.health, health=lambda: self.health, report=self.report, pause=self._pause
-        )
+
+    async def _report(self, seen: Seen) -> None:
+        await self.known.report(seen)
+
+    def _suspect(self, server: Server) -> None:
+        self.known.suspect(server)
+
+    def _start_lanes_anew(self) -> None:
+        self.readers, self.writers, self._bases = {}, {}, {}
 
     # From key to connection
 
@@ -293,7 +292,7 @@ class AsyncRouting:
             pool = pools.get(target, node, read_only=request.read_only)
             return 0.0 if pool is None else pool.load + FULL * pool.full
 
-        health, now = self.health, monotonic()
+        health, now = self.known.health, monotonic()
         if target.watched is not None and target.watched is not target.cluster:
             # Nobody but requests tries a tenant's own logins: one that was refused is tried again when it is time.
             refused = {node for node in target.cluster.nodes if node in health}
@@ -322,9 +321,9 @@ class AsyncRouting:
         """
         target, cluster, since = lane.target, lane.target.cluster, monotonic()
         request, patience = request or Request(lane.read_only), ASK_AGAIN
-        self._use(target.watched or cluster)
         while True:
-            changed = self._changed  # taken before what is known is looked at: no change after that goes unnoticed
+            self._use(target.watched or cluster)
+            changed = self.known.changed  # taken before what is known is looked at: no change after that goes unnoticed
             preferred = None if prefer is None or prefer.full else prefer.node
             route = self.choose(target, request, prefer=preferred)
             node, now = self._next(route, since), monotonic()
@@ -388,8 +387,8 @@ class AsyncRouting:
             TokenRefused: One is foreign, and ``tokens.foreign`` is ``refuse``.
         """
         asked = [position for position in positions if position is not None]
-        primary = primary_of(self.health, target.cluster) if asked else None
-        known = UNKNOWN if primary is None else self.health[primary.server]
+        primary = primary_of(self.known.health, target.cluster) if asked else None
+        known = UNKNOWN if primary is None else self.known.health[primary.server]
         seen: Position | None = None
         for position in asked:
             foreign = not same_system(known.system, position.system)
@@ -414,7 +413,7 @@ class AsyncRouting:
         best = route.nodes[0]
         if best not in route.ask:
             return best
-        asked_at = max(state_of(self.health, node).position_at for node in route.ask)
+        asked_at = max(state_of(self.known.health, node).position_at for node in route.ask)
         if asked_at < since:
             return best
         sure = next((node for node in route.nodes[: route.ready] if node not in route.ask), None)
@@ -425,16 +424,12 @@ class AsyncRouting:
 
     def _unsettled(self, route: Route) -> bool:
         """Whether a server that nobody has looked at yet may change what is best."""
-        if route.read_only and self.health[route.nodes[0].server].role is not Role.PRIMARY:
+        if route.read_only and self.known.health[route.nodes[0].server].role is not Role.PRIMARY:
             return False
-        return any(state_of(self.health, node).up is None for node in route.target.cluster.nodes)
+        return any(state_of(self.known.health, node).up is None for node in route.target.cluster.nodes)
 
     async def _wait(self, changed: AFlag, cluster: Cluster, left: float, *, pause: float) -> None:
-        first = monotonic() - self._wanted.get(cluster.name, 0.0) > 1.0
-        self._wanted[cluster.name] = monotonic()
-        if first:  # from a pause of full length
-            for node in cluster.nodes:
-                self._monitor.hurry(node.server)
+        self.known.wants(cluster)
         await changed.wait_for(min(left, pause, SETTLE))
 
     async def _may_serve(
@@ -445,7 +440,7 @@ class AsyncRouting:
         What is known of a server is from before a connection that was opened later: it may have been restarted in
         between, and a standby begins anew at an earlier position, or stands now where the primary was.
         """
-        state, after = self.health[pool.node.server], request.after
+        state, after = self.known.health[pool.node.server], request.after
         is_primary = state.role is Role.PRIMARY
         if after is None or (is_primary and connection.pgconn.parameter_status(b"in_hot_standby") == b"off"):
             return True
@@ -465,7 +460,7 @@ class AsyncRouting:
             raise
         finally:
             self._asked.discard(pool.node.server)
-        await self.report(seen)
+        await self.known.report(seen)
         if seen.role is Role.PRIMARY:
             has_it = is_primary and seen.timeline >= after.timeline
         else:
@@ -476,18 +471,11 @@ class AsyncRouting:
         return False
 
     def _use(self, cluster: Cluster) -> None:
-        """Have the servers of a cluster watched from now on."""
-        if cluster.name in self._watched:
-            return
-        with self._guard:
-            if self._housekeeper is None and not self.closed:
-                self._housekeeper = aspawn(self._keep_house, "router keeps house")
-            if cluster.name not in self._standings:
-                for node in cluster.nodes:
-                    self._in_use = {**self._in_use, node.server: (*self._in_use.get(node.server, ()), cluster)}
-                self._standings = {**self._standings, cluster.name: ({}, {})}
-        self._monitor.watch(cluster)
-        self._watched.add(cluster.name)  # only now: should a watcher not start, the next request tries again
+        self.known.use(cluster)
+        if self._housekeeper is None:
+            with self._guard:
+                if self._housekeeper is None and not self.closed:
+                    self._housekeeper = aspawn(self._keep_house, "router keeps house")
 
     async def _keep_house(self) -> None:
         while not await self._closing.wait_for(HOUSEKEEPING):
@@ -502,36 +490,20 @@ class AsyncRouting:
         """Forget what was worked out with a pool; and the servers of a tenant's own, when it was their last pool."""
         lanes = self.readers if pool.read_only else self.writers
         if pool.tenant is None:
-            self.readers, self.writers, self._bases = {}, {}, {}
+            self._start_lanes_anew()
         for key in list(pool.keys):
             lanes.pop(key, None)
-        with self._guard:
-            if pool.tenant is not None and not any(other.node == pool.node for other in self.pools):
-                self.health = {key: state for key, state in self.health.items() if key != pool.node}
+        if pool.tenant is not None and not any(other.node == pool.node for other in self.pools):
+            self.known.forget_login(pool.node)
         name = pool.cluster.name
-        if name in self.topology.versions or any(other.cluster.name == name for other in self.pools):
-            return
-        with self._guard:
-            self._watched.discard(name)
-            self._in_use = {
-                server: left
-                for server, clusters in self._in_use.items()
-                if (left := tuple(cluster for cluster in clusters if cluster.name != name))
-            }
-            self._standings = {other: known for other, known in self._standings.items() if other != name}
-            self._leaders = {other: leader for other, leader in self._leaders.items() if other != name}
-            self.health = {
-                key: state
-                for key, state in self.health.items()
-                if (key.server if isinstance(key, Node) else key) in self._in_use
-            }
-        self._monitor.unwatch(name)
+        if name not in self.topology.versions and not any(other.cluster.name == name for other in self.pools):
+            self.known.leave(name)
 
     def _unavailable(self, route: Route, request: Request, *, late: bool) -> Unavailable | UnknownTenant:
         target = route.target
         asked, whom = _asked(target), _whom(target)
         in_time = f"no connection {whom} in time"
-        down = [node for node in target.cluster.nodes if state_of(self.health, node).up is False]
+        down = [node for node in target.cluster.nodes if state_of(self.known.health, node).up is False]
         if late and self.slots.waiting and not down:
             limits, taken = self.slots.limits, self.slots.taken
             most = holding_most([claim.holder for claim in taken])
@@ -556,122 +528,23 @@ class AsyncRouting:
                 else f"gave no connection in time{refusal}"
             )
         refused = {**route.refused, **route.notes, **silent}
-        logins = [self.health[node].reason for node in target.cluster.nodes if node in self.health]
+        logins = [self.known.health[node].reason for node in target.cluster.nodes if node in self.known.health]
         if target.tenant is not None and logins and all(map(_MISSING.search, logins)):
             return UnknownTenant(target.tenant, logins[0], version=target.requested)
         kind, use = (NoReplica, "read from") if request.read_only else (NoPrimary, "written to")
-        return kind(f"no node {whom} can be {use} now", attempts=len(down) + len(silent), refused=refused, **asked)
-
-    # What is learnt
-
-    async def report(self, seen: Seen) -> None:
-        """Take note of what was observed, and do what follows from it.
-
-        Args:
-            seen: The observation.
-        """
-        server = seen.node.server
-        if isinstance(seen, Connected):
-            known = self.health.get(server, UNKNOWN)
-            if known.role is not seen.role:
-                self._monitor.hurry(server)
-            if seen.node not in self.health:
-                return
-        now, events = monotonic(), list[Event]()
-        with self._guard:
-            before = self.health
-            self.health = observe(before, seen, now=now, jitter=random(), policy=self.topology.health)
-            clusters = self._in_use.get(server, ())
-            events += changes(before, self.health, clusters, now=now)
-            names = {cluster.name for cluster in clusters}
-            moved = {cluster.name for cluster in clusters if self._stand(cluster, events, now)}
-            if moved:
-                self.readers, self.writers, self._bases = {}, {}, {}
-                for pool in self.pools:
-                    if pool.cluster.name in moved:
-                        pool.barred = self._objection(pool)
-            changed, self._changed = self._changed, AFlag()
-        changed.set()
-        if moved or isinstance(seen, Failed):  # before anybody is told: observers may be slow
-            for pool in list(self.pools):
-                if pool.cluster.name in names and (
-                    cut_off := await self._follow(pool, now, moved=pool.cluster.name in moved)
-                ):
-                    events.append(cut_off)
-        self._tell(events)
-
-    def _stand(self, cluster: Cluster, events: list[Event], now: float) -> bool:
-        """Work out what the nodes of a cluster are worth now; whether that is new. Under the guard."""
-        reading, writing = (standings(cluster, self.health, Request(read_only), now=now) for read_only in (True, False))
-        known = self._standings.get(cluster.name)
-        # By server: the nodes of tenants differ from those that are watched, their servers do not.
-        new: tuple[Standings, Standings] = (
-            {node.server: standing for node, standing in reading.items()},
-            {node.server: standing for node, standing in writing.items()},
+        return kind(
+            f"no node {_whom(target, 'of')} can be {use} now",
+            attempts=len(down) + len(silent),
+            refused=refused,
+            **asked,
         )
-        self._standings = {**self._standings, cluster.name: new}
-        primary = next((node for node, standing in writing.items() if standing.tier is Tier.BEST), None)
-        leader, failover = succeed(cluster.name, self._leaders.get(cluster.name), primary, now=now)
-        self._leaders = {**self._leaders, cluster.name: leader}
-        if failover is not None:
-            events.append(failover)
-        return known != new
-
-    def _objection(self, pool: AsyncNodePool) -> str:
-        """Why nobody may use the connections of a pool now; empty if they may. Under the guard."""
-        # Of a frozen primary, too, once another has taken over: it may yet carry out a COMMIT that it was sent, and
-        # nobody must take that for a success.
-        standing = self._standings.get(pool.cluster.name, ({}, {}))[1].get(pool.node.server)
-        return "" if pool.read_only or standing is None or standing.tier is not None else standing.note
-
-    async def _follow(self, pool: AsyncNodePool, now: float, *, moved: bool) -> ConnectionsCut | None:
-        """Have a pool follow what its node is worth by now."""
-        node, (reading, writing) = pool.node, self._standings.get(pool.cluster.name, ({}, {}))
-        standing, reason = (reading if pool.read_only else writing).get(node.server), pool.barred
-        if standing is None:  # nobody has looked since it is used, or it is used no more
-            return None
-        if not reason:
-            if standing.tier is not Tier.DOWN:
-                if standing.tier is None or (moved and pool.full):  # those who wait may be served elsewhere
-                    await pool.reroute()
-                return None
-            state = self.health[node.server]
-            # Not from before it was found down: nobody may have asked it for long, for want of a slot, say.
-            silent = now - max(state.heard_at, state.since)
-            if silent >= self.topology.health.cut_after:
-                reason = f"the server has not answered for {silent:.0f} s"
-        count = await pool.drop(reason)
-        return ConnectionsCut(node, count, reason) if count else None
-
-    def _suspect(self, server: Server) -> None:
-        """Have a server looked at, because of what a connection showed."""
-        self._monitor.hurry(server)
-
-    def _pause(self, server: Server) -> float:
-        """How long to wait before the next look at a server."""
-        now = monotonic()
-        for cluster in self._in_use.get(server, ()):
-            leader = self._leaders.get(cluster.name)
-            lost_at = None if leader is None else leader.lost_at
-            if (lost_at is not None and now < lost_at + MISSED) or now < self._wanted.get(cluster.name, -1.0) + 1.0:
-                return min(HURRIED, self.topology.health.interval)
-        return self.topology.health.interval
-
-    def _tell(self, events: Iterable[Event]) -> None:
-        for event in events:
-            logger.log(event.level, "%s", event)
-            for observer in self._observers:
-                try:
-                    observer(event)
-                except Exception:
-                    logger.exception("an observer failed")
 
     async def _make_room(self, taken: list[Claim], waiting: list[Claim]) -> int | None:
         index = await self.pools.make_room(self.slots.limits, taken, waiting)
         if index is not None or not waiting:
             return index
         full = len(taken) >= self.slots.limits.process
-        return 0 if full and await self._monitor.give_up_one() else None
+        return 0 if full and await self.known.monitor.give_up_one() else None
 
     # The end
 
@@ -687,10 +560,10 @@ class AsyncRouting:
         deadline = monotonic() + timeout
         with self._guard:
             self.closed = True
-            self.readers, self.writers, self._bases = {}, {}, {}
+            self._start_lanes_anew()
         pools = self.pools.close()
         self._closing.set()
-        self._changed.set()
+        self.known.changed.set()
         if self.directory is not None:
             await self.directory.close(GRACE)
         if self.source is not None:
@@ -698,12 +571,12 @@ class AsyncRouting:
         self.slots.close()
         cut_off = await _emptied(pools, deadline)
         deadline = max(deadline, monotonic() + GRACE)
-        await self._monitor.close(max(deadline - monotonic(), 0.0))
+        await self.known.monitor.close(max(deadline - monotonic(), 0.0))
         for pool in pools:
             if not pool.closed:
                 await pool.drop("")  # which psycopg_pool comes to only if its workers end as they should
                 await asettled(pool.close, max(deadline - monotonic(), 0.1))
-            self._tell([PoolWasClosed(pool.cluster.name, pool.node, pool.read_only, pool.tenant)])
+            self.known.tell([PoolWasClosed(pool.cluster.name, pool.node, pool.read_only, pool.tenant)])
         if self._housekeeper is not None:
             await ajoin(self._housekeeper, max(deadline - monotonic(), 0.0))
         return cut_off
@@ -712,7 +585,7 @@ class AsyncRouting:
         """Start anew in the child of a fork: what is open is the parent's, and is neither used nor closed here."""
         for pool in self.pools:
             pool.abandon()
-        self._inherited = self._monitor  # what it holds is not to be closed by being forgotten
+        self._inherited = self.known  # what it holds is not to be closed by being forgotten
         self._start()
 
 
@@ -738,8 +611,8 @@ def _asked(target: Target) -> dict[str, Any]:
     return {"version": target.requested, "tenant": target.tenant}
 
 
-def _whom(target: Target) -> str:
+def _whom(target: Target, preposition: str = "for") -> str:
     """Whom a request is for, in an error."""
     if target.tenant is None:
-        return f"for version {target.requested!r}"
-    return f"for tenant {target.tenant!r}" + (f" in version {target.requested!r}" if target.requested else "")
+        return f"{preposition} version {target.requested!r}"
+    return f"{preposition} tenant {target.tenant!r}" + (f" in version {target.requested!r}" if target.requested else "")

@@ -289,7 +289,7 @@ class Router:
             Frozen values; the ``repr`` is for reading.
         """
         routing, now = self._routing, monotonic()
-        health, pools = routing.health, list(routing.pools)
+        health, pools = routing.known.health, list(routing.pools)
         versions = []
         for name, cluster in self._topology.versions.items():
             out = fenced(health, cluster)
@@ -461,6 +461,6 @@ class Router:
         return self._routing.must_see(target, positions)
 
     def _note(self, session: Session, version: str, node: Node, written: tuple[int, int] | None) -> None:
-        known = self._routing.health.get(node.server, UNKNOWN)
+        known = self._routing.known.health.get(node.server, UNKNOWN)
         position, timeline = (UNSURE, known.timeline) if written is None else written
         session.wrote(version, Position(known.system, timeline, settled(position)))

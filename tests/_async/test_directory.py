@@ -548,7 +548,7 @@ async def test_a_listener_that_was_killed_learns_what_it_missed(cluster: Postgre
         table.do("SELECT pg_terminate_backend(%s, 5000)", pid)
         table.do("DELETE FROM {table} WHERE tenant = 'acme'")
         table.do("UPDATE {table} SET schema = '{s3}' WHERE tenant = 'globex'")
-        assert table.known("acme") == "s1"  # nobody can have heard
+        assert await table.schema("acme") == "s1"  # nobody can have heard, nor ask
         table.forgotten.clear()
         table.deaf = False
 
@@ -574,12 +574,12 @@ async def test_a_server_that_freezes_stops_nobody_for_ever(cluster: PostgresClus
             with pytest.raises(DirectoryUnavailable):
                 await table.schema("globex")
             assert monotonic() - begun < PATIENCE / 2
-            assert table.known("acme") == "s1"
+            assert await table.schema("acme") == "s1"
             table.do("UPDATE {table} SET schema = '{s2}'")
             proxy.forward()
 
             async def right() -> bool:
-                return table.known("acme") == "s2"
+                return await table.outcome("acme") == "s2"
 
             await aeventually(right)
 

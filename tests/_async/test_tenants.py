@@ -139,9 +139,9 @@ STATEMENTS: dict[str, LiteralString] = {
     "role": "SET ROLE {other}",
     "placeholder": "SET app.x = 'left'; SET app.tenant = '{rival}'",
     "setting": "SET work_mem = '77kB'",
-    "temporary table": "CREATE TEMPORARY TABLE me (name int); INSERT INTO me VALUES (1); SELECT public.told()",
+    "temporary table": "CREATE TEMPORARY TABLE me (name int); INSERT INTO me VALUES (1); COMMIT; SELECT public.told()",
     "PREPARE": "PREPARE left_behind AS SELECT name FROM me",
-    "advisory lock": "SELECT pg_advisory_lock(20), pg_advisory_lock_shared(21)",
+    "advisory lock": "SELECT pg_advisory_lock(pg_backend_pid())",
     "LISTEN": "LISTEN left_behind; NOTIFY left_behind",  # heard with the answer to COMMIT
     "cursor": "DECLARE left_behind CURSOR WITH HOLD FOR SELECT name FROM me",
     "characteristics": (
@@ -178,12 +178,12 @@ async def prepared_by_psycopg(connection: AsyncConnection[Any], world: World, ri
 async def open_transaction(connection: AsyncConnection[Any], world: World, rival: str) -> None:
     await connection.rollback()
     await connection.set_autocommit(True)
-    await connection.execute("BEGIN ISOLATION LEVEL SERIALIZABLE; SELECT pg_advisory_xact_lock(20)")
+    await connection.execute("BEGIN ISOLATION LEVEL SERIALIZABLE; SELECT pg_advisory_xact_lock(pg_backend_pid())")
 
 
 async def failed_transaction(connection: AsyncConnection[Any], world: World, rival: str) -> None:
     with suppress(psycopg.errors.DivisionByZero):
-        await connection.execute("BEGIN; SELECT pg_advisory_xact_lock(20); SELECT 1 / 0")
+        await connection.execute("BEGIN; SELECT pg_advisory_xact_lock(pg_backend_pid()); SELECT 1 / 0")
 
 
 async def left_by_an_error(connection: AsyncConnection[Any], world: World, rival: str) -> None:
@@ -272,5 +272,28 @@ async def test_nothing_is_left_for_the_next_tenant_of_a_shared_connection(
 ) -> None:
     options = world.settings(way, tenancy={"pooling": "shared", "hygiene": hygiene}, pool={"max_size": 1})
     async with AsyncRouter(options) as router:
-        served = await alternate(router, world, way, 1000, shared=True, full=hygiene == "full")
+        served = await alternate(router, world, way, 500, shared=True, full=hygiene == "full")
         assert len(served) == 2  # one to write, one to read
+
+
+@pytest.mark.parametrize("pooling", ["dedicated", "shared"])
+@pytest.mark.parametrize("way", WAYS)
+async def test_nothing_is_left_for_the_next_borrower_of_a_tenants_own_connection(
+    world: World, way: str, pooling: str
+) -> None:
+    options = world.settings(way, tenancy={"pooling": pooling, "hygiene": "full"}, pool={"max_size": 1})
+    async with AsyncRouter(options) as router:
+        served = await alternate(router, world, way, 400, shared=pooling == "shared", full=True)
+        assert len(served) == (2 if pooling == "shared" and way in ("schema", "role", "row") else 4)
+
+
+@pytest.mark.parametrize("pooling", ["dedicated", "shared"])
+@pytest.mark.parametrize("way", WAYS)
+async def test_tenants_change_places_on_the_one_connection_that_there_may_be(
+    world: World, way: str, pooling: str
+) -> None:
+    options = world.settings(way, tenancy={"pooling": pooling}, max_connections=2)  # one of them looks
+    async with AsyncRouter(options) as router:
+        served = await alternate(router, world, way, 100, shared=pooling == "shared", full=False)
+        assert len(served) > 40  # for another pool, to read or to write, a connection is closed
+        assert sum(pool.pool.size for pool in router.stats().tenant_pools) == 1

@@ -256,17 +256,65 @@ def test_while_the_source_fails_what_is_known_goes_on_working(caplog: pytest.Log
     assert stats.reason.startswith("the directory fails: OSError in test_directory.py, line ")
     assert e.value.__cause__ is None
     told.error = None
+    assert made.schema("globex") == "s2"  # it works again
+
+    def confirmed() -> bool:
+        return made.known("acme") == "s3"
+
+    eventually(confirmed)
+    assert made.forgotten[-1] == "acme"
+    assert made.directory.stats().unconfirmed == 0
+    assert (made.directory.stats().failing_for, made.directory.stats().reason) == (None, "")
+    assert [record.levelname for record in caplog.records if record.name == "router"] == ["WARNING"]
+    assert "correct-horse" not in f"{e.value} {e.value!r} {stats} {caplog.text}"
+
+
+def test_a_source_that_fails_is_tried_again_and_again() -> None:
+    told = Told(acme="s1")
+    made = Made(told)
+    assert made.schema("acme") == "s1"
+    told.error = OSError()
+    made.directory.changed("acme")
+    assert made.schema("acme") == "s1"
+
+    def tried_again() -> bool:
+        made.directory.tick(monotonic())
+        return told.was_asked(5)
 
     def confirmed() -> bool:
         made.directory.tick(monotonic())
         return made.directory.stats().unconfirmed == 0
 
+    eventually(tried_again)
+    assert made.directory.stats().unconfirmed == 1
+    told.error = None
     eventually(confirmed)
-    assert made.known("acme") == "s3"
-    assert made.forgotten[-1] == "acme"
-    assert (made.directory.stats().failing_for, made.directory.stats().reason) == (None, "")
-    assert [record.levelname for record in caplog.records if record.name == "router"] == ["WARNING"]
-    assert "correct-horse" not in f"{e.value} {e.value!r} {stats} {caplog.text}"
+
+
+def test_those_for_whom_somebody_waits_are_asked_for_first() -> None:
+    tenants = ["a", "b", *(f"t{number}" for number in range(ASKING))]
+    told = Told(**dict.fromkeys(tenants, "s1"))
+    made = Made(told)
+    for tenant in tenants:
+        made.schema(tenant)
+    told.asked.clear()
+    told.go_on.clear()
+    made.directory.changed(None)
+    for tenant in [*tenants[2:], "a", "b"]:
+        assert made.known(tenant) == "s1"
+    made.directory.changed("b")
+
+    def go_on() -> str:
+        def waited_for() -> bool:
+            return made.directory._questions["b"].waiting == 1
+
+        eventually(waited_for)
+        assert sorted(told.asked) == tenants[2:]
+        told.go_on.set()
+        return ""
+
+    assert all_of(partial(made.schema, "b"), go_on) == ["s1", ""]
+    assert told.asked[ASKING] == "b"
 
 
 def test_what_is_said_wrongly_of_one_tenant_is_its_fault_only() -> None:
@@ -501,7 +549,7 @@ def test_a_listener_that_was_killed_learns_what_it_missed(cluster: PostgresClust
         table.do("SELECT pg_terminate_backend(%s, 5000)", pid)
         table.do("DELETE FROM {table} WHERE tenant = 'acme'")
         table.do("UPDATE {table} SET schema = '{s3}' WHERE tenant = 'globex'")
-        assert table.known("acme") == "s1"  # nobody can have heard
+        assert table.schema("acme") == "s1"  # nobody can have heard, nor ask
         table.forgotten.clear()
         table.deaf = False
 
@@ -527,17 +575,17 @@ def test_a_server_that_freezes_stops_nobody_for_ever(cluster: PostgresCluster) -
             with pytest.raises(DirectoryUnavailable):
                 table.schema("globex")
             assert monotonic() - begun < PATIENCE / 2
-            assert table.known("acme") == "s1"
+            assert table.schema("acme") == "s1"
             table.do("UPDATE {table} SET schema = '{s2}'")
             proxy.forward()
 
             def right() -> bool:
-                return table.known("acme") == "s2"
+                return table.outcome("acme") == "s2"
 
             eventually(right)
 
 
-def test_closing_waits_for_no_lock(cluster: PostgresCluster) -> None:
+def test_closing_waits_for_no_lock(cluster: PostgresCluster, caplog: pytest.LogCaptureFixture) -> None:
     with Table(cluster.dsn()) as table:
 
         def ask() -> str:
@@ -558,3 +606,4 @@ def test_closing_waits_for_no_lock(cluster: PostgresCluster) -> None:
         table.do("BEGIN; LOCK TABLE {table}")
         all_of(ask, close)
         table.do("ROLLBACK")
+    assert caplog.text == ""

@@ -140,9 +140,9 @@ STATEMENTS: dict[str, LiteralString] = {
     "role": "SET ROLE {other}",
     "placeholder": "SET app.x = 'left'; SET app.tenant = '{rival}'",
     "setting": "SET work_mem = '77kB'",
-    "temporary table": "CREATE TEMPORARY TABLE me (name int); INSERT INTO me VALUES (1); SELECT public.told()",
+    "temporary table": "CREATE TEMPORARY TABLE me (name int); INSERT INTO me VALUES (1); COMMIT; SELECT public.told()",
     "PREPARE": "PREPARE left_behind AS SELECT name FROM me",
-    "advisory lock": "SELECT pg_advisory_lock(20), pg_advisory_lock_shared(21)",
+    "advisory lock": "SELECT pg_advisory_lock(pg_backend_pid())",
     "LISTEN": "LISTEN left_behind; NOTIFY left_behind",  # heard with the answer to COMMIT
     "cursor": "DECLARE left_behind CURSOR WITH HOLD FOR SELECT name FROM me",
     "characteristics": (
@@ -179,12 +179,12 @@ def prepared_by_psycopg(connection: Connection[Any], world: World, rival: str) -
 def open_transaction(connection: Connection[Any], world: World, rival: str) -> None:
     connection.rollback()
     connection.set_autocommit(True)
-    connection.execute("BEGIN ISOLATION LEVEL SERIALIZABLE; SELECT pg_advisory_xact_lock(20)")
+    connection.execute("BEGIN ISOLATION LEVEL SERIALIZABLE; SELECT pg_advisory_xact_lock(pg_backend_pid())")
 
 
 def failed_transaction(connection: Connection[Any], world: World, rival: str) -> None:
     with suppress(psycopg.errors.DivisionByZero):
-        connection.execute("BEGIN; SELECT pg_advisory_xact_lock(20); SELECT 1 / 0")
+        connection.execute("BEGIN; SELECT pg_advisory_xact_lock(pg_backend_pid()); SELECT 1 / 0")
 
 
 def left_by_an_error(connection: Connection[Any], world: World, rival: str) -> None:
@@ -271,5 +271,26 @@ def alternate(router: Router, world: World, way: str, times: int, *, shared: boo
 def test_nothing_is_left_for_the_next_tenant_of_a_shared_connection(world: World, way: str, hygiene: str) -> None:
     options = world.settings(way, tenancy={"pooling": "shared", "hygiene": hygiene}, pool={"max_size": 1})
     with Router(options) as router:
-        served = alternate(router, world, way, 1000, shared=True, full=hygiene == "full")
+        served = alternate(router, world, way, 500, shared=True, full=hygiene == "full")
         assert len(served) == 2  # one to write, one to read
+
+
+@pytest.mark.parametrize("pooling", ["dedicated", "shared"])
+@pytest.mark.parametrize("way", WAYS)
+def test_nothing_is_left_for_the_next_borrower_of_a_tenants_own_connection(
+    world: World, way: str, pooling: str
+) -> None:
+    options = world.settings(way, tenancy={"pooling": pooling, "hygiene": "full"}, pool={"max_size": 1})
+    with Router(options) as router:
+        served = alternate(router, world, way, 400, shared=pooling == "shared", full=True)
+        assert len(served) == (2 if pooling == "shared" and way in ("schema", "role", "row") else 4)
+
+
+@pytest.mark.parametrize("pooling", ["dedicated", "shared"])
+@pytest.mark.parametrize("way", WAYS)
+def test_tenants_change_places_on_the_one_connection_that_there_may_be(world: World, way: str, pooling: str) -> None:
+    options = world.settings(way, tenancy={"pooling": pooling}, max_connections=2)  # one of them looks
+    with Router(options) as router:
+        served = alternate(router, world, way, 100, shared=pooling == "shared", full=False)
+        assert len(served) > 40  # for another pool, to read or to write, a connection is closed
+        assert sum(pool.pool.size for pool in router.stats().tenant_pools) == 1

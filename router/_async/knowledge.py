@@ -1,0 +1,256 @@
+"""What is known of the servers in use, and what follows from each thing that is learnt."""
+
+from __future__ import annotations
+
+import logging
+from random import random
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from router._async.monitor import AsyncMonitor
+from router._runtime import AFlag, AGuard
+from router.choose import Request, Tier, standings
+from router.events import ConnectionsCut, Event, changes, succeed
+from router.health import UNKNOWN, Connected, Failed, observe
+from router.topology import Node
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from typing import TypeAlias
+
+    from router._async.opener import AsyncOpener
+    from router._async.pools import AsyncNodePool
+    from router.choose import Standing
+    from router.events import Leader, Observer
+    from router.health import Health, Seen
+    from router.topology import Cluster, HealthPolicy, Server
+
+    Standings: TypeAlias = Mapping[Server, Standing]
+
+HURRIED = 0.1
+"""Seconds between two looks while a version has no primary, or a request waits for a server."""
+
+MISSED = 60.0
+"""For so many seconds after a primary was lost there are hurried looks, even if nobody waits."""
+
+logger = logging.getLogger("router")
+
+
+class AsyncKnowledge:
+    """What is known of the servers in use; each reference is replaced whole, so that a reader needs no guard.
+
+    Attributes:
+        health: What is known of each server, and of logins that are refused.
+        changed: Set, and replaced, with each thing that is learnt.
+        monitor: Looks at the servers.
+    """
+
+    def __init__(
+        self,
+        policy: HealthPolicy,
+        opener: AsyncOpener,
+        observers: Sequence[Observer],
+        *,
+        pools: Callable[[], Iterable[AsyncNodePool]],
+        moved: Callable[[], None],
+    ) -> None:
+        """Begin with nothing known.
+
+        Args:
+            policy: How servers are watched.
+            opener: Opens the connections that look at them.
+            observers: Told of each event.
+            pools: Gives those that are open.
+            moved: Told, under the guard, when a node is worth something else than before.
+        """
+        self.health: Health = {}
+        self.changed = AFlag()
+        self.monitor = AsyncMonitor(opener, policy, health=lambda: self.health, report=self.report, pause=self._pause)
+        self._policy = policy
+        self._observers = observers
+        self._pools = pools
+        self._moved = moved
+        self._guard = AGuard()  # guards the replacing of all of these
+        self._in_use: dict[Server, tuple[Cluster, ...]] = {}
+        self._standings: dict[str, tuple[Standings, Standings]] = {}  # to read, to write
+        self._watched: set[str] = set()  # the clusters in use, once all their servers are watched
+        self._leaders: dict[str, Leader | None] = {}
+        self._wanted: dict[str, float] = {}  # when a request last waited for a server of a cluster
+
+    def use(self, cluster: Cluster) -> None:
+        """Have the servers of a cluster watched from now on.
+
+        Args:
+            cluster: The cluster.
+        """
+        if cluster.name in self._watched:
+            return
+        with self._guard:
+            if cluster.name not in self._standings:
+                for node in cluster.nodes:
+                    self._in_use = {**self._in_use, node.server: (*self._in_use.get(node.server, ()), cluster)}
+                self._standings = {**self._standings, cluster.name: ({}, {})}
+        self.monitor.watch(cluster)
+        self._watched.add(cluster.name)  # only now: should a watcher not start, the next request tries again
+
+    def wants(self, cluster: Cluster) -> None:
+        """Take note that a request waits for a server of a cluster: they are looked at more often for a while.
+
+        Args:
+            cluster: The cluster.
+        """
+        first = monotonic() - self._wanted.get(cluster.name, 0.0) > 1.0
+        self._wanted[cluster.name] = monotonic()
+        if first:  # from a pause of full length
+            for node in cluster.nodes:
+                self.monitor.hurry(node.server)
+
+    def forget_login(self, node: Node) -> None:
+        """Forget that the login of a node was refused.
+
+        Args:
+            node: The node, which is used no more.
+        """
+        with self._guard:
+            self.health = {key: state for key, state in self.health.items() if key != node}
+
+    def leave(self, name: str) -> None:
+        """Watch the servers of a cluster no longer, and forget what only it is about.
+
+        Args:
+            name: The cluster's name.
+        """
+        with self._guard:
+            self._watched.discard(name)
+            self._in_use = {
+                server: left
+                for server, clusters in self._in_use.items()
+                if (left := tuple(cluster for cluster in clusters if cluster.name != name))
+            }
+            self._standings = {other: known for other, known in self._standings.items() if other != name}
+            self._wanted.pop(name, None)
+            self._leaders = {other: leader for other, leader in self._leaders.items() if other != name}
+            self.health = {
+                key: state
+                for key, state in self.health.items()
+                if (key.server if isinstance(key, Node) else key) in self._in_use
+            }
+        self.monitor.unwatch(name)
+
+    async def report(self, seen: Seen) -> None:
+        """Take note of what was observed, and do what follows from it.
+
+        Args:
+            seen: The observation.
+        """
+        server = seen.node.server
+        if isinstance(seen, Connected):
+            known = self.health.get(server, UNKNOWN)
+            if known.role is not seen.role:
+                self.monitor.hurry(server)
+            if seen.node not in self.health:
+                return
+        now, events = monotonic(), list[Event]()
+        with self._guard:
+            before = self.health
+            self.health = observe(before, seen, now=now, jitter=random(), policy=self._policy)
+            clusters = self._in_use.get(server, ())
+            events += changes(before, self.health, clusters, now=now)
+            names = {cluster.name for cluster in clusters}
+            moved = {cluster.name for cluster in clusters if self._stand(cluster, events, now)}
+            if moved:
+                self._moved()
+                for pool in self._pools():
+                    if pool.cluster.name in moved:
+                        pool.barred = self.objection(pool)
+            changed, self.changed = self.changed, AFlag()
+        changed.set()
+        if moved or isinstance(seen, Failed):  # before anybody is told: observers may be slow
+            for pool in list(self._pools()):
+                if pool.cluster.name in names and (
+                    cut_off := await self._follow(pool, now, moved=pool.cluster.name in moved)
+                ):
+                    events.append(cut_off)
+        self.tell(events)
+
+    def _stand(self, cluster: Cluster, events: list[Event], now: float) -> bool:
+        """Work out what the nodes of a cluster are worth now; whether that is new. Under the guard."""
+        reading, writing = (standings(cluster, self.health, Request(read_only), now=now) for read_only in (True, False))
+        known = self._standings.get(cluster.name)
+        # By server: the nodes of tenants differ from those that are watched, their servers do not.
+        new: tuple[Standings, Standings] = (
+            {node.server: standing for node, standing in reading.items()},
+            {node.server: standing for node, standing in writing.items()},
+        )
+        self._standings = {**self._standings, cluster.name: new}
+        primary = next((node for node, standing in writing.items() if standing.tier is Tier.BEST), None)
+        leader, failover = succeed(cluster.name, self._leaders.get(cluster.name), primary, now=now)
+        self._leaders = {**self._leaders, cluster.name: leader}
+        if failover is not None:
+            events.append(failover)
+        return known != new
+
+    def objection(self, pool: AsyncNodePool) -> str:
+        """Tell why nobody may use the connections of a pool now.
+
+        Args:
+            pool: The pool.
+
+        Returns:
+            The reason; empty if they may.
+        """
+        # Of a frozen primary, too, once another has taken over: it may yet carry out a COMMIT that it was sent, and
+        # nobody must take that for a success.
+        standing = self._standings.get(pool.cluster.name, ({}, {}))[1].get(pool.node.server)
+        return "" if pool.read_only or standing is None or standing.tier is not None else standing.note
+
+    async def _follow(self, pool: AsyncNodePool, now: float, *, moved: bool) -> ConnectionsCut | None:
+        """Have a pool follow what its node is worth by now."""
+        node, (reading, writing) = pool.node, self._standings.get(pool.cluster.name, ({}, {}))
+        standing, reason = (reading if pool.read_only else writing).get(node.server), pool.barred
+        if standing is None:  # nobody has looked since it is used, or it is used no more
+            return None
+        if not reason:
+            if standing.tier is not Tier.DOWN:
+                if standing.tier is None or (moved and pool.full):  # those who wait may be served elsewhere
+                    await pool.reroute()
+                return None
+            state = self.health[node.server]
+            # Not from before it was found down: nobody may have asked it for long, for want of a slot, say.
+            silent = now - max(state.heard_at, state.since)
+            if silent >= self._policy.cut_after:
+                reason = f"the server has not answered for {silent:.0f} s"
+        count = await pool.drop(reason)
+        return ConnectionsCut(node, count, reason) if count else None
+
+    def suspect(self, server: Server) -> None:
+        """Have a server looked at, because of what a connection showed.
+
+        Args:
+            server: The server.
+        """
+        self.monitor.hurry(server)
+
+    def _pause(self, server: Server) -> float:
+        """How long to wait before the next look at a server."""
+        now = monotonic()
+        for cluster in self._in_use.get(server, ()):
+            leader = self._leaders.get(cluster.name)
+            lost_at = None if leader is None else leader.lost_at
+            if (lost_at is not None and now < lost_at + MISSED) or now < self._wanted.get(cluster.name, -1.0) + 1.0:
+                return min(HURRIED, self._policy.interval)
+        return self._policy.interval
+
+    def tell(self, events: Iterable[Event]) -> None:
+        """Log events, and tell the observers.
+
+        Args:
+            events: What happened.
+        """
+        for event in events:
+            logger.log(event.level, "%s", event)
+            for observer in self._observers:
+                try:
+                    observer(event)
+                except Exception:
+                    logger.exception("an observer failed")
