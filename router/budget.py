@@ -110,9 +110,13 @@ class _Count:
         """Tell what keeps one more connection from being opened, ``ahead`` others of its holder coming before it."""
         if claim.cap is not None and self.of_holder.get(claim.holder, 0) + ahead >= claim.cap:
             return _Full.HOLDER
-        if self.limits.server is not None and self.of_server.get(claim.server, 0) >= self.limits.server:
+        if self.is_full(claim.server):
             return _Full.SERVER
         return _Full.PROCESS if self.total >= self.limits.process else None
+
+    def is_full(self, server: Server) -> bool:
+        """Tell whether a server has all the connections it may have."""
+        return self.limits.server is not None and self.of_server.get(server, 0) >= self.limits.server
 
     def is_below(self, claim: Claim, ahead: int) -> bool:
         """Tell whether its holder has less than its share of the process, ``ahead`` others of it coming before."""
@@ -147,8 +151,8 @@ class _Count:
         pressing = any(below and full is _Full.PROCESS for _, full, below in found)
 
         def is_last(place: tuple[int, _Full | None, bool]) -> bool:
-            index, full, below = place
-            if full is _Full.SERVER:
+            index, _, below = place
+            if self.is_full(waiting[index].server):
                 return not self.is_below_there(waiting[index]) or (pressing and not below)
             return not below
 

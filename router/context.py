@@ -8,7 +8,7 @@ from contextvars import ContextVar
 from inspect import CO_ASYNC_GENERATOR, CO_GENERATOR
 from typing import TYPE_CHECKING, Literal, Self
 
-from router.errors import TenantLocked
+from router.errors import TenantLocked, UnknownTenant
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,10 +19,10 @@ class Block:
     """A ``with`` block that has an effect on the requests made inside it, by this task or thread and its child tasks.
 
     Threads and executors begin without any. In a generator it is in force only while that runs, not for whoever
-    iterates over it; but for the body of a ``with`` that a generator was made for by ``contextlib``.
+    iterates over it; but for the body of a ``with`` that the generator was made for by ``contextlib``.
     """
 
-    __slots__ = ("_generator", "_open", "_outer", "_owner")
+    __slots__ = ("_entry", "_owner")
 
     def __init__(self, owner: object) -> None:
         """Prepare the block.
@@ -31,41 +31,37 @@ class Block:
             owner: The router whose requests it is for.
         """
         self._owner = owner
-        self._open = False
-        self._outer: Block | None = None
-        self._generator = 0
+        self._entry: Entry | None = None
 
     def __enter__(self) -> Self:
         """Begin it."""
-        if self._open:
+        if self._entry is not None and self._entry.open:
             raise RuntimeError("this block is in use: call session() or use() once for each `with`")
         self._check()
-        self._outer = _in_force()
-        self._generator = _generator(sys._getframe(1))  # noqa: SLF001 (there is no other name for it)
-        self._open = True
-        CURRENT.set(self)
+        generator, level = _place(sys._getframe(1))  # noqa: SLF001 (there is no other name for it)
+        self._entry = Entry(self, _open(), generator, level)
+        CURRENT.set(self._entry)
         return self
 
     def __exit__(self, *_: object) -> Literal[False]:
         """End it, and leave what was before in force."""
-        self._open = False
+        if self._entry is not None:
+            self._entry.open = False
         # A generator may be closed while a later block is in force, or in another context: then it is passed over.
-        CURRENT.set(_in_force())
+        CURRENT.set(_open())
         return False
 
     def _check(self) -> None:
         """See whether it may begin."""
 
     def around(self) -> Block | None:
-        """Find the next block outwards that is not over."""
-        outer = self._outer
-        while outer is not None and not outer.in_force():
-            outer = outer._outer  # noqa: SLF001 (of this class)
-        return outer
+        """Find the next block outwards that is in force."""
+        entry = None if self._entry is None else _in_force(self._entry.outer)
+        return None if entry is None else entry.block
 
     def in_force(self) -> bool:
         """Whether it is not over, and not a generator's that does not run now."""
-        return self._open and (not self._generator or _runs(self._generator))
+        return self._entry is not None and self._entry.in_force()
 
     @property
     def owner(self) -> object:
@@ -73,13 +69,57 @@ class Block:
         return self._owner
 
 
-CURRENT: ContextVar[Block | None] = ContextVar("router_block", default=None)
+class Entry:
+    """One time that a block was entered; once it is over it stays so, although the block may be entered again.
+
+    Attributes:
+        block: The block.
+        outer: The one before it, which may be over by now, or a generator's that does not run.
+        generator: The generator it is in, as the ``id()`` of its frame; 0 for none.
+        level: The innermost generator that ran when it was entered; 0 for none.
+        open: Whether it is not over.
+    """
+
+    __slots__ = ("block", "generator", "level", "open", "outer")
+
+    def __init__(self, block: Block, outer: Entry | None, generator: int, level: int) -> None:
+        self.block = block
+        self.outer = outer
+        self.generator = generator
+        self.level = level
+        self.open = True
+
+    def in_force(self) -> bool:
+        """Whether it is not over, and not a generator's that does not run now."""
+        return self.open and (not self.generator or self.generator in _running())
+
+
+CURRENT: ContextVar[Entry | None] = ContextVar("router_block", default=None)
 """The innermost block of this task or thread; its default is none, so that a thread never gets one by accident."""
 
 
-def _in_force() -> Block | None:
-    current = CURRENT.get()
-    return current if current is None or current.in_force() else current.around()
+def _open() -> Entry | None:
+    """The last block that is not over, in force or not: its generator may go on. Those that are over are let go."""
+    last: Entry | None = None
+    innermost: Entry | None = None
+    entry = CURRENT.get()
+    while entry is not None:
+        if entry.open:
+            if last is None:
+                innermost = entry
+            else:
+                last.outer = entry
+            last = entry
+        entry = entry.outer
+    if last is not None:
+        last.outer = None
+    return innermost
+
+
+def _in_force(entry: Entry | None) -> Entry | None:
+    while entry is not None and not entry.in_force():
+        entry = entry.outer
+    return entry
 
 
 def blocks(owner: object) -> Iterator[Block]:
@@ -91,33 +131,44 @@ def blocks(owner: object) -> Iterator[Block]:
     Yields:
         The blocks that are for it, innermost first.
     """
-    block = _in_force()
-    while block is not None:
-        if block.owner is owner:
-            yield block
-        block = block.around()
+    found = []
+    entry = _in_force(CURRENT.get())
+    while entry is not None:
+        found.append(entry)
+        entry = _in_force(entry.outer)
+    if len(found) > 1 and any(entry.level for entry in found):
+        # What a generator has entered comes before what was entered around it since, by whoever iterates over it.
+        running = _running()
+        found.sort(key=lambda entry: running.get(entry.level, len(running)))
+    yield from (entry.block for entry in found if entry.block.owner is owner)
 
 
-def _generator(frame: FrameType | None) -> int:
-    """The frame of the generator whose body a ``with`` stands in, unless it is there to be a context manager."""
-    while frame is not None and frame.f_code.co_filename == contextlib.__file__:
-        frame = frame.f_back  # an ExitStack
-    if frame is None or not frame.f_code.co_flags & (CO_GENERATOR | CO_ASYNC_GENERATOR):
-        return 0
-    resumed_by = frame.f_back
-    if resumed_by is not None and resumed_by.f_code.co_filename == contextlib.__file__:
-        return 0
-    # Not the frame itself, which would keep the generator alive. As long as the block is not over, nobody else has it.
-    return id(frame)
+def _place(frame: FrameType | None) -> tuple[int, int]:
+    """The generator that a ``with`` stands in, and the innermost one that runs, as ids of frames.
 
-
-def _runs(generator: int) -> bool:
-    frame: FrameType | None = sys._getframe(2)  # noqa: SLF001 (as above)
+    One that is there to be a context manager does not count: it stands wherever that is entered.
+    """
+    directly = True
     while frame is not None:
-        if id(frame) == generator:
-            return True
+        code, resumed_by = frame.f_code, frame.f_back
+        if code.co_flags & (CO_GENERATOR | CO_ASYNC_GENERATOR):
+            if resumed_by is None or resumed_by.f_code.co_filename != contextlib.__file__:
+                # Not the frame itself, which would keep the generator alive. Until the block is over, it has this id.
+                return (id(frame) if directly else 0), id(frame)
+        elif code.co_filename != contextlib.__file__ and code.co_name not in ("__enter__", "__aenter__"):
+            directly = False
+        frame = resumed_by
+    return 0, 0
+
+
+def _running() -> dict[int, int]:
+    """How far up the stack each frame is, by its id."""
+    frames: dict[int, int] = {}
+    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 (as above)
+    while frame is not None:
+        frames[id(frame)] = len(frames)
         frame = frame.f_back
-    return False
+    return frames
 
 
 class Use(Block):
@@ -126,7 +177,7 @@ class Use(Block):
     Attributes:
         tenant: The tenant; ``None`` for that of the block around it.
         version: The version; ``None`` for that of the block around it.
-        lock: Whether no other tenant may be named inside.
+        lock: Whether no other tenant may be named inside than this one, or the one of the block around it.
     """
 
     __slots__ = ("lock", "tenant", "version")
@@ -146,7 +197,9 @@ class Use(Block):
         self.lock = lock
 
     def _check(self) -> None:
-        named(self.owner, self.tenant, None)
+        tenant, _ = named(self.owner, self.tenant, None)
+        if self.lock and tenant is None:
+            raise UnknownTenant(None, "use(lock=True) names no tenant, and no block around it does")
 
     def __repr__(self) -> str:
         """Show what it names."""
@@ -168,11 +221,14 @@ def named(owner: object, tenant: str | None, version: str | None) -> tuple[str |
         TenantLocked: It names another tenant than the one to which a block around it is locked.
     """
     locked: str | None = None
+    locks = False
     for block in blocks(owner):
         if isinstance(block, Use):
             tenant = block.tenant if tenant is None else tenant
             version = block.version if version is None else version
-            locked = block.tenant if block.lock and block.tenant is not None else locked
+            locks = locks or block.lock
+            if locks and block.tenant is not None:
+                locked, locks = block.tenant, False
     if locked is not None and tenant != locked:
         raise TenantLocked(f"tenant {tenant!r} was named inside of use(tenant={locked!r}, lock=True)")
     return tenant, version

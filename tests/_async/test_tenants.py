@@ -84,7 +84,8 @@ def world(cluster: PostgresCluster) -> World:
         """CREATE FUNCTION told() RETURNS text LANGUAGE plpgsql AS $$
         DECLARE found record; BEGIN SELECT * INTO found FROM me; RETURN coalesce(found.name, NULL); END $$""",
         """CREATE FUNCTION drew() RETURNS boolean LANGUAGE plpgsql AS $$
-        BEGIN PERFORM lastval(); RETURN true; EXCEPTION WHEN object_not_in_prerequisite_state THEN RETURN false; END $$""",
+        BEGIN PERFORM lastval(); RETURN true;
+        EXCEPTION WHEN object_not_in_prerequisite_state THEN RETURN false; END $$""",
     )
     for key in world.keys:
         run(
