@@ -201,7 +201,9 @@ class Held:
                 self._end(whose, opened)
             return opened
 
-        async def acounted(cls: type[AsyncConnection[Any]], /, conninfo: str = "", **session: Any) -> AsyncConnection[Any]:
+        async def acounted(
+            cls: type[AsyncConnection[Any]], /, conninfo: str = "", **session: Any
+        ) -> AsyncConnection[Any]:
             whose = self._begin(conninfo)
             opened: AsyncConnection[Any] | None = None
             try:
