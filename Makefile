@@ -7,7 +7,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench bench-failover lint types generate generated check lock clean
+.PHONY: help demo test bench bench-failover bench-tenants lint types generate generated check lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,9 @@ bench: $(READY)  ## the cost of a routed checkout, as ratios, and of a failover
 
 bench-failover: $(READY)  ## how long writes wait, and which reads fail, when the primary dies: beside hasql's
 	@$(BIN)/python -m bench failover $(ARGS)
+
+bench-tenants: $(READY)  ## 10,000 tenants under a cap of 50, beside a plain pool and SQLAlchemy; and a flood of one
+	@$(BIN)/python -m bench tenants $(ARGS)
 
 lint: $(READY)  ## ruff: rules and layout
 	@$(BIN)/ruff check

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from router._async.router import AsyncRouter
-    from router._default import close, configure, connection, execute, explain, run, session, stats, use
+    from router._default import close, configure, connection, each, execute, explain, run, session, stats, use
     from router._sync.router import Router
     from router.choose import Route
     from router.context import Use
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         UnknownVersion,
     )
     from router.measures import NodeStats, PoolStats, Stats, TenantPoolStats, VersionStats
+    from router.outcomes import Outcomes
     from router.result import Result
     from router.sessions import Session
     from router.settings import RouterSettings, TenantSettings
@@ -55,6 +56,7 @@ __all__ = [
     "NoReplica",
     "Node",
     "NodeStats",
+    "Outcomes",
     "PoolExhausted",
     "PoolStats",
     "Result",
@@ -81,6 +83,7 @@ __all__ = [
     "close",
     "configure",
     "connection",
+    "each",
     "execute",
     "explain",
     "run",
@@ -98,6 +101,7 @@ _HOMES = (
     "measures",
     "directory",
     "result",
+    "outcomes",
     "context",
     "sessions",
     "settings",

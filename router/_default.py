@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 from router._sync.router import Router
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from psycopg import Connection
     from psycopg.abc import Params, QueryNoTemplate
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from router.context import Use
     from router.events import Observer
     from router.measures import Stats
+    from router.outcomes import Outcomes
     from router.result import Result
     from router.sessions import Session
     from router.settings import RouterSettings
@@ -185,6 +186,36 @@ def run(
         psycopg.Error: What it failed with the last time.
     """
     return (_current or _first()).run(function, version=version, tenant=tenant, retries=retries, timeout=timeout)
+
+
+def each(
+    function: Callable[[Connection[TupleRow], str], T],
+    *,
+    tenants: str | Iterable[str] | None = None,
+    version: str | None = None,
+    jobs: int = 8,
+    stop_on_error: bool = False,
+) -> Outcomes[T]:
+    """Call a function for each tenant, with a connection that writes, as :meth:`Router.each` does.
+
+    Args:
+        function: Called with the connection and the tenant's key.
+        tenants: Keys, or a pattern; ``None`` for all that are listed.
+        version: As for :meth:`Router.each`.
+        jobs: For how many tenants at the same time.
+        stop_on_error: Whether no further tenant is begun once one has failed.
+
+    Returns:
+        What the function returned or failed with, by tenant.
+
+    Raises:
+        ConfigError: This is the first use, and the environment's settings are wrong.
+        UnknownVersion: There is no such version.
+        UnknownTenant: The tenants that are meant are not there, or cannot be listed.
+    """
+    return (_current or _first()).each(
+        function, tenants=tenants, version=version, jobs=jobs, stop_on_error=stop_on_error
+    )
 
 
 def explain(

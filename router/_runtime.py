@@ -7,9 +7,9 @@ import os
 import socket
 import threading
 import time
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor, as_completed
 from contextlib import suppress
-from contextvars import Context
+from contextvars import Context, copy_context
 from functools import wraps
 from inspect import isawaitable
 from types import coroutine
@@ -186,6 +186,47 @@ def join(thread: Worker, timeout: float) -> None:
     """
     if thread is not threading.current_thread():  # an observer may close the router
         thread.join(timeout)
+
+
+async def aconcurrently(
+    function: Callable[[], Coroutine[Any, Any, None]], count: int, stop: Callable[[], None]
+) -> None:
+    """Call a function several times at once, in tasks that have the context variables of this one.
+
+    Should one fail, or this one be cancelled, all are cancelled.
+
+    Args:
+        function: What to call.
+        count: How often.
+        stop: Called when they are to end.
+    """
+    tasks = [asyncio.create_task(function()) for _ in range(count)]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        stop()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def concurrently(function: Callable[[], None], count: int, stop: Callable[[], None]) -> None:
+    """Call a function several times at once, in threads that have the context variables of this one.
+
+    Should one fail, or this one be interrupted, all are told to end, and waited for.
+
+    Args:
+        function: What to call; it must end by itself when told to.
+        count: How often.
+        stop: Called when they are to end.
+    """
+    with ThreadPoolExecutor(max(count, 1), "router at once") as executor:
+        try:
+            for future in as_completed([executor.submit(copy_context().run, function) for _ in range(count)]):
+                future.result()
+        except BaseException:
+            stop()
+            raise
 
 
 LATE = 0.05

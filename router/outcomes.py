@@ -63,6 +63,18 @@ class Outcomes(Generic[T]):
         return f"{len(self.values)} tenants done, {len(self.errors)} failed{left}"
 
 
+def needs_list(wanted: str) -> bool:
+    """Tell whether a pattern stands for tenants that are listed, or only names keys.
+
+    Args:
+        wanted: As for :func:`selected`.
+
+    Returns:
+        Whether the tenants have to be listed for it.
+    """
+    return any(part == ALL or _is_glob(part) for part in _parts(wanted))
+
+
 def selected(wanted: str, listed: Iterable[str]) -> list[str]:
     """Find the tenants that a pattern stands for.
 
@@ -79,10 +91,10 @@ def selected(wanted: str, listed: Iterable[str]) -> list[str]:
     """
     listed = list(listed)
     found: dict[str, None] = {}
-    for part in map(str.strip, wanted.split(",")):
+    for part in _parts(wanted):
         if part == ALL:
             matching = listed
-        elif re.search(r"[*?\[]", part):
+        elif _is_glob(part):
             matching = [tenant for tenant in listed if fnmatchcase(tenant, part)]
         else:
             matching = [part]
@@ -90,3 +102,11 @@ def selected(wanted: str, listed: Iterable[str]) -> list[str]:
             raise UnknownTenant(None, f"no tenant is listed{'' if part == ALL else f' that matches {part!r}'}")
         found.update(dict.fromkeys(matching))
     return list(found)
+
+
+def _parts(wanted: str) -> list[str]:
+    return [part.strip() for part in wanted.split(",")]
+
+
+def _is_glob(part: str) -> bool:
+    return re.search(r"[*?\[]", part) is not None

@@ -121,6 +121,19 @@ WHERE datname = current_database() AND usename = session_user AND backend_type =
     AND pid <> pg_backend_pid()
 """
 
+# What `router tenants` counts: the sessions of a server, of all users; whose they are is shown without any privilege.
+SESSIONS = """
+SELECT datname, usename, application_name, count(*)::int AS sessions
+FROM pg_stat_activity
+WHERE datname IS NOT NULL AND coalesce(backend_type, 'client backend') = 'client backend' AND pid <> pg_backend_pid()
+GROUP BY 1, 2, 3
+"""
+
+# What tells later, after a crash, whether the transaction it is asked in was committed: its number, and the timeline.
+TRANSACTION = f"SELECT pg_current_xact_id()::text, {_PRIMARYS_TIMELINE}"
+# In what state it is now; null when it is so old that nobody knows any more. Fails with 22023 if there was none yet.
+TRANSACTION_STATE = f"SELECT pg_xact_status(%s::text::xid8), {_PRIMARYS_TIMELINE}"
+
 TENANTS_CHANNEL = "router_tenant"
 """Where one hears of changes in a table of tenants: what is sent is the tenant's key, or nothing when it may be any."""
 
@@ -149,6 +162,18 @@ def tenants_of(table: str) -> str:
         The query.
     """
     return f"SELECT tenant FROM {table} ORDER BY tenant"
+
+
+def homes_of(table: str) -> str:
+    """Write the query for all tenants.
+
+    Args:
+        table: The table of tenants, as SQL writes it.
+
+    Returns:
+        The query.
+    """
+    return f"SELECT * FROM {table} ORDER BY tenant"
 
 
 def tenants_table(table: str) -> str:

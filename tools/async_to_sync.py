@@ -58,6 +58,7 @@ RENAMES = {
     "AWorker": "Worker",
     "acall": "call",
     "acan_spawn": "can_spawn",
+    "aconcurrently": "concurrently",
     "ajoin": "join",
     "asettled": "settled",
     "asleep": "sleep",

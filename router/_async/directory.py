@@ -77,6 +77,7 @@ class AsyncDirectory:
 
     Attributes:
         policy: How long an answer counts.
+        lists: Whether its source can list the tenants.
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class AsyncDirectory:
         self._table = source if isinstance(source, AsyncSqlSource) else None  # others are not the router's to close
         self._lookup: Any = getattr(source, "lookup", source)
         self._tenants = getattr(source, "tenants", None)
+        self.lists = self._tenants is not None
         self._read = read
         self._forgotten = forgotten
         self._guard = AGuard()  # guards all below

@@ -126,6 +126,7 @@ class AsyncRouting:
         self.writers: dict[Key, AsyncLane] = {}
         self._bases: dict[Like, AsyncLane] = {}  # what the lanes of tenants have in common
         self._targets: dict[Key, Target] = {}
+        self._forgotten = 0  # how often forget() was called
         self._gates: dict[str, AsyncGate] = {}
         self._guard = AGuard()  # guards the replacing of all of these, and what begins with the first request
         self._asked: set[Server] = set()  # those that a request asks now
@@ -180,7 +181,7 @@ class AsyncRouting:
             NotKnownYet: Where the tenant lives has to be asked.
             RouterClosed: The router was closed.
         """
-        lanes, bases = self.readers if read_only else self.writers, self._bases
+        lanes, bases, forgotten = self.readers if read_only else self.writers, self._bases, self._forgotten
         key: Key = version if tenant is None else (version, tenant)
         target = self.target(version, tenant)
         if not target.shared:
@@ -195,8 +196,10 @@ class AsyncRouting:
                 base = bases[like] = self._lane_over(target, read_only=read_only)
             lane = base.of(target, self._gate(target))
         lane.key = key
-        # If anything changed since `lanes` was looked up, it is no longer in use, and neither is this lane.
+        # If servers changed since `lanes` was looked up, it is no longer in use, and neither is this lane.
         lanes[key] = lane
+        if self._forgotten != forgotten:
+            lanes.pop(key, None)
         return lane
 
     def _lane_over(self, target: Target, *, read_only: bool) -> AsyncLane:
@@ -225,7 +228,7 @@ class AsyncRouting:
         if tenant is None:
             return resolve(self.topology, version)
         key: Key = (version, tenant)
-        targets = self._targets
+        targets, forgotten = self._targets, self._forgotten
         target = targets.get(key) if isinstance(tenant, str) else None
         if target is None:
             home, tenancy = None, self.topology.tenancy
@@ -234,6 +237,8 @@ class AsyncRouting:
                 if tenant not in tenancy.homes and (home := self.directory.known(tenant)) is None:
                     raise NotKnownYet
             target = targets[key] = resolve(self.topology, version, tenant, home)
+            if self._forgotten != forgotten:  # it may be from before
+                targets.pop(key, None)
         return target
 
     def forget(self, tenant: str | None) -> None:
@@ -243,6 +248,7 @@ class AsyncRouting:
             tenant: The tenant; ``None`` for all of them.
         """
         with self._guard:
+            self._forgotten += 1  # first: who has looked before stores nothing after this, or before what follows
             if tenant is None:
                 self._targets, self._bases, self.readers, self.writers = {}, {}, {}, {}
                 return

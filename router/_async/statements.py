@@ -11,6 +11,7 @@ import psycopg
 from psycopg.rows import tuple_row
 
 from router._async.pools import original_of
+from router._async.scripts import AsyncPooledConnection
 from router._runtime import AGuard, acall, asleep
 from router.errors import Unavailable
 from router.result import Result
@@ -202,7 +203,8 @@ def _passes(connection: AsyncConnection[Any], error: psycopg.Error) -> bool:
 
 
 async def _result(connection: AsyncConnection[TupleRow], query: QueryNoTemplate, params: Params | None) -> Result:
-    if not connection.autocommit:
+    # Behind a transaction pooler, a tenant is itself in transactions only: there it is one, committed with the block.
+    if not connection.autocommit and not (isinstance(connection, AsyncPooledConnection) and connection.prelude):
         await connection.set_autocommit(True)
     async with connection.cursor(row_factory=tuple_row) as cursor:
         await cursor.execute(query, params)

@@ -78,6 +78,7 @@ class Directory:
 
     Attributes:
         policy: How long an answer counts.
+        lists: Whether its source can list the tenants.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class Directory:
         self._table = source if isinstance(source, SqlSource) else None  # others are not the router's to close
         self._lookup: Any = getattr(source, "lookup", source)
         self._tenants = getattr(source, "tenants", None)
+        self.lists = self._tenants is not None
         self._read = read
         self._forgotten = forgotten
         self._guard = Guard()  # guards all below

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Self, TypeVar
 from router._runtime import survive_fork
 from router._sync.checkout import AskingCheckout, Checkout, ScopedCheckout, TrackedCheckout
 from router._sync.directory import Directory, SqlSource
+from router._sync.each import each, tenants_of
 from router._sync.routing import NotKnownYet, Routing
 from router._sync.statements import Statements
 from router.choose import Request
@@ -26,7 +27,7 @@ from router.settings import TENANT_KEYS, RouterSettings
 from router.topology import PoolPolicy, Role
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from types import TracebackType
 
     from psycopg import Connection
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from router._sync.checkout import Lane
     from router.choose import Route
     from router.events import Observer
+    from router.outcomes import Outcomes
     from router.result import Result
     from router.topology import Node, Target
 
@@ -246,6 +248,55 @@ class Router:
         """
         writing = partial(self._checkout, version=version, tenant=tenant, timeout=timeout, begin=False)
         return self._statements.run(function, writing, retries=retries)
+
+    def each(
+        self,
+        function: Function[[Connection[TupleRow], str], T],
+        *,
+        tenants: str | Iterable[str] | None = None,
+        version: str | None = None,
+        jobs: int = 8,
+        stop_on_error: bool = False,
+    ) -> Outcomes[T]:
+        """Call a function for each tenant, with a connection that writes: one transaction a tenant.
+
+        What fails for one tenant is rolled back and reported, and the others go on. Requests that the function makes
+        itself are the tenant's, too, as in :meth:`use`. It does not matter whether all find room in the budget: who
+        finds none waits until it is their turn.
+
+        Args:
+            function: Called with the connection and the tenant's key.
+            tenants: Keys; or a pattern as for ``router each --tenants``, such as ``"acme,eu-*"``; ``None`` for all that
+                the settings and the directory list.
+            version: As for :meth:`connection`. Of tenants that are not named by their keys, those who live there.
+            jobs: For how many tenants at the same time.
+            stop_on_error: Whether no further tenant is begun once one has failed.
+
+        Returns:
+            What the function returned or failed with, by tenant.
+
+        Raises:
+            UnknownVersion: There is no such version.
+            UnknownTenant: The pattern stands for nobody, the directory cannot list its tenants, or what was named is no
+                tenant's key; nothing has been done.
+            TenantLocked: A ``use(…, lock=True)`` around it is for another tenant; nothing has been done.
+            ValueError: ``jobs`` is less than 1.
+        """
+        if jobs < 1:
+            raise ValueError(f"jobs is {jobs}: it must be at least 1")
+        _, version = named(self, None, version)
+        keys = tenants_of(self._routing, tenants, version)
+        for key in keys:
+            with self.use(tenant=key):  # one that is not to be named here is refused before anything is done
+                pass
+        return each(
+            function,
+            keys,
+            within=lambda tenant: self.use(tenant=tenant, version=version),
+            borrow=lambda tenant: self.connection(version=version, tenant=tenant),
+            jobs=jobs,
+            stop_on_error=stop_on_error,
+        )
 
     def explain(
         self,

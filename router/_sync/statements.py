@@ -13,6 +13,7 @@ from psycopg.rows import tuple_row
 
 from router._runtime import Guard, call, sleep
 from router._sync.pools import original_of
+from router._sync.scripts import PooledConnection
 from router.errors import Unavailable
 from router.result import Result
 
@@ -201,7 +202,8 @@ def _passes(connection: Connection[Any], error: psycopg.Error) -> bool:
 
 
 def _result(connection: Connection[TupleRow], query: QueryNoTemplate, params: Params | None) -> Result:
-    if not connection.autocommit:
+    # Behind a transaction pooler, a tenant is itself in transactions only: there it is one, committed with the block.
+    if not connection.autocommit and not (isinstance(connection, PooledConnection) and connection.prelude):
         connection.set_autocommit(True)
     with connection.cursor(row_factory=tuple_row) as cursor:
         cursor.execute(query, params)

@@ -10,9 +10,9 @@ from typing import Annotated
 import psycopg
 import typer
 
-from router.cli import check, demo, dsn, explain, init, schema, status
+from router.cli import check, demo, dsn, each, explain, init, schema, status, tenants
 from router.cli._common import BAD_USAGE, FAILED
-from router.errors import ConfigError, RouterError, UnknownVersion
+from router.errors import ConfigError, RouterError, UnknownTenant, UnknownVersion
 from router.testing import ClusterError
 
 app = typer.Typer(
@@ -31,6 +31,8 @@ app.command()(status.status)
 app.command()(explain.explain)
 app.command()(dsn.dsn)
 app.command()(dsn.psql)
+app.command()(tenants.tenants)
+app.command()(each.each)
 app.command()(init.init)
 app.command()(schema.schema)
 
@@ -56,7 +58,7 @@ def run() -> None:
     """Run the command that the arguments name, and exit with its code."""
     try:
         app(prog_name="router")
-    except (ConfigError, UnknownVersion) as error:
+    except (ConfigError, UnknownVersion, UnknownTenant) as error:
         print(error, file=sys.stderr)
         sys.exit(BAD_USAGE)
     except (RouterError, ClusterError, psycopg.Error, OSError) as error:

@@ -29,6 +29,9 @@ Version: TypeAlias = Annotated[
     str | None,
     typer.Option("--version", metavar="KEY", help="A version or an alias.", show_default="default_version"),
 ]
+Tenant: TypeAlias = Annotated[
+    str | None, typer.Option("--tenant", metavar="KEY", help="A tenant.", show_default="none")
+]
 ReadOnly: TypeAlias = Annotated[bool, typer.Option("--read-only", help="For reading; without it, for writing.")]
 AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 

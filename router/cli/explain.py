@@ -7,19 +7,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from router.choose import Request, choose
-from router.cli._common import FAILED, AsJson, Config, ReadOnly, Version, load, print_json
+from router.cli._common import BAD_USAGE, FAILED, AsJson, Config, ReadOnly, Tenant, Version, fail, load, print_json
 from router.cli._look import Looker, learn
+from router.cli._tenants import named
+from router.errors import ConfigError
 from router.health import role_of, state_of
 from router.resolve import resolve
 
 if TYPE_CHECKING:
     from router.choose import Route
     from router.health import Health
+    from router.topology import Home
 
 
 def explain(
     *,
     version: Version = None,
+    tenant: Tenant = None,
     read_only: ReadOnly = False,
     offline: Annotated[
         bool, typer.Option("--offline", help="Connect to nobody: show what a router that just started knows.")
@@ -36,9 +40,20 @@ def explain(
     \b
     router explain --version v2 --read-only
     router explain --version live --offline
+    router explain --tenant acme
     """  # noqa: D301  (\b keeps the lines as they are)
-    topology = load(config).topology()
-    target = resolve(topology, version)
+    settings = load(config)
+    topology = settings.topology()
+    home: Home | None = None
+    if tenant is not None:
+        tenancy = topology.tenancy
+        if offline and tenancy and tenancy.directory.version is not None and tenant not in tenancy.homes:
+            fail(f"where tenant {tenant!r} lives, only the directory knows: leave --offline out", BAD_USAGE)
+        found = named(settings, topology, [tenant])[tenant]
+        if isinstance(found, ConfigError):
+            raise found
+        home = found
+    target = resolve(topology, version, tenant, home)
     health: Health = {}
     if not offline:
         nodes = dict.fromkeys(target.cluster.nodes, target.cluster)
@@ -60,6 +75,7 @@ def _as_json(route: Route, health: Health) -> dict[str, Any]:
     return {
         "requested": route.target.requested,
         "version": route.target.version,
+        "tenant": route.target.tenant,
         "read_only": route.read_only,
         "best": route.best,
         "nodes": [

@@ -12,7 +12,7 @@ import pytest
 
 from router import AsyncRouter, NoPrimary, NoReplica, Role, Server, Unavailable
 from router._async.pools import Reroute
-from router._async.routing import HURRIED
+from router._async.knowledge import HURRIED
 from router._runtime import asleep
 from tests.support import aall_of, aeventually, aoutside, port, run, settings
 
@@ -468,10 +468,10 @@ async def test_the_old_primary_serves_reads_once_it_has_rejoined(make_postgres_c
         async with router.connection() as connection:
             assert port(connection) == old.port
         await aoutside(old.kill)
-        routing = router._routing
+        known = router._routing.known
 
         async def hurried() -> bool:  # while there is no primary
-            return all(routing._pause(server) == HURRIED for server in routing.health if isinstance(server, Server))
+            return all(known._pause(server) == HURRIED for server in known.health if isinstance(server, Server))
 
         await aeventually(hurried)
         await aoutside(promote, new)

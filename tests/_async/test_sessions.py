@@ -16,7 +16,7 @@ import pytest
 from psycopg import AsyncConnection
 
 from router import AsyncRouter, NoReplica, TokenRefused, TransactionOutcomeUnknown
-from router._async.routing import HURRIED
+from router._async.knowledge import HURRIED
 from router._runtime import asleep
 from router.consistency import Position, Token
 from router.context import CURRENT
@@ -104,11 +104,11 @@ async def ready(router: AsyncRouter, *, quiet: bool = False) -> None:
     await aeventually(opened)
 
     async def still() -> bool:
-        routing = router._routing
-        servers = [node.server for node in routing.topology.versions["v1"].nodes]
+        known = router._routing.known
+        servers = [node.server for node in router._routing.topology.versions["v1"].nodes]
         # The last hurried look was decided on within a second after somebody waited, and begins soon after that.
-        calm = monotonic() > routing._wanted["v1"] + 1.0 + 5 * HURRIED
-        return calm and all(routing._pause(server) > HURRIED for server in servers)
+        calm = monotonic() > known._wanted["v1"] + 1.0 + 5 * HURRIED
+        return calm and all(known._pause(server) > HURRIED for server in servers)
 
     if quiet:
         await aeventually(still)

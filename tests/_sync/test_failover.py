@@ -13,8 +13,8 @@ import pytest
 
 from router import NoPrimary, NoReplica, Role, Router, Server, Unavailable
 from router._runtime import sleep
+from router._sync.knowledge import HURRIED
 from router._sync.pools import Reroute
-from router._sync.routing import HURRIED
 from tests.support import all_of, eventually, outside, port, run, settings
 
 if TYPE_CHECKING:
@@ -467,10 +467,10 @@ def test_the_old_primary_serves_reads_once_it_has_rejoined(make_postgres_cluster
         with router.connection() as connection:
             assert port(connection) == old.port
         outside(old.kill)
-        routing = router._routing
+        known = router._routing.known
 
         def hurried() -> bool:  # while there is no primary
-            return all(routing._pause(server) == HURRIED for server in routing.health if isinstance(server, Server))
+            return all(known._pause(server) == HURRIED for server in known.health if isinstance(server, Server))
 
         eventually(hurried)
         outside(promote, new)

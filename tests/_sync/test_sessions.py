@@ -18,7 +18,7 @@ from psycopg import Connection
 
 from router import NoReplica, Router, TokenRefused, TransactionOutcomeUnknown
 from router._runtime import sleep
-from router._sync.routing import HURRIED
+from router._sync.knowledge import HURRIED
 from router.consistency import Position, Token
 from router.context import CURRENT
 from tests.proxy import Proxy
@@ -105,11 +105,11 @@ def ready(router: Router, *, quiet: bool = False) -> None:
     eventually(opened)
 
     def still() -> bool:
-        routing = router._routing
-        servers = [node.server for node in routing.topology.versions["v1"].nodes]
+        known = router._routing.known
+        servers = [node.server for node in router._routing.topology.versions["v1"].nodes]
         # The last hurried look was decided on within a second after somebody waited, and begins soon after that.
-        calm = monotonic() > routing._wanted["v1"] + 1.0 + 5 * HURRIED
-        return calm and all(routing._pause(server) > HURRIED for server in servers)
+        calm = monotonic() > known._wanted["v1"] + 1.0 + 5 * HURRIED
+        return calm and all(known._pause(server) > HURRIED for server in servers)
 
     if quiet:
         eventually(still)

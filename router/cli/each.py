@@ -1,0 +1,306 @@
+"""``router each``: a command or SQL for many tenants, each done once, whatever is killed meanwhile."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+from collections import deque
+from contextlib import contextmanager
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
+from rich.text import Text
+
+from router import Router
+from router._runtime import concurrently
+from router.cli._common import BAD_USAGE, FAILED, AsJson, Config, console, fail, in_terminal, load, print_json, table
+from router.cli._journal import Journal, JournalError
+from router.cli._tenants import meant
+from router.cli._turn import CommandTurn, SqlTurn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from router import RouterSettings
+    from router.cli._turn import Failure, Turn
+
+WIDTH = 200
+"""How much is shown of what was said last, in characters."""
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_FOR_DIRECTORY = 2  # connections: one hears of changes, one asks
+
+# A statement that would end the transaction, or belongs to one that would; and texts in which it is none.
+_ENDS_TRANSACTION = re.compile(
+    r"\s*(BEGIN|START\s+TRANSACTION|COMMIT|END|ABORT|PREPARE\s+TRANSACTION|ROLLBACK(?!(\s+(WORK|TRANSACTION))?\s+TO\b))\b",
+    re.IGNORECASE,
+)
+_NO_STATEMENT = re.compile(
+    r"--[^\n]*|/\*.*?\*/|\bE'(?:[^'\\]|\\.)*'|'[^']*'|\"[^\"]*\"|\$(\w*)\$.*?\$\1\$|\bBEGIN\s+ATOMIC\b.*?\bEND\b",
+    re.IGNORECASE | re.DOTALL,
+)
+
+
+def each(
+    command: Annotated[
+        list[str] | None, typer.Argument(metavar="-- COMMAND", help="What to run, with its arguments.")
+    ] = None,
+    *,
+    pattern: Annotated[
+        str,
+        typer.Option(
+            "--tenants",
+            metavar="all|PATTERN",
+            help="All that are listed; or keys, and patterns (* ? [...]) of those listed, separated by commas.",
+        ),
+    ],
+    version: Annotated[
+        str | None,
+        typer.Option(
+            "--version",
+            metavar="KEY",
+            help="The version to work in; of patterns, those who live there.",
+            show_default="each tenant's first",
+        ),
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option("--sql", metavar="FILE", help="Instead of a command: SQL, a transaction a tenant.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="How many tenants at the same time.")] = 8,
+    canary: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Do so many first; if one of them fails, no others.")
+    ] = 0,
+    stop_on_error: Annotated[bool, typer.Option("--stop-on-error", help="Begin no other once one has failed.")] = False,
+    log: Annotated[Path, typer.Option(metavar="PATH", help="Where it is noted what is done.")] = Path(
+        "router-each.log"
+    ),
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where the run in the log stopped; what failed is tried again.")
+    ] = False,
+    redo: Annotated[
+        bool, typer.Option("--redo", help="With --resume: do again, too, what was cut off and may be done or not.")
+    ] = False,
+    as_json: AsJson = False,
+    config: Config = None,
+) -> None:
+    """Run a command for every tenant, or SQL.
+
+    The command finds the tenant's database, on the primary that can be written to now, in DATABASE_URL, and in PGHOST,
+    PGOPTIONS and so on, for programs that need no telling; the password in PGPASSWORD; and the key in ROUTER_TENANT.
+    Its session is the tenant's: search_path, role and row setting are startup options. It reads no input. SQL runs in
+    the session that the tenant's requests have; what cannot run in a transaction needs a command, such as psql.
+
+    Every tenant is done once. Ctrl-C or SIGTERM lets those finish that have begun; again, it leaves commands to
+    themselves, which note their end in the log all the same, also if this is killed. --resume waits for those.
+
+    \b
+    router each --tenants all --canary 3 -- alembic upgrade head
+    router each --tenants "eu-*,acme" --version v2 --sql backfill.sql
+    router each --tenants all --resume -- alembic upgrade head
+    """  # noqa: D301  (\b keeps the lines as they are)
+    if (file is None) == (not command):
+        fail("give either a command, after --, or SQL by --sql FILE", BAD_USAGE)
+    if redo and not resume:
+        fail("--redo is about what --resume finds: it needs --resume", BAD_USAGE)
+    text = None if file is None else _read(file)
+    if command and shutil.which(command[0]) is None:
+        fail(f"{command[0]} is not found, or cannot be run: name a program that is there", BAD_USAGE)
+    settings = load(config)
+    topology = settings.topology()
+    keys = list(meant(settings, topology, pattern, version))
+    what = f"--sql {file}" if command is None else command[0]
+    run = {"router": "each", "what": what, "run": _digest(command or text), "version": version}
+    screen = _Screen(log, as_json=as_json)
+    try:
+        journal = Journal(log, run, resume=resume, wait=lambda: screen.say("waiting for commands that still run ..."))
+    except JournalError as error:
+        fail(error, BAD_USAGE)
+    with Router(_limited(settings, jobs)) as router:
+        turn: Turn
+        if text is None:
+            turn = CommandTurn(router, version, journal, command or [], redo=redo)
+        else:
+            turn = SqlTurn(router, version, journal, text, redo=redo)
+        todo = [key for key in keys if journal.entries.get(key, {}).get("code") != 0]
+        turns = _Turns(turn, screen, stop_on_error=stop_on_error)
+        with screen.showing(len(todo)), turns.interruptible():
+            turns.take(todo[:canary], jobs)
+            if not turns.failures:
+                turns.take(todo[canary:], jobs)
+    left = [key for key in todo if key not in turns.taken]
+    if not left:
+        journal.note({"end": True})
+    journal.close()
+    screen.end(len(keys), turns.failures, left)
+    if turns.failures or left:
+        raise typer.Exit(FAILED)
+
+
+def _read(file: Path) -> str:
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        fail(f"{file} cannot be read: {error.strerror if isinstance(error, OSError) else 'it is not UTF-8'}", BAD_USAGE)
+    for statement in _NO_STATEMENT.sub(" ", text).split(";"):
+        if found := _ENDS_TRANSACTION.match(statement):
+            fail(
+                f"{file} has {found[1].upper()}, and for each tenant it is one transaction: leave that out, or run a "
+                f"command: router each ... -- psql -f {file}",
+                BAD_USAGE,
+            )
+    return text
+
+
+def _digest(what: object) -> str:
+    """Something to know a command or SQL by that says nothing of it: it may hold a secret."""
+    return sha256(json.dumps(what).encode()).hexdigest()[:16]
+
+
+def _limited(settings: RouterSettings, jobs: int) -> RouterSettings:
+    """The settings with as few connections as needed: commands open their own, which those here must not keep out."""
+    servers = {node.server for cluster in settings.topology().versions.values() for node in cluster.nodes}
+    needed = jobs + len(servers) + _FOR_DIRECTORY
+    return settings.model_copy(update={"max_connections": min(settings.max_connections, needed)})
+
+
+class _Turns:
+    """Tenants that are taken one after the other, several at a time.
+
+    Attributes:
+        taken: Those whose turn it was, and is over.
+        failures: Why of them some are not done.
+    """
+
+    def __init__(self, turn: Turn, screen: _Screen, *, stop_on_error: bool) -> None:
+        self.taken: set[str] = set()
+        self.failures: dict[str, Failure] = {}
+        self._turn = turn
+        self._screen = screen
+        self._stop_on_error = stop_on_error
+        self._todo: deque[str] = deque()
+        self._stopped = False
+
+    def take(self, tenants: Sequence[str], jobs: int) -> None:
+        """Let each have its turn, unless all is stopped before."""
+        if not self._stopped:
+            self._todo = deque(tenants)
+            concurrently(self._work, min(jobs, len(tenants)), self._todo.clear)
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Let a signal stop all that has not begun, for the length of a block; a second one, all."""
+        before = {number: signal.signal(number, self._interrupted) for number in _SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _interrupted(self, *_: object) -> None:
+        if self._stopped:
+            self._screen.say("leaving what still runs to itself: --resume finds out what became of it", last=True)
+            os._exit(FAILED)  # anything else would wait for it
+        self._stopped = True
+        self._todo.clear()
+        self._screen.say("stopping: what has begun is finished first; once more leaves it to itself")
+
+    def _work(self) -> None:
+        while self._todo:
+            try:
+                tenant = self._todo.popleft()
+            except IndexError:  # another thread took the last one
+                return
+            failure = self._turn.take(tenant, partial(self._screen.show, tenant))
+            self.taken.add(tenant)
+            if failure is not None:
+                self.failures[tenant] = failure
+                if self._stop_on_error:
+                    self._todo.clear()
+            self._screen.over(tenant, failure)
+
+
+class _Screen:
+    """What is shown: on a terminal with a bar, elsewhere in plain lines; on stderr when stdout is for JSON."""
+
+    def __init__(self, log: Path, *, as_json: bool) -> None:
+        self._log = log
+        self._as_json = as_json
+        self._guard = Lock()  # so that what is said for one tenant stays together
+        self._total = 0
+        self._over = 0
+        self._bar: Progress | None = None
+
+    @contextmanager
+    def showing(self, total: int) -> Iterator[None]:
+        """Show how far it is, for the length of a block."""
+        self._total = total
+        if self._as_json or not in_terminal():
+            yield
+            return
+        with Progress(BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console()) as self._bar:
+            self._bar.add_task("", total=total)
+            yield
+        self._bar = None
+
+    def say(self, line: str, *, last: bool = False) -> None:
+        """Say something on stderr, and if it is the last leave the terminal as it was."""
+        if last and self._bar is not None:
+            self._bar.stop()
+        print(line, file=sys.stderr, flush=True)
+
+    def show(self, tenant: str, lines: Iterable[str]) -> str:
+        """Show what was said for a tenant; the last of it."""
+        last = ""
+        with self._guard:
+            for line in lines:
+                last = line.strip() or last
+                self._line(f"{tenant} | {line}")
+        return last
+
+    def over(self, tenant: str, failure: Failure | None) -> None:
+        """Show that a tenant's turn is over."""
+        with self._guard:
+            self._over += 1
+            if self._bar is not None:
+                self._bar.advance(self._bar.task_ids[0])
+            if failure is not None:
+                self._line(f"{tenant}: failed: {failure.code}: {failure.text[:WIDTH]} ({self._over} of {self._total})")
+            elif self._bar is None:
+                self._line(f"{tenant}: done ({self._over} of {self._total})")
+
+    def end(self, count: int, failures: Mapping[str, Failure], left: Sequence[str]) -> None:
+        """Show what came of it all."""
+        done = count - len(failures) - len(left)
+        if self._as_json:
+            print_json(
+                {
+                    "ok": done == count,
+                    "log": str(self._log),
+                    "done": done,
+                    "failed": {tenant: failure._asdict() for tenant, failure in failures.items()},
+                    "left": left,
+                }
+            )
+            return
+        if failures:
+            shown = table("tenant", "code", "said last")
+            for tenant, failure in failures.items():
+                shown.add_row(tenant, failure.code, failure.text[:WIDTH])
+            console().print(shown)
+        go_on = "" if done == count else "; go on with --resume"
+        print(f"{done} of {count} done, {len(failures)} failed, {len(left)} left; log: {self._log}{go_on}")
+
+    def _line(self, line: str) -> None:
+        if self._bar is not None:
+            self._bar.console.print(Text(line), soft_wrap=True)
+        else:
+            print(line, file=sys.stderr if self._as_json else sys.stdout, flush=True)

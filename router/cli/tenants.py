@@ -1,0 +1,243 @@
+"""``router tenants``."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import islice
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import typer
+from psycopg.rows import class_row
+
+from router import sql
+from router.cli._common import FAILED, AsJson, Config, console, load, print_json, table
+from router.cli._look import Looker
+from router.cli._tenants import meant
+from router.errors import ConfigError, RouterError
+from router.health import Looked
+from router.outcomes import ALL
+from router.resolve import rendered, resolve
+from router.topology import DirectoryPolicy
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    import psycopg
+    from psycopg.rows import TupleRow
+
+    from router.topology import Cluster, Home, Node, Server, Target, Topology
+
+AT_ONCE = 64
+"""How many servers are asked at the same time: there may be thousands, when tenants have their own."""
+
+
+class _Alike(NamedTuple):
+    """Sessions of a server that are alike."""
+
+    datname: str
+    usename: str
+    application_name: str
+    sessions: int
+
+
+class _Tenant(NamedTuple):
+    """One tenant.
+
+    Attributes:
+        key: Its key.
+        home: Where it lives, with the keys of the first of its versions in their places; ``None`` if nobody can say.
+        targets: What requests for it resolve to, in each of its versions.
+        problem: Why nobody can say where it lives.
+    """
+
+    key: str
+    home: Home | None = None
+    targets: tuple[Target, ...] = ()
+    problem: str = ""
+
+    @property
+    def servers(self) -> list[str]:
+        """The servers of its own."""
+        cluster = None if self.home is None else self.home.cluster
+        return [] if cluster is None else [str(node.server) for node in cluster.nodes]
+
+
+def tenants(
+    pattern: Annotated[str, typer.Argument(help="Which, as for `router each --tenants`.")] = ALL,
+    *,
+    version: Annotated[
+        str | None,
+        typer.Option("--version", metavar="KEY", help="Those who live in it, and where there.", show_default="any"),
+    ] = None,
+    ddl: Annotated[
+        bool, typer.Option("--sql", help="List nobody: print how to make the table of [directory].")
+    ] = False,
+    timeout: Annotated[float, typer.Option(min=0.1, help="The most to wait for the servers, in seconds.")] = 5.0,
+    as_json: AsJson = False,
+    config: Config = None,
+) -> None:
+    """List the tenants: where each of them lives, and how many sessions it has now.
+
+    They are those that the settings list and those in the directory's table; who lives where [tenant_template] says
+    can be named. Sessions are what the servers count, over all processes: in a database or of a login that is one
+    tenant's alone, all of them; else those that a router opened, which are called "…/KEY" (application_name). Fails if
+    a server cannot be asked, or the directory says something wrong.
+
+    \b
+    router tenants
+    router tenants "eu-*,acme" --version v2 --json
+    router tenants --sql | router psql --version v2
+    """  # noqa: D301  (\b keeps the lines as they are)
+    settings = load(config)
+    topology = settings.topology()
+    if ddl:
+        directory = topology.tenancy.directory if topology.tenancy else DirectoryPolicy()
+        print(sql.tenants_table(directory.table), end="")
+        return
+    listed = [
+        _tenant(topology, key, home, version) for key, home in meant(settings, topology, pattern, version).items()
+    ]
+    seen, silent = _ask(listed, timeout)
+    sessions = _sessions(listed, seen)
+    problems = [f"{server} cannot be asked: {reason}" for server, reason in silent.items()]
+    problems += [f"{tenant.key}: {tenant.problem}" for tenant in listed if tenant.problem]
+    if as_json:
+        print_json(
+            {
+                "problems": problems,
+                "tenants": [_as_json(tenant, count) for tenant, count in zip(listed, sessions, strict=True)],
+            }
+        )
+    else:
+        _print(listed, sessions, problems)
+    if problems:
+        raise typer.Exit(FAILED)
+
+
+def _tenant(topology: Topology, key: str, home: Home | ConfigError, version: str | None) -> _Tenant:
+    if isinstance(home, ConfigError):
+        return _Tenant(key, problem="; ".join(home.problems))
+    versions: Sequence[str | None] = (version,)
+    if version is None:
+        versions = home.versions or (tuple(topology.versions) if home.cluster is None else (None,))
+    try:
+        targets = tuple(resolve(topology, one, key, home) for one in versions)
+    except RouterError as error:
+        return _Tenant(key, problem=str(error))
+    first = versions[0] or ""
+    return _Tenant(key, rendered(home, key, topology.aliases.get(first, first)), targets)
+
+
+def _ask(listed: Iterable[_Tenant], timeout: float) -> tuple[dict[Server, list[_Alike]], dict[Server, str]]:
+    """Ask every server for its sessions, and say of those that do not tell them why."""
+    places: dict[Server, tuple[Node, Cluster]] = {}
+    for tenant in listed:
+        for target in tenant.targets:
+            cluster = target.watched or target.cluster
+            for node in cluster.nodes:
+                places.setdefault(node.server, (node, cluster))
+    seen: dict[Server, list[_Alike]] = {}
+    silent: dict[Server, str] = {}
+    left = iter(places.values())
+    while batch := dict(islice(left, AT_ONCE)):
+        for node, look in Looker(batch, _count).look(timeout).items():
+            if look.answer is not None:
+                seen[node.server] = look.answer
+            else:
+                silent[node.server] = look.error if isinstance(look.seen, Looked) else look.seen.reason
+    return seen, silent
+
+
+def _count(connection: psycopg.Connection[TupleRow]) -> list[_Alike]:
+    return connection.cursor(row_factory=class_row(_Alike)).execute(sql.SESSIONS).fetchall()
+
+
+def _sessions(listed: Sequence[_Tenant], seen: Mapping[Server, Sequence[_Alike]]) -> list[int | None]:
+    """Count the sessions of each tenant; ``None`` where none of its servers could be asked."""
+    found: Counter[tuple[Server, str, str, str]] = Counter()  # by database, login and tenant; empty for any
+    for server, kinds in seen.items():
+        for kind in kinds:
+            tenant = kind.application_name.rpartition("/")[2]
+            for datname in ("", kind.datname):
+                for usename, called in (("", ""), (kind.usename, ""), ("", tenant)):
+                    found[server, datname, usename, called] += kind.sessions
+    places = [_places(tenant) for tenant in listed]
+    tenants_at = Counter(place for own in places for place in own)
+
+    def count(tenant: _Tenant, place: tuple[Server, str, str]) -> int:
+        server, datname, _ = place
+        home = tenant.home
+        alone = home is not None and tenants_at[place] == 1 and (home.user or home.database or home.cluster)
+        return found[(*place, "")] if alone and datname else found[server, datname, "", tenant.key]
+
+    return [
+        sum(count(tenant, place) for place in own) if any(server in seen for server, _, _ in own) else None
+        for tenant, own in zip(listed, places, strict=True)
+    ]
+
+
+def _places(tenant: _Tenant) -> set[tuple[Server, str, str]]:
+    """The servers and databases where a tenant has its sessions, and the login if that is its own."""
+    found = set()
+    for target in tenant.targets:
+        for node in target.cluster.nodes:
+            params = dict(node.params)
+            own = tenant.home.user if tenant.home else ""
+            found.add((node.server, params.get("dbname") or params.get("user", ""), own))
+    return found
+
+
+def _print(listed: Sequence[_Tenant], sessions: Sequence[int | None], problems: Sequence[str]) -> None:
+    screen = console()
+    shown = table("tenant", "version", "lives in", "pooling", "sessions", numbers=("sessions",))
+    for tenant, count in zip(listed, sessions, strict=True):
+        home = tenant.home
+        if home is None:
+            shown.add_row(tenant.key, "", "unknown", "", "")
+            continue
+        place = ", ".join(
+            f"{kind} {value}"
+            for kind, value in (
+                ("servers", ", ".join(tenant.servers)),
+                ("database", home.database),
+                ("user", home.user),
+                ("schema", ", ".join(home.schema)),
+                ("role", home.role),
+                ("row", home.row),
+            )
+            if value
+        )
+        shown.add_row(tenant.key, ", ".join(_versions(tenant)), place, _pooling(tenant), _shown(count))
+    screen.print(shown)
+    for problem in problems:
+        screen.print(f"- {problem}", style="red", soft_wrap=True)
+    screen.print(f"{len(listed)} tenant{'' if len(listed) == 1 else 's'}", style="bold")
+
+
+def _versions(tenant: _Tenant) -> list[str]:
+    return [target.requested for target in tenant.targets if target.requested]
+
+
+def _pooling(tenant: _Tenant) -> str:
+    return "shared" if any(target.shared for target in tenant.targets) else "dedicated"
+
+
+def _shown(count: int | None) -> str:
+    return "" if count is None else str(count)
+
+
+def _as_json(tenant: _Tenant, count: int | None) -> dict[str, Any]:
+    home = tenant.home
+    return {
+        "tenant": tenant.key,
+        "versions": _versions(tenant),
+        "servers": tenant.servers,
+        "database": (home and home.database) or None,
+        "user": (home and home.user) or None,
+        "schema": list(home.schema) if home else [],
+        "role": (home and home.role) or None,
+        "row": (home and home.row) or None,
+        "pooling": home and _pooling(tenant),
+        "sessions": count,
+        "problem": tenant.problem or None,
+    }

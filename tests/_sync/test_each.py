@@ -1,0 +1,245 @@
+# Generated from tests/_async/test_each.py by tools/async_to_sync.py: do not edit.
+"""A function called for each tenant."""
+
+from __future__ import annotations
+
+import asyncio
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, LiteralString
+
+import psycopg
+import pytest
+
+from router import Router, UnknownTenant, UnknownVersion
+from router._runtime import Flag
+from router.errors import DirectoryUnavailable, TenantLocked
+from tests.support import PATIENCE, new_name, run, settings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from psycopg.rows import TupleRow
+
+    from router.testing import PostgresCluster
+
+COUNT = 6
+
+
+class World:
+    """Tenants with a schema each, listed in this order, and a table that all of them can write to."""
+
+    def __init__(self, cluster: PostgresCluster) -> None:
+        self.dsn = cluster.dsn()
+        self.table: LiteralString = new_name()
+        self.keys: list[LiteralString] = [new_name() for _ in range(COUNT)]
+        run(self.dsn, *(f"CREATE SCHEMA {key}" for key in self.keys), f"CREATE TABLE {self.table} (tenant text)")
+
+    def router(self, directory: Any = None, **arguments: Any) -> Router:
+        listed = {"tenants": {key: {"schema": key} for key in self.keys}}
+        options = {"pool": {"timeout": PATIENCE}, "health": {"interval": 3600}, **listed, **arguments}
+        return Router(settings(primary=self.dsn, **options), directory=directory)
+
+    def add(self, connection: psycopg.Connection[TupleRow], tenant: str) -> str:
+        [(schema,)] = connection.execute("SELECT current_schema()").fetchall()
+        connection.execute(f"INSERT INTO public.{self.table} VALUES (%s)".encode(), [tenant])
+        return str(schema)
+
+    def added(self) -> list[str]:
+        return [tenant for (tenant,) in run(self.dsn, f"SELECT tenant FROM {self.table} ORDER BY ctid")]
+
+
+@pytest.fixture
+def world(cluster: PostgresCluster) -> World:
+    return World(cluster)
+
+
+@pytest.mark.parametrize("pooling", ["dedicated", "shared"])
+def test_each_tenant_has_its_own_session_and_all_of_them_their_turn_in_a_tight_budget(
+    world: World, pooling: str
+) -> None:
+    with world.router(max_connections=3, tenancy={"pooling": pooling}) as router:
+        outcomes = router.each(world.add, jobs=COUNT)
+    assert list(outcomes.values.items()) == [(key, key) for key in world.keys]
+    assert (outcomes.errors, outcomes.left, outcomes.check()) == ({}, (), outcomes.values)
+    assert sorted(world.added()) == sorted(world.keys)
+
+
+def test_one_that_fails_is_rolled_back_and_the_others_go_on(world: World) -> None:
+    failing = world.keys[2]
+
+    def work(connection: psycopg.Connection[TupleRow], tenant: str) -> None:
+        world.add(connection, tenant)
+        if tenant == failing:
+            connection.execute("SELECT 1 / 0")
+
+    with world.router() as router:
+        outcomes = router.each(work)
+    assert list(outcomes.values) == [key for key in world.keys if key != failing]
+    assert list(outcomes.errors) == [failing]
+    assert sorted(world.added()) == sorted(outcomes.values)
+    assert repr(outcomes) == f"Outcomes: 5 tenants done, 1 failed\n  {failing}: DivisionByZero: division by zero"
+    with pytest.raises(ExceptionGroup, match="5 tenants done, 1 failed") as raised:
+        outcomes.check()
+    (error,) = raised.value.exceptions
+    assert isinstance(error, psycopg.errors.DivisionByZero)
+    assert error.__notes__ == [f"for tenant {failing!r}"]
+
+
+def test_nothing_is_begun_after_a_failure_if_that_is_asked_for(world: World) -> None:
+    def work(connection: psycopg.Connection[TupleRow], tenant: str) -> None:
+        world.add(connection, tenant)
+        if tenant == world.keys[1]:
+            raise ZeroDivisionError
+
+    with world.router() as router:
+        outcomes = router.each(work, jobs=1, stop_on_error=True)
+    assert list(outcomes.values) == world.keys[:1]
+    assert list(outcomes.errors) == world.keys[1:2]
+    assert outcomes.left == tuple(world.keys[2:])
+    assert world.added() == world.keys[:1]
+
+
+def test_so_many_at_a_time_and_no_more(world: World) -> None:
+    running: set[str] = set()
+    most = []
+    everybody = Flag()
+
+    def work(connection: psycopg.Connection[TupleRow], tenant: str) -> None:
+        running.add(tenant)
+        most.append(len(running))
+        if len(running) == 3:
+            everybody.set()
+        assert everybody.wait_for(PATIENCE)
+        running.discard(tenant)
+
+    with world.router() as router:
+        outcomes = router.each(work, jobs=3)
+        assert (outcomes.errors, max(most)) == ({}, 3)
+        with pytest.raises(ValueError, match="jobs is 0"):
+            router.each(work, jobs=0)
+
+
+def test_who_is_meant(world: World) -> None:
+    one, two, *_ = world.keys
+
+    def who(tenants: Any) -> list[str]:
+        with world.router(tenant_template={"schema": "{tenant}"}) as router:
+            outcomes = router.each(world.add, tenants=tenants)
+            assert outcomes.errors == {}
+            return list(outcomes.values)
+
+    other = new_name()
+    run(world.dsn, f"CREATE SCHEMA {other}")
+    assert who("all") == world.keys
+    assert who("*") == world.keys
+    assert who(f"{two}, {one[:-1]}[{one[-1]}],{two}") == [two, one]
+    assert who(iter([two, one, two])) == [two, one]
+    assert who(f"{other},{one}") == [other, one], "it need not be listed"
+    assert who([]) == []
+    with pytest.raises(UnknownTenant, match=r"no tenant is listed that matches 'nobody\*'"):
+        who(f"{one},nobody*")
+
+
+def test_nothing_is_done_if_one_of_them_cannot_be_meant(world: World) -> None:
+    with world.router() as router:
+        for tenants in (f"{world.keys[0]},No Key", [world.keys[0], "../"], [world.keys[0], 7]):
+            with pytest.raises(UnknownTenant, match="a key looks like"):
+                router.each(world.add, tenants=tenants)  # type: ignore[arg-type]
+        with pytest.raises(UnknownVersion):
+            router.each(world.add, version="v7")
+        with router.use(tenant=world.keys[0], lock=True):
+            with pytest.raises(TenantLocked):
+                router.each(world.add)
+            assert list(router.each(world.add, tenants=[world.keys[0]]).values) == world.keys[:1]
+        outcomes = router.each(world.add, tenants=["nobody"])
+    assert isinstance(outcomes.errors["nobody"], UnknownTenant)
+    assert world.added() == world.keys[:1]
+
+
+def test_there_must_be_tenants(world: World) -> None:
+    with Router(settings(primary=world.dsn)) as router:
+        with pytest.raises(UnknownTenant, match="the settings have no tenants"):
+            router.each(world.add)
+
+
+def test_of_those_who_are_listed_the_ones_that_live_in_the_version(world: World) -> None:
+    listed = {
+        key: {"schema": key, "version": ["v1", "v2"] if place % 2 else "v1"} for place, key in enumerate(world.keys)
+    }
+    versions = {"v1": {"primary": world.dsn}, "v2": {"primary": world.dsn}}
+    one, two, *_ = world.keys
+    with Router(settings(versions=versions, aliases={"new": "v2"}, tenants=listed)) as router:
+        assert list(router.each(world.add, version="new").values) == world.keys[1::2]
+        assert list(router.each(world.add, version="v1").values) == world.keys
+        with router.use(version="v2"):
+            assert list(router.each(world.add).values) == world.keys[1::2]
+        outcomes = router.each(world.add, tenants=f"{one},{two}", version="v2")
+    assert list(outcomes.values) == [two]
+    assert "lives in 'v1', not in 'v2'" in str(outcomes.errors[one])
+
+
+class Table:
+    """A directory in memory that can list its tenants."""
+
+    def __init__(self, homes: Mapping[str, Any]) -> None:
+        self.homes = homes
+
+    def lookup(self, tenant: str) -> Mapping[str, Any] | None:
+        home = self.homes.get(tenant)
+        if isinstance(home, Exception):
+            raise home
+        return home
+
+    def tenants(self) -> Sequence[str]:
+        return list(self.homes)
+
+
+def test_those_of_the_directory_come_after_those_of_the_settings(world: World) -> None:
+    own, *others = world.keys
+    homes: dict[str, Any] = {key: {"schema": key, "version": "v1"} for key in others}
+    homes[others[0]] = OSError("gone")
+    homes[others[1]] = {"schema": others[1], "version": "v2"}
+    versions = {"v1": {"primary": world.dsn}, "v2": {"primary": world.dsn}}
+    configured = settings(versions=versions, tenants={own: {"schema": own}}, tenancy={})
+    with Router(configured, directory=Table(homes)) as router:
+        outcomes = router.each(world.add)
+        assert list(outcomes.values) == [own, *others[1:]]
+        assert isinstance(outcomes.errors[others[0]], DirectoryUnavailable)
+        outcomes = router.each(world.add, version="v1")
+        assert list(outcomes.values) == [own, *others[2:]]
+        assert list(outcomes.errors) == others[:1], "where it lives is not known: that must be seen"
+
+
+def test_a_directory_that_cannot_list_its_tenants_does_not_pass_for_one_without(world: World) -> None:
+    homes = {key: {"schema": key} for key in world.keys}
+    with world.router(homes.get, tenants={}, tenancy={}) as router:
+        with pytest.raises(UnknownTenant, match="cannot list its tenants"):
+            router.each(world.add)
+        assert list(router.each(world.add, tenants=",".join(world.keys)).values) == world.keys
+
+
+def test_what_the_function_asks_for_itself_is_the_tenants_too_and_it_has_the_callers_context(
+    world: World,
+) -> None:
+    mine: ContextVar[str] = ContextVar("mine", default="nobody's")
+
+    def work(connection: psycopg.Connection[TupleRow], tenant: str) -> tuple[str, Any]:
+        return mine.get(), router.execute("SELECT current_schema()").value
+
+    mine.set("the caller's")
+    with world.router() as router:
+        outcomes = router.each(work)
+        assert outcomes.check() == {key: ("the caller's", key) for key in world.keys}
+        with pytest.raises(UnknownTenant):
+            router.execute("SELECT 1")
+
+
+def test_what_is_no_error_of_a_tenants_ends_all_of_it(world: World) -> None:
+    def work(connection: psycopg.Connection[TupleRow], tenant: str) -> None:
+        world.add(connection, tenant)
+        raise asyncio.CancelledError
+
+    with world.router() as router:
+        with pytest.raises(asyncio.CancelledError):
+            router.each(work, jobs=1)
+    assert world.added() == []
