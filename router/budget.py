@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
-    from collections.abc import Set as AbstractSet
 
     from router.topology import Server
 
@@ -212,9 +211,7 @@ def room(limits: Limits, taken: Sequence[Claim], claim: Claim) -> bool:
     return _Count(limits, taken, ()).full(claim, 0) is None
 
 
-def next_in_line(
-    waiting: Sequence[str], held: Mapping[str, int], limit: int, *, barred: AbstractSet[str] = frozenset()
-) -> int | None:
+def next_in_line(waiting: Sequence[str], held: Mapping[str, int], limit: int) -> int | None:
     """Choose who is served next: the first whose holder is below its share, else the first.
 
     Args:
@@ -222,18 +219,16 @@ def next_in_line(
         held: How many connections each holder has, the one that has just come back still counted as its last one's:
             else, whoever gives one back would have one fewer than all others. Holders that have none are left out.
         limit: How many connections they share.
-        barred: Holders that must not have another one now, such as those at their cap.
 
     Returns:
-        The place in ``waiting``; ``None`` when nobody may be served.
+        The place in ``waiting``; ``None`` when nobody waits.
     """
     holders = set(waiting)
     fair = share(limit, held.keys() | holders)
     sated = {holder for holder, number in held.items() if number >= fair}
-    for passed_over in (sated | barred, barred):
-        if not holders <= passed_over:
-            return next(index for index, holder in enumerate(waiting) if holder not in passed_over)
-    return None
+    if holders <= sated:
+        return 0 if waiting else None
+    return next(index for index, holder in enumerate(waiting) if holder not in sated)
 
 
 def grant(limits: Limits, taken: Sequence[Claim], waiting: Sequence[Claim]) -> int | None:

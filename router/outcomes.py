@@ -87,7 +87,7 @@ def selected(wanted: str, listed: Iterable[str]) -> list[str]:
         Their keys, each once, in the order of the parts, and of the list.
 
     Raises:
-        UnknownTenant: A part stands for nobody.
+        UnknownTenant: A pattern matches nobody.
     """
     listed = list(listed)
     found: dict[str, None] = {}
@@ -98,8 +98,8 @@ def selected(wanted: str, listed: Iterable[str]) -> list[str]:
             matching = [tenant for tenant in listed if fnmatchcase(tenant, part)]
         else:
             matching = [part]
-        if not matching:
-            raise UnknownTenant(None, f"no tenant is listed{'' if part == ALL else f' that matches {part!r}'}")
+        if not matching and part != ALL:
+            raise UnknownTenant(None, f"no tenant is listed that matches {part!r}")
         found.update(dict.fromkeys(matching))
     return list(found)
 

@@ -1,20 +1,29 @@
-"""A transaction pooler: what PgBouncer is to its clients, as far as they can tell."""
+"""A transaction pooler: what PgBouncer is to its clients, as far as they can tell; and PgBouncer itself."""
 
 from __future__ import annotations
 
+import os
+import select
+import shutil
 import socket
 import struct
+import subprocess
+import tempfile
 import threading
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
+from tests.support import eventually
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 _PROTOCOL = 196608
 _CANCEL = 80877102
 _ENCRYPTIONS = (80877103, 80877104)  # TLS, GSSAPI
 _ANSWERED_BY_READY = b"QSF"  # Query, Sync, FunctionCall
+_READY = b"Z\0\0\0\5"
 
 
 class Pooler:
@@ -29,7 +38,6 @@ class Pooler:
     Attributes:
         host: Its own address.
         port: Its own port.
-        transactions: How often it has lent a server process.
     """
 
     def __init__(self, target_host: str, target_port: int) -> None:
@@ -38,7 +46,6 @@ class Pooler:
         self._servers: dict[tuple[bytes, bytes], _Server] = {}
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=100)
         self.host, self.port = self._listener.getsockname()
-        self.transactions = 0
 
     def __enter__(self) -> Self:
         threading.Thread(target=self._accept, daemon=True).start()
@@ -81,7 +88,6 @@ class Pooler:
                 if message[:1] == b"X":
                     return
                 with server.lent:
-                    self.transactions += 1
                     server.serve(client, stream, message)
 
 
@@ -97,13 +103,14 @@ class _Stream:
         return code, self._take(length - 8)
 
     def message(self) -> bytes:
-        kind = self._take(5)
-        (length,) = struct.unpack("!i", kind[1:])
-        return kind + self._take(length - 4)
+        head = self._take(5)
+        return head + self._take(int.from_bytes(head[1:]) - 4)
 
-    def ready(self) -> bool:
-        """Whether a further message has come already, as far as is known without waiting."""
-        return bool(self._read)
+    def messages(self) -> Iterator[bytes]:
+        """The next one, and what has come with it."""
+        yield self.message()
+        while len(self._read) > 4 and len(self._read) > int.from_bytes(self._read[1:5]):
+            yield self.message()
 
     def _take(self, size: int) -> bytes:
         while len(self._read) < size:
@@ -126,43 +133,88 @@ class _Server:
         user, database = login
         params = b"\0".join((b"user", user, b"database", database, b"", b""))
         self._connection.sendall(struct.pack("!ii", len(params) + 8, _PROTOCOL) + params)
-        self.welcome = b"".join(self._until_ready())
+        self.welcome = b""
+        while not self.welcome.endswith(_READY + b"I"):
+            self.welcome += self._stream.message()
 
     def serve(self, client: socket.socket, stream: _Stream, message: bytes) -> None:
         """Let a client have it until its transaction is over."""
-        owed, status = 0, b"I"
+        owed, over, said = 0, False, [message]
         try:
-            while True:
-                while True:  # what comes in one go is answered in one go
-                    owed += message[:1] in _ANSWERED_BY_READY
-                    self._connection.sendall(message)
-                    if owed and not stream.ready():
-                        break
-                    message = stream.message()
-                while owed:
-                    answers = list(self._until_ready())
-                    client.sendall(b"".join(answers))
-                    owed, status = owed - 1, answers[-1][5:]
-                if status == b"I":
-                    return
-                message = stream.message()
-                if message[:1] == b"X":
-                    raise EOFError
+            while not over:
+                for word in said:
+                    if word[:1] == b"X":
+                        raise EOFError
+                    self._connection.sendall(word)
+                    owed += word[:1] in _ANSWERED_BY_READY
+                ready, _, _ = select.select([client, self._connection], [], [])
+                said = list(stream.messages()) if client in ready else []
+                for answer in self._stream.messages() if self._connection in ready else ():
+                    client.sendall(answer)
+                    owed -= answer[:5] == _READY
+                    over = answer == _READY + b"I" and not owed and not said
         except (OSError, EOFError):
             # The client is gone in the middle of it.
-            for _ in range(owed):
-                list(self._until_ready())
             query = b"ROLLBACK\0"
-            self._connection.sendall(b"Q" + struct.pack("!i", len(query) + 4) + query)
-            list(self._until_ready())
+            self._connection.sendall(b"S\0\0\0\4" + b"Q" + struct.pack("!i", len(query) + 4) + query)
+            owed += 2
+            while owed:
+                owed -= self._stream.message()[:5] == _READY
             raise
 
     def close(self) -> None:
         self._connection.close()
 
-    def _until_ready(self) -> Iterator[bytes]:
-        while True:
-            message = self._stream.message()
-            yield message
-            if message[:1] == b"Z":
-                return
+
+class PgBouncer:
+    """The program, as it is installed; a context manager. It, too, has one server process a database and user.
+
+    Args:
+        target_host: The server's address.
+        target_port: The server's port.
+        users: Who may log in.
+
+    Attributes:
+        host: Its own address.
+        port: Its own port.
+    """
+
+    def __init__(self, target_host: str, target_port: int, users: Iterable[str]) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.host, self.port = free.getsockname()
+        self._home = Path(tempfile.mkdtemp(prefix="pgbouncer"))
+        self._home.chmod(0o755)  # PgBouncer does not run as root
+        (self._home / "users").write_text("".join(f'"{user}" ""\n' for user in users))
+        (self._home / "ini").write_text(f"""
+[databases]
+* = host={target_host} port={target_port}
+[pgbouncer]
+listen_addr = {self.host}
+listen_port = {self.port}
+unix_socket_dir =
+auth_type = trust
+auth_file = {self._home / "users"}
+pool_mode = transaction
+default_pool_size = 1
+ignore_startup_parameters = extra_float_digits, options
+""")
+
+    def __enter__(self) -> Self:
+        program = shutil.which("pgbouncer")
+        assert program is not None, "--pooler=pgbouncer, and none is installed"
+        as_somebody = ["-u", "nobody"] if os.geteuid() == 0 else []
+        self._process = subprocess.Popen([program, "-q", *as_somebody, str(self._home / "ini")])
+
+        def listens() -> bool:
+            with suppress(OSError), socket.create_connection((self.host, self.port)):
+                return True
+            return False
+
+        eventually(listens)
+        return self
+
+    def __exit__(self, *_: object) -> Literal[False]:
+        self._process.terminate()
+        self._process.wait()
+        shutil.rmtree(self._home)
+        return False

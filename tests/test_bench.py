@@ -5,13 +5,19 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from typing import TYPE_CHECKING
 
+import psycopg
 import pytest
 
-from bench import failover
+from bench import failover, tenants
 from bench.__main__ import ROWS, main
 from bench.failover import Tally
 from bench.figures import Bar, Figure, ratio
+from bench.tenants import Held, Request
+
+if TYPE_CHECKING:
+    from router.testing import PostgresCluster
 
 FIGURES = (
     Figure("one", 1, "round trips", bar=Bar("exactly", 1)),
@@ -33,6 +39,12 @@ def test_round_trips_are_what_is_promised(capsys: pytest.CaptureFixture[str]) ->
     assert {figure["what"]: figure["value"] for figure in figures} == {
         "router: one indexed SELECT, read_only": 1,
         "router: a write of one statement": 3,
+        "router: tenant's SELECT, dedicated": 1,
+        "router: tenant's write + token, dedicated": 3,
+        "router: tenant's SELECT, shared": 1,
+        "router: tenant's write + token, shared": 3,
+        "router: tenant's SELECT, other's before": 2,
+        "router: tenant's write + token, other's before": 3,
         "psycopg_pool: one indexed SELECT": 3,
         "psycopg_pool: a write of one statement": 3,
     }
@@ -85,6 +97,8 @@ def test_a_ratio_is_the_same_on_a_machine_that_changes_its_pace() -> None:
 def test_bars() -> None:
     assert Bar("at most", 0.9).holds(0.9)
     assert not Bar("at most", 0.9).holds(0.91)
+    assert Bar("at least", 0.9).holds(0.9)
+    assert not Bar("at least", 0.9).holds(0.89)
     assert Bar("exactly", 3).holds(3)
     assert not Bar("exactly", 3).holds(2)
 
@@ -118,3 +132,63 @@ def test_a_router_that_never_writes_again_and_fails_reads_does_not_hold_its_bars
     never = Tally(written=[(9.1, 0, 5431)], read_errors=Counter(NoReplica=1))
     figures = failover.compare({"router": never}, 5432, 10.25, [("router", 0)])
     assert [figure.what for figure in figures if not figure.holds] == ["write gap: router", "reads failed: router"]
+
+
+def test_what_takes_minutes_is_measured_only_when_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ROWS:
+        monkeypatch.setitem(ROWS, name, lambda: FIGURES[:1])
+    main(["--json"])
+    assert [figure["row"] for figure in json.loads(capsys.readouterr().out)] == [*ROWS][:-1]
+    main(["tenants", "--json"])
+    assert [figure["row"] for figure in json.loads(capsys.readouterr().out)] == ["tenants"]
+
+
+async def test_connections_are_counted_where_psycopg_opens_them(cluster: PostgresCluster) -> None:
+    held, dsn = Held(), cluster.dsn()
+    with held.counting():
+        with psycopg.Connection.connect(dsn), psycopg.Connection.connect(dsn):
+            pass
+        async with await psycopg.AsyncConnection.connect(dsn):
+            with psycopg.Connection.connect(dsn):
+                with pytest.raises(psycopg.OperationalError, match="does not exist"):  # it counts while it is tried
+                    psycopg.Connection.connect(cluster.dsn("nowhere"))
+                assert held.most == {"postgres": 3}
+                with psycopg.Connection.connect(dsn):
+                    pass
+    assert held.most == {"postgres": 3}
+    psycopg.Connection.connect(dsn).close()
+    assert held.most == {"postgres": 3}
+
+
+def test_a_cap_that_breaks_a_request_that_fails_and_a_slow_router_do_not_hold_their_bars() -> None:
+    waits = [0.001] * 99
+    good = tenants.Tally(rates=[90.0, 180.0, 45.0], waits=waits, held=50, seen=55, samples=9, threads=7)
+    plain = tenants.Tally(rates=[100.0, 200.0, 50.0], waits=waits, errors=["PoolTimeout"], held=60, seen=60)
+    assert [
+        figure.what for figure in tenants.compare("all", {"router": good, "plain": plain}) if not figure.holds
+    ] == []
+    bad = tenants.Tally(
+        rates=[80.0, 170.0, 44.0], waits=waits, errors=["PoolExhausted"], strangers=[Request("t1", 1, writes=False)],
+        held=51, seen=56,
+    )  # fmt: skip
+    assert [figure.what for figure in tenants.compare("all", {"router": bad, "plain": plain}) if not figure.holds] == [
+        "all, served: router",
+        "all, failed: router",
+        "all, another tenant's row: all",
+        "all, held: router",
+        "all, pg_stat_activity: router",
+    ]
+
+
+def test_of_those_beside_a_flood_the_slowest_counts() -> None:
+    calm = {"t1": [0.01] * 100, "t2": [0.02] * 100}
+    flooded = {"t1": [0.02] * 100, "t2": [0.02] * 100}
+    others, flood = tenants.compare_flood("shared", calm, flooded, 1000)
+    assert others.value == pytest.approx(2.0)
+    assert others.holds
+    assert flood.value == pytest.approx(10.0)
+    others, _ = tenants.compare_flood("shared", calm, flooded | {"t2": [0.02] * 90 + [0.07] * 10}, 1000)
+    assert others.value == pytest.approx(3.5)
+    assert not others.holds

@@ -128,24 +128,20 @@ def test_shares_are_equal_as_large_as_they_can_be_and_at_least_one(limit: int, h
     st.lists(st.sampled_from(HOLDERS), max_size=12),
     st.dictionaries(st.sampled_from(HOLDERS), st.integers(1, 5)),
     st.integers(1, 12),
-    st.sets(st.sampled_from(HOLDERS)),
 )
 def test_the_next_in_line_is_the_first_below_its_share_or_the_first(
-    waiting: list[str], held: dict[str, int], limit: int, barred: set[str]
+    waiting: list[str], held: dict[str, int], limit: int
 ) -> None:
-    chosen = next_in_line(waiting, held, limit, barred=barred)
+    chosen = next_in_line(waiting, held, limit)
     fair = share(limit, {*waiting, *held})
-    may = [index for index, holder in enumerate(waiting) if holder not in barred]
-    below = [index for index in may if held.get(waiting[index], 0) < fair]
-    assert chosen == next(iter(below + may), None)
+    below = [index for index, holder in enumerate(waiting) if held.get(holder, 0) < fair]
+    assert chosen == next(iter([*below, *range(len(waiting))]), None)
 
 
 def test_who_floods_a_queue_is_passed_over_by_who_has_less() -> None:
     assert next_in_line(["acme"] * 5 + ["globex"], {"acme": 2}, 4) == 5
     assert next_in_line(["acme"] * 5 + ["globex"], {"acme": 1}, 4) == 0
     assert next_in_line(["acme", "globex"], {"acme": 2, "globex": 2}, 4) == 0
-    assert next_in_line(["acme", "globex"], {}, 4, barred={"acme"}) == 1
-    assert next_in_line(["acme"], {}, 4, barred={"acme"}) is None
     assert next_in_line([], {}, 4) is None
 
 
@@ -360,6 +356,23 @@ def test_when_a_connection_that_comes_back_passes_on(
     limits: Limits, taken: list[Claim], waiting: list[Claim], index: int | None
 ) -> None:
     assert yields_to(limits, taken, waiting, A) == index
+
+
+def test_of_a_full_server_those_come_first_who_have_few_there_unless_somebody_needs_any_connection_at_all() -> None:
+    elsewhere, here = Claim(TWO, "d", None), Claim(ONE, "d", None)
+    poor, anywhere = Claim(ONE, "e", None), Claim(TWO, "f", None)
+    limits, taken = Limits(5, 3), [A, A, B, elsewhere, elsewhere]
+    assert yields_to(limits, taken, [here, poor], A) == 0
+    assert yields_to(limits, taken, [here, poor, anywhere], A) == 1
+    assert yields_to(limits, taken, [here, anywhere], A) == 1
+
+
+def test_a_place_in_a_share_is_kept_for_the_pool_that_asked_first() -> None:
+    first, second = Claim(ONE, "d", None), Claim(TWO, "d", None)
+    limits, taken = Limits(3, 2), [A, B, C]
+    assert yields_to(limits, taken, [second], C) == 0
+    assert yields_to(limits, taken, [first, second], C) is None
+    assert yields_to(limits, taken, [first, second], A) == 0
 
 
 # A process that lives by these rules

@@ -130,7 +130,7 @@ def test_help_documents_the_exit_codes_and_every_command(cli: Cli) -> None:
     shown = cli("--help")
     assert shown.code == 0
     assert "Exit codes: 0 all is fine; 1 something is wrong" in shown.out
-    for command in ("demo", "check", "status", "explain", "dsn", "psql", "init", "schema"):
+    for command in ("demo", "check", "status", "explain", "dsn", "psql", "tenants", "each", "init", "schema"):
         assert f"\n  {command}  " in shown.out
         assert cli(command, "--help").out.count(f"router {command}") > 1, "its usage, and an example"
 

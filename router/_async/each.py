@@ -117,6 +117,8 @@ async def tenants_of(routing: AsyncRouting, tenants: str | Iterable[str] | None,
         raise UnknownTenant(None, "the settings have no tenants")
     pattern = ALL if tenants is None else tenants
     listed = dict.fromkeys(tenancy.homes)
+    if directory is None and not listed and needs_list(pattern):
+        raise UnknownTenant(None, "the settings list no tenants: name their keys")
     if directory is not None and needs_list(pattern):
         if not directory.lists:
             raise UnknownTenant(None, "the directory cannot list its tenants: give it tenants(), or name their keys")

@@ -458,6 +458,10 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
                     connection._pool = None
                     self._pool.append(connection)
                     return
+        await self._hand_on(connection)
+
+    async def _hand_on(self, connection: AsyncConnection[TupleRow]) -> None:
+        """Give a connection to whoever waits for one, or keep it, or part with it if it is not sound."""
         await self.putconn(connection)
 
     def abandon(self) -> None:

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
     from router.topology import Scope
 
-_asking: ContextVar[_Asker] = ContextVar("router_asker")  # who is about to get in line: psycopg_pool does not say
+# What psycopg_pool does not say: who is about to get in line, and whose connection comes back.
+_asking: ContextVar[_Asker] = ContextVar("router_asker")
+_giving: ContextVar[str | None] = ContextVar("router_giver", default=None)
 
 
 class _Asker:
@@ -59,7 +61,10 @@ class AsyncLine(deque[Any]):
     def popleft(self) -> WaitingClient[Any]:
         """Take out the one to be served next."""
         waiting = [self._askers[client].tenant for client in self]
-        index = next_in_line(waiting, Counter(self._pool.holders()), self._pool.max_size) or 0
+        held = Counter(self._pool.holders())
+        if (giver := _giving.get()) is not None:
+            held[giver] += 1  # else whoever gives one back had one fewer than all others, and got it again
+        index = next_in_line(waiting, held, self._pool.max_size) or 0
         client: WaitingClient[Any] = self[index]
         del self[index]
         asker = self._askers.pop(client)
@@ -129,6 +134,13 @@ class AsyncSharedPool(AsyncNodePool):
     def _drop_late(self) -> None:
         self._line.drop_late()
 
+    async def _hand_on(self, connection: AsyncConnection[TupleRow]) -> None:
+        token = _giving.set(original_of(connection).tenant)
+        try:
+            await super()._hand_on(connection)
+        finally:
+            _giving.reset(token)
+
     async def _next(self, timeout: float, scope: Scope | None) -> AsyncConnection[TupleRow]:
         asker = _Asker("" if scope is None else scope.tenant)
         token = _asking.set(asker)
@@ -171,14 +183,14 @@ async def enter(connection: AsyncConnection[TupleRow], scope: Scope, *, begin: b
     if begin:
         text = (b"BEGIN; " + text + b"; COMMIT; " if text else b"") + begin_of(connection)
     if text:
-        if script:
-            _forget_prepared(connection)
         try:
             await send(connection, text)
-        except psycopg.errors.InvalidSchemaName as error:
+        except psycopg.errors.InvalidSchemaName as error:  # nothing has been reset yet
             if begin:
                 await send(connection, b"ROLLBACK")
             raise UnknownTenant(scope.tenant, f"{error.diag.message_primary}") from None
+    if script:
+        _forget_prepared(connection)
         (connection._notifies_backlog or deque()).clear()
     original.scope = scope
 

@@ -74,6 +74,11 @@ class AsyncPooledConnection(AsyncConnection[TupleRow]):
         return super()._start_query()
 
     def _exec_command(self, command: QueryNoTemplate, result_format: Format = Format.TEXT) -> PQGen[Any]:
-        if self.prelude and isinstance(command, bytes) and command.endswith(self.prelude) and not self._pipeline:
+        if self.prelude and isinstance(command, bytes) and command.endswith(self.prelude):
+            if self._pipeline:
+                raise psycopg.ProgrammingError(
+                    "behind a transaction pooler a tenant's transaction cannot begin in a pipeline: "
+                    "run a statement before the pipeline"
+                )
             return _sent(self, command)
         return super()._exec_command(command, result_format)

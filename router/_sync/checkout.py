@@ -221,10 +221,10 @@ class Checkout:
             TransactionOutcomeUnknown: The connection died during COMMIT.
             psycopg.OperationalError: The connection died before it, although the block saw no error.
         """
-        connection, pool = self._connection, self._pool
+        connection = self._connection
         if connection is None:
             raise RuntimeError("the block of this checkout was not entered")
-        self._connection = None
+        pool, self._connection = self._pool, None
         if kind is not None or connection.pgconn.transaction_status or self._note is not None:
             try:
                 self._end(connection, pool, error)
@@ -428,10 +428,11 @@ class ScopedCheckout(TrackedCheckout):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """End the transaction and give the connection back, as any checkout does."""
+        entered = self._connection is not None
         try:
             super().__exit__(kind, error, traceback)
         finally:
-            if self._lane.gate is not None:
+            if entered and self._lane.gate is not None:
                 self._lane.gate.leave()
 
 

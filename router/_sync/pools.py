@@ -459,6 +459,10 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
                     connection._pool = None
                     self._pool.append(connection)
                     return
+        self._hand_on(connection)
+
+    def _hand_on(self, connection: Connection[TupleRow]) -> None:
+        """Give a connection to whoever waits for one, or keep it, or part with it if it is not sound."""
         self.putconn(connection)
 
     def abandon(self) -> None:

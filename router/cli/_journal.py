@@ -16,6 +16,8 @@ from datetime import UTC, datetime
 from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from router.errors import RouterError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     Entry: TypeAlias = Mapping[str, Any]
 
 
-class JournalError(Exception):
+class JournalError(RouterError):
     """The log cannot be used as was asked; the message says what to do."""
 
 
@@ -145,7 +147,7 @@ class Journal:
                 f"{self._path} is of another run, {_in_words(self._run)}: --resume needs the same command or SQL, and "
                 "the same --version"
             )
-        if not resume and not self._ended:
+        if not resume and not self._ended and self.entries:
             raise JournalError(
                 f"{self._path} is of a run that has not come to its end, {_in_words(self._run)}: go on with --resume, "
                 "or name another file by --log"

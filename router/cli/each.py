@@ -9,7 +9,7 @@ import shutil
 import signal
 import sys
 from collections import deque
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -117,6 +117,8 @@ def each(
     settings = load(config)
     topology = settings.topology()
     keys = list(meant(settings, topology, pattern, version))
+    if not keys:
+        fail("no tenant is listed: name their keys, or list them in the settings or the directory", BAD_USAGE)
     what = f"--sql {file}" if command is None else command[0]
     run = {"router": "each", "what": what, "run": _digest(command or text), "version": version}
     screen = _Screen(log, as_json=as_json)
@@ -124,22 +126,22 @@ def each(
         journal = Journal(log, run, resume=resume, wait=lambda: screen.say("waiting for commands that still run ..."))
     except JournalError as error:
         fail(error, BAD_USAGE)
-    with Router(_limited(settings, jobs)) as router:
-        turn: Turn
-        if text is None:
-            turn = CommandTurn(router, version, journal, command or [], redo=redo)
-        else:
-            turn = SqlTurn(router, version, journal, text, redo=redo)
-        todo = [key for key in keys if journal.entries.get(key, {}).get("code") != 0]
-        turns = _Turns(turn, screen, stop_on_error=stop_on_error)
-        with screen.showing(len(todo)), turns.interruptible():
-            turns.take(todo[:canary], jobs)
-            if not turns.failures:
-                turns.take(todo[canary:], jobs)
-    left = [key for key in todo if key not in turns.taken]
-    if not left:
-        journal.note({"end": True})
-    journal.close()
+    todo = [key for key in keys if journal.entries.get(key, {}).get("code") != 0]
+    with closing(journal):
+        with Router(_limited(settings, jobs)) as router:
+            turn: Turn
+            if text is None:
+                turn = CommandTurn(router, version, journal, command or [], redo=redo)
+            else:
+                turn = SqlTurn(router, version, journal, text, redo=redo)
+            turns = _Turns(turn, screen, stop_on_error=stop_on_error)
+            with screen.showing(len(todo)), turns.interruptible():
+                turns.take(todo[:canary], jobs)
+                if not turns.failures:
+                    turns.take(todo[canary:], jobs)
+        left = [key for key in todo if key not in turns.taken]
+        if not left:
+            journal.note({"end": True})
     screen.end(len(keys), turns.failures, left)
     if turns.failures or left:
         raise typer.Exit(FAILED)

@@ -10,7 +10,7 @@ import typer
 from psycopg.rows import class_row
 
 from router import sql
-from router.cli._common import FAILED, AsJson, Config, console, load, print_json, table
+from router.cli._common import FAILED, AsJson, Config, console, load, print_json
 from router.cli._look import Looker
 from router.cli._tenants import meant
 from router.errors import ConfigError, RouterError
@@ -188,30 +188,34 @@ def _places(tenant: _Tenant) -> set[tuple[Server, str, str]]:
 
 
 def _print(listed: Sequence[_Tenant], sessions: Sequence[int | None], problems: Sequence[str]) -> None:
-    screen = console()
-    shown = table("tenant", "version", "lives in", "pooling", "sessions", numbers=("sessions",))
+    rows = [("tenant", "version", "lives in", "pooling", "sessions")]
     for tenant, count in zip(listed, sessions, strict=True):
-        home = tenant.home
-        if home is None:
-            shown.add_row(tenant.key, "", "unknown", "", "")
-            continue
-        place = ", ".join(
-            f"{kind} {value}"
-            for kind, value in (
-                ("servers", ", ".join(tenant.servers)),
-                ("database", home.database),
-                ("user", home.user),
-                ("schema", ", ".join(home.schema)),
-                ("role", home.role),
-                ("row", home.row),
-            )
-            if value
-        )
-        shown.add_row(tenant.key, ", ".join(_versions(tenant)), place, _pooling(tenant), _shown(count))
-    screen.print(shown)
+        pooling = "" if tenant.home is None else _pooling(tenant)
+        shown = "" if count is None else str(count)
+        rows.append((tenant.key, ", ".join(_versions(tenant)), _place(tenant), pooling, shown))
+    # rich would take seconds for ten thousand of them.
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for *row, last in rows:
+        print(*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), last.rjust(widths[-1]), sep="  ")
+    screen = console()
     for problem in problems:
         screen.print(f"- {problem}", style="red", soft_wrap=True)
     screen.print(f"{len(listed)} tenant{'' if len(listed) == 1 else 's'}", style="bold")
+
+
+def _place(tenant: _Tenant) -> str:
+    home = tenant.home
+    if home is None:
+        return "unknown"
+    parts = {
+        "servers": ", ".join(tenant.servers),
+        "database": home.database,
+        "user": home.user,
+        "schema": ", ".join(home.schema),
+        "role": home.role,
+        "row": home.row,
+    }
+    return ", ".join(f"{kind} {value}" for kind, value in parts.items() if value)
 
 
 def _versions(tenant: _Tenant) -> list[str]:
@@ -220,10 +224,6 @@ def _versions(tenant: _Tenant) -> list[str]:
 
 def _pooling(tenant: _Tenant) -> str:
     return "shared" if any(target.shared for target in tenant.targets) else "dedicated"
-
-
-def _shown(count: int | None) -> str:
-    return "" if count is None else str(count)
 
 
 def _as_json(tenant: _Tenant, count: int | None) -> dict[str, Any]:

@@ -39,7 +39,7 @@ class World:
         return AsyncRouter(settings(primary=self.dsn, **options), directory=directory)
 
     async def add(self, connection: psycopg.AsyncConnection[TupleRow], tenant: str) -> str:
-        [(schema,)] = await (await connection.execute("SELECT current_schema()")).fetchall()
+        [(schema, _)] = await (await connection.execute("SELECT current_schema(), pg_sleep(0.01)")).fetchall()
         await connection.execute(f"INSERT INTO public.{self.table} VALUES (%s)".encode(), [tenant])
         return str(schema)
 
@@ -56,7 +56,8 @@ def world(cluster: PostgresCluster) -> World:
 async def test_each_tenant_has_its_own_session_and_all_of_them_their_turn_in_a_tight_budget(
     world: World, pooling: str
 ) -> None:
-    async with world.router(max_connections=3, tenancy={"pooling": pooling}) as router:
+    pool = {"max_size": 1, "max_waiting": 1, "timeout": PATIENCE}  # others are refused at the door, where they share it
+    async with world.router(max_connections=3, pool=pool, tenancy={"pooling": pooling}) as router:
         outcomes = await router.each(world.add, jobs=COUNT)
     assert list(outcomes.values.items()) == [(key, key) for key in world.keys]
     assert (outcomes.errors, outcomes.left, outcomes.check()) == ({}, (), outcomes.values)
@@ -159,10 +160,15 @@ async def test_there_must_be_tenants(world: World) -> None:
     async with AsyncRouter(settings(primary=world.dsn)) as router:
         with pytest.raises(UnknownTenant, match="the settings have no tenants"):
             await router.each(world.add)
+    async with world.router(tenants={}, tenant_template={"schema": "{tenant}"}) as router:
+        with pytest.raises(UnknownTenant, match="the settings list no tenants"):
+            await router.each(world.add)
 
 
 async def test_of_those_who_are_listed_the_ones_that_live_in_the_version(world: World) -> None:
-    listed = {key: {"schema": key, "version": ["v1", "v2"] if place % 2 else "v1"} for place, key in enumerate(world.keys)}
+    listed = {
+        key: {"schema": key, "version": ["v1", "v2"] if place % 2 else "v1"} for place, key in enumerate(world.keys)
+    }
     versions = {"v1": {"primary": world.dsn}, "v2": {"primary": world.dsn}}
     one, two, *_ = world.keys
     async with AsyncRouter(settings(versions=versions, aliases={"new": "v2"}, tenants=listed)) as router:

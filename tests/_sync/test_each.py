@@ -40,7 +40,7 @@ class World:
         return Router(settings(primary=self.dsn, **options), directory=directory)
 
     def add(self, connection: psycopg.Connection[TupleRow], tenant: str) -> str:
-        [(schema,)] = connection.execute("SELECT current_schema()").fetchall()
+        [(schema, _)] = connection.execute("SELECT current_schema(), pg_sleep(0.01)").fetchall()
         connection.execute(f"INSERT INTO public.{self.table} VALUES (%s)".encode(), [tenant])
         return str(schema)
 
@@ -57,7 +57,8 @@ def world(cluster: PostgresCluster) -> World:
 def test_each_tenant_has_its_own_session_and_all_of_them_their_turn_in_a_tight_budget(
     world: World, pooling: str
 ) -> None:
-    with world.router(max_connections=3, tenancy={"pooling": pooling}) as router:
+    pool = {"max_size": 1, "max_waiting": 1, "timeout": PATIENCE}  # others are refused at the door, where they share it
+    with world.router(max_connections=3, pool=pool, tenancy={"pooling": pooling}) as router:
         outcomes = router.each(world.add, jobs=COUNT)
     assert list(outcomes.values.items()) == [(key, key) for key in world.keys]
     assert (outcomes.errors, outcomes.left, outcomes.check()) == ({}, (), outcomes.values)
@@ -159,6 +160,9 @@ def test_nothing_is_done_if_one_of_them_cannot_be_meant(world: World) -> None:
 def test_there_must_be_tenants(world: World) -> None:
     with Router(settings(primary=world.dsn)) as router:
         with pytest.raises(UnknownTenant, match="the settings have no tenants"):
+            router.each(world.add)
+    with world.router(tenants={}, tenant_template={"schema": "{tenant}"}) as router:
+        with pytest.raises(UnknownTenant, match="the settings list no tenants"):
             router.each(world.add)
 
 
