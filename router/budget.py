@@ -235,8 +235,8 @@ def grant(limits: Limits, taken: Sequence[Claim], waiting: Sequence[Claim]) -> i
     """Choose who may open a connection now: the first in the fair order that has room.
 
     The fair order is that of arrival, those before all others whose holder has less than its share, of the process's
-    connections and of the server's. A holder with a cap opens in the order of arrival: the one that comes first keeps
-    its place under the cap while its server is full.
+    connections and of the server's. A cap is filled in the order of arrival, too: a pool without a connection keeps its
+    place below it while its server is full.
 
     Args:
         limits: How many there may be.
@@ -303,8 +303,9 @@ def yields_to(limits: Limits, taken: Sequence[Claim], waiting: Sequence[Claim], 
     """Choose for whom a connection that comes back is closed, when otherwise its pool would lend it again at once.
 
     It is closed for the first in the fair order, see :func:`grant`, to whom that gives room, and whose holder has at
-    least two fewer, or fewer if the pool that waits has none. Within one holder, its pools are compared likewise.
-    So connections move towards those who have fewer, and back and forth only between pools that would have none.
+    least two fewer, or fewer if the pool that waits has none. Within one holder, its pools are compared likewise. Where
+    a server is full, what counts is how many each holder has there. So connections move towards those who have fewer,
+    and back and forth only between pools that would have none.
 
     Once it is closed, the slot is for that one, if it has room then: a holder at its cap may find its server full, too.
 

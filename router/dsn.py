@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from difflib import get_close_matches
 from functools import cache
 from typing import TYPE_CHECKING
 
 from psycopg import ProgrammingError, pq
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from router.errors import nearest
 from router.topology import Server
 
 if TYPE_CHECKING:
@@ -140,8 +140,8 @@ def _why_refused(text: str, message: str, known: list[str]) -> str:
     unknown = re.match(r'invalid (?:connection option|URI query parameter):? "([^"]*)"', message)
     if unknown is None:
         return f"is not a connection string that libpq can read: {_QUOTING}"
-    if near := get_close_matches(unknown[1], known, n=1, cutoff=0.8):
-        return f"has an unknown parameter {unknown[1]!r}; did you mean {near[0]!r}?"
+    if near := nearest(unknown[1], known, cutoff=0.8):
+        return f"has an unknown parameter {unknown[1]!r}; did you mean {near!r}?"
     # A password that was not quoted ends at its first space, & or ?, and libpq takes its rest for a parameter.
     parameters = text.partition("?")[2] if _is_uri(text) else text
     if re.search(r"@|password|secret|scram_", parameters):

@@ -22,7 +22,6 @@ No connection string or password is part of any message.
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from itertools import islice
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -33,6 +32,22 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from router.topology import Node
+
+
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """Find the name that somebody may have meant.
+
+    Args:
+        name: What was written.
+        known: What there is.
+        cutoff: How much alike they must be, from 0 to 1.
+
+    Returns:
+        The nearest one; ``None`` when none is near.
+    """
+    from difflib import get_close_matches  # only errors need it: it is a part of what importing the router costs
+
+    return next(iter(get_close_matches(name, list(known), n=1, cutoff=cutoff)), None)
 
 
 class RouterError(Exception):
@@ -76,8 +91,8 @@ class UnknownVersion(RouterError, LookupError):
             message = "no version was named and the settings have no default_version"
         else:
             message = f"unknown version {version!r}"
-            if near := get_close_matches(version, self.known, n=1):
-                message += f"; did you mean {near[0]!r}?"
+            if near := nearest(version, self.known):
+                message += f"; did you mean {near!r}?"
         super().__init__(f"{message}; known: {', '.join(self.known) or 'none'}")
 
 
@@ -111,8 +126,8 @@ class UnknownTenant(RouterError, LookupError):
             message += f": {reason}"
         elif isinstance(tenant, str):
             alike = (key for key in known if key[:1] == tenant[:1] and abs(len(key) - len(tenant)) <= 2)  # noqa: PLR2004
-            if near := get_close_matches(tenant[:SHOWN], islice(alike, LOOKED_THROUGH), n=1):
-                message += f"; did you mean {near[0]!r}?"
+            if near := nearest(tenant[:SHOWN], islice(alike, LOOKED_THROUGH)):
+                message += f"; did you mean {near!r}?"
         super().__init__(message)
 
 

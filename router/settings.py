@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass, replace
-from difflib import get_close_matches
 from functools import cache, lru_cache
 from inspect import getdoc
 from pathlib import Path
@@ -34,7 +33,7 @@ from pydantic_settings import BaseSettings, InitSettingsSource, SettingsConfigDi
 
 from router import _sources
 from router.dsn import Dsn
-from router.errors import ConfigError
+from router.errors import ConfigError, nearest
 from router.resolve import Misnamed, rendered
 from router.topology import (
     TENANT_PATTERN,
@@ -118,8 +117,8 @@ class _Table(BaseModel):
             case "in_words":
                 text = details["msg"]
             case "extra_forbidden":
-                near = get_close_matches(str(details["loc"][-1]), cls._keys(), n=1)
-                text = "unknown key" + (f"; did you mean {near[0]}?" if near else "")
+                near = nearest(str(details["loc"][-1]), cls._keys())
+                text = "unknown key" + (f"; did you mean {near}?" if near else "")
             case "missing":
                 text = "is missing"
             case "model_type" | "dict_type":
@@ -958,6 +957,6 @@ def _trail(alias: str, aliases: Mapping[str, str]) -> list[str]:
 
 
 def _unknown(name: str, known: Iterable[str]) -> str:
-    near = get_close_matches(name, known, n=1)
-    hint = f"did you mean {_sources.quoted(near[0])}?" if near else f"known: {', '.join(map(_sources.quoted, known))}"
+    near = nearest(name, known)
+    hint = f"did you mean {_sources.quoted(near)}?" if near else f"known: {', '.join(map(_sources.quoted, known))}"
     return f"names no version or alias; {hint}"

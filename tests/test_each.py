@@ -503,8 +503,12 @@ def test_a_terminal_gets_a_bar(tenants: Callable[..., list[str]]) -> None:
     tenants(2)
     screen, end = pty.openpty()
     with os.fdopen(screen, "rb", closefd=True) as reader:
-        command = [*ROUTER, "each", "--tenants", "all", "--", "sh", "-c", "echo it is $ROUTER_TENANT; exit 1"]
-        process = subprocess.Popen(command, env={**os.environ, "TERM": "xterm-256color"}, stdout=end, stderr=end)
+        command = [*ROUTER, "each", "--tenants", "all", "--", "sh", "-c", "cat; echo it is $ROUTER_TENANT; exit 1"]
+        typed = Path("typed")
+        typed.write_text("not for the command", encoding="utf-8")
+        with typed.open(encoding="utf-8") as keys:
+            environment = {**os.environ, "TERM": "xterm-256color"}
+            process = subprocess.Popen(command, env=environment, stdin=keys, stdout=end, stderr=end)
         os.close(end)
         shown = b""
         try:
@@ -517,6 +521,7 @@ def test_a_terminal_gets_a_bar(tenants: Callable[..., list[str]]) -> None:
     assert "━━━" in text
     assert "2/2" in text
     assert "t1 | it is t1" in text
+    assert "not for the command" not in text
     assert "0 of 2 done, 2 failed" in text
 
 
@@ -563,6 +568,12 @@ def test_a_command_is_in_its_tenants_session_whatever_it_looks_at(
     assert (options, tenant) == (psycopg.conninfo.conninfo_to_dict(url)["options"], "acme")
     assert options.startswith(r"-c search_path=\"t1\",\ ".replace(r"\"", '"'))
     assert result.code == 1, "there is nothing to read"
+
+
+def test_a_command_may_use_a_router_itself(tenants: Callable[..., list[str]], each: Callable[..., Result]) -> None:
+    tenants(1)
+    code = "import os, router; router.execute('SELECT 1', tenant=os.environ['ROUTER_TENANT'])"
+    assert each("--tenants", "all", "--", sys.executable, "-c", code).code == 0
 
 
 @pytest.mark.usefixtures("psql")
