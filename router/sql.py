@@ -50,11 +50,12 @@ WRITTEN = f"SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint, {_PRIMARYS_TIM
 COMMIT_AND_WRITTEN = f"COMMIT; {WRITTEN}"
 
 # Everything that a borrower can leave in a session, undone: what DISCARD ALL does, which cannot share a round trip. The
-# role goes back to the one that the session began with. Whoever had the session may have had names found elsewhere.
+# role goes back to the one that the session began with. The rest of it is an expression, for a SELECT to come.
 RESET_SESSION = (
     "CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ROLE; RESET ALL; DEALLOCATE ALL; UNLISTEN *; "
-    "SELECT pg_catalog.pg_advisory_unlock_all(); DISCARD PLANS; DISCARD TEMP; DISCARD SEQUENCES"
+    "DISCARD PLANS; DISCARD TEMP; DISCARD SEQUENCES"
 )
+UNLOCK_ALL = "pg_catalog.pg_advisory_unlock_all()"
 
 # What `router check` asks every server. It takes no privilege; `receiver` is null when there is none.
 SERVER_FACTS = """
@@ -80,33 +81,38 @@ def literal(text: str) -> str:
     return "E'" + text.replace("\\", "\\\\").replace("'", "''") + "'"
 
 
-def settings(pairs: Iterable[tuple[str, str]], *, local: bool) -> str:
-    """Write a statement that sets PostgreSQL's settings.
+def settings(pairs: Iterable[tuple[str, str]], *, local: bool) -> list[str]:
+    """Write what sets PostgreSQL's settings, and makes sure that a search path leads somewhere.
+
+    Functions are qualified: whoever had the session before may have had names found elsewhere.
 
     Args:
-        pairs: Names and values, at least one.
+        pairs: Names and values.
         local: Whether they last for the transaction only.
 
     Returns:
-        The statement.
+        Expressions for a SELECT. It fails (3F000) unless the first schema of a ``search_path`` is there.
     """
     scope = "true" if local else "false"
-    return "SELECT " + ", ".join(
-        f"pg_catalog.set_config({literal(name)}, {literal(value)}, {scope})" for name, value in pairs
-    )
+    found = []
+    for name, value in pairs:
+        if name == "search_path":
+            found.append(is_schema(value))
+        found.append(f"pg_catalog.set_config({literal(name)}, {literal(value)}, {scope})")
+    return found
 
 
 def is_schema(search_path: str) -> str:
-    """Write a statement that fails (3F000) unless the first schema of a search path is there.
+    """Write an expression that fails (3F000) unless the first schema of a search path is there.
 
     Args:
         search_path: Quoted names.
 
     Returns:
-        The statement.
+        The expression.
     """
     first = re.match(r'"(?:[^"]|"")*"', search_path)
-    return f"SELECT {literal(first[0] if first else search_path)}::pg_catalog.regnamespace"
+    return f"{literal(first[0] if first else search_path)}::pg_catalog.regnamespace"
 
 
 # What `router status` counts: the sessions of a node's user in its database, the one that asks left out. What they do

@@ -318,7 +318,7 @@ class AsyncOpener:
 
     async def _find_schema(self, connection: AsyncConnection[TupleRow], node: Node, schema: str) -> None:
         try:
-            await send(connection, sql.is_schema(schema).encode())
+            await send(connection, f"SELECT {sql.is_schema(schema)}".encode())
         except psycopg.errors.InvalidSchemaName as error:
             await self._report(Failed(node, f"{error.diag.message_primary}", answered=True))
             raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from contextlib import suppress
 from dataclasses import replace
 from random import random
 from time import monotonic
@@ -325,6 +326,15 @@ class AsyncRouting:
             RouterClosed: The router was closed.
             TokenRefused: What it must see is of another cluster or timeline, and ``tokens.foreign`` is ``refuse``.
         """
+        # The lane's only pool, or one that can grow: nothing better to choose as long as the lane is in use.
+        if prefer is not None and request is None and (len(lane.pools) == 1 or not prefer.full):
+            with suppress(Reroute, TooManyRequests, PoolTimeout, PoolClosed):  # then look closer
+                return prefer, await prefer.borrow(deadline - monotonic(), lane.target.scope)
+        return await self._acquire_best(lane, deadline, prefer, request)
+
+    async def _acquire_best(
+        self, lane: AsyncLane, deadline: float, prefer: AsyncNodePool | None, request: Request | None
+    ) -> tuple[AsyncNodePool, AsyncConnection[TupleRow]]:
         target, cluster, since = lane.target, lane.target.cluster, monotonic()
         request, patience = request or Request(lane.read_only), ASK_AGAIN
         while True:

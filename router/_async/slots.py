@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from router.budget import Claim, Limits
 
 
+CALM = 0.005
+"""Seconds for which nobody looks again whether a connection that comes back is owed to somebody, if none was."""
+
+
 class BudgetSpent(Exception):
     """Every connection that the process may hold is open, and none became free in time."""
 
@@ -68,6 +72,7 @@ class AsyncSlots:
         self._opening: list[Claim] = []
         self._open: list[tuple[ref[AsyncConnection[Any]], Claim]] = []
         self._closed = False
+        self._calm_until = 0.0
 
     @property
     def taken(self) -> list[Claim]:
@@ -89,6 +94,7 @@ class AsyncSlots:
         deadline, turn = monotonic() + timeout, AsyncTurn(claim, wanted)
         with self._guard:
             self.waiting.append(turn)
+            self._calm_until = 0.0
         try:
             while True:
                 turn.flag.clear()  # before anything is looked at: no change after that goes unnoticed
@@ -134,14 +140,20 @@ class AsyncSlots:
         Returns:
             The opener, to be named to :meth:`wake` then; ``None`` when the connection may be lent again.
         """
+        now = monotonic()
+        if now < self._calm_until:
+            return None
         with self._guard:
             waiting = [turn for turn in self.waiting if turn.wanted()]
             index = yields_to(self.limits, self._count(), [turn.claim for turn in waiting], claim)
-            return None if index is None else waiting[index]
+            if index is None:
+                self._calm_until = now + CALM
+                return None
+            return waiting[index]
 
     async def _has_made_room(self) -> bool:
         with self._guard:
-            waiting, taken = list(self.waiting), self._count()
+            waiting, taken = [turn for turn in self.waiting if turn.wanted()], self._count()
         index = await self._make_room(taken, [turn.claim for turn in waiting])
         if index is not None:
             self._grant(waiting[index])

@@ -319,7 +319,7 @@ class Opener:
 
     def _find_schema(self, connection: Connection[TupleRow], node: Node, schema: str) -> None:
         try:
-            send(connection, sql.is_schema(schema).encode())
+            send(connection, f"SELECT {sql.is_schema(schema)}".encode())
         except psycopg.errors.InvalidSchemaName as error:
             self._report(Failed(node, f"{error.diag.message_primary}", answered=True))
             raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import re
+from contextlib import suppress
 from dataclasses import replace
 from random import random
 from time import monotonic
@@ -326,6 +327,15 @@ class Routing:
             RouterClosed: The router was closed.
             TokenRefused: What it must see is of another cluster or timeline, and ``tokens.foreign`` is ``refuse``.
         """
+        # The lane's only pool, or one that can grow: nothing better to choose as long as the lane is in use.
+        if prefer is not None and request is None and (len(lane.pools) == 1 or not prefer.full):
+            with suppress(Reroute, TooManyRequests, PoolTimeout, PoolClosed):  # then look closer
+                return prefer, prefer.borrow(deadline - monotonic(), lane.target.scope)
+        return self._acquire_best(lane, deadline, prefer, request)
+
+    def _acquire_best(
+        self, lane: Lane, deadline: float, prefer: NodePool | None, request: Request | None
+    ) -> tuple[NodePool, Connection[TupleRow]]:
         target, cluster, since = lane.target, lane.target.cluster, monotonic()
         request, patience = request or Request(lane.read_only), ASK_AGAIN
         while True:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from contextvars import ContextVar
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -24,9 +25,7 @@ if TYPE_CHECKING:
 
     from router.topology import Scope
 
-# What psycopg_pool does not say: who is about to get in line, and whose connection comes back.
-_asking: ContextVar[_Asker] = ContextVar("router_asker")
-_giving: ContextVar[str | None] = ContextVar("router_giver", default=None)
+_asking: ContextVar[_Asker] = ContextVar("router_asker")  # who is about to get in line: psycopg_pool does not say
 
 
 class _Asker:
@@ -46,29 +45,30 @@ class Line(deque[Any]):
 
     Attributes:
         handed: Those who have been handed a connection that does not count as borrowed yet.
+        returning: The tenants whose connections come back just now, and do not count as borrowed any more: else, who
+            gives one back had one fewer than all others, and would get it again.
     """
 
     def __init__(self, pool: SharedPool) -> None:
         super().__init__()
         self.handed: set[_Asker] = set()
+        self.returning: list[str] = []
         self._pool = pool
-        self._askers: dict[WaitingClient[Any], _Asker] = {}
+        self._askers: deque[_Asker] = deque()  # in the same order
 
     def append(self, client: WaitingClient[Any]) -> None:
         """Get in line."""
-        self._askers[client] = _asking.get()
+        self._askers.append(_asking.get())
         super().append(client)
 
     def popleft(self) -> WaitingClient[Any]:
         """Take out the one to be served next."""
-        waiting = [self._askers[client].tenant for client in self]
         held = Counter(self._pool.holders())
-        if (giver := _giving.get()) is not None:
-            held[giver] += 1  # else whoever gives one back had one fewer than all others, and got it again
-        index = next_in_line(waiting, held, self._pool.max_size) or 0
+        held.update(self.returning)
+        index = next_in_line([asker.tenant for asker in self._askers], held, self._pool.max_size) or 0
         client: WaitingClient[Any] = self[index]
-        del self[index]
-        asker = self._askers.pop(client)
+        asker = self._askers[index]
+        del self[index], self._askers[index]
         if client.error is None:
             self.handed.add(asker)
             if asker.done:  # it gave up between the two lines above
@@ -77,9 +77,8 @@ class Line(deque[Any]):
 
     def drop_late(self) -> None:
         """Take out those who have given up."""
-        for client in [client for client in self if client.error is not None]:
-            self.remove(client)
-            del self._askers[client]
+        for index in reversed([index for index, client in enumerate(self) if client.error is not None]):
+            del self[index], self._askers[index]
 
     def clear(self) -> None:
         """Send everybody away."""
@@ -136,11 +135,12 @@ class SharedPool(NodePool):
         self._line.drop_late()
 
     def _hand_on(self, connection: Connection[TupleRow]) -> None:
-        token = _giving.set(original_of(connection).tenant)
+        tenant = original_of(connection).tenant
+        self._line.returning.append(tenant)
         try:
             super()._hand_on(connection)
         finally:
-            _giving.reset(token)
+            self._line.returning.remove(tenant)
 
     def _next(self, timeout: float, scope: Scope | None) -> Connection[TupleRow]:
         asker = _Asker("" if scope is None else scope.tenant)
@@ -167,33 +167,43 @@ def enter(connection: Connection[TupleRow], scope: Scope, *, begin: bool) -> Non
         UnknownTenant: The tenant's schema is not there.
         psycopg.Error: It could not be done; the connection must not be used.
     """
-    if isinstance(connection, PooledConnection):
-        connection.prelude = sql.settings(scope.settings, local=True).encode() if scope.settings else b""
-        original_of(connection).scope = scope
-        return
     original = original_of(connection)
-    same, path = original.scope == scope, dict(scope.settings).get("search_path")
-    script = []
-    if not same and path is not None:
-        script.append(sql.is_schema(path))
-    if original.scope is not None and (not same or scope.hygiene == "full"):
-        script.append(sql.RESET_SESSION)
-    if scope.settings and (script or not same):
-        script.append(sql.settings(scope.settings, local=False))
-    text = "; ".join(script).encode()
+    if isinstance(connection, PooledConnection):
+        connection.prelude = _prelude(scope)
+        original.scope = scope
+        return
+    same = original.scope is scope or original.scope == scope
+    script = b""
+    if not same or scope.hygiene == "full":
+        script = _script(scope, reset=original.scope is not None)
+    text = script
     if begin:
-        text = (b"BEGIN; " + text + b"; COMMIT; " if text else b"") + begin_of(connection)
+        text = (b"BEGIN; " + script + b"; COMMIT; " if script else b"") + begin_of(connection)
     if text:
         try:
             send(connection, text)
-        except psycopg.errors.InvalidSchemaName as error:  # nothing has been reset yet
+        except psycopg.errors.InvalidSchemaName as error:  # all is as it was, but for what had been prepared
             if begin:
                 send(connection, b"ROLLBACK")
+            _forget_prepared(connection)
             raise UnknownTenant(scope.tenant, f"{error.diag.message_primary}") from None
     if script:
         _forget_prepared(connection)
         (connection._notifies_backlog or deque()).clear()
     original.scope = scope
+
+
+@lru_cache(maxsize=1024)
+def _script(scope: Scope, *, reset: bool) -> bytes:
+    settings = sql.settings(scope.settings, local=False)
+    found = ", ".join([sql.UNLOCK_ALL, *settings] if reset else settings)
+    return "; ".join(filter(None, [sql.RESET_SESSION if reset else "", f"SELECT {found}" if found else ""])).encode()
+
+
+@lru_cache(maxsize=1024)
+def _prelude(scope: Scope) -> bytes:
+    found = ", ".join(sql.settings(scope.settings, local=True))
+    return f"SELECT {found}".encode() if found else b""
 
 
 def _forget_prepared(connection: Connection[TupleRow]) -> None:

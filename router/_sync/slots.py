@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from router.budget import Claim, Limits
 
 
+CALM = 0.005
+"""Seconds for which nobody looks again whether a connection that comes back is owed to somebody, if none was."""
+
+
 class BudgetSpent(Exception):
     """Every connection that the process may hold is open, and none became free in time."""
 
@@ -69,6 +73,7 @@ class Slots:
         self._opening: list[Claim] = []
         self._open: list[tuple[ref[Connection[Any]], Claim]] = []
         self._closed = False
+        self._calm_until = 0.0
 
     @property
     def taken(self) -> list[Claim]:
@@ -90,6 +95,7 @@ class Slots:
         deadline, turn = monotonic() + timeout, Turn(claim, wanted)
         with self._guard:
             self.waiting.append(turn)
+            self._calm_until = 0.0
         try:
             while True:
                 turn.flag.clear()  # before anything is looked at: no change after that goes unnoticed
@@ -135,14 +141,20 @@ class Slots:
         Returns:
             The opener, to be named to :meth:`wake` then; ``None`` when the connection may be lent again.
         """
+        now = monotonic()
+        if now < self._calm_until:
+            return None
         with self._guard:
             waiting = [turn for turn in self.waiting if turn.wanted()]
             index = yields_to(self.limits, self._count(), [turn.claim for turn in waiting], claim)
-            return None if index is None else waiting[index]
+            if index is None:
+                self._calm_until = now + CALM
+                return None
+            return waiting[index]
 
     def _has_made_room(self) -> bool:
         with self._guard:
-            waiting, taken = list(self.waiting), self._count()
+            waiting, taken = [turn for turn in self.waiting if turn.wanted()], self._count()
         index = self._make_room(taken, [turn.claim for turn in waiting])
         if index is not None:
             self._grant(waiting[index])
