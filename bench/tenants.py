@@ -3,15 +3,16 @@
 The traffic is the same for everyone, request by request, in rounds that take turns. Which tenant a request is for
 follows Zipf's law (the one of rank n comes 1/n times as often as the first). A request in five writes, so that
 transactions and the pools for writing are part of it, and yet most requests are short reads, as in most services. A
-read is one SELECT in autocommit, a write one UPDATE in a transaction of its own, on one of eight rows, so that few
-wait for each other's locks. Each answer names the tenant whose row it is.
+read is one SELECT, a write one UPDATE in a transaction of its own, on one of eight rows, so that few wait for each
+other's locks. Each answer names the tenant whose row it is.
 
 The contenders:
 
 - the router, as it comes, ``max_connections = 50``. Schemas are shared pooling's, databases have pools of their own.
-- the plain pool: one ``psycopg_pool`` of 50 connections in autocommit. Whoever borrows one sends ``SET search_path``
-  first, and ``BEGIN`` and ``COMMIT`` around a write. Nothing is reset on return: the least that gives right answers. It
-  cannot reach into other databases.
+- the plain pool: one ``psycopg_pool`` of 50 connections, as it comes: each block is a transaction. Whoever borrows one
+  sends ``SET search_path`` first. Nothing is reset on return. It cannot reach into other databases.
+- autocommit: the same with its connections in autocommit, and ``BEGIN`` and ``COMMIT`` around a write only: the least
+  that gives right answers, as long as nobody leaves anything in a session. Without a bar: it does not do the same.
 - SQLAlchemy: one engine a tenant, made at its first request, pools as they come, ``search_path`` by a startup option.
   Such pools know of no common cap, so the server sets one, by the role's ``CONNECTION LIMIT``: three times the others'.
   What comes after that fails, and says so.
@@ -30,7 +31,7 @@ import tracemalloc
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
-from contextlib import AsyncExitStack, ExitStack, contextmanager
+from contextlib import AsyncExitStack, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import count, islice
 from random import Random, random, sample
@@ -89,15 +90,16 @@ SLEEP = "SELECT tenant, pg_sleep(%s) FROM item WHERE id = 1"
 ITEMS = 8
 
 SERVER: dict[str, str | int | bool] = {
-    "max_connections": 300,
+    "max_connections": 500,
     "shared_buffers": "256MB",
     "autovacuum": False,  # it would be at work in one contender's round, and not in another's
     "checkpoint_timeout": "1h",  # likewise
     "max_wal_size": "4GB",
 }
 ROLES = """
-CREATE ROLE router LOGIN; CREATE ROLE plain LOGIN; CREATE ROLE sqlalchemy LOGIN CONNECTION LIMIT 150;
-GRANT pg_read_all_data, pg_write_all_data TO router, plain, sqlalchemy
+CREATE ROLE router LOGIN; CREATE ROLE plain LOGIN; CREATE ROLE autocommit LOGIN;
+CREATE ROLE sqlalchemy LOGIN CONNECTION LIMIT 150;
+GRANT pg_read_all_data, pg_write_all_data TO router, plain, autocommit, sqlalchemy
 """
 TABLE = "item (id int, tenant varchar(63), hits int)"  # a key, or a longer text, would be two more relations
 SCHEMAS = f"""
@@ -477,6 +479,7 @@ def _in_threads(cluster: PostgresCluster, held: Held, homes: Homes) -> dict[str,
     with ExitStack() as stack:
         asks = {"sqlalchemy": _sqlalchemy(cluster, homes, stack)}
         if _are_schemas(homes):
+            asks["autocommit"] = _plain(cluster, stack, autocommit=True)
             asks["plain"] = _plain(cluster, stack)
         others = set(all_threads())
         asks["router"] = _router(cluster, homes, stack)
@@ -518,17 +521,15 @@ def _router(cluster: PostgresCluster, homes: Homes, stack: ExitStack) -> Ask:
     return ask
 
 
-def _plain(cluster: PostgresCluster, stack: ExitStack) -> Ask:
-    pool = ConnectionPool(cluster.dsn(user="plain"), kwargs={"autocommit": True}, open=True, **POOL)
-    stack.enter_context(pool)
+def _plain(cluster: PostgresCluster, stack: ExitStack, *, autocommit: bool = False) -> Ask:
+    dsn = cluster.dsn(user="autocommit" if autocommit else "plain")
+    pool = stack.enter_context(ConnectionPool(dsn, kwargs={"autocommit": autocommit}, open=True, **POOL))
 
     def ask(request: Request) -> str:
         with pool.connection() as connection:
             connection.execute(f'SET search_path TO "{request.tenant}"'.encode())
-            if not request.writes:
-                return _tenant(connection.execute(SELECT, [request.item]).fetchone())
-            with connection.transaction():
-                return _tenant(connection.execute(UPDATE, [request.item]).fetchone())
+            with connection.transaction() if autocommit and request.writes else nullcontext():
+                return _tenant(connection.execute(request.statement, [request.item]).fetchone())
 
     return ask
 
@@ -564,6 +565,7 @@ async def _in_tasks(cluster: PostgresCluster, held: Held, homes: Homes) -> dict[
         asks = {
             "router": await _async_router(cluster, homes, stack),
             "plain": await _async_plain(cluster, stack),
+            "autocommit": await _async_plain(cluster, stack, autocommit=True),
             "sqlalchemy": _async_sqlalchemy(cluster, homes, stack),
         }
         tallies = {whose: Tally() for whose in asks}
@@ -600,17 +602,16 @@ async def _async_router(cluster: PostgresCluster, homes: Homes, stack: AsyncExit
     return ask
 
 
-async def _async_plain(cluster: PostgresCluster, stack: AsyncExitStack) -> AsyncAsk:
-    pool = AsyncConnectionPool(cluster.dsn(user="plain"), kwargs={"autocommit": True}, open=False, **POOL)
+async def _async_plain(cluster: PostgresCluster, stack: AsyncExitStack, *, autocommit: bool = False) -> AsyncAsk:
+    dsn = cluster.dsn(user="autocommit" if autocommit else "plain")
+    pool = AsyncConnectionPool(dsn, kwargs={"autocommit": autocommit}, open=False, **POOL)
     await stack.enter_async_context(pool)
 
     async def ask(request: Request) -> str:
         async with pool.connection() as connection:
             await connection.execute(f'SET search_path TO "{request.tenant}"'.encode())
-            if not request.writes:
-                return _tenant(await (await connection.execute(SELECT, [request.item])).fetchone())
-            async with connection.transaction():
-                return _tenant(await (await connection.execute(UPDATE, [request.item])).fetchone())
+            async with connection.transaction() if autocommit and request.writes else nullcontext():
+                return _tenant(await (await connection.execute(request.statement, [request.item])).fetchone())
 
     return ask
 

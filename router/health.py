@@ -376,6 +376,21 @@ _WHERE = re.compile(r"connection (?:failed|is bad): (?:connection to server .*? 
 _NO_PASSWORD = "fe_sendauth: no password supplied"  # noqa: S105  (libpq's own words, in every language)
 _NOT_ACCEPTING = re.compile(r"the database system is ")  # 57P03: starting up, shutting down, in recovery
 
+# 53300, of a server, database or role; and what PgBouncer says.
+_FULL = re.compile(r"too many (?:clients|connections)|connection slots are reserved|no more connections allowed")
+
+
+def is_full(seen: Failed) -> bool:
+    """Tell whether a login was refused only because there are too many connections: that passes.
+
+    Args:
+        seen: The failure.
+
+    Returns:
+        Whether it was, as far as its text tells; servers say it in their own language.
+    """
+    return seen.answered and _FULL.search(seen.reason) is not None
+
 
 def failed(node: Node, message: str) -> Failed:
     """Read what libpq says of a failed attempt to connect; it gives no SQLSTATE for these.

@@ -13,7 +13,7 @@ import psycopg
 
 from router._async.slots import BudgetSpent
 from router._runtime import AFlag, AGuard, ALimited, ajoin, asleep, aspawn, cut
-from router.health import UNKNOWN, Failed
+from router.health import UNKNOWN, Failed, is_full
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -204,6 +204,8 @@ class AsyncWatcher:
             seen: Seen = Failed(node, f"no answer within {timeout:g} s", answered=False)
         except psycopg.Error as error:
             seen = monitor.opener.failure(node, error)
+            if is_full(seen):
+                return  # it lives; the next look may get in
         else:
             seen = looked
             await self._hold(node, connection)

@@ -16,7 +16,7 @@ from router._async.slots import BudgetSpent
 from router._runtime import acall
 from router.budget import Claim
 from router.choose import objection
-from router.health import Connected, Failed, Looked, failed
+from router.health import Connected, Failed, Looked, failed, is_full
 from router.topology import Role
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class WrongRole(psycopg.OperationalError):
 
 
 class Refused(psycopg.OperationalError):
-    """The server refused the login of a connection that requests can do without."""
+    """The server has no room for the connection, or refused the login of one that requests can do without."""
 
 
 class NoPassword(psycopg.OperationalError):
@@ -103,7 +103,7 @@ class AsyncOpener:
 
         Raises:
             BudgetSpent: No slot became free within ``pool.timeout``.
-            Refused: The server answered, and refused the login of a spare connection.
+            Refused: The server has no room, or refused the login of a spare connection.
             WrongRole: The server's role is not fit for this use.
             psycopg.OperationalError: It could not be opened.
         """
@@ -211,6 +211,7 @@ class AsyncOpener:
 
         Raises:
             BudgetSpent: No slot became free within ``pool.timeout``.
+            Refused: As for :meth:`open`.
             psycopg.OperationalError: It could not be opened.
         """
         try:
@@ -228,7 +229,7 @@ class AsyncOpener:
             raise
         except Exception as error:
             seen = self.failure(node, error)
-            if seen.answered and spare:
+            if (seen.answered and spare) or is_full(seen):
                 raise Refused(seen.reason) from None
             await self._report(seen)
             raise

@@ -14,7 +14,7 @@ import psycopg
 
 from router._runtime import Flag, Guard, Limited, cut, join, sleep, spawn
 from router._sync.slots import BudgetSpent
-from router.health import UNKNOWN, Failed
+from router.health import UNKNOWN, Failed, is_full
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -205,6 +205,8 @@ class Watcher:
             seen: Seen = Failed(node, f"no answer within {timeout:g} s", answered=False)
         except psycopg.Error as error:
             seen = monitor.opener.failure(node, error)
+            if is_full(seen):
+                return  # it lives; the next look may get in
         else:
             seen = looked
             self._hold(node, connection)

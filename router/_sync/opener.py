@@ -17,7 +17,7 @@ from router._sync.scripts import PooledConnection, send
 from router._sync.slots import BudgetSpent
 from router.budget import Claim
 from router.choose import objection
-from router.health import Connected, Failed, Looked, failed
+from router.health import Connected, Failed, Looked, failed, is_full
 from router.topology import Role
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class WrongRole(psycopg.OperationalError):
 
 
 class Refused(psycopg.OperationalError):
-    """The server refused the login of a connection that requests can do without."""
+    """The server has no room for the connection, or refused the login of one that requests can do without."""
 
 
 class NoPassword(psycopg.OperationalError):
@@ -104,7 +104,7 @@ class Opener:
 
         Raises:
             BudgetSpent: No slot became free within ``pool.timeout``.
-            Refused: The server answered, and refused the login of a spare connection.
+            Refused: The server has no room, or refused the login of a spare connection.
             WrongRole: The server's role is not fit for this use.
             psycopg.OperationalError: It could not be opened.
         """
@@ -212,6 +212,7 @@ class Opener:
 
         Raises:
             BudgetSpent: No slot became free within ``pool.timeout``.
+            Refused: As for :meth:`open`.
             psycopg.OperationalError: It could not be opened.
         """
         try:
@@ -229,7 +230,7 @@ class Opener:
             raise
         except Exception as error:
             seen = self.failure(node, error)
-            if seen.answered and spare:
+            if (seen.answered and spare) or is_full(seen):
                 raise Refused(seen.reason) from None
             self._report(seen)
             raise

@@ -532,16 +532,15 @@ class Routing:
         silent = {}
         for node in route.nodes[: route.ready]:
             pool = self.pools.get(target, node, read_only=route.read_only)
-            if pool is not None and pool.grown and not pool.refusal:
-                most = holding_most(pool.holders())
-                full = f"{in_time}: all {pool.max_size} to {node} are in use (pool.max_size){most}"
-                return PoolExhausted(full, **asked)
-            refusal = f": {pool.refusal}" if pool is not None and pool.refusal else ""
-            silent[node] = (
-                "has not replayed yet what is to be seen"
-                if node in route.ask
-                else f"gave no connection in time{refusal}"
-            )
+            if pool is not None and pool.refusal:
+                full = f"{node} takes no further connection: {pool.refusal}"
+            elif pool is not None and pool.grown:
+                full = f"all {pool.max_size} to {node} are in use (pool.max_size){holding_most(pool.holders())}"
+            else:
+                asking = node in route.ask
+                silent[node] = "has not replayed yet what is to be seen" if asking else "gave no connection in time"
+                continue
+            return PoolExhausted(f"{in_time}: {full}", **asked)
         refused = {**route.refused, **route.notes, **silent}
         logins = [self.known.health[node].reason for node in target.cluster.nodes if node in self.known.health]
         if target.tenant is not None and logins and all(map(_MISSING.search, logins)):

@@ -11,8 +11,8 @@ import psycopg
 import pytest
 
 from router import AsyncRouter, NoPrimary, NoReplica, Role, Server, Unavailable
-from router._async.pools import Reroute
 from router._async.knowledge import HURRIED
+from router._async.pools import Reroute
 from router._runtime import asleep
 from tests.support import aall_of, aeventually, aoutside, port, run, settings
 

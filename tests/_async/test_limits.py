@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
 
 from router import AsyncRouter, NoPrimary, PoolExhausted, TooManyWaiting
 from tests.proxy import Proxy
-from tests.support import aall_of, aeventually, atogether, new_name, port, run, settings
+from tests.support import aall_of, aeventually, aoutside, atogether, new_name, port, run, settings
 
 if TYPE_CHECKING:
     from router.testing import PostgresCluster
+    from router.testing._plugin import MakeCluster
     from tests.conftest import Postgres
 
 
@@ -302,3 +304,44 @@ async def test_a_full_replica_is_passed_over(cluster: PostgresCluster) -> None:
         router.connection(read_only=True, timeout=20) as d,
     ):
         assert sorted(map(port, (a, b, c, d))) == sorted([one.port, one.port, two.port, two.port])
+
+
+async def test_a_full_server_is_waited_for_and_is_no_refused_login(make_postgres_cluster: MakeCluster) -> None:
+    servers = make_postgres_cluster(version=18, standbys=0, settings={"max_connections": 10})
+    others: list[psycopg.Connection[Any]] = []
+
+    def fill() -> None:
+        with suppress(psycopg.OperationalError):
+            while True:
+                others.append(psycopg.connect(servers.dsn()))
+
+    def leave() -> None:
+        while others:
+            others.pop().close()
+
+    async with AsyncRouter(settings(primary=servers.dsn(), health={"interval": 0.05})) as router:
+        try:
+            async with router.connection():
+                await aoutside(fill)
+                with pytest.raises(PoolExhausted, match=r"takes no further connection: FATAL: .*(clients|slots)"):
+                    async with router.connection(read_only=True, timeout=1.0):
+                        pytest.fail("there was room")
+                assert router.stats().versions[0].nodes[0].state == "up"
+
+                async def wait() -> None:
+                    async with router.connection(read_only=True, timeout=20) as connection:
+                        await connection.execute("SELECT 1")
+
+                async def make_room() -> None:
+                    await aeventually(refused_again)
+                    await aoutside(leave)
+
+                failed = router.stats().versions[0].nodes[0].read
+
+                async def refused_again() -> bool:
+                    read = router.stats().versions[0].nodes[0].read
+                    return read is not None and failed is not None and read.failed > failed.failed
+
+                await aall_of(wait, make_room)
+        finally:
+            await aoutside(leave)
