@@ -262,12 +262,13 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
             PoolClosed: The pool was closed.
         """
         self._used_at = monotonic()
-        try:
-            await self.open()
-        except psycopg.OperationalError as error:  # it has been closed meanwhile
-            raise PoolClosed(str(error)) from error
-        if self.retired:
-            await self.close()
+        if self._closed:
+            try:
+                await self.open()
+            except psycopg.OperationalError as error:  # it has been closed meanwhile
+                raise PoolClosed(str(error)) from error
+            if self.retired:
+                await self.close()
         # Which, other than getconn(), passes over those that are dead.
         if (ready := await (self.take() if scope is None else self.take_for(scope))) is not None:
             return ready

@@ -104,7 +104,7 @@ class AsyncSharedPool(AsyncNodePool):
 
     def holders(self) -> list[str]:
         """List the tenants of the connections that are out, one for each."""
-        borrowed = [original_of(connection).tenant for connection in list(self.borrowed)]
+        borrowed: list[str] = [connection.__dict__["_router"].tenant for connection in list(self.borrowed)]
         return borrowed + [asker.tenant for asker in list(self._line.handed)]
 
     async def take_for(self, scope: Scope) -> AsyncConnection[TupleRow] | None:

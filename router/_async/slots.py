@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from router.budget import Claim, Limits
 
 
-CALM = 0.005
-"""Seconds for which nobody looks again whether a connection that comes back is owed to somebody, if none was."""
+CALM = 0.02
+"""Seconds for which nobody looks again who could make room for those who wait, if nobody could: it costs more than a
+request should pay for."""
 
 
 class BudgetSpent(Exception):
@@ -72,7 +73,8 @@ class AsyncSlots:
         self._opening: list[Claim] = []
         self._open: list[tuple[ref[AsyncConnection[Any]], Claim]] = []
         self._closed = False
-        self._calm_until = 0.0
+        self._no_room_until = 0.0
+        self._nothing_owed_until = 0.0
 
     @property
     def taken(self) -> list[Claim]:
@@ -94,7 +96,7 @@ class AsyncSlots:
         deadline, turn = monotonic() + timeout, AsyncTurn(claim, wanted)
         with self._guard:
             self.waiting.append(turn)
-            self._calm_until = 0.0
+            self._no_room_until = self._nothing_owed_until = 0.0
         try:
             while True:
                 turn.flag.clear()  # before anything is looked at: no change after that goes unnoticed
@@ -104,11 +106,12 @@ class AsyncSlots:
                     pass
                 if turn.granted:
                     break
-                remaining = deadline - monotonic()
-                if remaining <= 0 or self._closed or not wanted():
+                now = monotonic()
+                if now >= deadline or self._closed or not wanted():
                     raise BudgetSpent
                 # Pools close connections without a word when they shrink or expire: look again now and then.
-                await turn.flag.wait_for(min(remaining, 0.1))
+                patience = CALM if now < self._no_room_until else 0.1
+                await turn.flag.wait_for(min(deadline - now, patience))
         except BaseException:
             with self._guard:
                 if turn.granted:
@@ -125,7 +128,10 @@ class AsyncSlots:
         Args:
             first: For whom room was made.
         """
-        self._grant(first)
+        if first is not None:
+            self._grant(first)
+        elif monotonic() < self._no_room_until:
+            return
         try:
             self.waiting[0].flag.set()
         except IndexError:
@@ -141,23 +147,27 @@ class AsyncSlots:
             The opener, to be named to :meth:`wake` then; ``None`` when the connection may be lent again.
         """
         now = monotonic()
-        if now < self._calm_until:
+        if now < self._nothing_owed_until:
             return None
         with self._guard:
             waiting = [turn for turn in self.waiting if turn.wanted()]
             index = yields_to(self.limits, self._count(), [turn.claim for turn in waiting], claim)
             if index is None:
-                self._calm_until = now + CALM
+                self._nothing_owed_until = now + CALM
                 return None
             return waiting[index]
 
     async def _has_made_room(self) -> bool:
+        if monotonic() < self._no_room_until:
+            return False
         with self._guard:
             waiting, taken = [turn for turn in self.waiting if turn.wanted()], self._count()
         index = await self._make_room(taken, [turn.claim for turn in waiting])
-        if index is not None:
-            self._grant(waiting[index])
-        return index is not None
+        if index is None:
+            self._no_room_until = monotonic() + CALM
+            return False
+        self._grant(waiting[index])
+        return True
 
     def _grant(self, first: AsyncTurn | None = None) -> None:
         with self._guard:

@@ -263,12 +263,13 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
             PoolClosed: The pool was closed.
         """
         self._used_at = monotonic()
-        try:
-            self.open()
-        except psycopg.OperationalError as error:  # it has been closed meanwhile
-            raise PoolClosed(str(error)) from error
-        if self.retired:
-            self.close()
+        if self._closed:
+            try:
+                self.open()
+            except psycopg.OperationalError as error:  # it has been closed meanwhile
+                raise PoolClosed(str(error)) from error
+            if self.retired:
+                self.close()
         # Which, other than getconn(), passes over those that are dead.
         if (ready := (self.take() if scope is None else self.take_for(scope))) is not None:
             return ready
