@@ -287,7 +287,7 @@ async def test_a_limit_of_the_servers_own_below_max_size_is_lived_with(cluster: 
 
         await atogether(work, 6)
         async with router.connection(), router.connection():
-            with pytest.raises(PoolExhausted, match="takes no further connection: .*too many connections for role"):
+            with pytest.raises(PoolExhausted, match=r"takes no further connection: .*too many connections for role"):
                 async with router.connection(timeout=0.3):
                     pytest.fail("there was a third connection")
 

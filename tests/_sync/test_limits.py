@@ -288,7 +288,7 @@ def test_a_limit_of_the_servers_own_below_max_size_is_lived_with(cluster: Postgr
 
         together(work, 6)
         with router.connection(), router.connection():
-            with pytest.raises(PoolExhausted, match="takes no further connection: .*too many connections for role"):
+            with pytest.raises(PoolExhausted, match=r"takes no further connection: .*too many connections for role"):
                 with router.connection(timeout=0.3):
                     pytest.fail("there was a third connection")
 
