@@ -33,6 +33,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="embedded|docker|URL",
         help="where the PostgreSQL of the tests marked docker comes from: the wheel, a container, or a server you have",
     )
+    parser.addoption(
+        "--pooler",
+        default="embedded",
+        choices=["embedded", "pgbouncer"],
+        help="the transaction pooler of the tests named pooler: the tests' own, or PgBouncer, which has to be installed",
+    )
 
 
 @dataclass(frozen=True)
