@@ -129,7 +129,7 @@ class Stats:
     max_connections: int
     versions: tuple[VersionStats, ...]
     tenant_pools: tuple[TenantPoolStats, ...] = ()
-    tenants: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    tenants: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}), hash=False)
     directory: DirectoryStats | None = None
 
     def __repr__(self) -> str:

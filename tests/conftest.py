@@ -37,7 +37,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--pooler",
         default="embedded",
         choices=["embedded", "pgbouncer"],
-        help="the transaction pooler of the tests named pooler: the tests' own, or PgBouncer, which has to be installed",
+        help="the transaction pooler of the tests named pooler: their own, or PgBouncer, which has to be installed",
     )
 
 

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+ELSEWHERE = 2
+"""How often a read is run again elsewhere: all replicas may die at the same time."""
+
 REMEMBERED = 1000
 """How many statements that have to run on the primary are remembered; the one known longest goes first."""
 
@@ -122,7 +125,7 @@ class AsyncStatements:
         self, query: QueryNoTemplate, params: Params | None, reading: AsyncReading, *, spent: bool
     ) -> Result:
         avoid: Node | None = None
-        while True:
+        for attempt in count():
             checkout = reading(avoid=avoid)
             async with checkout as connection:
                 if not original_of(connection).refuses_writes:
@@ -133,9 +136,10 @@ class AsyncStatements:
                 try:
                     return await _result(connection, query, params)
                 except psycopg.OperationalError as error:
-                    if avoid is not None or not _passes(connection, error):
+                    if attempt >= ELSEWHERE or not _passes(connection, error):
                         raise
                     avoid = checkout.pool.node
+        raise AssertionError  # count() has no end
 
     async def _write(
         self,

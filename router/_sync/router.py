@@ -209,7 +209,7 @@ class Router:
             UnknownTenant: As for :meth:`connection`.
             Unavailable: No connection could be had in time.
             TransactionOutcomeUnknown: The connection died while the statement ran on the primary. (A read whose
-                connection dies is run once more elsewhere.)
+                connection dies is run again elsewhere.)
             psycopg.Error: PostgreSQL refused the statement.
         """
         checkout = partial(self._checkout, version=version, tenant=tenant, timeout=timeout)

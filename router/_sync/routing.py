@@ -327,8 +327,10 @@ class Routing:
             RouterClosed: The router was closed.
             TokenRefused: What it must see is of another cluster or timeline, and ``tokens.foreign`` is ``refuse``.
         """
-        # The lane's only pool, or one that can grow: nothing better to choose as long as the lane is in use.
-        if prefer is not None and request is None and (len(lane.pools) == 1 or not prefer.full):
+        # The lane's only pool, or one that can grow: nothing better to choose as long as the lane is in use. Not at the
+        # very first, when a server that nobody has looked at yet may turn out to be better.
+        direct = prefer is not None and request is None and not prefer.closed
+        if prefer is not None and direct and (len(lane.pools) == 1 or not prefer.full):
             with suppress(Reroute, TooManyRequests, PoolTimeout, PoolClosed):  # then look closer
                 return prefer, prefer.borrow(deadline - monotonic(), lane.target.scope)
         return self._acquire_best(lane, deadline, prefer, request)

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+ELSEWHERE = 2
+"""How often a read is run again elsewhere: all replicas may die at the same time."""
+
 REMEMBERED = 1000
 """How many statements that have to run on the primary are remembered; the one known longest goes first."""
 
@@ -121,7 +124,7 @@ class Statements:
 
     def _read(self, query: QueryNoTemplate, params: Params | None, reading: Reading, *, spent: bool) -> Result:
         avoid: Node | None = None
-        while True:
+        for attempt in count():
             checkout = reading(avoid=avoid)
             with checkout as connection:
                 if not original_of(connection).refuses_writes:
@@ -132,9 +135,10 @@ class Statements:
                 try:
                     return _result(connection, query, params)
                 except psycopg.OperationalError as error:
-                    if avoid is not None or not _passes(connection, error):
+                    if attempt >= ELSEWHERE or not _passes(connection, error):
                         raise
                     avoid = checkout.pool.node
+        raise AssertionError  # count() has no end
 
     def _write(
         self,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tests.conftest import Postgres
 
 OTHERS = 20
-FLOOD = 50  # times what each of the others sends
+FLOOD = 100  # times what each of the others sends
 EVERY = 0.2  # seconds between two requests of one of them
 WORK = 0.02  # seconds that a request takes on the server: connections are scarce, and not this process's time
 SECONDS = 4.0

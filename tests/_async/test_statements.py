@@ -313,14 +313,18 @@ async def test_a_read_whose_connection_dies_is_run_once_more_elsewhere(tapped: T
         assert router.stats().versions[0].nodes[0].read is None  # the primary was not needed
 
 
-async def test_the_second_death_of_a_read_is_raised(tapped: Tapped) -> None:
+@pytest.mark.parametrize("deaths", [2, 3])
+async def test_the_third_death_of_a_read_is_raised(tapped: Tapped, deaths: int) -> None:
     async with AsyncRouter(settings(**tapped.version())) as router:
         await ready(router)
         name = new_name()
-        tapped.cut(*tapped.standbys, on=name, times=2)
-        with pytest.raises(psycopg.OperationalError, match="server closed the connection"):
-            await router.execute(f"SELECT 1 AS {name}")
-        assert sum(proxy.cuts for proxy in tapped.standbys) == 2
+        tapped.cut(*tapped.standbys, tapped.primary, on=name, times=deaths)
+        if deaths > 2:
+            with pytest.raises(psycopg.OperationalError, match="server closed the connection"):
+                await router.execute(f"SELECT 1 AS {name}")
+        else:
+            assert (await router.execute(f"SELECT 1 AS {name}")).value == 1
+        assert sum(proxy.cuts for proxy in (*tapped.standbys, tapped.primary)) == deaths
         assert (await router.execute(f"SELECT 1 AS {name}")).value == 1
 
 

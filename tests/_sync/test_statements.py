@@ -312,14 +312,18 @@ def test_a_read_whose_connection_dies_is_run_once_more_elsewhere(tapped: Tapped,
         assert router.stats().versions[0].nodes[0].read is None  # the primary was not needed
 
 
-def test_the_second_death_of_a_read_is_raised(tapped: Tapped) -> None:
+@pytest.mark.parametrize("deaths", [2, 3])
+def test_the_third_death_of_a_read_is_raised(tapped: Tapped, deaths: int) -> None:
     with Router(settings(**tapped.version())) as router:
         ready(router)
         name = new_name()
-        tapped.cut(*tapped.standbys, on=name, times=2)
-        with pytest.raises(psycopg.OperationalError, match="server closed the connection"):
-            router.execute(f"SELECT 1 AS {name}")
-        assert sum(proxy.cuts for proxy in tapped.standbys) == 2
+        tapped.cut(*tapped.standbys, tapped.primary, on=name, times=deaths)
+        if deaths > 2:
+            with pytest.raises(psycopg.OperationalError, match="server closed the connection"):
+                router.execute(f"SELECT 1 AS {name}")
+        else:
+            assert router.execute(f"SELECT 1 AS {name}").value == 1
+        assert sum(proxy.cuts for proxy in (*tapped.standbys, tapped.primary)) == deaths
         assert router.execute(f"SELECT 1 AS {name}").value == 1
 
 
