@@ -87,7 +87,7 @@ class Route:
     def __repr__(self) -> str:
         """Show the route as a person reads it: one line a node."""
         requested, version = self.target.requested, self.target.version
-        alias = "" if requested == version else f" (alias {requested})"
+        alias = "" if requested in ("", version) else f" (alias {requested})"
         lines = [f"Route to {version}{alias} for {'reading' if self.read_only else 'writing'}"]
         lines += [f"  {place}. {node}  {self.notes[node]}" for place, node in enumerate(self.nodes, 1)]
         lines += [f"  -  {node}  left out: {reason}" for node, reason in self.refused.items()]

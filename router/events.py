@@ -78,7 +78,8 @@ class LoginRefused(Event):
     level: ClassVar[int] = WARNING
 
     def __str__(self) -> str:
-        return f"{self.node} cannot be logged in to: {self.reason}"
+        whose = dict(self.node.params).get("application_name")  # a tenant's, say
+        return f"{self.node}{f' ({whose})' if whose else ''} cannot be logged in to: {self.reason}"
 
 
 @dataclass(frozen=True, slots=True)

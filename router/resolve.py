@@ -91,7 +91,8 @@ def check_key(pattern: str, tenant: object) -> None:
     """
     # Whatever the pattern: no empty key, and none with what cannot be sent, such as NUL and lone surrogates.
     if not (isinstance(tenant, str) and tenant and tenant.isprintable() and _compiled(pattern).fullmatch(tenant)):
-        raise UnknownTenant(tenant, f"a key looks like {pattern} (tenancy.pattern)")
+        kind = "" if isinstance(tenant, str) else f"is a str, not {type(tenant).__name__}, and "
+        raise UnknownTenant(tenant, f"a key {kind}looks like {pattern} (tenancy.pattern)")
 
 
 @lru_cache(maxsize=8)

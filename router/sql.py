@@ -82,7 +82,7 @@ def literal(text: str) -> str:
 
 
 def settings(pairs: Iterable[tuple[str, str]], *, local: bool) -> list[str]:
-    """Write what sets PostgreSQL's settings, and makes sure that a search path leads somewhere.
+    """Write what sets PostgreSQL's settings, and makes sure that a search path leads where it says.
 
     Functions are qualified: whoever had the session before may have had names found elsewhere.
 
@@ -91,28 +91,34 @@ def settings(pairs: Iterable[tuple[str, str]], *, local: bool) -> list[str]:
         local: Whether they last for the transaction only.
 
     Returns:
-        Expressions for a SELECT. It fails (3F000) unless the first schema of a ``search_path`` is there.
+        Expressions for a SELECT; see :func:`may_use` for when it fails.
     """
-    scope = "true" if local else "false"
+    scope, paths = "true" if local else "false", []
     found = []
     for name, value in pairs:
-        if name == "search_path":
-            found.append(is_schema(value))
         found.append(f"pg_catalog.set_config({literal(name)}, {literal(value)}, {scope})")
-    return found
+        if name == "search_path":
+            paths.append(value)
+    return [*found, *(check for path in paths for check in may_use(path))]  # as the role that is set by then
 
 
-def is_schema(search_path: str) -> str:
-    """Write an expression that fails (3F000) unless the first schema of a search path is there.
+def may_use(search_path: str) -> list[str]:
+    """Write what fails if a search path would be passed over in part, and whatever comes after found instead.
 
     Args:
         search_path: Quoted names.
 
     Returns:
-        The expression.
+        Expressions for a SELECT. It fails with 3F000 if a schema is not there, and with 22P02 and a text that says so
+        if the session may not use it.
     """
-    first = re.match(r'"(?:[^"]|"")*"', search_path)
-    return f"{literal(first[0] if first else search_path)}::pg_catalog.regnamespace"
+    names = [name.replace('""', '"') for name in re.findall(r'"((?:[^"]|"")*)"', search_path)]
+    return [
+        f"CASE WHEN pg_catalog.has_schema_privilege({literal(name)}, 'USAGE') THEN 0 ELSE "
+        # concat(), which is not immutable, so that the cast fails when it comes to that and not before.
+        f"pg_catalog.concat({literal(f'no USAGE on schema {name}')})::pg_catalog.int4 END"
+        for name in names
+    ]
 
 
 # What `router status` counts: the sessions of a node's user in its database, the one that asks left out. What they do

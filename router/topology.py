@@ -281,7 +281,7 @@ class Target:
         tenant: The tenant, if it is for one.
         scope: What a connection is set to when it is borrowed; ``None`` where it is so from the start.
         shared: Whether its pools are shared by tenants.
-        schema: The search path whose first schema must be there, in quotes; empty for none.
+        schema: The search path, in quotes; all of it has to be there. Empty for none.
         policy: How the tenant is kept apart.
         watched: The nodes as they are watched; ``None`` for those of ``cluster``.
     """

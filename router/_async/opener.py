@@ -11,7 +11,7 @@ from psycopg import AsyncConnection
 from psycopg.conninfo import make_conninfo
 
 from router import sql
-from router._async.scripts import AsyncPooledConnection, send
+from router._async.scripts import NOT_THERE, AsyncPooledConnection, send, why_not_there
 from router._async.slots import BudgetSpent
 from router._runtime import acall
 from router.budget import Claim
@@ -94,7 +94,7 @@ class AsyncOpener:
             cluster: The cluster it serves, for its policies.
             claim: What it counts as in the budget.
             read_only: Whether its session refuses writes.
-            schema: A search path whose first schema must be there; empty for none.
+            schema: A search path that has to be there; empty for none.
             spare: Whether requests can do without it: a refusal of the login is then raised, and not reported.
             wanted: Tells whether anybody still waits for it.
 
@@ -319,9 +319,9 @@ class AsyncOpener:
 
     async def _find_schema(self, connection: AsyncConnection[TupleRow], node: Node, schema: str) -> None:
         try:
-            await send(connection, f"SELECT {sql.is_schema(schema)}".encode())
-        except psycopg.errors.InvalidSchemaName as error:
-            await self._report(Failed(node, f"{error.diag.message_primary}", answered=True))
+            await send(connection, f"SELECT {', '.join(sql.may_use(schema))}".encode())
+        except NOT_THERE as error:
+            await self._report(Failed(node, why_not_there(error), answered=True))
             raise
 
     async def _run_configure(self, configure: AConfigure, connection: AsyncConnection[TupleRow], node: Node) -> None:

@@ -266,6 +266,13 @@ class AsyncRouting:
         for known in (self._targets, self.readers, self.writers):
             known.pop(lane.key, None)
 
+    async def _drop(self, lane: AsyncLane) -> None:
+        """Close the pools that were opened for a tenant that turned out not to be there."""
+        self.unlist(lane)
+        for pool in list(self.pools):
+            if pool.tenant == lane.target.tenant and not pool.in_use and not pool.idle:
+                await self.pools.retire(pool)
+
     def _gate(self, target: Target) -> AsyncGate | None:
         tenant, most = target.tenant, target.policy.max_connections
         if tenant is None or most is None:
@@ -352,7 +359,7 @@ class AsyncRouting:
             if now >= deadline or (node is None and not route.pending and not may_catch_up):
                 error = self._unavailable(route, request, late=now >= deadline)
                 if isinstance(error, UnknownTenant):
-                    self.unlist(lane)
+                    await self._drop(lane)
                 raise error
             if node is None or (node in route.ask and node.server in self._asked):
                 await self._wait(changed, cluster, deadline - now, pause=ASK_AGAIN if route.ask else deadline - now)
@@ -621,7 +628,9 @@ async def _emptied(pools: Sequence[AsyncNodePool], deadline: float) -> int:
     return len(cut_off)
 
 
-_MISSING = re.compile(r"(database|schema) \".*\" does not exist")  # as PostgreSQL says it in English; libpq has no code
+_MISSING = re.compile(
+    r"(database|schema) \".*\" does not exist|no USAGE on schema"
+)  # as PostgreSQL says it in English; libpq has no code
 
 
 def _asked(target: Target) -> dict[str, Any]:

@@ -20,6 +20,23 @@ if TYPE_CHECKING:
     from psycopg.abc import PQGen, QueryNoTemplate
 
 
+NOT_THERE = (psycopg.errors.InvalidSchemaName, psycopg.errors.InvalidTextRepresentation)
+"""How the expressions of ``sql.may_use()`` fail."""
+
+
+def why_not_there(error: psycopg.Error) -> str:
+    """Say why a search path cannot be used.
+
+    Args:
+        error: One of ``NOT_THERE``.
+
+    Returns:
+        The reason.
+    """
+    text = error.diag.message_primary or ""
+    return text if isinstance(error, psycopg.errors.InvalidSchemaName) else text.partition('"')[2].rstrip('"')
+
+
 def begin_of(connection: AsyncConnection[Any]) -> bytes:
     """Tell what psycopg would begin a transaction with.
 

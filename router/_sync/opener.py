@@ -13,7 +13,7 @@ from psycopg.conninfo import make_conninfo
 
 from router import sql
 from router._runtime import call
-from router._sync.scripts import PooledConnection, send
+from router._sync.scripts import NOT_THERE, PooledConnection, send, why_not_there
 from router._sync.slots import BudgetSpent
 from router.budget import Claim
 from router.choose import objection
@@ -95,7 +95,7 @@ class Opener:
             cluster: The cluster it serves, for its policies.
             claim: What it counts as in the budget.
             read_only: Whether its session refuses writes.
-            schema: A search path whose first schema must be there; empty for none.
+            schema: A search path that has to be there; empty for none.
             spare: Whether requests can do without it: a refusal of the login is then raised, and not reported.
             wanted: Tells whether anybody still waits for it.
 
@@ -320,9 +320,9 @@ class Opener:
 
     def _find_schema(self, connection: Connection[TupleRow], node: Node, schema: str) -> None:
         try:
-            send(connection, f"SELECT {sql.is_schema(schema)}".encode())
-        except psycopg.errors.InvalidSchemaName as error:
-            self._report(Failed(node, f"{error.diag.message_primary}", answered=True))
+            send(connection, f"SELECT {', '.join(sql.may_use(schema))}".encode())
+        except NOT_THERE as error:
+            self._report(Failed(node, why_not_there(error), answered=True))
             raise
 
     def _run_configure(self, configure: Configure, connection: Connection[TupleRow], node: Node) -> None:

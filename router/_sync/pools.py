@@ -499,6 +499,7 @@ class Original:
         idle_since: When it was last returned.
         scope: What its session is set to; ``None`` for what it was opened with.
         tenant: Of a pool that tenants share, who has it, or had it last.
+        application_name: What the server called the session when it was last set.
         refuses_writes: Whether the server is known to refuse writes in this session; a pooler may have dropped that
             option.
         spent: Set to have it closed once it is given back: its session is not fit for another borrower.
@@ -507,9 +508,10 @@ class Original:
     """
 
     __slots__ = (
-        "autocommit", "cursor_factory", "cut_because", "deferrable", "idle_since", "in_hot_standby", "isolation_level",
-        "notice_handlers", "notify_handlers", "opened_at", "prepare_threshold", "prepared_max", "read_only",
-        "refuses_writes", "row_factory", "scope", "seen", "server_cursor_factory", "spent", "tenant", "unasked",
+        "application_name", "autocommit", "cursor_factory", "cut_because", "deferrable", "idle_since",
+        "in_hot_standby", "isolation_level", "notice_handlers", "notify_handlers", "opened_at", "prepare_threshold",
+        "prepared_max", "read_only", "refuses_writes", "row_factory", "scope", "seen", "server_cursor_factory",
+        "spent", "tenant", "unasked",
     )  # fmt: skip
 
     def __init__(self, connection: Connection[TupleRow]) -> None:
@@ -528,6 +530,7 @@ class Original:
         self.opened_at = self.idle_since = monotonic()
         self.scope: Scope | None = None
         self.tenant = ""
+        self.application_name: bytes | None = None
         self.spent = False
         self.cut_because = ""
         self.in_hot_standby = connection.pgconn.parameter_status(b"in_hot_standby")

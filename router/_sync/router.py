@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from time import monotonic
 from types import MappingProxyType
@@ -18,13 +19,13 @@ from router._sync.statements import Statements
 from router.choose import Request
 from router.consistency import UNSURE, Position, settled
 from router.context import CURRENT, Use, named
-from router.errors import ConfigError, TokenRefused, UnknownTenant
+from router.errors import TokenRefused, UnknownTenant
 from router.health import UNKNOWN, fenced, lag_of, primary_of, role_of, state_of
 from router.measures import NodeStats, Stats, TenantPoolStats, VersionStats
 from router.resolve import check_key
 from router.sessions import Session, current, parsed
 from router.settings import TENANT_KEYS, RouterSettings
-from router.topology import PoolPolicy, Role
+from router.topology import PoolPolicy, Role, Tenancy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -81,6 +82,8 @@ class Router:
         """
         self._settings = RouterSettings() if settings is None else settings
         self._topology = self._settings.topology()
+        if directory is not None and self._topology.tenancy is None:
+            self._topology = replace(self._topology, tenancy=Tenancy())
         self._directory = directory
         self._routing = Routing(self._topology, password=password, configure=configure, observers=observers)
         self._routing.directory = self._ask_of()
@@ -480,8 +483,6 @@ class Router:
     def _ask_of(self) -> Directory | None:
         """The directory, if there is one."""
         tenancy, source, routing = self._topology.tenancy, self._directory, self._routing
-        if source is not None and tenancy is None:
-            raise ConfigError(["directory: add [tenancy] to the settings, which says what tenants' keys look like"])
         if tenancy is None or (source is None and tenancy.directory.version is None):
             return None
 

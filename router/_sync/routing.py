@@ -267,6 +267,13 @@ class Routing:
         for known in (self._targets, self.readers, self.writers):
             known.pop(lane.key, None)
 
+    def _drop(self, lane: Lane) -> None:
+        """Close the pools that were opened for a tenant that turned out not to be there."""
+        self.unlist(lane)
+        for pool in list(self.pools):
+            if pool.tenant == lane.target.tenant and not pool.in_use and not pool.idle:
+                self.pools.retire(pool)
+
     def _gate(self, target: Target) -> Gate | None:
         tenant, most = target.tenant, target.policy.max_connections
         if tenant is None or most is None:
@@ -353,7 +360,7 @@ class Routing:
             if now >= deadline or (node is None and not route.pending and not may_catch_up):
                 error = self._unavailable(route, request, late=now >= deadline)
                 if isinstance(error, UnknownTenant):
-                    self.unlist(lane)
+                    self._drop(lane)
                 raise error
             if node is None or (node in route.ask and node.server in self._asked):
                 self._wait(changed, cluster, deadline - now, pause=ASK_AGAIN if route.ask else deadline - now)
@@ -620,7 +627,9 @@ def _emptied(pools: Sequence[NodePool], deadline: float) -> int:
     return len(cut_off)
 
 
-_MISSING = re.compile(r"(database|schema) \".*\" does not exist")  # as PostgreSQL says it in English; libpq has no code
+_MISSING = re.compile(
+    r"(database|schema) \".*\" does not exist|no USAGE on schema"
+)  # as PostgreSQL says it in English; libpq has no code
 
 
 def _asked(target: Target) -> dict[str, Any]:

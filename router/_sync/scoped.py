@@ -14,7 +14,7 @@ import psycopg
 
 from router import sql
 from router._sync.pools import NodePool, original_of
-from router._sync.scripts import PooledConnection, begin_of, send
+from router._sync.scripts import NOT_THERE, PooledConnection, begin_of, send, why_not_there
 from router.budget import next_in_line
 from router.errors import UnknownTenant
 
@@ -172,7 +172,9 @@ def enter(connection: Connection[TupleRow], scope: Scope, *, begin: bool) -> Non
         connection.prelude = _prelude(scope)
         original.scope = scope
         return
+    # RESET ALL and DISCARD ALL in a block lose the tenant, and the name of its sessions, which the server reports.
     same = original.scope is scope or original.scope == scope
+    same = same and connection.pgconn.parameter_status(b"application_name") == original.application_name
     script = b""
     if not same or scope.hygiene == "full":
         script = _script(scope, reset=original.scope is not None)
@@ -182,15 +184,19 @@ def enter(connection: Connection[TupleRow], scope: Scope, *, begin: bool) -> Non
     if text:
         try:
             send(connection, text)
-        except psycopg.errors.InvalidSchemaName as error:  # all is as it was, but for what had been prepared
+        except NOT_THERE as error:  # all is as it was, but for what had been prepared
             if begin:
                 send(connection, b"ROLLBACK")
             _forget_prepared(connection)
-            raise UnknownTenant(scope.tenant, f"{error.diag.message_primary}") from None
+            raise UnknownTenant(scope.tenant, why_not_there(error)) from None
+        except psycopg.Error as error:
+            error.add_note(f"it was to be set for tenant {scope.tenant!r}")
+            raise
     if script:
         _forget_prepared(connection)
         (connection._notifies_backlog or deque()).clear()
     original.scope = scope
+    original.application_name = connection.pgconn.parameter_status(b"application_name")
 
 
 @lru_cache(maxsize=1024)

@@ -824,3 +824,47 @@ async def test_behind_a_transaction_pooler_statements_sessions_and_functions_are
                 async with router.connection(tenant=key) as connection:
                     await connection.execute("DELETE FROM me WHERE name = 'added'")
             assert (await router.execute("UPDATE me SET name = name", tenant=key)).rowcount == 1
+
+
+# A search path leads where it says
+
+
+@pytest.mark.parametrize("pooling", ["dedicated", "shared"])
+async def test_no_schema_of_a_search_path_is_passed_over(world: World, pooling: str) -> None:
+    key, other = world.keys
+    hidden = new_name()
+    run(world.dsn(), f"CREATE SCHEMA {hidden}")
+    homes = {
+        "last": {"schema": ["public", "nowhere"]},
+        "first": {"schema": ["nowhere", "public"]},
+        "hidden": {"schema": [hidden, key], "role": key},
+        "fine": {"schema": [key, "public"], "role": key},
+    }
+    options = world.settings("schema", tenancy={"pooling": pooling}, tenants=homes)
+    async with AsyncRouter(options) as router:
+        for tenant, why in (("last", "nowhere"), ("first", "nowhere"), ("hidden", f"no USAGE on schema {hidden}")):
+            for read_only in (True, False):
+                with pytest.raises(UnknownTenant, match=why):
+                    async with router.connection(tenant=tenant, read_only=read_only):
+                        pytest.fail("a part of its search path was passed over")
+        async with router.connection(tenant="fine") as connection:
+            cursor = await connection.execute("SELECT current_schemas(false), current_user")
+            assert await cursor.fetchall() == [([key, "public"], key)]
+    assert other != key
+
+
+@pytest.mark.parametrize("hygiene", ["transaction", "full"])
+@pytest.mark.parametrize("reset", ["RESET ALL", "DISCARD ALL"])
+@pytest.mark.parametrize("way", ["schema", "row"])
+async def test_a_shared_session_that_a_block_has_reset_is_the_tenants_again_for_the_next(
+    world: World, way: str, reset: LiteralString, hygiene: str
+) -> None:
+    options = world.settings(way, tenancy={"pooling": "shared", "hygiene": hygiene}, pool={"max_size": 1})
+    async with AsyncRouter(options) as router:
+        for _ in range(3):
+            async with router.connection(tenant=world.keys[0], read_only=True) as connection:
+                cursor = await connection.execute("SELECT name FROM me")
+                assert await cursor.fetchall() == [(world.keys[0],)]
+                await connection.execute(reset)
+                if way == "row":  # nobody's: it sees nobody's rows
+                    assert await (await connection.execute("SELECT name FROM me")).fetchall() == []
