@@ -14,6 +14,7 @@ import pytest
 
 from router import Router, RouterSettings, sql
 from router.cli import main
+from router.cli._tenants import UNLISTED
 from tests.support import new_name, run
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def test_where_each_of_them_lives(
         tenant_template={"schema": "t_{tenant}"},
     )
     shown = cli("tenants")
-    assert (shown.code, shown.err) == (0, "")
+    assert (shown.code, shown.err) == (0, f"{UNLISTED}\n")
     assert [line.split("  ") for line in shown.out.replace("sessions", "").splitlines()[-1:]] == [["4 tenants"]]
     rows = [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in shown.out.splitlines()[1:-1]]
     assert rows == [

@@ -17,6 +17,7 @@ import psycopg
 import pytest
 
 from router.cli import main
+from router.cli._tenants import UNLISTED
 from router.testing._binaries import account, cache_directory, programs
 from tests.support import PATIENCE, eventually, new_name, run
 
@@ -543,7 +544,7 @@ def test_a_command_is_in_its_tenants_session_whatever_it_looks_at(
         f"CREATE ROLE {role}",
         f"CREATE DATABASE {role}",
     )
-    run(server.dsn(dbname=role), "CREATE SCHEMA t1")
+    run(server.dsn(dbname=role), f'CREATE SCHEMA t1 AUTHORIZATION {role}; CREATE SCHEMA "a b" AUTHORIZATION {role}')
     home = {"schema": ["t1", "a b"], "role": role, "row": "app.tenant", "database": role, "pooling": pooling}
     tenants(0, tenants={"acme": home})
     monkeypatch.setenv("PGSERVICE", "missing")
@@ -694,7 +695,9 @@ def test_sql_must_not_end_its_transaction(
 def test_nobody_to_be_listed_is_a_mistake(tenants: Callable[..., list[str]], each: Callable[..., Result]) -> None:
     tenants(0, tenant_template={"schema": "{tenant}"})
     result = each("--tenants", "all", "--", "true")
-    assert (result.code, result.err.partition(":")[0]) == (2, "no tenant is listed")
+    note, error = result.err.splitlines()
+    assert note == UNLISTED
+    assert (result.code, error.partition(":")[0]) == (2, "no tenant is listed")
     assert each("--tenants", "t1", "--", "true").code == 0
 
 

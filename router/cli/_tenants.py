@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import psycopg
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
 
     from router import RouterSettings
     from router.topology import Tenancy, Topology
+
+UNLISTED = (
+    "note: tenants that only [tenant_template] describes are not among them: name their keys (a,b,c), or keep them in "
+    "the table of [directory]"
+)
 
 Homes: TypeAlias = dict[str, Home | ConfigError]
 """Where each tenant lives, or what is wrong with what the directory says of it."""
@@ -46,6 +52,8 @@ def meant(settings: RouterSettings, topology: Topology, pattern: str, version: s
     if not needs_list(pattern):
         return named(settings, topology, selected(pattern, ()))
     tenancy = _tenancy(topology)
+    if tenancy.template is not None and tenancy.directory.version is None:
+        print(UNLISTED, file=sys.stderr)
     listed: Homes = {**_asked(settings, tenancy, None), **tenancy.homes}
     living = [
         key

@@ -67,7 +67,7 @@ def check(
     as_json: AsJson = False,
     config: Config = None,
 ) -> None:
-    """Check the settings, and every server that they name.
+    """Check the settings, and every server of the versions (`router tenants` asks those that tenants have themselves).
 
     Is each node reachable, and a primary or replica as configured? Do replicas follow the primary? Does each server
     allow as many connections as this configuration may open there, whichever node is the primary? Fails if anything

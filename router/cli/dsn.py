@@ -23,6 +23,7 @@ def dsn(*, version: Version = None, tenant: Tenant = None, read_only: ReadOnly =
 
     \b
     pg_dump "$(router dsn --version v2 --read-only)"
+    pg_dump -n acme "$(router dsn --tenant acme)"
     """  # noqa: D301  (\b keeps the lines as they are)
     with Router(load(config)) as router:
         params = find(router, version, tenant, read_only=read_only).params
