@@ -109,7 +109,7 @@ def test_where_each_of_them_lives(
     assert list(cli("tenants", "[cd],b", "--json").tenants) == ["c", "d", "b"]
     assert cli("tenants", "other", "--json").tenants["other"]["schema"] == ["t_other"]
     nobody = cli("tenants", "x*")
-    assert (nobody.code, nobody.err) == (2, "no tenant is listed that matches 'x*'\n")
+    assert (nobody.code, nobody.err) == (2, f"{UNLISTED}\nno tenant is listed that matches 'x*'\n")
 
 
 @pytest.mark.parametrize("pooling", ["dedicated", "shared"])
