@@ -112,7 +112,8 @@ def _cluster(topology: Topology, version: str | None) -> tuple[str, Cluster]:
 def _of_tenant(topology: Topology, version: str | None, tenant: str, home: Home) -> Target:
     requested, base = _base(topology, version, tenant, home)
     try:
-        home = rendered(home, tenant, base.name)
+        written, home = home, rendered(home, tenant, base.name)
+        _keep_off(topology, written, home)
     except Misnamed as error:
         raise UnknownTenant(tenant, str(error), version=version) from None
     if home.cluster is not None:
@@ -183,6 +184,19 @@ def lives_in(topology: Topology, version: str, home: Home) -> bool:
 def _names_version(home: Home, own: Cluster) -> bool:
     values = [home.role, *home.schema, *(value for node in own.nodes for _, value in node.params)]
     return any("{version}" in value for value in values)
+
+
+def _keep_off(topology: Topology, written: Home, home: Home) -> None:
+    """Keep keys off what a version itself connects to or as: its database, or its login, which sees all tenants."""
+    if home is written:
+        return
+    params = [dict(node.params) for cluster in topology.versions.values() for node in cluster.nodes]
+    logins = {one.get("user", "") for one in params}
+    taken = {"role": logins, "user": logins, "database": {one.get("dbname") or one.get("user", "") for one in params}}
+    for kind, names in taken.items():
+        name = getattr(home, kind)
+        if name != getattr(written, kind) and name in names:
+            raise Misnamed(f"{name!r} is a version's own {kind}")
 
 
 class Misnamed(ValueError):

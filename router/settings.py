@@ -782,6 +782,21 @@ class RouterSettings(BaseSettings, _Table):
             for name in named if isinstance(named, (list, tuple)) else (named,):
                 yield (*path, "version"), name
 
+    @field_validator("directory")
+    @classmethod
+    def _may_listen(cls, directory: DirectoryPolicy | None, info: ValidationInfo) -> DirectoryPolicy | None:
+        """One connection listens to the table for as long as the router lives; another one is to be left."""
+        if directory is None or directory.version is None:
+            return directory
+        data = info.data
+        version = data.get("versions", {}).get(_trail(directory.version, data.get("aliases", {}))[-1])
+        limits = {key: data.get(key) for key in ("max_connections", "max_connections_per_server", "max_pools")}
+        limits["pool.max_size of that version"] = None if version is None else version.pool.max_size
+        for name, limit in limits.items():
+            if limit is not None and limit < 2:  # noqa: PLR2004 (one that listens, one that serves)
+                raise ValueError(f"listens over a connection of its own, and {name} is {limit}: give it at least 2")
+        return directory
+
     @field_validator("tenants", mode="wrap")
     @classmethod
     def _listed_apart(cls, tenants: Any, handler: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
@@ -841,7 +856,20 @@ class RouterSettings(BaseSettings, _Table):
                 ": ".join(["directory", f"tenant {tenant!r}", *([_sources.dotted(path)] if path else []), text])
                 for path, text in faults
             )
-        return _home(tenant, settings, dict(self))
+        home = _home(tenant, settings, dict(self))
+        if not self._says_where(answer) and not home.row and not _names_tenant(home):
+            places = ", ".join(("schema", "database", "role", "row", *SERVERS))
+            text = f"nothing says where it lives: give one of {places}, or a template with {{tenant}}"
+            raise ConfigError([f"directory: tenant {tenant!r}: {text}"])
+        return home
+
+    @staticmethod
+    def _says_where(answer: Any) -> bool:
+        """Whether an answer has anything that may keep a tenant apart; what it is, it says on purpose."""
+        if isinstance(answer, TenantSettings):
+            answer = answer._written()  # noqa: SLF001 (of this module)
+        answer = TenantSettings._prepared(answer)  # noqa: SLF001
+        return any(answer.get(key) for key in (*SERVERS, "database", "user", "schema", "role", "row"))
 
     def _over_template(self, answer: Mapping[str, Any] | TenantSettings) -> Any:
         if isinstance(answer, TenantSettings):

@@ -488,3 +488,13 @@ def test_an_unknown_key_is_told_quickly_among_ten_thousand(key: str) -> None:
         return time.perf_counter() - began
 
     assert min(seconds() for _ in range(5)) < 0.005
+
+
+@pytest.mark.parametrize("policy", [TenantPolicy(), SHARED])
+@pytest.mark.parametrize("home", [Home(role="{tenant}"), Home(user="{tenant}"), Home(database="{tenant}")])
+def test_no_key_is_the_login_or_the_database_of_a_version(home: Home, policy: TenantPolicy) -> None:
+    home = replace(home, policy=policy)
+    kind = "role" if home.role else "user" if home.user else "database"
+    assert refused(home, tenant="app") == f"unknown tenant 'app': 'app' is a version's own {kind}"
+    assert resolved(home, tenant="acme").tenant == "acme"
+    assert resolved(Home(database="app", schema=("x",))).tenant == "acme"  # the settings may name it themselves

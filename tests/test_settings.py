@@ -1440,3 +1440,32 @@ def test_reading_settings_imports_no_parser() -> None:
         [sys.executable, "-c", code], cwd=generate.ROOT, capture_output=True, text=True, check=True, timeout=60
     )
     assert run.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"max_connections": 1},
+        {"max_connections_per_server": 1},
+        {"max_pools": 1},
+        {"pool": {"max_size": 1}},
+        {"versions": {"v1": {"primary": "host=a", "pool": {"max_size": 1}}}},
+    ],
+)
+def test_a_directory_that_could_only_listen_is_refused(limits: dict[str, Any]) -> None:
+    values = {"versions": {"v1": {"primary": "host=a"}}, "aliases": {"live": "v1"}, "directory": {"version": "live"}}
+    RouterSettings(**values)
+    with pytest.raises(ConfigError, match=r"listens over a connection of its own.* is 1: give it at least 2"):
+        RouterSettings(**{**values, **limits})
+
+
+@pytest.mark.parametrize("answer", [{}, {"schema": None}, {"schema": []}, {"hygiene": "full"}])
+def test_a_directory_that_says_nothing_of_where_a_tenant_lives_is_wrong(answer: dict[str, Any]) -> None:
+    values = {"versions": {"v1": {"primary": "host=a"}}, "directory": {"version": "v1"}}
+    for template in ({"version": "v1", "role": "app_tenant"}, None):
+        settings = RouterSettings(**values, tenant_template=template)
+        with pytest.raises(ConfigError, match=r"tenant 'acme': .*(nothing says where it lives|needs|keeps it apart)"):
+            settings.home("acme", answer)
+    settings = RouterSettings(**values, tenant_template={"version": "v1", "schema": "t_{tenant}"})
+    if answer != {"schema": []}:  # which says that it has none
+        assert settings.home("acme", answer).schema == ("t_{tenant}",)

@@ -32,6 +32,23 @@ TURN = 0.05
 """Seconds until a tenant's connection is asked for again, when all that may be open were in use until the deadline."""
 
 
+STALLED = 5.0
+"""Seconds without any progress after which those who have the connections are taken for others."""
+
+
+class _Progress:
+    """How far all jobs together are.
+
+    Attributes:
+        holding: The tenants for whom the function runs now.
+        at: When it last ended for one.
+    """
+
+    def __init__(self) -> None:
+        self.holding: list[str] = []
+        self.at = monotonic()
+
+
 async def each(
     function: AFunction[[AsyncConnection[TupleRow], str], T],
     tenants: Sequence[str],
@@ -55,6 +72,7 @@ async def each(
         What came of it.
     """
     todo, values, errors = deque(tenants), dict[str, T](), dict[str, Exception]()
+    progress = _Progress()
 
     async def work() -> None:
         while todo:
@@ -64,7 +82,7 @@ async def each(
                 return
             try:
                 with within(tenant):
-                    values[tenant] = await _called(function, tenant, borrow)
+                    values[tenant] = await _called(function, tenant, borrow, progress)
             except Exception as error:  # noqa: BLE001  (it is an outcome)
                 errors[tenant] = error
                 if stop_on_error:
@@ -79,16 +97,24 @@ async def each(
 
 
 async def _called(
-    function: AFunction[[AsyncConnection[TupleRow], str], T], tenant: str, borrow: Callable[[str], AsyncCheckout]
+    function: AFunction[[AsyncConnection[TupleRow], str], T],
+    tenant: str,
+    borrow: Callable[[str], AsyncCheckout],
+    progress: _Progress,
 ) -> T:
     while True:
         borrowed = False
         try:
             async with borrow(tenant) as connection:
                 borrowed = True
-                return await acall(function, connection, tenant)
-        except PoolExhausted:  # the nodes are fine: its turn will come, be it that the other jobs have to end first
-            if borrowed:
+                progress.holding.append(tenant)
+                try:
+                    return await acall(function, connection, tenant)
+                finally:
+                    progress.holding.remove(tenant)
+                    progress.at = monotonic()
+        except PoolExhausted:  # the nodes are fine: its turn will come, if it is the other jobs that have to end first
+            if borrowed or (not progress.holding and monotonic() - progress.at > STALLED):
                 raise
         await asleep(TURN)
 

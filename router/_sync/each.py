@@ -33,6 +33,23 @@ TURN = 0.05
 """Seconds until a tenant's connection is asked for again, when all that may be open were in use until the deadline."""
 
 
+STALLED = 5.0
+"""Seconds without any progress after which those who have the connections are taken for others."""
+
+
+class _Progress:
+    """How far all jobs together are.
+
+    Attributes:
+        holding: The tenants for whom the function runs now.
+        at: When it last ended for one.
+    """
+
+    def __init__(self) -> None:
+        self.holding: list[str] = []
+        self.at = monotonic()
+
+
 def each(
     function: Function[[Connection[TupleRow], str], T],
     tenants: Sequence[str],
@@ -56,6 +73,7 @@ def each(
         What came of it.
     """
     todo, values, errors = deque(tenants), dict[str, T](), dict[str, Exception]()
+    progress = _Progress()
 
     def work() -> None:
         while todo:
@@ -65,7 +83,7 @@ def each(
                 return
             try:
                 with within(tenant):
-                    values[tenant] = _called(function, tenant, borrow)
+                    values[tenant] = _called(function, tenant, borrow, progress)
             except Exception as error:  # noqa: BLE001  (it is an outcome)
                 errors[tenant] = error
                 if stop_on_error:
@@ -79,15 +97,25 @@ def each(
     )
 
 
-def _called(function: Function[[Connection[TupleRow], str], T], tenant: str, borrow: Callable[[str], Checkout]) -> T:
+def _called(
+    function: Function[[Connection[TupleRow], str], T],
+    tenant: str,
+    borrow: Callable[[str], Checkout],
+    progress: _Progress,
+) -> T:
     while True:
         borrowed = False
         try:
             with borrow(tenant) as connection:
                 borrowed = True
-                return call(function, connection, tenant)
-        except PoolExhausted:  # the nodes are fine: its turn will come, be it that the other jobs have to end first
-            if borrowed:
+                progress.holding.append(tenant)
+                try:
+                    return call(function, connection, tenant)
+                finally:
+                    progress.holding.remove(tenant)
+                    progress.at = monotonic()
+        except PoolExhausted:  # the nodes are fine: its turn will come, if it is the other jobs that have to end first
+            if borrowed or (not progress.holding and monotonic() - progress.at > STALLED):
                 raise
         sleep(TURN)
 

@@ -528,8 +528,8 @@ class Routing:
         asked, whom = _asked(target), _whom(target)
         in_time = f"no connection {whom} in time"
         down = [node for node in target.cluster.nodes if state_of(self.known.health, node).up is False]
-        if late and self.slots.waiting and not down:
-            limits, taken = self.slots.limits, self.slots.taken
+        limits, taken = self.slots.limits, self.slots.taken
+        if late and not down and (self.slots.waiting or len(taken) >= limits.process):
             most = holding_most([claim.holder for claim in taken])
             if len(taken) < limits.process and limits.server is not None:
                 full = f"all {limits.server} to one server are open (max_connections_per_server){most}"

@@ -45,7 +45,8 @@ _ENDS_TRANSACTION = re.compile(
     re.IGNORECASE,
 )
 _NO_STATEMENT = re.compile(
-    r"--[^\n]*|/\*.*?\*/|\bE'(?:[^'\\]|\\.)*'|'[^']*'|\"[^\"]*\"|\$(\w*)\$.*?\$\1\$|\bBEGIN\s+ATOMIC\b.*?\bEND\b",
+    r"--[^\n]*|(?P<comment>/\*.*?\*/)|\bE'(?:[^'\\]|\\.)*'|'[^']*'|\"[^\"]*\"|"
+    r"(?<![\w$])\$(?P<tag>\w*)\$.*?\$(?P=tag)\$|\bBEGIN\s+ATOMIC\b.*?\bEND\b",
     re.IGNORECASE | re.DOTALL,
 )
 
@@ -152,6 +153,8 @@ def _read(file: Path) -> str:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         fail(f"{file} cannot be read: {error.strerror if isinstance(error, OSError) else 'it is not UTF-8'}", BAD_USAGE)
+    if any("/*" in comment[2:] for found in _NO_STATEMENT.finditer(text) if (comment := found["comment"])):
+        fail(f"{file} has a comment in a comment, in which a COMMIT could hide: take it out", BAD_USAGE)
     for statement in _NO_STATEMENT.sub(" ", text).split(";"):
         if found := _ENDS_TRANSACTION.match(statement):
             fail(
