@@ -76,9 +76,11 @@ def literal(text: str) -> str:
         text: The text, without NUL.
 
     Returns:
-        An escape string: what ``standard_conforming_strings`` says does not matter to it.
+        An escape string: what ``standard_conforming_strings`` says does not matter to it; in ASCII: neither does what
+        ``client_encoding`` says.
     """
-    return "E'" + text.replace("\\", "\\\\").replace("'", "''") + "'"
+    escaped = text.replace("\\", "\\\\").replace("'", "''")
+    return "E'" + "".join(one if one.isascii() else f"\\U{ord(one):08X}" for one in escaped) + "'"
 
 
 def settings(pairs: Iterable[tuple[str, str]], *, local: bool) -> list[str]:

@@ -230,6 +230,8 @@ class AsyncCheckout:
             except BaseException:
                 await pool.give_back(connection)
                 raise
+        if pool.inherited:  # and so are its slots
+            return
         slots = self._lane.slots
         heir = slots.yields_to(pool.claim) if slots.waiting else None
         if heir is None:
@@ -433,7 +435,7 @@ class AsyncScopedCheckout(AsyncTrackedCheckout):
         try:
             await super().__aexit__(kind, error, traceback)
         finally:
-            if entered and self._lane.gate is not None:
+            if entered and self._lane.gate is not None and not self._pool.inherited:
                 self._lane.gate.leave()
 
 

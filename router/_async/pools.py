@@ -416,6 +416,8 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         Args:
             connection: The connection.
         """
+        if self.inherited:
+            return
         await connection.close()
         self.borrowed.discard(connection)
         self.expendable.discard(connection)

@@ -137,6 +137,7 @@ class AsyncPools:
                     if (pool := self.open_at_once(target, node, read_only=read_only)) is not None:
                         return pool
                     if not await self._close_one():
+                        turn.clear()  # it was set when this one became first
                         await turn.wait_for(min(LOOK_AGAIN, max(remaining, 0.0)))
                 else:
                     await turn.wait_for(max(remaining, 0.0))

@@ -231,6 +231,8 @@ class Checkout:
             except BaseException:
                 pool.give_back(connection)
                 raise
+        if pool.inherited:  # and so are its slots
+            return
         slots = self._lane.slots
         heir = slots.yields_to(pool.claim) if slots.waiting else None
         if heir is None:
@@ -432,7 +434,7 @@ class ScopedCheckout(TrackedCheckout):
         try:
             super().__exit__(kind, error, traceback)
         finally:
-            if entered and self._lane.gate is not None:
+            if entered and self._lane.gate is not None and not self._pool.inherited:
                 self._lane.gate.leave()
 
 

@@ -417,6 +417,8 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         Args:
             connection: The connection.
         """
+        if self.inherited:
+            return
         connection.close()
         self.borrowed.discard(connection)
         self.expendable.discard(connection)

@@ -138,6 +138,7 @@ class Pools:
                     if (pool := self.open_at_once(target, node, read_only=read_only)) is not None:
                         return pool
                     if not self._close_one():
+                        turn.clear()  # it was set when this one became first
                         turn.wait_for(min(LOOK_AGAIN, max(remaining, 0.0)))
                 else:
                     turn.wait_for(max(remaining, 0.0))

@@ -868,3 +868,15 @@ async def test_a_shared_session_that_a_block_has_reset_is_the_tenants_again_for_
                 await connection.execute(reset)
                 if way == "row":  # nobody's: it sees nobody's rows
                     assert await (await connection.execute("SELECT name FROM me")).fetchall() == []
+
+
+async def test_whatever_encoding_the_last_tenant_left_a_key_means_what_it_says(world: World) -> None:
+    tenancy = {"pooling": "shared", "pattern": r"\w+"}
+    options = world.settings("row", tenancy=tenancy, pool={"max_size": 1})
+    async with AsyncRouter(options) as router:
+        for key in ("é", "я", "語") * 2:
+            async with router.connection(tenant="plain", read_only=True) as connection:
+                await connection.execute("SET client_encoding = 'LATIN1'")
+            async with router.connection(tenant=key, read_only=True) as connection:
+                cursor = await connection.execute("SELECT current_setting('app.tenant'), %s", [key])
+                assert await cursor.fetchall() == [(key, key)]

@@ -861,3 +861,15 @@ def test_a_shared_session_that_a_block_has_reset_is_the_tenants_again_for_the_ne
                 connection.execute(reset)
                 if way == "row":  # nobody's: it sees nobody's rows
                     assert connection.execute("SELECT name FROM me").fetchall() == []
+
+
+def test_whatever_encoding_the_last_tenant_left_a_key_means_what_it_says(world: World) -> None:
+    tenancy = {"pooling": "shared", "pattern": r"\w+"}
+    options = world.settings("row", tenancy=tenancy, pool={"max_size": 1})
+    with Router(options) as router:
+        for key in ("é", "я", "語") * 2:
+            with router.connection(tenant="plain", read_only=True) as connection:
+                connection.execute("SET client_encoding = 'LATIN1'")
+            with router.connection(tenant=key, read_only=True) as connection:
+                cursor = connection.execute("SELECT current_setting('app.tenant'), %s", [key])
+                assert cursor.fetchall() == [(key, key)]
