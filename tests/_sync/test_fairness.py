@@ -24,7 +24,6 @@ SECONDS = 4.0
 CONNECTIONS = 4
 
 
-@pytest.mark.docker
 @pytest.mark.parametrize(
     ("pooling", "scarce", "most"),
     [
