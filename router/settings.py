@@ -341,6 +341,9 @@ def _listed(value: object) -> object:
 SERVERS = ("primary", "replicas", "nodes")
 """The keys under which servers stand."""
 
+PLACES = ("schema", "database", "user", "role", "row", *SERVERS)
+"""The keys that may keep a tenant apart from others."""
+
 _Listed = BeforeValidator(_listed, json_schema_input_type=NodeSettings | list[NodeSettings])
 
 
@@ -843,8 +846,10 @@ class RouterSettings(BaseSettings, _Table):
             ConfigError: Something is wrong with the answer; every problem is listed.
         """
         faults: list[_sources.Fault]
+        said = answer._written() if isinstance(answer, TenantSettings) else answer  # noqa: SLF001 (of this module)
+        said = TenantSettings._prepared(said)  # noqa: SLF001
         try:
-            settings = TenantSettings.model_validate(self._over_template(answer))
+            settings = TenantSettings.model_validate(self._over_template(said))
         except ValidationError as error:
             faults = [(details["loc"], details["msg"]) for details in error.errors(include_url=False)]
         else:
@@ -857,24 +862,14 @@ class RouterSettings(BaseSettings, _Table):
                 for path, text in faults
             )
         home = _home(tenant, settings, dict(self))
-        if not self._says_where(answer) and not home.row and not _names_tenant(home):
-            places = ", ".join(("schema", "database", "role", "row", *SERVERS))
+        # What an answer names, it names on purpose; what the template does is alike for all but for {tenant}.
+        if not any(map(said.get, PLACES)) and not home.row and not _names_tenant(home):
+            places = ", ".join(PLACES)
             text = f"nothing says where it lives: give one of {places}, or a template with {{tenant}}"
             raise ConfigError([f"directory: tenant {tenant!r}: {text}"])
         return home
 
-    @staticmethod
-    def _says_where(answer: Any) -> bool:
-        """Whether an answer has anything that may keep a tenant apart; what it is, it says on purpose."""
-        if isinstance(answer, TenantSettings):
-            answer = answer._written()  # noqa: SLF001 (of this module)
-        answer = TenantSettings._prepared(answer)  # noqa: SLF001
-        return any(answer.get(key) for key in (*SERVERS, "database", "user", "schema", "role", "row"))
-
-    def _over_template(self, answer: Mapping[str, Any] | TenantSettings) -> Any:
-        if isinstance(answer, TenantSettings):
-            answer = answer._written()  # noqa: SLF001 (of this module)
-        answer = TenantSettings._prepared(answer)  # noqa: SLF001
+    def _over_template(self, answer: Any) -> Any:
         if not isinstance(answer, Mapping):
             return answer  # which is a fault
         said = {key: value for key, value in answer.items() if value is not None}

@@ -95,13 +95,13 @@ def settings(pairs: Iterable[tuple[str, str]], *, local: bool) -> list[str]:
     Returns:
         Expressions for a SELECT; see :func:`may_use` for when it fails.
     """
-    scope, paths = "true" if local else "false", []
-    found = []
+    scope = "true" if local else "false"
+    found, checks = list[str](), list[str]()
     for name, value in pairs:
         found.append(f"pg_catalog.set_config({literal(name)}, {literal(value)}, {scope})")
         if name == "search_path":
-            paths.append(value)
-    return [*found, *(check for path in paths for check in may_use(path))]  # as the role that is set by then
+            checks += may_use(value)
+    return found + checks  # as the role that is set by then
 
 
 def may_use(search_path: str) -> list[str]:

@@ -381,11 +381,11 @@ class AsyncScopedCheckout(AsyncTrackedCheckout):
             RouterClosed: The router was closed.
             RuntimeError: The block of this very object has been entered already.
         """
+        if self._connection is not None:
+            raise RuntimeError("this checkout is in use: call connection() once for each block")
         lane, deadline = self._lane, monotonic() + min(self._timeout, A_LONG_TIME)
         if lane.gate is None:
             return await self._enter(lane, deadline)
-        if self._connection is not None:
-            raise RuntimeError("this checkout is in use: call connection() once for each block")
         if not await lane.gate.enter(deadline - monotonic()):
             raise PoolExhausted(
                 f"no connection for tenant {lane.target.tenant!r} in time: it uses all {lane.gate.limit} that it may "
@@ -400,8 +400,6 @@ class AsyncScopedCheckout(AsyncTrackedCheckout):
             raise
 
     async def _enter(self, lane: AsyncLane, deadline: float) -> AsyncConnection[TupleRow]:
-        if self._connection is not None:
-            raise RuntimeError("this checkout is in use: call connection() once for each block")
         target = lane.target
         assert target.scope is not None  # noqa: S101  (else it were a plain checkout)
         pool = lane.pick() if self._request is None else None

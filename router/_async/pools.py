@@ -153,11 +153,6 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         return bool(self.borrowed or self._waiting)
 
     @property
-    def waiting(self) -> int:
-        """How many requests wait for a connection."""
-        return len(self._waiting)
-
-    @property
     def used_at(self) -> float:
         """When it was last used, on the monotonic clock."""
         try:

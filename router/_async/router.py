@@ -489,7 +489,7 @@ class AsyncRouter:
             directory.changed(tenant)
 
         if source is None:
-            source = routing.source = AsyncSqlSource(
+            source = AsyncSqlSource(
                 lambda: AsyncCheckout(self._lane(tenancy.directory.version, None, read_only=False), None),
                 tenancy.directory.table,
                 TENANT_KEYS,

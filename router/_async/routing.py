@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from psycopg import AsyncConnection
     from psycopg.rows import TupleRow
 
-    from router._async.directory import AsyncDirectory, AsyncSqlSource
+    from router._async.directory import AsyncDirectory
     from router._async.pools import AsyncNodePool
     from router._runtime import AConfigure, APassword, AWorker
     from router.budget import Claim
@@ -88,7 +88,6 @@ class AsyncRouting:
         topology: What is configured.
         closed: Whether the router was closed.
         directory: Says where tenants live that the settings do not list; ``None`` for nobody.
-        source: The table that it asks, if it is one.
         known: What is known of the servers.
         pools: Those that are open.
         readers: The lanes for reading, by what requests name.
@@ -115,7 +114,6 @@ class AsyncRouting:
         self.topology = topology
         self.closed = False
         self.directory: AsyncDirectory | None = None
-        self.source: AsyncSqlSource | None = None
         self._callables = (password, configure)
         self._observers = tuple(observers)
         self._start()
@@ -335,8 +333,7 @@ class AsyncRouting:
         """
         # The lane's only pool, or one that can grow: nothing better to choose as long as the lane is in use. Not at the
         # very first, when a server that nobody has looked at yet may turn out to be better.
-        direct = prefer is not None and request is None and not prefer.closed
-        if prefer is not None and direct and (len(lane.pools) == 1 or not prefer.full):
+        if prefer is not None and request is None and not prefer.closed and (len(lane.pools) == 1 or not prefer.full):
             with suppress(Reroute, TooManyRequests, PoolTimeout, PoolClosed):  # then look closer
                 return prefer, await prefer.borrow(deadline - monotonic(), lane.target.scope)
         return await self._acquire_best(lane, deadline, prefer, request)
@@ -590,8 +587,6 @@ class AsyncRouting:
         self.known.changed.set()
         if self.directory is not None:
             await self.directory.close(GRACE)
-        if self.source is not None:
-            await self.source.close(GRACE)
         self.slots.close()
         cut_off = await _emptied(pools, deadline)
         deadline = max(deadline, monotonic() + GRACE)
@@ -628,9 +623,8 @@ async def _emptied(pools: Sequence[AsyncNodePool], deadline: float) -> int:
     return len(cut_off)
 
 
-_MISSING = re.compile(
-    r"(database|schema) \".*\" does not exist|no USAGE on schema"
-)  # as PostgreSQL says it in English; libpq has no code
+# As PostgreSQL says it in English: for a login that failed, libpq gives no SQLSTATE.
+_MISSING = re.compile(r"(database|schema) \".*\" does not exist|no USAGE on schema")
 
 
 def _asked(target: Target) -> dict[str, Any]:

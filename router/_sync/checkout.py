@@ -380,11 +380,11 @@ class ScopedCheckout(TrackedCheckout):
             RouterClosed: The router was closed.
             RuntimeError: The block of this very object has been entered already.
         """
+        if self._connection is not None:
+            raise RuntimeError("this checkout is in use: call connection() once for each block")
         lane, deadline = self._lane, monotonic() + min(self._timeout, A_LONG_TIME)
         if lane.gate is None:
             return self._enter(lane, deadline)
-        if self._connection is not None:
-            raise RuntimeError("this checkout is in use: call connection() once for each block")
         if not lane.gate.enter(deadline - monotonic()):
             raise PoolExhausted(
                 f"no connection for tenant {lane.target.tenant!r} in time: it uses all {lane.gate.limit} that it may "
@@ -399,8 +399,6 @@ class ScopedCheckout(TrackedCheckout):
             raise
 
     def _enter(self, lane: Lane, deadline: float) -> Connection[TupleRow]:
-        if self._connection is not None:
-            raise RuntimeError("this checkout is in use: call connection() once for each block")
         target = lane.target
         assert target.scope is not None  # noqa: S101  (else it were a plain checkout)
         pool = lane.pick() if self._request is None else None

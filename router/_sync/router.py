@@ -490,7 +490,7 @@ class Router:
             directory.changed(tenant)
 
         if source is None:
-            source = routing.source = SqlSource(
+            source = SqlSource(
                 lambda: Checkout(self._lane(tenancy.directory.version, None, read_only=False), None),
                 tenancy.directory.table,
                 TENANT_KEYS,

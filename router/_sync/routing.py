@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from psycopg.rows import TupleRow
 
     from router._runtime import Configure, Password, Worker
-    from router._sync.directory import Directory, SqlSource
+    from router._sync.directory import Directory
     from router._sync.pools import NodePool
     from router.budget import Claim
     from router.choose import Route
@@ -89,7 +89,6 @@ class Routing:
         topology: What is configured.
         closed: Whether the router was closed.
         directory: Says where tenants live that the settings do not list; ``None`` for nobody.
-        source: The table that it asks, if it is one.
         known: What is known of the servers.
         pools: Those that are open.
         readers: The lanes for reading, by what requests name.
@@ -116,7 +115,6 @@ class Routing:
         self.topology = topology
         self.closed = False
         self.directory: Directory | None = None
-        self.source: SqlSource | None = None
         self._callables = (password, configure)
         self._observers = tuple(observers)
         self._start()
@@ -336,8 +334,7 @@ class Routing:
         """
         # The lane's only pool, or one that can grow: nothing better to choose as long as the lane is in use. Not at the
         # very first, when a server that nobody has looked at yet may turn out to be better.
-        direct = prefer is not None and request is None and not prefer.closed
-        if prefer is not None and direct and (len(lane.pools) == 1 or not prefer.full):
+        if prefer is not None and request is None and not prefer.closed and (len(lane.pools) == 1 or not prefer.full):
             with suppress(Reroute, TooManyRequests, PoolTimeout, PoolClosed):  # then look closer
                 return prefer, prefer.borrow(deadline - monotonic(), lane.target.scope)
         return self._acquire_best(lane, deadline, prefer, request)
@@ -589,8 +586,6 @@ class Routing:
         self.known.changed.set()
         if self.directory is not None:
             self.directory.close(GRACE)
-        if self.source is not None:
-            self.source.close(GRACE)
         self.slots.close()
         cut_off = _emptied(pools, deadline)
         deadline = max(deadline, monotonic() + GRACE)
@@ -627,9 +622,8 @@ def _emptied(pools: Sequence[NodePool], deadline: float) -> int:
     return len(cut_off)
 
 
-_MISSING = re.compile(
-    r"(database|schema) \".*\" does not exist|no USAGE on schema"
-)  # as PostgreSQL says it in English; libpq has no code
+# As PostgreSQL says it in English: for a login that failed, libpq gives no SQLSTATE.
+_MISSING = re.compile(r"(database|schema) \".*\" does not exist|no USAGE on schema")
 
 
 def _asked(target: Target) -> dict[str, Any]:
