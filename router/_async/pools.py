@@ -80,6 +80,7 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         keys: Those of the lanes that use it, if it is one tenant's.
         idle: The connections ready to be borrowed.
         borrowed: The connections out.
+        expected: One entry for each request that was given this pool, and has not borrowed from it or given up yet.
         expendable: Those of them whose query is run again elsewhere if they are cut.
         suspect: Has a server looked at, because of what a connection showed.
         inherited: Whether it belongs to the parent of a fork: nothing of it may be used or closed here.
@@ -136,6 +137,7 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         self.keys: set[Any] = set()
         self.idle = self._pool
         self.borrowed: set[AsyncConnection[TupleRow]] = set()
+        self.expected: list[None] = []  # its append() and pop() are atomic
         self.expendable: set[AsyncConnection[TupleRow]] = set()
         self.suspect = suspect
         self.inherited = False
@@ -149,8 +151,8 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
 
     @property
     def in_use(self) -> bool:
-        """Whether anybody has one of its connections, or waits for one."""
-        return bool(self.borrowed or self._waiting)
+        """Whether anybody has one of its connections, waits for one, or is about to."""
+        return bool(self.expected or self.borrowed or self._waiting)
 
     @property
     def used_at(self) -> float:

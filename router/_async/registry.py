@@ -112,7 +112,9 @@ class AsyncPools:
         return pool
 
     async def open(self, target: Target, node: Node, *, read_only: bool, timeout: float) -> AsyncNodePool | None:
-        """Find a pool, or open it; if there are too many, the one unused for longest makes room.
+        """Find a pool for a request, or open it; if there are too many, the one unused for longest makes room.
+
+        The request is expected there, and has to be struck off once it has borrowed: until then nobody closes the pool.
 
         Args:
             target: What it serves.
@@ -126,15 +128,15 @@ class AsyncPools:
         Raises:
             RouterClosed: The router was closed.
         """
-        if not self._turns and (pool := self.open_at_once(target, node, read_only=read_only)) is not None:
+        if not self._turns and self._expects(pool := self.open_at_once(target, node, read_only=read_only)):
             return pool
         deadline, turn = monotonic() + timeout, AFlag()
         self._turns.append(turn)
         try:
-            while (pool := self.get(target, node, read_only=read_only)) is None:
+            while not self._expects(pool := self.get(target, node, read_only=read_only)):
                 remaining = deadline - monotonic()
                 if self._turns[0] is turn:
-                    if (pool := self.open_at_once(target, node, read_only=read_only)) is not None:
+                    if self._expects(pool := self.open_at_once(target, node, read_only=read_only)):
                         return pool
                     if not await self._close_one():
                         turn.clear()  # it was set when this one became first
@@ -142,7 +144,7 @@ class AsyncPools:
                 else:
                     await turn.wait_for(max(remaining, 0.0))
                 if remaining <= 0:
-                    break
+                    return None
             return pool
         finally:
             self._turns.remove(turn)
@@ -183,7 +185,7 @@ class AsyncPools:
             pool: The pool.
         """
         with self._guard:
-            if pool.retired:
+            if pool.retired or pool.expected:
                 return
             pool.retired = True
             self._pools = {key: other for key, other in self._pools.items() if other is not pool}
@@ -202,10 +204,18 @@ class AsyncPools:
             self.closed = True
             return list(self)
 
+    def _expects(self, pool: AsyncNodePool | None) -> bool:
+        """Have a pool expect a request; whether it does, for it may just have been closed."""
+        with self._guard:
+            if pool is None or pool.retired:
+                return False
+            pool.expected.append(None)
+            return True
+
     async def _close_one(self) -> bool:
         unused = [pool for pool in self if not pool.in_use]
         pool = min(unused, key=lambda pool: (bool(pool.min_size), bool(pool.idle), pool.used_at), default=None)
         if pool is None:
             return False
         await self.retire(pool)
-        return True
+        return pool.retired

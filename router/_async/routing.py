@@ -388,6 +388,8 @@ class AsyncRouting:
         except TooManyRequests as error:
             full = f"{pool.max_waiting} requests wait for one to {node} already (pool.max_waiting)"
             raise TooManyWaiting(f"no connection {whom}: {full}", **asked) from error
+        finally:
+            pool.expected.pop()
 
     def _renew(self, lane: AsyncLane) -> None:
         """Have a lane worked out anew: one of its pools was opened after it was made."""

@@ -81,6 +81,7 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         keys: Those of the lanes that use it, if it is one tenant's.
         idle: The connections ready to be borrowed.
         borrowed: The connections out.
+        expected: One entry for each request that was given this pool, and has not borrowed from it or given up yet.
         expendable: Those of them whose query is run again elsewhere if they are cut.
         suspect: Has a server looked at, because of what a connection showed.
         inherited: Whether it belongs to the parent of a fork: nothing of it may be used or closed here.
@@ -137,6 +138,7 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         self.keys: set[Any] = set()
         self.idle = self._pool
         self.borrowed: set[Connection[TupleRow]] = set()
+        self.expected: list[None] = []  # its append() and pop() are atomic
         self.expendable: set[Connection[TupleRow]] = set()
         self.suspect = suspect
         self.inherited = False
@@ -150,8 +152,8 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
 
     @property
     def in_use(self) -> bool:
-        """Whether anybody has one of its connections, or waits for one."""
-        return bool(self.borrowed or self._waiting)
+        """Whether anybody has one of its connections, waits for one, or is about to."""
+        return bool(self.expected or self.borrowed or self._waiting)
 
     @property
     def used_at(self) -> float:

@@ -389,6 +389,8 @@ class Routing:
         except TooManyRequests as error:
             full = f"{pool.max_waiting} requests wait for one to {node} already (pool.max_waiting)"
             raise TooManyWaiting(f"no connection {whom}: {full}", **asked) from error
+        finally:
+            pool.expected.pop()
 
     def _renew(self, lane: Lane) -> None:
         """Have a lane worked out anew: one of its pools was opened after it was made."""

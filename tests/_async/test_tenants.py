@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
+from time import process_time
 from typing import TYPE_CHECKING, Any, LiteralString
 
 import psycopg
@@ -14,6 +16,7 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import dict_row, tuple_row
 
 from router import AsyncRouter, PoolExhausted, UnknownTenant
+from router._runtime import asleep
 from tests.pooler import PgBouncer, Pooler
 from tests.support import PATIENCE, aall_of, aeventually, atogether, new_name, run, settings
 from tests.tapped import tap
@@ -659,6 +662,53 @@ async def test_those_of_a_tenant_that_wait_are_served_in_order(world: World) -> 
 
         await aall_of(hold, *map(request, range(5)))
         assert served == [0, 1, 2, 3, 4]
+
+
+async def test_no_more_pools_are_open_than_may_be(world: World) -> None:
+    options = world.settings("row", max_pools=4, max_connections=6, pool={"max_size": 2, "timeout": PATIENCE})
+    async with AsyncRouter(options) as router:
+        turns = iter(range(240))
+        most, served = [0], set()
+
+        async def work() -> None:
+            for turn in turns:
+                tenant = f"k{turn * 7 % 30}"
+                async with router.connection(tenant=tenant, read_only=turn % 2 == 0) as connection:
+                    cursor = await connection.execute("SELECT current_setting('app.tenant')")
+                    assert await cursor.fetchall() == [(tenant,)]
+                    served.add(tenant)
+                    stats = router.stats()
+                    most.append(len(stats.tenant_pools))
+                    assert stats.connections <= 6
+
+        await atogether(work, 8)
+        assert len(served) == 30
+        assert max(most) == 4
+
+
+async def test_who_waits_for_a_pool_waits_quietly(world: World) -> None:
+    async with AsyncRouter(world.settings("row", max_pools=1, pool={"timeout": PATIENCE})) as router:
+        served = []
+
+        async def request(tenant: str) -> None:
+            async with router.connection(tenant=tenant) as connection:
+                cursor = await connection.execute("SELECT current_setting('app.tenant')")
+                served.append(await cursor.fetchall())
+
+        async def hold() -> None:
+            async with router.connection(tenant="held"):
+                turns = router._routing.pools._turns
+
+                async def all_wait() -> bool:
+                    return len(turns) == 4
+
+                await aeventually(all_wait)
+                spent = process_time()
+                await asleep(0.5)
+                assert process_time() - spent < 0.25
+
+        await aall_of(hold, *(partial(request, f"k{number}") for number in range(4)))
+        assert sorted(served) == [[(f"k{number}",)] for number in range(4)]
 
 
 async def test_pools_that_nobody_uses_are_closed_but_those_to_be_kept_warm(world: World) -> None:

@@ -6,6 +6,8 @@ from __future__ import annotations
 import random
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
+from time import process_time
 from typing import TYPE_CHECKING, Any, LiteralString
 
 import psycopg
@@ -15,6 +17,7 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import dict_row, tuple_row
 
 from router import PoolExhausted, Router, UnknownTenant
+from router._runtime import sleep
 from tests.pooler import PgBouncer, Pooler
 from tests.support import PATIENCE, all_of, eventually, new_name, run, settings, together
 from tests.tapped import tap
@@ -654,6 +657,53 @@ def test_those_of_a_tenant_that_wait_are_served_in_order(world: World) -> None:
 
         all_of(hold, *map(request, range(5)))
         assert served == [0, 1, 2, 3, 4]
+
+
+def test_no_more_pools_are_open_than_may_be(world: World) -> None:
+    options = world.settings("row", max_pools=4, max_connections=6, pool={"max_size": 2, "timeout": PATIENCE})
+    with Router(options) as router:
+        turns = iter(range(240))
+        most, served = [0], set()
+
+        def work() -> None:
+            for turn in turns:
+                tenant = f"k{turn * 7 % 30}"
+                with router.connection(tenant=tenant, read_only=turn % 2 == 0) as connection:
+                    cursor = connection.execute("SELECT current_setting('app.tenant')")
+                    assert cursor.fetchall() == [(tenant,)]
+                    served.add(tenant)
+                    stats = router.stats()
+                    most.append(len(stats.tenant_pools))
+                    assert stats.connections <= 6
+
+        together(work, 8)
+        assert len(served) == 30
+        assert max(most) == 4
+
+
+def test_who_waits_for_a_pool_waits_quietly(world: World) -> None:
+    with Router(world.settings("row", max_pools=1, pool={"timeout": PATIENCE})) as router:
+        served = []
+
+        def request(tenant: str) -> None:
+            with router.connection(tenant=tenant) as connection:
+                cursor = connection.execute("SELECT current_setting('app.tenant')")
+                served.append(cursor.fetchall())
+
+        def hold() -> None:
+            with router.connection(tenant="held"):
+                turns = router._routing.pools._turns
+
+                def all_wait() -> bool:
+                    return len(turns) == 4
+
+                eventually(all_wait)
+                spent = process_time()
+                sleep(0.5)
+                assert process_time() - spent < 0.25
+
+        all_of(hold, *(partial(request, f"k{number}") for number in range(4)))
+        assert sorted(served) == [[(f"k{number}",)] for number in range(4)]
 
 
 def test_pools_that_nobody_uses_are_closed_but_those_to_be_kept_warm(world: World) -> None:
