@@ -36,7 +36,7 @@ class Claim:
 
     Attributes:
         server: Where the pool connects to.
-        holder: Whose it is: a tenant, or a version when tenants share the pool or none uses it.
+        holder: Whose it is, in words: ``tenant acme``; or a version, when tenants share the pool or none uses it.
         cap: The most connections of that holder, over all its pools; ``None`` for no limit of its own.
     """
 
@@ -73,7 +73,7 @@ class Idle:
     warm: bool
 
 
-class _Full(Enum):
+class Full(Enum):
     """What has no room left, from the narrowest on: more room there is more room in those after it, too."""
 
     HOLDER = auto()
@@ -105,13 +105,13 @@ class _Count:
             crowds = Counter(server for server, _ in {(pool.server, pool.holder) for pool in pools})
             self.fair_there = {server: max(limits.server // crowd, 1) for server, crowd in crowds.items()}
 
-    def full(self, claim: Claim, ahead: int) -> _Full | None:
+    def full(self, claim: Claim, ahead: int) -> Full | None:
         """Tell what keeps one more connection from being opened, ``ahead`` others of its holder coming before it."""
         if claim.cap is not None and self.of_holder.get(claim.holder, 0) + ahead >= claim.cap:
-            return _Full.HOLDER
+            return Full.HOLDER
         if self.is_full(claim.server):
-            return _Full.SERVER
-        return _Full.PROCESS if self.total >= self.limits.process else None
+            return Full.SERVER
+        return Full.PROCESS if self.total >= self.limits.process else None
 
     def is_full(self, server: Server) -> bool:
         """Tell whether a server has all the connections it may have."""
@@ -127,7 +127,7 @@ class _Count:
             return True
         return self.of_holder_there.get((claim.server, claim.holder), 0) < self.fair_there[claim.server]
 
-    def line(self, waiting: Sequence[Claim], claim: Claim | None = None) -> list[tuple[int, _Full | None]]:
+    def line(self, waiting: Sequence[Claim], claim: Claim | None = None) -> list[tuple[int, Full | None]]:
         """Order those who wait, the fairest choice first, each with what has no room for it.
 
         Where a server is full, its connections are what is scarce, and the shares of it count. Those of the process
@@ -147,9 +147,9 @@ class _Count:
             if claim is None or (self.helps(claim, waiter, full) and self.owes(claim, waiter, full, before)):
                 found.append((index, full, self.is_below(waiter, before)))
             ahead[waiter.holder] += not self.of_pool[waiter]
-        pressing = any(below and full is _Full.PROCESS for _, full, below in found)
+        pressing = any(below and full is Full.PROCESS for _, full, below in found)
 
-        def is_last(place: tuple[int, _Full | None, bool]) -> bool:
+        def is_last(place: tuple[int, Full | None, bool]) -> bool:
             index, _, below = place
             if self.is_full(waiting[index].server):
                 return not self.is_below_there(waiting[index]) or (pressing and not below)
@@ -157,17 +157,17 @@ class _Count:
 
         return [(index, full) for index, full, _ in sorted(found, key=is_last)]
 
-    def helps(self, claim: Claim, waiter: Claim, full: _Full | None) -> bool:
+    def helps(self, claim: Claim, waiter: Claim, full: Full | None) -> bool:
         """Tell whether a connection of ``claim`` less makes room for ``waiter`` in what is full."""
         if claim is waiter:  # a pool gains nothing by opening one connection in place of another
             return False
-        if full is _Full.HOLDER:
+        if full is Full.HOLDER:
             return claim.holder == waiter.holder
-        if full is _Full.SERVER:
+        if full is Full.SERVER:
             return claim.server == waiter.server
-        return full is _Full.PROCESS
+        return full is Full.PROCESS
 
-    def owes(self, claim: Claim, waiter: Claim, full: _Full | None, ahead: int) -> bool:
+    def owes(self, claim: Claim, waiter: Claim, full: Full | None, ahead: int) -> bool:
         """Tell whether ``claim`` has so many more than ``waiter`` that it must part with one, even one in use.
 
         Two apart, they come closer. One apart, they change places: only for a pool that has none, which nothing that
@@ -176,7 +176,7 @@ class _Count:
         apart = 1 if self.of_pool[waiter] else 0
         if claim.holder == waiter.holder:
             return self.of_pool[claim] > self.of_pool[waiter] + apart
-        if full is _Full.SERVER:
+        if full is Full.SERVER:
             theirs = self.of_holder_there[claim.server, claim.holder]
             own = self.of_holder_there.get((waiter.server, waiter.holder), 0)
         else:
@@ -197,8 +197,8 @@ def share(limit: int, holders: Collection[str]) -> int:
     return max(limit // max(len(holders), 1), 1)
 
 
-def room(limits: Limits, taken: Sequence[Claim], claim: Claim) -> bool:
-    """Tell whether one more connection may be opened, nobody else waiting for it.
+def full(limits: Limits, taken: Sequence[Claim], claim: Claim) -> Full | None:
+    """Tell what keeps one more connection from being opened, nobody else waiting for it.
 
     Args:
         limits: How many there may be.
@@ -206,9 +206,9 @@ def room(limits: Limits, taken: Sequence[Claim], claim: Claim) -> bool:
         claim: Of the pool that wants one more.
 
     Returns:
-        Whether the process, the server and the holder have room.
+        The narrowest limit that is reached; ``None`` when there is room.
     """
-    return _Count(limits, taken, ()).full(claim, 0) is None
+    return _Count(limits, taken, ()).full(claim, 0)
 
 
 def next_in_line(waiting: Sequence[str], held: Mapping[str, int], limit: int) -> int | None:

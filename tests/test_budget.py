@@ -15,7 +15,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from router.budget import KEPT, Claim, Idle, Limits, grant, next_in_line, room, share, to_close, yields_to
+from router.budget import KEPT, Claim, Idle, Limits, full, grant, next_in_line, share, to_close, yields_to
 from router.topology import Server
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ def test_who_floods_a_queue_is_passed_over_by_who_has_less() -> None:
 @given(moments())
 def test_room_is_what_all_three_limits_leave(moment: Moment) -> None:
     for claim in moment.waiting:
-        assert room(moment.limits, moment.taken, claim) == fits(moment.limits, moment.taken, claim)
+        assert (full(moment.limits, moment.taken, claim) is None) == fits(moment.limits, moment.taken, claim)
 
 
 @many
@@ -504,7 +504,7 @@ class Process:
     def close_for(self, winner: Pool) -> None:
         self.slots -= 1
         self.closed += 1
-        if room(self.limits, self.taken, winner.claim):
+        if full(self.limits, self.taken, winner.claim) is None:
             self.open(winner)
 
     def settle(self) -> None:

@@ -130,12 +130,15 @@ class AsyncOpener:
             raise
         return connection
 
-    async def connect_to_look(self, node: Node, cluster: Cluster, patience: float) -> AsyncConnection[TupleRow]:
+    async def connect_to_look(
+        self, node: Node, cluster: Cluster, claim: Claim, patience: float
+    ) -> AsyncConnection[TupleRow]:
         """Open a connection for looking at a server; nothing is reported.
 
         Args:
             node: Whose login to use.
             cluster: The cluster it serves, for its policies.
+            claim: What it counts as in the budget.
             patience: The most seconds to wait for a slot.
 
         Returns:
@@ -145,7 +148,6 @@ class AsyncOpener:
             BudgetSpent: No slot became free in that time.
             psycopg.OperationalError: It could not be opened.
         """
-        claim = Claim(node.server, f"looks at {node.server}", None)
         connection = await self._connect(node, cluster, [], autocommit=True, claim=claim, patience=patience)
         connection.prepare_threshold = None  # behind a pooler, the next look may have another server process
         return connection

@@ -133,7 +133,7 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         self.cluster = cluster
         self.read_only = read_only
         cap = None if self.tenant is None else target.policy.max_connections
-        self.claim = Claim(node.server, self.tenant or cluster.name, cap)
+        self.claim = Claim(node.server, f"tenant {self.tenant}" if self.tenant else cluster.name, cap)
         self.keys: set[Any] = set()
         self.idle = self._pool
         self.borrowed: set[AsyncConnection[TupleRow]] = set()

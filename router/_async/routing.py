@@ -20,7 +20,7 @@ from router._async.pools import Reroute, original_of
 from router._async.registry import AsyncPools
 from router._async.slots import AsyncGate, AsyncSlots, holding_most
 from router._runtime import AFlag, AGuard, ajoin, asettled, asleep, aspawn, cut
-from router.budget import Limits
+from router.budget import Claim, Limits
 from router.choose import Request, choose
 from router.consistency import UNSURE, later
 from router.errors import (
@@ -48,7 +48,6 @@ if TYPE_CHECKING:
     from router._async.directory import AsyncDirectory
     from router._async.pools import AsyncNodePool
     from router._runtime import AConfigure, APassword, AWorker
-    from router.budget import Claim
     from router.choose import Route
     from router.consistency import Position
     from router.events import Observer
@@ -528,28 +527,21 @@ class AsyncRouting:
         asked, whom = _asked(target), _whom(target)
         in_time = f"no connection {whom} in time"
         down = [node for node in target.cluster.nodes if state_of(self.known.health, node).up is False]
-        limits, taken = self.slots.limits, self.slots.taken
-        if late and not down and (self.slots.waiting or len(taken) >= limits.process):
-            most = holding_most([claim.holder for claim in taken])
-            if len(taken) < limits.process and limits.server is not None:
-                full = f"all {limits.server} to one server are open (max_connections_per_server){most}"
-            elif len(taken) < limits.process:
-                full = f"the tenant has all {target.policy.max_connections} that it may (tenancy.max_connections)"
-            else:
-                full = f"all {limits.process} of the process are open (max_connections){most}"
-            return PoolExhausted(f"{in_time}: {full}", **asked)
-        silent = {}
-        for node in route.nodes[: route.ready]:
+        silent, ready = {}, route.nodes[: route.ready]
+        for node in ready or (target.cluster.nodes if late and not down else ()):
             pool = self.pools.get(target, node, read_only=route.read_only)
+            claim = Claim(node.server, "", None) if pool is None else pool.claim  # without a pool: for a look at it
             if pool is not None and pool.refusal:
-                full = f"{node} takes no further connection: {pool.refusal}"
+                why = f"{node} takes no further connection: {pool.refusal}"
             elif pool is not None and pool.grown:
-                full = f"all {pool.max_size} to {node} are in use (pool.max_size){holding_most(pool.holders())}"
-            else:
-                asking = node in route.ask
-                silent[node] = "has not replayed yet what is to be seen" if asking else "gave no connection in time"
+                most = holding_most([f"tenant {tenant}" for tenant in pool.holders()])
+                why = f"all {pool.max_size} to {node} are in use (pool.max_size){most}"
+            elif not late or not (why := self.slots.spent(claim)):
+                if node in ready:
+                    asking = node in route.ask
+                    silent[node] = "has not replayed yet what is to be seen" if asking else "gave no connection in time"
                 continue
-            return PoolExhausted(f"{in_time}: {full}", **asked)
+            return PoolExhausted(f"{in_time}: {why}", **asked)
         refused = {**route.refused, **route.notes, **silent}
         logins = [self.known.health[node].reason for node in target.cluster.nodes if node in self.known.health]
         if target.tenant is not None and logins and all(map(_MISSING.search, logins)):
@@ -563,11 +555,9 @@ class AsyncRouting:
         )
 
     async def _make_room(self, taken: list[Claim], waiting: list[Claim]) -> int | None:
-        index = await self.pools.make_room(self.slots.limits, taken, waiting)
-        if index is not None or not waiting:
-            return index
-        full = len(taken) >= self.slots.limits.process
-        return 0 if full and await self.known.monitor.give_up_one() else None
+        limits = self.slots.limits
+        index = await self.pools.make_room(limits, taken, waiting)
+        return await self.known.monitor.make_room(limits, taken, waiting) if index is None else index
 
     # The end
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 from contextlib import suppress
 from functools import partial
+from math import inf
 from random import random
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ import psycopg
 
 from router._runtime import Flag, Guard, Limited, cut, join, sleep, spawn
 from router._sync.slots import BudgetSpent
+from router.budget import Claim, Idle, to_close
 from router.health import UNKNOWN, Failed, is_full
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
     from router._runtime import Function, Worker
     from router._sync.opener import Opener
+    from router.budget import Limits
     from router.health import Health, Looked, Seen
     from router.topology import Cluster, HealthPolicy, Node, Server
 
@@ -115,14 +118,23 @@ class Monitor:
         if (watcher := self._watchers.get(server)) is not None:
             watcher.hurry.set()
 
-    def give_up_one(self) -> bool:
-        """Close one connection that is held for the next look, to make room; that look opens another.
+    def make_room(self, limits: Limits, taken: list[Claim], waiting: list[Claim]) -> int | None:
+        """Close one connection that is held for the next look, for one of those who wait; that look opens another.
+
+        Args:
+            limits: How many there may be.
+            taken: Those that there are.
+            waiting: Those who wait, in order of arrival.
 
         Returns:
-            Whether there was one.
+            The place of the one for whom it was closed; ``None`` when there was none to close.
         """
-        holder = next((watcher for watcher in self._watchers.values() if watcher.holds), None)
-        return holder is not None and holder.let_go()
+        found = [watcher for watcher in self._watchers.values() if watcher.holds]
+        chosen = to_close(limits, taken, waiting, [Idle(watcher.claim, -inf, warm=False) for watcher in found], 0.0)
+        if chosen is None:
+            return None
+        place, index = chosen
+        return index if found[place].let_go() else None
 
     def close(self, timeout: float) -> None:
         """Stop every watcher.
@@ -145,6 +157,7 @@ class Watcher:
     """Looks at one server again and again.
 
     Attributes:
+        claim: What its connections count as in the budget.
         nodes: The nodes on it that are in use, each with its cluster.
         hurry: Set for a look at once.
         closed: Whether it is to end.
@@ -159,6 +172,7 @@ class Watcher:
             node: The first node on the server.
             cluster: Its cluster.
         """
+        self.claim = Claim(node.server, f"looks at {node.server}", None)
         self.nodes = {node: cluster}
         self.hurry = Flag()
         self.closed = False
@@ -231,7 +245,7 @@ class Watcher:
                 if monotonic() >= deadline or self.closed:
                     raise
                 # That backend is gone; the server need not be.
-        connection = opener.connect_to_look(node, self.nodes[node], PATIENCE * self._monitor.policy.timeout)
+        connection = opener.connect_to_look(node, self.nodes[node], self.claim, PATIENCE * self._monitor.policy.timeout)
         used.append(connection)
         try:
             return opener.look(connection, node), connection

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import ref
 
 from router._runtime import Flag, Guard
-from router.budget import grant, room, yields_to
+from router.budget import Full, full, grant, yields_to
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -174,7 +174,7 @@ class Slots:
         with self._guard:
             while self.waiting:
                 count = self._count()
-                if first is not None and first in self.waiting and room(self.limits, count, first.claim):
+                if first is not None and first in self.waiting and full(self.limits, count, first.claim) is None:
                     index = self.waiting.index(first)
                 elif (found := grant(self.limits, count, [turn.claim for turn in self.waiting])) is not None:
                     index = found
@@ -184,6 +184,30 @@ class Slots:
                 self._opening.append(turn.claim)
                 turn.granted = True
                 turn.flag.set()
+
+    def spent(self, claim: Claim) -> str:
+        """Say why one more connection cannot be opened.
+
+        Args:
+            claim: Of the pool that wants one more.
+
+        Returns:
+            The limit that is reached, and who holds most of it; empty when none is.
+        """
+        taken, limits = self.taken, self.limits
+        match full(limits, taken, claim):
+            case Full.HOLDER:
+                return f"{claim.holder} has all {claim.cap} that it may (tenancy.max_connections)"
+            case Full.SERVER:
+                most = holding_most([one.holder for one in taken if one.server == claim.server])
+                return f"all {limits.server} to {claim.server} are open (max_connections_per_server){most}"
+            case Full.PROCESS:
+                most = holding_most([one.holder for one in taken])
+                return f"all {limits.process} of the process are open (max_connections){most}"
+            case None if any(turn.claim is claim for turn in list(self.waiting)):
+                return "others came first for those of the process (max_connections)"  # and go on coming
+            case None:
+                return ""
 
     def close(self) -> None:
         """Let nobody wait any longer."""

@@ -633,6 +633,17 @@ async def test_a_tenant_with_pools_of_its_own_has_no_more_than_it_may(world: Wor
                 pass
 
 
+async def test_a_tenant_named_like_its_version_counts_by_itself(world: World) -> None:
+    options = world.settings("row", tenancy={"max_connections": 1})
+    async with (
+        AsyncRouter(options) as router,
+        router.connection(version="v1"),
+        router.connection(tenant="v1") as connection,
+    ):
+        cursor = await connection.execute("SELECT current_setting('app.tenant')")
+        assert await cursor.fetchall() == [("v1",)]
+
+
 async def test_those_of_a_tenant_that_wait_are_served_in_order(world: World) -> None:
     options = world.settings(
         "row", tenancy={"pooling": "shared", "max_connections": 1}, pool={"max_size": 6, "timeout": PATIENCE}
@@ -688,15 +699,20 @@ async def test_no_more_pools_are_open_than_may_be(world: World) -> None:
 
 async def test_who_waits_for_a_pool_waits_quietly(world: World) -> None:
     async with AsyncRouter(world.settings("row", max_pools=1, pool={"timeout": PATIENCE})) as router:
-        served = []
+        held, served = list[bool](), []
+
+        async def is_held() -> bool:
+            return bool(held)
 
         async def request(tenant: str) -> None:
+            await aeventually(is_held)
             async with router.connection(tenant=tenant) as connection:
                 cursor = await connection.execute("SELECT current_setting('app.tenant')")
                 served.append(await cursor.fetchall())
 
         async def hold() -> None:
             async with router.connection(tenant="held"):
+                held.append(True)
                 turns = router._routing.pools._turns
 
                 async def all_wait() -> bool:

@@ -218,6 +218,24 @@ def test_a_spent_budget_says_so(postgres: Postgres) -> None:
         assert router.stats().connections == 1
 
 
+@pytest.mark.docker
+@pytest.mark.parametrize("most", [1, 2])
+@pytest.mark.parametrize("limit", ["max_connections", "max_connections_per_server"])
+def test_requests_may_have_all_that_there_may_be(postgres: Postgres, limit: str, most: int) -> None:
+    with Router(settings(primary=postgres.primary, **{limit: most})) as router:
+
+        def borrow(left: int) -> None:
+            if left:
+                with router.connection():  # the connection of the last look makes room for it
+                    return borrow(left - 1)
+            assert router.stats().connections == most
+            with pytest.raises(PoolExhausted, match=rf"all {most} .* are open \({limit}\); v1 holds {most} of them"):
+                with router.connection(timeout=0.1):
+                    pytest.fail("there was one more")
+
+        borrow(most)
+
+
 @pytest.mark.parametrize("balance", ["least_busy", "round_robin", "random"])
 def test_reads_are_spread_by_weight(cluster: PostgresCluster, balance: str) -> None:
     one, two = cluster.standbys

@@ -628,6 +628,17 @@ def test_a_tenant_with_pools_of_its_own_has_no_more_than_it_may(world: World) ->
                 pass
 
 
+def test_a_tenant_named_like_its_version_counts_by_itself(world: World) -> None:
+    options = world.settings("row", tenancy={"max_connections": 1})
+    with (
+        Router(options) as router,
+        router.connection(version="v1"),
+        router.connection(tenant="v1") as connection,
+    ):
+        cursor = connection.execute("SELECT current_setting('app.tenant')")
+        assert cursor.fetchall() == [("v1",)]
+
+
 def test_those_of_a_tenant_that_wait_are_served_in_order(world: World) -> None:
     options = world.settings(
         "row", tenancy={"pooling": "shared", "max_connections": 1}, pool={"max_size": 6, "timeout": PATIENCE}
@@ -683,15 +694,20 @@ def test_no_more_pools_are_open_than_may_be(world: World) -> None:
 
 def test_who_waits_for_a_pool_waits_quietly(world: World) -> None:
     with Router(world.settings("row", max_pools=1, pool={"timeout": PATIENCE})) as router:
-        served = []
+        held, served = list[bool](), []
+
+        def is_held() -> bool:
+            return bool(held)
 
         def request(tenant: str) -> None:
+            eventually(is_held)
             with router.connection(tenant=tenant) as connection:
                 cursor = connection.execute("SELECT current_setting('app.tenant')")
                 served.append(cursor.fetchall())
 
         def hold() -> None:
             with router.connection(tenant="held"):
+                held.append(True)
                 turns = router._routing.pools._turns
 
                 def all_wait() -> bool:
