@@ -84,11 +84,11 @@ class Pooler:
                 server = self._servers[login]
             client.sendall(server.welcome)
             while True:
-                message = stream.message()
-                if message[:1] == b"X":
+                said = list(stream.messages())
+                if said[0][:1] == b"X":
                     return
                 with server.lent:
-                    server.serve(client, stream, message)
+                    server.serve(client, stream, said)
 
 
 class _Stream:
@@ -137,9 +137,9 @@ class _Server:
         while not self.welcome.endswith(_READY + b"I"):
             self.welcome += self._stream.message()
 
-    def serve(self, client: socket.socket, stream: _Stream, message: bytes) -> None:
+    def serve(self, client: socket.socket, stream: _Stream, said: list[bytes]) -> None:
         """Let a client have it until its transaction is over."""
-        owed, over, said = 0, False, [message]
+        owed, over = 0, False
         try:
             while not over:
                 for word in said:

@@ -16,7 +16,7 @@ from psycopg.rows import tuple_row
 from router import sql
 from router._async.pools import original_of
 from router._async.scoped import enter
-from router._async.scripts import AsyncPooledConnection
+from router._async.scripts import AsyncPooledConnection, TooLate
 from router.choose import PAIRS, pairs, rotation
 from router.errors import PoolExhausted, TransactionOutcomeUnknown, UnknownTenant
 
@@ -407,10 +407,11 @@ class AsyncScopedCheckout(AsyncTrackedCheckout):
         while True:
             if pool is None or connection is None:
                 pool, connection = await lane.acquire(lane, deadline, pool, self._request)
+            pool.expendable.add(connection)
             try:
-                await enter(connection, target.scope, begin=self._begin)
+                await enter(connection, target.scope, deadline, begin=self._begin)
             except BaseException as error:
-                lost = connection.broken
+                lost = connection.broken or isinstance(error, TooLate)
                 if lost:
                     pool.suspect(pool.node.server)
                 if isinstance(error, UnknownTenant):
@@ -422,6 +423,7 @@ class AsyncScopedCheckout(AsyncTrackedCheckout):
                     raise
                 connection = None
                 continue
+            pool.expendable.discard(connection)
             self._pool, self._connection = pool, connection
             return connection
 

@@ -544,7 +544,7 @@ class AsyncRouting:
             return PoolExhausted(f"{in_time}: {why}", **asked)
         refused = {**route.refused, **route.notes, **silent}
         logins = [self.known.health[node].reason for node in target.cluster.nodes if node in self.known.health]
-        if target.tenant is not None and logins and all(map(_MISSING.search, logins)):
+        if target.tenant is not None and logins and all(map(self._is_missing, logins)):
             return UnknownTenant(target.tenant, logins[0], version=target.requested)
         kind, use = (NoReplica, "read from") if request.read_only else (NoPrimary, "written to")
         return kind(
@@ -552,6 +552,17 @@ class AsyncRouting:
             attempts=len(down) + len(silent),
             refused=refused,
             **asked,
+        )
+
+    def _is_missing(self, reason: str) -> bool:
+        """Whether a login failed because something of the tenant's own is not there."""
+        found = _MISSING.search(reason)
+        return found is not None and not any(
+            found["name"] == value
+            for cluster in self.topology.versions.values()
+            for node in cluster.nodes
+            for key, value in node.params
+            if key in ("dbname", "user")
         )
 
     async def _make_room(self, taken: list[Claim], waiting: list[Claim]) -> int | None:
@@ -616,7 +627,9 @@ async def _emptied(pools: Sequence[AsyncNodePool], deadline: float) -> int:
 
 
 # As PostgreSQL says it in English: for a login that failed, libpq gives no SQLSTATE.
-_MISSING = re.compile(r"(database|schema) \".*\" does not exist|no USAGE on schema")
+_MISSING = re.compile(
+    r"(?:database|schema|role) \"(?P<name>.*)\" does not exist|no USAGE on schema|permission denied to set role"
+)
 
 
 def _asked(target: Target) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from psycopg.rows import tuple_row
 from router import sql
 from router._sync.pools import original_of
 from router._sync.scoped import enter
-from router._sync.scripts import PooledConnection
+from router._sync.scripts import PooledConnection, TooLate
 from router.choose import PAIRS, pairs, rotation
 from router.errors import PoolExhausted, TransactionOutcomeUnknown, UnknownTenant
 
@@ -406,10 +406,11 @@ class ScopedCheckout(TrackedCheckout):
         while True:
             if pool is None or connection is None:
                 pool, connection = lane.acquire(lane, deadline, pool, self._request)
+            pool.expendable.add(connection)
             try:
-                enter(connection, target.scope, begin=self._begin)
+                enter(connection, target.scope, deadline, begin=self._begin)
             except BaseException as error:
-                lost = connection.broken
+                lost = connection.broken or isinstance(error, TooLate)
                 if lost:
                     pool.suspect(pool.node.server)
                 if isinstance(error, UnknownTenant):
@@ -421,6 +422,7 @@ class ScopedCheckout(TrackedCheckout):
                     raise
                 connection = None
                 continue
+            pool.expendable.discard(connection)
             self._pool, self._connection = pool, connection
             return connection
 

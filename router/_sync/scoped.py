@@ -155,16 +155,18 @@ class SharedPool(NodePool):
             self._line.handed.discard(asker)
 
 
-def enter(connection: Connection[TupleRow], scope: Scope, *, begin: bool) -> None:
+def enter(connection: Connection[TupleRow], scope: Scope, deadline: float, *, begin: bool) -> None:
     """Make a borrowed connection a tenant's: no round trip if it was the last to have it, else one.
 
     Args:
         connection: The connection, idle.
         scope: What its session is to be set to.
+        deadline: Until when, on the monotonic clock.
         begin: Whether to begin the block's transaction in that round trip, or else in one of its own.
 
     Raises:
-        UnknownTenant: The tenant's schema is not there.
+        UnknownTenant: The tenant's schema or role is not there.
+        TooLate: The server has not answered in time; the connection must not be used.
         psycopg.Error: It could not be done; the connection must not be used.
     """
     original = original_of(connection)
@@ -183,10 +185,10 @@ def enter(connection: Connection[TupleRow], scope: Scope, *, begin: bool) -> Non
         text = (b"BEGIN; " + script + b"; COMMIT; " if script else b"") + begin_of(connection)
     if text:
         try:
-            send(connection, text)
+            send(connection, text, deadline)
         except NOT_THERE as error:  # all is as it was, but for what had been prepared
             if begin:
-                send(connection, b"ROLLBACK")
+                send(connection, b"ROLLBACK", deadline)
             _forget_prepared(connection)
             raise UnknownTenant(scope.tenant, why_not_there(error)) from None
         except psycopg.Error as error:

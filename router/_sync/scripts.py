@@ -9,6 +9,8 @@ This file and ``pools.py`` use what is inside psycopg: here its generators, ``_g
 
 from __future__ import annotations
 
+from math import inf
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -19,14 +21,27 @@ from psycopg.rows import TupleRow
 
 if TYPE_CHECKING:
     from psycopg.abc import PQGen, QueryNoTemplate
+    from psycopg.pq.abc import PGresult
 
 
-NOT_THERE = (psycopg.errors.InvalidSchemaName, psycopg.errors.InvalidTextRepresentation)
-"""How the expressions of ``sql.may_use()`` fail."""
+NOT_THERE = (
+    psycopg.errors.InvalidSchemaName,
+    psycopg.errors.InvalidTextRepresentation,
+    psycopg.errors.InvalidParameterValue,
+    psycopg.errors.InsufficientPrivilege,
+)
+"""How the expressions of ``sql.settings()`` fail: the first two for a search path, the others for a role."""
+
+INTERVAL = 0.1
+"""Seconds between two looks at the time, at most, while a server is waited for."""
+
+
+class TooLate(psycopg.OperationalError):
+    """The server has not answered until the deadline."""
 
 
 def why_not_there(error: psycopg.Error) -> str:
-    """Say why a search path cannot be used.
+    """Say why a search path or a role cannot be used.
 
     Args:
         error: One of ``NOT_THERE``.
@@ -35,7 +50,7 @@ def why_not_there(error: psycopg.Error) -> str:
         The reason.
     """
     text = error.diag.message_primary or ""
-    return text if isinstance(error, psycopg.errors.InvalidSchemaName) else text.partition('"')[2].rstrip('"')
+    return text.partition('"')[2].rstrip('"') if isinstance(error, psycopg.errors.InvalidTextRepresentation) else text
 
 
 def begin_of(connection: Connection[Any]) -> bytes:
@@ -50,25 +65,42 @@ def begin_of(connection: Connection[Any]) -> bytes:
     return connection._get_tx_start_command()
 
 
-def send(connection: Connection[Any], script: bytes) -> None:
+def send(connection: Connection[Any], script: bytes, deadline: float = inf) -> None:
     """Run statements in one round trip, whatever state psycopg thinks the connection is in.
 
     Args:
         connection: The connection.
         script: The statements; their results are not kept.
+        deadline: Until when to wait for the answer, on the monotonic clock.
 
     Raises:
+        TooLate: There was no answer until then; the connection must not be used any more.
         psycopg.Error: One of them failed; those after it were not run.
     """
-    connection.wait(_sent(connection, script))
+    interval = max(min(deadline - monotonic(), INTERVAL), 0.001)
+    connection.wait(_sent(connection, script, deadline), interval)
 
 
-def _sent(connection: Connection[Any], script: bytes) -> PQGen[None]:
+def _sent(connection: Connection[Any], script: bytes, deadline: float) -> PQGen[None]:
     connection._check_connection_ok()
     connection.pgconn.send_query(script)
-    for result in (yield from generators.execute(connection.pgconn)):
+    for result in (yield from _until(deadline, generators.execute(connection.pgconn))):
         if result.status == ExecStatus.FATAL_ERROR:
             raise error_from_result(result, encoding=connection.pgconn._encoding)
+
+
+def _until(deadline: float, answer: PQGen[list[PGresult]]) -> PQGen[list[PGresult]]:
+    """Wait for what another generator waits for; whoever waits says now and then that nothing has come yet."""
+    try:
+        wanted = next(answer)
+        while True:
+            ready = yield wanted
+            if not ready and monotonic() >= deadline:
+                raise TooLate("the server has not answered in time")
+            wanted = answer.send(ready)
+    except StopIteration as end:
+        results: list[PGresult] = end.value
+        return results
 
 
 class PooledConnection(Connection[TupleRow]):
@@ -92,11 +124,11 @@ class PooledConnection(Connection[TupleRow]):
         return super()._start_query()
 
     def _exec_command(self, command: QueryNoTemplate, result_format: Format = Format.TEXT) -> PQGen[Any]:
-        if self.prelude and isinstance(command, bytes) and command.endswith(self.prelude):
-            if self._pipeline:
-                raise psycopg.ProgrammingError(
-                    "behind a transaction pooler a tenant's transaction cannot begin in a pipeline: "
-                    "run a statement before the pipeline"
-                )
-            return _sent(self, command)
-        return super()._exec_command(command, result_format)
+        if not self.prelude or not isinstance(command, bytes) or not command.endswith(self.prelude):
+            return super()._exec_command(command, result_format)
+        return self._begin_in_pipeline(command, result_format) if self._pipeline else _sent(self, command, inf)
+
+    def _begin_in_pipeline(self, command: bytes, result_format: Format) -> PQGen[None]:
+        """Send both statements by themselves: in a pipeline each goes alone, and costs no round trip."""
+        yield from super()._exec_command(command.removesuffix(b"; " + self.prelude), result_format)
+        yield from super()._exec_command(self.prelude, result_format)

@@ -6,7 +6,7 @@ import random
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from time import process_time
+from time import monotonic, process_time
 from typing import TYPE_CHECKING, Any, LiteralString
 
 import psycopg
@@ -15,10 +15,11 @@ from psycopg import AsyncConnection, AsyncCursor
 from psycopg.pq import TransactionStatus
 from psycopg.rows import dict_row, tuple_row
 
-from router import AsyncRouter, PoolExhausted, UnknownTenant
+from router import AsyncRouter, PoolExhausted, Unavailable, UnknownTenant
 from router._runtime import asleep
 from tests.pooler import PgBouncer, Pooler
-from tests.support import PATIENCE, aall_of, aeventually, atogether, new_name, run, settings
+from tests.proxy import Proxy
+from tests.support import PATIENCE, aall_of, aeventually, atogether, new_name, port, run, settings
 from tests.tapped import tap
 
 if TYPE_CHECKING:
@@ -548,7 +549,7 @@ async def test_a_connection_that_dies_while_it_changes_hands_is_replaced_unseen(
 
 
 @pytest.mark.parametrize("pooling", ["dedicated", "shared"])
-@pytest.mark.parametrize("way", ["schema", "database"])
+@pytest.mark.parametrize("way", ["schema", "database", "role", "user"])
 async def test_a_tenant_that_is_not_there_is_unknown_and_harms_nobody(world: World, way: str, pooling: str) -> None:
     one, _ = world.keys
     options = world.settings(way, tenancy={"pooling": pooling}, pool={"max_size": 1})
@@ -571,17 +572,67 @@ async def test_a_tenant_that_is_not_there_is_unknown_and_harms_nobody(world: Wor
 
 
 @pytest.mark.parametrize("pooling", ["dedicated", "shared"])
-async def test_a_role_that_is_not_there_is_said_and_nobody_gets_that_connection(world: World, pooling: str) -> None:
-    options = world.settings("role", tenancy={"pooling": pooling}, pool={"max_size": 1})
+async def test_a_role_that_may_not_be_taken_on_is_unknown_and_harms_nobody(world: World, pooling: str) -> None:
+    key, _ = world.keys
+    homes = {key: {"row": "app.tenant"}, "greedy": {"role": "postgres"}}
+    options = world.settings("row", tenancy={"pooling": pooling}, tenants=homes, pool={"max_size": 1})
     async with AsyncRouter(options) as router:
-        for tenant in (*world.keys, *world.keys):
-            for read_only in (True, False):
-                with pytest.raises(psycopg.Error, match='role "nobody" does not exist'):
-                    async with router.connection(tenant="nobody", read_only=read_only, timeout=0.5):
-                        pytest.fail("there was one")
-                async with router.connection(tenant=tenant, read_only=read_only) as connection:
-                    cursor = await connection.execute("SELECT current_user, name FROM me")
-                    assert await cursor.fetchall() == [(tenant, tenant)]
+        served = set()
+        for read_only in (True, False) * 3:
+            with pytest.raises(UnknownTenant, match='permission denied to set role "postgres"'):
+                async with router.connection(tenant="greedy", read_only=read_only):
+                    pytest.fail("it was let")
+            async with router.connection(tenant=key, read_only=read_only) as connection:
+                served.add(connection.info.backend_pid)
+        assert len(served) == 2
+
+
+@pytest.mark.parametrize("read_only", [True, False])
+async def test_the_deadline_holds_while_a_connection_changes_hands(world: World, read_only: bool) -> None:
+    server = world.cluster.primary
+    with Proxy(server.host, server.port) as proxy:
+        primary = world.dsn("row", host=proxy.host, port=proxy.port)
+        async with AsyncRouter(world.settings("row", primary=primary, tenancy=SHARED, pool={"max_size": 1})) as router:
+            async with router.connection(tenant="acme", read_only=read_only):
+                pass
+            proxy.deaf()
+            begun = monotonic()
+            with pytest.raises(Unavailable, match="tenant 'globex'"):
+                async with router.connection(tenant="globex", read_only=read_only, timeout=0.3):
+                    pytest.fail("a server that says nothing had it set")
+            assert 0.3 <= monotonic() - begun < 1.0
+
+
+async def test_a_connection_that_changes_hands_when_its_server_freezes_is_had_elsewhere(world: World) -> None:
+    one, two = world.cluster.standbys
+    with Proxy(one.host, one.port) as proxy:
+        places = (proxy.host, proxy.port), (two.host, two.port)
+        replicas = [world.dsn("row", host=host, port=at) for host, at in places]
+        options = world.settings(
+            "row",
+            replicas=replicas,
+            tenancy=SHARED,
+            pool={"max_size": 1, "timeout": PATIENCE},
+            read={"balance": "round_robin"},
+            health={"interval": 0.1, "timeout": 0.3},
+        )
+        async with AsyncRouter(options) as router:
+
+            async def read(tenant: str) -> int:
+                async with router.connection(tenant=tenant, read_only=True) as connection:
+                    cursor = await connection.execute("SELECT current_setting('app.tenant')")
+                    assert await cursor.fetchall() == [(tenant,)]
+                    return port(connection)
+
+            served = set[int]()
+
+            async def both_serve() -> bool:
+                served.add(await read("acme"))
+                return len(served) == 2
+
+            await aeventually(both_serve)
+            proxy.deaf()
+            assert {await read(f"k{number}") for number in range(4)} == {two.port}
 
 
 # How many connections and pools
@@ -853,15 +904,16 @@ async def test_behind_a_transaction_pooler_what_would_lose_the_tenant_is_refused
             await connection.set_autocommit(True)
             with pytest.raises(psycopg.ProgrammingError, match="a tenant's statements run in transactions"):
                 await connection.execute("SELECT name FROM me")
-        async with router.connection(tenant=key) as connection:
-            with pytest.raises(psycopg.ProgrammingError, match="run a statement before the pipeline"):
-                async with connection.pipeline():
-                    await connection.execute("SELECT name FROM me")
-        async with router.connection(tenant=key) as connection:
-            await connection.execute("SELECT 1")
+        async with router.connection(tenant=key) as connection, connection.cursor() as cursor:
+            await cursor.executemany("SELECT name FROM me WHERE name <> %s", [("x",), ("y",)], returning=True)
+            assert await cursor.fetchall() == [(key,)]
+            await connection.commit()
             async with connection.pipeline():
-                cursor = await connection.execute("SELECT name FROM me")
+                await cursor.execute("SELECT name FROM me")
                 assert await cursor.fetchall() == [(key,)]
+                await connection.commit()
+                await cursor.execute("SELECT name, current_setting('transaction_read_only') FROM me")
+                assert await cursor.fetchall() == [(key, "off")]
         async with router.connection(tenant=key, read_only=True) as connection, connection.cursor("named") as named:
             await named.execute("SELECT name FROM me")
             assert await named.fetchall() == [(key,)]

@@ -7,7 +7,7 @@ import random
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from time import process_time
+from time import monotonic, process_time
 from typing import TYPE_CHECKING, Any, LiteralString
 
 import psycopg
@@ -16,10 +16,11 @@ from psycopg import Connection, Cursor
 from psycopg.pq import TransactionStatus
 from psycopg.rows import dict_row, tuple_row
 
-from router import PoolExhausted, Router, UnknownTenant
+from router import PoolExhausted, Router, Unavailable, UnknownTenant
 from router._runtime import sleep
 from tests.pooler import PgBouncer, Pooler
-from tests.support import PATIENCE, all_of, eventually, new_name, run, settings, together
+from tests.proxy import Proxy
+from tests.support import PATIENCE, all_of, eventually, new_name, port, run, settings, together
 from tests.tapped import tap
 
 if TYPE_CHECKING:
@@ -543,7 +544,7 @@ def test_a_connection_that_dies_while_it_changes_hands_is_replaced_unseen(world:
 
 
 @pytest.mark.parametrize("pooling", ["dedicated", "shared"])
-@pytest.mark.parametrize("way", ["schema", "database"])
+@pytest.mark.parametrize("way", ["schema", "database", "role", "user"])
 def test_a_tenant_that_is_not_there_is_unknown_and_harms_nobody(world: World, way: str, pooling: str) -> None:
     one, _ = world.keys
     options = world.settings(way, tenancy={"pooling": pooling}, pool={"max_size": 1})
@@ -566,17 +567,67 @@ def test_a_tenant_that_is_not_there_is_unknown_and_harms_nobody(world: World, wa
 
 
 @pytest.mark.parametrize("pooling", ["dedicated", "shared"])
-def test_a_role_that_is_not_there_is_said_and_nobody_gets_that_connection(world: World, pooling: str) -> None:
-    options = world.settings("role", tenancy={"pooling": pooling}, pool={"max_size": 1})
+def test_a_role_that_may_not_be_taken_on_is_unknown_and_harms_nobody(world: World, pooling: str) -> None:
+    key, _ = world.keys
+    homes = {key: {"row": "app.tenant"}, "greedy": {"role": "postgres"}}
+    options = world.settings("row", tenancy={"pooling": pooling}, tenants=homes, pool={"max_size": 1})
     with Router(options) as router:
-        for tenant in (*world.keys, *world.keys):
-            for read_only in (True, False):
-                with pytest.raises(psycopg.Error, match='role "nobody" does not exist'):
-                    with router.connection(tenant="nobody", read_only=read_only, timeout=0.5):
-                        pytest.fail("there was one")
-                with router.connection(tenant=tenant, read_only=read_only) as connection:
-                    cursor = connection.execute("SELECT current_user, name FROM me")
-                    assert cursor.fetchall() == [(tenant, tenant)]
+        served = set()
+        for read_only in (True, False) * 3:
+            with pytest.raises(UnknownTenant, match='permission denied to set role "postgres"'):
+                with router.connection(tenant="greedy", read_only=read_only):
+                    pytest.fail("it was let")
+            with router.connection(tenant=key, read_only=read_only) as connection:
+                served.add(connection.info.backend_pid)
+        assert len(served) == 2
+
+
+@pytest.mark.parametrize("read_only", [True, False])
+def test_the_deadline_holds_while_a_connection_changes_hands(world: World, read_only: bool) -> None:
+    server = world.cluster.primary
+    with Proxy(server.host, server.port) as proxy:
+        primary = world.dsn("row", host=proxy.host, port=proxy.port)
+        with Router(world.settings("row", primary=primary, tenancy=SHARED, pool={"max_size": 1})) as router:
+            with router.connection(tenant="acme", read_only=read_only):
+                pass
+            proxy.deaf()
+            begun = monotonic()
+            with pytest.raises(Unavailable, match="tenant 'globex'"):
+                with router.connection(tenant="globex", read_only=read_only, timeout=0.3):
+                    pytest.fail("a server that says nothing had it set")
+            assert 0.3 <= monotonic() - begun < 1.0
+
+
+def test_a_connection_that_changes_hands_when_its_server_freezes_is_had_elsewhere(world: World) -> None:
+    one, two = world.cluster.standbys
+    with Proxy(one.host, one.port) as proxy:
+        places = (proxy.host, proxy.port), (two.host, two.port)
+        replicas = [world.dsn("row", host=host, port=at) for host, at in places]
+        options = world.settings(
+            "row",
+            replicas=replicas,
+            tenancy=SHARED,
+            pool={"max_size": 1, "timeout": PATIENCE},
+            read={"balance": "round_robin"},
+            health={"interval": 0.1, "timeout": 0.3},
+        )
+        with Router(options) as router:
+
+            def read(tenant: str) -> int:
+                with router.connection(tenant=tenant, read_only=True) as connection:
+                    cursor = connection.execute("SELECT current_setting('app.tenant')")
+                    assert cursor.fetchall() == [(tenant,)]
+                    return port(connection)
+
+            served = set[int]()
+
+            def both_serve() -> bool:
+                served.add(read("acme"))
+                return len(served) == 2
+
+            eventually(both_serve)
+            proxy.deaf()
+            assert {read(f"k{number}") for number in range(4)} == {two.port}
 
 
 # How many connections and pools
@@ -846,15 +897,16 @@ def test_behind_a_transaction_pooler_what_would_lose_the_tenant_is_refused(
             connection.set_autocommit(True)
             with pytest.raises(psycopg.ProgrammingError, match="a tenant's statements run in transactions"):
                 connection.execute("SELECT name FROM me")
-        with router.connection(tenant=key) as connection:
-            with pytest.raises(psycopg.ProgrammingError, match="run a statement before the pipeline"):
-                with connection.pipeline():
-                    connection.execute("SELECT name FROM me")
-        with router.connection(tenant=key) as connection:
-            connection.execute("SELECT 1")
+        with router.connection(tenant=key) as connection, connection.cursor() as cursor:
+            cursor.executemany("SELECT name FROM me WHERE name <> %s", [("x",), ("y",)], returning=True)
+            assert cursor.fetchall() == [(key,)]
+            connection.commit()
             with connection.pipeline():
-                cursor = connection.execute("SELECT name FROM me")
+                cursor.execute("SELECT name FROM me")
                 assert cursor.fetchall() == [(key,)]
+                connection.commit()
+                cursor.execute("SELECT name, current_setting('transaction_read_only') FROM me")
+                assert cursor.fetchall() == [(key, "off")]
         with router.connection(tenant=key, read_only=True) as connection, connection.cursor("named") as named:
             named.execute("SELECT name FROM me")
             assert named.fetchall() == [(key,)]
