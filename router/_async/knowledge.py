@@ -67,6 +67,7 @@ class AsyncKnowledge:
         self.changed = AFlag()
         self.monitor = AsyncMonitor(opener, policy, health=lambda: self.health, report=self.report, pause=self._pause)
         self._policy = policy
+        self._opener = opener
         self._observers = observers
         self._pools = pools
         self._moved = moved
@@ -106,11 +107,12 @@ class AsyncKnowledge:
                 self.monitor.hurry(node.server)
 
     def forget_login(self, node: Node) -> None:
-        """Forget that the login of a node was refused.
+        """Forget its password, and that its login was refused.
 
         Args:
             node: The node, which is used no more.
         """
+        self._opener.forget(node)
         with self._guard:
             self.health = {key: state for key, state in self.health.items() if key != node}
 
@@ -122,6 +124,9 @@ class AsyncKnowledge:
         """
         with self._guard:
             self._watched.discard(name)
+            left_behind = {
+                cluster for clusters in self._in_use.values() for cluster in clusters if cluster.name == name
+            }
             self._in_use = {
                 server: left
                 for server, clusters in self._in_use.items()
@@ -136,6 +141,9 @@ class AsyncKnowledge:
                 if (key.server if isinstance(key, Node) else key) in self._in_use
             }
         self.monitor.unwatch(name)
+        for cluster in left_behind:
+            for node in cluster.nodes:
+                self._opener.forget(node)
 
     async def report(self, seen: Seen) -> None:
         """Take note of what was observed, and do what follows from it.

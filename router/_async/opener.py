@@ -130,6 +130,14 @@ class AsyncOpener:
             raise
         return connection
 
+    def forget(self, node: Node) -> None:
+        """Forget the password of a node.
+
+        Args:
+            node: The node, which is used no more.
+        """
+        self._answers.pop(node, None)
+
     async def connect_to_look(
         self, node: Node, cluster: Cluster, claim: Claim, patience: float
     ) -> AsyncConnection[TupleRow]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from router._async.pools import AsyncNodePool
 from router._async.scoped import AsyncSharedPool
-from router._runtime import AFlag, AGuard, asettled
+from router._runtime import AFlag, AGuard, asettled, auncancelled
 from router.budget import to_close
 from router.errors import RouterClosed
 from router.events import PoolClosed, PoolOpened
@@ -171,13 +171,15 @@ class AsyncPools:
         return index
 
     async def sweep(self) -> None:
-        """Close the pools that nobody has used for long, and open the connections that others are to keep."""
+        """Close the pools that are outdated or unused for long, and open the connections that others are to keep."""
         now = monotonic()
         for pool in list(self):
             await pool.keep_warm()
-            if not pool.in_use and not pool.min_size and now - pool.used_at > pool.cluster.pool.max_unused:
+            unused = not pool.in_use and not pool.min_size and now - pool.used_at > pool.cluster.pool.max_unused
+            if unused or pool.outdated:
                 await self.retire(pool)
 
+    @auncancelled
     async def retire(self, pool: AsyncNodePool) -> None:
         """Close a pool; whoever has one of its connections keeps it for the length of the block.
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from random import random
 from time import monotonic
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 import psycopg
 from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
@@ -73,6 +74,13 @@ ASK_AGAIN = 0.02
 HOUSEKEEPING = 1.0
 """Seconds between two rounds in which what nobody uses any more is closed."""
 
+REMEMBERED = 20_000
+"""How many keys are remembered with what was worked out for them: where a template makes tenants, anybody may name any.
+With more than that, all are worked out anew."""
+
+VISITED = 64
+"""How many tenants' own servers are watched although no pool is open there: those that were asked for last."""
+
 logger = logging.getLogger("router")
 
 
@@ -125,8 +133,9 @@ class AsyncRouting:
         self._bases: dict[Like, AsyncLane] = {}  # what the lanes of tenants have in common
         self._targets: dict[Key, Target] = {}
         self._forgotten = 0  # how often forget() was called
-        self._gates: dict[str, AsyncGate] = {}
+        self._gates: WeakValueDictionary[str, AsyncGate] = WeakValueDictionary()  # a lane keeps its own
         self._guard = AGuard()  # guards the replacing of all of these, and what begins with the first request
+        self._visited: dict[str, None] = {}  # tenants' own clusters that were asked for last, the latest at the end
         self._asked: set[Server] = set()  # those that a request asks now
         self._closing = AFlag()
         self._housekeeper: AWorker | None = None
@@ -179,6 +188,9 @@ class AsyncRouting:
             NotKnownYet: Where the tenant lives has to be asked.
             RouterClosed: The router was closed.
         """
+        if len(self.readers if read_only else self.writers) >= REMEMBERED:
+            with self._guard:
+                self._start_lanes_anew()
         lanes, bases, forgotten = self.readers if read_only else self.writers, self._bases, self._forgotten
         key: Key = version if tenant is None else (version, tenant)
         target = self.target(version, tenant)
@@ -187,6 +199,7 @@ class AsyncRouting:
             if tenant is not None:
                 for pool in lane.pools:
                     pool.keys.add(key)
+                    pool.outdated |= pool.policy != target.policy
         else:
             like = (target.cluster.name, target.cluster.nodes, read_only)
             base = bases.get(like)
@@ -226,6 +239,8 @@ class AsyncRouting:
         if tenant is None:
             return resolve(self.topology, version)
         key: Key = (version, tenant)
+        if len(self._targets) >= REMEMBERED:
+            self._targets = {}
         targets, forgotten = self._targets, self._forgotten
         target = targets.get(key) if isinstance(tenant, str) else None
         if target is None:
@@ -276,8 +291,10 @@ class AsyncRouting:
             return None
         with self._guard:
             gate = self._gates.get(tenant)
-            if gate is None or gate.limit != most:
+            if gate is None:
                 gate = self._gates[tenant] = AsyncGate(most)
+            elif gate.limit != most:
+                gate.limit = most
             return gate
 
     def choose(self, target: Target, request: Request, *, prefer: Node | None = None, logins: bool = True) -> Route:
@@ -495,10 +512,22 @@ class AsyncRouting:
 
     def _use(self, cluster: Cluster) -> None:
         self.known.use(cluster)
+        if cluster.name not in self.topology.versions:
+            self._visit(cluster.name)
         if self._housekeeper is None:
             with self._guard:
                 if self._housekeeper is None and not self.closed:
                     self._housekeeper = aspawn(self._keep_house, "router keeps house")
+
+    def _visit(self, name: str) -> None:
+        """Watch a tenant's own servers before any pool is open there, in place of those asked for longest ago."""
+        with self._guard:
+            self._visited.pop(name, None)
+            self._visited[name] = None
+            oldest = next(iter(self._visited)) if len(self._visited) > VISITED else None
+            self._visited.pop(oldest or "", None)
+        if oldest is not None and not any(pool.cluster.name == oldest for pool in self.pools):
+            self.known.leave(oldest)
 
     async def _keep_house(self) -> None:
         while not await self._closing.wait_for(HOUSEKEEPING):

@@ -262,10 +262,21 @@ class AsyncGate:
         Args:
             limit: How many are in at most.
         """
-        self.limit = limit
-        self._guard = AGuard()  # guards both below
+        self._guard = AGuard()  # guards all below
+        self._limit = limit
         self._inside = 0
         self._waiting: deque[AFlag] = deque()
+
+    @property
+    def limit(self) -> int:
+        """How many are in at most; when it is lowered, those who are in stay, and nobody else comes in before."""
+        return self._limit
+
+    @limit.setter
+    def limit(self, limit: int) -> None:
+        with self._guard:
+            self._limit = limit
+            self._let_in()
 
     async def enter(self, timeout: float) -> bool:
         """Go in.
@@ -277,7 +288,7 @@ class AsyncGate:
             Whether there was room in time; if so, :meth:`leave` has to be called.
         """
         with self._guard:
-            if self._inside < self.limit:
+            if self._inside < self._limit:
                 self._inside += 1
                 return True
             turn = AFlag()
@@ -293,10 +304,13 @@ class AsyncGate:
     def leave(self) -> None:
         """Leave; the one who has waited longest goes in instead."""
         with self._guard:
-            if self._waiting:
-                self._waiting.popleft().set()
-            else:
-                self._inside -= 1
+            self._inside -= 1
+            self._let_in()
+
+    def _let_in(self) -> None:
+        while self._waiting and self._inside < self._limit:
+            self._inside += 1
+            self._waiting.popleft().set()
 
     def _withdraw(self, turn: AFlag) -> bool:
         """Stop waiting; whether it was for nothing."""

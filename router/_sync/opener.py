@@ -131,6 +131,14 @@ class Opener:
             raise
         return connection
 
+    def forget(self, node: Node) -> None:
+        """Forget the password of a node.
+
+        Args:
+            node: The node, which is used no more.
+        """
+        self._answers.pop(node, None)
+
     def connect_to_look(self, node: Node, cluster: Cluster, claim: Claim, patience: float) -> Connection[TupleRow]:
         """Open a connection for looking at a server; nothing is reported.
 

@@ -77,6 +77,8 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         read_only: Whether its sessions refuse writes.
         tenant: Whose it is; ``None`` for a version's, and for one that tenants share.
         shared: Whether tenants share it.
+        policy: How the tenant is kept apart whose it is.
+        outdated: Whether that has changed since: it is closed, and another one opened.
         claim: What each of its connections counts as in the budget.
         keys: Those of the lanes that use it, if it is one tenant's.
         idle: The connections ready to be borrowed.
@@ -133,6 +135,8 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         self.node = node
         self.cluster = cluster
         self.read_only = read_only
+        self.policy = target.policy
+        self.outdated = False
         cap = None if self.tenant is None else target.policy.max_connections
         self.claim = Claim(node.server, f"tenant {self.tenant}" if self.tenant else cluster.name, cap)
         self.keys: set[Any] = set()

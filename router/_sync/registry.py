@@ -7,7 +7,7 @@ from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from router._runtime import Flag, Guard, settled
+from router._runtime import Flag, Guard, settled, uncancelled
 from router._sync.pools import NodePool
 from router._sync.scoped import SharedPool
 from router.budget import to_close
@@ -172,13 +172,15 @@ class Pools:
         return index
 
     def sweep(self) -> None:
-        """Close the pools that nobody has used for long, and open the connections that others are to keep."""
+        """Close the pools that are outdated or unused for long, and open the connections that others are to keep."""
         now = monotonic()
         for pool in list(self):
             pool.keep_warm()
-            if not pool.in_use and not pool.min_size and now - pool.used_at > pool.cluster.pool.max_unused:
+            unused = not pool.in_use and not pool.min_size and now - pool.used_at > pool.cluster.pool.max_unused
+            if unused or pool.outdated:
                 self.retire(pool)
 
+    @uncancelled
     def retire(self, pool: NodePool) -> None:
         """Close a pool; whoever has one of its connections keeps it for the length of the block.
 

@@ -263,10 +263,21 @@ class Gate:
         Args:
             limit: How many are in at most.
         """
-        self.limit = limit
-        self._guard = Guard()  # guards both below
+        self._guard = Guard()  # guards all below
+        self._limit = limit
         self._inside = 0
         self._waiting: deque[Flag] = deque()
+
+    @property
+    def limit(self) -> int:
+        """How many are in at most; when it is lowered, those who are in stay, and nobody else comes in before."""
+        return self._limit
+
+    @limit.setter
+    def limit(self, limit: int) -> None:
+        with self._guard:
+            self._limit = limit
+            self._let_in()
 
     def enter(self, timeout: float) -> bool:
         """Go in.
@@ -278,7 +289,7 @@ class Gate:
             Whether there was room in time; if so, :meth:`leave` has to be called.
         """
         with self._guard:
-            if self._inside < self.limit:
+            if self._inside < self._limit:
                 self._inside += 1
                 return True
             turn = Flag()
@@ -294,10 +305,13 @@ class Gate:
     def leave(self) -> None:
         """Leave; the one who has waited longest goes in instead."""
         with self._guard:
-            if self._waiting:
-                self._waiting.popleft().set()
-            else:
-                self._inside -= 1
+            self._inside -= 1
+            self._let_in()
+
+    def _let_in(self) -> None:
+        while self._waiting and self._inside < self._limit:
+            self._inside += 1
+            self._waiting.popleft().set()
 
     def _withdraw(self, turn: Flag) -> bool:
         """Stop waiting; whether it was for nothing."""

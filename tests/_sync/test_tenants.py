@@ -16,7 +16,7 @@ from psycopg import Connection, Cursor
 from psycopg.pq import TransactionStatus
 from psycopg.rows import dict_row, tuple_row
 
-from router import PoolExhausted, Router, Unavailable, UnknownTenant
+from router import NoPrimary, PoolExhausted, Router, RouterSettings, Unavailable, UnknownTenant
 from router._runtime import sleep
 from tests.pooler import PgBouncer, Pooler
 from tests.proxy import Proxy
@@ -26,7 +26,7 @@ from tests.tapped import tap
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from router import RouterSettings
+    from router import Node
     from router.testing import PostgresCluster
 
 SHARED = {"pooling": "shared"}
@@ -679,6 +679,28 @@ def test_a_tenant_with_pools_of_its_own_has_no_more_than_it_may(world: World) ->
                 pass
 
 
+@pytest.mark.parametrize("pooling", ["dedicated", "shared"])
+def test_a_limit_that_changes_is_kept_from_then_on(world: World, pooling: str) -> None:
+    home = {"row": "app.tenant", "max_connections": 2}
+    options = settings(primary=world.dsn("row"), tenancy={"pooling": pooling}, pool={"timeout": PATIENCE})
+    with Router(options, directory=lambda _: dict(home)) as router:
+        directory = router._routing.directory
+        assert directory is not None
+        for limit in (2, 1, 2):
+            home["max_connections"] = limit
+            directory.changed("acme")
+
+            def is_kept() -> bool:
+                with router.connection(tenant="acme"):
+                    try:
+                        with router.connection(tenant="acme", timeout=0.1):
+                            return limit == 2  # noqa: B023  (it is called before the next)
+                    except PoolExhausted:
+                        return limit == 1  # noqa: B023
+
+            eventually(is_kept)
+
+
 def test_a_tenant_named_like_its_version_counts_by_itself(world: World) -> None:
     options = world.settings("row", tenancy={"max_connections": 1})
     with (
@@ -788,6 +810,54 @@ def test_pools_that_nobody_uses_are_closed_but_those_to_be_kept_warm(world: Worl
         with router.connection(tenant="cold") as connection:
             cursor = connection.execute("SELECT current_setting('app.tenant')")
             assert cursor.fetchall() == [("cold",)]
+
+
+# What is remembered of keys that anybody may name
+
+
+def test_of_keys_without_end_only_so_many_are_remembered(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("router._sync.routing.REMEMBERED", 10)
+    tenancy = {"pooling": "shared", "max_connections": 1}
+    with Router(world.settings("row", tenancy=tenancy, pool={"max_size": 1})) as router:
+        routing = router._routing
+        with router.connection(tenant="k0"):
+            for number in range(1, 100):
+                with router.connection(tenant=f"k{number}", read_only=True):
+                    assert len(routing.readers) <= 10
+                    assert len(routing._targets) <= 10
+                    assert len(routing._gates) <= 21
+            with pytest.raises(PoolExhausted, match="it uses all 1 that it may"):
+                with router.connection(tenant="k0", timeout=0.05):
+                    pytest.fail("it was forgotten that it has one")
+
+
+def test_of_tenants_servers_that_are_down_only_so_many_are_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("router._sync.routing.VISITED", 3)
+    options = RouterSettings(tenant_template="postgresql://app@127.0.0.{tenant}:1/app", versions={"v1": "host=h"})
+    with Router(options) as router:
+        routing = router._routing
+        for number in range(2, 20):
+            with pytest.raises(NoPrimary, match="refused"):
+                with router.connection(tenant=str(number), timeout=0.05):
+                    pytest.fail("somebody listens there")
+            assert len(routing.known.monitor._watchers) <= 3
+            assert len(routing.known.health) <= 3
+
+
+def test_of_passwords_only_those_in_use_are_remembered(world: World) -> None:
+    asked = []
+
+    def password(node: Node) -> str:
+        asked.append(node)
+        return "secret"
+
+    with Router(world.settings("user"), password=password) as router:
+        for number in range(10):
+            with pytest.raises(UnknownTenant):
+                with router.connection(tenant=f"k{number}"):
+                    pytest.fail("it was let in")
+        assert len(asked) >= 10
+        assert len(router._routing.known._opener._answers) <= 1  # the version's own
 
 
 # Keys that PostgreSQL has to be told with care
