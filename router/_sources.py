@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from router.errors import ConfigError
 
@@ -26,8 +25,7 @@ KeyPath = tuple[str | int, ...]
 Fault = tuple[KeyPath, str]  # where it is, and what is wrong there
 
 
-@dataclass(frozen=True, slots=True)
-class Variable:
+class Variable(NamedTuple):
     """A setting written flat, as in the environment.
 
     Attributes:
@@ -47,8 +45,7 @@ class Variable:
         return key.removeprefix(PREFIX.lower()) if key.startswith(PREFIX.lower()) else ""
 
 
-@dataclass(frozen=True, slots=True)
-class _Leaf:
+class _Leaf(NamedTuple):
     value: Any
     source: str
 

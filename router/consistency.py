@@ -16,7 +16,7 @@ import base64
 import hmac
 import struct
 import zlib
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from router.errors import TokenRefused
 
@@ -85,8 +85,7 @@ UNSURE = 2**64 - 1
 """A position that nobody ever replays: of writes of which it is not known how far they went, or if at all."""
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class Position:
+class Position(NamedTuple):
     """Where in the WAL of which cluster a write ended, or a replay has come.
 
     Attributes:
@@ -131,8 +130,7 @@ def later(one: Position | None, other: Position) -> Position:
     return max(one, other, key=lambda position: (position.timeline, position.lsn, position.system))
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class Token:
+class Token(NamedTuple):
     """What reads must see: for each version that was written to, up to where.
 
     Its text is URL-safe base64, without padding, of a byte that says whether it is signed, the entries, and the first

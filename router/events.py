@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeAlias
 
 from router.health import UNKNOWN, fenced, left_behind, primary_of
 from router.topology import Node, Server
@@ -299,8 +299,7 @@ def _of_server(server: Server, known: State, state: State, now: float) -> Iterat
         yield RoleChanged(server, state.role, state.timeline)
 
 
-@dataclass(frozen=True, slots=True)
-class Leader:
+class Leader(NamedTuple):
     """The primary that a version had last.
 
     Attributes:

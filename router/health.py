@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from router.consistency import settled
 from router.topology import Role
@@ -74,8 +74,7 @@ UNKNOWN = State()
 Health: TypeAlias = "Mapping[Server | Node, State]"
 
 
-@dataclass(frozen=True, slots=True)
-class Looked:
+class Looked(NamedTuple):
     """A server answered a look.
 
     Attributes:
@@ -99,8 +98,7 @@ class Looked:
     latency: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Connected:
+class Connected(NamedTuple):
     """A connection to a node was opened: its login is fine.
 
     Attributes:
@@ -112,8 +110,7 @@ class Connected:
     role: Role
 
 
-@dataclass(frozen=True, slots=True)
-class Failed:
+class Failed(NamedTuple):
     """A look at a node, or an attempt to connect to it, failed.
 
     Attributes:
@@ -130,8 +127,7 @@ class Failed:
 Seen: TypeAlias = Looked | Connected | Failed
 
 
-@dataclass(frozen=True, slots=True)
-class Lag:
+class Lag(NamedTuple):
     """How far a replica is behind its primary.
 
     Attributes:

@@ -117,7 +117,7 @@ def _of_tenant(topology: Topology, version: str | None, tenant: str, home: Home)
     except Misnamed as error:
         raise UnknownTenant(tenant, str(error), version=version) from None
     if home.cluster is not None:
-        base = replace(home.cluster, name=f"tenant {tenant}" + (f" in {base.name}" if requested else ""))
+        base = home.cluster._replace(name=f"tenant {tenant}" + (f" in {base.name}" if requested else ""))
     settings: list[tuple[str, str]] = []
     path = ", ".join(map(quoted, home.schema))
     if path:
@@ -137,9 +137,9 @@ def _of_tenant(topology: Topology, version: str | None, tenant: str, home: Home)
     cluster = base
     own = {"dbname": home.database, "user": home.user, "application_name": "" if shared else application}
     if options or any(own.values()):
-        cluster = replace(cluster, nodes=tuple(_for_tenant(node, own, options) for node in base.nodes))
+        cluster = cluster._replace(nodes=tuple(_for_tenant(node, own, options) for node in base.nodes))
     if home.policy.min_size and not shared:
-        cluster = replace(cluster, pool=replace(base.pool, min_size=home.policy.min_size))
+        cluster = cluster._replace(pool=replace(base.pool, min_size=home.policy.min_size))
     return Target(requested, cluster, tenant, scope, shared, path, home.policy, base)
 
 
@@ -220,9 +220,8 @@ def rendered(home: Home, tenant: str, version: str) -> Home:
     keys = {"tenant": tenant, "version": version}
     cluster = home.cluster
     if cluster is not None:
-        cluster = replace(cluster, nodes=tuple(_rendered_node(node, keys) for node in cluster.nodes))
-    return replace(
-        home,
+        cluster = cluster._replace(nodes=tuple(_rendered_node(node, keys) for node in cluster.nodes))
+    return home._replace(
         cluster=cluster,
         database=_name("database", home.database, keys),
         user=_name("user", home.user, keys),

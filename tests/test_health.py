@@ -574,7 +574,7 @@ def test_how_far_behind_is_not_known_where_positions_are_not_or_do_not_compare(s
 
 @pytest.mark.parametrize("unknown", [{"timeline": 0}, {"system": 0}])
 def test_a_timeline_or_system_that_may_not_be_asked_for_is_not_another_one(unknown: dict[str, int]) -> None:
-    health = after(looked(A, PRIMARY), replace(looked(B, REPLICA), **unknown))  # type: ignore[arg-type]
+    health = after(looked(A, PRIMARY), looked(B, REPLICA)._replace(**unknown))  # type: ignore[arg-type]
     assert lag(health, 100.0) == Lag(0, 0.0)
 
 

@@ -250,7 +250,7 @@ class Model(RuleBasedStateMachine):
     def report(self, place: int, node: Node, look: Look) -> None:
         seen, account = look.seen, self.account
         if isinstance(seen, Looked):
-            seen = replace(seen, latency=self.now - look.begun)
+            seen = seen._replace(latency=self.now - look.begun)
             if node is NODES[place]:
                 account.refused.discard(place)
             if place not in account.looks or look.begun >= account.last(place).begun:

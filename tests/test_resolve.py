@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import time
-from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -167,7 +166,7 @@ def test_the_options_of_the_node_stay() -> None:
 
 @pytest.mark.parametrize(("home", "expected"), WAYS)
 def test_a_shared_tenant_is_set_when_a_connection_is_borrowed(home: Home, expected: dict[str, str]) -> None:
-    both = resolved(replace(home, policy=SHARED))
+    both = resolved(home._replace(policy=SHARED))
     dedicated = resolved(home)
     assert both.shared
     assert both.scope is not None
@@ -493,7 +492,7 @@ def test_an_unknown_key_is_told_quickly_among_ten_thousand(key: str) -> None:
 @pytest.mark.parametrize("policy", [TenantPolicy(), SHARED])
 @pytest.mark.parametrize("home", [Home(role="{tenant}"), Home(user="{tenant}"), Home(database="{tenant}")])
 def test_no_key_is_the_login_or_the_database_of_a_version(home: Home, policy: TenantPolicy) -> None:
-    home = replace(home, policy=policy)
+    home = home._replace(policy=policy)
     kind = "role" if home.role else "user" if home.user else "database"
     assert refused(home, tenant="app") == f"unknown tenant 'app': 'app' is a version's own {kind}"
     assert resolved(home, tenant="acme").tenant == "acme"

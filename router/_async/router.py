@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 from functools import partial
 from time import monotonic
 from types import MappingProxyType
@@ -82,7 +81,7 @@ class AsyncRouter:
         self._settings = RouterSettings() if settings is None else settings
         self._topology = self._settings.topology()
         if directory is not None and self._topology.tenancy is None:
-            self._topology = replace(self._topology, tenancy=Tenancy())
+            self._topology = self._topology._replace(tenancy=Tenancy())
         self._directory = directory
         self._routing = AsyncRouting(self._topology, password=password, configure=configure, observers=observers)
         self._routing.directory = self._ask_of()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import Future, wait
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from threading import Thread
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -98,7 +98,7 @@ def learn(health: Health, looks: Iterable[Look[Any]], *, now: float, policy: Hea
         What is known now.
     """
     for look in looks:
-        seen = replace(look.seen, latency=0.0) if isinstance(look.seen, Looked) else look.seen
+        seen = look.seen._replace(latency=0.0) if isinstance(look.seen, Looked) else look.seen
         health = observe(health, seen, now=now, jitter=0.0, policy=policy)
     return health
 
