@@ -9,7 +9,7 @@ from itertools import accumulate, groupby
 from math import gcd, lcm
 from operator import itemgetter
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from router.consistency import UNSURE
 from router.health import UNKNOWN, fenced, lag_of, left_behind, primary_of, role_of, same_system, state_of
@@ -41,8 +41,7 @@ PAIRS = 256
 """How many draws :func:`pairs` lays out: enough to tell weights of 1 and 100 apart, few enough to be made at once."""
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """What a request asks for.
 
     Attributes:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import re
 from contextlib import suppress
-from dataclasses import replace
 from random import random
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -366,7 +365,7 @@ class AsyncRouting:
             route = self.choose(target, request, prefer=preferred)
             node, now = self._next(route, since), monotonic()
             if node is None and (after := self.must_see(target, [request.after])) != request.after:
-                request = replace(request, after=after)  # the first look has shown that it is foreign
+                request = request._replace(after=after)  # the first look has shown that it is foreign
                 continue
             may_catch_up = bool(route.ask) and now < since + cluster.read.catch_up
             if now >= deadline or (node is None and not route.pending and not may_catch_up):
