@@ -19,7 +19,7 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from router.topology import Server
 
@@ -97,11 +97,11 @@ class _Count:
                 self.of_server[claim.server] += number
                 self.of_holder_there[claim.server, claim.holder] += number
         pools = self.of_pool.keys() | set(waiting)
-        self.fair = share(limits.process, {pool.holder for pool in pools})
+        self.fair = share(limits.process, len({pool.holder for pool in pools}))
         self.fair_there: dict[Server, int] = {}
         if limits.server is not None:
             crowds = Counter(server for server, _ in {(pool.server, pool.holder) for pool in pools})
-            self.fair_there = {server: max(limits.server // crowd, 1) for server, crowd in crowds.items()}
+            self.fair_there = {server: share(limits.server, crowd) for server, crowd in crowds.items()}
 
     def full(self, claim: Claim, ahead: int) -> Full | None:
         """Tell what keeps one more connection from being opened, ``ahead`` others of its holder coming before it."""
@@ -129,7 +129,8 @@ class _Count:
         """Order those who wait, the fairest choice first, each with what has no room for it.
 
         Where a server is full, its connections are what is scarce, and the shares of it count. Those of the process
-        count beside them only while somebody who is below such a share waits for nothing else.
+        count beside them only while somebody who is below such a share waits for nothing else. Pools that wait for
+        their holder's cap are all compared by the same share, so that they come in the order of arrival.
 
         Args:
             waiting: Those who wait.
@@ -148,8 +149,8 @@ class _Count:
         pressing = any(below and full is Full.PROCESS for _, full, below in found)
 
         def is_last(place: tuple[int, Full | None, bool]) -> bool:
-            index, _, below = place
-            if self.is_full(waiting[index].server):
+            index, full, below = place
+            if full is Full.SERVER:
                 return not self.is_below_there(waiting[index]) or (pressing and not below)
             return not below
 
@@ -182,17 +183,17 @@ class _Count:
         return theirs > own + ahead + apart
 
 
-def share(limit: int, holders: Collection[str]) -> int:
+def share(limit: int, holders: int) -> int:
     """Return how many connections each holder may count on, whatever the others ask for.
 
     Args:
         limit: How many there are.
-        holders: Those that have some or wait for some, each once.
+        holders: How many have some or wait for some.
 
     Returns:
         An equal part of them, at least 1.
     """
-    return max(limit // max(len(holders), 1), 1)
+    return max(limit // max(holders, 1), 1)
 
 
 def full(limits: Limits, taken: Sequence[Claim], claim: Claim) -> Full | None:
@@ -209,24 +210,22 @@ def full(limits: Limits, taken: Sequence[Claim], claim: Claim) -> Full | None:
     return _Count(limits, taken, ()).full(claim, 0)
 
 
-def next_in_line(waiting: Sequence[str], held: Mapping[str, int], limit: int) -> int | None:
+def next_in_line(waiting: Iterable[str], crowd: Collection[str], held: Mapping[str, int], limit: int) -> int:
     """Choose who is served next: the first whose holder is below its share, else the first.
 
     Args:
         waiting: The holders that wait, once for each request, in order of arrival.
+        crowd: The same, each once.
         held: How many connections each holder has, the one that has just come back still counted as its last one's:
             else, whoever gives one back would have one fewer than all others. Holders that have none are left out.
         limit: How many connections they share.
 
     Returns:
-        The place in ``waiting``; ``None`` when nobody waits.
+        The place in ``waiting``.
     """
-    holders = set(waiting)
-    fair = share(limit, held.keys() | holders)
+    fair = share(limit, len(crowd) + sum(holder not in crowd for holder in held))
     sated = {holder for holder, number in held.items() if number >= fair}
-    if holders <= sated:
-        return 0 if waiting else None
-    return next(index for index, holder in enumerate(waiting) if holder not in sated)
+    return next((index for index, holder in enumerate(waiting) if holder not in sated), 0)
 
 
 def grant(limits: Limits, taken: Sequence[Claim], waiting: Sequence[Claim]) -> int | None:

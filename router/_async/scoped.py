@@ -54,20 +54,22 @@ class AsyncLine(deque[Any]):
         self.returning: list[str] = []
         self._pool = pool
         self._askers: deque[_Asker] = deque()  # in the same order
+        self._crowd: dict[str, int] = {}  # how many of each tenant wait
 
     def append(self, client: WaitingClient[Any]) -> None:
         """Get in line."""
-        self._askers.append(_asking.get())
+        asker = _asking.get()
+        self._askers.append(asker)
+        self._crowd[asker.tenant] = self._crowd.get(asker.tenant, 0) + 1
         super().append(client)
 
     def popleft(self) -> WaitingClient[Any]:
         """Take out the one to be served next."""
-        held = Counter(self._pool.holders())
-        held.update(self.returning)
-        index = next_in_line([asker.tenant for asker in self._askers], held, self._pool.max_size) or 0
+        held = Counter(self._pool.holders() + self.returning)
+        waiting = (asker.tenant for asker in self._askers)
+        index = next_in_line(waiting, self._crowd, held, self._pool.max_size)
         client: WaitingClient[Any] = self[index]
-        asker = self._askers[index]
-        del self[index], self._askers[index]
+        asker = self._take_out(index)
         if client.error is None:
             self.handed.add(asker)
             if asker.done:  # it gave up between the two lines above
@@ -77,12 +79,21 @@ class AsyncLine(deque[Any]):
     def drop_late(self) -> None:
         """Take out those who have given up."""
         for index in reversed([index for index, client in enumerate(self) if client.error is not None]):
-            del self[index], self._askers[index]
+            self._take_out(index)
 
     def clear(self) -> None:
         """Send everybody away."""
         self._askers.clear()
+        self._crowd.clear()
         super().clear()
+
+    def _take_out(self, index: int) -> _Asker:
+        asker = self._askers[index]
+        del self[index], self._askers[index]
+        self._crowd[asker.tenant] -= 1
+        if not self._crowd[asker.tenant]:
+            del self._crowd[asker.tenant]
+        return asker
 
 
 class AsyncSharedPool(AsyncNodePool):
