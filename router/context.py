@@ -46,7 +46,7 @@ class Block:
     def __exit__(self, *_: object) -> Literal[False]:
         """End it, and leave what was before in force."""
         if self._entry is not None:
-            self._entry.open = False
+            self._entry.end()
         # A generator may be closed while a later block is in force, or in another context: then it is passed over.
         CURRENT.set(_open())
         return False
@@ -72,17 +72,20 @@ class Block:
 class Entry:
     """One time that a block was entered; once it is over it stays so, although the block may be entered again.
 
+    While a frame is held, no other one gets its ``id()``. That keeps no generator alive, but what was in the frame of
+    one that ends before the block: so it is let go as soon as the block is over.
+
     Attributes:
         block: The block.
         outer: The one before it, which may be over by now, or a generator's that does not run.
-        generator: The generator it is in, as the ``id()`` of its frame; 0 for none.
-        level: The innermost generator that ran when it was entered; 0 for none.
+        generator: The frame of the generator it is in; ``None`` for none.
+        level: That of the innermost generator that ran when it was entered; ``None`` for none.
         open: Whether it is not over.
     """
 
     __slots__ = ("block", "generator", "level", "open", "outer")
 
-    def __init__(self, block: Block, outer: Entry | None, generator: int, level: int) -> None:
+    def __init__(self, block: Block, outer: Entry | None, generator: FrameType | None, level: FrameType | None) -> None:
         self.block = block
         self.outer = outer
         self.generator = generator
@@ -91,7 +94,13 @@ class Entry:
 
     def in_force(self) -> bool:
         """Whether it is not over, and not a generator's that does not run now."""
-        return self.open and (not self.generator or self.generator in _running())
+        generator = self.generator  # before it is seen to be open: another thread may end it
+        return self.open and (generator is None or id(generator) in _running())
+
+    def end(self) -> None:
+        """See that it is over."""
+        self.open = False
+        self.generator = self.level = None
 
 
 CURRENT: ContextVar[Entry | None] = ContextVar("router_block", default=None)
@@ -139,12 +148,12 @@ def blocks(owner: object) -> Iterator[Block]:
     if len(found) > 1 and any(entry.level for entry in found):
         # What a generator has entered comes before what was entered around it since, by whoever iterates over it.
         running = _running()
-        found.sort(key=lambda entry: running.get(entry.level, len(running)))
+        found.sort(key=lambda entry: running.get(id(entry.level), len(running)))
     yield from (entry.block for entry in found if entry.block.owner is owner)
 
 
-def _place(frame: FrameType | None) -> tuple[int, int]:
-    """The generator that a ``with`` stands in, and the innermost one that runs, as ids of frames.
+def _place(frame: FrameType | None) -> tuple[FrameType | None, FrameType | None]:
+    """The generator that a ``with`` stands in, and the innermost one that runs, as frames.
 
     One that is there to be a context manager does not count: it stands wherever that is entered.
     """
@@ -153,12 +162,11 @@ def _place(frame: FrameType | None) -> tuple[int, int]:
         code, resumed_by = frame.f_code, frame.f_back
         if code.co_flags & (CO_GENERATOR | CO_ASYNC_GENERATOR):
             if resumed_by is None or resumed_by.f_code.co_filename != contextlib.__file__:
-                # Not the frame itself, which would keep the generator alive. Until the block is over, it has this id.
-                return (id(frame) if directly else 0), id(frame)
+                return (frame if directly else None), frame
         elif code.co_filename != contextlib.__file__ and code.co_name not in ("__enter__", "__aenter__"):
             directly = False
         frame = resumed_by
-    return 0, 0
+    return None, None
 
 
 def _running() -> dict[int, int]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, suppress
 from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 import pytest
 
@@ -18,7 +20,7 @@ from router.context import CURRENT
 from tests.support import settings
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
 
     from router import Use
 
@@ -415,6 +417,93 @@ async def test_an_async_generator_that_is_closed_elsewhere_leaves_nothing(router
         await asyncio.create_task(generator.aclose())  # type: ignore[attr-defined]
         assert named(router) == ("globex", "v1")
     assert named(router) is None
+
+
+def strangers(router: Router) -> set[tuple[str, str] | None]:
+    """What generators find that are made now; where there are many, some are where others were."""
+
+    def look() -> Iterator[tuple[str, str] | None]:
+        yield named(router)
+
+    generators = [look() for _ in range(200)]
+    return {next(generator) for generator in generators}
+
+
+def by_hand(use: Use, stack: ExitStack) -> Iterator[None]:
+    use.__enter__()
+    stack.push(use)
+    yield
+
+
+def by_a_stack(use: Use, stack: ExitStack) -> Iterator[None]:
+    stack.enter_context(use)
+    yield
+
+
+def by_a_function(use: Use, stack: ExitStack) -> Iterator[None]:
+    def begin() -> None:
+        stack.push(use.__enter__())
+
+    begin()
+    yield
+
+
+@pytest.mark.parametrize("enter", [by_hand, by_a_stack])
+def test_a_block_that_outlives_its_generator_is_in_force_in_no_other(
+    router: Router, enter: Callable[[Use, ExitStack], Iterator[None]]
+) -> None:
+    for _ in range(20):
+        with ExitStack() as stack:
+            list(enter(router.use(tenant="acme"), stack))
+            assert strangers(router) == {None}
+
+
+def test_a_block_that_was_entered_below_a_generator_stays_around_later_ones(router: Router) -> None:
+    for _ in range(20):
+        with ExitStack() as stack:
+            list(by_a_function(router.use(tenant="acme"), stack))
+            assert strangers(router) == {("acme", "v1")}
+            with router.use(tenant="globex"):
+                assert strangers(router) == {("globex", "v1")}
+
+
+def test_an_async_generator_that_nobody_finalises_leaves_its_block_to_no_other(
+    router: Router, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def generate() -> AsyncIterator[None]:
+        with router.use(tenant="acme"):
+            yield
+
+    def drop() -> None:
+        generator = generate()
+        with suppress(StopIteration):
+            anext(generator).__await__().send(None)
+
+    def drop_them() -> None:
+        for _ in range(20):
+            drop()
+            assert strangers(router) == {None}
+
+    hooks = sys.get_asyncgen_hooks()
+    sys.set_asyncgen_hooks(finalizer=lambda _: None)  # as that of an event loop that is closed by then
+    try:
+        copy_context().run(drop_them)
+    finally:
+        sys.set_asyncgen_hooks(*hooks)
+
+
+@pytest.mark.parametrize("enter", [by_hand, by_a_stack, by_a_function])
+def test_a_block_that_is_over_keeps_nothing_of_its_generator(
+    router: Router, enter: Callable[[Use, ExitStack], Iterator[None]]
+) -> None:
+    use, stack = router.use(tenant="acme"), ExitStack()
+    list(enter(use, stack))
+    stack.close()
+    held_by_the_generator = ref(stack)
+    del stack
+    assert held_by_the_generator() is None
+    assert named(router) is None
+    del use
 
 
 def test_a_generator_made_a_context_manager_passes_it_on(router: Router) -> None:
