@@ -16,6 +16,7 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import dict_row, tuple_row
 
 from router import AsyncRouter, NoPrimary, PoolExhausted, RouterSettings, Unavailable, UnknownTenant
+from router._async.pools import original_of
 from router._runtime import asleep
 from tests.pooler import PgBouncer, Pooler
 from tests.proxy import Proxy
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from router.testing import PostgresCluster
 
 SHARED = {"pooling": "shared"}
+ALTERNATIONS = 1000
+"""So often two tenants take turns, over all kinds of what they leave behind, for each way of keeping them apart."""
 WAYS = ("database", "schema", "role", "user", "row")
 HOMES: dict[str, dict[str, Any]] = {
     "database": {"database": "{tenant}"},
@@ -247,7 +250,9 @@ async def spotless(connection: AsyncConnection[Any], *, read_only: bool, begun: 
     return tuple(row[:7])
 
 
-async def alternate(router: AsyncRouter, world: World, way: str, times: int, *, shared: bool, full: bool) -> set[int]:
+async def alternate(
+    router: AsyncRouter, world: World, way: str, times: int, *, shared: bool, on_end: bool = False
+) -> set[int]:
     """Have two tenants take turns, each leaving something behind; which server processes that took.
 
     Args:
@@ -256,9 +261,9 @@ async def alternate(router: AsyncRouter, world: World, way: str, times: int, *, 
         way: How they are kept apart.
         times: How often.
         shared: Whether a pool is shared: a block to write then begins its transaction at once.
-        full: Whether a tenant finds nothing of its own, either.
+        on_end: Whether one may also have several turns on end.
     """
-    chance = random.Random(f"{way} {shared} {full}")
+    chance = random.Random(f"{way} {shared} {on_end}")
     kinds = KINDS if way in ("user", "row") else SUPERUSERS_KINDS
     order = [*kinds] * (times // len(kinds) + 1)
     chance.shuffle(order)
@@ -266,7 +271,7 @@ async def alternate(router: AsyncRouter, world: World, way: str, times: int, *, 
     for kind in order[:times]:
         read_only = chance.random() < 0.5
         turns[read_only] += 1
-        place = chance.randrange(2) if full else turns[read_only] % 2
+        place = chance.randrange(2) if on_end else turns[read_only] % 2
         key, rival = world.keys[place], world.keys[1 - place]
         with suppress(LeftBehindError):
             async with router.connection(tenant=key, read_only=read_only) as connection:
@@ -277,14 +282,14 @@ async def alternate(router: AsyncRouter, world: World, way: str, times: int, *, 
     return served
 
 
-@pytest.mark.parametrize(("hygiene", "times"), [("transaction", 600), ("full", 400)])
+@pytest.mark.parametrize(("hygiene", "times"), [("transaction", ALTERNATIONS), ("full", 400)])
 @pytest.mark.parametrize("way", ["schema", "role", "row"])
 async def test_nothing_is_left_for_the_next_tenant_of_a_shared_connection(
     world: World, way: str, hygiene: str, times: int
 ) -> None:
     options = world.settings(way, tenancy={"pooling": "shared", "hygiene": hygiene}, pool={"max_size": 1})
     async with AsyncRouter(options) as router:
-        served = await alternate(router, world, way, times, shared=True, full=hygiene == "full")
+        served = await alternate(router, world, way, times, shared=True, on_end=hygiene == "full")
         assert len(served) == 2  # one to write, one to read
 
 
@@ -296,7 +301,7 @@ async def test_nothing_is_left_for_the_next_borrower_of_a_tenants_own_connection
 ) -> None:
     options = world.settings(way, tenancy={"pooling": pooling, "hygiene": "full"}, pool={"max_size": 1})
     async with AsyncRouter(options) as router:
-        served = await alternate(router, world, way, 300, shared=pooling == "shared", full=True)
+        served = await alternate(router, world, way, ALTERNATIONS, shared=pooling == "shared")
         assert len(served) == 4
 
 
@@ -307,7 +312,7 @@ async def test_tenants_change_places_on_the_one_connection_that_there_may_be(
 ) -> None:
     options = world.settings(way, tenancy={"pooling": pooling}, max_connections=2)  # one of them looks
     async with AsyncRouter(options) as router:
-        served = await alternate(router, world, way, 60, shared=pooling == "shared", full=False)
+        served = await alternate(router, world, way, 60, shared=pooling == "shared")
         assert len(served) > 20  # for another pool, to read or to write, a connection is closed
         assert sum(pool.pool.size for pool in router.stats().tenant_pools) == 1
 
@@ -321,6 +326,45 @@ async def test_what_was_prepared_for_one_tenant_is_not_run_for_another(world: Wo
                     cursor = await connection.execute("SELECT * FROM wide")
                     assert await cursor.fetchall() == [wide[key]]
             assert connection._prepared._names
+        for key in [*wide] * 8:  # as often as that, but no tenant on end
+            async with router.connection(tenant=key, read_only=True) as connection:
+                cursor = await connection.execute("SELECT * FROM wide")
+                assert await cursor.fetchall() == [wide[key]]
+            assert not connection._prepared._names
+
+
+@pytest.mark.parametrize("read_only", [True, False])
+async def test_what_psycopg_still_had_to_deallocate_for_one_tenant_is_not_for_another(
+    world: World, read_only: bool
+) -> None:
+    one, two = world.keys
+    async with AsyncRouter(world.settings("schema", tenancy=SHARED, pool={"max_size": 1})) as router:
+        async with router.connection(tenant=one, read_only=read_only) as connection:
+            await connection.execute("SELECT name FROM me", prepare=True)
+            with pytest.raises(psycopg.errors.DivisionByZero):
+                await connection.execute("ROLLBACK; SELECT 1 / 0")
+            assert connection._prepared._to_flush
+        async with router.connection(tenant=two, read_only=read_only) as connection:
+            for _ in range(2):
+                cursor = await connection.execute("SELECT name FROM me", prepare=True)
+                assert await cursor.fetchall() == [(two,)]
+
+
+async def test_nobody_is_warned_when_a_session_is_set(world: World) -> None:
+    async with AsyncRouter(world.settings("schema", tenancy=SHARED, pool={"max_size": 1})) as router:
+        said: list[str | None] = []
+
+        def hear(diagnostic: psycopg.errors.Diagnostic) -> None:
+            said.append(diagnostic.message_primary)
+
+        for read_only in (True, False):
+            async with router.connection(tenant=world.keys[0], read_only=read_only) as connection:
+                connection.add_notice_handler(hear)
+                original_of(connection).notice_handlers.append(hear)
+        for turn in range(6):
+            async with router.connection(tenant=world.keys[turn % 2], read_only=turn < 3) as connection:
+                assert connection._notice_handlers == [hear]
+        assert said == []
 
 
 async def test_what_a_tenant_listened_to_is_not_heard_by_another(world: World) -> None:
@@ -558,6 +602,7 @@ async def test_a_tenant_that_is_not_there_is_unknown_and_harms_nobody(world: Wor
         for number in range(3):
             for read_only in (True, False):
                 async with router.connection(tenant=one, read_only=read_only) as connection:
+                    await connection.execute("SELECT name FROM me", prepare=True)
                     served.add(connection.info.backend_pid)
                 with pytest.raises(UnknownTenant, match=rf'"nobody{number}.* does not exist'):
                     async with router.connection(tenant=f"nobody{number}", read_only=read_only):

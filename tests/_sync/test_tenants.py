@@ -18,6 +18,7 @@ from psycopg.rows import dict_row, tuple_row
 
 from router import NoPrimary, PoolExhausted, Router, RouterSettings, Unavailable, UnknownTenant
 from router._runtime import sleep
+from router._sync.pools import original_of
 from tests.pooler import PgBouncer, Pooler
 from tests.proxy import Proxy
 from tests.support import PATIENCE, all_of, eventually, new_name, port, run, settings, together
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from router.testing import PostgresCluster
 
 SHARED = {"pooling": "shared"}
+ALTERNATIONS = 1000
+"""So often two tenants take turns, over all kinds of what they leave behind, for each way of keeping them apart."""
 WAYS = ("database", "schema", "role", "user", "row")
 HOMES: dict[str, dict[str, Any]] = {
     "database": {"database": "{tenant}"},
@@ -248,7 +251,7 @@ def spotless(connection: Connection[Any], *, read_only: bool, begun: bool) -> tu
     return tuple(row[:7])
 
 
-def alternate(router: Router, world: World, way: str, times: int, *, shared: bool, full: bool) -> set[int]:
+def alternate(router: Router, world: World, way: str, times: int, *, shared: bool, on_end: bool = False) -> set[int]:
     """Have two tenants take turns, each leaving something behind; which server processes that took.
 
     Args:
@@ -257,9 +260,9 @@ def alternate(router: Router, world: World, way: str, times: int, *, shared: boo
         way: How they are kept apart.
         times: How often.
         shared: Whether a pool is shared: a block to write then begins its transaction at once.
-        full: Whether a tenant finds nothing of its own, either.
+        on_end: Whether one may also have several turns on end.
     """
-    chance = random.Random(f"{way} {shared} {full}")
+    chance = random.Random(f"{way} {shared} {on_end}")
     kinds = KINDS if way in ("user", "row") else SUPERUSERS_KINDS
     order = [*kinds] * (times // len(kinds) + 1)
     chance.shuffle(order)
@@ -267,7 +270,7 @@ def alternate(router: Router, world: World, way: str, times: int, *, shared: boo
     for kind in order[:times]:
         read_only = chance.random() < 0.5
         turns[read_only] += 1
-        place = chance.randrange(2) if full else turns[read_only] % 2
+        place = chance.randrange(2) if on_end else turns[read_only] % 2
         key, rival = world.keys[place], world.keys[1 - place]
         with suppress(LeftBehindError):
             with router.connection(tenant=key, read_only=read_only) as connection:
@@ -278,14 +281,14 @@ def alternate(router: Router, world: World, way: str, times: int, *, shared: boo
     return served
 
 
-@pytest.mark.parametrize(("hygiene", "times"), [("transaction", 600), ("full", 400)])
+@pytest.mark.parametrize(("hygiene", "times"), [("transaction", ALTERNATIONS), ("full", 400)])
 @pytest.mark.parametrize("way", ["schema", "role", "row"])
 def test_nothing_is_left_for_the_next_tenant_of_a_shared_connection(
     world: World, way: str, hygiene: str, times: int
 ) -> None:
     options = world.settings(way, tenancy={"pooling": "shared", "hygiene": hygiene}, pool={"max_size": 1})
     with Router(options) as router:
-        served = alternate(router, world, way, times, shared=True, full=hygiene == "full")
+        served = alternate(router, world, way, times, shared=True, on_end=hygiene == "full")
         assert len(served) == 2  # one to write, one to read
 
 
@@ -297,7 +300,7 @@ def test_nothing_is_left_for_the_next_borrower_of_a_tenants_own_connection(
 ) -> None:
     options = world.settings(way, tenancy={"pooling": pooling, "hygiene": "full"}, pool={"max_size": 1})
     with Router(options) as router:
-        served = alternate(router, world, way, 300, shared=pooling == "shared", full=True)
+        served = alternate(router, world, way, ALTERNATIONS, shared=pooling == "shared")
         assert len(served) == 4
 
 
@@ -306,7 +309,7 @@ def test_nothing_is_left_for_the_next_borrower_of_a_tenants_own_connection(
 def test_tenants_change_places_on_the_one_connection_that_there_may_be(world: World, way: str, pooling: str) -> None:
     options = world.settings(way, tenancy={"pooling": pooling}, max_connections=2)  # one of them looks
     with Router(options) as router:
-        served = alternate(router, world, way, 60, shared=pooling == "shared", full=False)
+        served = alternate(router, world, way, 60, shared=pooling == "shared")
         assert len(served) > 20  # for another pool, to read or to write, a connection is closed
         assert sum(pool.pool.size for pool in router.stats().tenant_pools) == 1
 
@@ -320,6 +323,43 @@ def test_what_was_prepared_for_one_tenant_is_not_run_for_another(world: World) -
                     cursor = connection.execute("SELECT * FROM wide")
                     assert cursor.fetchall() == [wide[key]]
             assert connection._prepared._names
+        for key in [*wide] * 8:  # as often as that, but no tenant on end
+            with router.connection(tenant=key, read_only=True) as connection:
+                cursor = connection.execute("SELECT * FROM wide")
+                assert cursor.fetchall() == [wide[key]]
+            assert not connection._prepared._names
+
+
+@pytest.mark.parametrize("read_only", [True, False])
+def test_what_psycopg_still_had_to_deallocate_for_one_tenant_is_not_for_another(world: World, read_only: bool) -> None:
+    one, two = world.keys
+    with Router(world.settings("schema", tenancy=SHARED, pool={"max_size": 1})) as router:
+        with router.connection(tenant=one, read_only=read_only) as connection:
+            connection.execute("SELECT name FROM me", prepare=True)
+            with pytest.raises(psycopg.errors.DivisionByZero):
+                connection.execute("ROLLBACK; SELECT 1 / 0")
+            assert connection._prepared._to_flush
+        with router.connection(tenant=two, read_only=read_only) as connection:
+            for _ in range(2):
+                cursor = connection.execute("SELECT name FROM me", prepare=True)
+                assert cursor.fetchall() == [(two,)]
+
+
+def test_nobody_is_warned_when_a_session_is_set(world: World) -> None:
+    with Router(world.settings("schema", tenancy=SHARED, pool={"max_size": 1})) as router:
+        said: list[str | None] = []
+
+        def hear(diagnostic: psycopg.errors.Diagnostic) -> None:
+            said.append(diagnostic.message_primary)
+
+        for read_only in (True, False):
+            with router.connection(tenant=world.keys[0], read_only=read_only) as connection:
+                connection.add_notice_handler(hear)
+                original_of(connection).notice_handlers.append(hear)
+        for turn in range(6):
+            with router.connection(tenant=world.keys[turn % 2], read_only=turn < 3) as connection:
+                assert connection._notice_handlers == [hear]
+        assert said == []
 
 
 def test_what_a_tenant_listened_to_is_not_heard_by_another(world: World) -> None:
@@ -553,6 +593,7 @@ def test_a_tenant_that_is_not_there_is_unknown_and_harms_nobody(world: World, wa
         for number in range(3):
             for read_only in (True, False):
                 with router.connection(tenant=one, read_only=read_only) as connection:
+                    connection.execute("SELECT name FROM me", prepare=True)
                     served.add(connection.info.backend_pid)
                 with pytest.raises(UnknownTenant, match=rf'"nobody{number}.* does not exist'):
                     with router.connection(tenant=f"nobody{number}", read_only=read_only):
