@@ -30,6 +30,7 @@ _EVERYBODYS = frozenset(
     {"public", "postgres", "template0", "template1"}
 )  # are there already, for no tenant's key to hit
 _PLAIN = re.compile(r"\w[\w.-]*")
+_LABEL = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def resolve(topology: Topology, version: str | None, tenant: str | None = None, home: Home | None = None) -> Target:
@@ -182,8 +183,8 @@ def lives_in(topology: Topology, version: str, home: Home) -> bool:
 
 
 def _names_version(home: Home, own: Cluster) -> bool:
-    values = [home.role, *home.schema, *(value for node in own.nodes for _, value in node.params)]
-    return any("{version}" in value for value in values)
+    texts = [home.role, *home.schema, *(text for node in own.nodes for text in texts_of(node))]
+    return any("{version}" in text for text in texts)
 
 
 def _keep_off(topology: Topology, written: Home, home: Home) -> None:
@@ -232,11 +233,24 @@ def rendered(home: Home, tenant: str, version: str) -> Home:
 
 def _rendered_node(node: Node, keys: Mapping[str, str]) -> Node:
     """A node of a tenant's own servers; each value is its own, nothing to quote."""
-    if not any("{" in value for _, value in node.params):
+    if not any("{" in text for text in texts_of(node)):
         return node
     params = tuple((param, _value(param, value, keys)) for param, value in node.params)
     server = replace(node.server, host=_render(node.server.host, keys), database=_render(node.server.database, keys))
-    return replace(node, server=server, params=params)
+    file = node.password_file and type(node.password_file)(_value("password_file", str(node.password_file), keys))
+    return replace(node, server=server, params=params, password_file=file)
+
+
+def texts_of(node: Node) -> list[str]:
+    """List what may hold a placeholder in a node.
+
+    Args:
+        node: A node of a tenant's own servers.
+
+    Returns:
+        The values of its parameters that are not secret, and its password file.
+    """
+    return [*(value for _, value in node.params), *([str(node.password_file)] if node.password_file else [])]
 
 
 def _value(param: str, template: str, keys: Mapping[str, str]) -> str:
@@ -244,8 +258,11 @@ def _value(param: str, template: str, keys: Mapping[str, str]) -> str:
     if param in ("dbname", "user"):
         return _name("database" if param == "dbname" else param, template, keys)
     for key in _PLACEHOLDER.findall(template):
-        if not _PLAIN.fullmatch(keys[key]):
-            raise Misnamed(f"the key {keys[key]!r} cannot stand in {param}: there it takes letters, digits, _, . and -")
+        # Versions are named by the settings alone; a tenant's key may be anybody's, and a dot leads to another host.
+        in_host = key == "tenant" and param in ("host", "hostaddr")
+        if not (_LABEL if in_host else _PLAIN).fullmatch(keys[key]):
+            takes = "ASCII letters, digits, _ and -" if in_host else "letters, digits, _, . and -"
+            raise Misnamed(f"the key {keys[key]!r} cannot stand in {param}: there it takes {takes}")
     return _render(template, keys)
 
 

@@ -34,7 +34,7 @@ from pydantic_settings import BaseSettings, InitSettingsSource, SettingsConfigDi
 from router import _sources
 from router.dsn import Dsn
 from router.errors import ConfigError, nearest
-from router.resolve import Misnamed, rendered
+from router.resolve import Misnamed, rendered, texts_of
 from router.topology import (
     TENANT_PATTERN,
     Cluster,
@@ -534,10 +534,15 @@ class TenantSettings(_Servers):
     @field_validator(*SERVERS)
     @classmethod
     def _placeholders(cls, servers: Any) -> Any:
-        for node in (servers,) if isinstance(servers, NodeSettings) else servers or ():
-            for _, params in node.dsn.nodes:
-                for _, value in params:
-                    _holds_only_ours(value)
+        for settings in (servers,) if isinstance(servers, NodeSettings) else servers or ():
+            for node in settings.nodes(None):
+                for text in texts_of(node):
+                    _holds_only_ours(text)
+                if any(ours in secret for _, secret in node.secrets.values for ours in _PLACEHOLDERS):
+                    raise ValueError(
+                        "has {tenant} or {version} in its password, or another secret, where it stays as it is: give "
+                        "each tenant a password_file, or its line in .pgpass"
+                    )
         return servers
 
     def _written(self) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import time
+from dataclasses import replace
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -323,6 +325,10 @@ def test_as_the_settings_write_it() -> None:
     ("param", "template", "key"),
     [
         ("host", "{tenant}", "a,evil"),
+        ("host", "{tenant}.db.internal", "evil.example"),
+        ("host", "{tenant}.db.internal", "evil.example/"),
+        ("host", "db.{tenant}", "ü"),
+        ("hostaddr", "10.0.{tenant}", "1.2"),
         ("host", "{tenant}", "/sockets"),
         ("host", "{tenant}", "@abstract"),
         ("hostaddr", "10.0.0.{tenant}", "1,10.0.0.9"),
@@ -330,13 +336,29 @@ def test_as_the_settings_write_it() -> None:
         ("options", "-c app.tenant={tenant}", "a\\"),
         ("sslrootcert", "/etc/{tenant}/ca.pem", ".."),
         ("sslrootcert", "/etc/{tenant}.pem", "../x"),
+        ("passfile", "/run/{tenant}/pgpass", ".."),
+        ("password_file", "/run/secrets/{tenant}", ".."),
+        ("password_file", "/run/secrets/{tenant}", "../other"),
     ],
 )
 def test_a_key_is_no_more_than_a_part_of_a_parameter(param: str, template: str, key: str) -> None:
-    home = Home(cluster=own(node("db", **{param: template}) if param != "host" else node(template)))
-    assert refused(home, tenant=key, pattern=".+").endswith(
-        f"the key {key!r} cannot stand in {param}: there it takes letters, digits, _, . and -"
+    if param == "password_file":
+        servers = replace(node("db"), password_file=Path(template))
+    else:
+        servers = node("db", **{param: template}) if param != "host" else node(template)
+    takes = "ASCII letters, digits, _ and -" if param.startswith("host") else "letters, digits, _, . and -"
+    assert refused(Home(cluster=own(servers)), tenant=key, pattern=".+").endswith(
+        f"the key {key!r} cannot stand in {param}: there it takes {takes}"
     )
+
+
+def test_a_file_of_passwords_for_each_tenant_and_version() -> None:
+    file, home = Path("/run/{version}/{tenant}"), Home(cluster=own(node("db", passfile="/run/{tenant}/pgpass")))
+    (found,) = resolved(home).cluster.nodes
+    assert dict(found.params)["passfile"] == "/run/acme/pgpass"
+    for version, expected in ((None, "/run/v1/acme"), ("next", "/run/v2/acme")):
+        target = resolved(Home(cluster=own(replace(node("db"), password_file=file))), version)
+        assert [node.password_file for node in target.cluster.nodes] == [Path(expected)]
 
 
 # -------------------------------------------------------------------------------------------------------------- names

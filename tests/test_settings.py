@@ -336,6 +336,7 @@ APART = (
     "own (primary or nodes)"
 )
 NOT_OURS = "has a placeholder that is neither {tenant} nor {version}"
+IN_SECRET = "has {tenant} or {version} in its password, or another secret, where it stays as it is: give each tenant a"
 OWN_SERVERS = "stands beside servers of its own: write it in their connection strings instead"
 
 
@@ -365,6 +366,10 @@ OWN_SERVERS = "stands beside servers of its own: write it in their connection st
         ("host=a port={tenant}", [".nodes[0].dsn: has a port that is no number from 1 to 65535"]),
         ({"nodes": "host=a-{tenant},a-{tenant}"}, [": lists a-{tenant}:5432 twice"]),
         (f"postgresql://app:{ENCODED}@db/{{x}}", [f".nodes: {NOT_OURS}"]),
+        ({"primary": {"dsn": "host=a", "password_file": "/run/{customer}"}}, [f".primary: {NOT_OURS}"]),
+        ({"primary": {"dsn": "host=a", "password": f"{CANARY}{{tenant}}"}}, [f".primary: {IN_SECRET}"]),
+        (f"postgresql://app:{ENCODED}%7Bversion%7D@db", [f".nodes: {IN_SECRET}"]),
+        ({"primary": "host=p", "replicas": f"host=a sslpassword={CANARY}{{tenant}}"}, [f".replicas: {IN_SECRET}"]),
         ({"database": f"postgresql://app:{ENCODED}@db"}, [".database: is no name but a connection string, which goes"]),
         ({"row": "tenant"}, [".row: must be the name of a setting with a dot in it, such as app.tenant"]),
         ({"row": "app.{tenant}"}, [".row: must be the name of a setting with a dot in it, such as app.tenant"]),
