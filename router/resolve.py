@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -185,6 +186,80 @@ def lives_in(topology: Topology, version: str, home: Home) -> bool:
 def _names_version(home: Home, own: Cluster) -> bool:
     texts = [home.role, *home.schema, *(text for node in own.nodes for text in texts_of(node))]
     return any("{version}" in text for text in texts)
+
+
+def versions_of(topology: Topology, home: Home) -> list[str | None]:
+    """List the versions that a tenant lives in.
+
+    Args:
+        topology: What is configured.
+        home: Where the tenant lives.
+
+    Returns:
+        Their keys, in the order of the settings; ``[None]`` if it has servers of its own, and lives in no version.
+    """
+    return [version for version in topology.versions if lives_in(topology, version, home)] or [None]
+
+
+def twins(topology: Topology, *, by_template: bool) -> dict[str, str]:
+    """Find listed tenants that live where another key leads, too.
+
+    Args:
+        topology: What is configured.
+        by_template: Whether the template alone says where those live that are not listed.
+
+    Returns:
+        For each of them the other key: one listed before it, or one that the template has live there.
+    """
+    tenancy = topology.tenancy
+    if tenancy is None:
+        return {}
+    template = tenancy.template if by_template else None
+    made = {} if template is None else {one: _made_by(template, one or "") for one in versions_of(topology, template)}
+    found: dict[str, str] = {}
+    first: dict[object, str] = {}
+    for tenant, home in tenancy.homes.items():
+        for version in versions_of(topology, home):
+            there = rendered(home, tenant, version or "")
+            place = _place(there, tenant)
+            if (other := first.setdefault((version, place), tenant)) != tenant:
+                found.setdefault(tenant, other)
+            if template is None or (pattern := made.get(version)) is None:
+                continue
+            for key in {match["key"] for name in names_of(there) if (match := pattern.fullmatch(name))}:
+                with suppress(UnknownTenant):  # the key is nobody's
+                    reached = key not in tenancy.homes and resolve(topology, version, key)
+                    if reached and _place(rendered(template, key, version or ""), key) == place:
+                        found.setdefault(tenant, key)
+    return found
+
+
+def _place(there: Home, tenant: str) -> tuple[object, ...]:
+    """What keeps a tenant apart from others in a version: two of whom it is the same are one."""
+    own = there.cluster and frozenset((node.server, node.params) for node in there.cluster.nodes)
+    return own, there.database, there.user, there.schema, there.role, there.row and (there.row, tenant)
+
+
+def _made_by(template: Home, version: str) -> re.Pattern[str] | None:
+    """What one of the names in a home looks like that the template makes of a key."""
+    written = next((name for name in names_of(template) if "{tenant}" in name), None)
+    if written is None:
+        return None
+    pattern = re.escape(written.replace("{version}", version))
+    return re.compile(pattern.replace(r"\{tenant\}", "(?P<key>.+)", 1).replace(r"\{tenant\}", "(?P=key)"))
+
+
+def names_of(home: Home) -> list[str]:
+    """List what may keep tenants apart by their keys.
+
+    Args:
+        home: Where a tenant lives.
+
+    Returns:
+        The names, and the parameters of servers of its own.
+    """
+    own = () if home.cluster is None else home.cluster.nodes
+    return [home.database, home.user, home.role, *home.schema, *(value for node in own for _, value in node.params)]
 
 
 def _keep_off(topology: Topology, written: Home, home: Home) -> None:

@@ -34,7 +34,7 @@ from pydantic_settings import BaseSettings, InitSettingsSource, SettingsConfigDi
 from router import _sources
 from router.dsn import Dsn
 from router.errors import ConfigError, nearest
-from router.resolve import Misnamed, rendered, texts_of
+from router.resolve import Misnamed, names_of, rendered, texts_of, twins
 from router.topology import (
     TENANT_PATTERN,
     Cluster,
@@ -836,6 +836,26 @@ class RouterSettings(BaseSettings, _Table):
                 raise ValueError("has no {tenant} anywhere, and no row: all tenants would be one")
         return template
 
+    @model_validator(mode="after")
+    def _each_alone(self) -> Self:
+        # With a directory, only that knows of whom else the template is.
+        found = twins(self.topology(), by_template=self.directory is None)
+        if found:
+            text = "lives where tenant {!r} does{}: the two would be one. Give {}"
+            raise _error(
+                type(self).__name__,
+                [
+                    (
+                        ("tenants", tenant),
+                        text.format(other, "", "one of them another home")
+                        if other in self.tenants
+                        else text.format(other, ", by tenant_template", f"it another home, or list {other!r} with one"),
+                    )
+                    for tenant, other in found.items()
+                ],
+            )
+        return self
+
     def home(self, tenant: str, answer: Mapping[str, Any] | TenantSettings) -> Home:
         """Read what a directory answered.
 
@@ -930,10 +950,7 @@ def _home(tenant: str, settings: TenantSettings, data: Mapping[str, Any]) -> Hom
 
 
 def _names_tenant(home: Home) -> bool:
-    values = [home.database, home.user, home.role, *home.schema]
-    if home.cluster is not None:
-        values += [value for node in home.cluster.nodes for _, value in node.params]
-    return any("{tenant}" in value for value in values)
+    return any("{tenant}" in name for name in names_of(home))
 
 
 def _listing_faults(tenant: str, settings: TenantSettings, data: Mapping[str, Any]) -> Iterator[str]:

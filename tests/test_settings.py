@@ -466,6 +466,69 @@ def test_what_is_wrong_about_tenants(values: dict[str, Any], expected: list[str]
         assert line.startswith(f"argument: {text}")
 
 
+TAKEN = "lives where tenant 'y' does, by tenant_template: the two would be one. Give it another home, or list 'y' with"
+
+
+@pytest.mark.parametrize(
+    ("template", "tenant"),
+    [
+        ({"schema": "t_{tenant}"}, {"schema": "t_y"}),
+        ({"schema": "t_{tenant}", "version": "v1"}, {"schema": "t_y", "version": ["v2", "live"]}),
+        ({"schema": "{version}_{tenant}.{tenant}5"}, {"schema": "{version}_y.y5", "version": "v2"}),
+        ({"schema": ["{tenant}", "shared"], "role": "r"}, {"schema": ["y", "shared"], "role": "r"}),
+        ({"database": "{tenant}"}, {"database": "y"}),
+        ({"user": "u{tenant}"}, {"user": "uy", "pooling": "shared"}),
+        ({"role": "{tenant}"}, {"role": "y"}),
+        ("host=db-{tenant} dbname=app", {"primary": "host=db-y dbname=app"}),
+        ({"nodes": "host=db dbname={tenant}_{version}"}, {"nodes": "host=db dbname=y_{version}"}),
+        ({"primary": "host=a dbname={tenant}", "replicas": "host=b"}, {"nodes": ["host=b", "host=a dbname=y"]}),
+    ],
+)
+def test_nobody_who_is_listed_lives_where_the_template_has_another(template: Any, tenant: Any) -> None:
+    values = {"versions": TWO, "aliases": {"live": "v1"}, "tenant_template": template}
+    [problem] = problems(**values, tenants={"x": tenant})
+    assert problem.startswith(f"argument: tenants.x: {TAKEN}")
+    RouterSettings(**values, tenants={"y": tenant})
+    RouterSettings(**values, tenants={"x": tenant, "y": {"schema": "other", "row": "app.tenant"}})
+    RouterSettings(**values, tenants={"x": tenant}, directory={"version": "v1"})  # which knows whether there is a y
+    RouterSettings(**values, tenants={"x": tenant}, tenancy={"pattern": "[a-x]"})
+
+
+@pytest.mark.parametrize(
+    ("template", "tenant"),
+    [
+        ({"schema": "t_{tenant}"}, {"schema": "t_y", "role": "x"}),
+        ({"schema": "t_{tenant}"}, {"schema": ["t_y", "shared"]}),
+        ({"schema": "t_{tenant}", "version": "v1"}, {"schema": "t_y", "version": "v2"}),
+        ({"schema": "{tenant}_{tenant}"}, {"schema": "y_z"}),
+        ({"schema": "t_{tenant}"}, {"schema": "t_Y"}),
+        ({"schema": "t_{tenant}", "row": "app.tenant"}, {"schema": "t_y", "row": "app.tenant"}),
+        ({"row": "app.tenant"}, {"row": "app.tenant"}),
+        ({"database": "{tenant}"}, {"database": "app"}),  # no key is a version's own database
+        ({"schema": "{tenant}"}, {"schema": "public"}),
+        ("host=db-{tenant}", {"primary": "host=db-y", "schema": "y"}),
+    ],
+)
+def test_who_is_apart_from_all_others_is_nobodys_twin(template: Any, tenant: Any) -> None:
+    RouterSettings(versions=V1 | {"v2": "host=db2"}, tenants={"x": tenant}, tenant_template=template)
+
+
+def test_no_two_who_are_listed_live_in_one_place() -> None:
+    tenants: dict[str, Any] = {
+        "a": {"schema": "one"},
+        "b": {"schema": "o{tenant}"},
+        "c": {"schema": "one", "version": "v2"},
+        "d": {"schema": "one", "role": "d"},
+        "e": {"schema": "ob", "version": "v1"},
+        "f": {"nodes": "host=x"},
+        "g": {"primary": "host=x"},
+    }
+    text = "lives where tenant {!r} does: the two would be one. Give one of them another home"
+    assert problems(versions=TWO, tenants=tenants) == [
+        f"argument: tenants.{one}: {text.format(other)}" for one, other in (("c", "a"), ("e", "b"), ("g", "f"))
+    ]
+
+
 def test_a_secret_with_braces_is_as_it_is_written() -> None:
     (node,) = home(primary="postgresql://app:%7Bx%7D@db/app").cluster.nodes  # type: ignore[union-attr]
     assert password_of(node) == "{x}"
