@@ -11,12 +11,13 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from threading import Timer
 from typing import TYPE_CHECKING, Any, LiteralString, NamedTuple
 
 import psycopg
 import pytest
 
-from router.cli import main
+from router.cli import _turn, main
 from router.cli._tenants import UNLISTED
 from router.testing._binaries import account, cache_directory, programs
 from tests.support import PATIENCE, eventually, new_name, run
@@ -164,6 +165,44 @@ def test_three_hundred_tenants_are_done_once_by_sql_that_is_killed_and_resumed(
     assert result.code == 0
     assert result.out.endswith("300 of 300 done, 0 failed, 0 left; log: router-each.log\n")
     assert done(server) == Counter(keys)
+
+
+@pytest.fixture
+def crowded(server: PostgresCluster, tenants: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch) -> str:
+    """Configures two tenants, whose login may have one connection, and another one by which its server is watched."""
+    role = new_name()
+    run(server.dsn(), f"CREATE ROLE {role} LOGIN PASSWORD '{CANARY}' CONNECTION LIMIT 2 IN ROLE pg_write_all_data")
+    monkeypatch.setattr(_turn, "STALLED", 0.5)
+    dsn = server.dsn(user=role, password=CANARY)
+    tenants(2, versions={"v1": {"primary": dsn}}, tenancy={"pooling": "shared"}, pool={"timeout": 0.2})
+    return dsn
+
+
+def test_those_who_find_no_connection_wait_as_long_as_others_have_their_turn(
+    crowded: str, server: PostgresCluster, each: Callable[..., Result]
+) -> None:
+    SQL.write_text(f"{INSERT}; SELECT pg_sleep(1.5)", encoding="utf-8")
+    assert each("--tenants", "all", "--sql", SQL).code == 0
+    assert done(server) == Counter(["t1", "t2"])
+
+
+@pytest.mark.usefixtures("psql")
+@pytest.mark.parametrize("how", ["command", "sql"])
+def test_nobody_waits_without_end_for_the_connections_of_others(
+    crowded: str, each: Callable[..., Result], how: str
+) -> None:
+    SQL.write_text(INSERT, encoding="utf-8")
+    work = ("--sql", SQL) if how == "sql" else ("--", "psql", "-Xqc", INSERT)
+    with psycopg.connect(crowded) as other:
+        some_day = Timer(PATIENCE, other.close)  # so that who does wait without end comes to one
+        some_day.start()
+        result = each("--tenants", "all", "--json", *work)
+        some_day.cancel()
+    failed = result.json()["failed"]
+    assert (result.code, {key: failure["code"] for key, failure in failed.items()}) == (
+        1,
+        {"t1": "PoolExhausted", "t2": "PoolExhausted"},
+    )
 
 
 WAIT = f'psql -Xqc "{INSERT}" && touch "began-$ROUTER_TENANT" && until [ -e go-on ]; do sleep 0.01; done; echo over'

@@ -9,19 +9,21 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from contextlib import contextmanager
 from tempfile import TemporaryFile
-from time import sleep
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 import psycopg
 
 from router import sql
+from router._sync.each import STALLED
 from router.cli import _child
 from router.cli._libpq import environment, find
 from router.errors import PoolExhausted, RouterError, TransactionOutcomeUnknown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from typing import Any, TypeAlias
 
     from router import Router
@@ -48,6 +50,34 @@ class Failure(NamedTuple):
 
 
 CUT_OFF = Failure("unknown", "was cut off, and may be done or not: look, then --resume --redo does it again")
+
+
+class _Progress:
+    """How far all turns together are, to tell whose connections one waits for: theirs, or those of others."""
+
+    def __init__(self) -> None:
+        self._busy: list[None] = []  # an entry for each turn that does its work now
+        self._at = monotonic()  # when the last one ended
+
+    @contextmanager
+    def under_way(self) -> Iterator[None]:
+        """Do the work of a turn, for which connections may be in use."""
+        self._busy.append(None)
+        try:
+            yield
+        finally:
+            self._at = monotonic()  # first: else a thread that waits would see nobody busy, and a moment long ago
+            self._busy.pop()
+
+    def patiently(self, do: Callable[[], T]) -> T:
+        """Do it, if need be when other turns have given their connections back."""
+        while True:
+            try:
+                return do()
+            except PoolExhausted:
+                if not self._busy and monotonic() - self._at > STALLED:
+                    raise
+                sleep(AGAIN)
 
 
 class Turn(Protocol):
@@ -85,18 +115,19 @@ class CommandTurn:
         self._journal = journal
         self._command = command
         self._redo = redo
+        self._progress = _Progress()
 
     def take(self, tenant: str, show: Show) -> Failure | None:
         """Run it for a tenant."""
         if not self._redo and "code" not in self._journal.entries.get(tenant, {"code": None}):
             return CUT_OFF
         try:
-            place = _patiently(lambda: find(self._router, self._version, tenant))
+            place = self._progress.patiently(lambda: find(self._router, self._version, tenant))
         except (RouterError, psycopg.Error) as error:
             return _noted(self._journal, tenant, error)
         entry, log = json.dumps({"tenant": tenant})[:-1], self._journal.descriptor
         # Into a file: to write into a pipe whose reader was killed would end the command, too.
-        with TemporaryFile() as output:
+        with self._progress.under_way(), TemporaryFile() as output:
             subprocess.run(
                 [sys.executable, "-I", "-S", _child.__file__, str(log), entry, *self._command],
                 stdin=subprocess.DEVNULL,
@@ -134,6 +165,7 @@ class SqlTurn:
         self._journal = journal
         self._text = text
         self._redo = redo
+        self._progress = _Progress()
 
     def take(self, tenant: str, show: Show) -> Failure | None:
         """Run them for a tenant."""
@@ -144,7 +176,7 @@ class SqlTurn:
             if committed is None and not self._redo:
                 return CUT_OFF
             if not committed:
-                _patiently(lambda: self._run(tenant, said))
+                self._progress.patiently(lambda: self._run(tenant, said))
         except TransactionOutcomeUnknown:  # what is in the log now is the truth
             return Failure("unknown", "the connection died during COMMIT: --resume finds out whether it is committed")
         except (RouterError, psycopg.Error) as error:
@@ -155,7 +187,7 @@ class SqlTurn:
         return None
 
     def _run(self, tenant: str, said: list[str]) -> None:
-        with self._router.connection(version=self._version, tenant=tenant) as connection:
+        with self._router.connection(version=self._version, tenant=tenant) as connection, self._progress.under_way():
 
             def hear(notice: psycopg.errors.Diagnostic) -> None:
                 said.append(f"{notice.severity}: {notice.message_primary}")
@@ -187,22 +219,13 @@ class SqlTurn:
                     return "aborted", before["timeline"]
                 return state, timeline
 
-        while (found := _patiently(ask))[0] == "in progress":
+        while (found := self._progress.patiently(ask))[0] == "in progress":
             sleep(AGAIN)
         state, timeline = found
         if state == "aborted":
             return False
         # After a failover, another transaction may have had the number.
         return True if state == "committed" and timeline == before["timeline"] else None
-
-
-def _patiently(do: Callable[[], T]) -> T:
-    """Do it, if need be when others have given their connections back."""
-    while True:
-        try:
-            return do()
-        except PoolExhausted:
-            sleep(AGAIN)
 
 
 def _noted(journal: Journal, tenant: str, error: Exception) -> Failure:
