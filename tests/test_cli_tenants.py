@@ -260,6 +260,29 @@ def test_explain_shows_where_a_tenants_request_would_go(
     assert cli("explain", "--tenant", "nobody").err == "unknown tenant 'nobody'\n"
 
 
+def test_explain_names_the_tenant_and_what_keeps_it_apart(
+    cli: Callable[..., Result], config: Callable[..., None], server: PostgresCluster
+) -> None:
+    config(
+        {"own": {"primary": server.dsn("two")}, "row": {"row": "app.tenant", "schema": ["{tenant}s", "public"]}},
+        tenant_template={"schema": "t_{tenant}_{version}", "role": "r_{tenant}"},
+        tenancy={"pooling": "shared"},
+        aliases={"live": "v2"},
+    )
+    shown = {key: cli("explain", "--tenant", key, "--version", "live").out.splitlines()[-1] for key in ("acme", "row")}
+    assert shown == {
+        "acme": "  tenant acme: schema t_acme_v2, role r_acme; shared",
+        "row": "  tenant row: schema rows, public, row app.tenant; shared",
+    }
+    own = f"{server.primary.host}:{server.primary.port}"
+    assert cli("explain", "--tenant", "own").out.splitlines()[-1] == f"  tenant own: servers {own}; shared"
+    assert json.loads(cli("explain", "--tenant", "acme", "--json").out)["lives_in"] == {
+        "servers": [], "database": None, "user": None, "schema": ["t_acme_v1"], "role": "r_acme", "row": None,
+        "pooling": "shared",
+    }  # fmt: skip
+    assert json.loads(cli("explain", "--version", "v1", "--json").out)["lives_in"] is None
+
+
 def test_explain_asks_the_directory_unless_offline(
     cli: Callable[..., Result], table: LiteralString, server: PostgresCluster
 ) -> None:

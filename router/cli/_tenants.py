@@ -93,6 +93,38 @@ def named(settings: RouterSettings, topology: Topology, keys: Sequence[str]) -> 
     return found
 
 
+def in_words(home: Home) -> str:
+    """Say where a tenant lives.
+
+    Args:
+        home: Its home, without placeholders.
+
+    Returns:
+        What keeps it apart, such as ``database app, schema acme``.
+    """
+    parts = {kind: ", ".join(value) if isinstance(value, list) else value for kind, value in home_as_json(home).items()}
+    return ", ".join(f"{kind} {value}" for kind, value in parts.items() if value)
+
+
+def home_as_json(home: Home) -> dict[str, Any]:
+    """Say where a tenant lives, for programs.
+
+    Args:
+        home: Its home, without placeholders.
+
+    Returns:
+        What keeps it apart; ``None`` or empty for what does not.
+    """
+    return {
+        "servers": [] if home.cluster is None else [str(node.server) for node in home.cluster.nodes],
+        "database": home.database or None,
+        "user": home.user or None,
+        "schema": list(home.schema),
+        "role": home.role or None,
+        "row": home.row or None,
+    }
+
+
 def _tenancy(topology: Topology) -> Tenancy:
     if topology.tenancy is None:
         raise UnknownTenant(None, "the settings have no tenants: add [tenants.KEY], [tenant_template] or [directory]")

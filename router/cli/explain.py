@@ -9,15 +9,15 @@ import typer
 from router.choose import Request, choose
 from router.cli._common import BAD_USAGE, FAILED, AsJson, Config, ReadOnly, Tenant, Version, fail, load, print_json
 from router.cli._look import Looker, learn
-from router.cli._tenants import named
+from router.cli._tenants import home_as_json, in_words, named
 from router.errors import ConfigError
 from router.health import role_of, state_of
-from router.resolve import resolve
+from router.resolve import rendered, resolve
 
 if TYPE_CHECKING:
     from router.choose import Route
     from router.health import Health
-    from router.topology import Home
+    from router.topology import Home, Target
 
 
 def explain(
@@ -36,6 +36,9 @@ def explain(
 
     It connects to the version's nodes first, so that roles and states are real. Where several nodes are equally good,
     the router spreads requests over them as read.balance says. Fails if no node can serve the request.
+
+    Of a tenant it tries database and login, but does not look whether its schema is there, nor, if pooling is shared,
+    its role: `router psql --tenant` finds out.
 
     \b
     router explain --version v2 --read-only
@@ -60,22 +63,31 @@ def explain(
         looks = Looker(nodes, lambda _: None).look(timeout)
         health = learn(health, looks.values(), now=0.0, policy=topology.health)
     route = choose(target, health, Request(read_only), now=0.0, turn=0.0)
+    if home is not None and tenant is not None:
+        home = rendered(home, tenant, topology.aliases.get(target.requested, target.requested))
     if as_json:
-        print_json(_as_json(route, health))
+        print_json(_as_json(route, health, home))
     else:
         print(route)
+        if home is not None:
+            print(f"  tenant {tenant}: {in_words(home)}; {_pooling(target)}")
         if route.best > 1:
             print(f"  the first {route.best} are equally good: {target.cluster.read.balance} (read.balance)")
     if not (offline or route.best) or not route.nodes:
         raise typer.Exit(FAILED)
 
 
-def _as_json(route: Route, health: Health) -> dict[str, Any]:
+def _pooling(target: Target) -> str:
+    return "shared" if target.shared else "dedicated"
+
+
+def _as_json(route: Route, health: Health, home: Home | None) -> dict[str, Any]:
     nodes = [*route.nodes, *route.refused]
     return {
         "requested": route.target.requested,
         "version": route.target.version,
         "tenant": route.target.tenant,
+        "lives_in": home and {**home_as_json(home), "pooling": _pooling(route.target)},
         "read_only": route.read_only,
         "best": route.best,
         "nodes": [

@@ -12,12 +12,12 @@ from psycopg.rows import class_row
 from router import sql
 from router.cli._common import FAILED, AsJson, Config, console, load, print_json
 from router.cli._look import Looker
-from router.cli._tenants import meant
+from router.cli._tenants import home_as_json, in_words, meant
 from router.errors import ConfigError, RouterError
 from router.health import Looked
 from router.outcomes import ALL
 from router.resolve import rendered, resolve
-from router.topology import DirectoryPolicy
+from router.topology import DirectoryPolicy, Home
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import psycopg
     from psycopg.rows import TupleRow
 
-    from router.topology import Cluster, Home, Node, Server, Target, Topology
+    from router.topology import Cluster, Node, Server, Target, Topology
 
 AT_ONCE = 64
 """How many servers are asked at the same time: there may be thousands, when tenants have their own."""
@@ -54,12 +54,6 @@ class _Tenant(NamedTuple):
     home: Home | None = None
     targets: tuple[Target, ...] = ()
     problem: str = ""
-
-    @property
-    def servers(self) -> list[str]:
-        """The servers of its own."""
-        cluster = None if self.home is None else self.home.cluster
-        return [] if cluster is None else [str(node.server) for node in cluster.nodes]
 
 
 def tenants(
@@ -192,7 +186,15 @@ def _print(listed: Sequence[_Tenant], sessions: Sequence[int | None], problems: 
     for tenant, count in zip(listed, sessions, strict=True):
         pooling = "" if tenant.home is None else _pooling(tenant)
         shown = "" if count is None else str(count)
-        rows.append((tenant.key, ", ".join(_versions(tenant)), _place(tenant), pooling, shown))
+        rows.append(
+            (
+                tenant.key,
+                ", ".join(_versions(tenant)),
+                "unknown" if tenant.home is None else in_words(tenant.home),
+                pooling,
+                shown,
+            )
+        )
     # rich would take seconds for ten thousand of them.
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for *row, last in rows:
@@ -201,21 +203,6 @@ def _print(listed: Sequence[_Tenant], sessions: Sequence[int | None], problems: 
     for problem in problems:
         screen.print(f"- {problem}", style="red", soft_wrap=True)
     screen.print(f"{len(listed)} tenant{'' if len(listed) == 1 else 's'}", style="bold")
-
-
-def _place(tenant: _Tenant) -> str:
-    home = tenant.home
-    if home is None:
-        return "unknown"
-    parts = {
-        "servers": ", ".join(tenant.servers),
-        "database": home.database,
-        "user": home.user,
-        "schema": ", ".join(home.schema),
-        "role": home.role,
-        "row": home.row,
-    }
-    return ", ".join(f"{kind} {value}" for kind, value in parts.items() if value)
 
 
 def _versions(tenant: _Tenant) -> list[str]:
@@ -227,17 +214,11 @@ def _pooling(tenant: _Tenant) -> str:
 
 
 def _as_json(tenant: _Tenant, count: int | None) -> dict[str, Any]:
-    home = tenant.home
     return {
         "tenant": tenant.key,
         "versions": _versions(tenant),
-        "servers": tenant.servers,
-        "database": (home and home.database) or None,
-        "user": (home and home.user) or None,
-        "schema": list(home.schema) if home else [],
-        "role": (home and home.role) or None,
-        "row": (home and home.row) or None,
-        "pooling": home and _pooling(tenant),
+        **home_as_json(tenant.home or Home()),
+        "pooling": tenant.home and _pooling(tenant),
         "sessions": count,
         "problem": tenant.problem or None,
     }
