@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from router.topology import TENANT_PATTERN
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -190,21 +192,24 @@ def homes_of(table: str) -> str:
     return f"SELECT * FROM {table} ORDER BY tenant"
 
 
-def tenants_table(table: str) -> str:
+def tenants_table(table: str, pattern: str = TENANT_PATTERN) -> str:
     """Write what makes a table of tenants that tells of its changes.
 
     Args:
         table: Its name, as SQL writes it.
+        pattern: What a key looks like; if it is the default, the table holds no other keys.
 
     Returns:
         The statements, for ``psql`` or a migration.
     """
     schema = re.match(r'(?:"(?:[^"]|"")*"|[^".]*)\s*\.\s*', table)
     function = f"{schema[0] if schema else ''}router_tenant_changed"
+    # Any other pattern may mean something else to PostgreSQL than to Python.
+    check = f" CHECK (tenant ~ '^{pattern}$')" if pattern == TENANT_PATTERN else ""
     return f"""\
 -- Where each tenant lives. A column that is NULL takes what the settings say under [tenant_template].
 CREATE TABLE {table} (
-    tenant          text PRIMARY KEY,
+    tenant          text PRIMARY KEY{check},
     version         text[],  -- the versions or aliases that it lives in, its first one first
     database        text,
     "user"          text,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from router._async.directory import ASKING, AsyncDirectory
 from router.directory import SPREAD, UNKNOWN_MAX, UNUSED_TTLS, Answers, in_words
 from router.errors import DirectoryUnavailable
 from router.resolve import quoted
-from router.topology import DirectoryPolicy, Home
+from router.topology import TENANT_PATTERN, DirectoryPolicy, Home
 from tests.support import PATIENCE, aeventually, new_name
 
 if TYPE_CHECKING:
@@ -138,6 +139,22 @@ def test_a_table_is_made_with_what_tells_of_its_changes(cluster: PostgresCluster
         assert connection.execute(sql.tenants_of(table)).fetchall() == [("a",), ("b",)]
         assert len(connection.execute(sql.tenant_of(table), ["a"]).fetchall()) == 1
         connection.execute(f"DROP TABLE {table}")
+
+
+@pytest.mark.parametrize(("pattern", "taken"), [(TENANT_PATTERN, ["a", "a" * 48]), (r"\w+", ["a", "a" * 48, "A", "-"])])
+def test_a_table_holds_keys_that_the_pattern_allows_if_both_read_it_alike(
+    cluster: PostgresCluster, pattern: str, taken: list[str]
+) -> None:
+    table = new_name()
+    found = []
+    with psycopg.connect(cluster.dsn(), autocommit=True) as connection:
+        connection.execute(sql.tenants_table(table, pattern))
+        for key in ("a", "a" * 48, "A", "-"):
+            with suppress(psycopg.errors.CheckViolation):
+                connection.execute(f"INSERT INTO {table} (tenant) VALUES (%s)", [key])
+                found.append(key)
+        connection.execute(f"DROP TABLE {table}")
+    assert found == taken
 
 
 class Told:

@@ -387,7 +387,7 @@ class SqlSource:
             tenant: Its key.
 
         Returns:
-            What its row says, but for what is NULL; ``None`` if it has none.
+            What its row says, but for what is NULL; ``None`` if none has this very key.
 
         Raises:
             RouterError: It cannot be read; the message says why.
@@ -395,8 +395,10 @@ class SqlSource:
         with self._guard:
             if self._listener is None and not self._closed.is_set():
                 self._listener = spawn(self._listen, "router hears of tenants")
-        rows = self._fetch(sql.tenant_of(self.table), [tenant])
-        return {key: rows[0][key] for key in self._keys & rows[0].keys() if rows[0][key] is not None} if rows else None
+        for row in self._fetch(sql.tenant_of(self.table), [tenant]):
+            if str(row["tenant"]) == tenant:  # a collation or a type may find the row of another spelling
+                return {key: row[key] for key in self._keys & row.keys() if row[key] is not None}
+        return None
 
     def tenants(self) -> list[str]:
         """Read the keys of all tenants.

@@ -17,7 +17,7 @@ from router.errors import ConfigError, RouterError
 from router.health import Looked
 from router.outcomes import ALL
 from router.resolve import rendered, resolve
-from router.topology import DirectoryPolicy, Home
+from router.topology import Home, Tenancy
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -85,8 +85,8 @@ def tenants(
     settings = load(config)
     topology = settings.topology()
     if ddl:
-        directory = topology.tenancy.directory if topology.tenancy else DirectoryPolicy()
-        print(sql.tenants_table(directory.table), end="")
+        tenancy = topology.tenancy or Tenancy()
+        print(sql.tenants_table(tenancy.directory.table, tenancy.pattern), end="")
         return
     listed = [
         _tenant(topology, key, home, version) for key, home in meant(settings, topology, pattern, version).items()

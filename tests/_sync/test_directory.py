@@ -508,9 +508,30 @@ def test_what_a_row_says(cluster: PostgresCluster) -> None:
         assert table.source.lookup("b") == {}
         assert table.source.lookup("A") is None
         assert table.directory.tenants() == ["a", "b"]
-        for wrong in ("max_connections = 0", "min_size = -1", "pooling = 'both'", "hygiene = 'none'", "tenant = NULL"):
+        for wrong in (
+            "max_connections = 0",
+            "min_size = -1",
+            "pooling = 'both'",
+            "hygiene = 'none'",
+            "tenant = NULL",
+            "tenant = ''",
+            "tenant = 'A'",
+            "tenant = E'a\n'",
+            "tenant = repeat('a', 49)",
+        ):
             with pytest.raises(psycopg.errors.IntegrityError):
                 table.do(f"UPDATE {{table}} SET {wrong}")
+
+
+def test_a_row_that_is_found_by_another_key_is_not_that_tenants(cluster: PostgresCluster) -> None:
+    with Table(cluster.dsn()) as table:
+        # As a collation may find "acme" by "ACME", this type finds a key by any that begins with it.
+        table.do('ALTER TABLE {table} DROP CONSTRAINT "my.tenants_tenant_check", ALTER tenant TYPE name')
+        key = "a" * 63
+        table.do(f"INSERT INTO {{table}} (tenant, schema) VALUES ('{key}', '{{x}}')")
+        assert table.do(f"SELECT schema FROM {{table}} WHERE tenant = '{key}b'") == [(["x"],)]
+        assert table.source.lookup(key) == {"schema": ["x"]}
+        assert table.source.lookup(f"{key}b") is None
 
 
 def test_a_table_that_is_not_there(cluster: PostgresCluster) -> None:
