@@ -152,6 +152,39 @@ def test_a_server_that_cannot_be_asked_is_told(cli: Callable[..., Result], confi
     assert "- 127.0.0.1:1 cannot be asked: " in cli("tenants").out
 
 
+def test_check_looks_at_servers_that_tenants_have_themselves(
+    cli: Callable[..., Result], config: Callable[..., None], server: PostgresCluster
+) -> None:
+    config(
+        {
+            "near": {"schema": "one"},
+            "far": {"primary": REFUSED},
+            "twice": {"primary": server.dsn("two"), "version": ["v2", "v1"]},
+            "each": {"primary": server.dsn("{version}"), "schema": "public"},
+            "wrong": {"primary": server.standbys[0].dsn("one")},
+        },
+        tenant_template={"primary": "host=db-{tenant}"},
+    )
+    result = cli("check", "--json")
+    found = json.loads(result.out)
+    assert (result.code, list(found["versions"])) == (1, ["v1", "v2"])
+    assert {name: [node["up"] for node in nodes] for name, nodes in found["tenants"].items()} == {
+        "tenant far": [False],
+        "tenant twice in v1": [True],
+        "tenant each in v1": [False],
+        "tenant each in v2": [False],
+        "tenant wrong": [True],
+    }
+    problems = [problem for problem in found["problems"] if problem.startswith("tenant ")]
+    assert [problem.partition(":")[0] for problem in problems] == [
+        name for name in found["tenants"] if "twice" not in name
+    ]
+    assert 'refuses the login: FATAL: database "v1" does not exist' in problems[1]
+    assert "is configured as primary and is a replica" in problems[3]
+    [line] = [line for line in cli("check").out.splitlines() if line.startswith("tenant twice in v1")]
+    assert line.split()[4:6] == [f"postgres@{server.primary.host}:{server.primary.port}/two", "primary"]
+
+
 @pytest.fixture
 def table(server: PostgresCluster, cli: Callable[..., Result], config: Callable[..., None]) -> LiteralString:
     """A directory's table, made as the command says; others are listed in the settings."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
+from itertools import islice
 from threading import Thread
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from router.topology import Cluster, HealthPolicy, Node
 
 T = TypeVar("T")
+
+AT_ONCE = 64
+"""How many nodes are looked at at the same time: there may be thousands, when tenants have their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +85,26 @@ class Looker(Generic[T]):
         # A server that hangs may never let go of its thread: it must not keep the process.
         Thread(target=lambda: look.set_result(_look(node, cluster, self._ask)), daemon=True).start()
         return look
+
+
+def look_at(
+    nodes: Mapping[Node, Cluster], ask: Callable[[psycopg.Connection[TupleRow]], T], timeout: float
+) -> dict[Node, Look[T]]:
+    """Look once at however many nodes, :data:`AT_ONCE` at a time.
+
+    Args:
+        nodes: The nodes, each with the cluster it serves.
+        ask: As for :class:`Looker`.
+        timeout: The most to wait for those that are looked at together, in seconds.
+
+    Returns:
+        What was seen of each node, in their order.
+    """
+    looks: dict[Node, Look[T]] = {}
+    left = iter(nodes.items())
+    while batch := dict(islice(left, AT_ONCE)):
+        looks |= Looker(batch, ask).look(timeout)
+    return looks
 
 
 def learn(health: Health, looks: Iterable[Look[Any]], *, now: float, policy: HealthPolicy) -> Health:

@@ -12,12 +12,13 @@ from psycopg.rows import class_row
 
 from router import sql
 from router.cli._common import FAILED, AsJson, Config, console, load, print_json, table
-from router.cli._look import Looker
+from router.cli._look import look_at
 from router.health import Looked
+from router.resolve import resolve, versions_of
 from router.topology import Role
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from psycopg.rows import TupleRow
 
@@ -46,14 +47,16 @@ class _Report:
     """Everything that was found out.
 
     Attributes:
-        topology: What is configured.
+        versions: What the versions are made of.
+        tenants: The servers of their own that listed tenants have.
         processes: How many processes use the configuration.
         looks: What was seen of each node.
         may_open: The most connections that they all may open on each server.
         problems: What is wrong, and what to do.
     """
 
-    topology: Topology
+    versions: Sequence[Cluster]
+    tenants: Sequence[Cluster]
     processes: int
     looks: Mapping[Node, Look[_Facts]]
     may_open: Mapping[Server, int]
@@ -67,7 +70,9 @@ def check(
     as_json: AsJson = False,
     config: Config = None,
 ) -> None:
-    """Check the settings, and every server of the versions (`router tenants` asks those that tenants have themselves).
+    """Check the settings, and every server of the versions and of listed tenants that have their own.
+
+    `router tenants` also asks those that the directory's table names.
 
     Is each node reachable, and a primary or replica as configured? Do replicas follow the primary? Does each server
     allow as many connections as this configuration may open there, whichever node is the primary? Fails if anything
@@ -77,12 +82,13 @@ def check(
     router check --config config/router.toml --processes 4
     """  # noqa: D301  (\b keeps the lines as they are)
     topology = load(config).topology()
-    nodes = {node: cluster for cluster in topology.versions.values() for node in cluster.nodes}
-    looks = Looker(nodes, _ask).look(timeout)
-    may_open = {server: count * processes for server, count in _may_open(topology).items()}
-    problems = [problem for cluster in topology.versions.values() for problem in _problems(cluster, looks)]
+    versions, tenants = list(topology.versions.values()), _of_tenants(topology)
+    clusters = [*versions, *tenants]
+    looks = look_at({node: cluster for cluster in clusters for node in cluster.nodes}, _ask, timeout)
+    may_open = {server: count * processes for server, count in _may_open(topology, clusters).items()}
+    problems = [problem for cluster in clusters for problem in _problems(cluster, looks)]
     problems += _too_many_connections(looks, may_open, processes)
-    report = _Report(topology, processes, looks, may_open, tuple(problems))
+    report = _Report(versions, tenants, processes, looks, may_open, tuple(problems))
     if as_json:
         print_json(_as_json(report))
     else:
@@ -91,15 +97,26 @@ def check(
         raise typer.Exit(FAILED)
 
 
+def _of_tenants(topology: Topology) -> list[Cluster]:
+    """The servers of their own that listed tenants have, each once."""
+    found: dict[tuple[Node, ...], Cluster] = {}
+    for tenant, home in topology.tenancy.homes.items() if topology.tenancy else ():
+        if home.cluster is not None:
+            targets = (resolve(topology, version, tenant) for version in versions_of(topology, home))
+            for cluster in (target.watched or target.cluster for target in targets):
+                found.setdefault(cluster.nodes, cluster)
+    return list(found.values())
+
+
 def _ask(connection: psycopg.Connection[TupleRow]) -> _Facts:
     return connection.cursor(row_factory=class_row(_Facts)).execute(sql.SERVER_FACTS).fetchall()[0]
 
 
-def _may_open(topology: Topology) -> dict[Server, int]:
+def _may_open(topology: Topology, clusters: Iterable[Cluster]) -> dict[Server, int]:
     """The most connections that one process opens on each server; roles that are discovered may be any."""
     most: defaultdict[Server, int] = defaultdict(int)
     pools: dict[tuple[Node, bool], int] = {}
-    for cluster in topology.versions.values():
+    for cluster in clusters:
         for node in cluster.nodes:
             if node.role is not Role.REPLICA:
                 pools[node, False] = cluster.pool.max_size
@@ -195,7 +212,7 @@ def _print(report: _Report) -> None:
     screen = console()
     counts = ("may open", "allowed")
     shown = table("version", "node", "role", "PostgreSQL", "replication", *counts, numbers=counts)
-    for cluster in report.topology.versions.values():
+    for cluster in (*report.versions, *report.tenants):
         for node in cluster.nodes:
             found, server = report.looks[node], node.server
             answer = found.answer
@@ -231,9 +248,11 @@ def _as_json(report: _Report) -> dict[str, Any]:
         "ok": not report.problems,
         "problems": report.problems,
         "processes": report.processes,
-        "versions": {
-            cluster.name: [_node_as_json(node, cluster, report) for node in cluster.nodes]
-            for cluster in report.topology.versions.values()
+        **{
+            kind: {
+                cluster.name: [_node_as_json(node, cluster, report) for node in cluster.nodes] for cluster in clusters
+            }
+            for kind, clusters in (("versions", report.versions), ("tenants", report.tenants))
         },
     }
 

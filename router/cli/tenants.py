@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
@@ -11,7 +10,7 @@ from psycopg.rows import class_row
 
 from router import sql
 from router.cli._common import FAILED, AsJson, Config, console, load, print_json
-from router.cli._look import Looker
+from router.cli._look import look_at
 from router.cli._tenants import home_as_json, in_words, meant
 from router.errors import ConfigError, RouterError
 from router.health import Looked
@@ -26,9 +25,6 @@ if TYPE_CHECKING:
     from psycopg.rows import TupleRow
 
     from router.topology import Cluster, Node, Server, Target, Topology
-
-AT_ONCE = 64
-"""How many servers are asked at the same time: there may be thousands, when tenants have their own."""
 
 
 class _Alike(NamedTuple):
@@ -132,13 +128,11 @@ def _ask(listed: Iterable[_Tenant], timeout: float) -> tuple[dict[Server, list[_
                 places.setdefault(node.server, (node, cluster))
     seen: dict[Server, list[_Alike]] = {}
     silent: dict[Server, str] = {}
-    left = iter(places.values())
-    while batch := dict(islice(left, AT_ONCE)):
-        for node, look in Looker(batch, _count).look(timeout).items():
-            if look.answer is not None:
-                seen[node.server] = look.answer
-            else:
-                silent[node.server] = look.error if isinstance(look.seen, Looked) else look.seen.reason
+    for node, look in look_at(dict(places.values()), _count, timeout).items():
+        if look.answer is not None:
+            seen[node.server] = look.answer
+        else:
+            silent[node.server] = look.error if isinstance(look.seen, Looked) else look.seen.reason
     return seen, silent
 
 
