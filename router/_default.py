@@ -119,7 +119,7 @@ def use(*, tenant: str | None = None, version: str | None = None, lock: bool = F
 
     Raises:
         ConfigError: This is the first use, and the environment's settings are wrong.
-        UnknownTenant: What was named is no tenant's key.
+        UnknownTenant: What was named is no tenant's key; or nothing was named, neither tenant nor version nor lock.
     """
     return (_current or _first()).use(tenant=tenant, version=version, lock=lock)
 

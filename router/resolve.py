@@ -154,7 +154,7 @@ def _base(topology: Topology, version: str | None, tenant: str, home: Home) -> t
             return "", own
         if version is not None and not names_version:
             raise UnknownTenant(
-                tenant, f"it has servers of its own, and lives in no version {version!r}", version=version
+                tenant, f"it has servers of its own and lives in no version: leave {version!r} out", version=version
             )
     requested, base = _cluster(topology, home.versions[0] if version is None and home.versions else version)
     if not lives_in(topology, base.name, home):

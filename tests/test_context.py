@@ -121,6 +121,11 @@ def test_what_is_no_key_is_refused_before_it_is_in_force(router: Router, key: An
         router.use(tenant=key)
 
 
+def test_a_use_that_names_nothing_is_refused_and_is_not_for_the_tenant_around_it(router: Router) -> None:
+    with router.use(tenant="acme"), pytest.raises(UnknownTenant, match="names neither a tenant nor a version"):
+        router.use(tenant=None)
+
+
 def test_without_tenants_in_the_settings_there_is_none_to_use() -> None:
     with Router(settings(primary=NOWHERE)) as router, pytest.raises(UnknownTenant, match="have no tenants"):
         router.use(tenant="acme")

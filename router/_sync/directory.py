@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
+from inspect import signature
 from random import choice, random
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -97,10 +98,13 @@ class Directory:
             policy: How long an answer counts.
             forgotten: Told a key when what was worked out from its home must not be used any longer, and ``None`` when
                 that is so for all.
+
+        Raises:
+            TypeError: The source cannot be called with a key.
         """
         self.policy = policy
         self._table = source if isinstance(source, SqlSource) else None  # others are not the router's to close
-        self._lookup: Any = getattr(source, "lookup", source)
+        self._lookup = _lookup_of(source)
         self._tenants = getattr(source, "tenants", None)
         self.lists = self._tenants is not None
         self._read = read
@@ -346,6 +350,21 @@ class Directory:
         question.reason = reason
         question.answered.set()
         return True
+
+
+def _lookup_of(source: Any) -> Any:
+    lookup = getattr(source, "lookup", source)
+    try:
+        signature(lookup).bind("")
+    except TypeError:
+        name = getattr(lookup, "__qualname__", type(lookup).__name__)
+        raise TypeError(
+            f"{name} is no directory: it must be a callable that takes a tenant's key and nothing else, or an object "
+            "with such a lookup()"
+        ) from None
+    except ValueError:  # it is built in, and does not say what it takes
+        pass
+    return lookup
 
 
 class SqlSource:

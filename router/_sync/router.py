@@ -78,6 +78,7 @@ class Router:
 
         Raises:
             ConfigError: The settings are wrong.
+            TypeError: ``directory`` cannot be called so.
         """
         self._settings = RouterSettings() if settings is None else settings
         self._topology = self._settings.topology()
@@ -168,9 +169,11 @@ class Router:
             A context manager, plain and not async.
 
         Raises:
-            UnknownTenant: What was named is no tenant's key.
+            UnknownTenant: What was named is no tenant's key; or nothing was named, neither tenant nor version nor lock.
             TenantLocked: On entering the block: one around it is locked to another tenant.
         """
+        if tenant is None and version is None and not lock:  # else requests would be for whom the block around it names
+            raise UnknownTenant(None, "use() names neither a tenant nor a version: name one, or do without the block")
         if tenant is not None:
             if self._topology.tenancy is None:
                 raise UnknownTenant(tenant, "the settings have no tenants")

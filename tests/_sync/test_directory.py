@@ -122,6 +122,30 @@ def test_a_plain_function_and_a_dictionary_will_do() -> None:
     assert Made({"acme": {"schema": "s1"}}.get).schema("acme") == "s1"
 
 
+class NoDirectory:
+    def lookup(self, tenant: str, version: str) -> None:
+        pytest.fail("it was asked")
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        (soon, "soon"),
+        (lambda _, *, version: version, "<lambda>"),
+        (NoDirectory(), "NoDirectory.lookup"),
+        (Told, "Told.lookup"),  # the class, not one of it
+        ({"acme": {"schema": SECRET}}, "dict"),
+        (SECRET, "str"),
+    ],
+)
+def test_what_cannot_be_asked_is_no_directory(source: Any, name: str) -> None:
+    with pytest.raises(TypeError) as refused:
+        Router(settings(primary="postgresql://"), directory=source)
+    text = "is no directory: it must be a callable that takes a tenant's key and nothing else, or an object with such a"
+    assert f"{name} {text} lookup()" in str(refused.value)
+    assert SECRET not in str(refused.value)
+
+
 def test_whoever_asks_first_is_nothing_to_the_source() -> None:
     mine: ContextVar[str] = ContextVar("mine", default="nobody's")
 
