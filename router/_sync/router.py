@@ -69,7 +69,9 @@ class Router:
             settings: What to route to; ``None`` reads the environment.
             password: Gives the password of a node, for credentials that rotate: asked at the first connection to the
                 node, and again when the server turns its last answer down.
-            configure: Called with each new connection, to register adapters and the like; it must leave it idle.
+            configure: Called with each new connection, to register adapters and the like; it must leave it idle. What
+                it sets in the session by SQL is lost when a shared connection passes to another tenant: that belongs in
+                ``options`` of the connection string, or in the settings of the login role (``ALTER ROLE … SET``).
             directory: Says where tenants live that the settings do not list: called with a tenant's key, or an object
                 with such a ``lookup()``, it returns the keys of a ``[tenants.KEY]``, or ``None`` if there is no such
                 tenant. ``None`` takes the one that the settings name.

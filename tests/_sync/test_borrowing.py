@@ -167,6 +167,27 @@ def test_configure_is_called_once_for_each_connection(postgres: Postgres) -> Non
 
 
 @pytest.mark.docker
+@pytest.mark.parametrize("hygiene", ["transaction", "full"])
+def test_what_configure_sets_by_sql_is_lost_between_tenants_and_startup_options_are_not(
+    postgres: Postgres, hygiene: str
+) -> None:
+    def configure(connection: Connection[Any]) -> None:
+        connection.execute("SET work_mem = '7MB'")
+        connection.prepare_threshold = 7
+
+    dsn = psycopg.conninfo.make_conninfo(postgres.primary, options="-c statement_timeout=77s -c work_mem=5MB")
+    tenancy = {"pooling": "shared", "hygiene": hygiene}
+    options = settings(primary=dsn, tenant_template={"row": "app.tenant"}, tenancy=tenancy, pool={"max_size": 1})
+    with Router(options, configure=configure) as router:
+        for tenant in ("acme", "globex", "acme"):
+            with router.connection(tenant=tenant) as connection:
+                query = "SELECT current_setting('statement_timeout'), current_setting('work_mem')"
+                timeout, work_mem = (connection.execute(query).fetchone()) or ("", "")
+                assert (timeout, connection.prepare_threshold) == ("77s", 7)
+        assert work_mem == "5MB"
+
+
+@pytest.mark.docker
 def test_a_failing_configure_says_so(postgres: Postgres, caplog: pytest.LogCaptureFixture) -> None:
     def configure(connection: Connection[Any]) -> None:
         raise ZeroDivisionError
