@@ -129,8 +129,8 @@ class _Count:
         """Order those who wait, the fairest choice first, each with what has no room for it.
 
         Where a server is full, its connections are what is scarce, and the shares of it count. Those of the process
-        count beside them only while somebody who is below such a share waits for nothing else. Pools that wait for
-        their holder's cap are all compared by the same share, so that they come in the order of arrival.
+        count beside them only while somebody who is below such a share waits for nothing else. The pools of a holder
+        that has reached its cap are all compared by the same share: they come in the order of arrival.
 
         Args:
             waiting: Those who wait.
@@ -149,8 +149,8 @@ class _Count:
         pressing = any(below and full is Full.PROCESS for _, full, below in found)
 
         def is_last(place: tuple[int, Full | None, bool]) -> bool:
-            index, full, below = place
-            if full is Full.SERVER:
+            index, _, below = place
+            if self.full(waiting[index], 0) is Full.SERVER:
                 return not self.is_below_there(waiting[index]) or (pressing and not below)
             return not below
 

@@ -150,9 +150,9 @@ class _Server:
                 ready, _, _ = select.select([client, self._connection], [], [])
                 said = list(stream.messages()) if client in ready else []
                 for answer in self._stream.messages() if self._connection in ready else ():
+                    owed -= answer[:5] == _READY  # before it is passed on: the client may be gone
                     client.sendall(answer)
-                    owed -= answer[:5] == _READY
-                    over = answer == _READY + b"I" and not owed and not said
+                    over = over or (answer == _READY + b"I" and not owed and not said)
         except (OSError, EOFError):
             # The client is gone in the middle of it.
             query = b"ROLLBACK\0"

@@ -238,7 +238,9 @@ def fair_order(moment: Moment, waiters: Sequence[Claim]) -> list[Claim]:
         for waiter in waiters
         if (
             is_below_there(waiter) and (not pressing or is_below_all(waiter))
-            if reached(moment, waiter) == "server"
+            if limits.server is not None
+            and at(taken, waiter.server) >= limits.server
+            and (waiter.cap is None or of(taken, waiter.holder) < waiter.cap)
             else is_below_all(waiter)
         )
     ]
@@ -380,6 +382,11 @@ def test_under_a_cap_pools_come_in_the_order_of_arrival_wherever_they_connect_to
     limits, taken = Limits(6, 4), [A, A, A, here, C, Claim(TWO, "d", None)]
     assert yields_to(limits, taken, [elsewhere, there], here) == 0  # although its share of the process is used up
     assert yields_to(limits, taken, [there, elsewhere], here) == 0
+
+
+def test_of_a_full_server_pools_of_one_holder_come_in_the_order_of_arrival() -> None:
+    one, two, three = (Claim(ONE, "e", 2) for _ in range(3))
+    assert yields_to(Limits(6, 1), [one, C], [two, three], one) == 0  # a place below the cap is kept for the first
 
 
 # A process that lives by these rules
