@@ -838,22 +838,15 @@ class RouterSettings(BaseSettings, _Table):
 
     @model_validator(mode="after")
     def _each_alone(self) -> Self:
+        faults: list[_sources.Fault] = []
         # With a directory, only that knows of whom else the template is.
-        found = twins(self.topology(), by_template=self.directory is None)
-        if found:
-            text = "lives where tenant {!r} does{}: the two would be one. Give {}"
-            raise _error(
-                type(self).__name__,
-                [
-                    (
-                        ("tenants", tenant),
-                        text.format(other, "", "one of them another home")
-                        if other in self.tenants
-                        else text.format(other, ", by tenant_template", f"it another home, or list {other!r} with one"),
-                    )
-                    for tenant, other in found.items()
-                ],
-            )
+        for tenant, other in twins(self.topology(), by_template=self.directory is None).items():
+            text = f"lives where tenant {other!r} does: the two would be one. Give one of them another home"
+            if other not in self.tenants:
+                text = f"lives where tenant_template has {other!r}: the two would be one. Move it, or list both"
+            faults.append((("tenants", tenant), text))
+        if faults:
+            raise _error(type(self).__name__, faults)
         return self
 
     def home(self, tenant: str, answer: Mapping[str, Any] | TenantSettings) -> Home:

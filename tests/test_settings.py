@@ -466,7 +466,7 @@ def test_what_is_wrong_about_tenants(values: dict[str, Any], expected: list[str]
         assert line.startswith(f"argument: {text}")
 
 
-TAKEN = "lives where tenant 'y' does, by tenant_template: the two would be one. Give it another home, or list 'y' with"
+TAKEN = "lives where tenant_template has 'y': the two would be one. Move it, or list both"
 
 
 @pytest.mark.parametrize(

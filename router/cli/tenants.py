@@ -180,15 +180,8 @@ def _print(listed: Sequence[_Tenant], sessions: Sequence[int | None], problems: 
     for tenant, count in zip(listed, sessions, strict=True):
         pooling = "" if tenant.home is None else _pooling(tenant)
         shown = "" if count is None else str(count)
-        rows.append(
-            (
-                tenant.key,
-                ", ".join(_versions(tenant)),
-                "unknown" if tenant.home is None else in_words(tenant.home),
-                pooling,
-                shown,
-            )
-        )
+        place = "unknown" if tenant.home is None else in_words(tenant.home)
+        rows.append((tenant.key, ", ".join(_versions(tenant)), place, pooling, shown))
     # rich would take seconds for ten thousand of them.
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for *row, last in rows:
