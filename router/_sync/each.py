@@ -112,8 +112,8 @@ def _called(
                 try:
                     return call(function, connection, tenant)
                 finally:
+                    progress.at = monotonic()  # first: else another job may see nobody holding one, and for long
                     progress.holding.remove(tenant)
-                    progress.at = monotonic()
         except PoolExhausted:  # the nodes are fine: its turn will come, if it is the other jobs that have to end first
             if borrowed or (not progress.holding and monotonic() - progress.at > STALLED):
                 raise
