@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
-from typing import TYPE_CHECKING
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
 
 from router import Router
-from tests.support import eventually, run, settings
+from tests.support import PATIENCE, eventually, run, settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,6 +31,7 @@ def in_child(function: Callable[[], object]) -> int:
     """Run a function in a forked child, and give the child's exit code."""
     pid = os.fork()
     if pid == 0:
+        signal.alarm(int(PATIENCE))  # it may wait for ever for what a thread held that is not here
         try:
             function()
         except BaseException:  # noqa: BLE001  (whatever it is, the child must not go on as a second pytest)
@@ -38,8 +42,8 @@ def in_child(function: Callable[[], object]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def backend(router: Router, *, read_only: bool = False) -> int:
-    with router.connection(read_only=read_only) as connection:
+def backend(router: Router, *, tenant: str | None = None, read_only: bool = False) -> int:
+    with router.connection(tenant=tenant, read_only=read_only) as connection:
         row = connection.execute("SELECT pg_backend_pid()").fetchone()
         assert row is not None
         return int(row[0])
@@ -73,6 +77,52 @@ def test_a_fork_inside_a_block_leaves_the_parents_transaction_alone(postgres: Po
             assert connection.execute("SELECT count(*) FROM mine").fetchone() == (0,)
         with router.connection() as connection:
             assert connection.execute("SELECT count(*) FROM mine").fetchone() == (0,)
+
+
+@pytest.mark.parametrize(
+    "scarce",
+    [
+        {"pool": {"max_size": 1, "timeout": PATIENCE}},
+        {"max_connections": 2, "pool": {"timeout": PATIENCE}},
+        {"tenancy": {"pooling": "shared", "max_connections": 1}, "pool": {"timeout": PATIENCE}},
+    ],
+    ids=["pool", "budget", "tenant"],
+)
+def test_a_fork_while_others_wait_for_a_tenants_connection_leaves_it_to_the_parent(
+    postgres: Postgres, scarce: dict[str, Any]
+) -> None:
+    options = settings(
+        primary=postgres.primary,
+        **{"tenant_template": {"row": "app.tenant"}, "tenancy": {"pooling": "shared"}, **scarce},
+    )
+    with Router(options) as router, ThreadPoolExecutor(1) as executor:
+        routing, borrowed = router._routing, router.connection(tenant="acme")
+        with borrowed as connection, ExitStack() as others:
+            if "max_connections" in scarce:
+                others.enter_context(router.connection(tenant="globex"))  # the other one that there may be
+            mine = connection.info.backend_pid
+            connection.execute("CREATE TEMPORARY TABLE mine (i int) ON COMMIT DROP")
+            # To read for the same tenant takes another pool: only in its own pool it waits for this very connection.
+            waiting = executor.submit(backend, router, tenant="acme", read_only="max_size" not in scarce["pool"])
+            gates = list(routing._gates.values())
+            eventually(lambda: borrowed.pool._waiting or routing.slots.waiting or any(gate._waiting for gate in gates))
+
+            def child() -> None:
+                borrowed.__exit__(None, None, None)
+                assert backend(router, tenant="acme") != mine
+                assert backend(router, tenant="globex", read_only=True) != mine
+                router.close()
+
+            # What another thread may hold at the moment of the fork.
+            locks: list[Any] = [borrowed.pool._lock, routing.slots._guard, *(gate._guard for gate in gates)]
+            with ExitStack() as stack:
+                for lock in locks:
+                    stack.enter_context(lock)
+                assert in_child(child) == 0
+            assert connection.execute("SELECT count(*) FROM mine").fetchone() == (0,)
+            assert not waiting.done()
+        assert waiting.result()
+        assert backend(router, tenant="acme")
 
 
 def test_a_child_that_only_exits_ends_no_session(postgres: Postgres) -> None:
