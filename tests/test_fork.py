@@ -125,6 +125,21 @@ def test_a_fork_while_others_wait_for_a_tenants_connection_leaves_it_to_the_pare
         assert backend(router, tenant="acme")
 
 
+def test_a_checkout_that_was_made_before_a_fork_is_refused_after_it(postgres: Postgres) -> None:
+    with Router(settings(primary=postgres.primary, pool={"max_size": 1})) as router:
+        mine = backend(router)
+        checkout = router.connection()
+
+        def child() -> None:
+            with pytest.raises(RuntimeError, match="made before a fork"), checkout:
+                pytest.fail("it had the parent's connection")
+            assert backend(router) != mine
+
+        assert in_child(child) == 0
+        with checkout as connection:
+            assert connection.info.backend_pid == mine
+
+
 def test_a_child_that_only_exits_ends_no_session(postgres: Postgres) -> None:
     dsn = psycopg.conninfo.make_conninfo(postgres.primary, application_name="forked")
     sessions = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'forked'"

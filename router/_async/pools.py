@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import select
+from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -471,6 +472,8 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
     def abandon(self) -> None:
         """Leave it all to the parent process, after a fork."""
         self.inherited = True
+        self._kept, self.idle = self._pool, deque()  # what is dropped would be closed
+        self._pool = self.idle
         self._closed = True  # its threads are not here: __del__ must not look for them
 
     def stats(self) -> PoolStats:

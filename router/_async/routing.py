@@ -344,8 +344,11 @@ class AsyncRouting:
         Raises:
             Unavailable: None could be had in time.
             RouterClosed: The router was closed.
+            RuntimeError: The lane is from before a fork.
             TokenRefused: What it must see is of another cluster or timeline, and ``tokens.foreign`` is ``refuse``.
         """
+        if lane.slots is not self.slots:
+            raise RuntimeError("this checkout was made before a fork: call connection() in the process that uses it")
         # The lane's only pool, or one that can grow: nothing better to choose as long as the lane is in use. Not at the
         # very first, when a server that nobody has looked at yet may turn out to be better.
         if prefer is not None and request is None and not prefer.closed and (len(lane.pools) == 1 or not prefer.full):

@@ -56,7 +56,7 @@ def test_what_a_flood_gives_back_goes_to_those_who_have_none(
 
         def waiting() -> set[str]:
             if pooling == "dedicated":
-                return {turn.claim.holder for turn in list(router._routing.slots.waiting)}
+                return {turn.claim.holder.removeprefix("tenant ") for turn in list(router._routing.slots.waiting)}
             lines = [pool._line for pool in router._routing.pools if isinstance(pool, SharedPool)]
             return {asker.tenant for line in lines for asker in list(line._askers)}
 
