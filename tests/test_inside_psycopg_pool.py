@@ -104,6 +104,34 @@ def test_a_connection_is_returned_to_whoever_waits_first(pool: psycopg_pool.Conn
     assert served == [0, 1, 2]
 
 
+def test_what_a_worker_opens_is_handed_to_whatever_is_first_in_the_deque(
+    pool: psycopg_pool.ConnectionPool[Any],
+) -> None:
+    class Place:
+        def __init__(self, *, waits: bool) -> None:
+            self.waits = waits
+            self.handed: list[psycopg.Connection[Any]] = []
+
+        def set(self, connection: psycopg.Connection[Any]) -> bool:
+            self.handed.append(connection)
+            return self.waits
+
+    first, second = Place(waits=False), Place(waits=True)
+    waiting: deque[Any] = pool._waiting
+    with pool._lock:
+        waiting += [first, second]
+        pool._maybe_grow_pool()
+        pool._maybe_grow_pool()  # it grows by one at a time
+    eventually(lambda: second.handed)
+    assert first.handed == second.handed
+    assert (len(pool._pool), pool._nconns, pool._stats[pool._REQUESTS_QUEUED]) == (0, 1, 0)
+    (connection,) = second.handed
+    assert connection._pool is None
+    connection._pool = pool
+    pool.putconn(connection)
+    assert list(pool._pool) == [connection]
+
+
 def test_without_time_to_reconnect_a_failed_attempt_is_repeated_once_and_given_up() -> None:
     attempts: list[int] = []
 

@@ -42,6 +42,7 @@ RENAMES = {
     "AsyncLine": "Line",
     "AsyncPooledConnection": "PooledConnection",
     "AsyncPools": "Pools",
+    "AsyncPlace": "Place",
     "AsyncScopedCheckout": "ScopedCheckout",
     "AsyncSharedPool": "SharedPool",
     "AsyncTurn": "Turn",

@@ -1,8 +1,9 @@
 """A pool for one node, to read or to write: ``psycopg_pool``'s, with the few things that a router needs besides.
 
 This file alone uses what is inside ``psycopg_pool``: ``_pool``, ``_nconns``, ``_nconns_min``, ``_waiting``, ``_lock``,
-``_closed``, ``_stats``, ``error`` and ``fail()`` of a waiting client, ``_pool`` and ``_expire_at`` of a connection; and
-inside ``psycopg``, what a borrower can change on a connection without a public name to tell.
+``_closed``, ``_stats``, ``_maybe_grow_pool()``, ``set()`` and ``fail()`` of a waiting client, ``_pool`` and
+``_expire_at`` of a connection; and inside ``psycopg``, what a borrower can change on a connection without a public name
+to tell.
 ``docs/decisions/0002-inside-psycopg-pool.md`` says why; ``tests/test_inside_psycopg_pool.py`` checks what is assumed.
 """
 
@@ -19,12 +20,12 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
-from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
+from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 from psycopg_pool.pool_async import AddConnection
 
 from router._async.opener import Refused
 from router._async.scripts import AsyncPooledConnection
-from router._runtime import auncancelled, cut
+from router._runtime import AFlag, AGuard, auncancelled, cut
 from router.budget import Claim, Idle
 from router.measures import PoolStats
 
@@ -92,6 +93,8 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         retired: Whether its router is being closed; set before it is, so that nobody can open it afterwards.
         refusal: Why the server refused one more connection, when it last did.
     """
+
+    _waiting: deque[Any]  # AsyncPlaces
 
     def __init__(
         self,
@@ -274,28 +277,47 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         # Which, other than getconn(), passes over those that are dead.
         if (ready := await (self.take() if scope is None else self.take_for(scope))) is not None:
             return ready
+        place = AsyncPlace(self, "" if scope is None else scope.tenant)
+        if not await self._get_in_line(place):
+            return await self.borrow(timeout, scope)
+        begun = monotonic()
         try:
-            connection = await self._next(timeout, scope)
-        except PoolTimeout:
-            # psycopg_pool leaves those who gave up in the queue, and counts them against max_waiting.
-            async with self._lock:  # guards _waiting
-                self._drop_late()
+            connection = await place.wait(timeout)
+        except BaseException:
+            await self._leave_line(place)
             raise
-        self.borrowed.add(connection)
+        finally:
+            self._stats[self._REQUESTS_WAIT_MS] += int(1000.0 * (monotonic() - begun))
+        connection._pool = self
         if self.barred:
             await connection.close()
             await self.give_back(connection)
             raise Reroute
         return connection
 
-    def _drop_late(self) -> None:
-        while self._waiting and self._waiting[0].error is not None:
-            self._waiting.popleft()
+    async def _get_in_line(self, place: AsyncPlace) -> bool:
+        """Get in line, and have the pool grow if it can; whether it is so, for a connection may have become ready."""
+        async with self._lock:  # guards _pool, _waiting, _closed, _growing
+            if self._closed:
+                raise PoolClosed(f"the pool {self.name!r} is closed")
+            if self._pool:
+                return False
+            if self.max_waiting and len(self._waiting) >= self.max_waiting:
+                raise TooManyRequests(f"{self.max_waiting} requests wait for the pool {self.name!r} already")
+            self._waiting.append(place)
+            self._stats[self._REQUESTS_NUM] += 1
+            self._stats[self._REQUESTS_QUEUED] += 1
+            self._maybe_grow_pool()
+            return True
 
-    async def _next(self, timeout: float, scope: Scope | None) -> AsyncConnection[TupleRow]:
-        """Wait for the next connection that is returned, or opened."""
-        del scope
-        return await self.getconn(timeout)
+    @auncancelled
+    async def _leave_line(self, place: AsyncPlace) -> None:
+        """Leave the line, or give back what was handed over at the last moment."""
+        async with self._lock:  # guards _waiting
+            if place in self._waiting:
+                self._waiting.remove(place)
+        if place.connection is not None:
+            await self.give_back(place.connection)
 
     async def open_connection(self) -> AsyncConnection[TupleRow]:
         """Open one more connection, for the pool's own worker; if that fails, those who wait choose again.
@@ -454,19 +476,18 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
                 await original.restore(connection)
             original.idle_since = now = monotonic()
             sound = not connection.closed and now < connection._expire_at
-        # Not the other way round: once it is back, the next borrower may add it again at any moment.
-        self.borrowed.discard(connection)
         self.expendable.discard(connection)
         if sound:
             async with self._lock:  # guards _pool, _waiting, _closed
-                if not self._waiting and not self._closed:
+                if not self._closed:
+                    while self._waiting:  # until it is handed over, it counts as borrowed by whoever brings it
+                        if await self._waiting.popleft().set(connection):
+                            return
                     connection._pool = None
+                    self.borrowed.discard(connection)
                     self._pool.append(connection)
                     return
-        await self._hand_on(connection)
-
-    async def _hand_on(self, connection: AsyncConnection[TupleRow]) -> None:
-        """Give a connection to whoever waits for one, or keep it, or part with it if it is not sound."""
+        self.borrowed.discard(connection)
         await self.putconn(connection)
 
     def abandon(self) -> None:
@@ -491,6 +512,93 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
             opened=measured.get("connections_num", 0),
             failed=measured.get("connections_errors", 0),
         )
+
+
+class AsyncPlace:
+    """The place of a request in the line for a connection, in the way of psycopg_pool's ``WaitingClient``.
+
+    Nobody who hands a connection over has to wait for the request to take it, and from then on it counts as borrowed.
+
+    Attributes:
+        tenant: Whom the request is for; empty where that does not matter.
+        connection: The one handed over.
+        error: Why there will be none.
+    """
+
+    __slots__ = ("_flag", "_guard", "_pool", "connection", "error", "tenant")
+
+    def __init__(self, pool: AsyncNodePool, tenant: str) -> None:
+        """Make the place; it is not in the line yet.
+
+        Args:
+            pool: Whose line it is.
+            tenant: Whom the request is for.
+        """
+        self.tenant = tenant
+        self.connection: AsyncConnection[TupleRow] | None = None
+        self.error: BaseException | None = None
+        self._pool = pool
+        self._flag = AFlag()
+        self._guard = AGuard()  # guards connection and error: the first of them that is set counts
+
+    async def wait(self, timeout: float) -> AsyncConnection[TupleRow]:
+        """Wait for a connection.
+
+        Args:
+            timeout: The most to wait, in seconds.
+
+        Returns:
+            The connection.
+
+        Raises:
+            PoolTimeout: There was none in time.
+            Reroute: Another node may be better by now.
+            PoolClosed: The pool was closed.
+        """
+        try:
+            await self._flag.wait_for(timeout)
+        except BaseException as error:
+            await self.fail(error)
+            raise
+        await self.fail(PoolTimeout(f"the pool {self._pool.name!r} had no connection within {timeout:.3g} s"))
+        if self.connection is None:
+            assert self.error is not None  # noqa: S101
+            raise self.error
+        return self.connection
+
+    async def set(self, connection: AsyncConnection[TupleRow]) -> bool:
+        """Hand a connection over.
+
+        Args:
+            connection: The connection.
+
+        Returns:
+            Whether the request still waited.
+        """
+        with self._guard:
+            if self.connection is not None or self.error is not None:
+                return False
+            original_of(connection).tenant = self.tenant
+            self._pool.borrowed.add(connection)
+            self.connection = connection
+        self._flag.set()
+        return True
+
+    async def fail(self, error: BaseException) -> bool:
+        """Say that there will be none.
+
+        Args:
+            error: Why.
+
+        Returns:
+            Whether the request still waited.
+        """
+        with self._guard:
+            if self.connection is not None or self.error is not None:
+                return False
+            self.error = error
+        self._flag.set()
+        return True
 
 
 class Original:

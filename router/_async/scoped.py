@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from contextvars import ContextVar
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -20,80 +19,46 @@ from router.errors import UnknownTenant
 if TYPE_CHECKING:
     from psycopg import AsyncConnection
     from psycopg.rows import TupleRow
-    from psycopg_pool.pool_async import WaitingClient
 
+    from router._async.pools import AsyncPlace
     from router.topology import Scope
-
-_asking: ContextVar[_Asker] = ContextVar("router_asker")  # who is about to get in line: psycopg_pool does not say
-
-
-class _Asker:
-    """A request that waits in line, or has been handed a connection that it has not taken yet."""
-
-    __slots__ = ("done", "tenant")
-
-    def __init__(self, tenant: str) -> None:
-        self.tenant = tenant
-        self.done = False
 
 
 class AsyncLine(deque[Any]):
     """Those who wait for a connection of a shared pool: the next is not always the first, so that all get their share.
 
-    psycopg_pool takes it for the deque that it would have made itself.
-
-    Attributes:
-        handed: Those who have been handed a connection that does not count as borrowed yet.
-        returning: The tenants whose connections come back just now, and do not count as borrowed any more: else, who
-            gives one back had one fewer than all others, and would get it again.
+    psycopg_pool takes it for the deque that it would have made itself. Whoever brings a connection back still counts as
+    having it: else they had one fewer than all others, and would get it again.
     """
 
     def __init__(self, pool: AsyncSharedPool) -> None:
         super().__init__()
-        self.handed: set[_Asker] = set()
-        self.returning: list[str] = []
         self._pool = pool
-        self._askers: deque[_Asker] = deque()  # in the same order
         self._crowd: dict[str, int] = {}  # how many of each tenant wait
 
-    def append(self, client: WaitingClient[Any]) -> None:
+    def append(self, place: AsyncPlace) -> None:
         """Get in line."""
-        asker = _asking.get()
-        self._askers.append(asker)
-        self._crowd[asker.tenant] = self._crowd.get(asker.tenant, 0) + 1
-        super().append(client)
+        super().append(place)
+        self._crowd[place.tenant] = self._crowd.get(place.tenant, 0) + 1
 
-    def popleft(self) -> WaitingClient[Any]:
+    def popleft(self) -> AsyncPlace:
         """Take out the one to be served next."""
-        held = Counter(self._pool.holders() + self.returning)
-        waiting = (asker.tenant for asker in self._askers)
-        index = next_in_line(waiting, self._crowd, held, self._pool.max_size)
-        client: WaitingClient[Any] = self[index]
-        asker = self._take_out(index)
-        if client.error is None:
-            self.handed.add(asker)
-            if asker.done:  # it gave up between the two lines above
-                self.handed.discard(asker)
-        return client
+        held, waiting = Counter(self._pool.holders()), (place.tenant for place in self)
+        place: AsyncPlace = self[next_in_line(waiting, self._crowd, held, self._pool.max_size)]
+        self.remove(place)
+        return place
 
-    def drop_late(self) -> None:
-        """Take out those who have given up."""
-        for index in reversed([index for index, client in enumerate(self) if client.error is not None]):
-            self._take_out(index)
+    def remove(self, place: AsyncPlace) -> None:
+        """Take out one."""
+        super().remove(place)
+        self._crowd[place.tenant] -= 1
+        if not self._crowd[place.tenant]:
+            del self._crowd[place.tenant]
 
     def clear(self) -> None:
         """Send everybody away."""
-        self._askers.clear()
-        self._crowd.clear()
         super().clear()
-
-    def _take_out(self, index: int) -> _Asker:
-        asker = self._askers[index]
-        del self[index], self._askers[index]
-        self._crowd[asker.tenant] -= 1
-        if not self._crowd[asker.tenant]:
-            del self._crowd[asker.tenant]
-        return asker
+        self._crowd.clear()
 
 
 class AsyncSharedPool(AsyncNodePool):
@@ -110,13 +75,11 @@ class AsyncSharedPool(AsyncNodePool):
             **kwargs: As for :class:`AsyncNodePool`.
         """
         super().__init__(*args, **kwargs)
-        self._line = AsyncLine(self)
-        self._waiting = self._line
+        self._waiting = AsyncLine(self)
 
     def holders(self) -> list[str]:
         """List the tenants of the connections that are out, one for each."""
-        borrowed: list[str] = [connection.__dict__["_router"].tenant for connection in list(self.borrowed)]
-        return borrowed + [asker.tenant for asker in list(self._line.handed)]
+        return [connection.__dict__["_router"].tenant for connection in list(self.borrowed)]
 
     async def take_for(self, scope: Scope) -> AsyncConnection[TupleRow] | None:
         """Borrow a connection that is ready, best one that the tenant had last.
@@ -140,29 +103,6 @@ class AsyncSharedPool(AsyncNodePool):
         if taken is not None:
             original_of(taken).tenant = tenant
         return taken
-
-    def _drop_late(self) -> None:
-        self._line.drop_late()
-
-    async def _hand_on(self, connection: AsyncConnection[TupleRow]) -> None:
-        tenant = original_of(connection).tenant
-        self._line.returning.append(tenant)
-        try:
-            await super()._hand_on(connection)
-        finally:
-            self._line.returning.remove(tenant)
-
-    async def _next(self, timeout: float, scope: Scope | None) -> AsyncConnection[TupleRow]:
-        asker = _Asker("" if scope is None else scope.tenant)
-        token = _asking.set(asker)
-        try:
-            connection = await self.getconn(timeout)
-            original_of(connection).tenant = asker.tenant
-            return connection
-        finally:
-            _asking.reset(token)
-            asker.done = True
-            self._line.handed.discard(asker)
 
 
 async def enter(connection: AsyncConnection[TupleRow], scope: Scope, deadline: float, *, begin: bool) -> None:
