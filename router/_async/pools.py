@@ -277,11 +277,10 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         # Which, other than getconn(), passes over those that are dead.
         if (ready := await (self.take() if scope is None else self.take_for(scope))) is not None:
             return ready
-        place = AsyncPlace(self, "" if scope is None else scope.tenant)
-        if not await self._get_in_line(place):
-            return await self.borrow(timeout, scope)
-        begun = monotonic()
+        place, begun = AsyncPlace(self, "" if scope is None else scope.tenant), monotonic()
         try:
+            if not await self._get_in_line(place):
+                return await self.borrow(timeout, scope)
             connection = await place.wait(timeout)
         except BaseException:
             await self._leave_line(place)

@@ -526,9 +526,11 @@ class AsyncRouting:
         with self._guard:
             self._visited.pop(name, None)
             self._visited[name] = None
-            oldest = next(iter(self._visited)) if len(self._visited) > VISITED else None
-            self._visited.pop(oldest or "", None)
-        if oldest is not None and not any(pool.cluster.name == oldest for pool in self.pools):
+            if len(self._visited) <= VISITED:
+                return
+            oldest = next(iter(self._visited))
+            del self._visited[oldest]
+        if not any(pool.cluster.name == oldest for pool in self.pools):
             self.known.leave(oldest)
 
     async def _keep_house(self) -> None:

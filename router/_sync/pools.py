@@ -278,11 +278,10 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         # Which, other than getconn(), passes over those that are dead.
         if (ready := (self.take() if scope is None else self.take_for(scope))) is not None:
             return ready
-        place = Place(self, "" if scope is None else scope.tenant)
-        if not self._get_in_line(place):
-            return self.borrow(timeout, scope)
-        begun = monotonic()
+        place, begun = Place(self, "" if scope is None else scope.tenant), monotonic()
         try:
+            if not self._get_in_line(place):
+                return self.borrow(timeout, scope)
             connection = place.wait(timeout)
         except BaseException:
             self._leave_line(place)
