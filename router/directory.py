@@ -178,6 +178,17 @@ class Answers:
         self._known[tenant] = _Answer(home, due, now if before is None else before.used)
         return before is not None and before.home != home
 
+    def drop(self, tenant: str) -> bool:
+        """Note that what the directory says of a tenant cannot be used, and what it said before does not count.
+
+        Args:
+            tenant: The key.
+
+        Returns:
+            Whether anything was known of it.
+        """
+        return self._known.pop(tenant, None) is not None
+
     def doubt(self, tenant: str, now: float) -> bool:
         """Note that a tenant's home could not be confirmed: what is known of it goes on counting.
 

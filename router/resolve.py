@@ -54,7 +54,9 @@ def resolve(topology: Topology, version: str | None, tenant: str | None = None, 
     if tenant is not None:
         return _of_tenant(topology, version, tenant, home or home_of(topology, tenant))
     if topology.tenancy is not None and version is None:
-        raise UnknownTenant(None, "no tenant was named: name one, or name the version to do without")
+        raise UnknownTenant(
+            None, "no tenant was named, nor is use() in force here: name one, or the version to do without"
+        )
     return Target(*_cluster(topology, version))
 
 

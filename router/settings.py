@@ -462,8 +462,8 @@ _PLACEHOLDERS = {"{tenant}", "{version}"}
 
 
 def _holds_only_ours(text: str) -> str:
-    if set(re.findall(r"\{[^{}]*\}", text)) - _PLACEHOLDERS:
-        raise ValueError("has a placeholder that is neither {tenant} nor {version}")
+    if strange := sorted(set(re.findall(r"\{[^{}]*\}", text)) - _PLACEHOLDERS):
+        raise ValueError(f"has the placeholder {strange[0]}, which is neither {{tenant}} nor {{version}}")
     return text
 
 
@@ -749,7 +749,13 @@ class RouterSettings(BaseSettings, _Table):
     def _faults(cls, data: Mapping[str, Any]) -> Iterator[_sources.Fault]:
         versions, aliases = data.get("versions") or {}, data.get("aliases") or {}
         if not versions:
-            yield ("versions",), "there is none: add [versions.NAME] to a file, or set ROUTER_VERSIONS__NAME__PRIMARY"
+            yield (
+                ("versions",),
+                (
+                    "there is none: name a file that has [versions.NAME] by ROUTER_CONFIG (or --config), or set "
+                    "ROUTER_VERSIONS__NAME__PRIMARY"
+                ),
+            )
         if not versions or not isinstance(versions, Mapping) or not isinstance(aliases, Mapping):
             return
         for key in versions:

@@ -208,7 +208,7 @@ def tenants_table(table: str, pattern: str = TENANT_PATTERN) -> str:
     check = f" CHECK (tenant ~ '^{pattern}$')" if pattern == TENANT_PATTERN else ""
     return f"""\
 -- Where each tenant lives. A column that is NULL takes what the settings say under [tenant_template].
-CREATE TABLE {table} (
+CREATE TABLE IF NOT EXISTS {table} (
     tenant          text PRIMARY KEY{check},
     version         text[],  -- the versions or aliases that it lives in, its first one first
     database        text,
@@ -234,8 +234,8 @@ BEGIN
     RETURN NULL;
 END
 $$;
-CREATE TRIGGER router_tenant_changed AFTER INSERT OR UPDATE OR DELETE ON {table}
+CREATE OR REPLACE TRIGGER router_tenant_changed AFTER INSERT OR UPDATE OR DELETE ON {table}
     FOR EACH ROW EXECUTE FUNCTION {function}();
-CREATE TRIGGER router_tenants_gone BEFORE TRUNCATE ON {table}
+CREATE OR REPLACE TRIGGER router_tenants_gone BEFORE TRUNCATE ON {table}
     FOR EACH STATEMENT EXECUTE FUNCTION {function}();
 """

@@ -75,7 +75,7 @@ def test_it_holds_for_everything_that_is_asked_of_the_router(router: Router) -> 
                 use()
             assert raised.value.tenant == "acme"
     for ask in (router.connection, router.explain, partial(router.execute, "SELECT 1"), partial(router.run, id)):
-        with pytest.raises(UnknownTenant, match="no tenant was named: name one, or name the version to do without"):
+        with pytest.raises(UnknownTenant, match=r"no tenant was named, nor is use\(\) in force here: name one, or the"):
             ask()
 
 

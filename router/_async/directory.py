@@ -293,24 +293,24 @@ class AsyncDirectory:
                 pass
         except BaseException:
             question.overtaken = False
-            self._settle(question, None, "asking for it was cancelled")
+            self._settle(question, None, "asking for it was cancelled", answered=False)
             raise
 
-    async def _ask_source(self, tenant: str) -> tuple[Home | None, str]:
-        """Ask once: for the home, or why there is no answer."""
+    async def _ask_source(self, tenant: str) -> tuple[Home | None, str, bool]:
+        """Ask once: for the home, or why there is none, and whether there was an answer."""
         try:
             said = await acall(self._lookup, tenant)
         except Exception as error:  # noqa: BLE001  (it is the user's)
-            return None, self._fails(error)
+            return None, self._fails(error), False
         self._works()
         if said is None:
-            return None, ""
+            return None, "", True
         if not isinstance(said, Mapping):
-            return None, f"lookup() gave a {type(said).__name__}, not a mapping"
+            return None, f"lookup() gave a {type(said).__name__}, not a mapping", True
         try:
-            return self._read(tenant, said), ""
+            return self._read(tenant, said), "", True
         except Exception as error:  # noqa: BLE001  (one tenant's fault must not end the asking for others)
-            return None, f"what the directory says is wrong: {in_words(error)}"
+            return None, f"what the directory says is wrong: {in_words(error)}", True
 
     def _fails(self, error: Exception) -> str:
         """Take note that the source fails; why."""
@@ -331,7 +331,7 @@ class AsyncDirectory:
             self._answers.recover()
         logger.info("the directory of tenants works again")
 
-    def _settle(self, question: _Question, home: Home | None, reason: str) -> bool:
+    def _settle(self, question: _Question, home: Home | None, reason: str, answered: bool) -> bool:  # noqa: FBT001
         """Take an answer; whether it counts: if a change was heard of meanwhile, it is to be asked for again."""
         tenant, moved = question.tenant, False
         with self._guard:
@@ -339,12 +339,16 @@ class AsyncDirectory:
                 question.overtaken = False
                 return False
             del self._questions[tenant]
-            if reason:
+            if not answered:
                 self._answers.doubt(tenant, monotonic())
+            elif reason:  # where it lived is not where it lives
+                moved = self._answers.drop(tenant)
             else:
                 moved = self._answers.keep(tenant, home, monotonic(), random())
         if moved:
             self._forgotten(tenant)
+            if reason:
+                logger.warning("tenant %r is served no longer: %s", tenant, reason)
         question.unknown = home is None and not reason
         question.reason = reason
         question.answered.set()

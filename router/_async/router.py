@@ -82,6 +82,9 @@ class AsyncRouter:
             TypeError: ``directory`` cannot be called so.
         """
         self._settings = RouterSettings() if settings is None else settings
+        if not isinstance(self._settings, RouterSettings):
+            given = type(settings).__name__
+            raise TypeError(f"settings must be RouterSettings, not {given}: RouterSettings(**values), or .load(path)")
         self._topology = self._settings.topology()
         if directory is not None and self._topology.tenancy is None:
             self._topology = self._topology._replace(tenancy=Tenancy())

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import Counter
 from contextlib import suppress
 from random import random
 from time import monotonic
@@ -20,8 +21,8 @@ from router._sync.knowledge import Knowledge
 from router._sync.opener import Opener
 from router._sync.pools import Reroute, original_of
 from router._sync.registry import Pools
-from router._sync.slots import Gate, Slots, holding_most
-from router.budget import Claim, Limits
+from router._sync.slots import Gate, Slots
+from router.budget import Claim, Full, Limits, full
 from router.choose import Request, choose
 from router.consistency import UNSURE, later
 from router.errors import (
@@ -566,9 +567,9 @@ class Routing:
             if pool is not None and pool.refusal:
                 why = f"{node} takes no further connection: {pool.refusal}"
             elif pool is not None and pool.grown:
-                most = holding_most([f"tenant {tenant}" for tenant in pool.holders()])
+                most = _holding_most([pool]) if pool.shared else ""
                 why = f"all {pool.max_size} to {node} are in use (pool.max_size){most}"
-            elif not late or not (why := self.slots.spent(claim)):
+            elif not late or not (why := self._spent(claim)):
                 if node in ready:
                     asking = node in route.ask
                     silent[node] = "has not replayed yet what is to be seen" if asking else "gave no connection in time"
@@ -585,6 +586,22 @@ class Routing:
             refused=refused,
             **asked,
         )
+
+    def _spent(self, claim: Claim) -> str:
+        """Say which limit keeps one more connection from being opened, and who has most of it; empty if none does."""
+        limits = self.slots.limits
+        match full(limits, self.slots.taken, claim):
+            case Full.HOLDER:
+                return f"{claim.holder} has all {claim.cap} that it may (tenancy.max_connections)"
+            case Full.SERVER:
+                most = _holding_most(pool for pool in self.pools if pool.node.server == claim.server)
+                return f"all {limits.server} to {claim.server} are open (max_connections_per_server){most}"
+            case Full.PROCESS:
+                return f"all {limits.process} of the process are open (max_connections){_holding_most(self.pools)}"
+            case None if any(turn.claim is claim for turn in list(self.slots.waiting)):
+                return "others came first for those of the process (max_connections)"  # and go on coming
+            case None:
+                return ""
 
     def _is_missing(self, reason: str) -> bool:
         """Whether a login failed because something of the tenant's own is not there."""
@@ -662,6 +679,17 @@ def _emptied(pools: Sequence[NodePool], deadline: float) -> int:
 _MISSING = re.compile(
     r"(?:database|schema|role) \"(?P<name>.*)\" does not exist|no USAGE on schema|permission denied to set role"
 )
+
+
+def _holding_most(pools: Iterable[NodePool]) -> str:
+    """Say who has most connections out; empty if nobody has any."""
+    holders = Counter[str]()
+    for pool in pools:
+        if pool.shared or pool.tenant:
+            holders.update(f"tenant {tenant}" for tenant in pool.holders())
+        else:
+            holders[pool.cluster.name] += len(pool.borrowed)
+    return "".join(f"; {holder} holds {number} of them" for holder, number in holders.most_common(1) if number)
 
 
 def _asked(target: Target) -> dict[str, Any]:

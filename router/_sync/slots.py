@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
 from router._runtime import Flag, Guard
-from router.budget import Full, full, grant, yields_to
+from router.budget import full, grant, yields_to
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -185,30 +185,6 @@ class Slots:
                 turn.granted = True
                 turn.flag.set()
 
-    def spent(self, claim: Claim) -> str:
-        """Say why one more connection cannot be opened.
-
-        Args:
-            claim: Of the pool that wants one more.
-
-        Returns:
-            The limit that is reached, and who holds most of it; empty when none is.
-        """
-        taken, limits = self.taken, self.limits
-        match full(limits, taken, claim):
-            case Full.HOLDER:
-                return f"{claim.holder} has all {claim.cap} that it may (tenancy.max_connections)"
-            case Full.SERVER:
-                most = holding_most([one.holder for one in taken if one.server == claim.server])
-                return f"all {limits.server} to {claim.server} are open (max_connections_per_server){most}"
-            case Full.PROCESS:
-                most = holding_most([one.holder for one in taken])
-                return f"all {limits.process} of the process are open (max_connections){most}"
-            case None if any(turn.claim is claim for turn in list(self.waiting)):
-                return "others came first for those of the process (max_connections)"  # and go on coming
-            case None:
-                return ""
-
     def close(self) -> None:
         """Let nobody wait any longer."""
         self._closed = True
@@ -239,19 +215,6 @@ class Slots:
     def _count(self) -> list[Claim]:
         self._open = [slot for slot in self._open if (open_ := slot[0]()) is not None and not open_.closed]
         return self._opening + [claim for _, claim in self._open]
-
-
-def holding_most(holders: list[str]) -> str:
-    """Say who holds most.
-
-    Args:
-        holders: Who holds each.
-
-    Returns:
-        A clause for an error; empty if nobody holds any.
-    """
-    most = Counter(holders).most_common(1)
-    return f"; {most[0][0]} holds {most[0][1]} of them" if most else ""
 
 
 class Gate:

@@ -185,8 +185,8 @@ def _too_many_connections(
         if server in allowed and most > allowed[server]:
             yield (
                 f"{server} allows {allowed[server]} connections, and this configuration may open {most} "
-                f"({processes} x {most // processes}): lower pool.max_size or max_connections, "
-                "or raise max_connections of the server"
+                f"({processes} x {most // processes}): lower max_connections, "
+                "max_connections_per_server or pool.max_size, or raise max_connections of the server"
             )
 
 

@@ -343,7 +343,7 @@ def test_those_for_whom_somebody_waits_are_asked_for_first() -> None:
     assert told.asked[ASKING] == "b"
 
 
-def test_what_is_said_wrongly_of_one_tenant_is_its_fault_only() -> None:
+def test_what_is_said_wrongly_of_one_tenant_is_its_fault_only(caplog: pytest.LogCaptureFixture) -> None:
     told = Told(acme="wrong", globex="s2")
     made = Made(told)
     with pytest.raises(DirectoryUnavailable, match=r"what the directory says is wrong: .*\n.*no such schema"):
@@ -351,9 +351,14 @@ def test_what_is_said_wrongly_of_one_tenant_is_its_fault_only() -> None:
     assert made.schema("globex") == "s2"
     told.schemas["globex"] = "wrong"
     made.directory.changed("globex")
-    assert made.schema("globex") == "s2"
-    assert made.directory.stats().unconfirmed == 1
+    assert made.forgotten[-1:] == ["globex"]
+    for _ in range(2):  # where it lived is not where it lives
+        with pytest.raises(DirectoryUnavailable, match="what the directory says is wrong"):
+            made.schema("globex")
+    assert [record.message for record in caplog.records if "globex" in record.message] != []
     assert made.directory.stats().failing_for is None
+    told.schemas["globex"] = "s3"
+    assert made.schema("globex") == "s3"
     with pytest.raises(DirectoryUnavailable, match=r"lookup\(\) gave a list, not a mapping"):
         Made(lambda _: []).schema("acme")
     with pytest.raises(DirectoryUnavailable, match="what the directory says is wrong: ZeroDivisionError in "):
