@@ -6,7 +6,7 @@ import contextlib
 import sys
 from contextvars import ContextVar
 from inspect import CO_ASYNC_GENERATOR, CO_GENERATOR
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from router.errors import TenantLocked, UnknownTenant
 
@@ -23,6 +23,9 @@ class Block:
     """
 
     __slots__ = ("_entry", "_owner")
+
+    names: ClassVar = False
+    """Whether it says whom requests are for: then a task that outlives it is not in the blocks around it, either."""
 
     def __init__(self, owner: object) -> None:
         """Prepare the block.
@@ -48,7 +51,7 @@ class Block:
         if self._entry is not None:
             self._entry.end()
         # A generator may be closed while a later block is in force, or in another context: then it is passed over.
-        CURRENT.set(_open())
+        CURRENT.set(_open(self._entry))
         return False
 
     def _check(self) -> None:
@@ -78,17 +81,19 @@ class Entry:
     Attributes:
         block: The block.
         outer: The one before it, which may be over by now, or a generator's that does not run.
-        generator: The frame of the generator it is in; ``None`` for none.
+        generator: The frame of the generator it is in; ``None`` for none, and once it is over.
+        in_generator: Whether it was entered in a generator.
         level: That of the innermost generator that ran when it was entered; ``None`` for none.
         open: Whether it is not over.
     """
 
-    __slots__ = ("block", "generator", "level", "open", "outer")
+    __slots__ = ("block", "generator", "in_generator", "level", "open", "outer")
 
     def __init__(self, block: Block, outer: Entry | None, generator: FrameType | None, level: FrameType | None) -> None:
         self.block = block
         self.outer = outer
         self.generator = generator
+        self.in_generator = generator is not None
         self.level = level
         self.open = True
 
@@ -96,6 +101,10 @@ class Entry:
         """Whether it is not over, and not a generator's that does not run now."""
         generator = self.generator  # before it is seen to be open: another thread may end it
         return self.open and (generator is None or id(generator) in _running())
+
+    def hides(self) -> bool:
+        """Whether what is around it is not meant for who finds it: a task made inside that outlives it."""
+        return not self.open and self.block.names and not self.in_generator
 
     def end(self) -> None:
         """See that it is over."""
@@ -107,12 +116,12 @@ CURRENT: ContextVar[Entry | None] = ContextVar("router_block", default=None)
 """The innermost block of this task or thread; its default is none, so that a thread never gets one by accident."""
 
 
-def _open() -> Entry | None:
+def _open(ended: Entry | None = None) -> Entry | None:
     """The last block that is not over, in force or not: its generator may go on. Those that are over are let go."""
     last: Entry | None = None
     innermost: Entry | None = None
     entry = CURRENT.get()
-    while entry is not None:
+    while entry is not None and (entry is ended or not entry.hides()):
         if entry.open:
             if last is None:
                 innermost = entry
@@ -127,7 +136,7 @@ def _open() -> Entry | None:
 
 def _in_force(entry: Entry | None) -> Entry | None:
     while entry is not None and not entry.in_force():
-        entry = entry.outer
+        entry = None if entry.hides() else entry.outer
     return entry
 
 
@@ -189,6 +198,8 @@ class Use(Block):
     """
 
     __slots__ = ("lock", "tenant", "version")
+
+    names = True
 
     def __init__(self, owner: object, tenant: str | None, version: str | None, *, lock: bool) -> None:
         """Prepare the block.

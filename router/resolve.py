@@ -219,27 +219,32 @@ def twins(topology: Topology, *, by_template: bool) -> dict[str, str]:
     template = tenancy.template if by_template else None
     made = {} if template is None else {one: _made_by(template, one or "") for one in versions_of(topology, template)}
     found: dict[str, str] = {}
-    first: dict[object, str] = {}
+    first: dict[object, str] = {}  # by place, whichever version it is in: two may be in one database
     for tenant, home in tenancy.homes.items():
         for version in versions_of(topology, home):
+            base = topology.versions.get(version or "")
             there = rendered(home, tenant, version or "")
-            place = _place(there, tenant)
-            if (other := first.setdefault((version, place), tenant)) != tenant:
+            place = _place(base, there, tenant)
+            if (other := first.setdefault(place, tenant)) != tenant:
                 found.setdefault(tenant, other)
             if template is None or (pattern := made.get(version)) is None:
                 continue
             for key in {match["key"] for name in names_of(there) if (match := pattern.fullmatch(name))}:
                 with suppress(UnknownTenant):  # the key is nobody's
                     reached = key not in tenancy.homes and resolve(topology, version, key)
-                    if reached and _place(rendered(template, key, version or ""), key) == place:
+                    if reached and _place(base, rendered(template, key, version or ""), key) == place:
                         found.setdefault(tenant, key)
     return found
 
 
-def _place(there: Home, tenant: str) -> tuple[object, ...]:
-    """What keeps a tenant apart from others in a version: two of whom it is the same are one."""
-    own = there.cluster and frozenset((node.server, node.params) for node in there.cluster.nodes)
-    return own, there.database, there.user, there.schema, there.role, there.row and (there.row, tenant)
+def _place(base: Cluster | None, there: Home, tenant: str) -> tuple[object, ...]:
+    """What keeps a tenant apart from others: two of whom it is the same are one."""
+    cluster = there.cluster or base
+    nodes = frozenset(
+        (node.server, there.database or _login(node)[0], there.user or _login(node)[1])
+        for node in (cluster.nodes if cluster else ())
+    )
+    return nodes, there.schema, there.role, there.row and (there.row, tenant)
 
 
 def _made_by(template: Home, version: str) -> re.Pattern[str] | None:
@@ -268,13 +273,27 @@ def _keep_off(topology: Topology, written: Home, home: Home) -> None:
     """Keep keys off what a version itself connects to or as: its database, or its login, which sees all tenants."""
     if home is written:
         return
-    params = [dict(node.params) for cluster in topology.versions.values() for node in cluster.nodes]
+    nodes = [node for cluster in topology.versions.values() for node in cluster.nodes]
+    params = [dict(node.params) for node in nodes]
     logins = {one.get("user", "") for one in params}
     taken = {"role": logins, "user": logins, "database": {one.get("dbname") or one.get("user", "") for one in params}}
     for kind, names in taken.items():
         name = getattr(home, kind)
         if name != getattr(written, kind) and name in names:
             raise Misnamed(f"{name!r} is a version's own {kind}")
+    if home.cluster is not None and written.cluster is not None:
+        own = {(node.server, name) for node in nodes for name in _login(node)}
+        for before, node in zip(written.cluster.nodes, home.cluster.nodes, strict=True):
+            for kind, was, name in zip(("database", "user"), _login(before), _login(node), strict=True):
+                if (node.server, name) in own and (before.server, was) != (node.server, name):
+                    raise Misnamed(f"{name!r} is a version's own {kind}")
+
+
+def _login(node: Node) -> tuple[str, str]:
+    """The database and the user that a node connects to and as."""
+    params = dict(node.params)
+    user = params.get("user", "")
+    return params.get("dbname") or user, user
 
 
 class Misnamed(ValueError):

@@ -463,7 +463,7 @@ _PLACEHOLDERS = {"{tenant}", "{version}"}
 
 def _holds_only_ours(text: str) -> str:
     if strange := sorted(set(re.findall(r"\{[^{}]*\}", text)) - _PLACEHOLDERS):
-        raise ValueError(f"has the placeholder {strange[0]}, which is neither {{tenant}} nor {{version}}")
+        raise ValueError(f"has a placeholder that is neither {{tenant}} nor {{version}}: {strange[0]}")
     return text
 
 

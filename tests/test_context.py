@@ -249,6 +249,47 @@ async def test_a_task_that_outlives_the_block_names_no_tenant_any_more() -> None
         assert await late is None
 
 
+@pytest.mark.parametrize("lock", [True, False])
+async def test_a_task_that_outlives_an_inner_block_is_not_in_the_outer_one(lock: bool) -> None:
+    async with AsyncRouter(OPTIONS) as router:
+        go = asyncio.Event()
+
+        async def look() -> tuple[str, str] | None:
+            await go.wait()
+            return named(router)
+
+        async def look_in_a_block_of_its_own() -> str | None:
+            with router.use(version="v2"):
+                await go.wait()
+                return router.explain().target.tenant
+
+        with router.use(tenant="globex"):
+            with router.use(tenant="acme", lock=lock):
+                late = asyncio.create_task(look())
+                later = asyncio.create_task(look_in_a_block_of_its_own())
+                await asyncio.sleep(0)
+            go.set()
+            assert await late is None
+            assert await later is None
+            assert named(router) == ("globex", "v1")
+
+
+async def test_a_task_that_outlives_a_session_keeps_its_tenant() -> None:
+    async with AsyncRouter(OPTIONS) as router:
+        go = asyncio.Event()
+
+        async def look() -> tuple[str, str] | None:
+            await go.wait()
+            return named(router)
+
+        with router.use(tenant="acme"):
+            with router.session():
+                late = asyncio.create_task(look())
+                await asyncio.sleep(0)
+            go.set()
+            assert await late == ("acme", "v1")
+
+
 async def test_gathered_tasks_do_not_disturb_each_other_or_their_parent() -> None:
     async with AsyncRouter(OPTIONS) as router:
         together = asyncio.Barrier(4)

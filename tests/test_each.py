@@ -684,11 +684,13 @@ def test_a_mistake_is_found_before_anything_is_done(
     tenants: Callable[..., list[str]], each: Callable[..., Result]
 ) -> None:
     tenants(1)
+    Path("nul.sql").write_text("INSERT INTO t VALUES ('half');\0INSERT INTO t VALUES ('rest');", encoding="utf-8")
     for arguments, message in (
         (("--tenants", "all"), "give either a command, after --, or SQL by --sql FILE"),
         (("--tenants", "all", "--sql", SQL, "--", "true"), "give either"),
         (("--tenants", "all", "--redo", "--", "true"), "--redo is about what --resume finds"),
         (("--tenants", "all", "--", "no-such-program"), "no-such-program is not found"),
+        (("--tenants", "all", "--sql", "nul.sql"), "nul.sql has a NUL character, after which nothing would be run"),
         (("--tenants", "all", "--sql", "missing.sql"), "missing.sql cannot be read: No such file"),
         (("--tenants", "x*", "--", "true"), "no tenant is listed that matches 'x*'"),
         (("--tenants", "nobody", "--", "true"), "unknown tenant 'nobody'"),

@@ -335,7 +335,7 @@ APART = (
     "has nothing that keeps it apart from others: it needs a database, user, schema, role or row, or servers of its "
     "own (primary or nodes)"
 )
-NOT_OURS = "which is neither {tenant} nor {version}"
+NOT_OURS = "has a placeholder that is neither {tenant} nor {version}"
 IN_SECRET = "has {tenant} or {version} in its password, or another secret, where it stays as it is: give each tenant a"
 OWN_SERVERS = "stands beside servers of its own: write it in their connection strings instead"
 

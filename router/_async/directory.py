@@ -431,7 +431,7 @@ class AsyncSqlSource:
         Raises:
             RouterError: They cannot be read; the message says why.
         """
-        return [row["tenant"] for row in await self._fetch(sql.tenants_of(self.table))]
+        return [str(row["tenant"]) for row in await self._fetch(sql.tenants_of(self.table))]
 
     async def close(self, timeout: float) -> None:
         """Hear of nothing any more, and cut short what is being read.

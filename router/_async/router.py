@@ -162,7 +162,8 @@ class AsyncRouter:
     def use(self, *, tenant: str | None = None, version: str | None = None, lock: bool = False) -> Use:
         """Name the tenant and the version of the requests of this task or thread, for the length of a block.
 
-        Child tasks begun inside it have it, too. Threads and executors do not: a request there names its own, or fails.
+        Child tasks begun inside it have it, too, and as long as it lasts: one that outlives it names its own tenant, or
+        fails, whatever blocks are around, and nothing locks it. So it is in threads and executors from the start.
 
         Args:
             tenant: The tenant; ``None`` leaves that to the block around it.

@@ -326,6 +326,9 @@ class AsyncRouting:
             refused = {node for node in target.cluster.nodes if node in health}
             again = {node for node in refused if not logins or now >= health[node].banned_until}
             health = {key: state for key, state in health.items() if key not in again} if again else health
+            if target.watched.name not in self.topology.versions:  # servers of its own: looks log in as it does
+                pairs = zip(target.cluster.nodes, target.watched.nodes, strict=True)
+                health = {**{node: health[seen] for node, seen in pairs if seen in health}, **health}
         return choose(target, health, request, now=now, turn=random(), load=load, prefer=prefer)
 
     async def acquire(
@@ -577,7 +580,10 @@ class AsyncRouting:
                 continue
             return PoolExhausted(f"{in_time}: {why}", **asked)
         refused = {**route.refused, **route.notes, **silent}
-        logins = [self.known.health[node].reason for node in target.cluster.nodes if node in self.known.health]
+        nodes = list(target.cluster.nodes)
+        if target.watched is not None and target.watched.name not in self.topology.versions:
+            nodes += target.watched.nodes
+        logins = [self.known.health[node].reason for node in nodes if node in self.known.health]
         if target.tenant is not None and logins and all(map(self._is_missing, logins)):
             return UnknownTenant(target.tenant, logins[0], version=target.requested)
         kind, use = (NoReplica, "read from") if request.read_only else (NoPrimary, "written to")

@@ -432,7 +432,7 @@ class SqlSource:
         Raises:
             RouterError: They cannot be read; the message says why.
         """
-        return [row["tenant"] for row in self._fetch(sql.tenants_of(self.table))]
+        return [str(row["tenant"]) for row in self._fetch(sql.tenants_of(self.table))]
 
     def close(self, timeout: float) -> None:
         """Hear of nothing any more, and cut short what is being read.

@@ -8,6 +8,7 @@ Usage: ``_child.py LOG ENTRY COMMAND…``: the log's descriptor, the beginning o
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import time
@@ -36,7 +37,9 @@ def main(log: int, entry: str, command: list[str]) -> None:
 
 
 def _write(log: int, line: str) -> None:
-    os.write(log, line.encode())
+    data = line.encode()
+    if os.write(log, data) != len(data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     os.fsync(log)
 
 

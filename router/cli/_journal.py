@@ -9,6 +9,7 @@ hold, too: they go on when it is killed, and write their lines themselves.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -86,7 +87,9 @@ class Journal:
             OSError: It could not be written.
         """
         line = json.dumps({**entry, "at": datetime.now(UTC).isoformat(timespec="milliseconds")}, ensure_ascii=False)
-        os.write(self.descriptor, f"{line}\n".encode())
+        data = f"{line}\n".encode()
+        if os.write(self.descriptor, data) != len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         os.fsync(self.descriptor)
         self.read()
 

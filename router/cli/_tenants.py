@@ -149,12 +149,20 @@ def _asked(settings: RouterSettings, tenancy: Tenancy, keys: Sequence[str] | Non
                 f"the table {directory.table} cannot be read: {error.diag.message_primary}; "
                 "`router tenants --sql` prints how to make it"
             ) from None
-    return {row["tenant"]: _home(settings, row) for row in rows}
+    found: Homes = {}
+    for row in rows:
+        key = str(row["tenant"])  # as requests name it, whatever type the column has
+        try:
+            check_key(tenancy.pattern, key)
+            found[key] = _home(settings, key, row)
+        except UnknownTenant as error:
+            found[repr(key)] = ConfigError([f"directory: {error}"])  # nothing of it for the terminal to obey
+    return found
 
 
-def _home(settings: RouterSettings, row: dict[str, Any]) -> Home | ConfigError:
+def _home(settings: RouterSettings, key: str, row: dict[str, Any]) -> Home | ConfigError:
     said = {key: row[key] for key in TENANT_KEYS & row.keys() if row[key] is not None}
     try:
-        return settings.home(row["tenant"], said)
+        return settings.home(key, said)
     except ConfigError as error:
         return error

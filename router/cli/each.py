@@ -153,6 +153,8 @@ def _read(file: Path) -> str:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         fail(f"{file} cannot be read: {error.strerror if isinstance(error, OSError) else 'it is not UTF-8'}", BAD_USAGE)
+    if "\0" in text:  # libpq would send what stands before it, and all would seem done
+        fail(f"{file} has a NUL character, after which nothing would be run: take it out", BAD_USAGE)
     if any("/*" in comment[2:] for found in _NO_STATEMENT.finditer(text) if (comment := found["comment"])):
         fail(f"{file} has a comment in a comment, in which a COMMIT could hide: take it out", BAD_USAGE)
     for statement in _NO_STATEMENT.sub(" ", text).split(";"):

@@ -608,6 +608,25 @@ def test_a_tenant_that_is_not_there_is_unknown_and_harms_nobody(world: World, wa
 
 
 @pytest.mark.parametrize("pooling", ["dedicated", "shared"])
+@pytest.mark.parametrize("kind", ["primary", "nodes"])
+@pytest.mark.parametrize("param", ["dbname", "user"])
+def test_a_tenant_whose_own_servers_do_not_have_it_is_unknown_at_once(
+    world: World, param: str, kind: str, pooling: str
+) -> None:
+    servers = psycopg.conninfo.make_conninfo(world.dsn(), **{param: "{tenant}"})
+    options = world.settings("row", tenancy={"pooling": pooling}, tenant_template={kind: servers})
+    for read_only in (True, False):
+        with Router(options) as router:  # its first request: nothing is known of any server
+            begun = monotonic()
+            with pytest.raises(UnknownTenant, match='"nobody" does not exist'):
+                with router.connection(tenant="nobody", read_only=read_only, timeout=PATIENCE):
+                    pytest.fail("there was one")
+            assert monotonic() - begun < PATIENCE / 4
+            with router.connection(tenant=world.keys[0], read_only=read_only) as connection:
+                assert world.keys[0] in (connection.info.dbname, connection.info.user)
+
+
+@pytest.mark.parametrize("pooling", ["dedicated", "shared"])
 def test_a_role_that_may_not_be_taken_on_is_unknown_and_harms_nobody(world: World, pooling: str) -> None:
     key, _ = world.keys
     homes = {key: {"row": "app.tenant"}, "greedy": {"role": "postgres"}}
