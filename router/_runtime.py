@@ -434,6 +434,68 @@ def uncancelled(function: Callable[P, None]) -> Callable[P, None]:
     return function
 
 
+_ASKS_FOR_TLS = (8).to_bytes(4, "big") + (80877103).to_bytes(4, "big")  # as PostgreSQL's protocol has it
+
+
+async def aknock(host: str, port: int, timeout: float) -> bool:
+    """See whether a PostgreSQL server, or a pooler, reacts at all, without a session: it is asked whether it takes TLS.
+
+    Args:
+        host: Its host, or the directory of its socket.
+        port: Its port.
+        timeout: The most to wait, in seconds.
+
+    Returns:
+        Whether it does; true as well if that cannot be found out.
+    """
+    try:
+        async with asyncio.timeout(timeout):
+            if host.startswith("/"):
+                reader, writer = await asyncio.open_unix_connection(f"{host}/.s.PGSQL.{port}")
+            else:
+                reader, writer = await asyncio.open_connection(host, port)
+            try:
+                writer.write(_ASKS_FOR_TLS)
+                await reader.read(1)
+            finally:
+                writer.close()
+    except (TimeoutError, ConnectionError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def knock(host: str, port: int, timeout: float) -> bool:
+    """See whether a PostgreSQL server, or a pooler, reacts at all, without a session: it is asked whether it takes TLS.
+
+    Args:
+        host: Its host, or the directory of its socket.
+        port: Its port.
+        timeout: The most to wait for each step, in seconds.
+
+    Returns:
+        Whether it does; true as well if that cannot be found out.
+    """
+    try:
+        if host.startswith("/"):
+            door = socket.socket(socket.AF_UNIX)
+            door.settimeout(timeout)
+            with door:
+                door.connect(f"{host}/.s.PGSQL.{port}")
+                door.sendall(_ASKS_FOR_TLS)
+                door.recv(1)
+        else:
+            with socket.create_connection((host, port), timeout) as door:
+                door.sendall(_ASKS_FOR_TLS)
+                door.recv(1)
+    except (TimeoutError, ConnectionError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
 def cut(connection: AsyncConnection[Any] | Connection[Any]) -> None:
     """Shut a connection's socket down, whoever is using it: their query fails with a lost connection.
 

@@ -514,6 +514,21 @@ def test_an_unknown_key_is_told_quickly_among_ten_thousand(key: str) -> None:
     assert min(seconds() for _ in range(5)) < 0.005
 
 
+@pytest.mark.parametrize(
+    ("params", "kind"),
+    [({"dbname": "{tenant}", "user": "x"}, "database"), ({"dbname": "x", "user": "{tenant}"}, "user")],
+)
+def test_no_key_leads_to_what_is_a_versions_own_by_a_connection_string_either(
+    params: dict[str, str], kind: str
+) -> None:
+    here, elsewhere = (Home(cluster=own(node(host, **params))) for host in ("a", "z"))
+    assert refused(here, tenant="app") == f"unknown tenant 'app': 'app' is a version's own {kind}"
+    assert resolved(here, tenant="acme").tenant == "acme"
+    assert resolved(elsewhere, tenant="app").tenant == "app"  # another server may have one of that name
+    written = Home(cluster=own(node("a", dbname="app", user="app", application_name="{tenant}")))
+    assert resolved(written).tenant == "acme"  # the settings may name it themselves
+
+
 @pytest.mark.parametrize("policy", [TenantPolicy(), SHARED])
 @pytest.mark.parametrize("home", [Home(role="{tenant}"), Home(user="{tenant}"), Home(database="{tenant}")])
 def test_no_key_is_the_login_or_the_database_of_a_version(home: Home, policy: TenantPolicy) -> None:

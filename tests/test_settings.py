@@ -527,6 +527,10 @@ def test_no_two_who_are_listed_live_in_one_place() -> None:
     assert problems(versions=TWO, tenants=tenants) == [
         f"argument: tenants.{one}: {text.format(other)}" for one, other in (("c", "a"), ("e", "b"), ("g", "f"))
     ]
+    one_database = {"v1": "host=a dbname=app", "v2": "host=a dbname=app user=x", "v3": "host=a dbname=other"}
+    homes = {key: {"schema": "one", "version": key} for key in one_database}
+    homes["v2"]["user"] = homes["v1"]["user"] = "x"
+    assert problems(versions=one_database, tenants=homes) == [f"argument: tenants.v2: {text.format('v1')}"]
 
 
 def test_a_secret_with_braces_is_as_it_is_written() -> None:

@@ -61,6 +61,7 @@ RENAMES = {
     "acan_spawn": "can_spawn",
     "aconcurrently": "concurrently",
     "ajoin": "join",
+    "aknock": "knock",
     "asettled": "settled",
     "asleep": "sleep",
     "aspawn": "spawn",

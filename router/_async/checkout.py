@@ -224,22 +224,19 @@ class AsyncCheckout:
         if connection is None:
             raise RuntimeError("the block of this checkout was not entered")
         pool, self._connection = self._pool, None
-        if kind is not None or connection.pgconn.transaction_status or self._note is not None:
-            try:
+        try:
+            if kind is not None or connection.pgconn.transaction_status or self._note is not None:
                 await self._end(connection, pool, error)
-            except BaseException:
-                await pool.give_back(connection)
-                raise
-        if pool.inherited:  # and so are its slots
-            return
-        slots = self._lane.slots
-        heir = slots.yields_to(pool.claim) if slots.waiting else None
-        if heir is None:
-            await pool.give_back(connection)
-        else:
-            await pool.part_with(connection)
-        if slots.waiting:
-            slots.wake(heir)
+        finally:
+            if not pool.inherited:  # else its slots are, too
+                slots = self._lane.slots
+                heir = slots.yields_to(pool.claim) if slots.waiting else None
+                if heir is None:
+                    await pool.give_back(connection)
+                else:
+                    await pool.part_with(connection)
+                if slots.waiting:
+                    slots.wake(heir)
 
     async def _end(
         self, connection: AsyncConnection[TupleRow], pool: AsyncNodePool, error: BaseException | None
@@ -403,6 +400,8 @@ class AsyncScopedCheckout(AsyncTrackedCheckout):
         target = lane.target
         assert target.scope is not None  # noqa: S101  (else it were a plain checkout)
         pool = lane.pick() if self._request is None else None
+        if pool is not None and pool.retired:  # while the request waited at the gate, say
+            pool = None
         connection = None if pool is None else await pool.take_for(target.scope)
         while True:
             if pool is None or connection is None:

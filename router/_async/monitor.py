@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import psycopg
 
 from router._async.slots import BudgetSpent
-from router._runtime import AFlag, AGuard, ALimited, ajoin, asleep, aspawn, cut
+from router._runtime import AFlag, AGuard, ALimited, ajoin, aknock, asleep, aspawn, cut
 from router.budget import Claim, Idle, to_close
 from router.health import UNKNOWN, Failed, is_full
 
@@ -208,7 +208,8 @@ class AsyncWatcher:
                 partial(self._attempt, node, used, begun + timeout), timeout, _too_late
             )
         except BudgetSpent:
-            return  # the process may open no more connections: that says nothing of the server
+            await self._knock(node)  # the process may open no more connections: that says nothing of the server
+            return
         except TimeoutError:
             for connection in used:
                 cut(connection)
@@ -225,6 +226,13 @@ class AsyncWatcher:
             await self._hold(node, connection)
         if not self.closed:  # else it may have been cut for that
             await monitor.report(seen)
+
+    async def _knock(self, node: Node) -> None:
+        """See whether the server reacts at all: if it is frozen, connections to it would keep the budget for ever."""
+        begun, timeout = monotonic(), self._monitor.policy.timeout
+        reacts = await aknock(self._server.host, self._server.port, timeout)
+        if not reacts and not self.closed and monotonic() - begun < STARVED * timeout:
+            await self._monitor.report(Failed(node, f"no answer within {timeout:g} s", answered=False))
 
     async def _hold(self, node: Node, connection: AsyncConnection[TupleRow]) -> None:
         with self._guard:

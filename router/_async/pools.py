@@ -213,6 +213,8 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
                 self._nconns_min = min(self._nconns_min, len(idle))  # what shrinking goes by
             # Nobody asked anything: if there is something to read, it is most likely the end.
             if connection.__dict__["_router"].unasked(0) and not await self._lives(connection):
+                async with self._lock:  # guards _nconns
+                    self._nconns -= 1
                 continue
             self._stats[self._REQUESTS_NUM] += 1
             connection._pool = self
@@ -225,15 +227,13 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         return None
 
     async def _lives(self, connection: AsyncConnection[TupleRow]) -> bool:
-        """Read what came unasked on an idle connection: a notification does no harm, its end means it is dropped."""
+        """Read what came unasked on an idle connection: a notification does no harm, its end means it is closed."""
         unasked = original_of(connection).unasked
         try:
             while unasked(0):
                 connection.pgconn.consume_input()
         except psycopg.OperationalError:
             await connection.close()
-            async with self._lock:  # guards _nconns
-                self._nconns -= 1
             self.suspect(self.node.server)
             return False
         return True
@@ -274,20 +274,20 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
                 raise PoolClosed(str(error)) from error
             if self.retired:
                 await self.close()
-        # Which, other than getconn(), passes over those that are dead.
-        if (ready := await (self.take() if scope is None else self.take_for(scope))) is not None:
-            return ready
         place, begun = AsyncPlace(self, "" if scope is None else scope.tenant), monotonic()
         try:
-            if not await self._get_in_line(place):
-                return await self.borrow(timeout, scope)
+            while True:
+                # Which, other than getconn(), passes over those that are dead.
+                if (ready := await (self.take() if scope is None else self.take_for(scope))) is not None:
+                    return ready
+                if await self._get_in_line(place):
+                    break
             connection = await place.wait(timeout)
         except BaseException:
             await self._leave_line(place)
             raise
         finally:
             self._stats[self._REQUESTS_WAIT_MS] += int(1000.0 * (monotonic() - begun))
-        connection._pool = self
         if self.barred:
             await connection.close()
             await self.give_back(connection)
@@ -476,6 +476,8 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
             original.idle_since = now = monotonic()
             sound = not connection.closed and now < connection._expire_at
         self.expendable.discard(connection)
+        if sound and self._waiting:
+            sound = await self._lives(connection)  # as whoever takes an idle one finds out
         if sound:
             async with self._lock:  # guards _pool, _waiting, _closed
                 if not self._closed:
@@ -555,11 +557,11 @@ class AsyncPlace:
             PoolClosed: The pool was closed.
         """
         try:
-            await self._flag.wait_for(timeout)
+            if not await self._flag.wait_for(timeout):
+                await self.fail(PoolTimeout(f"the pool {self._pool.name!r} had no connection within {timeout:.3g} s"))
         except BaseException as error:
             await self.fail(error)
             raise
-        await self.fail(PoolTimeout(f"the pool {self._pool.name!r} had no connection within {timeout:.3g} s"))
         if self.connection is None:
             assert self.error is not None  # noqa: S101
             raise self.error
@@ -578,6 +580,7 @@ class AsyncPlace:
             if self.connection is not None or self.error is not None:
                 return False
             original_of(connection).tenant = self.tenant
+            connection._pool = self._pool
             self._pool.borrowed.add(connection)
             self.connection = connection
         self._flag.set()

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from functools import lru_cache
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 
     from router._async.pools import AsyncPlace
     from router.topology import Scope
+
+LEAST = 0.5
+"""Seconds that a server has at least to set a session, even past the deadline: if whoever is served at the last moment
+cost a connection, a crowd would have them closed faster than they open."""
 
 
 class AsyncLine(deque[Any]):
@@ -111,7 +116,7 @@ async def enter(connection: AsyncConnection[TupleRow], scope: Scope, deadline: f
     Args:
         connection: The connection, idle.
         scope: What its session is to be set to.
-        deadline: Until when, on the monotonic clock.
+        deadline: Until when, on the monotonic clock; but the server has ``LEAST`` seconds.
         begin: Whether to begin the block's transaction in that round trip, or else in one of its own.
 
     Raises:
@@ -134,6 +139,7 @@ async def enter(connection: AsyncConnection[TupleRow], scope: Scope, deadline: f
     if begin:
         text = (b"BEGIN; " + script + b"; COMMIT; " if script else b"") + begin_of(connection)
     if text:
+        deadline = max(deadline, monotonic() + LEAST)
         try:
             await send(connection, text, deadline)
         except NOT_THERE as error:  # all is as it was, but for what had been prepared

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import psycopg
 
-from router._runtime import Flag, Guard, Limited, cut, join, sleep, spawn
+from router._runtime import Flag, Guard, Limited, cut, join, knock, sleep, spawn
 from router._sync.slots import BudgetSpent
 from router.budget import Claim, Idle, to_close
 from router.health import UNKNOWN, Failed, is_full
@@ -209,7 +209,8 @@ class Watcher:
                 partial(self._attempt, node, used, begun + timeout), timeout, _too_late
             )
         except BudgetSpent:
-            return  # the process may open no more connections: that says nothing of the server
+            self._knock(node)  # the process may open no more connections: that says nothing of the server
+            return
         except TimeoutError:
             for connection in used:
                 cut(connection)
@@ -226,6 +227,13 @@ class Watcher:
             self._hold(node, connection)
         if not self.closed:  # else it may have been cut for that
             monitor.report(seen)
+
+    def _knock(self, node: Node) -> None:
+        """See whether the server reacts at all: if it is frozen, connections to it would keep the budget for ever."""
+        begun, timeout = monotonic(), self._monitor.policy.timeout
+        reacts = knock(self._server.host, self._server.port, timeout)
+        if not reacts and not self.closed and monotonic() - begun < STARVED * timeout:
+            self._monitor.report(Failed(node, f"no answer within {timeout:g} s", answered=False))
 
     def _hold(self, node: Node, connection: Connection[TupleRow]) -> None:
         with self._guard:

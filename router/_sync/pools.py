@@ -214,6 +214,8 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
                 self._nconns_min = min(self._nconns_min, len(idle))  # what shrinking goes by
             # Nobody asked anything: if there is something to read, it is most likely the end.
             if connection.__dict__["_router"].unasked(0) and not self._lives(connection):
+                with self._lock:  # guards _nconns
+                    self._nconns -= 1
                 continue
             self._stats[self._REQUESTS_NUM] += 1
             connection._pool = self
@@ -226,15 +228,13 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         return None
 
     def _lives(self, connection: Connection[TupleRow]) -> bool:
-        """Read what came unasked on an idle connection: a notification does no harm, its end means it is dropped."""
+        """Read what came unasked on an idle connection: a notification does no harm, its end means it is closed."""
         unasked = original_of(connection).unasked
         try:
             while unasked(0):
                 connection.pgconn.consume_input()
         except psycopg.OperationalError:
             connection.close()
-            with self._lock:  # guards _nconns
-                self._nconns -= 1
             self.suspect(self.node.server)
             return False
         return True
@@ -275,20 +275,20 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
                 raise PoolClosed(str(error)) from error
             if self.retired:
                 self.close()
-        # Which, other than getconn(), passes over those that are dead.
-        if (ready := (self.take() if scope is None else self.take_for(scope))) is not None:
-            return ready
         place, begun = Place(self, "" if scope is None else scope.tenant), monotonic()
         try:
-            if not self._get_in_line(place):
-                return self.borrow(timeout, scope)
+            while True:
+                # Which, other than getconn(), passes over those that are dead.
+                if (ready := (self.take() if scope is None else self.take_for(scope))) is not None:
+                    return ready
+                if self._get_in_line(place):
+                    break
             connection = place.wait(timeout)
         except BaseException:
             self._leave_line(place)
             raise
         finally:
             self._stats[self._REQUESTS_WAIT_MS] += int(1000.0 * (monotonic() - begun))
-        connection._pool = self
         if self.barred:
             connection.close()
             self.give_back(connection)
@@ -477,6 +477,8 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
             original.idle_since = now = monotonic()
             sound = not connection.closed and now < connection._expire_at
         self.expendable.discard(connection)
+        if sound and self._waiting:
+            sound = self._lives(connection)  # as whoever takes an idle one finds out
         if sound:
             with self._lock:  # guards _pool, _waiting, _closed
                 if not self._closed:
@@ -556,11 +558,11 @@ class Place:
             PoolClosed: The pool was closed.
         """
         try:
-            self._flag.wait_for(timeout)
+            if not self._flag.wait_for(timeout):
+                self.fail(PoolTimeout(f"the pool {self._pool.name!r} had no connection within {timeout:.3g} s"))
         except BaseException as error:
             self.fail(error)
             raise
-        self.fail(PoolTimeout(f"the pool {self._pool.name!r} had no connection within {timeout:.3g} s"))
         if self.connection is None:
             assert self.error is not None  # noqa: S101
             raise self.error
@@ -579,6 +581,7 @@ class Place:
             if self.connection is not None or self.error is not None:
                 return False
             original_of(connection).tenant = self.tenant
+            connection._pool = self._pool
             self._pool.borrowed.add(connection)
             self.connection = connection
         self._flag.set()

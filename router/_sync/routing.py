@@ -355,8 +355,9 @@ class Routing:
         if lane.slots is not self.slots:
             raise RuntimeError("this checkout was made before a fork: call connection() in the process that uses it")
         # The lane's only pool, or one that can grow: nothing better to choose as long as the lane is in use. Not at the
-        # very first, when a server that nobody has looked at yet may turn out to be better.
-        if prefer is not None and request is None and not prefer.closed and (len(lane.pools) == 1 or not prefer.full):
+        # very first, when a server that nobody has looked at yet may turn out to be better; nor when it is too late.
+        direct = request is None and monotonic() < deadline
+        if direct and prefer is not None and not prefer.closed and (len(lane.pools) == 1 or not prefer.full):
             with suppress(Reroute, TooManyRequests, PoolTimeout, PoolClosed):  # then look closer
                 return prefer, prefer.borrow(deadline - monotonic(), lane.target.scope)
         return self._acquire_best(lane, deadline, prefer, request)

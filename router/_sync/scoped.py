@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from functools import lru_cache
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 
     from router._sync.pools import Place
     from router.topology import Scope
+
+LEAST = 0.5
+"""Seconds that a server has at least to set a session, even past the deadline: if whoever is served at the last moment
+cost a connection, a crowd would have them closed faster than they open."""
 
 
 class Line(deque[Any]):
@@ -112,7 +117,7 @@ def enter(connection: Connection[TupleRow], scope: Scope, deadline: float, *, be
     Args:
         connection: The connection, idle.
         scope: What its session is to be set to.
-        deadline: Until when, on the monotonic clock.
+        deadline: Until when, on the monotonic clock; but the server has ``LEAST`` seconds.
         begin: Whether to begin the block's transaction in that round trip, or else in one of its own.
 
     Raises:
@@ -135,6 +140,7 @@ def enter(connection: Connection[TupleRow], scope: Scope, deadline: float, *, be
     if begin:
         text = (b"BEGIN; " + script + b"; COMMIT; " if script else b"") + begin_of(connection)
     if text:
+        deadline = max(deadline, monotonic() + LEAST)
         try:
             send(connection, text, deadline)
         except NOT_THERE as error:  # all is as it was, but for what had been prepared

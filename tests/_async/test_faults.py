@@ -9,11 +9,12 @@ import pytest
 
 from router import AsyncRouter
 from tests.proxy import Proxy
-from tests.support import aeventually, new_name, port, run, settings
+from tests.support import aall_of, aeventually, new_name, port, run, settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from router._async.pools import AsyncNodePool
     from router.testing import PostgresCluster
     from tests.conftest import Postgres
 
@@ -88,6 +89,32 @@ async def test_idle_connections_that_have_died_harm_nobody(dsn: str, proxy: Prox
         proxy.stop()
         proxy.start()
         assert [await works(router, read_only=read_only) for _ in range(4)] == [True] * 4
+
+
+async def test_a_connection_that_has_died_is_not_handed_to_whoever_waits(dsn: str, proxy: Proxy) -> None:
+    async with AsyncRouter(settings(primary=dsn, pool={"max_size": 1}, health={"interval": 3600})) as router:
+        has: list[AsyncNodePool] = []
+
+        async def leave_it_dead() -> None:
+            async with (borrowed := router.connection(read_only=True)) as connection:
+                await connection.execute("SELECT 1")
+                has.append(borrowed.pool)
+
+                async def is_waited_for() -> bool:
+                    return bool(has[0]._waiting)
+
+                await aeventually(is_waited_for)
+                proxy.stop()
+                proxy.start()
+
+        async def wait() -> None:
+            async def is_out() -> bool:
+                return bool(has)
+
+            await aeventually(is_out)
+            assert await works(router, read_only=True)
+
+        await aall_of(leave_it_dead, wait)
 
 
 async def test_after_an_outage_the_node_is_used_again(dsn: str, proxy: Proxy) -> None:

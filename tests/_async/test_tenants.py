@@ -15,7 +15,15 @@ from psycopg import AsyncConnection, AsyncCursor
 from psycopg.pq import TransactionStatus
 from psycopg.rows import dict_row, tuple_row
 
-from router import AsyncRouter, NoPrimary, PoolExhausted, RouterSettings, Unavailable, UnknownTenant
+from router import (
+    AsyncRouter,
+    NoPrimary,
+    PoolExhausted,
+    RouterClosed,
+    RouterSettings,
+    Unavailable,
+    UnknownTenant,
+)
 from router._async.pools import original_of
 from router._runtime import asleep
 from tests.pooler import PgBouncer, Pooler
@@ -665,6 +673,63 @@ async def test_the_deadline_holds_while_a_connection_changes_hands(world: World,
                 async with router.connection(tenant="globex", read_only=read_only, timeout=0.3):
                     pytest.fail("a server that says nothing had it set")
             assert 0.3 <= monotonic() - begun < 1.0
+
+
+async def test_who_is_late_closes_no_connection_that_is_sound(world: World) -> None:
+    server = world.cluster.primary
+    with Proxy(server.host, server.port) as proxy:
+        primary = world.dsn("row", host=proxy.host, port=proxy.port)
+        async with AsyncRouter(world.settings("row", primary=primary, tenancy=SHARED, pool={"max_size": 2})) as router:
+            async with router.connection(tenant="acme"), router.connection(tenant="acme"):
+                pass
+            proxy.slow(0.1)
+            for number in range(4):
+                with suppress(Unavailable):
+                    async with router.connection(tenant=f"k{number}", timeout=0.01):
+                        pass
+            proxy.forward()
+            [pool] = router.stats().tenant_pools
+            assert (pool.pool.opened, pool.pool.size) == (2, 2)
+
+
+async def test_closing_lets_nobody_in_who_waits_for_a_tenants_turn(world: World) -> None:
+    options = world.settings("row", tenancy={"pooling": "shared", "max_connections": 1}, pool={"timeout": PATIENCE})
+    async with AsyncRouter(options) as router:
+        routing = router._routing
+        inside, crowded = list[bool](), list[bool]()
+
+        async def hold() -> None:
+            async with router.connection(tenant="acme"):
+                [gate] = routing._gates.values()
+
+                async def all_wait() -> bool:
+                    return len(gate._waiting) == 4
+
+                async def is_closed() -> bool:
+                    return routing.closed and all(pool.retired for pool in routing.pools)
+
+                inside.append(True)
+                await aeventually(all_wait)
+                crowded.append(True)
+                await aeventually(is_closed)
+
+        async def wait() -> None:
+            async def is_held() -> bool:
+                return bool(inside)
+
+            await aeventually(is_held)
+            with pytest.raises(RouterClosed):
+                async with router.connection(tenant="acme"):
+                    pytest.fail("it was let in")
+
+        async def close() -> None:
+            async def is_crowded() -> bool:
+                return bool(crowded)
+
+            await aeventually(is_crowded)
+            assert await router.close(PATIENCE) == 0
+
+        await aall_of(hold, close, *[wait] * 4)
 
 
 async def test_a_connection_that_changes_hands_when_its_server_freezes_is_had_elsewhere(world: World) -> None:

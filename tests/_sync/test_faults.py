@@ -10,11 +10,12 @@ import pytest
 
 from router import Router
 from tests.proxy import Proxy
-from tests.support import eventually, new_name, port, run, settings
+from tests.support import all_of, eventually, new_name, port, run, settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from router._sync.pools import NodePool
     from router.testing import PostgresCluster
     from tests.conftest import Postgres
 
@@ -89,6 +90,32 @@ def test_idle_connections_that_have_died_harm_nobody(dsn: str, proxy: Proxy, rea
         proxy.stop()
         proxy.start()
         assert [works(router, read_only=read_only) for _ in range(4)] == [True] * 4
+
+
+def test_a_connection_that_has_died_is_not_handed_to_whoever_waits(dsn: str, proxy: Proxy) -> None:
+    with Router(settings(primary=dsn, pool={"max_size": 1}, health={"interval": 3600})) as router:
+        has: list[NodePool] = []
+
+        def leave_it_dead() -> None:
+            with (borrowed := router.connection(read_only=True)) as connection:
+                connection.execute("SELECT 1")
+                has.append(borrowed.pool)
+
+                def is_waited_for() -> bool:
+                    return bool(has[0]._waiting)
+
+                eventually(is_waited_for)
+                proxy.stop()
+                proxy.start()
+
+        def wait() -> None:
+            def is_out() -> bool:
+                return bool(has)
+
+            eventually(is_out)
+            assert works(router, read_only=True)
+
+        all_of(leave_it_dead, wait)
 
 
 def test_after_an_outage_the_node_is_used_again(dsn: str, proxy: Proxy) -> None:

@@ -236,6 +236,52 @@ def test_requests_may_have_all_that_there_may_be(postgres: Postgres, limit: str,
         borrow(most)
 
 
+def test_a_frozen_server_that_has_the_whole_budget_gives_it_up(cluster: PostgresCluster) -> None:
+    with Proxy(cluster.primary.host, cluster.primary.port) as proxy:
+        options = settings(
+            versions={"v1": {"primary": through(proxy, cluster.dsn())}, "v2": {"primary": cluster.dsn()}},
+            max_connections=2,
+            pool={"timeout": 20},
+            health={"interval": 0.1, "timeout": 0.4, "cut_after": 0.5},
+        )
+        frozen = []
+        with Router(options) as router:
+
+            def hang() -> None:
+                with pytest.raises(psycopg.OperationalError, match="the server has not answered for"):
+                    with router.connection(version="v1") as connection:
+                        frozen.append(connection)
+
+                        def both() -> bool:
+                            return len(frozen) == 2
+
+                        eventually(both)
+                        proxy.deaf()
+                        connection.execute("SELECT 1")
+
+            def go_on() -> None:
+                def begun() -> bool:
+                    return len(frozen) == 2
+
+                eventually(begun)
+                with router.connection(version="v2") as connection:
+                    connection.execute("SELECT 1")
+
+            all_of(hang, hang, go_on)
+
+
+@pytest.mark.docker
+def test_long_queries_that_have_the_whole_budget_are_left_alone(postgres: Postgres) -> None:
+    health = {"interval": 0.1, "timeout": 0.2, "cut_after": 0.3}
+    with Router(settings(primary=postgres.primary, max_connections=2, health=health)) as router:
+
+        def query() -> None:
+            with router.connection() as connection:
+                connection.execute("SELECT pg_sleep(2)")
+
+        together(query, 2)
+
+
 @pytest.mark.parametrize("balance", ["least_busy", "round_robin", "random"])
 def test_reads_are_spread_by_weight(cluster: PostgresCluster, balance: str) -> None:
     one, two = cluster.standbys

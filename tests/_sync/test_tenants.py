@@ -16,7 +16,15 @@ from psycopg import Connection, Cursor
 from psycopg.pq import TransactionStatus
 from psycopg.rows import dict_row, tuple_row
 
-from router import NoPrimary, PoolExhausted, Router, RouterSettings, Unavailable, UnknownTenant
+from router import (
+    NoPrimary,
+    PoolExhausted,
+    Router,
+    RouterClosed,
+    RouterSettings,
+    Unavailable,
+    UnknownTenant,
+)
 from router._runtime import sleep
 from router._sync.pools import original_of
 from tests.pooler import PgBouncer, Pooler
@@ -656,6 +664,63 @@ def test_the_deadline_holds_while_a_connection_changes_hands(world: World, read_
                 with router.connection(tenant="globex", read_only=read_only, timeout=0.3):
                     pytest.fail("a server that says nothing had it set")
             assert 0.3 <= monotonic() - begun < 1.0
+
+
+def test_who_is_late_closes_no_connection_that_is_sound(world: World) -> None:
+    server = world.cluster.primary
+    with Proxy(server.host, server.port) as proxy:
+        primary = world.dsn("row", host=proxy.host, port=proxy.port)
+        with Router(world.settings("row", primary=primary, tenancy=SHARED, pool={"max_size": 2})) as router:
+            with router.connection(tenant="acme"), router.connection(tenant="acme"):
+                pass
+            proxy.slow(0.1)
+            for number in range(4):
+                with suppress(Unavailable):
+                    with router.connection(tenant=f"k{number}", timeout=0.01):
+                        pass
+            proxy.forward()
+            [pool] = router.stats().tenant_pools
+            assert (pool.pool.opened, pool.pool.size) == (2, 2)
+
+
+def test_closing_lets_nobody_in_who_waits_for_a_tenants_turn(world: World) -> None:
+    options = world.settings("row", tenancy={"pooling": "shared", "max_connections": 1}, pool={"timeout": PATIENCE})
+    with Router(options) as router:
+        routing = router._routing
+        inside, crowded = list[bool](), list[bool]()
+
+        def hold() -> None:
+            with router.connection(tenant="acme"):
+                [gate] = routing._gates.values()
+
+                def all_wait() -> bool:
+                    return len(gate._waiting) == 4
+
+                def is_closed() -> bool:
+                    return routing.closed and all(pool.retired for pool in routing.pools)
+
+                inside.append(True)
+                eventually(all_wait)
+                crowded.append(True)
+                eventually(is_closed)
+
+        def wait() -> None:
+            def is_held() -> bool:
+                return bool(inside)
+
+            eventually(is_held)
+            with pytest.raises(RouterClosed):
+                with router.connection(tenant="acme"):
+                    pytest.fail("it was let in")
+
+        def close() -> None:
+            def is_crowded() -> bool:
+                return bool(crowded)
+
+            eventually(is_crowded)
+            assert router.close(PATIENCE) == 0
+
+        all_of(hold, close, *[wait] * 4)
 
 
 def test_a_connection_that_changes_hands_when_its_server_freezes_is_had_elsewhere(world: World) -> None:
