@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -102,7 +103,7 @@ class AsyncOpener:
             The connection, configured.
 
         Raises:
-            BudgetSpent: No slot became free within ``pool.timeout``.
+            BudgetSpent: No slot became free as long as it was wanted.
             Refused: The server has no room, or refused the login of a spare connection.
             WrongRole: The server's role is not fit for this use.
             psycopg.OperationalError: It could not be opened.
@@ -203,7 +204,7 @@ class AsyncOpener:
         autocommit: bool,
         claim: Claim | None = None,
         spare: bool = False,
-        wanted: Callable[[], bool] = lambda: True,
+        wanted: Callable[[], bool] | None = None,
     ) -> tuple[AsyncConnection[TupleRow], Role]:
         """Open a connection to a node of whatever role, and report how that went.
 
@@ -220,7 +221,7 @@ class AsyncOpener:
             The connection, and the role of its server.
 
         Raises:
-            BudgetSpent: No slot became free within ``pool.timeout``.
+            BudgetSpent: No slot became free as long as it was wanted; or, where nobody says, within ``pool.timeout``.
             Refused: As for :meth:`open`.
             psycopg.OperationalError: It could not be opened.
         """
@@ -272,7 +273,7 @@ class AsyncOpener:
         autocommit: bool,
         claim: Claim,
         patience: float | None = None,
-        wanted: Callable[[], bool] = lambda: True,
+        wanted: Callable[[], bool] | None = None,
     ) -> AsyncConnection[TupleRow]:
         params = {"connect_timeout": str(cluster.pool.connect_timeout), **dict(node.params + node.secrets.values)}
         kind: type[AsyncConnection[TupleRow]] = AsyncConnection
@@ -280,7 +281,9 @@ class AsyncOpener:
             kind, options = AsyncPooledConnection, []
         if options:
             params["options"] = " ".join(filter(None, (params.get("options"), *options)))
-        await self._slots.take(claim, cluster.pool.timeout if patience is None else patience, wanted)
+        if patience is None:  # whoever waits for what is opened has a deadline, and leaves then
+            patience = cluster.pool.timeout if wanted is None else inf
+        await self._slots.take(claim, patience, wanted or (lambda: True))
         try:
             connection = await self._log_in(node, kind, make_conninfo("", **params), autocommit=autocommit)
         except BaseException:

@@ -877,6 +877,40 @@ async def test_those_of_a_tenant_that_wait_are_served_in_order(world: World) -> 
         assert served == [0, 1, 2, 3, 4]
 
 
+async def test_a_deadline_longer_than_the_pools_keeps_the_place_in_the_order_of_arrival(world: World) -> None:
+    async with AsyncRouter(world.settings("row", max_connections=1, pool={"timeout": 0.1})) as router:
+        served: list[int] = []
+        slots = router._routing.slots
+
+        def request(number: int) -> Callable[[], Awaitable[None]]:
+            async def ask() -> None:
+                async def is_next() -> bool:
+                    return len([turn for turn in slots.waiting if "tenant k" in turn.claim.holder]) == number and bool(
+                        held
+                    )
+
+                await aeventually(is_next)
+                await asleep(0.03)  # so that what the pools have ends for one after the other
+                async with router.connection(tenant=f"k{number}", timeout=PATIENCE):
+                    served.append(number)
+
+            return ask
+
+        async def hold() -> None:
+            async with router.connection(tenant="acme", timeout=PATIENCE):
+                held.append(True)
+
+                async def all_wait() -> bool:
+                    return len([turn for turn in slots.waiting if "tenant k" in turn.claim.holder]) == 8
+
+                await aeventually(all_wait)
+                await asleep(0.5)  # several times what the pools have
+
+        held = list[bool]()
+        await aall_of(hold, *map(request, range(8)))
+        assert served == [*range(8)]
+
+
 async def test_no_more_pools_are_open_than_may_be(world: World) -> None:
     options = world.settings("row", max_pools=4, max_connections=6, pool={"max_size": 2, "timeout": PATIENCE})
     async with AsyncRouter(options) as router:

@@ -868,6 +868,40 @@ def test_those_of_a_tenant_that_wait_are_served_in_order(world: World) -> None:
         assert served == [0, 1, 2, 3, 4]
 
 
+def test_a_deadline_longer_than_the_pools_keeps_the_place_in_the_order_of_arrival(world: World) -> None:
+    with Router(world.settings("row", max_connections=1, pool={"timeout": 0.1})) as router:
+        served: list[int] = []
+        slots = router._routing.slots
+
+        def request(number: int) -> Callable[[], None]:
+            def ask() -> None:
+                def is_next() -> bool:
+                    return len([turn for turn in slots.waiting if "tenant k" in turn.claim.holder]) == number and bool(
+                        held
+                    )
+
+                eventually(is_next)
+                sleep(0.03)  # so that what the pools have ends for one after the other
+                with router.connection(tenant=f"k{number}", timeout=PATIENCE):
+                    served.append(number)
+
+            return ask
+
+        def hold() -> None:
+            with router.connection(tenant="acme", timeout=PATIENCE):
+                held.append(True)
+
+                def all_wait() -> bool:
+                    return len([turn for turn in slots.waiting if "tenant k" in turn.claim.holder]) == 8
+
+                eventually(all_wait)
+                sleep(0.5)  # several times what the pools have
+
+        held = list[bool]()
+        all_of(hold, *map(request, range(8)))
+        assert served == [*range(8)]
+
+
 def test_no_more_pools_are_open_than_may_be(world: World) -> None:
     options = world.settings("row", max_pools=4, max_connections=6, pool={"max_size": 2, "timeout": PATIENCE})
     with Router(options) as router:
