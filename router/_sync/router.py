@@ -21,6 +21,7 @@ from router.context import CURRENT, Use, named
 from router.errors import TokenRefused, UnknownTenant
 from router.health import UNKNOWN, fenced, lag_of, primary_of, role_of, state_of
 from router.measures import NodeStats, Stats, TenantPoolStats, VersionStats
+from router.outcomes import needs_list
 from router.resolve import check_key
 from router.sessions import Session, current, parsed
 from router.settings import TENANT_KEYS, RouterSettings
@@ -298,8 +299,12 @@ class Router:
         _, version = named(self, None, version)
         keys = tenants_of(self._routing, tenants, version)
         for key in keys:
-            with self.use(tenant=key):  # one that is not to be named here is refused before anything is done
-                pass
+            try:
+                with self.use(tenant=key):  # one that is not to be named here is refused before anything is done
+                    pass
+            except UnknownTenant:  # of those that a list has, each fails by itself
+                if tenants is not None and not (isinstance(tenants, str) and needs_list(tenants)):
+                    raise
         return each(
             function,
             keys,

@@ -213,6 +213,17 @@ async def test_those_of_the_directory_come_after_those_of_the_settings(world: Wo
         assert list(outcomes.errors) == others[:1], "where it lives is not known: that must be seen"
 
 
+async def test_one_that_is_listed_and_is_no_key_fails_by_itself(world: World) -> None:
+    homes: dict[str, Any] = {"NO KEY": {"schema": "x"}, **{key: {"schema": key} for key in world.keys}}
+    async with world.router(Table(homes), tenants={}, tenancy={}) as router:
+        outcomes = await router.each(world.add)
+        assert list(outcomes.values) == world.keys
+        assert [str(error) for error in outcomes.errors.values()] == [str(outcomes.errors["NO KEY"])]
+        with pytest.raises(UnknownTenant, match="a key looks like"):
+            await router.each(world.add, tenants=["NO KEY", *world.keys])
+    assert sorted(world.added()) == sorted(world.keys)
+
+
 async def test_a_directory_that_cannot_list_its_tenants_does_not_pass_for_one_without(world: World) -> None:
     homes = {key: {"schema": key} for key in world.keys}
     async with world.router(homes.get, tenants={}, tenancy={}) as router:
