@@ -289,11 +289,11 @@ class AsyncDirectory:
 
     async def _answer(self, question: _Question) -> None:
         try:
-            while not self._settle(question, *await self._ask_source(question.tenant)):
+            while not self._settle(question, await self._ask_source(question.tenant)):
                 pass
         except BaseException:
             question.overtaken = False
-            self._settle(question, None, "asking for it was cancelled", answered=False)
+            self._settle(question, (None, "asking for it was cancelled", False))
             raise
 
     async def _ask_source(self, tenant: str) -> tuple[Home | None, str, bool]:
@@ -331,9 +331,10 @@ class AsyncDirectory:
             self._answers.recover()
         logger.info("the directory of tenants works again")
 
-    def _settle(self, question: _Question, home: Home | None, reason: str, answered: bool) -> bool:  # noqa: FBT001
-        """Take an answer; whether it counts: if a change was heard of meanwhile, it is to be asked for again."""
+    def _settle(self, question: _Question, said: tuple[Home | None, str, bool]) -> bool:
+        """Take what came of asking; whether it counts: if a change was heard of meanwhile, it is to be asked again."""
         tenant, moved = question.tenant, False
+        home, reason, answered = said
         with self._guard:
             if question.overtaken and self._failing is None and not self._closed:
                 question.overtaken = False

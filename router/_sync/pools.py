@@ -564,7 +564,7 @@ class Place:
             self.fail(error)
             raise
         if self.connection is None:
-            assert self.error is not None  # noqa: S101
+            assert self.error is not None  # noqa: S101  (one of the two is set by now)
             raise self.error
         return self.connection
 
