@@ -262,7 +262,8 @@ class _Screen:
         """Say something on stderr, and if it is the last leave the terminal as it was."""
         if last and self._bar is not None:
             self._bar.stop()
-        print(line, file=sys.stderr, flush=True)
+        # A signal may come while what the one before has to say is written: sys.stderr would not be entered twice.
+        os.write(sys.stderr.fileno(), f"{line}\n".encode())
 
     def show(self, tenant: str, lines: Iterable[str]) -> str:
         """Show what was said for a tenant; the last of it."""
