@@ -85,44 +85,38 @@ def literal(text: str) -> str:
     return "E'" + "".join(one if one.isascii() else f"\\U{ord(one):08X}" for one in escaped) + "'"
 
 
+NO_USAGE = "no USAGE on schema "
+
+
 def settings(pairs: Iterable[tuple[str, str]], *, local: bool) -> list[str]:
-    """Write what sets PostgreSQL's settings, and makes sure that a search path leads where it says.
+    """Write what sets PostgreSQL's settings, and fails where a part of a search path would be passed over.
 
     Functions are qualified: whoever had the session before may have had names found elsewhere.
 
     Args:
-        pairs: Names and values.
+        pairs: Names and values; the names in a search path are quoted.
         local: Whether they last for the transaction only.
 
     Returns:
-        Expressions for a SELECT; see :func:`may_use` for when it fails.
+        Expressions for a SELECT. It fails with 3F000 if a schema is not there, and with 22023 and a text that holds
+        ``NO_USAGE`` and its name if the session may not use it.
     """
     scope = "true" if local else "false"
-    found, checks = list[str](), list[str]()
-    for name, value in pairs:
-        found.append(f"pg_catalog.set_config({literal(name)}, {literal(value)}, {scope})")
-        if name == "search_path":
-            checks += may_use(value)
-    return found + checks  # as the role that is set by then
+    found = []
+    for name, value in sorted(pairs, key=lambda pair: pair[0] == "search_path"):  # as the role that is set by then
+        text = _usable(value) if name == "search_path" else literal(value)
+        found.append(f"pg_catalog.set_config({literal(name)}, {text}, {scope})")
+    return found
 
 
-def may_use(search_path: str) -> list[str]:
-    """Write what fails if a search path would be passed over in part, and whatever comes after found instead.
-
-    Args:
-        search_path: Quoted names.
-
-    Returns:
-        Expressions for a SELECT. It fails with 3F000 if a schema is not there, and with 22P02 and a text that says so
-        if the session may not use it.
-    """
+def _usable(search_path: str) -> str:
+    """Write a search path as an expression whose value is no search path if whatever comes after would be found."""
     names = [name.replace('""', '"') for name in re.findall(r'"((?:[^"]|"")*)"', search_path)]
-    return [
-        f"CASE WHEN pg_catalog.has_schema_privilege({literal(name)}, 'USAGE') THEN 0 ELSE "
-        # concat(), which is not immutable, so that the cast fails when it comes to that and not before.
-        f"pg_catalog.concat({literal(f'no USAGE on schema {name}')})::pg_catalog.int4 END"
+    refusals = (
+        f"WHEN NOT pg_catalog.has_schema_privilege({literal(name)}, 'USAGE') THEN {literal(NO_USAGE + name)} "
         for name in names
-    ]
+    )
+    return f"CASE {''.join(refusals)}ELSE {literal(search_path)} END"
 
 
 # What `router status` counts: the sessions of a node's user in its database, the one that asks left out. What they do

@@ -332,7 +332,8 @@ class AsyncOpener:
 
     async def _find_schema(self, connection: AsyncConnection[TupleRow], node: Node, schema: str) -> None:
         try:
-            await send(connection, f"SELECT {', '.join(sql.may_use(schema))}".encode())
+            [found] = sql.settings([("search_path", schema)], local=True)
+            await send(connection, f"SELECT {found}".encode())
         except NOT_THERE as error:
             await self._report(Failed(node, why_not_there(error), answered=True))
             raise

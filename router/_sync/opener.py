@@ -331,7 +331,8 @@ class Opener:
 
     def _find_schema(self, connection: Connection[TupleRow], node: Node, schema: str) -> None:
         try:
-            send(connection, f"SELECT {', '.join(sql.may_use(schema))}".encode())
+            [found] = sql.settings([("search_path", schema)], local=True)
+            send(connection, f"SELECT {found}".encode())
         except NOT_THERE as error:
             self._report(Failed(node, why_not_there(error), answered=True))
             raise

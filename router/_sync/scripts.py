@@ -19,6 +19,8 @@ from psycopg.errors import error_from_result
 from psycopg.pq import ExecStatus, Format
 from psycopg.rows import TupleRow
 
+from router import sql
+
 if TYPE_CHECKING:
     from psycopg.abc import PQGen, QueryNoTemplate
     from psycopg.pq.abc import PGresult
@@ -26,11 +28,10 @@ if TYPE_CHECKING:
 
 NOT_THERE = (
     psycopg.errors.InvalidSchemaName,
-    psycopg.errors.InvalidTextRepresentation,
     psycopg.errors.InvalidParameterValue,
     psycopg.errors.InsufficientPrivilege,
 )
-"""How the expressions of ``sql.settings()`` fail: the first two for a search path, the others for a role."""
+"""How the expressions of ``sql.settings()`` fail: the first two for a search path, the last two for a role."""
 
 INTERVAL = 0.1
 """Seconds between two looks at the time, at most, while a server is waited for."""
@@ -50,7 +51,8 @@ def why_not_there(error: psycopg.Error) -> str:
         The reason.
     """
     text = error.diag.message_primary or ""
-    return text.partition('"')[2].rstrip('"') if isinstance(error, psycopg.errors.InvalidTextRepresentation) else text
+    _, no_usage, name = text.partition(sql.NO_USAGE)
+    return no_usage + name[:-1] if no_usage else text  # as the server quotes it
 
 
 def begin_of(connection: Connection[Any]) -> bytes:
