@@ -302,7 +302,7 @@ class AsyncWatcher:
         """
         held = self._take()
         if held is not None:
-            await held[1].close()
+            await self._monitor.opener.make_way(held[1], self.claim)
         return held is not None
 
 

@@ -139,6 +139,16 @@ class AsyncOpener:
         """
         self._answers.pop(node, None)
 
+    async def make_way(self, connection: AsyncConnection[TupleRow], claim: Claim) -> None:
+        """Close a connection, so that another may be opened in its place.
+
+        Args:
+            connection: The connection.
+            claim: What it counts as in the budget.
+        """
+        self._slots.leave(connection, claim)
+        await connection.close()
+
     async def connect_to_look(
         self, node: Node, cluster: Cluster, claim: Claim, patience: float
     ) -> AsyncConnection[TupleRow]:

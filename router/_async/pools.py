@@ -389,21 +389,20 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         for client in waiting:
             await client.fail(Reroute())
 
-    async def evict_idle(self) -> bool:
-        """Close the connection that has been idle longest.
+    async def evict_idle(self) -> None:
+        """Close the connection that has been idle longest, if there is one, so that another may be opened."""
+        if (connection := await self._take_out()) is not None:
+            await self._opener.make_way(connection, self.claim)
 
-        Returns:
-            Whether there was one.
-        """
+    async def _take_out(self) -> AsyncConnection[TupleRow] | None:
+        """Have the connection that has been idle longest no more."""
         if not self._pool:
-            return False
+            return None
         async with self._lock:  # guards _pool and _nconns
             if not self._pool:
-                return False
-            connection = self._pool.popleft()
+                return None
             self._nconns -= 1
-        await connection.close()
-        return True
+            return self._pool.popleft()
 
     async def keep_warm(self) -> None:
         """Open one of the connections that are to be kept open, if there are too few: some may have made room."""
@@ -424,8 +423,8 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
             How many of those that are out were cut, but for the expendable.
         """
         await self.reroute()
-        while await self.evict_idle():
-            pass
+        while (connection := await self._take_out()) is not None:
+            await connection.close()
         doomed = list(self.borrowed if why_borrowed else self.expendable)
         for connection in doomed:
             original_of(connection).cut_because = why_borrowed
@@ -441,7 +440,7 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         """
         if self.inherited:
             return
-        await connection.close()
+        await self._opener.make_way(connection, self.claim)
         self.borrowed.discard(connection)
         self.expendable.discard(connection)
         async with self._lock:  # guards _nconns, _growing, _waiting

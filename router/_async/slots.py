@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import select
 from collections import deque
+from contextlib import suppress
+from socket import socket
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
-from router._runtime import AFlag, AGuard
+import psycopg
+
+from router._runtime import AFlag, AGuard, asleep
 from router.budget import full, grant, yields_to
 
 if TYPE_CHECKING:
@@ -22,6 +28,10 @@ if TYPE_CHECKING:
 CALM = 0.02
 """Seconds for which nobody looks again who could make room for those who wait, if nobody could: it costs more than a
 request should pay for."""
+
+
+PARTING = 0.2
+"""Seconds that a server process has to end when its connection is closed; it may be frozen."""
 
 
 class BudgetSpent(Exception):
@@ -45,6 +55,36 @@ class AsyncTurn:
         self.wanted = wanted
         self.granted = False
         self.flag = AFlag()
+
+
+class _Leaver:
+    """A connection closed to make room: its server goes on counting it until the process there has ended.
+
+    Attributes:
+        claim: What it counted as.
+        gone: Whether that process was found to have ended, or had the time to.
+    """
+
+    __slots__ = ("_socket", "_until", "claim", "gone")
+
+    def __init__(self, connection: AsyncConnection[Any], claim: Claim) -> None:
+        self.claim = claim
+        self.gone = False
+        self._socket = socket(fileno=os.dup(connection.pgconn.socket))  # outlives the connection
+        self._until = monotonic() + PARTING
+
+    def look(self) -> None:
+        """See whether it is gone; one at a time."""
+        if not self.gone:
+            poll = select.poll()
+            poll.register(self._socket, select.POLLRDHUP)
+            if poll.poll(0) or monotonic() >= self._until:
+                self.leave()
+
+    def leave(self) -> None:
+        """Take it for gone."""
+        self.gone = True
+        self._socket.close()
 
 
 class AsyncSlots:
@@ -72,6 +112,7 @@ class AsyncSlots:
         self._guard = AGuard()  # guards all below, and the changes of `waiting`
         self._opening: list[Claim] = []
         self._open: list[tuple[ref[AsyncConnection[Any]], Claim]] = []
+        self._leavers: list[_Leaver] = []
         self._closed = False
         self._no_room_until = 0.0
         self._nothing_owed_until = 0.0
@@ -112,6 +153,8 @@ class AsyncSlots:
                 # Pools close connections without a word when they shrink or expire: look again now and then.
                 patience = CALM if now < self._no_room_until else 0.1
                 await turn.flag.wait_for(min(deadline - now, patience))
+            if self._leavers:
+                await self._see_off(claim)
         except BaseException:
             with self._guard:
                 if turn.granted:
@@ -184,9 +227,38 @@ class AsyncSlots:
                 turn.granted = True
                 turn.flag.set()
 
+    async def _see_off(self, claim: Claim) -> None:
+        """Wait until there is room at the server, too, beside those who had left when the slot was granted."""
+        with self._guard:
+            others, leavers = self._count(), self._leavers
+            others.remove(claim)
+        while True:
+            with self._guard:
+                for leaver in leavers:
+                    leaver.look()
+                leavers = [leaver for leaver in leavers if not leaver.gone]
+                self._leavers = [leaver for leaver in self._leavers if not leaver.gone]
+            if full(self.limits, [*others, *(leaver.claim for leaver in leavers)], claim) is None:
+                return
+            await asleep(0.0005)
+
+    def leave(self, connection: AsyncConnection[Any], claim: Claim) -> None:
+        """Note that a connection is about to be closed, so that another may be opened in its place.
+
+        Args:
+            connection: The connection; who gets its slot waits until its server process has ended.
+            claim: What it counts as.
+        """
+        with self._guard, suppress(OSError, psycopg.Error):  # it is closed already
+            if not self._closed:
+                self._leavers.append(_Leaver(connection, claim))
+
     def close(self) -> None:
         """Let nobody wait any longer."""
-        self._closed = True
+        with self._guard:
+            self._closed = True
+            for leaver in self._leavers:
+                leaver.leave()
         for turn in list(self.waiting):
             turn.flag.set()
 

@@ -301,7 +301,7 @@ class Watcher:
         """
         held = self._take()
         if held is not None:
-            held[1].close()
+            self._monitor.opener.make_way(held[1], self.claim)
         return held is not None
 
 

@@ -140,6 +140,16 @@ class Opener:
         """
         self._answers.pop(node, None)
 
+    def make_way(self, connection: Connection[TupleRow], claim: Claim) -> None:
+        """Close a connection, so that another may be opened in its place.
+
+        Args:
+            connection: The connection.
+            claim: What it counts as in the budget.
+        """
+        self._slots.leave(connection, claim)
+        connection.close()
+
     def connect_to_look(self, node: Node, cluster: Cluster, claim: Claim, patience: float) -> Connection[TupleRow]:
         """Open a connection for looking at a server; nothing is reported.
 

@@ -390,21 +390,20 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         for client in waiting:
             client.fail(Reroute())
 
-    def evict_idle(self) -> bool:
-        """Close the connection that has been idle longest.
+    def evict_idle(self) -> None:
+        """Close the connection that has been idle longest, if there is one, so that another may be opened."""
+        if (connection := self._take_out()) is not None:
+            self._opener.make_way(connection, self.claim)
 
-        Returns:
-            Whether there was one.
-        """
+    def _take_out(self) -> Connection[TupleRow] | None:
+        """Have the connection that has been idle longest no more."""
         if not self._pool:
-            return False
+            return None
         with self._lock:  # guards _pool and _nconns
             if not self._pool:
-                return False
-            connection = self._pool.popleft()
+                return None
             self._nconns -= 1
-        connection.close()
-        return True
+            return self._pool.popleft()
 
     def keep_warm(self) -> None:
         """Open one of the connections that are to be kept open, if there are too few: some may have made room."""
@@ -425,8 +424,8 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
             How many of those that are out were cut, but for the expendable.
         """
         self.reroute()
-        while self.evict_idle():
-            pass
+        while (connection := self._take_out()) is not None:
+            connection.close()
         doomed = list(self.borrowed if why_borrowed else self.expendable)
         for connection in doomed:
             original_of(connection).cut_because = why_borrowed
@@ -442,7 +441,7 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         """
         if self.inherited:
             return
-        connection.close()
+        self._opener.make_way(connection, self.claim)
         self.borrowed.discard(connection)
         self.expendable.discard(connection)
         with self._lock:  # guards _nconns, _growing, _waiting

@@ -3,12 +3,18 @@
 
 from __future__ import annotations
 
+import os
+import select
 from collections import deque
+from contextlib import suppress
+from socket import socket
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
-from router._runtime import Flag, Guard
+import psycopg
+
+from router._runtime import Flag, Guard, sleep
 from router.budget import full, grant, yields_to
 
 if TYPE_CHECKING:
@@ -23,6 +29,10 @@ if TYPE_CHECKING:
 CALM = 0.02
 """Seconds for which nobody looks again who could make room for those who wait, if nobody could: it costs more than a
 request should pay for."""
+
+
+PARTING = 0.2
+"""Seconds that a server process has to end when its connection is closed; it may be frozen."""
 
 
 class BudgetSpent(Exception):
@@ -46,6 +56,36 @@ class Turn:
         self.wanted = wanted
         self.granted = False
         self.flag = Flag()
+
+
+class _Leaver:
+    """A connection closed to make room: its server goes on counting it until the process there has ended.
+
+    Attributes:
+        claim: What it counted as.
+        gone: Whether that process was found to have ended, or had the time to.
+    """
+
+    __slots__ = ("_socket", "_until", "claim", "gone")
+
+    def __init__(self, connection: Connection[Any], claim: Claim) -> None:
+        self.claim = claim
+        self.gone = False
+        self._socket = socket(fileno=os.dup(connection.pgconn.socket))  # outlives the connection
+        self._until = monotonic() + PARTING
+
+    def look(self) -> None:
+        """See whether it is gone; one at a time."""
+        if not self.gone:
+            poll = select.poll()
+            poll.register(self._socket, select.POLLRDHUP)
+            if poll.poll(0) or monotonic() >= self._until:
+                self.leave()
+
+    def leave(self) -> None:
+        """Take it for gone."""
+        self.gone = True
+        self._socket.close()
 
 
 class Slots:
@@ -73,6 +113,7 @@ class Slots:
         self._guard = Guard()  # guards all below, and the changes of `waiting`
         self._opening: list[Claim] = []
         self._open: list[tuple[ref[Connection[Any]], Claim]] = []
+        self._leavers: list[_Leaver] = []
         self._closed = False
         self._no_room_until = 0.0
         self._nothing_owed_until = 0.0
@@ -113,6 +154,8 @@ class Slots:
                 # Pools close connections without a word when they shrink or expire: look again now and then.
                 patience = CALM if now < self._no_room_until else 0.1
                 turn.flag.wait_for(min(deadline - now, patience))
+            if self._leavers:
+                self._see_off(claim)
         except BaseException:
             with self._guard:
                 if turn.granted:
@@ -185,9 +228,38 @@ class Slots:
                 turn.granted = True
                 turn.flag.set()
 
+    def _see_off(self, claim: Claim) -> None:
+        """Wait until there is room at the server, too, beside those who had left when the slot was granted."""
+        with self._guard:
+            others, leavers = self._count(), self._leavers
+            others.remove(claim)
+        while True:
+            with self._guard:
+                for leaver in leavers:
+                    leaver.look()
+                leavers = [leaver for leaver in leavers if not leaver.gone]
+                self._leavers = [leaver for leaver in self._leavers if not leaver.gone]
+            if full(self.limits, [*others, *(leaver.claim for leaver in leavers)], claim) is None:
+                return
+            sleep(0.0005)
+
+    def leave(self, connection: Connection[Any], claim: Claim) -> None:
+        """Note that a connection is about to be closed, so that another may be opened in its place.
+
+        Args:
+            connection: The connection; who gets its slot waits until its server process has ended.
+            claim: What it counts as.
+        """
+        with self._guard, suppress(OSError, psycopg.Error):  # it is closed already
+            if not self._closed:
+                self._leavers.append(_Leaver(connection, claim))
+
     def close(self) -> None:
         """Let nobody wait any longer."""
-        self._closed = True
+        with self._guard:
+            self._closed = True
+            for leaver in self._leavers:
+                leaver.leave()
         for turn in list(self.waiting):
             turn.flag.set()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -354,6 +355,33 @@ async def test_a_limit_of_the_servers_own_below_max_size_is_lived_with(cluster: 
             with pytest.raises(PoolExhausted, match=r"takes no further connection: .*too many connections for role"):
                 async with router.connection(timeout=0.3):
                     pytest.fail("there was a third connection")
+
+
+async def test_a_connection_counts_until_its_server_has_let_it_go(
+    cluster: PostgresCluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    role, one, other = new_name(), new_name(), new_name()
+    cluster.primary.execute(f"CREATE ROLE {role} LOGIN CONNECTION LIMIT 2")
+    cluster.primary.execute(
+        f"CREATE SCHEMA {one}; CREATE SCHEMA {other}; GRANT USAGE ON SCHEMA {one}, {other} TO {role}"
+    )
+    options = settings(
+        primary=cluster.dsn(user=role), max_connections=2, tenants={one: {"schema": one}, other: {"schema": other}}
+    )
+    async with AsyncRouter(options) as router:
+
+        async def use(tenant: str) -> None:
+            async with router.connection(tenant=tenant) as connection:
+                await connection.execute(  # its process has all of these to drop before it ends
+                    """DO $$ BEGIN FOR number IN 1..100 LOOP
+                    EXECUTE format('CREATE TEMPORARY TABLE IF NOT EXISTS t%s ()', number); END LOOP; END $$"""
+                )
+
+        for tenant in (one, other, one):  # an idle one makes room: one connection looks, so there is one for requests
+            await use(tenant)
+        for _ in range(2):  # one that comes back does
+            await aall_of(partial(use, one), partial(use, other))
+    assert not [message for message in caplog.messages if "takes no further connection" in message]
 
 
 async def test_a_full_replica_is_passed_over(cluster: PostgresCluster) -> None:

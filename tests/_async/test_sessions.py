@@ -664,8 +664,8 @@ async def test_a_primary_that_turns_out_to_be_a_standby_serves_nothing_stale(
                 await insert(router, table)
                 assert await read(router, table) == ([1], address.port)
                 for pool in list(router._routing.pools):
-                    while await pool.evict_idle():
-                        pass
+                    while pool.idle:
+                        await pool.evict_idle()
                 address.stop()
                 address._target = (two.host, two.port)
                 address.start()

@@ -657,8 +657,8 @@ def test_a_primary_that_turns_out_to_be_a_standby_serves_nothing_stale(
                 insert(router, table)
                 assert read(router, table) == ([1], address.port)
                 for pool in list(router._routing.pools):
-                    while pool.evict_idle():
-                        pass
+                    while pool.idle:
+                        pool.evict_idle()
                 address.stop()
                 address._target = (two.host, two.port)
                 address.start()
