@@ -393,7 +393,7 @@ class AsyncRouting:
                 continue
             except (PoolTimeout, PoolClosed):
                 continue  # choose again, or find that there is no time left
-            if request.after is None or await self._may_serve(pool, connection, request, ask=node in route.ask):
+            if request.after is None or await self._may_serve(pool, connection, request.after):
                 if pool not in lane.pools and node in route.nodes[: route.best]:
                     self._renew(lane)
                 return pool, connection
@@ -479,26 +479,32 @@ class AsyncRouting:
         self.known.wants(cluster)
         await changed.wait_for(min(left, pause, SETTLE))
 
-    async def _may_serve(
-        self, pool: AsyncNodePool, connection: AsyncConnection[TupleRow], request: Request, *, ask: bool
-    ) -> bool:
+    async def _may_serve(self, pool: AsyncNodePool, connection: AsyncConnection[TupleRow], after: Position) -> bool:
         """Make sure that what a read must see has been replayed where this connection leads to; else give it back.
 
         What is known of a server is from before a connection that was opened later: it may have been restarted in
         between, and a standby begins anew at an earlier position, or stands now where the primary was.
         """
-        state, after = self.known.health[pool.node.server], request.after
+        server = pool.node.server
+        state = self.known.health[server]
         is_primary = state.role is Role.PRIMARY
-        if after is None or (is_primary and connection.pgconn.parameter_status(b"in_hot_standby") == b"off"):
+        if is_primary and connection.pgconn.parameter_status(b"in_hot_standby") == b"off":
             return True
-        has_it = after.reached(state.timeline, state.position)
-        if not ask and has_it and original_of(connection).opened_at < state.position_at:
+        known = after.reached(state.timeline, state.position)
+        if known and original_of(connection).opened_at < state.position_at:
             return True
-        self._asked.add(pool.node.server)
+        if not known:
+            with self._guard:
+                others_ask = server in self._asked
+                self._asked.add(server)
+            if others_ask:  # the answer is for all
+                await pool.give_back(connection)
+                return False
         try:
             seen = await pool.look(connection)
+            await self.known.report(seen)
         except psycopg.Error:
-            pool.suspect(pool.node.server)
+            pool.suspect(server)
             await pool.give_back(connection)
             return False
         except BaseException:
@@ -506,8 +512,8 @@ class AsyncRouting:
             await pool.give_back(connection)
             raise
         finally:
-            self._asked.discard(pool.node.server)
-        await self.known.report(seen)
+            if not known:
+                self._asked.discard(server)
         if seen.role is Role.PRIMARY:
             has_it = is_primary and seen.timeline >= after.timeline
         else:
