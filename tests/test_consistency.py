@@ -17,7 +17,7 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from router.consistency import Position, Token, later, lsn, lsn_text, settled
+from router.consistency import UNSURE, Position, Token, later, lsn, lsn_text, settled
 from router.errors import TokenRefused
 from tests.support import eventually, new_name, run
 
@@ -32,7 +32,7 @@ SYSTEM = 7_560_000_000_000_000_001
 VERSIONS = ("v1", "v2", "blue", "2026-11", "größer")
 systems = st.integers(0, 3) | st.integers(0, 2**64 - 1)
 timelines = st.integers(1, 3) | st.integers(1, 2**32 - 1)
-lsns = st.integers(1, 3) | st.integers(1, 2**64 - 1)
+lsns = st.integers(1, 3) | st.integers(1, UNSURE - 1)
 positions = st.builds(Position, systems, timelines, lsns)
 writes = st.lists(st.tuples(st.sampled_from(VERSIONS), positions), max_size=8)
 keys = st.none() | st.binary(min_size=1, max_size=40)
@@ -243,6 +243,15 @@ def test_a_token_has_the_latest_position_of_each_version(written: list[tuple[str
     for version in VERSIONS:
         of_version = [position for key, position in written if key == version]
         assert token.of(version) == (reduce(later, of_version) if of_version else None)
+
+
+@given(positions, positions)
+def test_a_write_whose_end_is_known_ends_the_doubt(one: Position, other: Position) -> None:
+    unsure = Position(one.system, one.timeline, UNSURE)
+    token = Token().at("v1", one).at("v1", unsure)
+    assert token.of("v1") == unsure
+    assert Token.parse(token.text(None), None) == token
+    assert token.at("v1", other).of("v1") == other
 
 
 @given(tokens, tokens)
