@@ -40,6 +40,7 @@ class Proxy:
         self._bytes_left: int | None = None
         self._cut_on: Callable[[bytes], bool] | None = None
         self._cut_before = False
+        self._hidden = b""
         self._listener: socket.socket | None = None
         self._live: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
@@ -100,6 +101,10 @@ class Proxy:
         """
         says = (lambda message: said in message) if isinstance(said, bytes) else said
         self._set(_cut_on=says, _cut_before=before)
+
+    def hide(self, parameter: bytes) -> None:
+        """Have servers not tell a parameter, as those do not that are older than it."""
+        self._set(_hidden=parameter)
 
     def _set(self, **faults: object) -> None:
         with self._changed:
@@ -169,6 +174,8 @@ class Proxy:
                 else:
                     answered = True
                     self._wait(client, self._delay)
+                    if self._hidden:
+                        data = data.replace(self._hidden, self._hidden.upper())
                     if self._bytes_left is not None and self._bytes_left <= len(data):
                         client.sendall(data[: self._bytes_left])
                         self._bytes_left = None

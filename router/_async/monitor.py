@@ -133,7 +133,7 @@ class AsyncMonitor:
         if chosen is None:
             return None
         place, index = chosen
-        return index if await found[place].let_go() else None
+        return index if await found[place].make_way() else None
 
     async def close(self, timeout: float) -> None:
         """Stop every watcher.
@@ -294,16 +294,21 @@ class AsyncWatcher:
         """Whether it holds a connection for the next look."""
         return self._held is not None
 
-    async def let_go(self) -> bool:
-        """Close the connection that is held for the next look.
+    async def let_go(self) -> None:
+        """Close the connection that is held for the next look, if there is one."""
+        if (held := self._take()) is not None:
+            await held[1].close()
+
+    async def make_way(self) -> bool:
+        """Close the connection that is held for the next look, so that another may be opened.
 
         Returns:
             Whether there was one.
         """
-        held = self._take()
-        if held is not None:
-            await self._monitor.opener.make_way(held[1], self.claim)
-        return held is not None
+        if (held := self._take()) is None:
+            return False
+        await self._monitor.opener.make_way(held[1], self.claim)
+        return True
 
 
 async def _too_late(outcome: tuple[Looked, AsyncConnection[TupleRow]]) -> None:

@@ -493,7 +493,8 @@ class AsyncRouting:
         known = after.reached(state.timeline, state.position)
         if known and original_of(connection).opened_at < state.position_at:
             return True
-        if not known:
+        alone = not known and not is_primary  # what is known of a primary is no answer to another request
+        if alone:
             with self._guard:
                 others_ask = server in self._asked
                 self._asked.add(server)
@@ -512,7 +513,7 @@ class AsyncRouting:
             await pool.give_back(connection)
             raise
         finally:
-            if not known:
+            if alone:
                 self._asked.discard(server)
         if seen.role is Role.PRIMARY:
             has_it = is_primary and seen.timeline >= after.timeline
@@ -548,6 +549,7 @@ class AsyncRouting:
         while not await self._closing.wait_for(HOUSEKEEPING):
             try:
                 await self.pools.sweep()
+                self.slots.sweep()
                 if self.directory is not None:
                     self.directory.tick(monotonic())
             except Exception:

@@ -134,7 +134,7 @@ class Monitor:
         if chosen is None:
             return None
         place, index = chosen
-        return index if found[place].let_go() else None
+        return index if found[place].make_way() else None
 
     def close(self, timeout: float) -> None:
         """Stop every watcher.
@@ -293,16 +293,21 @@ class Watcher:
         """Whether it holds a connection for the next look."""
         return self._held is not None
 
-    def let_go(self) -> bool:
-        """Close the connection that is held for the next look.
+    def let_go(self) -> None:
+        """Close the connection that is held for the next look, if there is one."""
+        if (held := self._take()) is not None:
+            held[1].close()
+
+    def make_way(self) -> bool:
+        """Close the connection that is held for the next look, so that another may be opened.
 
         Returns:
             Whether there was one.
         """
-        held = self._take()
-        if held is not None:
-            self._monitor.opener.make_way(held[1], self.claim)
-        return held is not None
+        if (held := self._take()) is None:
+            return False
+        self._monitor.opener.make_way(held[1], self.claim)
+        return True
 
 
 def _too_late(outcome: tuple[Looked, Connection[TupleRow]]) -> None:

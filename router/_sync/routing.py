@@ -494,7 +494,8 @@ class Routing:
         known = after.reached(state.timeline, state.position)
         if known and original_of(connection).opened_at < state.position_at:
             return True
-        if not known:
+        alone = not known and not is_primary  # what is known of a primary is no answer to another request
+        if alone:
             with self._guard:
                 others_ask = server in self._asked
                 self._asked.add(server)
@@ -513,7 +514,7 @@ class Routing:
             pool.give_back(connection)
             raise
         finally:
-            if not known:
+            if alone:
                 self._asked.discard(server)
         if seen.role is Role.PRIMARY:
             has_it = is_primary and seen.timeline >= after.timeline
@@ -549,6 +550,7 @@ class Routing:
         while not self._closing.wait_for(HOUSEKEEPING):
             try:
                 self.pools.sweep()
+                self.slots.sweep()
                 if self.directory is not None:
                     self.directory.tick(monotonic())
             except Exception:

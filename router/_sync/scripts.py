@@ -52,7 +52,7 @@ def why_not_there(error: psycopg.Error) -> str:
     """
     text = error.diag.message_primary or ""
     _, no_usage, name = text.partition(sql.NO_USAGE)
-    return no_usage + name[:-1] if no_usage else text  # as the server quotes it
+    return no_usage + name[:-1].rstrip() if no_usage else text  # as the server quotes it
 
 
 def begin_of(connection: Connection[Any]) -> bytes:

@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-import os
 import select
 from collections import deque
 from contextlib import suppress
-from socket import socket
+from socket import AF_INET, SOCK_STREAM, fromfd
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 from weakref import ref
@@ -71,7 +70,7 @@ class _Leaver:
     def __init__(self, connection: Connection[Any], claim: Claim) -> None:
         self.claim = claim
         self.gone = False
-        self._socket = socket(fileno=os.dup(connection.pgconn.socket))  # outlives the connection
+        self._socket = fromfd(connection.pgconn.socket, AF_INET, SOCK_STREAM)  # another descriptor, for poll() alone
         self._until = monotonic() + PARTING
 
     def look(self) -> None:
@@ -155,6 +154,7 @@ class Slots:
                 patience = CALM if now < self._no_room_until else 0.1
                 turn.flag.wait_for(min(deadline - now, patience))
             if self._leavers:
+                self.wake()  # the next one makes room meanwhile
                 self._see_off(claim)
         except BaseException:
             with self._guard:
@@ -231,17 +231,23 @@ class Slots:
     def _see_off(self, claim: Claim) -> None:
         """Wait until there is room at the server, too, beside those who had left when the slot was granted."""
         with self._guard:
-            others, leavers = self._count(), self._leavers
+            others, leavers = self._count(), [one for one in self._leavers if one.claim.server == claim.server]
             others.remove(claim)
+        pause = 0.0005
         while True:
-            with self._guard:
-                for leaver in leavers:
-                    leaver.look()
-                leavers = [leaver for leaver in leavers if not leaver.gone]
-                self._leavers = [leaver for leaver in self._leavers if not leaver.gone]
-            if full(self.limits, [*others, *(leaver.claim for leaver in leavers)], claim) is None:
+            self.sweep()
+            leavers = [leaver for leaver in leavers if not leaver.gone]
+            if not leavers or full(self.limits, [*others, *(leaver.claim for leaver in leavers)], claim) is None:
                 return
-            sleep(0.0005)
+            sleep(pause)
+            pause = min(2 * pause, 0.005)
+
+    def sweep(self) -> None:
+        """Forget the closed connections whose server processes have ended."""
+        with self._guard:
+            for leaver in self._leavers:
+                leaver.look()
+            self._leavers = [leaver for leaver in self._leavers if not leaver.gone]
 
     def leave(self, connection: Connection[Any], claim: Claim) -> None:
         """Note that a connection is about to be closed, so that another may be opened in its place.

@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
+from psycopg import AsyncConnection
 
-from router import AsyncRouter, NoPrimary, PoolExhausted, TooManyWaiting
+from router import AsyncRouter, NoPrimary, PoolExhausted, Server, TooManyWaiting
+from router._async.slots import AsyncSlots
+from router.budget import Claim, Limits
 from tests.proxy import Proxy
-from tests.support import aall_of, aeventually, aoutside, atogether, new_name, port, run, settings
+from tests.support import PATIENCE, aall_of, aeventually, aoutside, atogether, new_name, port, run, settings
 
 if TYPE_CHECKING:
     from router.testing import PostgresCluster
@@ -382,6 +385,35 @@ async def test_a_connection_counts_until_its_server_has_let_it_go(
         for _ in range(2):  # one that comes back does
             await aall_of(partial(use, one), partial(use, other))
     assert not [message for message in caplog.messages if "takes no further connection" in message]
+
+
+async def test_who_is_past_its_own_limit_by_now_waits_only_while_somebody_leaves(cluster: PostgresCluster) -> None:
+    server = Server(cluster.primary.host, cluster.primary.port)
+    before, former, later = Claim(server, "v1", None), Claim(server, "tenant a", 5), Claim(server, "tenant a", 1)
+
+    async def makes_no_room(_taken: list[Claim], _waiting: list[Claim]) -> None:
+        return None
+
+    slots = AsyncSlots(Limits(2, None), makes_no_room)
+    leaving = []
+    for _ in range(2):
+        await slots.take(before, 1.0)
+        connection = await AsyncConnection.connect(cluster.dsn())
+        slots.fill(connection, before)
+        leaving.append(connection)
+
+    async def leave() -> None:
+        async def all_wait() -> bool:
+            return len(slots.waiting) == 2
+
+        await aeventually(all_wait)
+        for connection in leaving:
+            slots.leave(connection, before)
+            await connection.close()
+        slots.wake()
+
+    await aall_of(partial(slots.take, later, PATIENCE), partial(slots.take, former, PATIENCE), leave)
+    assert {*slots.taken} == {former, later}
 
 
 async def test_a_full_replica_is_passed_over(cluster: PostgresCluster) -> None:

@@ -400,6 +400,37 @@ async def test_readers_that_come_at_once_ask_a_replica_once(
         assert len(asked) == len({*asked})
 
 
+async def test_readers_that_come_at_once_each_ask_a_primary_that_may_be_none_any_more(
+    cluster: PostgresCluster, table: LiteralString, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look = AsyncNodePool.look
+
+    async def slowly(pool: AsyncNodePool, connection: AsyncConnection[Any]) -> Any:
+        await asleep(0.05)
+        return await look(pool, connection)
+
+    with Proxy(cluster.primary.host, cluster.primary.port) as older:
+        older.hide(b"in_hot_standby")
+        options = settings(
+            primary=cluster.dsn(host=older.host, port=older.port),
+            health={"interval": 60.0},
+            pool={"min_size": 4, "timeout": 3.0},
+        )
+        async with AsyncRouter(options) as router:
+
+            async def full() -> bool:
+                await read(router, table)
+                [node] = router.stats().versions[0].nodes
+                return node.read is not None and node.read.idle == 4
+
+            await aeventually(full)
+            with router.session() as session:
+                await insert(router, table)
+            monkeypatch.setattr(AsyncNodePool, "look", slowly)
+            found = await aall_of(*[lambda: read(router, table, after=session.token)] * 4)
+            assert [rows for rows, _ in found] == [[1]] * 4
+
+
 # Tokens
 
 

@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
+from psycopg import Connection
 
-from router import NoPrimary, PoolExhausted, Router, TooManyWaiting
+from router import NoPrimary, PoolExhausted, Router, Server, TooManyWaiting
+from router._sync.slots import Slots
+from router.budget import Claim, Limits
 from tests.proxy import Proxy
-from tests.support import all_of, eventually, new_name, outside, port, run, settings, together
+from tests.support import PATIENCE, all_of, eventually, new_name, outside, port, run, settings, together
 
 if TYPE_CHECKING:
     from router.testing import PostgresCluster
@@ -383,6 +386,35 @@ def test_a_connection_counts_until_its_server_has_let_it_go(
         for _ in range(2):  # one that comes back does
             all_of(partial(use, one), partial(use, other))
     assert not [message for message in caplog.messages if "takes no further connection" in message]
+
+
+def test_who_is_past_its_own_limit_by_now_waits_only_while_somebody_leaves(cluster: PostgresCluster) -> None:
+    server = Server(cluster.primary.host, cluster.primary.port)
+    before, former, later = Claim(server, "v1", None), Claim(server, "tenant a", 5), Claim(server, "tenant a", 1)
+
+    def makes_no_room(_taken: list[Claim], _waiting: list[Claim]) -> None:
+        return None
+
+    slots = Slots(Limits(2, None), makes_no_room)
+    leaving = []
+    for _ in range(2):
+        slots.take(before, 1.0)
+        connection = Connection.connect(cluster.dsn())
+        slots.fill(connection, before)
+        leaving.append(connection)
+
+    def leave() -> None:
+        def all_wait() -> bool:
+            return len(slots.waiting) == 2
+
+        eventually(all_wait)
+        for connection in leaving:
+            slots.leave(connection, before)
+            connection.close()
+        slots.wake()
+
+    all_of(partial(slots.take, later, PATIENCE), partial(slots.take, former, PATIENCE), leave)
+    assert {*slots.taken} == {former, later}
 
 
 def test_a_full_replica_is_passed_over(cluster: PostgresCluster) -> None:

@@ -399,6 +399,37 @@ def test_readers_that_come_at_once_ask_a_replica_once(
         assert len(asked) == len({*asked})
 
 
+def test_readers_that_come_at_once_each_ask_a_primary_that_may_be_none_any_more(
+    cluster: PostgresCluster, table: LiteralString, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look = NodePool.look
+
+    def slowly(pool: NodePool, connection: Connection[Any]) -> Any:
+        sleep(0.05)
+        return look(pool, connection)
+
+    with Proxy(cluster.primary.host, cluster.primary.port) as older:
+        older.hide(b"in_hot_standby")
+        options = settings(
+            primary=cluster.dsn(host=older.host, port=older.port),
+            health={"interval": 60.0},
+            pool={"min_size": 4, "timeout": 3.0},
+        )
+        with Router(options) as router:
+
+            def full() -> bool:
+                read(router, table)
+                [node] = router.stats().versions[0].nodes
+                return node.read is not None and node.read.idle == 4
+
+            eventually(full)
+            with router.session() as session:
+                insert(router, table)
+            monkeypatch.setattr(NodePool, "look", slowly)
+            found = all_of(*[lambda: read(router, table, after=session.token)] * 4)
+            assert [rows for rows, _ in found] == [[1]] * 4
+
+
 # Tokens
 
 
