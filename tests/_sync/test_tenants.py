@@ -162,7 +162,10 @@ STATEMENTS: dict[str, LiteralString] = {
     "role": "SET ROLE {other}",
     "placeholder": "SET app.x = 'left'; SET app.tenant = '{rival}'",
     "setting": "SET work_mem = '77kB'",
-    "temporary table": "CREATE TEMPORARY TABLE me (name int); INSERT INTO me VALUES (1); COMMIT; SELECT public.told()",
+    # Else told() may go on with the plan for the other `me`, or with a half of it.
+    "temporary table": (
+        "CREATE TEMPORARY TABLE me (name int); INSERT INTO me VALUES (1); COMMIT; DISCARD PLANS; SELECT public.told()"
+    ),
     "PREPARE": "PREPARE left_behind AS SELECT name FROM me",
     "advisory lock": "SELECT pg_advisory_lock(pg_backend_pid())",
     "LISTEN": "LISTEN left_behind; NOTIFY left_behind",  # heard with the answer to COMMIT
