@@ -414,7 +414,7 @@ async def test_readers_that_come_at_once_each_ask_a_primary_that_may_be_none_any
         options = settings(
             primary=cluster.dsn(host=older.host, port=older.port),
             health={"interval": 60.0},
-            pool={"min_size": 4, "timeout": 3.0},
+            pool={"min_size": 4, "max_size": 4, "timeout": 3.0},
         )
         async with AsyncRouter(options) as router:
 

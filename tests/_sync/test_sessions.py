@@ -413,7 +413,7 @@ def test_readers_that_come_at_once_each_ask_a_primary_that_may_be_none_any_more(
         options = settings(
             primary=cluster.dsn(host=older.host, port=older.port),
             health={"interval": 60.0},
-            pool={"min_size": 4, "timeout": 3.0},
+            pool={"min_size": 4, "max_size": 4, "timeout": 3.0},
         )
         with Router(options) as router:
 
