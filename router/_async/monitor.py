@@ -51,6 +51,7 @@ class AsyncMonitor:
         policy: How servers are watched.
         health: Gives what is known now.
         report: Told what each look shows.
+        looked: Told when a look has ended, and when it began.
         pause: Tells how many seconds to wait before the next look at a server, before jitter.
     """
 
@@ -61,6 +62,7 @@ class AsyncMonitor:
         *,
         health: Callable[[], Health],
         report: AFunction[[Seen], None],
+        looked: AFunction[[Server, float], None],
         pause: Callable[[Server], float],
     ) -> None:
         """Make the monitor; nothing runs yet.
@@ -70,12 +72,14 @@ class AsyncMonitor:
             policy: How servers are watched.
             health: Gives what is known now.
             report: Told what each look shows.
+            looked: Told when a look has ended, and when it began.
             pause: Tells how long to wait before the next look at a server.
         """
         self.opener = opener
         self.policy = policy
         self.health = health
         self.report = report
+        self.looked = looked
         self.pause = pause
         self._guard = AGuard()  # guards the replacing of _watchers and of each watcher's nodes
         self._watchers: dict[Server, AsyncWatcher] = {}
@@ -187,7 +191,9 @@ class AsyncWatcher:
         while not self.closed:
             self.hurry.clear()  # what comes from now on is newer than this look may be
             try:
+                begun = monotonic()
                 await self._look()
+                await self._monitor.looked(self._server, begun)
                 await self._try_logins()
             except Exception:
                 logger.exception("could not look at %s", self._server)

@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from typing import TypeAlias
 
     from router._async.opener import AsyncOpener
+    from router._async.pools import Suspect
     from router.budget import Claim, Limits
     from router.events import Event
-    from router.topology import Node, Server, Target
+    from router.topology import Node, Target
 
     Key: TypeAlias = tuple[str, Node, bool, bool]
 
@@ -39,7 +40,7 @@ class AsyncPools:
         self,
         most: int,
         opener: AsyncOpener,
-        suspect: Callable[[Server], None],
+        suspect: Suspect,
         *,
         objection: Callable[[AsyncNodePool], str],
         gone: Callable[[AsyncNodePool], None],

@@ -40,8 +40,11 @@ PAIRS_BITS = PAIRS.bit_length() - 1
 A_LONG_TIME = 1e8
 """Seconds; what threads and event loops can wait for has an end, and ``inf`` is past it."""
 
-EVIDENCE = ("57P01", "57P02", "57P03", "25006")
-"""SQLSTATEs that may tell of the server: it shuts down, crashed, starts up, is a standby."""
+GOES_DOWN = ("57P01", "57P02", "57P03")
+"""SQLSTATEs that may tell that the server shuts down, crashed, starts up."""
+
+READ_ONLY = "25006"
+"""The SQLSTATE that may tell that it is a standby."""
 
 logger = logging.getLogger("router")
 
@@ -242,10 +245,7 @@ class Checkout:
     def _end(self, connection: Connection[TupleRow], pool: NodePool, error: BaseException | None) -> None:
         if pool.inherited:
             return
-        sqlstate = getattr(error, "sqlstate", None)
-        # That a session for reading refuses a write says nothing of its server.
-        if connection.broken or (sqlstate in EVIDENCE and not (pool.read_only and sqlstate == "25006")):
-            pool.suspect(pool.node.server)
+        _tell(pool, connection, error)
         if error is not None and (reason := original_of(connection).cut_because):
             error.add_note(f"the router cut this connection: {reason}")
         written: tuple[int, int] | None = None
@@ -259,6 +259,7 @@ class Checkout:
                     connection.rollback()
                     written = None if self._note is None else _written(connection)
                 except psycopg.Error as problem:  # the block's own error matters more; give_back() closes it
+                    _tell(pool, connection, problem)
                     logger.warning("could not roll back on a connection of the pool %r: %s", pool.name, problem)
                 if not pool.read_only and isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
                     connection.close()  # it may be on a standby by now
@@ -284,13 +285,23 @@ class Checkout:
         except psycopg.OperationalError as error:
             if not connection.broken:
                 raise
-            pool.suspect(pool.node.server)
+            _tell(pool, connection, error)
             if status == TransactionStatus.IDLE:
                 return None  # all that was written is committed; only how far that went is not known
             if not committing:
                 raise
             raise self.outcome_unknown("during COMMIT: whether the transaction is committed") from error
         return None
+
+
+def _tell(pool: NodePool, connection: Connection[TupleRow], error: BaseException | None) -> None:
+    """Tell what a block, or the end of one, has shown of its server."""
+    sqlstate, broken = getattr(error, "sqlstate", None), connection.broken
+    # A session that ended for a reason of its own, a timeout, has an SQLSTATE that says so.
+    dying = sqlstate in GOES_DOWN or (broken and sqlstate is None)
+    # That a session for reading refuses a write says nothing of its server.
+    if dying or broken or (sqlstate == READ_ONLY and not pool.read_only):
+        pool.suspect(pool.node.server, dying=dying)
 
 
 def _written(connection: Connection[TupleRow]) -> tuple[int, int]:
@@ -411,7 +422,7 @@ class ScopedCheckout(TrackedCheckout):
             except BaseException as error:
                 lost = connection.broken or isinstance(error, TooLate)
                 if lost:
-                    pool.suspect(pool.node.server)
+                    pool.suspect(pool.node.server, dying=connection.broken)
                 if isinstance(error, UnknownTenant):
                     lane.unlist(lane)
                 else:

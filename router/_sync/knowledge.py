@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+from math import inf
 from random import random
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -66,7 +67,9 @@ class Knowledge:
         """
         self.health: Health = {}
         self.changed = Flag()
-        self.monitor = Monitor(opener, policy, health=lambda: self.health, report=self.report, pause=self._pause)
+        self.monitor = Monitor(
+            opener, policy, health=lambda: self.health, report=self.report, looked=self._looked, pause=self._pause
+        )
         self._policy = policy
         self._opener = opener
         self._observers = observers
@@ -77,6 +80,7 @@ class Knowledge:
         self._standings: dict[str, tuple[Standings, Standings]] = {}  # to read, to write
         self._watched: set[str] = set()  # the clusters in use, once all their servers are watched
         self._leaders: dict[str, Leader | None] = {}
+        self._doubted: dict[Server, float] = {}  # since when pools lend nothing idle, until a later look
         self._wanted: dict[str, float] = {}  # when a request last waited for a server of a cluster
 
     def use(self, cluster: Cluster) -> None:
@@ -145,6 +149,8 @@ class Knowledge:
         for cluster in left_behind:
             for node in cluster.nodes:
                 self._opener.forget(node)
+                if node.server not in self._in_use:
+                    self._doubted.pop(node.server, None)
 
     def report(self, seen: Seen) -> None:
         """Take note of what was observed, and do what follows from it.
@@ -232,13 +238,28 @@ class Knowledge:
         count = pool.drop(reason)
         return ConnectionsCut(node, count, reason) if count else None
 
-    def suspect(self, server: Server) -> None:
+    def suspect(self, server: Server, *, dying: bool = False) -> None:
         """Have a server looked at, because of what a connection showed.
 
         Args:
             server: The server.
+            dying: Whether its other connections may be about to end as that one did: its processes do not all die at
+                the same moment. None that is idle is lent until the look has shown what the matter is.
         """
+        if dying and server in self._in_use:
+            for pool in list(self._pools()):
+                if pool.node.server == server:
+                    pool.doubt()
+            self._doubted[server] = monotonic()  # after that: else a look could end in between, and nobody trusts again
         self.monitor.hurry(server)
+
+    def _looked(self, server: Server, begun: float) -> None:
+        """Take note that what a look has shown was reported, and have idle connections lent again."""
+        if self._doubted.get(server, inf) < begun:
+            self._doubted.pop(server, None)
+            for pool in list(self._pools()):
+                if pool.node.server == server and pool.doubted:
+                    pool.trust()
 
     def _pause(self, server: Server) -> float:
         """How long to wait before the next look at a server."""

@@ -52,6 +52,7 @@ class Monitor:
         policy: How servers are watched.
         health: Gives what is known now.
         report: Told what each look shows.
+        looked: Told when a look has ended, and when it began.
         pause: Tells how many seconds to wait before the next look at a server, before jitter.
     """
 
@@ -62,6 +63,7 @@ class Monitor:
         *,
         health: Callable[[], Health],
         report: Function[[Seen], None],
+        looked: Function[[Server, float], None],
         pause: Callable[[Server], float],
     ) -> None:
         """Make the monitor; nothing runs yet.
@@ -71,12 +73,14 @@ class Monitor:
             policy: How servers are watched.
             health: Gives what is known now.
             report: Told what each look shows.
+            looked: Told when a look has ended, and when it began.
             pause: Tells how long to wait before the next look at a server.
         """
         self.opener = opener
         self.policy = policy
         self.health = health
         self.report = report
+        self.looked = looked
         self.pause = pause
         self._guard = Guard()  # guards the replacing of _watchers and of each watcher's nodes
         self._watchers: dict[Server, Watcher] = {}
@@ -188,7 +192,9 @@ class Watcher:
         while not self.closed:
             self.hurry.clear()  # what comes from now on is newer than this look may be
             try:
+                begun = monotonic()
                 self._look()
+                self._monitor.looked(self._server, begun)
                 self._try_logins()
             except Exception:
                 logger.exception("could not look at %s", self._server)

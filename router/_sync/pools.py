@@ -16,7 +16,7 @@ import logging
 import select
 from collections import deque
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import psycopg
 from psycopg import Connection
@@ -31,8 +31,6 @@ from router.budget import Claim, Idle
 from router.measures import PoolStats
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from router._sync.opener import Opener
     from router.health import Looked
     from router.topology import Node, Scope, Server, Target
@@ -56,6 +54,18 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 
 logging.getLogger("psycopg.pool").addFilter(_is_news)
+
+
+class Suspect(Protocol):
+    """Has a server looked at, because of what a connection showed: the router's."""
+
+    def __call__(self, server: Server, *, dying: bool = False) -> None:
+        """Have it looked at.
+
+        Args:
+            server: The server.
+            dying: Whether its other connections may be about to end as that one did.
+        """
 
 
 class Reroute(Exception):
@@ -83,7 +93,7 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         outdated: Whether that has changed since: it is closed, and another one opened.
         claim: What each of its connections counts as in the budget.
         keys: Those of the lanes that use it, if it is one tenant's.
-        idle: The connections ready to be borrowed.
+        idle: The connections ready to be borrowed; empty while the pool is in doubt, whatever it keeps.
         borrowed: The connections out.
         expected: One entry for each request that was given this pool, and has not borrowed from it or given up yet.
         expendable: Those of them whose query is run again elsewhere if they are cut.
@@ -102,7 +112,7 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         node: Node,
         target: Target,
         opener: Opener,
-        suspect: Callable[[Server], None],
+        suspect: Suspect,
         *,
         read_only: bool,
     ) -> None:
@@ -190,9 +200,14 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         return len(self.borrowed) + len(self._waiting)
 
     @property
+    def doubted(self) -> bool:
+        """Whether none of its idle connections is lent, because all of them may be about to end."""
+        return self.idle is not self._pool
+
+    @property
     def full(self) -> bool:
-        """Whether every connection that it may open is out."""
-        return len(self.borrowed) >= self.max_size
+        """Whether it has none to lend, and whoever comes had to wait."""
+        return self.doubted or len(self.borrowed) >= self.max_size
 
     @property
     def grown(self) -> bool:
@@ -300,7 +315,7 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         with self._lock:  # guards _pool, _waiting, _closed, _growing
             if self._closed:
                 raise PoolClosed(f"the pool {self.name!r} is closed")
-            if self._pool:
+            if self.idle:
                 return False
             if self.max_waiting and len(self._waiting) >= self.max_waiting:
                 raise TooManyRequests(f"{self.max_waiting} requests wait for the pool {self.name!r} already")
@@ -379,6 +394,16 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         connection.set_autocommit(original_of(connection).autocommit)
         self.expendable.discard(connection)
         return seen
+
+    def doubt(self) -> None:
+        """Lend no idle connection until :meth:`trust`; those who come get a new one, or one that is given back."""
+        self.idle = deque()
+
+    def trust(self) -> None:
+        """Lend idle connections again, if there is any left."""
+        with self._lock:  # guards _pool, _waiting: nobody gets in line between these two
+            self.idle = self._pool
+        self.reroute()
 
     def reroute(self) -> None:
         """Send everyone who waits for a connection of this pool to choose again."""

@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from typing import TypeAlias
 
     from router._sync.opener import Opener
+    from router._sync.pools import Suspect
     from router.budget import Claim, Limits
     from router.events import Event
-    from router.topology import Node, Server, Target
+    from router.topology import Node, Target
 
     Key: TypeAlias = tuple[str, Node, bool, bool]
 
@@ -40,7 +41,7 @@ class Pools:
         self,
         most: int,
         opener: Opener,
-        suspect: Callable[[Server], None],
+        suspect: Suspect,
         *,
         objection: Callable[[NodePool], str],
         gone: Callable[[NodePool], None],

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -365,6 +367,45 @@ def test_everything_is_down_for_ten_seconds_and_comes_back(make_postgres_cluster
         assert not [error for _, _, error in load.failed_writes if isinstance(error, (NoPrimary, NoReplica))]
         assert len(load.failed_writes) <= 4
         assert len(load.failed_reads) <= 4
+
+
+def test_nobody_gets_another_connection_of_a_server_that_goes_down(make_postgres_cluster: MakeCluster) -> None:
+    cluster = make_postgres_cluster(version=18, standbys=1)
+    [standby] = cluster.standbys
+    postmaster = int((standby.data_dir / "postmaster.pid").read_text().split()[0])
+    with Router(settings(**cluster.version_settings(), health={"interval": 60.0})) as router:
+        with pytest.raises(psycopg.OperationalError):
+            with router.connection(read_only=True) as connection:
+                with router.connection(read_only=True) as other:
+                    assert port(connection) == port(other) == standby.port
+                    lingering = other.info.backend_pid
+                os.kill(lingering, signal.SIGSTOP)  # it learns of its server's end later than others
+                os.kill(postmaster, signal.SIGKILL)
+                while True:
+                    connection.execute("SELECT 1")
+        try:
+            with router.connection(read_only=True, timeout=5) as connection:
+                assert port(connection) == cluster.primary.port
+                connection.execute("SELECT 1")
+        finally:
+            os.kill(lingering, signal.SIGCONT)
+
+
+def test_a_session_that_an_administrator_ends_costs_no_other_one(make_postgres_cluster: MakeCluster) -> None:
+    cluster = make_postgres_cluster(version=18, standbys=0)
+    with Router(settings(**cluster.version_settings(), health={"interval": 60.0})) as router:
+        with router.connection(read_only=True) as connection, router.connection(read_only=True) as other:
+            pids = {connection.info.backend_pid, other.info.backend_pid}
+        with pytest.raises(psycopg.errors.AdminShutdown):
+            with router.connection(read_only=True) as connection:
+                pids -= {connection.info.backend_pid}
+                connection.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+
+        def lent() -> bool:
+            with router.connection(read_only=True) as connection:
+                return {connection.info.backend_pid} == pids
+
+        eventually(lent)
 
 
 def test_without_replicas_the_primary_serves_reads_until_they_are_back(
