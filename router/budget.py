@@ -305,6 +305,7 @@ def yields_to(limits: Limits, taken: Sequence[Claim], waiting: Sequence[Claim], 
     and back and forth only between pools that would have none.
 
     Once it is closed, the slot is for that one, if it has room then: a holder at its cap may find its server full, too.
+    Those who have room already, and have not taken it yet, are served before.
 
     Args:
         limits: How many there may be.
@@ -315,5 +316,9 @@ def yields_to(limits: Limits, taken: Sequence[Claim], waiting: Sequence[Claim], 
     Returns:
         The place in ``waiting``; ``None`` when it may be lent again.
     """
-    line = _Count(limits, taken, waiting).line(waiting, claim)
-    return line[0][0] if line else None
+    taken, places = list(taken), list(range(len(waiting)))
+    while (found := grant(limits, taken, [waiting[place] for place in places])) is not None:
+        taken.append(waiting[places.pop(found)])
+    rest = [waiting[place] for place in places]
+    line = _Count(limits, taken, rest).line(rest, claim)
+    return places[line[0][0]] if line else None

@@ -252,7 +252,7 @@ class AsyncCheckout:
         written: tuple[int, int] | None = None
         try:
             if error is None:
-                written = await self._commit(connection, pool)
+                written = await (_end_reading if pool.read_only else self._commit)(connection, pool)
             elif not isinstance(error, (Exception, GeneratorExit)):
                 await connection.close()
             elif not connection.closed:
@@ -269,10 +269,6 @@ class AsyncCheckout:
                 self._note(pool.node, written)
 
     async def _commit(self, connection: AsyncConnection[TupleRow], pool: AsyncNodePool) -> tuple[int, int] | None:
-        if pool.read_only:
-            if not connection.closed:
-                await connection.commit()
-            return None
         if connection.broken:
             raise psycopg.OperationalError("the connection was lost before COMMIT: the transaction was rolled back")
         if connection.closed:  # by the block
@@ -295,14 +291,22 @@ class AsyncCheckout:
         return None
 
 
+async def _end_reading(connection: AsyncConnection[TupleRow], pool: AsyncNodePool) -> None:
+    if not connection.closed:
+        try:
+            await connection.commit()
+        except psycopg.Error as error:
+            _tell(pool, connection, error)
+            raise
+
+
 def _tell(pool: AsyncNodePool, connection: AsyncConnection[TupleRow], error: BaseException | None) -> None:
     """Tell what a block, or the end of one, has shown of its server."""
     sqlstate, broken = getattr(error, "sqlstate", None), connection.broken
-    # A session that ended for a reason of its own, a timeout, has an SQLSTATE that says so.
-    dying = sqlstate in GOES_DOWN or (broken and sqlstate is None)
     # That a session for reading refuses a write says nothing of its server.
-    if dying or broken or (sqlstate == READ_ONLY and not pool.read_only):
-        pool.suspect(pool.node.server, dying=dying)
+    if broken or sqlstate in GOES_DOWN or (sqlstate == READ_ONLY and not pool.read_only):
+        # A session that ended for a reason of its own, a timeout, has another SQLSTATE.
+        pool.suspect(pool.node.server, dying=broken and (sqlstate is None or sqlstate in GOES_DOWN))
 
 
 async def _written(connection: AsyncConnection[TupleRow]) -> tuple[int, int]:
@@ -422,8 +426,9 @@ class AsyncScopedCheckout(AsyncTrackedCheckout):
                 await enter(connection, target.scope, deadline, begin=self._begin)
             except BaseException as error:
                 lost = connection.broken or isinstance(error, TooLate)
-                if lost:
-                    pool.suspect(pool.node.server, dying=connection.broken)
+                _tell(pool, connection, error)
+                if isinstance(error, TooLate):
+                    pool.suspect(pool.node.server)
                 if isinstance(error, UnknownTenant):
                     lane.unlist(lane)
                 else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from math import inf
 from random import random
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -79,7 +78,7 @@ class AsyncKnowledge:
         self._standings: dict[str, tuple[Standings, Standings]] = {}  # to read, to write
         self._watched: set[str] = set()  # the clusters in use, once all their servers are watched
         self._leaders: dict[str, Leader | None] = {}
-        self._doubted: dict[Server, float] = {}  # since when pools lend nothing idle, until a later look
+        self._doubted: set[Server] = set()  # those of which pools may be in doubt
         self._wanted: dict[str, float] = {}  # when a request last waited for a server of a cluster
 
     def use(self, cluster: Cluster) -> None:
@@ -149,7 +148,7 @@ class AsyncKnowledge:
             for node in cluster.nodes:
                 self._opener.forget(node)
                 if node.server not in self._in_use:
-                    self._doubted.pop(node.server, None)
+                    self._doubted.discard(node.server)
 
     async def report(self, seen: Seen) -> None:
         """Take note of what was observed, and do what follows from it.
@@ -243,22 +242,28 @@ class AsyncKnowledge:
         Args:
             server: The server.
             dying: Whether its other connections may be about to end as that one did: its processes do not all die at
-                the same moment. None that is idle is lent until the look has shown what the matter is.
+                the same moment. None that is idle is lent until a look has ended that begins after this.
         """
-        if dying and server in self._in_use:
-            for pool in list(self._pools()):
-                if pool.node.server == server:
-                    pool.doubt()
-            self._doubted[server] = monotonic()  # after that: else a look could end in between, and nobody trusts again
+        if dying:
+            with self._guard:
+                if server in self._in_use:
+                    self._doubted.add(server)
+                    for pool in self._pools():
+                        if pool.node.server == server:
+                            pool.doubt()
         self.monitor.hurry(server)
 
     async def _looked(self, server: Server, begun: float) -> None:
-        """Take note that what a look has shown was reported, and have idle connections lent again."""
-        if self._doubted.get(server, inf) < begun:
-            self._doubted.pop(server, None)
-            for pool in list(self._pools()):
-                if pool.node.server == server and pool.doubted:
-                    await pool.trust()
+        """Have idle connections lent again, once what a look has shown was reported."""
+        if server not in self._doubted:
+            return
+        with self._guard:
+            doubted = [pool for pool in self._pools() if pool.node.server == server and pool.doubted]
+            if not doubted:
+                self._doubted.discard(server)
+        for pool in doubted:
+            if pool.doubted_at < begun:
+                await pool.trust()
 
     def _pause(self, server: Server) -> float:
         """How long to wait before the next look at a server."""

@@ -192,8 +192,10 @@ class AsyncWatcher:
             self.hurry.clear()  # what comes from now on is newer than this look may be
             try:
                 begun = monotonic()
-                await self._look()
-                await self._monitor.looked(self._server, begun)
+                try:
+                    await self._look()
+                finally:
+                    await self._monitor.looked(self._server, begun)
                 await self._try_logins()
             except Exception:
                 logger.exception("could not look at %s", self._server)
@@ -276,11 +278,18 @@ class AsyncWatcher:
 
     async def _try_logins(self) -> None:
         """Try again the logins that were refused, when it is time."""
+        until = monotonic() + PATIENCE * self._monitor.policy.timeout
         for node, cluster in self.nodes.items():
             refused = self._monitor.health().get(node)
             if refused is not None and monotonic() >= refused.banned_until:
                 with suppress(psycopg.Error, BudgetSpent):
-                    connection, _ = await self._monitor.opener.connect(node, cluster, [], autocommit=True)
+                    connection, _ = await self._monitor.opener.connect(
+                        node,
+                        cluster,
+                        [],
+                        autocommit=True,
+                        wanted=lambda: monotonic() < until and not self.hurry.is_set(),
+                    )
                     await connection.close()
 
     def _take(self) -> tuple[Node, AsyncConnection[TupleRow]] | None:

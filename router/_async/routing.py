@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     Like: TypeAlias = tuple[str, tuple[Node, ...], bool]  # a cluster's name and nodes, and whether it is for reading
 
 FULL = 1e9
-"""The load of a pool that has no connection left to open: more than any other's."""
+"""The load of a pool that has none to lend or open now: more than any other's."""
 
 GRACE = 1.0
 """Seconds that background work gets to end, although the time given for closing has passed."""
@@ -579,7 +579,7 @@ class AsyncRouting:
             claim = Claim(node.server, "", None) if pool is None else pool.claim  # without a pool: for a look at it
             if pool is not None and pool.refusal:
                 why = f"{node} takes no further connection: {pool.refusal}"
-            elif pool is not None and pool.grown:
+            elif pool is not None and pool.grown and not pool.doubted:
                 most = _holding_most([pool]) if pool.shared else ""
                 why = f"all {pool.max_size} to {node} are in use (pool.max_size){most}"
             elif not late or not (why := self._spent(claim)):

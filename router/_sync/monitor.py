@@ -193,8 +193,10 @@ class Watcher:
             self.hurry.clear()  # what comes from now on is newer than this look may be
             try:
                 begun = monotonic()
-                self._look()
-                self._monitor.looked(self._server, begun)
+                try:
+                    self._look()
+                finally:
+                    self._monitor.looked(self._server, begun)
                 self._try_logins()
             except Exception:
                 logger.exception("could not look at %s", self._server)
@@ -275,11 +277,18 @@ class Watcher:
 
     def _try_logins(self) -> None:
         """Try again the logins that were refused, when it is time."""
+        until = monotonic() + PATIENCE * self._monitor.policy.timeout
         for node, cluster in self.nodes.items():
             refused = self._monitor.health().get(node)
             if refused is not None and monotonic() >= refused.banned_until:
                 with suppress(psycopg.Error, BudgetSpent):
-                    connection, _ = self._monitor.opener.connect(node, cluster, [], autocommit=True)
+                    connection, _ = self._monitor.opener.connect(
+                        node,
+                        cluster,
+                        [],
+                        autocommit=True,
+                        wanted=lambda: monotonic() < until and not self.hurry.is_set(),
+                    )
                     connection.close()
 
     def _take(self) -> tuple[Node, Connection[TupleRow]] | None:

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from router.topology import Node, Scope, Server, Target
 
 
+SURE = 1.0
+"""Seconds after a doubt for which there is no other one."""
+
 logger = logging.getLogger("router")
 
 
@@ -94,6 +97,7 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         claim: What each of its connections counts as in the budget.
         keys: Those of the lanes that use it, if it is one tenant's.
         idle: The connections ready to be borrowed; empty while the pool is in doubt, whatever it keeps.
+        doubted_at: When it was last put in doubt, on the monotonic clock.
         borrowed: The connections out.
         expected: One entry for each request that was given this pool, and has not borrowed from it or given up yet.
         expendable: Those of them whose query is run again elsewhere if they are cut.
@@ -155,6 +159,7 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         self.claim = Claim(node.server, f"tenant {self.tenant}" if self.tenant else cluster.name, cap)
         self.keys: set[Any] = set()
         self.idle = self._pool
+        self.doubted_at = 0.0
         self.borrowed: set[Connection[TupleRow]] = set()
         self.expected: list[None] = []  # its append() and pop() are atomic
         self.expendable: set[Connection[TupleRow]] = set()
@@ -165,6 +170,7 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         self.refusal = ""
         self._opener = opener
         self._failing = False
+        self._sure_until = 0.0
         self._schema = "" if target.shared else target.schema
         self._used_at = monotonic()  # when somebody last came for a connection that was not ready
 
@@ -201,12 +207,12 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
 
     @property
     def doubted(self) -> bool:
-        """Whether none of its idle connections is lent, because all of them may be about to end."""
+        """Whether no idle connection is lent, because all of them may be about to end."""
         return self.idle is not self._pool
 
     @property
     def full(self) -> bool:
-        """Whether it has none to lend, and whoever comes had to wait."""
+        """Whether it has none to lend, and may open no more, or had better not now."""
         return self.doubted or len(self.borrowed) >= self.max_size
 
     @property
@@ -317,12 +323,14 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
                 raise PoolClosed(f"the pool {self.name!r} is closed")
             if self.idle:
                 return False
-            if self.max_waiting and len(self._waiting) >= self.max_waiting:
+            hidden = len(self._pool)
+            if self.max_waiting and len(self._waiting) >= self.max_waiting + hidden:
                 raise TooManyRequests(f"{self.max_waiting} requests wait for the pool {self.name!r} already")
             self._waiting.append(place)
             self._stats[self._REQUESTS_NUM] += 1
             self._stats[self._REQUESTS_QUEUED] += 1
-            self._maybe_grow_pool()
+            if len(self._waiting) > hidden:
+                self._maybe_grow_pool()
             return True
 
     @uncancelled
@@ -396,14 +404,22 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         return seen
 
     def doubt(self) -> None:
-        """Lend no idle connection until :meth:`trust`; those who come get a new one, or one that is given back."""
-        self.idle = deque()
+        """Lend no idle connection until :meth:`trust`, but not again at once: sessions may go on being ended."""
+        now = monotonic()
+        if not self.doubted and now >= self._sure_until:
+            self.doubted_at = now
+            self.idle = deque()
 
     def trust(self) -> None:
-        """Lend idle connections again, if there is any left."""
-        with self._lock:  # guards _pool, _waiting: nobody gets in line between these two
+        """Lend idle connections again, first to those who wait."""
+        with self._lock:  # guards _pool, _waiting
+            self._sure_until = monotonic() + SURE
             self.idle = self._pool
-        self.reroute()
+            lent = [self._pool.popleft() for _ in range(min(len(self._pool), len(self._waiting)))]
+            self.borrowed.update(lent)
+        for connection in lent:
+            connection._pool = self
+            self.give_back(connection)
 
     def reroute(self) -> None:
         """Send everyone who waits for a connection of this pool to choose again."""

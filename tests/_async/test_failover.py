@@ -7,6 +7,7 @@ import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -15,7 +16,7 @@ from psycopg import AsyncConnection
 
 from router import AsyncRouter, NoPrimary, NoReplica, Role, Server, Unavailable
 from router._async.knowledge import HURRIED
-from router._async.pools import Reroute
+from router._async.pools import AsyncNodePool, Reroute
 from router._runtime import asleep
 from tests.support import aall_of, aeventually, aoutside, port, run, settings
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from router.testing import PostgresCluster, PostgresServer
     from router.testing._plugin import MakeCluster
+    from tests.conftest import Postgres
 
 WRITERS = 8
 READERS = 16
@@ -373,16 +375,17 @@ async def test_nobody_gets_another_connection_of_a_server_that_goes_down(make_po
     [standby] = cluster.standbys
     postmaster = int((standby.data_dir / "postmaster.pid").read_text().split()[0])
     async with AsyncRouter(settings(**cluster.version_settings(), health={"interval": 60.0})) as router:
-        with pytest.raises(psycopg.OperationalError):
-            async with router.connection(read_only=True) as connection:
-                async with router.connection(read_only=True) as other:
-                    assert port(connection) == port(other) == standby.port
-                    lingering = other.info.backend_pid
-                os.kill(lingering, signal.SIGSTOP)  # it learns of its server's end later than others
-                os.kill(postmaster, signal.SIGKILL)
-                while True:
-                    await connection.execute("SELECT 1")
+        async with router.connection(read_only=True) as connection, router.connection(read_only=True) as other:
+            assert port(connection) == port(other) == standby.port
+            pids = {connection.info.backend_pid, other.info.backend_pid}
         try:
+            with pytest.raises(psycopg.OperationalError):
+                async with router.connection(read_only=True) as connection:
+                    [lingering] = pids - {connection.info.backend_pid}
+                    os.kill(lingering, signal.SIGSTOP)  # it learns of its server's end later than others
+                    os.kill(postmaster, signal.SIGKILL)
+                    while True:
+                        await connection.execute("SELECT 1")
             async with router.connection(read_only=True, timeout=5) as connection:
                 assert port(connection) == cluster.primary.port
                 await connection.execute("SELECT 1")
@@ -390,21 +393,63 @@ async def test_nobody_gets_another_connection_of_a_server_that_goes_down(make_po
             os.kill(lingering, signal.SIGCONT)
 
 
-async def test_a_session_that_an_administrator_ends_costs_no_other_one(make_postgres_cluster: MakeCluster) -> None:
-    cluster = make_postgres_cluster(version=18, standbys=0)
-    async with AsyncRouter(settings(**cluster.version_settings(), health={"interval": 60.0})) as router:
-        async with router.connection(read_only=True) as connection, router.connection(read_only=True) as other:
-            pids = {connection.info.backend_pid, other.info.backend_pid}
+async def test_a_session_that_an_administrator_ends_costs_the_others_a_moment(postgres: Postgres) -> None:
+    pool = {"max_size": 4, "max_waiting": 1}
+    options = settings(primary=postgres.primary, pool=pool, health={"interval": 60.0})
+    async with AsyncRouter(options) as router:
+        read = partial(router.connection, read_only=True, timeout=20)
+        async with read() as one, read() as two, read() as three, read() as four:
+            pids = {connection.info.backend_pid for connection in (one, two, three, four)}
         with pytest.raises(psycopg.errors.AdminShutdown):
-            async with router.connection(read_only=True) as connection:
-                pids -= {connection.info.backend_pid}
+            async with read() as connection:
+                pids.remove(connection.info.backend_pid)
                 await connection.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+        served: set[int] = set()
 
-        async def lent() -> bool:
-            async with router.connection(read_only=True) as connection:
-                return {connection.info.backend_pid} == pids
+        async def serve() -> None:
+            async def all_are_served() -> bool:
+                return len(served) == 3
 
-        await aeventually(lent)
+            async with read() as connection:
+                served.add(connection.info.backend_pid)
+                await aeventually(all_are_served)
+
+        await aall_of(*[serve] * 3)  # more than may wait
+        living = "SELECT count(*) FROM pg_stat_activity WHERE pid = ANY(%s::int[])"
+        assert (await router.execute(living, [list(pids)])).value == 3
+
+
+@pytest.mark.parametrize(
+    ("what", "doubts"),
+    [
+        ("SELECT pg_terminate_backend(pg_backend_pid())", True),
+        ("SET idle_in_transaction_session_timeout = '10ms'; BEGIN", False),
+        ("DO $$ BEGIN RAISE 'not I' USING ERRCODE = '57P01'; END $$", False),
+    ],
+)
+async def test_what_puts_the_other_sessions_of_a_server_in_doubt(
+    postgres: Postgres, monkeypatch: pytest.MonkeyPatch, what: str, *, doubts: bool
+) -> None:
+    monkeypatch.setattr(f"{AsyncNodePool.__module__}.SURE", 60.0)
+    doubted: list[float] = []
+    async with AsyncRouter(settings(primary=postgres.primary, health={"interval": 60.0})) as router:
+        async with router.connection():
+            pass
+        [pool] = router._routing.pools
+
+        async def trusted() -> bool:
+            return not pool.doubted
+
+        for _ in range(3):
+            with pytest.raises(psycopg.Error):
+                async with router.connection() as connection:
+                    await connection.execute(what)
+                    await some_time(0.1)
+                    await connection.execute("SELECT 1")
+            doubted.append(pool.doubted_at)
+            await aeventually(trusted)
+        assert any(doubted) == doubts
+        assert len({*doubted}) == 1  # not again after a moment
 
 
 async def test_without_replicas_the_primary_serves_reads_until_they_are_back(

@@ -115,7 +115,7 @@ async def test_a_flood_of_one_tenant_starves_nobody(
     append, popleft = AsyncLine.append, AsyncLine.popleft
     handed: list[str] = []  # whom each connection went to that somebody waited for
     arrived: dict[AsyncPlace, int] = {}
-    passed: list[int] = []  # for each request of the others, how many of the flood's went first after it came
+    passed: list[int] = []  # for each request of the others, how many more of the flood's went first than of others
 
     def arrive(line: AsyncLine, place: AsyncPlace) -> None:
         arrived[place] = len(handed)
@@ -124,7 +124,8 @@ async def test_a_flood_of_one_tenant_starves_nobody(
     def leave(line: AsyncLine) -> AsyncPlace:
         place = popleft(line)
         if place.tenant != flood:
-            passed.append(handed[arrived[place] :].count(flood))
+            first = handed[arrived[place] :]
+            passed.append(first.count(flood) - (len(first) - first.count(flood)))
         handed.append(place.tenant)
         return place
 

@@ -8,6 +8,7 @@ import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -17,7 +18,7 @@ from psycopg import Connection
 from router import NoPrimary, NoReplica, Role, Router, Server, Unavailable
 from router._runtime import sleep
 from router._sync.knowledge import HURRIED
-from router._sync.pools import Reroute
+from router._sync.pools import NodePool, Reroute
 from tests.support import all_of, eventually, outside, port, run, settings
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from router.testing import PostgresCluster, PostgresServer
     from router.testing._plugin import MakeCluster
+    from tests.conftest import Postgres
 
 WRITERS = 8
 READERS = 16
@@ -374,16 +376,17 @@ def test_nobody_gets_another_connection_of_a_server_that_goes_down(make_postgres
     [standby] = cluster.standbys
     postmaster = int((standby.data_dir / "postmaster.pid").read_text().split()[0])
     with Router(settings(**cluster.version_settings(), health={"interval": 60.0})) as router:
-        with pytest.raises(psycopg.OperationalError):
-            with router.connection(read_only=True) as connection:
-                with router.connection(read_only=True) as other:
-                    assert port(connection) == port(other) == standby.port
-                    lingering = other.info.backend_pid
-                os.kill(lingering, signal.SIGSTOP)  # it learns of its server's end later than others
-                os.kill(postmaster, signal.SIGKILL)
-                while True:
-                    connection.execute("SELECT 1")
+        with router.connection(read_only=True) as connection, router.connection(read_only=True) as other:
+            assert port(connection) == port(other) == standby.port
+            pids = {connection.info.backend_pid, other.info.backend_pid}
         try:
+            with pytest.raises(psycopg.OperationalError):
+                with router.connection(read_only=True) as connection:
+                    [lingering] = pids - {connection.info.backend_pid}
+                    os.kill(lingering, signal.SIGSTOP)  # it learns of its server's end later than others
+                    os.kill(postmaster, signal.SIGKILL)
+                    while True:
+                        connection.execute("SELECT 1")
             with router.connection(read_only=True, timeout=5) as connection:
                 assert port(connection) == cluster.primary.port
                 connection.execute("SELECT 1")
@@ -391,21 +394,63 @@ def test_nobody_gets_another_connection_of_a_server_that_goes_down(make_postgres
             os.kill(lingering, signal.SIGCONT)
 
 
-def test_a_session_that_an_administrator_ends_costs_no_other_one(make_postgres_cluster: MakeCluster) -> None:
-    cluster = make_postgres_cluster(version=18, standbys=0)
-    with Router(settings(**cluster.version_settings(), health={"interval": 60.0})) as router:
-        with router.connection(read_only=True) as connection, router.connection(read_only=True) as other:
-            pids = {connection.info.backend_pid, other.info.backend_pid}
+def test_a_session_that_an_administrator_ends_costs_the_others_a_moment(postgres: Postgres) -> None:
+    pool = {"max_size": 4, "max_waiting": 1}
+    options = settings(primary=postgres.primary, pool=pool, health={"interval": 60.0})
+    with Router(options) as router:
+        read = partial(router.connection, read_only=True, timeout=20)
+        with read() as one, read() as two, read() as three, read() as four:
+            pids = {connection.info.backend_pid for connection in (one, two, three, four)}
         with pytest.raises(psycopg.errors.AdminShutdown):
-            with router.connection(read_only=True) as connection:
-                pids -= {connection.info.backend_pid}
+            with read() as connection:
+                pids.remove(connection.info.backend_pid)
                 connection.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+        served: set[int] = set()
 
-        def lent() -> bool:
-            with router.connection(read_only=True) as connection:
-                return {connection.info.backend_pid} == pids
+        def serve() -> None:
+            def all_are_served() -> bool:
+                return len(served) == 3
 
-        eventually(lent)
+            with read() as connection:
+                served.add(connection.info.backend_pid)
+                eventually(all_are_served)
+
+        all_of(*[serve] * 3)  # more than may wait
+        living = "SELECT count(*) FROM pg_stat_activity WHERE pid = ANY(%s::int[])"
+        assert router.execute(living, [list(pids)]).value == 3
+
+
+@pytest.mark.parametrize(
+    ("what", "doubts"),
+    [
+        ("SELECT pg_terminate_backend(pg_backend_pid())", True),
+        ("SET idle_in_transaction_session_timeout = '10ms'; BEGIN", False),
+        ("DO $$ BEGIN RAISE 'not I' USING ERRCODE = '57P01'; END $$", False),
+    ],
+)
+def test_what_puts_the_other_sessions_of_a_server_in_doubt(
+    postgres: Postgres, monkeypatch: pytest.MonkeyPatch, what: str, *, doubts: bool
+) -> None:
+    monkeypatch.setattr(f"{NodePool.__module__}.SURE", 60.0)
+    doubted: list[float] = []
+    with Router(settings(primary=postgres.primary, health={"interval": 60.0})) as router:
+        with router.connection():
+            pass
+        [pool] = router._routing.pools
+
+        def trusted() -> bool:
+            return not pool.doubted
+
+        for _ in range(3):
+            with pytest.raises(psycopg.Error):
+                with router.connection() as connection:
+                    connection.execute(what)
+                    some_time(0.1)
+                    connection.execute("SELECT 1")
+            doubted.append(pool.doubted_at)
+            eventually(trusted)
+        assert any(doubted) == doubts
+        assert len({*doubted}) == 1  # not again after a moment
 
 
 def test_without_replicas_the_primary_serves_reads_until_they_are_back(

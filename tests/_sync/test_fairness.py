@@ -116,7 +116,7 @@ def test_a_flood_of_one_tenant_starves_nobody(
     append, popleft = Line.append, Line.popleft
     handed: list[str] = []  # whom each connection went to that somebody waited for
     arrived: dict[Place, int] = {}
-    passed: list[int] = []  # for each request of the others, how many of the flood's went first after it came
+    passed: list[int] = []  # for each request of the others, how many more of the flood's went first than of others
 
     def arrive(line: Line, place: Place) -> None:
         arrived[place] = len(handed)
@@ -125,7 +125,8 @@ def test_a_flood_of_one_tenant_starves_nobody(
     def leave(line: Line) -> Place:
         place = popleft(line)
         if place.tenant != flood:
-            passed.append(handed[arrived[place] :].count(flood))
+            first = handed[arrived[place] :]
+            passed.append(first.count(flood) - (len(first) - first.count(flood)))
         handed.append(place.tenant)
         return place
 
