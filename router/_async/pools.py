@@ -416,6 +416,8 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
             self.idle = self._pool
             lent = [self._pool.popleft() for _ in range(min(len(self._pool), len(self._waiting)))]
             self.borrowed.update(lent)
+            if len(self._waiting) > len(lent) and not self._closed:  # what they waited for has been closed meanwhile
+                self._maybe_grow_pool()
         for connection in lent:
             connection._pool = self
             await self.give_back(connection)

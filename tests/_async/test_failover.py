@@ -452,6 +452,28 @@ async def test_what_puts_the_other_sessions_of_a_server_in_doubt(
         assert len({*doubted}) == 1  # not again after a moment
 
 
+async def test_who_waits_for_a_connection_in_doubt_gets_another_if_that_makes_room(postgres: Postgres) -> None:
+    async with AsyncRouter(settings(primary=postgres.primary, health={"interval": 60.0})) as router:
+        async with router.connection():
+            pass
+        [pool] = router._routing.pools
+        pool.doubt()
+
+        async def borrow() -> None:
+            async with router.connection(timeout=20):
+                pass
+
+        async def waits() -> bool:
+            return bool(pool._waiting)
+
+        async def make_room() -> None:
+            await aeventually(waits)
+            await pool.evict_idle()
+            await pool.trust()
+
+        await aall_of(borrow, make_room)
+
+
 async def test_without_replicas_the_primary_serves_reads_until_they_are_back(
     make_postgres_cluster: MakeCluster,
 ) -> None:

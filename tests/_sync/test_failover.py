@@ -453,6 +453,28 @@ def test_what_puts_the_other_sessions_of_a_server_in_doubt(
         assert len({*doubted}) == 1  # not again after a moment
 
 
+def test_who_waits_for_a_connection_in_doubt_gets_another_if_that_makes_room(postgres: Postgres) -> None:
+    with Router(settings(primary=postgres.primary, health={"interval": 60.0})) as router:
+        with router.connection():
+            pass
+        [pool] = router._routing.pools
+        pool.doubt()
+
+        def borrow() -> None:
+            with router.connection(timeout=20):
+                pass
+
+        def waits() -> bool:
+            return bool(pool._waiting)
+
+        def make_room() -> None:
+            eventually(waits)
+            pool.evict_idle()
+            pool.trust()
+
+        all_of(borrow, make_room)
+
+
 def test_without_replicas_the_primary_serves_reads_until_they_are_back(
     make_postgres_cluster: MakeCluster,
 ) -> None:
