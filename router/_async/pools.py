@@ -409,6 +409,7 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
             self.doubted_at = now
             self.idle = deque()
 
+    @auncancelled
     async def trust(self) -> None:
         """Lend idle connections again, first to those who wait."""
         async with self._lock:  # guards _pool, _waiting

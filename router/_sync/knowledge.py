@@ -144,12 +144,11 @@ class Knowledge:
                 for key, state in self.health.items()
                 if (key.server if isinstance(key, Node) else key) in self._in_use
             }
+            self._doubted.intersection_update(self._in_use)
         self.monitor.unwatch(name)
         for cluster in left_behind:
             for node in cluster.nodes:
                 self._opener.forget(node)
-                if node.server not in self._in_use:
-                    self._doubted.discard(node.server)
 
     def report(self, seen: Seen) -> None:
         """Take note of what was observed, and do what follows from it.
@@ -243,7 +242,7 @@ class Knowledge:
         Args:
             server: The server.
             dying: Whether its other connections may be about to end as that one did: its processes do not all die at
-                the same moment. None that is idle is lent until a look has ended that begins after this.
+                the same moment. None that is idle is lent until a look has ended that began after the first such sign.
         """
         if dying:
             with self._guard:

@@ -410,6 +410,7 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
             self.doubted_at = now
             self.idle = deque()
 
+    @uncancelled
     def trust(self) -> None:
         """Lend idle connections again, first to those who wait."""
         with self._lock:  # guards _pool, _waiting
