@@ -210,20 +210,21 @@ def full(limits: Limits, taken: Sequence[Claim], claim: Claim) -> Full | None:
     return _Count(limits, taken, ()).full(claim, 0)
 
 
-def next_in_line(waiting: Iterable[str], crowd: Collection[str], held: Mapping[str, int], limit: int) -> int:
+def next_in_line(waiting: Iterable[str], crowd: Collection[str], held: Mapping[str, int]) -> int:
     """Choose who is served next: the first whose holder is below its share, else the first.
+
+    What they share is what there is: how many there may be, a pool whose budget is spent never gets.
 
     Args:
         waiting: The holders that wait, once for each request, in order of arrival.
         crowd: The same, each once.
         held: How many connections each holder has, the one that has just come back still counted as its last one's:
             else, whoever gives one back would have one fewer than all others. Holders that have none are left out.
-        limit: How many connections they share.
 
     Returns:
         The place in ``waiting``.
     """
-    fair = share(limit, len(crowd) + sum(holder not in crowd for holder in held))
+    fair = share(sum(held.values()), len(crowd) + sum(holder not in crowd for holder in held))
     sated = {holder for holder, number in held.items() if number >= fair}
     return next((index for index, holder in enumerate(waiting) if holder not in sated), 0)
 

@@ -127,22 +127,20 @@ def test_shares_are_equal_as_large_as_they_can_be_and_at_least_one(limit: int, h
 @given(
     st.lists(st.sampled_from(HOLDERS), min_size=1, max_size=12),
     st.dictionaries(st.sampled_from(HOLDERS), st.integers(1, 5)),
-    st.integers(1, 12),
 )
-def test_the_next_in_line_is_the_first_below_its_share_or_the_first(
-    waiting: list[str], held: dict[str, int], limit: int
-) -> None:
-    chosen = next_in_line(waiting, set(waiting), held, limit)
-    fair = share(limit, len({*waiting, *held}))
+def test_the_next_in_line_is_the_first_below_its_share_or_the_first(waiting: list[str], held: dict[str, int]) -> None:
+    chosen = next_in_line(waiting, set(waiting), held)
+    fair = share(sum(held.values()), len({*waiting, *held}))
     below = [index for index, holder in enumerate(waiting) if held.get(holder, 0) < fair]
     assert chosen == next(iter([*below, 0]))
 
 
 def test_who_floods_a_queue_is_passed_over_by_who_has_less() -> None:
     waiting, crowd = ["acme"] * 5 + ["globex"], {"acme", "globex"}
-    assert next_in_line(waiting, crowd, {"acme": 2}, 4) == 5
-    assert next_in_line(waiting, crowd, {"acme": 1}, 4) == 0
-    assert next_in_line(waiting, crowd, {"acme": 2, "globex": 2}, 4) == 0
+    assert next_in_line(waiting, crowd, {"acme": 2}) == 5
+    assert next_in_line(waiting, crowd, {"acme": 1}) == 5
+    assert next_in_line(waiting, crowd, {"acme": 1, "globex": 3}) == 0
+    assert next_in_line(waiting, crowd, {"acme": 2, "globex": 2}) == 0
 
 
 # Who opens
@@ -787,7 +785,7 @@ def test_a_flood_of_a_shared_pool_delays_each_other_tenant_by_a_few_returns_only
     queue = ["flood"] * 100
 
     def comes_back(holder: str) -> str:
-        index = next_in_line(queue, set(queue), +held, limit)
+        index = next_in_line(queue, set(queue), +held)
         held[holder] -= 1
         served = queue.pop(index)
         held[served] += 1

@@ -49,7 +49,7 @@ class AsyncLine(deque[Any]):
     def popleft(self) -> AsyncPlace:
         """Take out the one to be served next."""
         held, waiting = Counter(self._pool.holders()), (place.tenant for place in self)
-        place: AsyncPlace = self[next_in_line(waiting, self._crowd, held, self._pool.max_size)]
+        place: AsyncPlace = self[next_in_line(waiting, self._crowd, held)]
         self.remove(place)
         return place
 

@@ -50,7 +50,7 @@ class Line(deque[Any]):
     def popleft(self) -> Place:
         """Take out the one to be served next."""
         held, waiting = Counter(self._pool.holders()), (place.tenant for place in self)
-        place: Place = self[next_in_line(waiting, self._crowd, held, self._pool.max_size)]
+        place: Place = self[next_in_line(waiting, self._crowd, held)]
         self.remove(place)
         return place
 
