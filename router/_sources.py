@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from router.errors import ConfigError
+from router.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,11 +15,16 @@ if TYPE_CHECKING:
 
 PREFIX = "ROUTER_"
 DELIMITER = "__"
-RESERVED = frozenset({"config", "secrets_dir", "tenant"})  # variables of the router that are no settings
+RESERVED = frozenset({"config", "env_file", "secrets_dir", "tenant"})  # variables of the router that are no settings
 
 _KEYED = ("versions", "aliases", "tenants")  # tables whose keys the user chooses
-# Kubernetes sets these in every container for a Service called "router".
-_KUBERNETES = re.compile(r"(service_(host|port)|port)(_|$)")
+_NAMED = 3  # how many variables of another program an error names
+# Kubernetes sets these in every container for a Service called "router", or "router-" and anything:
+# https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
+_OF_SERVICE = re.compile(
+    r"(\w+_)?(service_host|service_port(_\w+)?|port_\d+_(tcp|udp|sctp)(_(proto|port|addr))?)=.*|(\w+_)?port=\w+://.*",
+    re.DOTALL,
+)
 
 KeyPath = tuple[str | int, ...]
 Fault = tuple[KeyPath, str]  # where it is, and what is wrong there
@@ -45,6 +50,10 @@ class Variable(NamedTuple):
         return key.removeprefix(PREFIX.lower()) if key.startswith(PREFIX.lower()) else ""
 
 
+def _of_service(variable: Variable) -> bool:
+    return _OF_SERVICE.fullmatch(f"{variable.key}={variable.text}") is not None
+
+
 class _Leaf(NamedTuple):
     value: Any
     source: str
@@ -57,8 +66,15 @@ class Layers:
         problems: What could not be read, in words; the rest is merged all the same.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, sections: Iterable[str]) -> None:
+        """Hold nothing yet.
+
+        Args:
+            sections: The keys of the top level.
+        """
         self.problems: list[str] = []
+        self._sections = frozenset(sections)
+        self._without: dict[str, str] = {}
         self._tree: dict[str, Any] = {}
         self._spelt: dict[str, dict[str, set[str]]] = {section: {} for section in _KEYED}
 
@@ -71,6 +87,15 @@ class Layers:
         """
         self._merge(self._tree, table, source, ())
 
+    def may_be_foreign(self, source: str, without: str) -> None:
+        """Note that a source was found, not named: what it says may be meant for another program.
+
+        Args:
+            source: What it is called in errors.
+            without: What its errors add: how to do without it.
+        """
+        self._without[source] = without
+
     def add_variables(self, variables: Iterable[Variable], keys_above: Mapping[str, Any]) -> None:
         """Merge flat variables over what is there; among them, the more deeply nested name is the stronger.
 
@@ -81,11 +106,7 @@ class Layers:
         for section in _KEYED:
             if isinstance(above := keys_above.get(section), Mapping):
                 self._spell(section, above)
-        own = [
-            variable
-            for variable in variables
-            if variable.key and variable.key not in RESERVED and not _KUBERNETES.match(variable.key)
-        ]
+        own = self._own(variables)
         for variable in sorted(own, key=lambda variable: (variable.key.count(DELIMITER), variable.key)):
             try:
                 path = self._path(variable.key)
@@ -96,6 +117,34 @@ class Layers:
             for key in reversed(path):
                 value = {key: value}
             self.add_table(value, variable.source)
+
+    def _own(self, variables: Iterable[Variable]) -> list[Variable]:
+        """Those that are settings, or are meant to be; what is wrong with the names of others is noted."""
+        own: list[Variable] = []
+        foreign: dict[str, list[str]] = {}
+        for variable in variables:
+            section = variable.key.partition(DELIMITER)[0]
+            if (
+                not variable.key
+                or variable.key in RESERVED
+                or (section not in self._sections and _of_service(variable))
+            ):
+                continue
+            if not re.fullmatch(r"[\w.-]+", variable.name):  # what else stands there may be the value
+                source = variable.source.replace(variable.name, "…")
+                self.problems.append(f"{source}: a name has letters, digits, _, . and - only: is a = missing?")
+            elif variable.source in self._without and not (
+                section in self._sections or nearest(section, self._sections)
+            ):
+                foreign.setdefault(variable.source, []).append(variable.name)
+            else:
+                own.append(variable)
+        for source, names in foreign.items():
+            more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+            what = "is no setting" if len(names) == 1 else "are no settings"
+            listed = f"{', '.join(names[:_NAMED])}{more} {what} of psycopg-router"
+            self.problems.append(self.line(source, listed))
+        return own
 
     def values(self) -> dict[str, Any]:
         """The merged settings, as plain nested dicts."""
@@ -116,7 +165,23 @@ class Layers:
             inner, steps = self._walk(place)
             inherited = steps < len(place) and (place[2:], text) in told  # by a version, from [pool] or [read]
             if not inherited:
-                yield f"{next(_sources(inner), 'settings')}: {dotted(place)}: {text}"
+                source = next(_sources(inner), "settings")
+                line = f"{dotted(place)}: {text}"
+                # A source that names keys further down is meant for us.
+                yield self.line(source, line) if len(place) <= 1 else f"{source}: {line}"
+
+    def line(self, source: str, problem: str) -> str:
+        """Say what is wrong with a source, and how to do without it if it may be another program's.
+
+        Args:
+            source: What it is called.
+            problem: What is wrong.
+
+        Returns:
+            One line.
+        """
+        without = self._without.get(source)
+        return f"{source}: {problem}{f'; {without}' if without else ''}"
 
     def _walk(self, path: KeyPath) -> tuple[Any, int]:
         """The innermost part of the tree on the way to ``path``, and how many steps it took."""

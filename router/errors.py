@@ -22,6 +22,7 @@ No connection string or password is part of any message.
 
 from __future__ import annotations
 
+import re
 from itertools import islice
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -48,6 +49,24 @@ def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
     from difflib import get_close_matches  # only errors need it: it is a part of what importing the router costs
 
     return next(iter(get_close_matches(name, list(known), n=1, cutoff=cutoff)), None)
+
+
+_CONNECTION_STRING = re.compile(
+    r"[a-z]\w+:/|:.*@|\b\w*(?:pas|pwd|secret|user|host|dbname|service)\w*\s*=", re.IGNORECASE | re.DOTALL
+)
+
+
+def masked(text: object) -> str:
+    """Hide what may be a connection string in the wrong place, with a password in it.
+
+    Args:
+        text: A key, a path or another text that an error is to show.
+
+    Returns:
+        The text; ``…`` if it looks like a connection string, or a part of one.
+    """
+    shown = str(text)
+    return "…" if _CONNECTION_STRING.search(shown) else shown
 
 
 class RouterError(Exception):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass, replace
@@ -33,7 +34,7 @@ from pydantic_settings import BaseSettings, InitSettingsSource, SettingsConfigDi
 
 from router import _sources
 from router.dsn import Dsn
-from router.errors import ConfigError, nearest
+from router.errors import ConfigError, masked, nearest
 from router.resolve import Misnamed, names_of, rendered, texts_of, twins
 from router.topology import (
     TENANT_PATTERN,
@@ -57,7 +58,6 @@ from router.topology import (
 )
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Iterable, Iterator
 
     from pydantic import GetJsonSchemaHandler, ModelWrapValidatorHandler
@@ -619,6 +619,13 @@ def _schema_root(schema: dict[str, Any]) -> None:
     }
 
 
+_ENV_FILE = ".env"
+_WITHOUT_ENV_FILE = (
+    "if this file belongs to another program, do without it: "
+    "ROUTER_ENV_FILE=/dev/null, or RouterSettings(_env_file=None)"
+)
+
+
 class RouterSettings(BaseSettings, _Table):
     """All settings of a router.
 
@@ -632,8 +639,8 @@ class RouterSettings(BaseSettings, _Table):
     model_config = SettingsConfigDict(
         case_sensitive=True,  # names reach us as written, for errors; `_sources` compares them in lower case
         env_prefix=_sources.PREFIX,
-        env_file=".env",
-        env_file_encoding="utf-8",
+        env_file=_ENV_FILE,
+        env_file_encoding="utf-8-sig",  # some editors begin a file with a byte order mark
         env_ignore_empty=True,
         title="Settings of psycopg-router",
         json_schema_extra=_schema_root,
@@ -666,14 +673,21 @@ class RouterSettings(BaseSettings, _Table):
     )
 
     def __init__(self, **values: Any) -> None:
-        layers = _sources.Layers()
+        layers = _sources.Layers(type(self).model_fields)
         faults: list[_sources.Fault] = []
+        env_file = values.setdefault(
+            "_env_file", os.environ.get("ROUTER_ENV_FILE") or self.model_config.get("env_file")
+        )
+        if env_file == _ENV_FILE:
+            layers.may_be_foreign(_ENV_FILE, _WITHOUT_ENV_FILE)
         try:
             super().__init__(**values, _layers=layers)
         except ValidationError as error:
             faults = [(details["loc"], details["msg"]) for details in error.errors(include_url=False)]
-        except (OSError, UnicodeDecodeError) as error:  # the other files are read by `_sources`
-            layers.problems.append(f"{values.get('_env_file', '.env')}: cannot be read: {type(error).__name__}")
+        except OSError as error:  # the other files are read by `_sources`
+            layers.problems.append(layers.line(masked(env_file), f"cannot be read: {error.strerror}"))
+        except UnicodeDecodeError:
+            layers.problems.append(layers.line(masked(env_file), "is not UTF-8 text"))
         if faults or layers.problems:  # outside of `except`: the error must not carry pydantic's, which has the input
             raise ConfigError([*layers.problems, *layers.lines(faults)])
 

@@ -1173,6 +1173,94 @@ def test_variables_that_are_not_ours(env: Callable[..., None]) -> None:
     assert RouterSettings(versions=V1) == RouterSettings(versions=V1, _env_file=None)
 
 
+OF_A_SERVICE = {
+    "SERVICE_HOST": "10.0.0.1",
+    "SERVICE_PORT": "80",
+    "SERVICE_PORT_HTTP": "80",
+    "SERVICE_PORT_HTTP_2": "81",
+    "PORT": "tcp://10.0.0.1:80",
+    "PORT_80_TCP": "tcp://10.0.0.1:80",
+    "PORT_80_TCP_PROTO": "tcp",
+    "PORT_80_TCP_PORT": "80",
+    "PORT_80_TCP_ADDR": "10.0.0.1",
+    "PORT_53_UDP_ADDR": "fd00::1",
+    "PORT_99_SCTP_PROTO": "sctp",
+}
+
+
+@pytest.mark.parametrize(
+    "service",
+    ["ROUTER", "ROUTER_API", "ROUTER_ADMIN_V2", "ROUTER_POOL", "ROUTER_VERSIONS", "ROUTER_PORT", "ROUTER_SERVICE",
+     "ROUTER_A__B", "ROUTER__API"],
+)  # fmt: skip
+def test_variables_of_kubernetes_services_are_left_alone(service: str, env: Callable[..., None]) -> None:
+    env(**{f"{service}_{name}": value for name, value in OF_A_SERVICE.items()})
+    assert RouterSettings(versions=V1) == RouterSettings(versions=V1, _env_file=None)
+    env(ROUTER_POOL__MAX_SISE="5", ROUTER_API_PROT="80", ROUTER_DB_PORT="5432", ROUTER_VERSIONS__V1__SERVICE_PORT="80")
+    assert sorted(problems(versions=V1)) == [
+        "environment variable ROUTER_API_PROT: api_prot: unknown key",
+        "environment variable ROUTER_DB_PORT: db_port: unknown key",
+        "environment variable ROUTER_POOL__MAX_SISE: pool.max_sise: unknown key; did you mean max_size?",
+        "environment variable ROUTER_VERSIONS__V1__SERVICE_PORT: versions.v1.service_port: unknown key",
+    ]
+
+
+def test_a_version_may_be_called_like_a_service(env: Callable[..., None]) -> None:
+    env(ROUTER_VERSIONS__A_SERVICE_HOST="host=db1")
+    assert list(RouterSettings().versions) == ["a_service_host"]
+
+
+WITHOUT = (
+    "if this file belongs to another program, do without it: "
+    "ROUTER_ENV_FILE=/dev/null, or RouterSettings(_env_file=None)"
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("ROUTER_IP=192.168.1.1", [f"ROUTER_IP is no setting of psycopg-router; {WITHOUT}"]),
+        (
+            "\n".join(f"export ROUTER_{name}=x" for name in ("IP", "MODEL", "SSID", "LOGIN", "KEY", "SERVICE_HOST")),
+            [f"ROUTER_IP, ROUTER_MODEL, ROUTER_SSID and 2 more are no settings of psycopg-router; {WITHOUT}"],
+        ),
+        (
+            "ROUTER_IP=1\nROUTER_POOL=round\nROUTER_POL__MAX_SIZE=3",
+            [
+                f"ROUTER_IP is no setting of psycopg-router; {WITHOUT}",
+                f"pol: unknown key; did you mean pool?; {WITHOUT}",
+                f"pool: must be a table; {WITHOUT}",
+            ],
+        ),
+        ("ROUTER_POOL__MAX_SISE=3", ["pool.max_sise: unknown key; did you mean max_size?"]),
+    ],
+)
+def test_another_programs_dotenv_file(
+    text: str, expected: list[str], write: Callable[[str, str], Path], env: Callable[..., None]
+) -> None:
+    write(".env", text)
+    assert sorted(problems(versions=V1)) == sorted(f".env: {line}" for line in expected)
+    assert RouterSettings(versions=V1, _env_file=None).versions
+    env(ROUTER_ENV_FILE="/dev/null")
+    assert RouterSettings(versions=V1).versions
+    write("mine.env", "ROUTER_MAX_CONNECTIONS=9")
+    env(ROUTER_ENV_FILE="mine.env")
+    assert RouterSettings(versions=V1).max_connections == 9
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
+def test_a_dotenv_file_in_another_encoding(encoding: str, tmp_path: Path, env: Callable[..., None]) -> None:
+    (tmp_path / ".env").write_text("NAME=Müller\nROUTER_MAX_CONNECTIONS=9\n", encoding=encoding)
+    assert problems(versions=V1) == [f".env: is not UTF-8 text; {WITHOUT}"]
+    env(ROUTER_ENV_FILE="/dev/null")
+    assert RouterSettings(versions=V1).max_connections == 200
+
+
+def test_a_byte_order_mark_hides_no_setting(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("ROUTER_MAX_CONNECTIONS=9\n", encoding="utf-8-sig")
+    assert RouterSettings(versions=V1).max_connections == 9
+
+
 def test_case_does_not_matter(env: Callable[..., None]) -> None:
     env(router_pool__Max_Size="3")
     assert RouterSettings(versions=V1).pool.max_size == 3
@@ -1371,7 +1459,8 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, env: Callable[..., None]) ->
         assert caught.value.__context__ is None
     (tmp_path / ".env").write_bytes(b"ROUTER_POOL__MAX_SIZE=\xff")
     env(ROUTER_CONFIG="")
-    assert problems(versions=V1) == [".env: cannot be read: UnicodeDecodeError"]
+    assert problems(versions=V1) == [f".env: is not UTF-8 text; {WITHOUT}"]
+    assert problems(versions=V1, _env_file="./.env") == ["./.env: is not UTF-8 text"]
 
 
 def test_yaml_without_pyyaml(write: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
