@@ -18,14 +18,18 @@ if TYPE_CHECKING:
 class Block:
     """A ``with`` block that has an effect on the requests made inside it, by this task or thread and its child tasks.
 
-    Threads and executors begin without any. In a generator it is in force only while that runs, not for whoever
-    iterates over it; but for the body of a ``with`` that the generator was made for by ``contextlib``.
+    Threads and executors begin without any. In a generator a ``with`` is in force only while that runs, not for whoever
+    iterates over it; but for the body of a ``with`` that the generator was made for by ``contextlib``. What runs the
+    code between two halves of any other generator, as pytest does with fixtures, needs :meth:`enter` and :meth:`exit`.
     """
 
     __slots__ = ("_entry", "_owner")
 
     names: ClassVar = False
     """Whether it says whom requests are for: then a task that outlives it is not in the blocks around it, either."""
+
+    guard: ClassVar = ""
+    """How it was made, if no request may pass over it because its generator does not run; empty if it may."""
 
     def __init__(self, owner: object) -> None:
         """Prepare the block.
@@ -38,13 +42,33 @@ class Block:
 
     def __enter__(self) -> Self:
         """Begin it."""
+        self._begin(*_place(sys._getframe(1)))  # noqa: SLF001 (there is no other name for it)
+        return self
+
+    def enter(self) -> Self:
+        """Begin it without a ``with``; in a generator it stays in force while that is suspended, until :meth:`exit`.
+
+        Returns:
+            The block itself.
+
+        Raises:
+            RuntimeError: It has begun already; or a request would be refused here, as :func:`blocks` says.
+            UnknownTenant: As for a ``with``.
+            TenantLocked: As for a ``with``.
+        """
+        self._begin(None, _place(sys._getframe(1))[1])  # noqa: SLF001 (as above)
+        return self
+
+    def exit(self) -> None:
+        """End what :meth:`enter` began, in whatever task or thread; nothing happens if it is over."""
+        self.__exit__()
+
+    def _begin(self, generator: FrameType | None, level: FrameType | None) -> None:
         if self._entry is not None and self._entry.open:
             raise RuntimeError("this block is in use: call session() or use() once for each `with`")
         self._check()
-        generator, level = _place(sys._getframe(1))  # noqa: SLF001 (there is no other name for it)
         self._entry = Entry(self, _open(), generator, level)
         CURRENT.set(self._entry)
-        return self
 
     def __exit__(self, *_: object) -> Literal[False]:
         """End it, and leave what was before in force."""
@@ -58,13 +82,11 @@ class Block:
         """See whether it may begin."""
 
     def around(self) -> Block | None:
-        """Find the next block outwards that is in force."""
-        entry = None if self._entry is None else _in_force(self._entry.outer)
+        """Find the next block outwards; no request is in this one whose blocks around it are open but not in force."""
+        entry = None if self._entry is None else self._entry.outer
+        while entry is not None and not entry.open:
+            entry = None if entry.hides() else entry.outer
         return None if entry is None else entry.block
-
-    def in_force(self) -> bool:
-        """Whether it is not over, and not a generator's that does not run now."""
-        return self._entry is not None and self._entry.in_force()
 
     @property
     def owner(self) -> object:
@@ -82,18 +104,18 @@ class Entry:
         block: The block.
         outer: The one before it, which may be over by now, or a generator's that does not run.
         generator: The frame of the generator it is in; ``None`` for none, and once it is over.
-        in_generator: Whether it was entered in a generator.
+        line: Where in that generator it was entered; 0 for no generator.
         level: That of the innermost generator that ran when it was entered; ``None`` for none.
         open: Whether it is not over.
     """
 
-    __slots__ = ("block", "generator", "in_generator", "level", "open", "outer")
+    __slots__ = ("block", "generator", "level", "line", "open", "outer")
 
     def __init__(self, block: Block, outer: Entry | None, generator: FrameType | None, level: FrameType | None) -> None:
         self.block = block
         self.outer = outer
         self.generator = generator
-        self.in_generator = generator is not None
+        self.line = 0 if generator is None else generator.f_lineno
         self.level = level
         self.open = True
 
@@ -104,7 +126,7 @@ class Entry:
 
     def hides(self) -> bool:
         """Whether what is around it is not meant for who finds it: a task made inside that outlives it."""
-        return not self.open and self.block.names and not self.in_generator
+        return not self.open and self.block.names and not self.line
 
     def end(self) -> None:
         """See that it is over."""
@@ -134,12 +156,6 @@ def _open(ended: Entry | None = None) -> Entry | None:
     return innermost
 
 
-def _in_force(entry: Entry | None) -> Entry | None:
-    while entry is not None and not entry.in_force():
-        entry = None if entry.hides() else entry.outer
-    return entry
-
-
 def blocks(owner: object) -> Iterator[Block]:
     """List the blocks that the requests of this task or thread are in.
 
@@ -148,17 +164,46 @@ def blocks(owner: object) -> Iterator[Block]:
 
     Yields:
         The blocks that are for it, innermost first.
+
+    Raises:
+        RuntimeError: A session or a lock of its is open here and not in force, for its generator is suspended.
     """
+    yield from (entry.block for entry in _in_force(owner) if entry.block.owner is owner)
+
+
+def carried() -> Entry | None:
+    """Take along what is in force here, for work in other threads and tasks that the caller waits for.
+
+    Returns:
+        What ``CURRENT`` has to be set to there; there, no generator of the caller's seems to run.
+    """
+    taken: Entry | None = None
+    for entry in reversed(_in_force()):
+        taken = Entry(entry.block, taken, None, None)
+    return taken
+
+
+def _in_force(owner: object = None) -> list[Entry]:
+    """Those that are in force here, innermost first, for any owner; fails if one passes over a guard of this owner."""
     found = []
-    entry = _in_force(CURRENT.get())
+    entry = CURRENT.get()
     while entry is not None:
-        found.append(entry)
-        entry = _in_force(entry.outer)
+        if entry.in_force():
+            found.append(entry)
+        elif entry.hides():
+            break
+        elif (generator := entry.generator) is not None and entry.block.owner is owner and entry.block.guard:
+            raise RuntimeError(
+                f"{entry.block.guard} of {generator.f_code.co_filename}:{entry.line} is open, but does not hold for "
+                "this request: it is in a generator, and holds only while that runs. If requests are to be inside "
+                "while it is suspended, call its enter() and exit() instead of `with`; else close the generator first"
+            )
+        entry = entry.outer
     if len(found) > 1 and any(entry.level for entry in found):
         # What a generator has entered comes before what was entered around it since, by whoever iterates over it.
         running = _running()
         found.sort(key=lambda entry: running.get(id(entry.level), len(running)))
-    yield from (entry.block for entry in found if entry.block.owner is owner)
+    return found
 
 
 def _place(frame: FrameType | None) -> tuple[FrameType | None, FrameType | None]:
@@ -214,6 +259,11 @@ class Use(Block):
         self.tenant = tenant
         self.version = version
         self.lock = lock
+
+    @property
+    def guard(self) -> str:  # type: ignore[override]
+        """How it was made, if it locks."""
+        return f"use(tenant={self.tenant!r}, lock=True)" if self.lock else ""
 
     def _check(self) -> None:
         tenant, _ = named(self.owner, self.tenant, None)

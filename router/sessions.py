@@ -23,6 +23,8 @@ class Session(Block):
 
     __slots__ = ("_guard", "_policy", "_token")
 
+    guard = "session()"
+
     def __init__(self, owner: object, policy: TokenPolicy, token: str | None) -> None:
         """Begin where a token ends.
 

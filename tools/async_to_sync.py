@@ -78,6 +78,7 @@ RENAMES = {
     "AsyncCursor": "Cursor",
     "AsyncServerCursor": "ServerCursor",
     # the language and its library
+    "AsyncIterator": "Iterator",
     "__aenter__": "__enter__",
     "__aexit__": "__exit__",
 }

@@ -7,6 +7,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, TypeVar
 
 from router._runtime import acall, aconcurrently, asleep
+from router.context import CURRENT, carried
 from router.errors import DirectoryUnavailable, PoolExhausted, UnknownTenant
 from router.outcomes import ALL, Outcomes, needs_list, selected
 from router.resolve import lives_in
@@ -72,9 +73,10 @@ async def each(
         What came of it.
     """
     todo, values, errors = deque(tenants), dict[str, T](), dict[str, Exception]()
-    progress = _Progress()
+    progress, around = _Progress(), carried()
 
     async def work() -> None:
+        CURRENT.set(around)
         while todo:
             try:
                 tenant = todo.popleft()

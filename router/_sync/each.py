@@ -8,6 +8,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, TypeVar
 
 from router._runtime import call, concurrently, sleep
+from router.context import CURRENT, carried
 from router.errors import DirectoryUnavailable, PoolExhausted, UnknownTenant
 from router.outcomes import ALL, Outcomes, needs_list, selected
 from router.resolve import lives_in
@@ -73,9 +74,10 @@ def each(
         What came of it.
     """
     todo, values, errors = deque(tenants), dict[str, T](), dict[str, Exception]()
-    progress = _Progress()
+    progress, around = _Progress(), carried()
 
     def work() -> None:
+        CURRENT.set(around)
         while todo:
             try:
                 tenant = todo.popleft()
