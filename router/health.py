@@ -39,6 +39,7 @@ class State:
         failures: How often it went down without staying up for ``health.ban_max`` in between.
         banned_until: Until when it is used only if there is no other; for a login, when it is tried again.
         reason: Why it is down.
+        lacks: Of a refused login, what is not there: the ``dbname``, ``user``, ``role`` or ``schema``; empty for none.
         since: When it last went up or down.
         primary_since: When it was first seen as the primary that it has been since.
         heard_at: When it last answered anything.
@@ -58,6 +59,7 @@ class State:
     failures: int = 0
     banned_until: float = 0.0
     reason: str = ""
+    lacks: str = ""
     since: float = field(default=0.0, compare=False)
     primary_since: float = field(default=0.0, compare=False)
     heard_at: float = field(default=0.0, compare=False)
@@ -117,11 +119,15 @@ class Failed(NamedTuple):
         node: The node.
         reason: Why, in one line without secrets.
         answered: ``True`` when the server refused this login only; ``False`` when it cannot be used at all.
+        full: Whether it refused it only because there are too many connections: that passes.
+        lacks: What is not there: the ``dbname``, ``user``, ``role`` or ``schema``; empty for none.
     """
 
     node: Node
     reason: str
     answered: bool
+    full: bool = False
+    lacks: str = ""
 
 
 Seen: TypeAlias = Looked | Connected | Failed
@@ -233,7 +239,8 @@ def _position(moment: tuple[float, int]) -> int:
 
 def _failed(known: State, seen: Failed, *, now: float, jitter: float, policy: HealthPolicy) -> State:
     if known.up is False and (now < known.banned_until or not seen.answered):
-        return replace(known, reason=seen.reason)  # several saw the same failure, or it goes on: it counts once
+        # Several saw the same failure, or it goes on: it counts once.
+        return replace(known, reason=seen.reason, lacks=seen.lacks)
     failures = 0 if _steady(known, now, policy) else known.failures
     ban = min(policy.ban * 2.0 ** min(failures, 32), policy.ban_max) * (1.0 - 0.25 * jitter)
     return replace(
@@ -242,6 +249,7 @@ def _failed(known: State, seen: Failed, *, now: float, jitter: float, policy: He
         failures=failures + 1,
         banned_until=now + ban,
         reason=seen.reason,
+        lacks=seen.lacks,
         since=now,
         position=0,
         replay_age=None,
@@ -370,35 +378,48 @@ def lag_of(health: Health, node: Node, primary: Node | None, *, now: float) -> L
 _FROM_SERVER = re.compile(r"(?<!\S)\S+:  .*")
 _WHERE = re.compile(r"connection (?:failed|is bad): (?:connection to server .*? failed: )?")
 _NO_PASSWORD = "fe_sendauth: no password supplied"  # noqa: S105  (libpq's own words, in every language)
-_NOT_ACCEPTING = re.compile(r"the database system is ")  # 57P03: starting up, shutting down, in recovery
-
-# 53300, of a server, database or role; and what PgBouncer says.
-_FULL = re.compile(r"too many (?:clients|connections)|connection slots are reserved|no more connections allowed")
-
-
-def is_full(seen: Failed) -> bool:
-    """Tell whether a login was refused only because there are too many connections: that passes.
-
-    Args:
-        seen: The failure.
-
-    Returns:
-        Whether it was, as far as its text tells; servers say it in their own language.
-    """
-    return seen.answered and _FULL.search(seen.reason) is not None
+_NOT_ACCEPTING = frozenset({"57P01", "57P02", "57P03"})  # shutting down, crashed, starting up or in recovery
+_FULL = "53300"  # the server, the database or the role has all the connections that it may have
+_POOLER_IS_FULL = "no more connections allowed"  # PgBouncer speaks English only, and gives this no SQLSTATE of its own
+_ROLE_OPTION = re.compile(r"(?:^|\s)-c role=((?:\\.|[^\s\\])+)")
 
 
-def failed(node: Node, message: str) -> Failed:
-    """Read what libpq says of a failed attempt to connect; it gives no SQLSTATE for these.
+def failed(node: Node, message: str, sqlstate: str | None = None, routine: str = "") -> Failed:
+    """Read what is known of a failed attempt to connect.
 
     Args:
         node: The node that was tried.
-        message: The text of the ``psycopg.OperationalError``.
+        message: The text of the ``psycopg.OperationalError``, in any language.
+        sqlstate: What the server refused it with; ``None`` if it said nothing.
+        routine: Where in PostgreSQL's source; empty if it did not say.
 
     Returns:
         The observation, its reason shortened to what was wrong.
     """
     line = message.strip().partition("\n")[0]
     if match := _FROM_SERVER.search(line):
-        return Failed(node, match[0].replace(":  ", ": ", 1), answered=not _NOT_ACCEPTING.search(line))
+        return Failed(
+            node,
+            match[0].replace(":  ", ": ", 1),
+            answered=sqlstate not in _NOT_ACCEPTING,
+            full=sqlstate == _FULL or _POOLER_IS_FULL in line,
+            lacks=_lacks(node, line, sqlstate, routine),
+        )
     return Failed(node, _WHERE.sub("", line, count=1), answered=line.endswith(_NO_PASSWORD))
+
+
+def _lacks(node: Node, line: str, sqlstate: str | None, routine: str) -> str:
+    """What a login needs and is not there; empty for nothing."""
+    match sqlstate, routine:
+        case "3D000", _:
+            return "dbname"
+        case "28000", "InitializeSessionUserId":  # elsewhere it is about pg_hba.conf
+            return "user"
+        case (
+            ("22023" | "42501"),
+            "call_string_check_hook",
+        ):  # of a startup option: not there, or not for this user
+            role = _ROLE_OPTION.search(dict(node.params).get("options", ""))
+            if role is not None and re.sub(r"\\(.)", r"\1", role[1]) in line:
+                return "role"
+    return ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import select
 import socket
+import struct
 import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Literal, Self
@@ -41,6 +42,8 @@ class Proxy:
         self._cut_on: Callable[[bytes], bool] | None = None
         self._cut_before = False
         self._hidden = b""
+        self._words: str | None = None
+        self._refusal: tuple[str, str] | None = None
         self._listener: socket.socket | None = None
         self._live: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
@@ -78,7 +81,7 @@ class Proxy:
 
     def forward(self) -> None:
         """End every fault but :meth:`stop`; what was held back goes on its way."""
-        self._set(_deaf=False, _delay=0.0, _bytes_left=None, _cut_on=None)
+        self._set(_deaf=False, _delay=0.0, _bytes_left=None, _cut_on=None, _refusal=None)
 
     def deaf(self) -> None:
         """Accept connections and pass nothing on, in either direction."""
@@ -105,6 +108,14 @@ class Proxy:
     def hide(self, parameter: bytes) -> None:
         """Have servers not tell a parameter, as those do not that are older than it."""
         self._set(_hidden=parameter)
+
+    def translate(self, words: str) -> None:
+        """Put other words where servers say what went wrong, as those do that speak another language."""
+        self._set(_words=words)
+
+    def refuse(self, sqlstate: str, words: str) -> None:
+        """Refuse each login as a server does that starts up, shuts down or is full, in whatever language."""
+        self._set(_refusal=(sqlstate, words))
 
     def _set(self, **faults: object) -> None:
         with self._changed:
@@ -133,6 +144,9 @@ class Proxy:
         server: socket.socket | None = None
         try:
             self._wait(client)
+            if self._refusal is not None:
+                _refuse(client, *self._refusal)
+                return
             server = socket.create_connection(self._target)
             server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -174,8 +188,7 @@ class Proxy:
                 else:
                     answered = True
                     self._wait(client, self._delay)
-                    if self._hidden:
-                        data = data.replace(self._hidden, self._hidden.upper())
+                    data = self._altered(data)
                     if self._bytes_left is not None and self._bytes_left <= len(data):
                         client.sendall(data[: self._bytes_left])
                         self._bytes_left = None
@@ -185,6 +198,11 @@ class Proxy:
                         self._bytes_left -= len(data)
                     client.sendall(data)
 
+    def _altered(self, data: bytes) -> bytes:
+        if self._hidden:
+            data = data.replace(self._hidden, self._hidden.upper())
+        return data if self._words is None else _translated(data, self._words)
+
     def _wait(self, client: socket.socket, delay: float = 0.0) -> None:
         """Hold what was read while the fault lasts; raise OSError when the proxy was stopped meanwhile."""
         with self._changed:
@@ -193,6 +211,28 @@ class Proxy:
             self._changed.wait_for(lambda: self._listener is None or not self._deaf)
             if self._listener is None:
                 raise OSError
+
+
+def _refuse(client: socket.socket, sqlstate: str, words: str) -> None:
+    while client.recv(8)[4:] in {b"\x04\xd2\x16\x2f", b"\x04\xd2\x16\x30"}:
+        client.sendall(b"N")  # neither TLS nor GSSAPI
+    client.recv(8192)
+    said = f"SFATAL\0VFATAL\0C{sqlstate}\0M{words}\0Fpostmaster.c\0L1\0RProcessStartupPacket\0\0".encode()
+    client.sendall(b"E" + struct.pack(">I", len(said) + 4) + said)
+
+
+def _translated(data: bytes, words: str) -> bytes:
+    """Put other words into each error among whole messages of a server."""
+    out, rest = b"", data
+    while len(rest) > 5:
+        length = 1 + int.from_bytes(rest[1:5], "big")
+        message, rest = rest[:length], rest[length:]
+        if message[:1] == b"E":
+            fields = [b"M" + words.encode() if field[:1] == b"M" else field for field in message[5:].split(b"\0")]
+            body = b"\0".join(fields)
+            message = b"E" + struct.pack(">I", len(body) + 4) + body
+        out += message
+    return out + rest
 
 
 def _hang_up(connection: socket.socket, how: int = socket.SHUT_RDWR) -> None:

@@ -625,10 +625,6 @@ SEVERAL = "Multiple connection attempts failed. All failures were:\n- host: 'db'
         "server does not support SSL, but SSL was required",
         'authentication method requirement "scram-sha-256" failed: server did not complete authentication',
         "expected authentication request from server, but received H",
-        "FATAL:  the database system is starting up",
-        "FATAL:  the database system is shutting down",
-        "FATAL:  the database system is in recovery mode",
-        "FATAL:  the database system is not yet accepting connections\nDETAIL:  Consistent recovery state has not …",
     ],
 )
 def test_a_server_that_cannot_be_used_is_told_by_what_is_wrong(where: str, said: str) -> None:
@@ -675,6 +671,49 @@ def test_a_refused_login_is_told_by_the_servers_words_in_any_language(said: str)
     reason = said.partition("\n")[0].replace(":  ", ": ").removeprefix("ÖLÜMCÜL ")
     expected = Failed(NODE, reason, answered=True)
     assert [failed(NODE, where + said) for where in (AT, ON_SOCKET, IN_GERMAN, IN_FRENCH, "")] == [expected] * 5
+
+
+IN_ANY_LANGUAGE = ["FATAL:  the words", "SCHWERWIEGEND:  »die« Worte", "FATAL:  les « mots »", '致命错误:  "词"']
+
+
+@pytest.mark.parametrize("said", IN_ANY_LANGUAGE)
+@pytest.mark.parametrize("sqlstate", ["57P01", "57P02", "57P03"])
+def test_a_server_that_starts_up_or_shuts_down_cannot_be_used_whatever_it_says(said: str, sqlstate: str) -> None:
+    assert not failed(NODE, AT + said, sqlstate).answered
+
+
+@pytest.mark.parametrize("said", IN_ANY_LANGUAGE)
+@pytest.mark.parametrize(
+    ("sqlstate", "routine", "full", "lacks"),
+    [
+        ("53300", "ProcessStartupPacket", True, ""),
+        ("53300", "InitializeSessionUserId", True, ""),
+        ("3D000", "InitPostgres", False, "dbname"),
+        ("28000", "InitializeSessionUserId", False, "user"),
+        ("28000", "ClientAuthentication", False, ""),
+        ("28P01", "auth_failed", False, ""),
+        ("42501", "CheckMyDatabase", False, ""),
+        ("22023", "call_string_check_hook", False, ""),  # of another option than the role
+        (None, "", False, ""),
+    ],
+)
+def test_why_a_login_is_refused_is_told_by_its_sqlstate(
+    said: str, sqlstate: str | None, routine: str, full: bool, lacks: str
+) -> None:
+    observed = failed(NODE, AT + said, sqlstate, routine)
+    assert observed == Failed(NODE, said.replace(":  ", ": "), answered=True, full=full, lacks=lacks)
+
+
+@pytest.mark.parametrize("sqlstate", ["22023", "42501"])
+def test_a_role_that_a_session_is_to_be_set_to_and_that_is_not_there_is_told_by_its_name(sqlstate: str) -> None:
+    node = Node(NEAR, (("options", r"-c a=b -c role=the\ one -c search_path=x"),))
+    for said, lacks in [("Rolle »the one« existiert nicht", "role"), ("ungültiger Wert für »a«", "")]:
+        observed = failed(node, f"{AT}FATAL:  {said}", sqlstate, "call_string_check_hook")
+        assert (observed.answered, observed.lacks) == (True, lacks)
+
+
+def test_pgbouncer_says_in_english_that_it_is_full() -> None:
+    assert failed(NODE, f"{AT}FATAL:  no more connections allowed (max_client_conn)", "08P01").full
 
 
 def test_a_password_that_is_missing_is_a_matter_of_the_login() -> None:

@@ -40,6 +40,7 @@ RENAMES = {
     "AsyncAskingCheckout": "AskingCheckout",
     "AsyncGate": "Gate",
     "AsyncLine": "Line",
+    "AsyncLogin": "Login",
     "AsyncPooledConnection": "PooledConnection",
     "AsyncPools": "Pools",
     "AsyncPlace": "Place",

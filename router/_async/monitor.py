@@ -15,7 +15,7 @@ import psycopg
 from router._async.slots import BudgetSpent
 from router._runtime import AFlag, AGuard, ALimited, ajoin, aknock, asleep, aspawn, cut
 from router.budget import Claim, Idle, to_close
-from router.health import UNKNOWN, Failed, is_full
+from router.health import UNKNOWN, Failed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -227,7 +227,7 @@ class AsyncWatcher:
             seen: Seen = Failed(node, f"no answer within {timeout:g} s", answered=False)
         except psycopg.Error as error:
             seen = monitor.opener.failure(node, error)
-            if is_full(seen):
+            if seen.full:
                 return  # it lives; the next look may get in
         else:
             seen = looked

@@ -12,12 +12,13 @@ from psycopg import AsyncConnection
 from psycopg.conninfo import make_conninfo
 
 from router import sql
-from router._async.scripts import NOT_THERE, AsyncPooledConnection, send, why_not_there
+from router._async.scripts import NOT_THERE, AsyncLogin, AsyncPooledConnection, send, why_not_there
 from router._async.slots import BudgetSpent
+from router._login import LoginFailed
 from router._runtime import acall
 from router.budget import Claim
 from router.choose import objection
-from router.health import Connected, Failed, Looked, failed, is_full
+from router.health import Connected, Failed, Looked, failed
 from router.topology import Role
 
 if TYPE_CHECKING:
@@ -250,7 +251,7 @@ class AsyncOpener:
             raise
         except Exception as error:
             seen = self.failure(node, error)
-            if (seen.answered and spare) or is_full(seen):
+            if (seen.answered and spare) or seen.full:
                 raise Refused(seen.reason) from None
             await self._report(seen)
             raise
@@ -270,6 +271,8 @@ class AsyncOpener:
         """
         if isinstance(error, NoPassword):
             return Failed(node, str(error), answered=True)
+        if isinstance(error, LoginFailed):
+            return failed(node, str(error), error.sqlstate, error.routine)
         if isinstance(error, psycopg.OperationalError):
             return failed(node, str(error))
         return Failed(node, type(error).__name__, answered=True)  # its text may hold anything
@@ -286,7 +289,7 @@ class AsyncOpener:
         wanted: Callable[[], bool] | None = None,
     ) -> AsyncConnection[TupleRow]:
         params = {"connect_timeout": str(cluster.pool.connect_timeout), **dict(node.params + node.secrets.values)}
-        kind: type[AsyncConnection[TupleRow]] = AsyncConnection
+        kind: type[AsyncConnection[TupleRow]] = AsyncLogin
         if node.pooler == "transaction":  # which knows nothing of sessions, nor of what they begin with
             kind, options = AsyncPooledConnection, []
         if options:
@@ -345,7 +348,7 @@ class AsyncOpener:
             [found] = sql.settings([("search_path", schema)], local=True)
             await send(connection, f"SELECT {found}".encode())
         except NOT_THERE as error:
-            await self._report(Failed(node, why_not_there(error), answered=True))
+            await self._report(Failed(node, why_not_there(error), answered=True, lacks="schema"))
             raise
 
     async def _run_configure(self, configure: AConfigure, connection: AsyncConnection[TupleRow], node: Node) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections import Counter
 from contextlib import suppress
+from itertools import starmap
 from random import random
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from router.choose import Route
     from router.consistency import Position
     from router.events import Observer
-    from router.health import Seen
+    from router.health import Seen, State
     from router.topology import Cluster, Server, Target, Topology
 
     Key: TypeAlias = str | tuple[str | None, str] | None  # a version, or a version and a tenant
@@ -592,9 +592,9 @@ class AsyncRouting:
         nodes = list(target.cluster.nodes)
         if target.watched is not None and target.watched.name not in self.topology.versions:
             nodes += target.watched.nodes
-        logins = [self.known.health[node].reason for node in nodes if node in self.known.health]
-        if target.tenant is not None and logins and all(map(self._is_missing, logins)):
-            return UnknownTenant(target.tenant, logins[0], version=target.requested)
+        logins = {node: state for node in nodes if (state := self.known.health.get(node)) is not None}
+        if target.tenant is not None and logins and all(starmap(self._is_missing, logins.items())):
+            return UnknownTenant(target.tenant, next(iter(logins.values())).reason, version=target.requested)
         kind, use = (NoReplica, "read from") if request.read_only else (NoPrimary, "written to")
         return kind(
             f"no node {_whom(target, 'of')} can be {use} now",
@@ -619,15 +619,15 @@ class AsyncRouting:
             case None:
                 return ""
 
-    def _is_missing(self, reason: str) -> bool:
+    def _is_missing(self, node: Node, refused: State) -> bool:
         """Whether a login failed because something of the tenant's own is not there."""
-        found = _MISSING.search(reason)
-        return found is not None and not any(
-            found["name"] == value
+        if refused.lacks not in {"dbname", "user"}:
+            return bool(refused.lacks)
+        name = dict(node.params).get(refused.lacks)
+        return not any(
+            name == dict(other.params).get(refused.lacks)
             for cluster in self.topology.versions.values()
-            for node in cluster.nodes
-            for key, value in node.params
-            if key in ("dbname", "user")
+            for other in cluster.nodes
         )
 
     async def _make_room(self, taken: list[Claim], waiting: list[Claim]) -> int | None:
@@ -689,12 +689,6 @@ async def _emptied(pools: Sequence[AsyncNodePool], deadline: float) -> int:
     if cut_off:
         logger.warning("closing the router cut %d connections that were still borrowed", len(cut_off))
     return len(cut_off)
-
-
-# As PostgreSQL says it in English: for a login that failed, libpq gives no SQLSTATE.
-_MISSING = re.compile(
-    r"(?:database|schema|role) \"(?P<name>.*)\" does not exist|no USAGE on schema|permission denied to set role"
-)
 
 
 def _holding_most(pools: Iterable[AsyncNodePool]) -> str:

@@ -1,7 +1,8 @@
 """Several statements in one round trip, and what must go before each transaction behind a transaction pooler.
 
-This file and ``pools.py`` use what is inside psycopg: here its generators, ``_get_tx_start_command()``,
-``_start_query()`` and ``_exec_command()``, as ``tests/test_inside_psycopg_pool.py`` checks.
+This file and ``pools.py`` use what is inside psycopg: here its generators, ``_connect_gen()``,
+``_get_tx_start_command()``, ``_start_query()`` and ``_exec_command()``, as
+``tests/test_inside_psycopg_pool.py`` checks.
 """
 
 # ruff: noqa: SLF001  (see above)
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 from math import inf
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import psycopg
 from psycopg import AsyncConnection, generators
@@ -19,9 +20,10 @@ from psycopg.pq import ExecStatus, Format
 from psycopg.rows import TupleRow
 
 from router import sql
+from router._login import log_in
 
 if TYPE_CHECKING:
-    from psycopg.abc import PQGen, QueryNoTemplate
+    from psycopg.abc import PQGen, PQGenConn, QueryNoTemplate
     from psycopg.pq.abc import PGresult
 
 
@@ -104,6 +106,14 @@ def _until(deadline: float, answer: PQGen[list[PGresult]]) -> PQGen[list[PGresul
         return results
 
 
+class AsyncLogin(AsyncConnection[TupleRow]):
+    """Opens a plain connection; if the server refuses it, the error has the SQLSTATE."""
+
+    @classmethod
+    def _connect_gen(cls, conninfo: str = "") -> PQGenConn[Self]:
+        return cast("Self", AsyncConnection((yield from log_in(conninfo))))
+
+
 class AsyncPooledConnection(AsyncConnection[TupleRow]):
     """A connection to a transaction pooler: whatever a tenant's session is set to rides with each BEGIN.
 
@@ -112,6 +122,10 @@ class AsyncPooledConnection(AsyncConnection[TupleRow]):
     """
 
     prelude = b""
+
+    @classmethod
+    def _connect_gen(cls, conninfo: str = "") -> PQGenConn[Self]:
+        return cls((yield from log_in(conninfo)))
 
     def _get_tx_start_command(self) -> bytes:
         begin = super()._get_tx_start_command()

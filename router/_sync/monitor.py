@@ -16,7 +16,7 @@ import psycopg
 from router._runtime import Flag, Guard, Limited, cut, join, knock, sleep, spawn
 from router._sync.slots import BudgetSpent
 from router.budget import Claim, Idle, to_close
-from router.health import UNKNOWN, Failed, is_full
+from router.health import UNKNOWN, Failed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -228,7 +228,7 @@ class Watcher:
             seen: Seen = Failed(node, f"no answer within {timeout:g} s", answered=False)
         except psycopg.Error as error:
             seen = monitor.opener.failure(node, error)
-            if is_full(seen):
+            if seen.full:
                 return  # it lives; the next look may get in
         else:
             seen = looked

@@ -13,12 +13,13 @@ from psycopg import Connection
 from psycopg.conninfo import make_conninfo
 
 from router import sql
+from router._login import LoginFailed
 from router._runtime import call
-from router._sync.scripts import NOT_THERE, PooledConnection, send, why_not_there
+from router._sync.scripts import NOT_THERE, Login, PooledConnection, send, why_not_there
 from router._sync.slots import BudgetSpent
 from router.budget import Claim
 from router.choose import objection
-from router.health import Connected, Failed, Looked, failed, is_full
+from router.health import Connected, Failed, Looked, failed
 from router.topology import Role
 
 if TYPE_CHECKING:
@@ -249,7 +250,7 @@ class Opener:
             raise
         except Exception as error:
             seen = self.failure(node, error)
-            if (seen.answered and spare) or is_full(seen):
+            if (seen.answered and spare) or seen.full:
                 raise Refused(seen.reason) from None
             self._report(seen)
             raise
@@ -269,6 +270,8 @@ class Opener:
         """
         if isinstance(error, NoPassword):
             return Failed(node, str(error), answered=True)
+        if isinstance(error, LoginFailed):
+            return failed(node, str(error), error.sqlstate, error.routine)
         if isinstance(error, psycopg.OperationalError):
             return failed(node, str(error))
         return Failed(node, type(error).__name__, answered=True)  # its text may hold anything
@@ -285,7 +288,7 @@ class Opener:
         wanted: Callable[[], bool] | None = None,
     ) -> Connection[TupleRow]:
         params = {"connect_timeout": str(cluster.pool.connect_timeout), **dict(node.params + node.secrets.values)}
-        kind: type[Connection[TupleRow]] = Connection
+        kind: type[Connection[TupleRow]] = Login
         if node.pooler == "transaction":  # which knows nothing of sessions, nor of what they begin with
             kind, options = PooledConnection, []
         if options:
@@ -344,7 +347,7 @@ class Opener:
             [found] = sql.settings([("search_path", schema)], local=True)
             send(connection, f"SELECT {found}".encode())
         except NOT_THERE as error:
-            self._report(Failed(node, why_not_there(error), answered=True))
+            self._report(Failed(node, why_not_there(error), answered=True, lacks="schema"))
             raise
 
     def _run_configure(self, configure: Configure, connection: Connection[TupleRow], node: Node) -> None:

@@ -1,0 +1,109 @@
+"""How libpq is made to say what a server refused a login with: its SQLSTATE, which is the same in every language."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import sys
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from psycopg._encodings import conninfo_encoding
+from psycopg.errors import finish_pgconn
+from psycopg.pq import ConnStatus, PGconn, PollingStatus
+from psycopg.waiting import Wait
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from psycopg.abc import PQGenConn
+    from psycopg.pq import abc
+
+_DEFAULT, _VERBOSE = 1, 2  # libpq's PGVerbosity
+
+# What libpq adds where it is verbose, in any language: "SEVERITY:  SQLSTATE: message", and at the end of what the
+# server said a line with the routine, file and line in PostgreSQL's source.
+_SQLSTATE = re.compile(r"(?<!\S)(\S+:  )([0-9A-Z]{5}): ")
+_LOCATION = re.compile(r"\n[^\n]*?:\s+(\w+), [^\n,]+:\d+(?=\n|\Z)")
+
+
+class LoginFailed(psycopg.OperationalError):
+    """A connection could not be opened.
+
+    Attributes:
+        sqlstate: What the server refused it with; ``None`` if it said nothing.
+        routine: Where in PostgreSQL's source; empty if it did not say.
+    """
+
+    def __init__(self, verbose: str, pgconn: abc.PGconn) -> None:
+        """Take apart what libpq says.
+
+        Args:
+            verbose: Its message, verbose or not.
+            pgconn: The connection.
+        """
+        super().__init__(_LOCATION.sub("", _SQLSTATE.sub(r"\1", verbose)), pgconn=pgconn)
+        said, where = _SQLSTATE.search(verbose), _LOCATION.search(verbose)
+        self.sqlstate = said[2] if said else None
+        self.routine = where[1] if where else ""
+
+
+def log_in(conninfo: str) -> PQGenConn[abc.PGconn]:
+    """Open a connection: what ``psycopg.generators.connect`` does, while libpq is verbose.
+
+    Args:
+        conninfo: The connection string.
+
+    Returns:
+        The connection.
+
+    Raises:
+        LoginFailed: It could not be opened.
+    """
+    pgconn, set_verbosity = PGconn.connect_start(conninfo.encode()), _verbosity()
+    set_verbosity(pgconn, _VERBOSE)
+    while True:
+        if pgconn.status == ConnStatus.BAD:
+            raise LoginFailed(f"connection is bad: {_message(pgconn, conninfo)}", finish_pgconn(pgconn))
+        match pgconn.connect_poll():
+            case PollingStatus.OK:
+                break
+            case PollingStatus.FAILED:
+                raise LoginFailed(f"connection failed: {_message(pgconn, conninfo)}", finish_pgconn(pgconn))
+            case state:
+                wait = Wait.R if state == PollingStatus.READING else Wait.W
+                while not (yield pgconn.socket, wait):
+                    pass
+    set_verbosity(pgconn, _DEFAULT)
+    pgconn.nonblocking = 1
+    return pgconn
+
+
+def _message(pgconn: abc.PGconn, conninfo: str) -> str:
+    return pgconn.get_error_message(conninfo_encoding(conninfo))
+
+
+@cache
+def _verbosity() -> Callable[[Any, int], None]:
+    """Libpq's ``PQsetErrorVerbosity``, which psycopg does not offer; where it cannot be found, nothing is set.
+
+    It must be of the same libpq: that is the one which psycopg's module was loaded with.
+    """
+    implementation = sys.modules[PGconn.__module__]
+    try:
+        if PGconn.__module__.startswith("psycopg."):  # psycopg's implementation in Python
+            from psycopg.pq import _pq_ctypes
+
+            libpq: ctypes.CDLL = vars(_pq_ctypes)["pq"]
+        else:
+            libpq = ctypes.CDLL(implementation.__file__)
+        function = libpq.PQsetErrorVerbosity
+    except (OSError, AttributeError):  # linked statically, say
+        return lambda *_: None
+    function.argtypes = [ctypes.c_void_p, ctypes.c_int]
+
+    def set_verbosity(pgconn: Any, verbosity: int) -> None:
+        function(pgconn.pgconn_ptr, verbosity)
+
+    return set_verbosity
