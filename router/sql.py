@@ -49,7 +49,6 @@ LOOK_WITHOUT_CONTROL = _look(_RECEIVED_TIMELINE, "NULL")
 
 # Where the WAL ends, with its timeline. After COMMIT: before it, the position is that of the COMMIT record's start.
 WRITTEN = f"SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint, {_PRIMARYS_TIMELINE}"
-COMMIT_AND_WRITTEN = f"COMMIT; {WRITTEN}"
 
 # Everything that a borrower can leave in a session, undone: what DISCARD ALL does, which cannot share a round trip. The
 # role goes back to the one that the session began with. The rest of it is an expression, for a SELECT to come.

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import psycopg
 from psycopg.pq import TransactionStatus
-from psycopg.rows import tuple_row
 
 from router import sql
 from router._async.pools import original_of
 from router._async.scoped import enter
-from router._async.scripts import AsyncPooledConnection, TooLate
+from router._async.scripts import TooLate, commit, send
 from router.choose import PAIRS, pairs, rotation
 from router.errors import PoolExhausted, TransactionOutcomeUnknown, UnknownTenant
 
@@ -41,6 +40,9 @@ A_LONG_TIME = 1e8
 
 GOES_DOWN = ("57P01", "57P02", "57P03")
 """SQLSTATEs that may tell that the server shuts down, crashed, starts up."""
+
+UNDECIDED = (TransactionStatus.INTRANS, TransactionStatus.ACTIVE)
+"""The states in which a transaction may still be committed: the second is that of a pipeline."""
 
 READ_ONLY = "25006"
 """The SQLSTATE that may tell that it is a standby."""
@@ -274,7 +276,7 @@ class AsyncCheckout:
         if connection.closed:  # by the block
             return None
         status = connection.pgconn.transaction_status
-        committing = status == TransactionStatus.INTRANS
+        committing = status in UNDECIDED
         try:
             if self._note is not None:
                 return await _written(connection)
@@ -311,21 +313,12 @@ def _tell(pool: AsyncNodePool, connection: AsyncConnection[TupleRow], error: Bas
 
 async def _written(connection: AsyncConnection[TupleRow]) -> tuple[int, int]:
     """Commit if there is something to commit, and ask in the same round trip how far that went."""
-    status = connection.pgconn.transaction_status
-    if status != TransactionStatus.INTRANS:
+    if connection.pgconn.transaction_status in UNDECIDED:
+        ((position, timeline),) = await commit(connection, sql.WRITTEN.encode())
+    else:
         await connection.rollback()
-        if not isinstance(connection, AsyncPooledConnection):
-            await connection.set_autocommit(True)
-    async with connection.cursor(row_factory=tuple_row) as cursor:
-        if status == TransactionStatus.INTRANS:
-            await cursor.execute(sql.COMMIT_AND_WRITTEN)
-            cursor.nextset()
-        else:
-            await cursor.execute(sql.WRITTEN)
-        ((position, timeline),) = await cursor.fetchall()
-    if connection.pgconn.transaction_status:
-        await connection.rollback()
-    return position, timeline
+        ((position, timeline),) = await send(connection, sql.WRITTEN.encode())
+    return int(position or 0), int(timeline or 0)
 
 
 class AsyncTrackedCheckout(AsyncCheckout):

@@ -15,10 +15,10 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
-from psycopg.rows import dict_row
 
 from router import sql
 from router._async.pools import original_of
+from router._async.scripts import cursor_of, send
 from router._runtime import AFlag, AGuard, acall, acan_spawn, ajoin, aspawn, cut
 from router.directory import Answers, in_words
 from router.errors import DirectoryUnavailable, RouterClosed, RouterError, UnknownTenant
@@ -450,7 +450,7 @@ class AsyncSqlSource:
 
     async def _fetch(self, query: str, params: Sequence[str] = ()) -> list[dict[str, Any]]:
         async def fetch(_: AsyncNodePool, connection: AsyncConnection[TupleRow]) -> list[dict[str, Any]]:
-            async with connection.cursor(row_factory=dict_row) as cursor:
+            async with cursor_of(connection) as cursor:
                 # Not prepared: a prepared SELECT * fails once the table has one more column.
                 await cursor.execute(query, params or None, prepare=False)
                 return await cursor.fetchall()
@@ -508,7 +508,7 @@ class AsyncSqlSource:
             return
         original_of(connection).spent = True
         _keep_alive(connection)
-        await connection.execute(sql.LISTEN_TO_TENANTS)
+        await send(connection, sql.LISTEN_TO_TENANTS.encode())
         self._pause = RETRY[0]
         self._changed(None)  # whatever happened before, nobody heard
         async for notification in connection.notifies():

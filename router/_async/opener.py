@@ -188,21 +188,20 @@ class AsyncOpener:
         begun = monotonic()
         query = sql.LOOK_WITHOUT_CONTROL if node.server in self._without_control else sql.LOOK
         try:
-            cursor = await connection.execute(query)
+            ((standby, position, timeline, system, replay_age),) = await send(connection, query.encode())
         except psycopg.errors.InsufficientPrivilege:
             if query is sql.LOOK_WITHOUT_CONTROL:
                 raise
             self._without_control.add(node.server)
             return await self.look(connection, node)
-        standby, position, timeline, system, replay_age = (await cursor.fetchone()) or (False, 0, 0, 0, None)
         return Looked(
             node,
-            Role.REPLICA if standby else Role.PRIMARY,
+            Role.REPLICA if standby == b"t" else Role.PRIMARY,
             connection.pgconn.server_version,
-            position=position or 0,
-            timeline=timeline or 0,
-            system=(system or 0) % 2**64,  # unsigned, in PostgreSQL's own tools
-            replay_age=replay_age,
+            position=int(position or 0),
+            timeline=int(timeline or 0),
+            system=int(system or 0) % 2**64,  # unsigned, in PostgreSQL's own tools
+            replay_age=None if replay_age is None else float(replay_age),
             latency=monotonic() - begun,
         )
 
@@ -370,8 +369,6 @@ async def _role(connection: AsyncConnection[TupleRow]) -> Role:
         case b"off":
             standby = False
         case _:  # PostgreSQL before 14, or a pooler that does not pass it on
-            cursor = await connection.execute(sql.IS_IN_RECOVERY)
-            row = await cursor.fetchone()
-            standby = row is not None and row[0]
-            await connection.rollback()
+            ((in_recovery,),) = await send(connection, sql.IS_IN_RECOVERY.encode())
+            standby = in_recovery == b"t"
     return Role.REPLICA if standby else Role.PRIMARY

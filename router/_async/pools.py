@@ -396,9 +396,7 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
             psycopg.Error: It does not say.
         """
         self.expendable.add(connection)
-        await connection.set_autocommit(True)
         seen = await self._opener.look(connection, self.node)
-        await connection.set_autocommit(original_of(connection).autocommit)
         self.expendable.discard(connection)
         return seen
 

@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import psycopg
 from psycopg.pq import TransactionStatus
-from psycopg.rows import tuple_row
 
 from router import sql
 from router._sync.pools import original_of
 from router._sync.scoped import enter
-from router._sync.scripts import PooledConnection, TooLate
+from router._sync.scripts import TooLate, commit, send
 from router.choose import PAIRS, pairs, rotation
 from router.errors import PoolExhausted, TransactionOutcomeUnknown, UnknownTenant
 
@@ -42,6 +41,9 @@ A_LONG_TIME = 1e8
 
 GOES_DOWN = ("57P01", "57P02", "57P03")
 """SQLSTATEs that may tell that the server shuts down, crashed, starts up."""
+
+UNDECIDED = (TransactionStatus.INTRANS, TransactionStatus.ACTIVE)
+"""The states in which a transaction may still be committed: the second is that of a pipeline."""
 
 READ_ONLY = "25006"
 """The SQLSTATE that may tell that it is a standby."""
@@ -273,7 +275,7 @@ class Checkout:
         if connection.closed:  # by the block
             return None
         status = connection.pgconn.transaction_status
-        committing = status == TransactionStatus.INTRANS
+        committing = status in UNDECIDED
         try:
             if self._note is not None:
                 return _written(connection)
@@ -310,21 +312,12 @@ def _tell(pool: NodePool, connection: Connection[TupleRow], error: BaseException
 
 def _written(connection: Connection[TupleRow]) -> tuple[int, int]:
     """Commit if there is something to commit, and ask in the same round trip how far that went."""
-    status = connection.pgconn.transaction_status
-    if status != TransactionStatus.INTRANS:
+    if connection.pgconn.transaction_status in UNDECIDED:
+        ((position, timeline),) = commit(connection, sql.WRITTEN.encode())
+    else:
         connection.rollback()
-        if not isinstance(connection, PooledConnection):
-            connection.set_autocommit(True)
-    with connection.cursor(row_factory=tuple_row) as cursor:
-        if status == TransactionStatus.INTRANS:
-            cursor.execute(sql.COMMIT_AND_WRITTEN)
-            cursor.nextset()
-        else:
-            cursor.execute(sql.WRITTEN)
-        ((position, timeline),) = cursor.fetchall()
-    if connection.pgconn.transaction_status:
-        connection.rollback()
-    return position, timeline
+        ((position, timeline),) = send(connection, sql.WRITTEN.encode())
+    return int(position or 0), int(timeline or 0)
 
 
 class TrackedCheckout(Checkout):

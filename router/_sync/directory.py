@@ -16,11 +16,11 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
-from psycopg.rows import dict_row
 
 from router import sql
 from router._runtime import Flag, Guard, call, can_spawn, cut, join, spawn
 from router._sync.pools import original_of
+from router._sync.scripts import cursor_of, send
 from router.directory import Answers, in_words
 from router.errors import DirectoryUnavailable, RouterClosed, RouterError, UnknownTenant
 
@@ -451,7 +451,7 @@ class SqlSource:
 
     def _fetch(self, query: str, params: Sequence[str] = ()) -> list[dict[str, Any]]:
         def fetch(_: NodePool, connection: Connection[TupleRow]) -> list[dict[str, Any]]:
-            with connection.cursor(row_factory=dict_row) as cursor:
+            with cursor_of(connection) as cursor:
                 # Not prepared: a prepared SELECT * fails once the table has one more column.
                 cursor.execute(query, params or None, prepare=False)
                 return cursor.fetchall()
@@ -509,7 +509,7 @@ class SqlSource:
             return
         original_of(connection).spent = True
         _keep_alive(connection)
-        connection.execute(sql.LISTEN_TO_TENANTS)
+        send(connection, sql.LISTEN_TO_TENANTS.encode())
         self._pause = RETRY[0]
         self._changed(None)  # whatever happened before, nobody heard
         for notification in connection.notifies():

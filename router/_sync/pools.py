@@ -397,9 +397,7 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
             psycopg.Error: It does not say.
         """
         self.expendable.add(connection)
-        connection.set_autocommit(True)
         seen = self._opener.look(connection, self.node)
-        connection.set_autocommit(original_of(connection).autocommit)
         self.expendable.discard(connection)
         return seen
 

@@ -1,8 +1,8 @@
 # Generated from router/_async/scripts.py by tools/async_to_sync.py: do not edit.
-"""Several statements in one round trip, and what must go before each transaction behind a transaction pooler.
+"""The router's own statements, and what must go before each transaction behind a transaction pooler.
 
 This file and ``pools.py`` use what is inside psycopg: here its generators, ``_connect_gen()``,
-``_get_tx_start_command()``, ``_start_query()`` and ``_exec_command()``, as
+``_get_tx_start_command()``, ``_start_query()``, ``_exec_command()`` and ``_adapters`` of a cursor, as
 ``tests/test_inside_psycopg_pool.py`` checks.
 """
 
@@ -10,21 +10,25 @@ This file and ``pools.py`` use what is inside psycopg: here its generators, ``_c
 
 from __future__ import annotations
 
+from functools import cache
 from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Self, cast
 
 import psycopg
-from psycopg import Connection, generators
+from psycopg import Connection, Cursor, generators, postgres
+from psycopg.adapt import AdaptersMap, Loader
 from psycopg.errors import error_from_result
 from psycopg.pq import ExecStatus, Format
-from psycopg.rows import TupleRow
+from psycopg.rows import DictRow, TupleRow, dict_row
+from psycopg.types import TypesRegistry
+from psycopg.types.array import register_all_arrays
 
 from router import sql
 from router._login import log_in
 
 if TYPE_CHECKING:
-    from psycopg.abc import PQGen, PQGenConn, QueryNoTemplate
+    from psycopg.abc import Buffer, PQGen, PQGenConn, QueryNoTemplate
     from psycopg.pq.abc import PGresult
 
 
@@ -34,6 +38,9 @@ NOT_THERE = (
     psycopg.errors.InsufficientPrivilege,
 )
 """How the expressions of ``sql.settings()`` fail: the first two for a search path, the last two for a role."""
+
+UNKNOWN = 0
+"""The OID under which psycopg keeps what loads the types that it does not know."""
 
 INTERVAL = 0.1
 """Seconds between two looks at the time, at most, while a server is waited for."""
@@ -69,28 +76,91 @@ def begin_of(connection: Connection[Any]) -> bytes:
     return connection._get_tx_start_command()
 
 
-def send(connection: Connection[Any], script: bytes, deadline: float = inf) -> None:
-    """Run statements in one round trip, whatever state psycopg thinks the connection is in.
+def send(connection: Connection[Any], script: bytes, deadline: float = inf) -> list[tuple[bytes | None, ...]]:
+    """Run statements in one round trip, whatever a borrower or ``configure=`` has set on the connection object.
+
+    No cursor class, row factory, adapter, prepared statement or transaction of psycopg's takes part.
 
     Args:
         connection: The connection.
-        script: The statements; their results are not kept.
+        script: The statements, in ASCII.
         deadline: Until when to wait for the answer, on the monotonic clock.
+
+    Returns:
+        The rows of the last statement, each value as PostgreSQL writes it.
 
     Raises:
         TooLate: There was no answer until then; the connection must not be used any more.
         psycopg.Error: One of them failed; those after it were not run.
     """
     interval = max(min(deadline - monotonic(), INTERVAL), 0.001)
-    connection.wait(_sent(connection, script, deadline), interval)
+    with connection.lock:
+        result = connection.wait(_sent(connection, script, deadline), interval)
+    return [tuple(result.get_value(row, column) for column in range(result.nfields)) for row in range(result.ntuples)]
 
 
-def _sent(connection: Connection[Any], script: bytes, deadline: float) -> PQGen[None]:
+def commit(connection: Connection[Any], then: bytes) -> list[tuple[bytes | None, ...]]:
+    """Commit a transaction, and ask something after that in the same round trip.
+
+    Args:
+        connection: The connection, in a transaction.
+        then: What to ask, in ASCII.
+
+    Returns:
+        The rows.
+
+    Raises:
+        psycopg.ProgrammingError: psycopg would not commit here: a ``transaction()`` is open, say.
+        psycopg.Error: One of them failed.
+    """
+    if connection._num_transactions or connection._tpc or connection._pipeline:
+        connection.commit()
+        if connection._pipeline:  # where no script can be sent
+            connection.pgconn.exit_pipeline_mode()
+        return send(connection, then)
+    return send(connection, b"COMMIT; " + then)
+
+
+def cursor_of(connection: Connection[Any]) -> Cursor[DictRow]:
+    """Make a cursor that is psycopg's own, whatever ``configure=`` has set on the connection, or for all of psycopg.
+
+    Args:
+        connection: The connection.
+
+    Returns:
+        The cursor: its rows are dicts, and text is ``str`` in them, in a session with the encoding SQL_ASCII, too.
+    """
+    cursor = Cursor(connection, row_factory=dict_row)
+    cursor._adapters = AdaptersMap(_adapters())
+    return cursor
+
+
+@cache
+def _adapters() -> AdaptersMap:
+    adapters = AdaptersMap(types=TypesRegistry(postgres.types))
+    postgres.register_default_adapters(adapters)
+    register_all_arrays(adapters)
+    for kind in (UNKNOWN, "bpchar", "name", "text", "varchar"):
+        adapters.register_loader(kind, _TextLoader)
+    return adapters
+
+
+class _TextLoader(Loader):
+    """Loads text as ``str``, where psycopg's gives bytes because SQL_ASCII does not say what they mean."""
+
+    def load(self, data: Buffer) -> str:
+        encoding = self.connection.info.encoding if self.connection else "utf-8"
+        return bytes(data).decode("utf-8" if encoding == "ascii" else encoding, errors="replace")
+
+
+def _sent(connection: Connection[Any], script: bytes, deadline: float) -> PQGen[PGresult]:
     connection._check_connection_ok()
     connection.pgconn.send_query(script)
-    for result in (yield from _until(deadline, generators.execute(connection.pgconn))):
+    results = yield from _until(deadline, generators.execute(connection.pgconn))
+    for result in results:
         if result.status == ExecStatus.FATAL_ERROR:
             raise error_from_result(result, encoding=connection.pgconn._encoding)
+    return results[-1]
 
 
 def _until(deadline: float, answer: PQGen[list[PGresult]]) -> PQGen[list[PGresult]]:

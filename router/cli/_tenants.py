@@ -6,9 +6,9 @@ import sys
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import psycopg
-from psycopg.rows import dict_row
 
 from router import Router, sql
+from router._sync.scripts import cursor_of
 from router.errors import ConfigError, RouterError, UnknownTenant
 from router.outcomes import needs_list, selected
 from router.resolve import check_key, home_of, lives_in, resolve
@@ -137,7 +137,7 @@ def _asked(settings: RouterSettings, tenancy: Tenancy, keys: Sequence[str] | Non
     if directory.version is None or (keys is not None and not keys):
         return {}
     with Router(settings) as router, router.connection(version=directory.version) as connection:
-        cursor = connection.cursor(row_factory=dict_row)
+        cursor = cursor_of(connection)
         try:
             if keys is None:
                 rows = cursor.execute(sql.homes_of(directory.table).encode()).fetchall()

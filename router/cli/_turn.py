@@ -18,6 +18,7 @@ import psycopg
 
 from router import sql
 from router._sync.each import STALLED
+from router._sync.scripts import cursor_of
 from router.cli import _child
 from router.cli._libpq import environment, find
 from router.errors import PoolExhausted, RouterError, TransactionOutcomeUnknown
@@ -203,7 +204,7 @@ class SqlTurn:
                         break
             finally:
                 connection.remove_notice_handler(hear)
-            [(number, timeline)] = connection.execute(sql.TRANSACTION).fetchall()
+            [(number, timeline)] = (row.values() for row in cursor_of(connection).execute(sql.TRANSACTION))
             self._journal.note({"tenant": tenant, "transaction": number, "timeline": timeline})
 
     def _was_committed(self, tenant: str, before: Any) -> bool | None:
@@ -214,7 +215,8 @@ class SqlTurn:
             timeline: int
             with self._router.connection(version=self._version, tenant=tenant) as connection:
                 try:
-                    [(state, timeline)] = connection.execute(sql.TRANSACTION_STATE, [before["transaction"]]).fetchall()
+                    cursor = cursor_of(connection).execute(sql.TRANSACTION_STATE, [before["transaction"]])
+                    [(state, timeline)] = (row.values() for row in cursor)
                 except psycopg.errors.InvalidParameterValue:  # lost by a failover, and none has had its number since
                     return "aborted", before["timeline"]
                 return state, timeline

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import psycopg
 import typer
-from psycopg.rows import class_row
 
 from router import sql
+from router._sync.scripts import cursor_of
 from router.cli._common import FAILED, AsJson, Config, console, load, print_json, table
 from router.cli._look import look_at
 from router.health import Looked
@@ -109,7 +109,8 @@ def _of_tenants(topology: Topology) -> list[Cluster]:
 
 
 def _ask(connection: psycopg.Connection[TupleRow]) -> _Facts:
-    return connection.cursor(row_factory=class_row(_Facts)).execute(sql.SERVER_FACTS).fetchall()[0]
+    [facts] = cursor_of(connection).execute(sql.SERVER_FACTS)
+    return _Facts(**facts)
 
 
 def _may_open(topology: Topology, clusters: Iterable[Cluster]) -> dict[Server, int]:

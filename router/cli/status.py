@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import psycopg
 import typer
-from psycopg.rows import class_row
 from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
 from router import sql
+from router._sync.scripts import cursor_of
 from router.choose import fresh
 from router.cli._common import FAILED, AsJson, Config, console, in_terminal, load, print_json, table
 from router.cli._look import Looker, learn
@@ -136,7 +136,8 @@ def _rounds(clusters: Sequence[Cluster], policy: HealthPolicy, timeout: float) -
 
 
 def _ask(connection: psycopg.Connection[TupleRow]) -> _Activity:
-    return connection.cursor(row_factory=class_row(_Activity)).execute(sql.ACTIVITY).fetchall()[0]
+    [activity] = cursor_of(connection).execute(sql.ACTIVITY)
+    return _Activity(**activity)
 
 
 def _version(cluster: Cluster, health: Health, looks: Mapping[Node, Look[_Activity]], now: float) -> _Version:

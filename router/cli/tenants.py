@@ -6,9 +6,9 @@ from collections import Counter
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
-from psycopg.rows import class_row
 
 from router import sql
+from router._sync.scripts import cursor_of
 from router.cli._common import FAILED, AsJson, Config, console, load, print_json
 from router.cli._look import look_at
 from router.cli._tenants import home_as_json, in_words, meant
@@ -137,7 +137,7 @@ def _ask(listed: Iterable[_Tenant], timeout: float) -> tuple[dict[Server, list[_
 
 
 def _count(connection: psycopg.Connection[TupleRow]) -> list[_Alike]:
-    return connection.cursor(row_factory=class_row(_Alike)).execute(sql.SESSIONS).fetchall()
+    return [_Alike(**row) for row in cursor_of(connection).execute(sql.SESSIONS)]
 
 
 def _sessions(listed: Sequence[_Tenant], seen: Mapping[Server, Sequence[_Alike]]) -> list[int | None]:
