@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from router.errors import ConfigError, nearest
+from router.errors import ConfigError, like_connection_string, nearest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -166,6 +166,9 @@ class Layers:
             inherited = steps < len(place) and (place[2:], text) in told  # by a version, from [pool] or [read]
             if not inherited:
                 source = next(_sources(inner), "settings")
+                if isinstance(inner, _Leaf) and inner.value is None and source.lower().endswith((".yaml", ".yml")):
+                    # In `{primary: postgresql://app:a,b@db/app}` YAML takes what is after the comma for a key.
+                    place = (*place[:-1], "=")  # which is not shown
                 line = f"{dotted(place)}: {text}"
                 # A source that names keys further down is meant for us.
                 yield self.line(source, line) if len(place) <= 1 else f"{source}: {line}"
@@ -335,6 +338,7 @@ def secret_files(directory: Path) -> list[Variable]:
     Raises:
         ConfigError: The directory or one of its files cannot be read.
     """
+    _no_connection_string(directory, "ROUTER_SECRETS_DIR (or _secrets_dir=)")
     try:
         files = [
             path for path in sorted(directory.iterdir()) if path.name.upper().startswith(PREFIX) and path.is_file()
@@ -356,6 +360,7 @@ def read_file(path: Path) -> Mapping[Any, Any]:
     Raises:
         ConfigError: It cannot be read, or is not what its suffix says; file and line are named, no content.
     """
+    _no_connection_string(path, "ROUTER_CONFIG (or --config)")
     suffix = path.suffix.lower()
     if suffix == ".toml":
         found = _toml(path)
@@ -368,6 +373,14 @@ def read_file(path: Path) -> Mapping[Any, Any]:
     if not isinstance(found, Mapping):
         raise ConfigError([f"{path}: the top level must be a table of keys and values"])
     return found
+
+
+def _no_connection_string(path: Path, named_by: str) -> None:
+    """Show no password as the name of a file that is not there."""
+    if like_connection_string(str(path)) and not path.exists():
+        raise ConfigError(
+            [f"{named_by}: is no path but a connection string, which goes into ROUTER_VERSIONS__NAME__PRIMARY"]
+        )
 
 
 def _text(path: Path) -> str:
@@ -388,6 +401,7 @@ def _toml(path: Path) -> Any:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         what, _, where = str(error).rpartition(" (at ")
+        what = re.sub(r"""\(.*\)|(["']).{3,}\1""", "…", what)  # a key, which may be a connection string
         problem = f"is not valid TOML: {what}", where.rstrip(")")
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, tables without end
         problem = f"is not valid TOML ({type(error).__name__})", ""
@@ -416,13 +430,16 @@ def _yaml(path: Path) -> Any:
         raise ConfigError([f"{path}: YAML needs PyYAML: pip install 'psycopg-router[yaml]'"]) from None
     text = _text(path)
     try:
-        return yaml.safe_load(text) or {}
+        found = yaml.safe_load(text) or {}
+        json.dumps(found, default=str, skipkeys=True)  # raises for an alias inside itself
     except yaml.YAMLError as error:
         # Its own words quote from the file: "found undefined alias 'hunter2'".
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else ""
     except (ValueError, RecursionError):  # a date that there is not, an alias inside itself
         where = ""
+    else:
+        return found
     raise _bad_syntax(path, "is not valid YAML (a value with special characters needs quotes)", where)
 
 

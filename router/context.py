@@ -8,7 +8,7 @@ from contextvars import ContextVar
 from inspect import CO_ASYNC_GENERATOR, CO_GENERATOR
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
-from router.errors import TenantLocked, UnknownTenant
+from router.errors import TenantLocked, UnknownTenant, masked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -272,7 +272,8 @@ class Use(Block):
 
     def __repr__(self) -> str:
         """Show what it names."""
-        return f"<Use tenant={self.tenant!r} version={self.version!r}{' locked' if self.lock else ''}>"
+        tenant, version = (key and masked(key) for key in (self.tenant, self.version))
+        return f"<Use tenant={tenant!r} version={version!r}{' locked' if self.lock else ''}>"
 
 
 def named(owner: object, tenant: str | None, version: str | None) -> tuple[str | None, str | None]:

@@ -56,17 +56,28 @@ _CONNECTION_STRING = re.compile(
 )
 
 
-def masked(text: object) -> str:
-    """Hide what may be a connection string in the wrong place, with a password in it.
+def like_connection_string(text: str) -> bool:
+    """Tell whether a text in some other place looks like a connection string, or a part of one, password and all.
 
     Args:
-        text: A key, a path or another text that an error is to show.
+        text: A key, say.
 
     Returns:
-        The text; ``…`` if it looks like a connection string, or a part of one.
+        Whether it does; then no error may show it.
     """
-    shown = str(text)
-    return "…" if _CONNECTION_STRING.search(shown) else shown
+    return _CONNECTION_STRING.search(text) is not None
+
+
+def masked(text: str) -> str:
+    """Hide what looks like a connection string.
+
+    Args:
+        text: What an error is to show.
+
+    Returns:
+        The text, or ``…``.
+    """
+    return "…" if like_connection_string(text) else text
 
 
 class RouterError(Exception):
@@ -109,7 +120,7 @@ class UnknownVersion(RouterError, LookupError):
         if version is None:
             message = "no version was named and the settings have no default_version"
         else:
-            message = f"unknown version {version!r}"
+            message = f"unknown version {masked(version)!r}"
             if near := nearest(version, self.known):
                 message += f"; did you mean {near!r}?"
         super().__init__(f"{message}; known: {', '.join(self.known) or 'none'}")
@@ -138,7 +149,7 @@ class UnknownTenant(RouterError, LookupError):
         if tenant is None:
             super().__init__(reason)
             return
-        shown = repr(tenant[: SHOWN + 1] if isinstance(tenant, str) else tenant)
+        shown = repr(masked(tenant)[: SHOWN + 1] if isinstance(tenant, str) else tenant)
         shown = shown if len(shown) <= SHOWN else f"{shown[:SHOWN]}…"
         message = f"unknown tenant {shown}"
         if reason:

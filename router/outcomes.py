@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from router.errors import UnknownTenant
+from router.errors import UnknownTenant, masked
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -99,7 +99,7 @@ def selected(wanted: str, listed: Iterable[str]) -> list[str]:
         else:
             matching = [part]
         if not matching and part != ALL:
-            raise UnknownTenant(None, f"no tenant is listed that matches {part!r}")
+            raise UnknownTenant(None, f"no tenant is listed that matches {masked(part)!r}")
         found.update(dict.fromkeys(matching))
     return list(found)
 

@@ -34,7 +34,7 @@ from pydantic_settings import BaseSettings, InitSettingsSource, SettingsConfigDi
 
 from router import _sources
 from router.dsn import Dsn
-from router.errors import ConfigError, masked, nearest
+from router.errors import ConfigError, like_connection_string, masked, nearest
 from router.resolve import Misnamed, names_of, rendered, texts_of, twins
 from router.topology import (
     TENANT_PATTERN,
@@ -243,9 +243,14 @@ _Directory = Annotated[
 ]
 
 
+_MISPLACED = "a connection string, which goes into `primary` or `nodes`"
+
+
 def _checked_key(key: str) -> str:
     if not key or key != key.strip() or not key.isprintable():
         raise ValueError("is no key: one has at least one character, none that cannot be printed, no space around it")
+    if like_connection_string(key):
+        raise ValueError(f"is no key but {_MISPLACED}")
     return key
 
 
@@ -431,6 +436,8 @@ class TenancySettings(_Table):
             re.compile(pattern)
         except (re.error, OverflowError) as error:
             raise ValueError(f"is not a regular expression: {error}") from None
+        if like_connection_string(pattern.replace("(?:", "(")):
+            raise ValueError(f"is no regular expression but {_MISPLACED}")
         return pattern
 
     @model_validator(mode="after")
@@ -472,8 +479,8 @@ def _checked_name(name: str) -> str:
         raise ValueError("is empty: leave it out")
     if "\0" in name:
         raise ValueError("holds a NUL character, which no name does")
-    if "://" in name:
-        raise ValueError("is no name but a connection string, which goes into `primary` or `nodes`")
+    if like_connection_string(name):
+        raise ValueError(f"is no name but {_MISPLACED}")
     return _holds_only_ours(name)
 
 
@@ -685,9 +692,9 @@ class RouterSettings(BaseSettings, _Table):
         except ValidationError as error:
             faults = [(details["loc"], details["msg"]) for details in error.errors(include_url=False)]
         except OSError as error:  # the other files are read by `_sources`
-            layers.problems.append(layers.line(masked(env_file), f"cannot be read: {error.strerror}"))
+            layers.problems.append(layers.line(masked(str(env_file)), f"cannot be read: {error.strerror}"))
         except UnicodeDecodeError:
-            layers.problems.append(layers.line(masked(env_file), "is not UTF-8 text"))
+            layers.problems.append(layers.line(masked(str(env_file)), "is not UTF-8 text"))
         if faults or layers.problems:  # outside of `except`: the error must not carry pydantic's, which has the input
             raise ConfigError([*layers.problems, *layers.lines(faults)])
 
@@ -778,7 +785,8 @@ class RouterSettings(BaseSettings, _Table):
         yield from cls._alias_faults(versions, aliases)
         known = [*versions, *aliases]
         for path, name in cls._versions_named(data):
-            if isinstance(name, str) and name not in known:
+            told = path[0] != "directory" and isinstance(name, str) and like_connection_string(name)  # as no key
+            if isinstance(name, str) and name not in known and not told:
                 yield path, _unknown(name, known)
 
     @staticmethod
@@ -788,7 +796,7 @@ class RouterSettings(BaseSettings, _Table):
         for alias, name in named.items():
             if alias in versions:
                 yield ("aliases", alias), "is the key of a version too: one of them needs another"
-            elif name not in known:
+            elif name not in known and not like_connection_string(name):
                 yield ("aliases", alias), _unknown(name, known)
             elif (trail := _trail(alias, named))[-1] == alias == min(trail):
                 yield (
@@ -814,6 +822,8 @@ class RouterSettings(BaseSettings, _Table):
     @classmethod
     def _may_listen(cls, directory: DirectoryPolicy | None, info: ValidationInfo) -> DirectoryPolicy | None:
         """One connection listens to the table for as long as the router lives; another one is to be left."""
+        if directory is not None and like_connection_string(directory.table):
+            raise ValueError(f"its table is {_MISPLACED}")
         if directory is None or directory.version is None:
             return directory
         data = info.data

@@ -135,6 +135,21 @@ def test_help_documents_the_exit_codes_and_every_command(cli: Cli) -> None:
         assert cli(command, "--help").out.count(f"router {command}") > 1, "its usage, and an example"
 
 
+@pytest.mark.parametrize("dsn", [f"postgresql://app:{CANARY}@db1/app", f"host=db1 password={CANARY}"])
+@pytest.mark.parametrize(
+    "arguments",
+    ["{}", "check {}", "check --processes={}", "check --{}", "check --config {}", "check --config {}.toml", "init {}",
+     "init {}.toml", "status --version {}", "explain --version {}", "explain --tenant {}", "dsn --version={}",
+     "each --tenants {} -- true", "each --tenants all --sql {}", "each --tenants all --log {} --resume -- true"],
+)  # fmt: skip
+def test_a_connection_string_in_the_wrong_argument_is_not_shown(
+    arguments: str, dsn: str, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ROUTER_VERSIONS__V1", REFUSED)
+    monkeypatch.setenv("ROUTER_TENANTS__ACME__SCHEMA", "acme")
+    assert cli(*(part.replace("{}", dsn) for part in arguments.split())).code in {1, 2}
+
+
 @pytest.mark.parametrize(
     "arguments", [["bogus"], ["check", "--bogus"], ["check", "--processes", "0"], ["demo", "--seconds", "0"]]
 )

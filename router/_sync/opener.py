@@ -19,6 +19,7 @@ from router._sync.scripts import NOT_THERE, Login, PooledConnection, send, why_n
 from router._sync.slots import BudgetSpent
 from router.budget import Claim
 from router.choose import objection
+from router.errors import masked
 from router.health import Connected, Failed, Looked, failed
 from router.topology import Role
 
@@ -338,7 +339,9 @@ class Opener:
                 return node.password_file.read_text(encoding="utf-8").partition("\n")[0].rstrip("\r")
             except (OSError, UnicodeDecodeError) as error:
                 why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-                raise NoPassword(f"its password_file {node.password_file} cannot be read: {why}") from None
+                # A name without a directory may be the password itself.
+                named = f" {masked(str(node.password_file))}" if node.password_file.is_absolute() else ""
+                raise NoPassword(f"its password_file{named} cannot be read: {why}") from None
         return None
 
     def _find_schema(self, connection: Connection[TupleRow], node: Node, schema: str) -> None:

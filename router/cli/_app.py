@@ -4,19 +4,45 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version as installed_version
-from typing import Annotated
+from typing import Annotated, Any
 
 import psycopg
 import typer
+from typer.core import TyperGroup
 
 from router.cli import check, demo, dsn, each, explain, init, schema, status, tenants
-from router.cli._common import BAD_USAGE, FAILED
+from router.cli._common import BAD_USAGE, FAILED, concealed
 from router.errors import ConfigError, RouterError, UnknownTenant, UnknownVersion
 from router.testing import ClusterError
 
+
+@contextmanager
+def _concealing() -> Iterator[None]:
+    """Let no usage error quote a connection string; typer itself prints them."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(message := vars(error).get("message"), str):
+            vars(error)["message"] = concealed(message)
+        raise
+
+
+class _Commands(TyperGroup):
+    def make_context(self, *args: Any, **extra: Any) -> Any:
+        with _concealing():
+            return super().make_context(*args, **extra)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _concealing():
+            return super().invoke(ctx)
+
+
 app = typer.Typer(
     name="router",
+    cls=_Commands,
     help="Routes requests to the right PostgreSQL: a version, its primary for writing, a replica for reading.",
     epilog="Exit codes: 0 all is fine; 1 something is wrong: a check or request failed; 2 bad usage or bad settings.",
     no_args_is_help=True,
@@ -59,8 +85,8 @@ def run() -> None:
     try:
         app(prog_name="router")
     except (ConfigError, UnknownVersion, UnknownTenant) as error:
-        print(error, file=sys.stderr)
+        print(concealed(error), file=sys.stderr)
         sys.exit(BAD_USAGE)
     except (RouterError, ClusterError, psycopg.Error, OSError) as error:
-        print(error, file=sys.stderr)
+        print(concealed(error), file=sys.stderr)
         sys.exit(FAILED)

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from router import RouterSettings
+from router.errors import like_connection_string
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -61,8 +62,26 @@ def fail(message: object, code: int = FAILED) -> NoReturn:
     Raises:
         typer.Exit: Always.
     """
-    print(message, file=sys.stderr)
+    print(concealed(message), file=sys.stderr)
     raise typer.Exit(code)
+
+
+def concealed(message: object) -> str:
+    """Hide arguments that look like connection strings.
+
+    Args:
+        message: An error, which may quote the arguments, or paths made of them.
+
+    Returns:
+        The error without them.
+    """
+    text = str(message)
+    for argument in sys.argv[1:]:
+        for part in (argument, argument.partition("=")[2]):
+            if like_connection_string(part):
+                for form in (part, str(Path(part)), repr(part)[1:-1]):
+                    text = text.replace(form, "…")
+    return text
 
 
 def print_json(value: Any) -> None:

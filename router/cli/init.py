@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from router.cli._common import BAD_USAGE, fail
+from router.errors import like_connection_string
 
 
 def init(
@@ -22,7 +23,7 @@ def init(
     router init
     router init config/router.toml
     """  # noqa: D301  (\b keeps the lines as they are)
-    if path.suffix != ".toml":
+    if path.suffix != ".toml" or like_connection_string(str(path)):
         fail(f"{path}: the starter file is TOML: give a name that ends in .toml", BAD_USAGE)
     text = files("router.cli").joinpath("router.toml").read_bytes()
     try:
