@@ -626,6 +626,18 @@ def _schema_root(schema: dict[str, Any]) -> None:
     }
 
 
+_FILE = "router.toml"  # as `router init` writes it
+_WITHOUT_FILE = (
+    "if this file belongs to another program, do without it: "
+    "ROUTER_CONFIG names another file, RouterSettings(_config_file=None) reads none"
+)
+_URL = "DATABASE_URL"  # what hosting platforms, and `router each`, call the one database that there is
+
+
+def _is_ours(url: str) -> bool:
+    return re.match(r"postgres(ql)?[+:]", url) is not None
+
+
 _ENV_FILE = ".env"
 _WITHOUT_ENV_FILE = (
     "if this file belongs to another program, do without it: "
@@ -637,7 +649,8 @@ class RouterSettings(BaseSettings, _Table):
     """All settings of a router.
 
     Sources, strongest first: arguments, ``ROUTER_*`` environment variables, ``.env``, a directory of secrets
-    (``ROUTER_SECRETS_DIR``), the file named by ``ROUTER_CONFIG``. ``docs/settings.md`` lists every key.
+    (``ROUTER_SECRETS_DIR``), the file named by ``ROUTER_CONFIG`` or else ``router.toml`` in the working directory. If
+    none of them has a version, ``DATABASE_URL`` is one, ``default``. ``docs/settings.md`` lists every key.
 
     Raises:
         ConfigError: Something is wrong with the settings; every problem is listed.
@@ -654,7 +667,9 @@ class RouterSettings(BaseSettings, _Table):
     )
 
     default_version: _Key | None = Field(
-        default=None, description="The version or alias for requests that name none; left out, those are an error."
+        default=None,
+        description="The version or alias for requests that name none; left out, it is the only version that there is, "
+        "and with several those requests are an error.",
     )
     max_connections: int = Field(default=200, ge=1, description=_about(Topology).get("max_connections"))
     max_connections_per_server: int | None = Field(
@@ -703,7 +718,7 @@ class RouterSettings(BaseSettings, _Table):
         """Read a file, with the other sources on top of it.
 
         Args:
-            path: A TOML, YAML or JSON file, by its suffix; ``ROUTER_CONFIG`` is not looked at.
+            path: A TOML, YAML or JSON file, by its suffix; ``ROUTER_CONFIG`` and ``router.toml`` are not looked at.
             **values: Arguments of the constructor.
 
         Returns:
@@ -726,13 +741,17 @@ class RouterSettings(BaseSettings, _Table):
         """Let pydantic-settings read its sources, and merge what they hold into one."""
         arguments = dict(init_settings())
         layers: _sources.Layers = arguments.pop("_layers")
-        file: Path | None = arguments.pop("_config_file", None)
+        load_file: bool | Path | None = arguments.pop("_config_file", True)
         environment = cast("EnvSettingsSource", env_settings).env_vars
         dotenv = cast("DotEnvSettingsSource", dotenv_settings)
         written = _sources.variables(dotenv.env_vars, lambda _: str(dotenv.env_file))
         exported = _sources.variables(environment, lambda name: f"environment variable {name}")
         named = {variable.key: Path(variable.text) for variable in (*written, *exported)}
-        if file := file or named.get("config"):
+        file = named.get("config") if load_file is True else load_file
+        if load_file is True and file is None and Path(_FILE).is_file():
+            file = Path(_FILE)
+            layers.may_be_foreign(_FILE, _WITHOUT_FILE)
+        if file:
             layers.add_table(_sources.read_file(file), str(file))
         directories = cast("SecretsSettingsSource", file_secret_settings).secrets_dir or named.get("secrets_dir") or ()
         for directory in (directories,) if isinstance(directories, (str, Path)) else directories:
@@ -740,6 +759,9 @@ class RouterSettings(BaseSettings, _Table):
         layers.add_variables(written, arguments)
         layers.add_variables(exported, arguments)
         layers.add_table(arguments, "argument")
+        urls = [variable for variable in (*exported, *written) if variable.name == _URL and _is_ours(variable.text)]
+        if urls and not layers.values().get("versions"):
+            layers.add_table({"versions": {"default": urls[0].text}}, urls[0].source)
         return (InitSettingsSource(settings_cls, init_kwargs=layers.values()),)
 
     @classmethod
@@ -773,8 +795,8 @@ class RouterSettings(BaseSettings, _Table):
             yield (
                 ("versions",),
                 (
-                    "there is none: name a file that has [versions.NAME] by ROUTER_CONFIG (or --config), or set "
-                    "ROUTER_VERSIONS__NAME__PRIMARY"
+                    "there is none: `router init` writes a router.toml to start from (ROUTER_CONFIG or --config names "
+                    "another file); or set ROUTER_VERSIONS__NAME__PRIMARY, or DATABASE_URL"
                 ),
             )
         if not versions or not isinstance(versions, Mapping) or not isinstance(aliases, Mapping):
@@ -935,7 +957,7 @@ class RouterSettings(BaseSettings, _Table):
         return Topology(
             versions=MappingProxyType({key: version.cluster(key) for key, version in self.versions.items()}),
             aliases=MappingProxyType({alias: _trail(alias, self.aliases)[-1] for alias in self.aliases}),
-            default_version=self.default_version,
+            default_version=self.default_version or (next(iter(self.versions)) if len(self.versions) == 1 else None),
             max_connections=self.max_connections,
             max_connections_per_server=self.max_connections_per_server,
             max_pools=self.max_pools,

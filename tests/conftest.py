@@ -77,6 +77,6 @@ def cluster(make_postgres_cluster: MakeCluster) -> PostgresCluster:
 @pytest.fixture(autouse=True)
 def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in list(os.environ):
-        if name.upper().startswith(("ROUTER_", "PG")):
+        if name.upper().startswith(("ROUTER_", "PG", "DATABASE_URL")):
             monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)  # no .env of the checkout's

@@ -525,9 +525,14 @@ def test_init_writes_the_commented_example(cli: Cli, tmp_path: Path) -> None:
     written = tmp_path / "router.toml"
     result = cli("init")
     assert result.code == 0
-    assert "router check --config router.toml" in result.out
+    assert result.out == "wrote router.toml: put your servers in, then run: router check\n"
     assert written.read_bytes() == (ROOT / "config" / "router.toml").read_bytes()
-    assert cli("explain", "--offline", "--config", "router.toml").code == 0
+    assert cli("explain", "--offline").code == 0  # it is found
+    assert cli("init", "mine.toml").out.endswith("then run: router check --config mine.toml\n")
+
+
+def test_no_settings(cli: Cli) -> None:
+    assert "`router init` writes a router.toml to start from" in cli("check").err
 
 
 def test_init_overwrites_only_by_force(cli: Cli, tmp_path: Path) -> None:

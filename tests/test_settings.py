@@ -60,7 +60,7 @@ DEFAULT_HOST = dsn._socket_directory()
 @pytest.fixture(autouse=True)
 def nothing_around(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No variable of the router or of libpq, and an empty working directory."""
-    for name in [name for name in os.environ if name.upper().startswith(("ROUTER_", "PG"))]:
+    for name in [name for name in os.environ if name.upper().startswith(("ROUTER_", "PG", "DATABASE_URL"))]:
         monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
 
@@ -924,6 +924,60 @@ def test_load_is_not_the_file_of_the_environment(write: Callable[[str, str], Pat
     assert RouterSettings.load(write("r.toml", "[versions]\nv1 = 'host=db1'\n")).max_connections == 200
 
 
+def test_a_file_in_the_working_directory_is_found_unless_another_is_named(
+    write: Callable[[str, str], Path], env: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write("router.toml", "max_connections = 1\n[versions]\nfound = 'host=db1'\n")
+    assert (list(RouterSettings().versions), RouterSettings().max_connections) == (["found"], 1)
+    env(ROUTER_MAX_CONNECTIONS="2")
+    assert RouterSettings().max_connections == 2
+    monkeypatch.delenv("ROUTER_MAX_CONNECTIONS")
+    other = write("other.toml", "[versions]\nother = 'host=db1'\n")
+    assert list(RouterSettings.load(other).versions) == ["other"]
+    assert list(RouterSettings(_config_file=None, versions=V1).versions) == ["v1"]
+    assert RouterSettings(_config_file=None, versions=V1).max_connections == 200
+    env(ROUTER_CONFIG="other.toml")
+    assert list(RouterSettings().versions) == ["other"]
+
+
+def test_another_programs_file_in_the_working_directory(write: Callable[[str, str], Path]) -> None:
+    write("router.toml", "[http.routers.web]\nrule = 'Host(`example.org`)'\n")
+    (problem,) = problems(versions=V1)
+    assert problem == (
+        "router.toml: http: unknown key; if this file belongs to another program, do without it: "
+        "ROUTER_CONFIG names another file, RouterSettings(_config_file=None) reads none"
+    )
+
+
+def test_the_url_of_the_one_database_is_a_version(
+    write: Callable[[str, str], Path], env: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(".env", f"DATABASE_URL=postgres://app:{ENCODED}@db1/app\n")
+    topology = RouterSettings(max_connections=3).topology()
+    assert topology.default_version == "default"
+    assert [(node.server.host, node.role, password_of(node)) for node in topology.versions["default"].nodes] == [
+        ("db1", None, CANARY)
+    ]
+    env(DATABASE_URL="postgresql://app@db2a,db2b/app")
+    assert [node.server.host for node in RouterSettings().topology().versions["default"].nodes] == ["db2a", "db2b"]
+    assert list(RouterSettings(versions=V1).versions) == ["v1"]
+    write("router.toml", "[versions]\nfound = 'host=db1'\n")
+    assert list(RouterSettings().versions) == ["found"]
+    assert list(RouterSettings(_config_file=None).versions) == ["default"]
+
+
+@pytest.mark.parametrize("url", ["mysql://db1/app", "sqlite:///app.db", "", "postgres"])
+def test_the_url_of_another_database_is_not_ours(url: str, env: Callable[..., None]) -> None:
+    env(DATABASE_URL=url)
+    assert [line.partition(": there")[0] for line in problems()] == ["settings: versions"]
+
+
+def test_what_is_wrong_with_the_url(env: Callable[..., None]) -> None:
+    env(DATABASE_URL=f"postgresql+psycopg://app:{ENCODED}@db1/app")
+    source = "environment variable DATABASE_URL: versions.default"
+    assert problems() == [f"{source}.nodes[0].dsn: names a driver, which libpq does not know: write postgresql://"]
+
+
 def test_files_named_by_a_dotenv_file(write: Callable[[str, str], Path]) -> None:
     write("r.toml", "[versions]\nv1 = 'host=db1'\n")
     write("secrets/ROUTER_MAX_CONNECTIONS", "9")
@@ -1418,10 +1472,23 @@ def test_a_fault_of_the_general_table_is_told_once() -> None:
 def test_no_version() -> None:
     assert problems() == [
         (
-            "settings: versions: there is none: name a file that has [versions.NAME] by ROUTER_CONFIG (or --config), "
-            "or set ROUTER_VERSIONS__NAME__PRIMARY"
+            "settings: versions: there is none: `router init` writes a router.toml to start from (ROUTER_CONFIG or "
+            "--config names another file); or set ROUTER_VERSIONS__NAME__PRIMARY, or DATABASE_URL"
         )
     ]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"versions": {"blue": "host=a"}}, "blue"),
+        ({"versions": {"blue": "host=a"}, "aliases": {"live": "blue"}}, "blue"),
+        ({"versions": {"blue": "host=a"}, "aliases": {"live": "blue"}, "default_version": "live"}, "live"),
+        ({"versions": {"blue": "host=a", "green": "host=b"}}, None),
+    ],
+)
+def test_a_single_version_is_the_default(values: dict[str, Any], expected: str | None) -> None:
+    assert RouterSettings(**values).topology().default_version == expected
 
 
 @pytest.mark.parametrize(

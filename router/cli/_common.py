@@ -24,7 +24,9 @@ BAD_USAGE = 2
 
 Config: TypeAlias = Annotated[
     Path | None,
-    typer.Option("--config", metavar="PATH", help="Settings: TOML, YAML or JSON.", show_default="ROUTER_CONFIG"),
+    typer.Option(
+        "--config", metavar="PATH", help="Settings: TOML, YAML or JSON.", show_default="ROUTER_CONFIG or router.toml"
+    ),
 ]
 Version: TypeAlias = Annotated[
     str | None,
@@ -41,7 +43,7 @@ def load(config: Path | None) -> RouterSettings:
     """Read the settings: a file with the environment on top, or what the environment says.
 
     Args:
-        config: The file; ``None`` leaves it to ``ROUTER_CONFIG``.
+        config: The file; ``None`` leaves it to ``ROUTER_CONFIG``, or ``router.toml`` in the working directory.
 
     Returns:
         The settings.

@@ -33,4 +33,5 @@ def init(
         fail(f"{path} exists: nothing was written; --force overwrites it", BAD_USAGE)
     except OSError as error:
         fail(f"{path} cannot be written: {error.strerror}")
-    print(f"wrote {path}: put your servers in, then run: router check --config {path}")
+    option = "" if path == Path("router.toml") else f" --config {path}"  # which is found
+    print(f"wrote {path}: put your servers in, then run: router check{option}")

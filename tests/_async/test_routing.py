@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, LiteralString
 import psycopg
 import pytest
 
-from router import AsyncRouter, NoPrimary, NoReplica, Role, RouterClosed, UnknownVersion
+from router import AsyncRouter, NoPrimary, NoReplica, Role, RouterClosed, RouterSettings, UnknownVersion
 from tests.proxy import Proxy
 from tests.support import aeventually, atogether, new_name, port, run, settings
 
@@ -139,9 +139,16 @@ async def test_several_versions_and_aliases(cluster: PostgresCluster) -> None:
 
 
 async def test_no_version_without_a_default_is_an_error(cluster: PostgresCluster) -> None:
-    async with AsyncRouter(settings(primary=cluster.dsn(), default_version=None)) as router:
+    two = {"v1": cluster.dsn(), "v2": cluster.dsn()}
+    async with AsyncRouter(RouterSettings(versions=two)) as router:
         with pytest.raises(UnknownVersion, match="no default_version"):
             router.connection()
+
+
+async def test_a_single_version_is_the_default(cluster: PostgresCluster) -> None:
+    async with AsyncRouter(RouterSettings(versions={"v1": cluster.dsn()})) as router:
+        assert (await router.execute("SELECT 1")).value == 1
+        assert router.explain().target.version == "v1"
 
 
 async def test_roles_are_discovered(cluster: PostgresCluster) -> None:

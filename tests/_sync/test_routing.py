@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, LiteralString
 import psycopg
 import pytest
 
-from router import NoPrimary, NoReplica, Role, Router, RouterClosed, UnknownVersion
+from router import NoPrimary, NoReplica, Role, Router, RouterClosed, RouterSettings, UnknownVersion
 from tests.proxy import Proxy
 from tests.support import eventually, new_name, port, run, settings, together
 
@@ -140,9 +140,16 @@ def test_several_versions_and_aliases(cluster: PostgresCluster) -> None:
 
 
 def test_no_version_without_a_default_is_an_error(cluster: PostgresCluster) -> None:
-    with Router(settings(primary=cluster.dsn(), default_version=None)) as router:
+    two = {"v1": cluster.dsn(), "v2": cluster.dsn()}
+    with Router(RouterSettings(versions=two)) as router:
         with pytest.raises(UnknownVersion, match="no default_version"):
             router.connection()
+
+
+def test_a_single_version_is_the_default(cluster: PostgresCluster) -> None:
+    with Router(RouterSettings(versions={"v1": cluster.dsn()})) as router:
+        assert router.execute("SELECT 1").value == 1
+        assert router.explain().target.version == "v1"
 
 
 def test_roles_are_discovered(cluster: PostgresCluster) -> None:
