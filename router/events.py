@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeAlias
 
-from router.health import UNKNOWN, fenced, left_behind, primary_of
+from router.health import UNKNOWN, fenced, foreign, left_behind, primary_of, undecided
 from router.topology import Node, Server
 
 if TYPE_CHECKING:
@@ -137,6 +137,25 @@ class Fenced(Event):
 
     def __str__(self) -> str:
         return f"{self.version}: {self.node} is {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class OtherSystem(Event):
+    """A node is of another system than its version, so that it holds other data, and is used no more: see to it.
+
+    Attributes:
+        version: The version whose node it is.
+        node: The node.
+        reason: How that is known.
+    """
+
+    version: str
+    node: Node
+    reason: str
+    level: ClassVar[int] = ERROR
+
+    def __str__(self) -> str:
+        return f"{self.version}: {self.node} {self.reason}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,16 +292,21 @@ def changes(before: Health, after: Health, clusters: Iterable[Cluster], *, now: 
         yield from (event for event in _of_cluster(after, cluster) if (type(event), event.node) not in known)
 
 
-def _of_cluster(health: Health, cluster: Cluster) -> Iterator[Fenced | LeftBehind]:
+def _of_cluster(health: Health, cluster: Cluster) -> Iterator[OtherSystem | Fenced | LeftBehind]:
     """What is wrong between the nodes of a cluster, as far as each has been looked at since it became so."""
-    out = fenced(health, cluster)
+    if undecided(health, cluster):
+        return
+    out, others = fenced(health, cluster), foreign(health, cluster)
     primary = primary_of(health, cluster, out)
-    since = UNKNOWN.primary_since if primary is None else health[primary.server].primary_since
+    leader = UNKNOWN if primary is None else health[primary.server]
+    since = leader.led_since if leader.led else leader.primary_since
     for node in cluster.nodes:
         state = health.get(node.server, UNKNOWN)
-        if not state.up or state.position_at < since:
+        if not state.up or (state.led < leader.led and state.position_at < since):
             continue  # in a failover, the old primary is seen down a moment after the new one is seen
-        if node in out:
+        if node in others:
+            yield OtherSystem(cluster.name, node, others[node])
+        elif node in out:
             yield Fenced(cluster.name, node, out[node])
         elif left_behind(health, node, primary):
             yield LeftBehind(cluster.name, node, state.timeline)

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left, bisect_right
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from router.consistency import settled
-from router.topology import Role
+from router.topology import Node, Role
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from router.topology import Cluster, HealthPolicy, Node, Server
+    from router.topology import Cluster, HealthPolicy, Server
 
 TRAIL = 128
 """How many of its latest positions are kept of a primary: two minutes' worth, at a look a second."""
@@ -42,6 +43,8 @@ class State:
         lacks: Of a refused login, what is not there: the ``dbname``, ``user``, ``role`` or ``schema``; empty for none.
         since: When it last went up or down.
         primary_since: When it was first seen as the primary that it has been since.
+        led: The highest timeline on which it was ever seen as a primary of that system; 0 while it never was.
+        led_since: When it was first seen so.
         heard_at: When it last answered anything.
         known_until: When what follows is too old to count as known.
         position: Where its WAL ends, or how far a replica has replayed it; 0 while unknown.
@@ -62,6 +65,8 @@ class State:
     lacks: str = ""
     since: float = field(default=0.0, compare=False)
     primary_since: float = field(default=0.0, compare=False)
+    led: int = 0
+    led_since: float = field(default=0.0, compare=False)
     heard_at: float = field(default=0.0, compare=False)
     known_until: float = field(default=0.0, compare=False)
     position: int = field(default=0, compare=False)
@@ -204,6 +209,9 @@ def _looked(known: State, seen: Looked, now: float, policy: HealthPolicy) -> Sta
     steady = _steady(known, now, policy)
     position = settled(seen.position) if is_primary else seen.position
     trail = known.trail if (known.system, known.timeline) == (seen.system, seen.timeline) else ()
+    led, led_since = (known.led, known.led_since) if same_system(known.system, seen.system) else (0, now)
+    if is_primary and seen.timeline > led:
+        led, led_since = seen.timeline, now
     # Of a position, the first moment and the last: nobody wrote in between. It may also have gone back: a crash loses
     # what had not been flushed.
     ends = bisect_left(trail, position, key=_position) + 1, bisect_right(trail, position, key=_position)
@@ -218,6 +226,8 @@ def _looked(known: State, seen: Looked, now: float, policy: HealthPolicy) -> Sta
         banned_until=0.0 if steady else known.banned_until,
         since=known.since if known.up else now,
         primary_since=known.primary_since if went_on else now,
+        led=led,
+        led_since=led_since,
         heard_at=now,
         known_until=asked_at + 2.0 * policy.interval + policy.timeout,
         position=position,
@@ -256,11 +266,11 @@ def _failed(known: State, seen: Failed, *, now: float, jitter: float, policy: He
     )
 
 
-def fenced(health: Health, cluster: Cluster) -> Mapping[Node, str]:
-    """Find the nodes that say they are primary and must not be believed, because another one has taken over.
+def foreign(health: Health, cluster: Cluster) -> Mapping[Node, str]:
+    """Find the nodes that are of another system than their cluster: they hold other data, whatever their role.
 
-    Timelines tell: each promotion begins a higher one. They compare within one system only; where they do not tell,
-    the primary seen first stays.
+    The cluster's system is that of the configured primary, once it was seen. Until then, and where no primary is
+    configured, it is the one that most of the nodes seen are of; if there is none, all of them count as foreign.
 
     Args:
         health: What is known.
@@ -269,28 +279,122 @@ def fenced(health: Health, cluster: Cluster) -> Mapping[Node, str]:
     Returns:
         For each such node, the reason.
     """
-    states = [(node, health.get(node.server, UNKNOWN)) for node in cluster.nodes]
-    reasons: dict[Node, str] = {}
+    known = {node: system for node in cluster.nodes if (system := health.get(node.server, UNKNOWN).system)}
+    appointed = configured_primary(cluster)
+    if appointed is not None and appointed in known:
+        system, whose = known[appointed], f"{appointed.server} ({known[appointed]}), the configured primary"
+    elif (most := _majority(known.values(), len(known))) is not None:
+        system, whose = most, f"most of the version's nodes ({most})"
+    else:
+        listing = ", ".join(f"{node.server} ({system})" for node, system in known.items())
+        advice = "wait for the configured primary" if appointed else "name one as `primary` in the settings"
+        reason = f"is of one of several systems, and none has a majority of the nodes seen: {listing}; {advice}"
+        return dict.fromkeys(known, reason)
+    return {
+        node: f"is of another system ({own}) than {whose}: its data are not the version's"
+        for node, own in known.items()
+        if own != system
+    }
+
+
+def _majority(systems: Iterable[int], of: int) -> int | None:
+    """The system that more than half of so many nodes are of."""
+    [(system, votes)] = Counter(systems).most_common(1) or [(0, 0)]
+    return system if 2 * votes > of else None
+
+
+def undecided(health: Health, cluster: Cluster) -> bool:
+    """Tell whether a node that nobody has looked at yet may show which system the cluster is of.
+
+    Args:
+        health: What is known.
+        cluster: The cluster.
+
+    Returns:
+        Whether it may.
+    """
+    if (appointed := configured_primary(cluster)) is not None:
+        return not _was_tried(health, appointed)
+    untried = [node for node in cluster.nodes if not _was_tried(health, node)]
+    known = [system for node in cluster.nodes if (system := health.get(node.server, UNKNOWN).system)]
+    return bool(untried) and _majority(known, len(known) + len(untried)) is None
+
+
+def configured_primary(cluster: Cluster) -> Node | None:
+    """Find the node that the settings name as the primary.
+
+    Args:
+        cluster: The cluster.
+
+    Returns:
+        The node; ``None`` where roles are discovered.
+    """
+    return next((node for node in cluster.nodes if node.role is Role.PRIMARY), None)
+
+
+def _was_tried(health: Health, node: Node) -> bool:
+    """Whether anybody has looked at a node's server, be it in vain."""
+    known = health.get(node.server, UNKNOWN)
+    return known.up is not None or known.role is not None or any(key.server == node.server for key in _logins(health))
+
+
+def _logins(health: Health) -> Iterator[Node]:
+    return (key for key in health if isinstance(key, Node))
+
+
+def fenced(health: Health, cluster: Cluster) -> Mapping[Node, str]:
+    """Find the nodes that must not be used whatever they say: foreign ones, and primaries that are not the cluster's.
+
+    Timelines tell: each promotion begins a higher one. They compare within one system only; where they do not tell,
+    the configured primary counts, or else the primary seen first.
+
+    Args:
+        health: What is known.
+        cluster: The nodes to compare.
+
+    Returns:
+        For each such node, the reason.
+    """
+    reasons = dict(foreign(health, cluster))
+    states = [(node, health.get(node.server, UNKNOWN)) for node in cluster.nodes if node not in reasons]
+    appointed = configured_primary(cluster)
     heirs = []
     for node, state in states:
         if state.role is not Role.PRIMARY:
             continue
-        for other, rival in states:
-            if rival.timeline > state.timeline > 0 and same_system(rival.system, state.system):
-                reasons[node] = (
-                    f"fenced: it is a primary on timeline {state.timeline}, "
-                    f"and {other.server} is on the later {rival.timeline}"
-                )
-                break
-        else:
-            if state.up:
-                heirs.append((state.primary_since, node))
+        later = next((rival for rival in states if rival[1].timeline > state.timeline > 0), None)
+        if later is not None:
+            reasons[node] = (
+                f"fenced: it is a primary on timeline {state.timeline}, "
+                f"and {later[0].server} is on the later {later[1].timeline}"
+            )
+        elif (
+            appointed is not None and node is not appointed and (why := _not_promoted(health, appointed, node, states))
+        ):
+            reasons[node] = f"fenced: it is a primary, is configured as a replica, and {why}"
+        elif state.up:
+            heirs.append((node is not appointed, state.primary_since, node))
     if len(heirs) > 1:
-        _, first = min(heirs, key=lambda heir: heir[0])
-        for _, node in heirs:
+        *_, first = min(heirs, key=lambda heir: heir[:2])
+        for *_, node in heirs:
             if node is not first:
                 reasons[node] = f"fenced: it is a primary, and so is {first.server}, which was seen first"
     return reasons
+
+
+def _not_promoted(health: Health, appointed: Node, node: Node, states: Sequence[tuple[Node, State]]) -> str | None:
+    """Say why a primary that is configured as a replica has not taken over from another one, if it has not."""
+    own, known = health[node.server], health.get(appointed.server, UNKNOWN)
+    if not _was_tried(health, appointed):
+        return f"nobody has looked at {appointed.server} yet, the configured primary"
+    swapped = known.role is Role.REPLICA and not known.led  # the settings have the roles the wrong way round
+    if own.timeline <= 1 and not swapped:
+        return "was never promoted: it is on timeline 1" if own.timeline else "its timeline is not known"
+    for other, rival in states:
+        first = other is appointed or rival.led_since < own.led_since
+        if other is not node and first and 0 < own.timeline <= rival.led:
+            return f"was not promoted: {other.server} was a primary on timeline {rival.led} before"
+    return None
 
 
 def same_system(one: int, other: int) -> bool:

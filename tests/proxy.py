@@ -7,10 +7,13 @@ import socket
 import struct
 import threading
 from contextlib import suppress
+from itertools import cycle
 from typing import TYPE_CHECKING, Literal, Self
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from router.testing import PostgresServer
 
 # What a client says before it hangs up; no answer follows.
 _TERMINATE = b"X\0\0\0\4"
@@ -33,7 +36,7 @@ class Proxy:
     """
 
     def __init__(self, target_host: str, target_port: int) -> None:
-        self._target = (target_host, target_port)
+        self._targets = cycle([(target_host, target_port)])
         # Guards everything below; told of every change.
         self._changed = threading.Condition()
         self._deaf = False
@@ -78,6 +81,10 @@ class Proxy:
             threads, self._threads = self._threads, []
         for thread in threads:
             thread.join()
+
+    def lead_to(self, *servers: PostgresServer) -> None:
+        """Lead connections that are opened from now on elsewhere: to one server after the other, round and round."""
+        self._set(_targets=cycle([(server.host, server.port) for server in servers]))
 
     def forward(self) -> None:
         """End every fault but :meth:`stop`; what was held back goes on its way."""
@@ -147,7 +154,9 @@ class Proxy:
             if self._refusal is not None:
                 _refuse(client, *self._refusal)
                 return
-            server = socket.create_connection(self._target)
+            with self._changed:
+                target = next(self._targets)
+            server = socket.create_connection(target)
             server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._relay(client, server)

@@ -63,7 +63,7 @@ def up(role: Role, *, banned_until: float = 0.0) -> State:
     return State(
         up=True, role=role, server_version=180000, system=SYSTEM, timeline=1, known_until=NOW + 1.0, position=1000,
         position_at=NOW, heard_at=NOW, banned_until=banned_until, failures=int(banned_until > NOW),
-        trail=((NOW, 1000),) if role is PRIMARY else (),
+        trail=((NOW, 1000),) if role is PRIMARY else (), led=int(role is PRIMARY),
     )  # fmt: skip
 
 
@@ -108,12 +108,7 @@ class Case(NamedTuple):
                 return "forbidden"
             if not self.request.read_only and role is REPLICA:
                 return "forbidden"
-        claims = [
-            other
-            for other in self.target.cluster.nodes
-            if self.health.get(other.server, State()).up and self.health[other.server].role is PRIMARY
-        ]
-        if node in claims[1:]:  # all on the same timeline, seen at the same moment
+        if self.is_out(node):
             return "forbidden"
         if state.up is None:
             return "unseen"
@@ -124,6 +119,15 @@ class Case(NamedTuple):
         if state.banned_until > NOW or node == self.request.avoid:
             return "banned"
         return "up" if role is REPLICA else "fallback"
+
+    def is_out(self, node: Node) -> bool:
+        """Whether it says it is primary, and is not the one; all are on the same timeline, seen at the same moment."""
+        nodes, seen = self.target.cluster.nodes, {node: self.health.get(node.server, State()) for node in self.loads}
+        configured = [node for node in nodes if node.role is PRIMARY]
+        claims = [other for other in configured + list(nodes) if seen[other].up and seen[other].role is PRIMARY]
+        if configured and seen[configured[0]].role is not REPLICA:
+            return seen[node].role is PRIMARY and node is not configured[0]
+        return node in claims and node is not claims[0]
 
     def standings(self, route: Route) -> list[str]:
         return [self.standing(node) for node in route.nodes]
@@ -143,8 +147,9 @@ servers_states = st.one_of(
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
     count = draw(st.integers(1, 6))
-    roles = st.none() | st.sampled_from(Role)
-    nodes = [make_node(f"db{n}", draw(roles), draw(weights)) for n in range(count)]
+    is_primary = draw(st.integers(0, count)) if draw(st.booleans()) else None  # or all roles are to be discovered
+    roles = [None if is_primary is None else PRIMARY if n == is_primary else REPLICA for n in range(count)]
+    nodes = [make_node(f"db{n}", role, draw(weights)) for n, role in enumerate(roles)]
     health: dict[Server | Node, State] = {}
     for node in nodes:
         if (state := draw(servers_states)) is not None:
@@ -252,7 +257,9 @@ P, R1, R2, R3 = (node.server for node in CLUSTER)
         ({P: down(), R1: down(), R2: down(), R3: down()}, "p r1 r2 r3", "p", (0, 0)),
         # after a failover, what the servers say counts, not what is configured
         ({P: up(REPLICA), R1: up(PRIMARY)}, "p r1 r2 r3", "r1 r2 r3", (1, 1)),
-        ({P: down(role=PRIMARY), R1: up(PRIMARY)}, "r1 r2 r3 p", "r1 r2 r3 p", (1, 1)),
+        ({P: down(role=PRIMARY), R1: replace(up(PRIMARY), timeline=2)}, "r1 r2 r3 p", "r1 r2 r3 p", (1, 1)),
+        # but a replica that says it is primary has to have been promoted
+        ({P: down(role=PRIMARY), R1: up(PRIMARY)}, "r2 r3 p", "r2 r3 p", (0, 0)),
         ({P: up(PRIMARY), R1: up(PRIMARY)}, "p r2 r3", "p r2 r3", (1, 1)),
         # what failed lately comes after all others that are up
         ({P: up(PRIMARY), R1: up(REPLICA, banned_until=NOW + 1.0), R2: up(REPLICA)}, "r2 p r1 r3", "p r3", (1, 1)),
@@ -363,6 +370,19 @@ def test_the_memory_of_a_timeline_survives_its_servers_going_down() -> None:
     health: Health = {P: up(PRIMARY), R1: replace(down(role=PRIMARY), timeline=2)}
     assert chosen(target, health, WRITE).ready == 0
     assert chosen(target, health, WRITE).pending
+
+
+def test_a_node_of_another_system_serves_nothing() -> None:
+    health: Health = {
+        P: up(PRIMARY),
+        R1: replace(up(REPLICA), system=8),
+        R2: replace(up(PRIMARY), timeline=9, system=8),
+    }
+    for request, order in [(READ, "p r3"), (WRITE, "p r3")]:
+        route = chosen(make_target(*CLUSTER), health, request)
+        assert hosts(route.nodes) == order
+        reason = "is of another system (8) than p:5432 (7), the configured primary: its data are not the version's"
+        assert [route.refused[node] for node in CLUSTER[1:3]] == [reason] * 2
 
 
 # Lag

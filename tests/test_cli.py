@@ -269,6 +269,7 @@ def test_check_wants_exactly_one_primary_among_nodes(
     assert none.startswith("v1: no node is a primary that answers: promote a replica")
     assert two.startswith("v2: 2 nodes are primaries, each with writes of its own: ")
     assert other.startswith("v2: its nodes are no copies of one another")
+    assert f"leaves out postgres@127.0.0.1:{old.primary.port}/postgres, postgres@" in other
 
 
 def test_check_finds_a_replica_of_another_cluster(
@@ -277,6 +278,24 @@ def test_check_finds_a_replica_of_another_cluster(
     versions(v2={"primary": new.dsn(), "replicas": [new.standbys[0].dsn(), old.standbys[0].dsn()]})
     (other,) = problems(cli("check", "--json"))
     assert other.startswith("v2: its nodes are no copies of one another, by their system identifiers: ")
+    theirs = f"postgres@127.0.0.1:{old.standbys[0].port}/postgres"
+    assert f"; the router leaves out {theirs}: correct the addresses" in other
+    shown = cli("status", "--json").json()["versions"]["v2"]["nodes"]
+    assert [node["state"] for node in shown] == ["up", "up", "other system"]
+    assert shown[2]["problems"][0].startswith("is of another system (")
+    assert f"-  {theirs}  left out: is of another system (" in cli("explain", "--version", "v2", "--read-only").out
+
+
+def test_check_finds_a_copy_among_the_replicas_that_nobody_promoted(
+    cli: Cli, versions: Callable[..., None], new: PostgresCluster, cluster: PostgresCluster
+) -> None:
+    versions(v2={"primary": cluster.dsn(), "replicas": [new.dsn()]})
+    role, fenced = problems(cli("check", "--json"))
+    assert "is configured as replica and is a primary" in role
+    assert (
+        "is fenced: it is a primary, is configured as a replica, and was never promoted: it is on timeline 1" in fenced
+    )
+    assert [node["state"] for node in cli("status", "--json").json()["versions"]["v2"]["nodes"]] == ["up", "fenced"]
 
 
 def test_check_sees_replay_that_is_paused(cli: Cli, both: None, new: PostgresCluster) -> None:

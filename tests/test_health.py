@@ -21,12 +21,14 @@ from router.health import (
     State,
     failed,
     fenced,
+    foreign,
     lag_of,
     observe,
     primary_of,
     role_of,
     same_system,
     state_of,
+    undecided,
 )
 from router.topology import Cluster, HealthPolicy, Node, Role, Server
 
@@ -384,9 +386,7 @@ def claimants(health: Health) -> tuple[Node | None, list[Node]]:
         ([looked(B, PRIMARY), looked(A, PRIMARY)], A, [B]),  # at the same moment: the order of the settings
         ([looked(A, PRIMARY, timeline=0), looked(B, REPLICA, timeline=2)], A, []),
         ([looked(A, PRIMARY, timeline=0), looked(B, PRIMARY, timeline=2)], A, [B]),
-        # timelines of different systems do not compare; a system that is not known is not another one
-        ([looked(A, PRIMARY), looked(B, PRIMARY, timeline=2, system=9)], A, [B]),
-        ([looked(A, PRIMARY), looked(B, REPLICA, timeline=2, system=9)], A, []),
+        # a system that is not known is not another one
         ([looked(A, PRIMARY), looked(B, PRIMARY, timeline=2, system=0)], B, [A]),
         # what is down claims nothing, but is the primary as long as nobody else is
         ([looked(A, PRIMARY), Failed(A, "gone", answered=False)], A, []),
@@ -417,38 +417,187 @@ def test_of_a_fence_by_timeline_both_timelines_are_told() -> None:
 def test_who_is_out_by_its_timeline_keeps_nobody_else_out() -> None:
     # B fences A by its timeline. A was there before C, C before B: were A to count, nobody could be written to.
     health = over_time(
-        (1.0, looked(A, PRIMARY)), (2.0, looked(C, PRIMARY, system=9)), (3.0, looked(B, PRIMARY, timeline=2))
+        (1.0, looked(A, PRIMARY)), (2.0, looked(C, PRIMARY, timeline=0)), (3.0, looked(B, PRIMARY, timeline=2))
     )
     assert claimants(health) == (C, [A, B])
 
 
-@given(
-    st.lists(
-        st.tuples(st.sampled_from(CLUSTER.nodes), st.sampled_from(Role), st.integers(0, 3), st.sampled_from([0, 8, 9])),
-        max_size=8,
-    )
+systems = st.lists(
+    st.tuples(st.sampled_from(CLUSTER.nodes), st.sampled_from(Role), st.integers(0, 3), st.sampled_from([0, 8, 9])),
+    max_size=8,
 )
+
+
+def seen_in_turn(looks: list[tuple[Node, Role, int, int]], nodes: tuple[Node, ...] = CLUSTER.nodes) -> Health:
+    """What is known once servers were looked at one after the other, by whatever nodes."""
+    return over_time(
+        *((float(n), looked(node, role, 1, tl, system=ident)) for n, (node, role, tl, ident) in enumerate(looks))
+    )
+
+
+@given(systems)
 def test_of_primaries_that_are_up_one_is_left_unless_a_later_timeline_was_seen(
     looks: list[tuple[Node, Role, int, int]],
 ) -> None:
-    health = over_time(
-        *((float(n), looked(node, role, 1, tl, system=ident)) for n, (node, role, tl, ident) in enumerate(looks))
-    )
+    health = seen_in_turn(looks)
     states = {node: health[node.server] for node in CLUSTER.nodes if node.server in health}
-    primaries = [node for node, state in states.items() if state.role is PRIMARY]
+    idents = [state.system for state in states.values() if state.system]
+    majority = next((ident for ident in idents if 2 * idents.count(ident) > len(idents)), 0)
+    out = [node for node, state in states.items() if state.system not in {0, majority}]
+    assert list(foreign(health, CLUSTER)) == out
+    primaries = [node for node, state in states.items() if state.role is PRIMARY and node not in out]
     overtaken = [
         node
         for node in primaries
-        for timeline, system in [(states[node].timeline, states[node].system)]
-        if timeline
-        and any(
-            rival.timeline > timeline and rival.system in ({system, 0} if system else {0, 8, 9})
-            for rival in states.values()
-        )
+        if (timeline := states[node].timeline)
+        and any(rival.timeline > timeline for other, rival in states.items() if other not in out)
     ]
     left = [node for node in primaries if node not in fenced(health, CLUSTER)]
     assert len(left) == (len(primaries) > len(overtaken))
     assert primary_of(health, CLUSTER) == (left[0] if left else None)
+
+
+# Of several systems
+
+P, R, S = (replace(node, role=role) for node, role in zip((A, B, C), (PRIMARY, REPLICA, REPLICA), strict=True))
+HINTED = Cluster("v", (P, R, S))
+OTHER = SYSTEM + 1
+GONE = Failed(P, "gone", answered=False)
+
+
+def hinted(*seen: Seen) -> tuple[Node | None, list[Node], list[Node]]:
+    """The primary, who is out, and who of them is so for its system, once all of this was seen, a second apart."""
+    health = over_time(*((float(n), one) for n, one in enumerate(seen)))
+    return primary_of(health, HINTED), list(fenced(health, HINTED)), list(foreign(health, HINTED))
+
+
+@pytest.mark.parametrize(
+    ("seen", "primary", "out"),
+    [
+        # the configured primary's system counts, in whatever order they are seen, be it up or down
+        ([looked(P, PRIMARY), looked(R, PRIMARY, system=OTHER)], P, [R]),
+        ([looked(R, PRIMARY, system=OTHER), looked(P, PRIMARY)], P, [R]),
+        ([looked(P, PRIMARY), looked(R, PRIMARY, timeline=9, system=OTHER), GONE], P, [R]),
+        ([looked(P, PRIMARY), looked(R, REPLICA, system=OTHER), looked(S, REPLICA, system=OTHER)], P, [R, S]),
+        ([looked(P, REPLICA), looked(R, PRIMARY, timeline=9, system=OTHER)], None, [R]),
+        # it stays the primary when it comes back as another system
+        ([looked(P, PRIMARY), looked(R, REPLICA), GONE, looked(P, PRIMARY, system=OTHER)], P, [R]),
+        ([looked(P, PRIMARY, timeline=5), looked(P, PRIMARY, system=OTHER), looked(R, PRIMARY, timeline=6)], P, [R]),
+        # as long as it was not seen, most of the others count; none has a majority of two
+        ([GONE, looked(R, REPLICA), looked(S, REPLICA, system=OTHER)], None, [R, S]),
+        ([looked(R, PRIMARY, timeline=2), looked(S, REPLICA, timeline=2, system=OTHER), GONE], None, [R, S]),
+        ([looked(R, REPLICA), looked(S, REPLICA, system=OTHER), looked(P, PRIMARY, system=0)], P, [R, S]),
+        # a system that is not known may be any
+        ([looked(P, PRIMARY, system=0), looked(R, REPLICA, system=OTHER)], P, []),
+        ([looked(P, PRIMARY), looked(R, REPLICA, system=0)], P, []),
+    ],
+)
+def test_who_is_of_another_system_is_out(seen: list[Seen], primary: Node | None, out: list[Node]) -> None:
+    assert hinted(*seen) == (primary, out, out)
+
+
+@pytest.mark.parametrize(
+    ("seen", "primary", "out"),
+    [
+        # a promotion begins a later timeline than any that the configured primary was ever seen on, up or down
+        ([looked(P, PRIMARY), looked(R, PRIMARY, timeline=2)], R, [P]),
+        ([looked(P, PRIMARY), GONE, looked(R, PRIMARY, timeline=2)], R, [P]),
+        ([looked(P, PRIMARY, timeline=4), GONE, looked(R, PRIMARY, timeline=4)], P, [R]),
+        ([looked(P, PRIMARY), GONE, looked(R, PRIMARY)], P, [R]),
+        ([looked(R, PRIMARY), looked(P, PRIMARY)], P, [R]),
+        ([looked(R, PRIMARY), looked(P, PRIMARY), GONE], P, [R]),
+        ([looked(R, PRIMARY, timeline=0), looked(P, PRIMARY), GONE], P, [R]),
+        # … as a primary: when it follows the new one, it is on that one's timeline
+        ([looked(P, PRIMARY), looked(R, PRIMARY, timeline=2), looked(P, REPLICA, timeline=2)], R, []),
+        ([looked(P, REPLICA, timeline=2), looked(R, PRIMARY, timeline=2)], R, []),
+        # a later failover, and a copy of the primary after one
+        ([looked(P, PRIMARY), looked(R, PRIMARY, timeline=2), looked(S, PRIMARY, timeline=3)], S, [P, R]),
+        ([looked(P, PRIMARY), looked(R, PRIMARY, timeline=2), looked(S, PRIMARY, timeline=2)], R, [P, S]),
+        (
+            [
+                looked(P, PRIMARY),
+                looked(R, PRIMARY, timeline=2),
+                looked(S, PRIMARY, timeline=2),
+                Failed(R, "gone", answered=False),
+                looked(R, PRIMARY, timeline=2),
+            ],
+            R,
+            [P, S],
+        ),
+        # what was promoted while the configured primary was away for as long as anybody looks
+        ([GONE, looked(R, PRIMARY, timeline=2)], R, []),
+        ([GONE, looked(R, PRIMARY, timeline=2), looked(S, REPLICA, timeline=1)], R, []),
+        ([Failed(P, "no such role", answered=True), looked(R, PRIMARY, timeline=2)], R, []),
+        ([GONE, looked(R, PRIMARY)], None, [R]),
+        ([GONE, looked(R, PRIMARY, timeline=0)], None, [R]),
+        # nobody has tried the configured primary yet
+        ([looked(R, PRIMARY, timeline=2)], None, [R]),
+        # settings that have the roles the wrong way round
+        ([looked(P, REPLICA), looked(R, PRIMARY)], R, []),
+        ([looked(P, REPLICA), looked(R, PRIMARY), looked(S, PRIMARY)], R, [S]),
+    ],
+)
+def test_a_configured_replica_is_the_primary_only_once_it_was_promoted(
+    seen: list[Seen], primary: Node | None, out: list[Node]
+) -> None:
+    assert hinted(*seen) == (primary, out, [])
+
+
+@given(st.permutations([looked(P, PRIMARY), looked(R, PRIMARY, timeline=3, system=OTHER)]), st.booleans())
+def test_it_does_not_matter_who_of_two_systems_answers_first(seen: list[Looked], away: bool) -> None:
+    assert hinted(*seen, *[GONE] * away) == (P, [R], [R])
+
+
+@given(systems, st.integers(0, 8), st.sampled_from([0, SYSTEM, OTHER]))
+def test_nothing_that_was_not_promoted_from_the_configured_primary_is_ever_the_primary(
+    looks: list[tuple[Node, Role, int, int]], when: int, system: int
+) -> None:
+    """Whatever is seen of the others: not of another system, nor on a timeline that it was on as a primary."""
+    theirs = [(node, role, tl, ident) for node, role, tl, ident in looks if node is not A]
+    mine = [(A, role, tl, system) for node, role, tl, _ in looks if node is A]
+    health = seen_in_turn([*theirs[:when], *mine, *theirs[when:]])
+    led = max((tl for _, role, tl, _ in mine if role is PRIMARY), default=0)
+    primary = primary_of(health, HINTED)
+    if primary is not None and primary is not P:
+        state = health[primary.server]
+        assert same_system(state.system, system) or not mine
+        assert state.timeline > led or not (led or state.timeline)
+
+
+def test_where_no_primary_is_configured_most_nodes_decide_or_else_nobody() -> None:
+    looks = [looked(A, PRIMARY), looked(B, PRIMARY, timeline=3, system=OTHER), looked(C, REPLICA)]
+    assert claimants(after(looks[0])) == (A, [])
+    assert claimants(after(*looks[:2])) == (None, [A, B])
+    assert claimants(after(*looks)) == (A, [B])
+    assert claimants(after(*looks, Failed(C, "gone", answered=False))) == (A, [B])
+    reason = (
+        "is of one of several systems, and none has a majority of the nodes seen: "
+        f"a:5432 ({SYSTEM}), b:5432 ({OTHER}); name one as `primary` in the settings"
+    )
+    assert foreign(after(*looks[:2]), CLUSTER) == {A: reason, B: reason}
+
+
+@pytest.mark.parametrize(
+    ("cluster", "seen", "expected"),
+    [
+        (HINTED, [], True),
+        (HINTED, [looked(R, REPLICA)], True),
+        (HINTED, [looked(R, REPLICA), GONE], False),
+        (HINTED, [looked(R, REPLICA), Failed(P, "no such role", answered=True)], False),
+        (HINTED, [looked(P, PRIMARY)], False),
+        (CLUSTER, [looked(A, PRIMARY)], True),
+        (CLUSTER, [looked(A, PRIMARY), looked(B, REPLICA)], False),  # the third cannot outvote them
+        (CLUSTER, [looked(A, PRIMARY), looked(B, REPLICA, system=OTHER)], True),
+        (CLUSTER, [looked(A, PRIMARY), looked(B, REPLICA, system=0)], True),
+        (CLUSTER, [looked(A, PRIMARY), Failed(B, "gone", answered=False)], True),
+        (CLUSTER, [looked(A, PRIMARY), *(Failed(node, "gone", answered=False) for node in (B, C))], False),
+        (Cluster("v", (A,)), [looked(A, PRIMARY)], False),
+    ],
+)
+def test_what_nobody_has_looked_at_may_decide_of_which_system_a_cluster_is(
+    cluster: Cluster, seen: list[Seen], expected: bool
+) -> None:
+    assert undecided(after(*seen), cluster) is expected
 
 
 # How far a replica is behind

@@ -35,7 +35,7 @@ from router.errors import (
     UnknownTenant,
 )
 from router.events import PoolClosed as PoolWasClosed
-from router.health import UNKNOWN, primary_of, same_system, state_of
+from router.health import UNKNOWN, primary_of, same_system, state_of, undecided
 from router.resolve import check_key, resolve
 from router.topology import Node, Role
 
@@ -472,7 +472,7 @@ class AsyncRouting:
     def _unsettled(self, route: Route) -> bool:
         """Whether a server that nobody has looked at yet may change what is best."""
         if route.read_only and self.known.health[route.nodes[0].server].role is not Role.PRIMARY:
-            return False
+            return undecided(self.known.health, route.target.cluster)
         return any(state_of(self.known.health, node).up is None for node in route.target.cluster.nodes)
 
     async def _wait(self, changed: AFlag, cluster: Cluster, left: float, *, pause: float) -> None:

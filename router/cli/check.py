@@ -12,10 +12,10 @@ import typer
 from router import sql
 from router._sync.scripts import cursor_of
 from router.cli._common import FAILED, AsJson, Config, console, load, print_json, table
-from router.cli._look import look_at
-from router.health import Looked
+from router.cli._look import learn, look_at
+from router.health import Looked, fenced, foreign
 from router.resolve import resolve, versions_of
-from router.topology import Role
+from router.topology import HealthPolicy, Role
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -156,10 +156,23 @@ def _problems(cluster: Cluster, looks: Mapping[Node, Look[_Facts]]) -> Iterator[
             )
         else:
             yield f"{cluster.name}: no node is a primary that answers: promote a replica, or add the primary to `nodes`"
-    answered = [seen for node in cluster.nodes if isinstance(seen := looks[node].seen, Looked) and seen.system]
-    if len({seen.system for seen in answered}) > 1:
-        listing = ", ".join(f"{seen.node} ({seen.system})" for seen in answered)
-        yield f"{cluster.name}: its nodes are no copies of one another, by their system identifiers: {listing}"
+    yield from _problems_between(cluster, looks)
+
+
+def _problems_between(cluster: Cluster, looks: Mapping[Node, Look[_Facts]]) -> Iterator[str]:
+    """Whom the router leaves out because of what the others say."""
+    known = learn({}, (looks[node] for node in cluster.nodes), now=0.0, policy=HealthPolicy())
+    if others := foreign(known, cluster):
+        systems = {node: known[node.server].system for node in cluster.nodes if node.server in known}
+        listing = ", ".join(f"{node} ({system})" for node, system in systems.items() if system)
+        whom = ", ".join(map(str, others))
+        yield (
+            f"{cluster.name}: its nodes are no copies of one another, by their system identifiers: {listing}; "
+            f"the router leaves out {whom}: correct the addresses, or make them copies"
+        )
+    for node, reason in fenced(known, cluster).items():
+        if node not in others and cluster.nodes[0].role is not None:
+            yield f"{cluster.name}: {node} is {reason}: correct the settings, or make it a replica"
 
 
 def _problems_of_node(node: Node, role: Role, found: Look[_Facts]) -> Iterator[str]:

@@ -19,7 +19,7 @@ from router._sync.scripts import cursor_of
 from router.choose import fresh
 from router.cli._common import FAILED, AsJson, Config, console, in_terminal, load, print_json, table
 from router.cli._look import Looker, learn
-from router.health import Looked, fenced, lag_of, primary_of, role_of, state_of
+from router.health import Looked, fenced, foreign, lag_of, primary_of, role_of, state_of
 from router.resolve import resolve
 from router.topology import Role
 
@@ -56,7 +56,7 @@ class _Status(NamedTuple):
 
     node: Node
     role: Role | None
-    state: Literal["up", "down", "login refused", "fenced"]
+    state: Literal["up", "down", "login refused", "fenced", "other system"]
     lag: Lag | None = None
     activity: _Activity | None = None
     latency: float | None = None
@@ -154,9 +154,13 @@ def _status(node: Node, cluster: Cluster, health: Health, look: Look[_Activity],
             return _Status(node, role, "login refused", problems=(f"refuses the login: {seen.reason}",))
         return _Status(node, role, "down", problems=(f"is down: {seen.reason}",))
     lag = lag_of(health, node, primary_of(health, cluster), now=now) if role is Role.REPLICA else None
-    why_fenced = fenced(health, cluster).get(node)
     state, policy = state_of(health, node), cluster.read
-    problems = [] if why_fenced is None else [f"is {why_fenced}"]
+    use: Literal["up", "fenced", "other system"] = "up"
+    problems = list[str]()
+    if (reason := foreign(health, cluster).get(node)) is not None:
+        use, problems = "other system", [reason]
+    elif (reason := fenced(health, cluster).get(node)) is not None:
+        use, problems = "fenced", [f"is {reason}"]
     if node.role not in {None, role}:
         problems.append(f"is configured as {node.role} and is a {role}")
     if role is Role.REPLICA and not fresh(policy, lag):
@@ -167,9 +171,7 @@ def _status(node: Node, cluster: Cluster, health: Health, look: Look[_Activity],
         problems.append(f"is avoided for {left:.1f} s more: it went down {state.failures} times lately")
     if look.answer is None:
         problems.append(f"does not tell its connections: {look.error}")
-    return _Status(
-        node, role, "up" if why_fenced is None else "fenced", lag, look.answer, seen.latency, tuple(problems)
-    )
+    return _Status(node, role, use, lag, look.answer, seen.latency, tuple(problems))
 
 
 def _watch(rounds: Iterator[tuple[_Version, ...]], *, as_json: bool) -> None:

@@ -709,7 +709,7 @@ def test_a_primary_that_turns_out_to_be_a_standby_serves_nothing_stale(
                     while pool.idle:
                         pool.evict_idle()
                 address.stop()
-                address._target = (two.host, two.port)
+                address.lead_to(two)
                 address.start()
                 with pytest.raises(NoReplica):
                     pytest.fail(f"served {read(router, table)}")
