@@ -10,6 +10,7 @@
 
     import router                                # the same through a process-wide router, set from the environment
     with router.connection(version="v2") as conn: ...
+    async with router.aio.connection(version="v2") as conn: ...     # and one for each event loop
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from router import aio as aio
     from router._async.router import AsyncRouter
     from router._default import close, configure, connection, each, execute, explain, run, session, stats, use
     from router._sync.router import Router
@@ -113,6 +115,8 @@ _HOMES = (
 if not TYPE_CHECKING:  # a type checker would take it to mean that any name is there
 
     def __getattr__(name: str) -> object:
+        if name == "aio":
+            return import_module("router.aio")
         if name in __all__:
             for home in _HOMES:
                 if (found := getattr(import_module(f"router.{home}"), name, None)) is not None:
@@ -121,4 +125,4 @@ if not TYPE_CHECKING:  # a type checker would take it to mean that any name is t
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
     def __dir__() -> list[str]:
-        return sorted({*globals(), *__all__})
+        return sorted({*globals(), *__all__, "aio"})

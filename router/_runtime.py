@@ -40,6 +40,9 @@ if TYPE_CHECKING:
     ASource: TypeAlias = Callable[[str], Said | Awaitable[Said]] | "ALooksUp"
     Source: TypeAlias = Callable[[str], Said] | "LooksUp"
 
+    ALoop: TypeAlias = asyncio.AbstractEventLoop | None
+    Loop: TypeAlias = None
+
     AWorker: TypeAlias = asyncio.Task[None]
     Worker: TypeAlias = threading.Thread
 
@@ -92,6 +95,65 @@ Guard = threading.Lock
 
 asleep = asyncio.sleep
 sleep = time.sleep
+
+arunning_loop = asyncio.get_running_loop  # for threads, the call becomes None
+
+
+def aclaimed(loop: ALoop) -> ALoop:
+    """Take the running event loop for the one that a router belongs to.
+
+    Args:
+        loop: The one that it belongs to already; ``None`` if it has not been used.
+
+    Returns:
+        The running one.
+
+    Raises:
+        RuntimeError: It belongs to another one.
+    """
+    if loop is None:
+        return arunning_loop()
+    gone = "which is closed" if loop.is_closed() else "and this is another one"
+    raise RuntimeError(
+        f"an AsyncRouter belongs to the event loop in which it is first used, {gone}: "
+        "make one in each asyncio.run(), or use router.aio, which keeps one for each loop"
+    )
+
+
+def agone(loop: ALoop) -> bool:
+    """Tell whether nothing of a router can run any more.
+
+    Args:
+        loop: The event loop that it belongs to.
+
+    Returns:
+        Whether that is closed.
+    """
+    return loop is not None and loop.is_closed()
+
+
+def gone(loop: Loop) -> bool:
+    """Tell whether nothing of a router can run any more.
+
+    Args:
+        loop: ``None``.
+
+    Returns:
+        Whether it is not so: threads run as long as the process.
+    """
+    return loop is not None
+
+
+def claimed(loop: Loop) -> Loop:
+    """Let any thread use a router.
+
+    Args:
+        loop: ``None``.
+
+    Returns:
+        The same.
+    """
+    return loop
 
 
 def aspawn(function: Callable[P, Coroutine[Any, Any, None]], name: str, *args: P.args, **kwargs: P.kwargs) -> AWorker:

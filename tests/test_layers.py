@@ -22,7 +22,7 @@ SHELL = [
     "slots", "scripts", "opener", "pools", "scoped", "registry", "monitor", "knowledge", "checkout", "directory",
     "routing", "statements", "each", "router",
 ]  # fmt: skip
-ABOVE_THE_SHELL = ["_default", "__init__", "testing", "cli"]
+ABOVE_THE_SHELL = ["_default", "aio", "__init__", "testing", "cli"]
 APART = {"testing"}  # imports nothing of the router but itself: it must not need what it tests
 
 # The core is told the time and the chance, and does no I/O: of psycopg it knows the error classes only.

@@ -16,6 +16,7 @@ from router import sql
 from router._async.pools import original_of
 from router._async.scoped import enter
 from router._async.scripts import TooLate, commit, send
+from router._runtime import aclaimed, arunning_loop
 from router.choose import PAIRS, pairs, rotation
 from router.errors import PoolExhausted, TransactionOutcomeUnknown, UnknownTenant
 
@@ -204,6 +205,8 @@ class AsyncCheckout:
         if self._connection is not None:
             raise RuntimeError("this checkout is in use: call connection() once for each block")
         lane = self._lane
+        if lane.slots.loop is not arunning_loop():
+            lane.slots.loop = aclaimed(lane.slots.loop)
         pool = lane.pick() if self._request is None else None
         if pool is not None and (connection := await pool.take()) is not None:
             self._pool = pool
@@ -389,6 +392,8 @@ class AsyncScopedCheckout(AsyncTrackedCheckout):
         if self._connection is not None:
             raise RuntimeError("this checkout is in use: call connection() once for each block")
         lane, deadline = self._lane, monotonic() + min(self._timeout, A_LONG_TIME)
+        if lane.slots.loop is not arunning_loop():
+            lane.slots.loop = aclaimed(lane.slots.loop)
         if lane.gate is None:
             return await self._enter(lane, deadline)
         if not await lane.gate.enter(deadline - monotonic()):

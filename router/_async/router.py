@@ -13,7 +13,7 @@ from router._async.directory import AsyncDirectory, AsyncSqlSource
 from router._async.each import each, tenants_of
 from router._async.routing import AsyncRouting, NotKnownYet
 from router._async.statements import AsyncStatements
-from router._runtime import survive_fork
+from router._runtime import aclaimed, agone, arunning_loop, survive_fork
 from router.choose import Request
 from router.consistency import UNSURE, Position, settled
 from router.context import CURRENT, Use, named
@@ -295,6 +295,7 @@ class AsyncRouter:
         """
         if jobs < 1:
             raise ValueError(f"jobs is {jobs}: it must be at least 1")
+        self._belongs_here()
         _, version = named(self, None, version)
         keys = await tenants_of(self._routing, tenants, version)
         for key in keys:
@@ -410,6 +411,9 @@ class AsyncRouter:
         Returns:
             How many borrowed connections were cut because they did not come back in time; their queries fail.
         """
+        if agone(self._routing.slots.loop):
+            return self._routing.discard()
+        self._belongs_here()
         return await self._routing.close(timeout)
 
     async def __aenter__(self) -> Self:
@@ -485,12 +489,18 @@ class AsyncRouter:
     async def _find(self, tenant: str, again: Callable[..., AsyncCheckout], deadline: float) -> AsyncCheckout:
         """Ask where a tenant lives, and make the checkout for the time that is left."""
         checkout: AsyncCheckout | None = None
+        self._belongs_here()
         directory = self._routing.directory
         while directory is not None and (checkout is None or isinstance(checkout, AsyncAskingCheckout)):
             await directory.find(tenant, deadline)
             checkout = again(timeout=max(deadline - monotonic(), 0.0))  # a change may have been heard of again
         assert checkout is not None  # noqa: S101  (who asks has a directory)
         return checkout
+
+    def _belongs_here(self) -> None:
+        slots = self._routing.slots
+        if slots.loop is not arunning_loop():
+            slots.loop = aclaimed(slots.loop)
 
     def _ask_of(self) -> AsyncDirectory | None:
         """The directory, if there is one."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from psycopg import AsyncConnection
 
-    from router._runtime import AFunction
+    from router._runtime import AFunction, ALoop
     from router.budget import Claim, Limits
 
 
@@ -95,6 +95,7 @@ class AsyncSlots:
     Attributes:
         limits: How many there may be.
         waiting: Openers in order of arrival; whoever returns a connection looks here.
+        loop: The event loop that all of the router belongs to; ``None`` before its first use.
     """
 
     def __init__(self, limits: Limits, make_room: AFunction[[list[Claim], list[Claim]], int | None]) -> None:
@@ -107,6 +108,7 @@ class AsyncSlots:
         """
         self.limits = limits
         self.waiting: list[AsyncTurn] = []
+        self.loop: ALoop = None
         self._make_room = make_room
         self._guard = AGuard()  # guards all below, and the changes of `waiting`
         self._opening: list[Claim] = []
@@ -267,6 +269,13 @@ class AsyncSlots:
                 leaver.leave()
         for turn in list(self.waiting):
             turn.flag.set()
+
+    def discard(self) -> None:
+        """Close all connections, which nobody uses any more."""
+        self.close()
+        for slot, _ in self._open:
+            if (connection := slot()) is not None:
+                connection.pgconn.finish()
 
     def fill(self, connection: AsyncConnection[Any], claim: Claim) -> None:
         """Put the connection that was opened into the slot taken for it.

@@ -14,6 +14,7 @@ import psycopg
 from psycopg.pq import TransactionStatus
 
 from router import sql
+from router._runtime import claimed
 from router._sync.pools import original_of
 from router._sync.scoped import enter
 from router._sync.scripts import TooLate, commit, send
@@ -205,6 +206,8 @@ class Checkout:
         if self._connection is not None:
             raise RuntimeError("this checkout is in use: call connection() once for each block")
         lane = self._lane
+        if lane.slots.loop is not None:
+            lane.slots.loop = claimed(lane.slots.loop)
         pool = lane.pick() if self._request is None else None
         if pool is not None and (connection := pool.take()) is not None:
             self._pool = pool
@@ -388,6 +391,8 @@ class ScopedCheckout(TrackedCheckout):
         if self._connection is not None:
             raise RuntimeError("this checkout is in use: call connection() once for each block")
         lane, deadline = self._lane, monotonic() + min(self._timeout, A_LONG_TIME)
+        if lane.slots.loop is not None:
+            lane.slots.loop = claimed(lane.slots.loop)
         if lane.gate is None:
             return self._enter(lane, deadline)
         if not lane.gate.enter(deadline - monotonic()):

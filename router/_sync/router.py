@@ -9,7 +9,7 @@ from time import monotonic
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Self, TypeVar
 
-from router._runtime import survive_fork
+from router._runtime import claimed, gone, survive_fork
 from router._sync.checkout import AskingCheckout, Checkout, ScopedCheckout, TrackedCheckout
 from router._sync.directory import Directory, SqlSource
 from router._sync.each import each, tenants_of
@@ -296,6 +296,7 @@ class Router:
         """
         if jobs < 1:
             raise ValueError(f"jobs is {jobs}: it must be at least 1")
+        self._belongs_here()
         _, version = named(self, None, version)
         keys = tenants_of(self._routing, tenants, version)
         for key in keys:
@@ -411,6 +412,9 @@ class Router:
         Returns:
             How many borrowed connections were cut because they did not come back in time; their queries fail.
         """
+        if gone(self._routing.slots.loop):
+            return self._routing.discard()
+        self._belongs_here()
         return self._routing.close(timeout)
 
     def __enter__(self) -> Self:
@@ -486,12 +490,18 @@ class Router:
     def _find(self, tenant: str, again: Callable[..., Checkout], deadline: float) -> Checkout:
         """Ask where a tenant lives, and make the checkout for the time that is left."""
         checkout: Checkout | None = None
+        self._belongs_here()
         directory = self._routing.directory
         while directory is not None and (checkout is None or isinstance(checkout, AskingCheckout)):
             directory.find(tenant, deadline)
             checkout = again(timeout=max(deadline - monotonic(), 0.0))  # a change may have been heard of again
         assert checkout is not None  # noqa: S101  (who asks has a directory)
         return checkout
+
+    def _belongs_here(self) -> None:
+        slots = self._routing.slots
+        if slots.loop is not None:
+            slots.loop = claimed(slots.loop)
 
     def _ask_of(self) -> Directory | None:
         """The directory, if there is one."""

@@ -669,6 +669,21 @@ class Routing:
             join(self._housekeeper, max(deadline - monotonic(), 0.0))
         return cut_off
 
+    def discard(self) -> int:
+        """Close every connection at once, when nothing that uses them can run any more.
+
+        Returns:
+            How many of them were borrowed.
+        """
+        self.closed = True
+        self._start_lanes_anew()
+        pools = self.pools.close()
+        borrowed = sum(len(pool.borrowed) for pool in pools)
+        self.slots.discard()
+        for pool in pools:
+            pool.abandon()
+        return borrowed
+
     def abandon(self) -> None:
         """Start anew in the child of a fork: what is open is the parent's, and is neither used nor closed here."""
         for pool in self.pools:

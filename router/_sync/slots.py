@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from psycopg import Connection
 
-    from router._runtime import Function
+    from router._runtime import Function, Loop
     from router.budget import Claim, Limits
 
 
@@ -96,6 +96,7 @@ class Slots:
     Attributes:
         limits: How many there may be.
         waiting: Openers in order of arrival; whoever returns a connection looks here.
+        loop: The event loop that all of the router belongs to; ``None`` before its first use.
     """
 
     def __init__(self, limits: Limits, make_room: Function[[list[Claim], list[Claim]], int | None]) -> None:
@@ -108,6 +109,7 @@ class Slots:
         """
         self.limits = limits
         self.waiting: list[Turn] = []
+        self.loop: Loop = None
         self._make_room = make_room
         self._guard = Guard()  # guards all below, and the changes of `waiting`
         self._opening: list[Claim] = []
@@ -268,6 +270,13 @@ class Slots:
                 leaver.leave()
         for turn in list(self.waiting):
             turn.flag.set()
+
+    def discard(self) -> None:
+        """Close all connections, which nobody uses any more."""
+        self.close()
+        for slot, _ in self._open:
+            if (connection := slot()) is not None:
+                connection.pgconn.finish()
 
     def fill(self, connection: Connection[Any], claim: Claim) -> None:
         """Put the connection that was opened into the slot taken for it.
