@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from itertools import accumulate, groupby
 from math import gcd, lcm
@@ -103,11 +103,13 @@ class Standing:
         tier: How good it is; ``None`` when it must not serve.
         ask: Whether it must be asked first if it has replayed what the request must see.
         note: Why, in words; two standings that differ only in this are equal.
+        undeclared_pooler: Whether a pooler answers there of which the settings say nothing.
     """
 
     tier: Tier | None
     ask: bool = False
     note: str = field(default="", compare=False)
+    undeclared_pooler: bool = False
 
 
 def choose(
@@ -138,6 +140,8 @@ def choose(
         The route.
     """
     found = _standings(target.cluster, health, request, now=now)
+    if target.in_session:
+        found = [(node, _for_session(standing)) for node, standing in found]
     ranks = sorted(
         (standing.tier, standing.ask, load(node) / node.weight, place)
         for place, (node, standing) in enumerate(found)
@@ -204,8 +208,23 @@ def _standings(cluster: Cluster, health: Health, request: Request, *, now: float
             banned = now < state.banned_until or node == request.avoid
             behind = left_behind(health, node, primary)
             standing = _to_read(policy, state, lag, request, behind=behind, banned=banned)
+        if health.get(node.server, UNKNOWN).undeclared_pooler:
+            standing = replace(standing, undeclared_pooler=True)
         found.append((node, standing))
     return found
+
+
+UNDECLARED_POOLER = (
+    "a pooler answers there that the settings do not declare, and it may mix up the sessions of tenants: "
+    'set pooler = "transaction" on the node, or "session" if that is what it keeps'
+)
+
+
+def _for_session(standing: Standing) -> Standing:
+    """What a node is worth to a tenant who is kept apart by the session."""
+    if not standing.undeclared_pooler or standing.tier in (None, Tier.DOWN):
+        return standing
+    return replace(standing, tier=Tier.REFUSED, ask=False, note=UNDECLARED_POOLER)
 
 
 def objection(cluster: Cluster, role: Role | None, *, read_only: bool) -> str | None:

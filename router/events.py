@@ -83,6 +83,24 @@ class LoginRefused(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class UndeclaredPooler(Event):
+    """A pooler answers for a server, and the settings do not say so: tenants kept apart by sessions are refused there.
+
+    Attributes:
+        server: The server.
+    """
+
+    server: Server
+    level: ClassVar[int] = WARNING
+
+    def __str__(self) -> str:
+        return (
+            f"{self.server} is a pooler that the settings do not declare: tenants that share it, or are kept apart by "
+            'a schema, role or setting, are refused there until pooler = "transaction" or "session" is set on the node'
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class ServerBanned(Event):
     """A server is back, and used only if there is no other for a while, because it failed before.
 
@@ -321,6 +339,8 @@ def _of_server(server: Server, known: State, state: State, now: float) -> Iterat
         yield ServerDown(server, state.reason)
     if known.role and state.role and known.role is not state.role:
         yield RoleChanged(server, state.role, state.timeline)
+    if state.undeclared_pooler and not known.undeclared_pooler:
+        yield UndeclaredPooler(server)
 
 
 class Leader(NamedTuple):

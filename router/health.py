@@ -41,6 +41,7 @@ class State:
         banned_until: Until when it is used only if there is no other; for a login, when it is tried again.
         reason: Why it is down.
         lacks: Of a refused login, what is not there: the ``dbname``, ``user``, ``role`` or ``schema``; empty for none.
+        undeclared_pooler: Whether a pooler answers there of which the settings say nothing.
         since: When it last went up or down.
         primary_since: When it was first seen as the primary that it has been since.
         led: The highest timeline on which it was ever seen as a primary of that system; 0 while it never was.
@@ -63,6 +64,7 @@ class State:
     banned_until: float = 0.0
     reason: str = ""
     lacks: str = ""
+    undeclared_pooler: bool = False
     since: float = field(default=0.0, compare=False)
     primary_since: float = field(default=0.0, compare=False)
     led: int = 0
@@ -93,6 +95,7 @@ class Looked(NamedTuple):
         system: Its system identifier; 0 where we may not ask.
         replay_age: Of a replica, seconds since the commit that it replayed last, by the servers' clocks.
         latency: Seconds that the look took.
+        undeclared_pooler: Whether a pooler answers of which the settings say nothing; ``None`` when that is not news.
     """
 
     node: Node
@@ -103,6 +106,7 @@ class Looked(NamedTuple):
     system: int = 0
     replay_age: float | None = None
     latency: float = 0.0
+    undeclared_pooler: bool | None = None
 
 
 class Connected(NamedTuple):
@@ -135,7 +139,17 @@ class Failed(NamedTuple):
     lacks: str = ""
 
 
-Seen: TypeAlias = Looked | Connected | Failed
+class PoolerFound(NamedTuple):
+    """A connection to a node was opened, and a pooler answers there of which the settings say nothing.
+
+    Attributes:
+        node: The node.
+    """
+
+    node: Node
+
+
+Seen: TypeAlias = Looked | Connected | Failed | PoolerFound
 
 
 class Lag(NamedTuple):
@@ -191,6 +205,8 @@ def observe(health: Health, seen: Seen, *, now: float, jitter: float, policy: He
         What is known now; equal to ``health`` when it makes no difference to where requests may go, but for lag.
     """
     server = health.get(seen.node.server, UNKNOWN)
+    if isinstance(seen, PoolerFound):
+        return {**health, seen.node.server: replace(server, undeclared_pooler=True)}
     if isinstance(seen, Failed):
         key = seen.node if seen.answered else seen.node.server
         state = _failed(health.get(key, UNKNOWN), seen, now=now, jitter=jitter, policy=policy)
@@ -235,6 +251,7 @@ def _looked(known: State, seen: Looked, now: float, policy: HealthPolicy) -> Sta
         trail=(*trail, (asked_at, position)) if is_primary else (),
         replay_age=seen.replay_age,
         latency=seen.latency,
+        undeclared_pooler=known.undeclared_pooler if seen.undeclared_pooler is None else seen.undeclared_pooler,
     )
 
 

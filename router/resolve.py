@@ -144,7 +144,7 @@ def _of_tenant(topology: Topology, version: str | None, tenant: str, home: Home)
         cluster = cluster._replace(nodes=tuple(_for_tenant(node, own, options) for node in base.nodes))
     if home.policy.min_size and not shared:
         cluster = cluster._replace(pool=replace(base.pool, min_size=home.policy.min_size))
-    return Target(requested, cluster, tenant, scope, shared, path, home.policy, base)
+    return Target(requested, cluster, tenant, scope, shared, options, home.policy, base)
 
 
 def _base(topology: Topology, version: str | None, tenant: str, home: Home) -> tuple[str, Cluster]:

@@ -29,13 +29,15 @@ SELECT
     pg_is_in_recovery(), {_POSITION},
     CASE WHEN pg_is_in_recovery() THEN {replicas_timeline} ELSE {_PRIMARYS_TIMELINE} END,
     {system},
-    {_REPLAY_AGE}
+    {_REPLAY_AGE},
+    pg_backend_pid()
 """
 
 
-# What a look asks: role, position, timeline, system identifier, seconds since the last replayed commit. A replica
-# tells its timeline to members of pg_read_all_stats only; its control file, which anybody may ask, tells it later.
-# Whoever has received WAL of a timeline, and replayed past the point where it began, has replayed along it.
+# What a look asks: role, position, timeline, system identifier, seconds since the last replayed commit, and the number
+# of the process that answers. A replica tells its timeline to members of pg_read_all_stats only; its control file,
+# which anybody may ask, tells it later. Whoever has received WAL of a timeline, and replayed past the point where it
+# began, has replayed along it.
 LOOK = _look(
     f"""greatest(
         {_RECEIVED_TIMELINE},
@@ -106,6 +108,25 @@ def settings(pairs: Iterable[tuple[str, str]], *, local: bool) -> list[str]:
         text = _usable(value) if name == "search_path" else literal(value)
         found.append(f"pg_catalog.set_config({literal(name)}, {text}, {scope})")
     return found
+
+
+def session(startup: Iterable[tuple[str, str]]) -> str:
+    """Write the question whose session this is, and whether it began as it was to.
+
+    Args:
+        startup: The settings that it was to begin with.
+
+    Returns:
+        A SELECT of the server process's number, and whether all of them are in force. It fails as what
+        :func:`settings` writes does if a part of the search path would be passed over.
+    """
+    pairs = list(startup)
+    begun = " AND ".join(
+        f"pg_catalog.current_setting({literal(name)}, true) IS NOT DISTINCT FROM {literal(value)}"
+        for name, value in pairs
+    )
+    found = settings([pair for pair in pairs if pair[0] == "search_path"], local=True)  # in its turn: after it was read
+    return f"SELECT {', '.join(['pg_catalog.pg_backend_pid()', begun or 'true', *found])}"
 
 
 def _usable(search_path: str) -> str:

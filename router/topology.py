@@ -279,7 +279,7 @@ class Target(NamedTuple):
         tenant: The tenant, if it is for one.
         scope: What a connection is set to when it is borrowed; ``None`` where it is so from the start.
         shared: Whether its pools are shared by tenants.
-        schema: The search path, in quotes; all of it has to be there. Empty for none.
+        startup: What a tenant's sessions begin with, as startup options: names and values of PostgreSQL's settings.
         policy: How the tenant is kept apart.
         watched: The nodes as they are watched; ``None`` for those of ``cluster``.
     """
@@ -289,7 +289,7 @@ class Target(NamedTuple):
     tenant: str | None = None
     scope: Scope | None = None
     shared: bool = False
-    schema: str = ""
+    startup: tuple[tuple[str, str], ...] = ()
     policy: TenantPolicy = TenantPolicy()
     watched: Cluster | None = None
 
@@ -297,6 +297,11 @@ class Target(NamedTuple):
     def version(self) -> str:
         """The version served: what ``requested`` stands for when it is an alias."""
         return self.cluster.name
+
+    @property
+    def in_session(self) -> bool:
+        """Whether the session is what keeps the tenant apart: it has to stay the same from BEGIN to BEGIN."""
+        return self.shared or bool(self.startup)
 
 
 TENANT_PATTERN = "[a-z0-9][a-z0-9_-]{0,47}"

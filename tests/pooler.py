@@ -1,8 +1,9 @@
-"""A transaction pooler: what PgBouncer is to its clients, as far as they can tell; and PgBouncer itself."""
+"""A pooler: what PgBouncer is to its clients, as far as they can tell; and PgBouncer itself."""
 
 from __future__ import annotations
 
 import os
+import re
 import select
 import shutil
 import socket
@@ -11,39 +12,47 @@ import subprocess
 import tempfile
 import threading
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Literal, Self, TypeAlias
 
 from tests.support import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+Mode: TypeAlias = Literal["session", "transaction", "statement"]
+
 _PROTOCOL = 196608
 _CANCEL = 80877102
 _ENCRYPTIONS = (80877103, 80877104)  # TLS, GSSAPI
 _ANSWERED_BY_READY = b"QSF"  # Query, Sync, FunctionCall
 _READY = b"Z\0\0\0\5"
+_KEY = b"K\0\0\0\x0c"
+_KEY_DATA = re.compile(_KEY + b".{8}", re.DOTALL)
 
 
 class Pooler:
     """Lends one server process a database and user, for a transaction at a time; a context manager.
 
-    Startup options are ignored, nothing is reset between clients.
+    Startup options are ignored, nothing is reset between clients, and each is told another number of its process.
 
     Args:
         target_host: The server's address.
         target_port: The server's port.
+        mode: For what a client has a server process; for a session, each has one of its own.
 
     Attributes:
         host: Its own address.
         port: Its own port.
     """
 
-    def __init__(self, target_host: str, target_port: int) -> None:
+    def __init__(self, target_host: str, target_port: int, mode: Mode = "transaction") -> None:
         self._target = (target_host, target_port)
+        self._mode = mode
+        self._clients = count(1)
         self._guard = threading.Lock()  # guards _servers
-        self._servers: dict[tuple[bytes, bytes], _Server] = {}
+        self._servers: dict[tuple[object, ...], _Server] = {}
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=100)
         self.host, self.port = self._listener.getsockname()
 
@@ -78,11 +87,13 @@ class Pooler:
             words = body.split(b"\0")
             params = dict(zip(words[::2], words[1::2], strict=False))
             login = (params[b"user"], params.get(b"database", params[b"user"]))
+            number = next(self._clients)
+            key = login if self._mode == "transaction" else (*login, number)
             with self._guard:
-                if login not in self._servers:
-                    self._servers[login] = _Server(self._target, login)
-                server = self._servers[login]
-            client.sendall(server.welcome)
+                if key not in self._servers:
+                    self._servers[key] = _Server(self._target, login)
+                server = self._servers[key]
+            client.sendall(_KEY_DATA.sub(_KEY + struct.pack("!ii", -number, number), server.welcome, count=1))
             while True:
                 said = list(stream.messages())
                 if said[0][:1] == b"X":
@@ -173,13 +184,14 @@ class PgBouncer:
         target_host: The server's address.
         target_port: The server's port.
         users: Who may log in.
+        mode: For what a client has a server process; for a session, each has one of its own.
 
     Attributes:
         host: Its own address.
         port: Its own port.
     """
 
-    def __init__(self, target_host: str, target_port: int, users: Iterable[str]) -> None:
+    def __init__(self, target_host: str, target_port: int, users: Iterable[str], mode: Mode = "transaction") -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.host, self.port = free.getsockname()
         self._home = Path(tempfile.mkdtemp(prefix="pgbouncer"))
@@ -194,8 +206,8 @@ listen_port = {self.port}
 unix_socket_dir =
 auth_type = trust
 auth_file = {self._home / "users"}
-pool_mode = transaction
-default_pool_size = 1
+pool_mode = {mode}
+default_pool_size = {50 if mode == "session" else 1}
 ignore_startup_parameters = extra_float_digits, options
 """)
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from router.testing import PostgresServer
+    from tests.pooler import PgBouncer, Pooler
 
 # What a client says before it hangs up; no answer follows.
 _TERMINATE = b"X\0\0\0\4"
@@ -82,7 +83,7 @@ class Proxy:
         for thread in threads:
             thread.join()
 
-    def lead_to(self, *servers: PostgresServer) -> None:
+    def lead_to(self, *servers: PostgresServer | Pooler | PgBouncer) -> None:
         """Lead connections that are opened from now on elsewhere: to one server after the other, round and round."""
         self._set(_targets=cycle([(server.host, server.port) for server in servers]))
 

@@ -324,6 +324,26 @@ def test_a_refused_login_leaves_other_nodes_of_the_server_in_use() -> None:
     assert [chosen(make_target(node), health).ready for node in (refused, other)] == [0, 1]
 
 
+def test_what_an_undeclared_pooler_is_good_for() -> None:
+    (primary, replica, other), cluster = CLUSTER[:3], make_target(*CLUSTER[:3])
+    health: dict[Server | Node, State] = {
+        node.server: up(PRIMARY if node is primary else REPLICA) for node in CLUSTER[:3]
+    }
+    health[replica.server] = replace(health[replica.server], undeclared_pooler=True)
+    assert chosen(cluster, health).best == 2
+    for session in (cluster._replace(shared=True), cluster._replace(startup=(("app.tenant", "acme"),))):
+        route = chosen(session, health)
+        assert (route.nodes[: route.ready], route.nodes[-1]) == ((other, primary), replica)
+        assert 'set pooler = "transaction" on the node' in route.notes[replica]
+        for node in (primary, other):
+            health[node.server] = replace(health[node.server], undeclared_pooler=True)
+        for request in (READ, WRITE):
+            route = chosen(session, health, request)
+            assert (route.ready, route.pending) == (0, False)  # nobody waits for what does not change
+        for node in (primary, other):
+            health[node.server] = replace(health[node.server], undeclared_pooler=False)
+
+
 def test_where_no_node_is_allowed_the_route_says_so() -> None:
     route = chosen(make_target(CLUSTER[1]), {R1: up(REPLICA)}, WRITE, turn=0.5)
     assert (route.nodes, route.best) == ((), 0)

@@ -23,6 +23,7 @@ from router.events import (
     ServerBanned,
     ServerDown,
     ServerUp,
+    UndeclaredPooler,
     changes,
     succeed,
 )
@@ -225,6 +226,15 @@ SERVER = A.server
         (ServerUp(SERVER, PRIMARY, 160004), logging.INFO, "a:5432 is up: primary, PostgreSQL 16"),
         (ServerDown(SERVER, "no answer within 1 s"), logging.WARNING, "a:5432 is down: no answer within 1 s"),
         (LoginRefused(A, "FATAL: no"), logging.WARNING, "app@a:5432/app cannot be logged in to: FATAL: no"),
+        (
+            UndeclaredPooler(SERVER),
+            logging.WARNING,
+            (
+                "a:5432 is a pooler that the settings do not declare: tenants that share it, or are kept apart by "
+                'a schema, role or setting, are refused there until pooler = "transaction" or "session" is set on the '
+                "node"
+            ),
+        ),
         (ServerBanned(SERVER, 3, 1.26), logging.INFO, "a:5432 is avoided for 1.3 s more: it went down 3 times lately"),
         (RoleChanged(SERVER, PRIMARY, 3), logging.WARNING, "a:5432 is a primary now, on timeline 3"),
         (RoleChanged(SERVER, REPLICA, 0), logging.WARNING, "a:5432 is a replica now"),

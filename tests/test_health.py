@@ -18,6 +18,7 @@ from router.health import (
     Failed,
     Lag,
     Looked,
+    PoolerFound,
     State,
     failed,
     fenced,
@@ -103,6 +104,20 @@ def test_a_look_clears_what_went_wrong_before_but_not_how_often() -> None:
     health = after(REFUSED, BAD_LOGIN, REFUSED, UP)
     assert list(health) == [NEAR]
     assert (health[NEAR].up, health[NEAR].reason, health[NEAR].failures) == (True, "", 2)
+
+
+def test_only_a_look_over_a_new_connection_finds_that_a_pooler_is_gone() -> None:
+    def after(health: Health, *seen: Seen) -> bool:
+        for one in seen:
+            health = observe(health, one, now=1.0, jitter=0.0, policy=POLICY)
+        return health[NEAR].undeclared_pooler
+
+    found, held = PoolerFound(NODE), looked(NODE, PRIMARY)
+    new = held._replace(undeclared_pooler=False)
+    assert [after({}, *seen) for seen in ((held,), (found,), (found, held), (found, REFUSED), (found, new))] == [
+        False, True, True, True, False,
+    ]  # fmt: skip
+    assert after({}, held._replace(undeclared_pooler=True), held)
 
 
 def test_a_look_that_changes_nothing_that_matters_gives_equal_knowledge() -> None:

@@ -169,7 +169,6 @@ def test_the_options_of_the_node_stay() -> None:
 @pytest.mark.parametrize(("home", "expected"), WAYS)
 def test_a_shared_tenant_is_set_when_a_connection_is_borrowed(home: Home, expected: dict[str, str]) -> None:
     both = resolved(home._replace(policy=SHARED))
-    dedicated = resolved(home)
     assert both.shared
     assert both.scope is not None
     *settings, last = both.scope.settings
@@ -177,7 +176,7 @@ def test_a_shared_tenant_is_set_when_a_connection_is_borrowed(home: Home, expect
     assert last == CALLED
     assert written == expected.get("options", "")
     assert params(both) == [{**one, **without_options(expected)} for one in params(Target("", V1))]
-    assert (both.watched, both.schema, both.scope.tenant) == (V1, dedicated.schema, "acme")
+    assert (both.watched, both.startup, both.scope.tenant) == (V1, (), "acme")
 
 
 def without_options(found: dict[str, str]) -> dict[str, str]:
@@ -228,7 +227,7 @@ def test_a_tenant_is_kept_warm() -> None:
 def test_a_tenant_lives_in_versions(versions: tuple[str, ...], named: str | None, expected: tuple[str, str]) -> None:
     target = resolved(Home(versions, schema=("{tenant}_{version}",)), named)
     assert (target.requested, target.version) == expected
-    assert target.schema == f'"acme_{expected[1]}"'
+    assert target.startup == (("search_path", f'"acme_{expected[1]}"'),)
 
 
 def test_it_is_not_looked_for_where_it_does_not_live() -> None:
@@ -257,10 +256,10 @@ def test_who_is_a_tenant() -> None:
     with pytest.raises(UnknownTenant, match="the settings have no tenants"):
         resolve(topology("blue"), None, "acme")
     template = Home(("v2",), schema=("other_{tenant}",))
-    assert resolve(tenants(template, {"acme": acme}), None, "acme").schema == '"acme"'
-    assert resolve(tenants(template, {"acme": acme}), None, "acne").schema == '"other_acne"'
-    assert (
-        resolve(tenants(None, {"acme": acme}), None, "initech", template).schema == '"other_initech"'
+    assert resolve(tenants(template, {"acme": acme}), None, "acme").startup == (("search_path", '"acme"'),)
+    assert resolve(tenants(template, {"acme": acme}), None, "acne").startup == (("search_path", '"other_acne"'),)
+    assert resolve(tenants(None, {"acme": acme}), None, "initech", template).startup == (
+        ("search_path", '"other_initech"'),
     )  # of a directory
 
 
@@ -409,13 +408,13 @@ def test_no_key_makes_a_name_that_is_not_the_tenants_own(home: Home, key: str) -
 
 def test_what_the_settings_name_themselves_is_theirs_to_name() -> None:
     target = resolved(Home(("v1",), database="postgres", schema=("{tenant}", "public"), role="postgres"))
-    assert target.schema == '"acme", "public"'
+    assert target.startup[0] == ("search_path", '"acme", "public"')
 
 
 @pytest.mark.parametrize("key", ["{version}", "{tenant}", "{tenant}{version}"])
 def test_what_a_key_holds_is_not_read_again(key: str) -> None:
     target = resolved(Home(("v1",), schema=("{tenant}_{version}",), row="app.tenant"), tenant=key, pattern=".+")
-    assert target.schema == f'"{key}_v1"'
+    assert target.startup == (("search_path", f'"{key}_v1"'), ("app.tenant", key))
     assert dict(target.cluster.nodes[0].params)["options"] == (f'-c search_path="{key}_v1" -c app.tenant={key}')
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import psycopg
 
 from router import sql
+from router._async.opener import is_undeclared
 from router._async.pools import original_of
 from router._async.scripts import cursor_of, send
 from router._runtime import AFlag, AGuard, acall, acan_spawn, ajoin, aspawn, cut
@@ -506,6 +507,13 @@ class AsyncSqlSource:
         if pool.node.pooler == "transaction":
             logger.warning("%s is a transaction pooler: changes to tenants are seen when directory.ttl ends", pool.node)
             return
+        [(pid, _)] = await send(connection, sql.session(()).encode())
+        if is_undeclared(connection, pool.node, pid):
+            logger.warning(
+                "%s is a pooler that the settings do not declare: if it is one for transactions, changes to tenants "
+                "are seen when directory.ttl ends",
+                pool.node,
+            )
         original_of(connection).spent = True
         _keep_alive(connection)
         await send(connection, sql.LISTEN_TO_TENANTS.encode())

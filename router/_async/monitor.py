@@ -265,7 +265,7 @@ class AsyncWatcher:
         )
         used.append(connection)
         try:
-            return await opener.look(connection, node), connection
+            return await opener.look(connection, node, new=True), connection
         except BaseException:
             await connection.close()
             raise

@@ -19,7 +19,7 @@ from router._runtime import acall
 from router.budget import Claim
 from router.choose import objection
 from router.errors import masked
-from router.health import Connected, Failed, Looked, failed
+from router.health import Connected, Failed, Looked, PoolerFound, failed
 from router.topology import Role
 
 if TYPE_CHECKING:
@@ -44,6 +44,10 @@ class WrongRole(psycopg.OperationalError):
 
 class Refused(psycopg.OperationalError):
     """The server has no room for the connection, or refused the login of one that requests can do without."""
+
+
+class NotItsOwn(psycopg.OperationalError):
+    """The session is not the one that it has to be for a tenant."""
 
 
 class NoPassword(psycopg.OperationalError):
@@ -86,7 +90,7 @@ class AsyncOpener:
         claim: Claim,
         *,
         read_only: bool,
-        schema: str,
+        startup: tuple[tuple[str, str], ...] | None,
         spare: bool,
         wanted: Callable[[], bool],
     ) -> AsyncConnection[TupleRow]:
@@ -97,7 +101,8 @@ class AsyncOpener:
             cluster: The cluster it serves, for its policies.
             claim: What it counts as in the budget.
             read_only: Whether its session refuses writes.
-            schema: A search path that has to be there; empty for none.
+            startup: The settings with which a session of a tenant's has to begin; ``None`` where the session does not
+                matter, since it is nobody's or its user or database is what keeps the tenant apart.
             spare: Whether requests can do without it: a refusal of the login is then raised, and not reported.
             wanted: Tells whether anybody still waits for it.
 
@@ -108,6 +113,7 @@ class AsyncOpener:
             BudgetSpent: No slot became free as long as it was wanted.
             Refused: The server has no room, or refused the login of a spare connection.
             WrongRole: The server's role is not fit for this use.
+            NotItsOwn: The session is not one that can be a tenant's.
             psycopg.OperationalError: It could not be opened.
         """
         autocommit = read_only and cluster.read.autocommit and node.pooler != "transaction"
@@ -124,8 +130,8 @@ class AsyncOpener:
                 await connection.set_read_only(read_only or None)
                 if read_only and not cluster.read.autocommit:
                     await connection.set_isolation_level(psycopg.IsolationLevel.REPEATABLE_READ)
-            if schema:
-                await self._find_schema(connection, node, schema)
+            if startup is not None and node.pooler != "transaction":
+                await self._check_session(connection, node, startup)
             if self._configure is not None:
                 await self._run_configure(self._configure, connection, node)
         except BaseException:
@@ -173,12 +179,13 @@ class AsyncOpener:
         connection.prepare_threshold = None  # behind a pooler, the next look may have another server process
         return connection
 
-    async def look(self, connection: AsyncConnection[TupleRow], node: Node) -> Looked:
+    async def look(self, connection: AsyncConnection[TupleRow], node: Node, *, new: bool = False) -> Looked:
         """Ask a server what it is and how far it is: one round trip.
 
         Args:
             connection: To the server, in autocommit.
             node: What it was opened for.
+            new: Whether it was opened just now, and shows whether a pooler answers there by now.
 
         Returns:
             What it says.
@@ -189,12 +196,13 @@ class AsyncOpener:
         begun = monotonic()
         query = sql.LOOK_WITHOUT_CONTROL if node.server in self._without_control else sql.LOOK
         try:
-            ((standby, position, timeline, system, replay_age),) = await send(connection, query.encode())
+            ((standby, position, timeline, system, replay_age, pid),) = await send(connection, query.encode())
         except psycopg.errors.InsufficientPrivilege:
             if query is sql.LOOK_WITHOUT_CONTROL:
                 raise
             self._without_control.add(node.server)
-            return await self.look(connection, node)
+            return await self.look(connection, node, new=new)
+        pooled = is_undeclared(connection, node, pid)
         return Looked(
             node,
             Role.REPLICA if standby == b"t" else Role.PRIMARY,
@@ -204,6 +212,7 @@ class AsyncOpener:
             system=int(system or 0) % 2**64,  # unsigned, in PostgreSQL's own tools
             replay_age=None if replay_age is None else float(replay_age),
             latency=monotonic() - begun,
+            undeclared_pooler=pooled if pooled or new else None,
         )
 
     async def connect(
@@ -345,13 +354,26 @@ class AsyncOpener:
                 raise NoPassword(f"its password_file{named} cannot be read: {why}") from None
         return None
 
-    async def _find_schema(self, connection: AsyncConnection[TupleRow], node: Node, schema: str) -> None:
+    async def _check_session(
+        self, connection: AsyncConnection[TupleRow], node: Node, startup: tuple[tuple[str, str], ...]
+    ) -> None:
+        """Make sure that a session can be a tenant's, and is the one's that it begins as."""
         try:
-            [found] = sql.settings([("search_path", schema)], local=True)
-            await send(connection, f"SELECT {found}".encode())
+            [(pid, begun, *_)] = await send(connection, sql.session(startup).encode())
         except NOT_THERE as error:
             await self._report(Failed(node, why_not_there(error), answered=True, lacks="schema"))
             raise
+        if is_undeclared(connection, node, pid):
+            await self._report(PoolerFound(node))
+            raise NotItsOwn("a pooler answers there that the settings do not declare")
+        if begun != b"t":
+            names = ", ".join(name for name, _ in startup)
+            reason = (
+                f"a pooler there drops the startup options that make a session the tenant's ({names}): have it pass "
+                'on `options`, or set pooling = "shared"'
+            )
+            await self._report(Failed(node, reason, answered=True))
+            raise NotItsOwn(reason)
 
     async def _run_configure(self, configure: AConfigure, connection: AsyncConnection[TupleRow], node: Node) -> None:
         try:
@@ -362,6 +384,23 @@ class AsyncOpener:
             logger.exception("the router's configure callable failed for a connection to %s", node)
             await self._report(Failed(node, "the configure callable failed; its error is in the log", answered=True))
             raise
+
+
+def is_undeclared(connection: AsyncConnection[TupleRow], node: Node, pid: bytes | None) -> bool:
+    """Tell whether a pooler answers for a server, although the settings do not say so.
+
+    A pooler hands out numbers of its own, PgBouncer in every mode. In which mode it is cannot be asked; that a session
+    is somebody else's by now would show too late.
+
+    Args:
+        connection: The connection.
+        node: What it was opened for.
+        pid: The number of the server's process, as that says itself.
+
+    Returns:
+        Whether one does.
+    """
+    return node.pooler is None and str(connection.pgconn.backend_pid).encode() != pid
 
 
 async def _role(connection: AsyncConnection[TupleRow]) -> Role:

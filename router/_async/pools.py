@@ -170,7 +170,7 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         self._opener = opener
         self._failing = False
         self._sure_until = 0.0
-        self._schema = "" if target.shared else target.schema
+        self._startup = target.startup if target.in_session else None
         self._used_at = monotonic()  # when somebody last came for a connection that was not ready
 
     @property
@@ -361,7 +361,7 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
                 self.cluster,
                 self.claim,
                 read_only=self.read_only,
-                schema=self._schema,
+                startup=self._startup,
                 spare=spare,
                 wanted=self._is_wanted,
             )

@@ -19,6 +19,7 @@ import psycopg
 
 from router import sql
 from router._runtime import Flag, Guard, call, can_spawn, cut, join, spawn
+from router._sync.opener import is_undeclared
 from router._sync.pools import original_of
 from router._sync.scripts import cursor_of, send
 from router.directory import Answers, in_words
@@ -507,6 +508,13 @@ class SqlSource:
         if pool.node.pooler == "transaction":
             logger.warning("%s is a transaction pooler: changes to tenants are seen when directory.ttl ends", pool.node)
             return
+        [(pid, _)] = send(connection, sql.session(()).encode())
+        if is_undeclared(connection, pool.node, pid):
+            logger.warning(
+                "%s is a pooler that the settings do not declare: if it is one for transactions, changes to tenants "
+                "are seen when directory.ttl ends",
+                pool.node,
+            )
         original_of(connection).spent = True
         _keep_alive(connection)
         send(connection, sql.LISTEN_TO_TENANTS.encode())

@@ -264,7 +264,7 @@ class Watcher:
         connection = opener.connect_to_look(node, self.nodes[node], self.claim, PATIENCE * self._monitor.policy.timeout)
         used.append(connection)
         try:
-            return opener.look(connection, node), connection
+            return opener.look(connection, node, new=True), connection
         except BaseException:
             connection.close()
             raise

@@ -20,7 +20,7 @@ from router._sync.slots import BudgetSpent
 from router.budget import Claim
 from router.choose import objection
 from router.errors import masked
-from router.health import Connected, Failed, Looked, failed
+from router.health import Connected, Failed, Looked, PoolerFound, failed
 from router.topology import Role
 
 if TYPE_CHECKING:
@@ -45,6 +45,10 @@ class WrongRole(psycopg.OperationalError):
 
 class Refused(psycopg.OperationalError):
     """The server has no room for the connection, or refused the login of one that requests can do without."""
+
+
+class NotItsOwn(psycopg.OperationalError):
+    """The session is not the one that it has to be for a tenant."""
 
 
 class NoPassword(psycopg.OperationalError):
@@ -87,7 +91,7 @@ class Opener:
         claim: Claim,
         *,
         read_only: bool,
-        schema: str,
+        startup: tuple[tuple[str, str], ...] | None,
         spare: bool,
         wanted: Callable[[], bool],
     ) -> Connection[TupleRow]:
@@ -98,7 +102,8 @@ class Opener:
             cluster: The cluster it serves, for its policies.
             claim: What it counts as in the budget.
             read_only: Whether its session refuses writes.
-            schema: A search path that has to be there; empty for none.
+            startup: The settings with which a session of a tenant's has to begin; ``None`` where the session does not
+                matter, since it is nobody's or its user or database is what keeps the tenant apart.
             spare: Whether requests can do without it: a refusal of the login is then raised, and not reported.
             wanted: Tells whether anybody still waits for it.
 
@@ -109,6 +114,7 @@ class Opener:
             BudgetSpent: No slot became free as long as it was wanted.
             Refused: The server has no room, or refused the login of a spare connection.
             WrongRole: The server's role is not fit for this use.
+            NotItsOwn: The session is not one that can be a tenant's.
             psycopg.OperationalError: It could not be opened.
         """
         autocommit = read_only and cluster.read.autocommit and node.pooler != "transaction"
@@ -125,8 +131,8 @@ class Opener:
                 connection.set_read_only(read_only or None)
                 if read_only and not cluster.read.autocommit:
                     connection.set_isolation_level(psycopg.IsolationLevel.REPEATABLE_READ)
-            if schema:
-                self._find_schema(connection, node, schema)
+            if startup is not None and node.pooler != "transaction":
+                self._check_session(connection, node, startup)
             if self._configure is not None:
                 self._run_configure(self._configure, connection, node)
         except BaseException:
@@ -172,12 +178,13 @@ class Opener:
         connection.prepare_threshold = None  # behind a pooler, the next look may have another server process
         return connection
 
-    def look(self, connection: Connection[TupleRow], node: Node) -> Looked:
+    def look(self, connection: Connection[TupleRow], node: Node, *, new: bool = False) -> Looked:
         """Ask a server what it is and how far it is: one round trip.
 
         Args:
             connection: To the server, in autocommit.
             node: What it was opened for.
+            new: Whether it was opened just now, and shows whether a pooler answers there by now.
 
         Returns:
             What it says.
@@ -188,12 +195,13 @@ class Opener:
         begun = monotonic()
         query = sql.LOOK_WITHOUT_CONTROL if node.server in self._without_control else sql.LOOK
         try:
-            ((standby, position, timeline, system, replay_age),) = send(connection, query.encode())
+            ((standby, position, timeline, system, replay_age, pid),) = send(connection, query.encode())
         except psycopg.errors.InsufficientPrivilege:
             if query is sql.LOOK_WITHOUT_CONTROL:
                 raise
             self._without_control.add(node.server)
-            return self.look(connection, node)
+            return self.look(connection, node, new=new)
+        pooled = is_undeclared(connection, node, pid)
         return Looked(
             node,
             Role.REPLICA if standby == b"t" else Role.PRIMARY,
@@ -203,6 +211,7 @@ class Opener:
             system=int(system or 0) % 2**64,  # unsigned, in PostgreSQL's own tools
             replay_age=None if replay_age is None else float(replay_age),
             latency=monotonic() - begun,
+            undeclared_pooler=pooled if pooled or new else None,
         )
 
     def connect(
@@ -344,13 +353,26 @@ class Opener:
                 raise NoPassword(f"its password_file{named} cannot be read: {why}") from None
         return None
 
-    def _find_schema(self, connection: Connection[TupleRow], node: Node, schema: str) -> None:
+    def _check_session(
+        self, connection: Connection[TupleRow], node: Node, startup: tuple[tuple[str, str], ...]
+    ) -> None:
+        """Make sure that a session can be a tenant's, and is the one's that it begins as."""
         try:
-            [found] = sql.settings([("search_path", schema)], local=True)
-            send(connection, f"SELECT {found}".encode())
+            [(pid, begun, *_)] = send(connection, sql.session(startup).encode())
         except NOT_THERE as error:
             self._report(Failed(node, why_not_there(error), answered=True, lacks="schema"))
             raise
+        if is_undeclared(connection, node, pid):
+            self._report(PoolerFound(node))
+            raise NotItsOwn("a pooler answers there that the settings do not declare")
+        if begun != b"t":
+            names = ", ".join(name for name, _ in startup)
+            reason = (
+                f"a pooler there drops the startup options that make a session the tenant's ({names}): have it pass "
+                'on `options`, or set pooling = "shared"'
+            )
+            self._report(Failed(node, reason, answered=True))
+            raise NotItsOwn(reason)
 
     def _run_configure(self, configure: Configure, connection: Connection[TupleRow], node: Node) -> None:
         try:
@@ -361,6 +383,23 @@ class Opener:
             logger.exception("the router's configure callable failed for a connection to %s", node)
             self._report(Failed(node, "the configure callable failed; its error is in the log", answered=True))
             raise
+
+
+def is_undeclared(connection: Connection[TupleRow], node: Node, pid: bytes | None) -> bool:
+    """Tell whether a pooler answers for a server, although the settings do not say so.
+
+    A pooler hands out numbers of its own, PgBouncer in every mode. In which mode it is cannot be asked; that a session
+    is somebody else's by now would show too late.
+
+    Args:
+        connection: The connection.
+        node: What it was opened for.
+        pid: The number of the server's process, as that says itself.
+
+    Returns:
+        Whether one does.
+    """
+    return node.pooler is None and str(connection.pgconn.backend_pid).encode() != pid
 
 
 def _role(connection: Connection[TupleRow]) -> Role:

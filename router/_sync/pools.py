@@ -171,7 +171,7 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         self._opener = opener
         self._failing = False
         self._sure_until = 0.0
-        self._schema = "" if target.shared else target.schema
+        self._startup = target.startup if target.in_session else None
         self._used_at = monotonic()  # when somebody last came for a connection that was not ready
 
     @property
@@ -362,7 +362,7 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
                 self.cluster,
                 self.claim,
                 read_only=self.read_only,
-                schema=self._schema,
+                startup=self._startup,
                 spare=spare,
                 wanted=self._is_wanted,
             )

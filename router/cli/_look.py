@@ -136,7 +136,7 @@ def _look(node: Node, cluster: Cluster, ask: Callable[[psycopg.Connection[TupleR
     except Exception as error:  # noqa: BLE001  (a host name that cannot be encoded, say; nobody else would report it)
         return Look(opener.failure(node, error))
     try:
-        seen = opener.look(connection, node)
+        seen = opener.look(connection, node, new=True)
         try:
             return Look(seen, ask(connection))
         except psycopg.Error as error:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from contextlib import suppress
+import re
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from time import monotonic, process_time
@@ -26,6 +27,8 @@ from router import (
 )
 from router._async.pools import original_of
 from router._runtime import asleep
+from router.events import UndeclaredPooler
+from router.topology import Server
 from tests.pooler import PgBouncer, Pooler
 from tests.proxy import Proxy
 from tests.support import PATIENCE, aall_of, aeventually, atogether, new_name, port, run, settings
@@ -35,7 +38,9 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
     from router import Node
+    from router.events import Event
     from router.testing import PostgresCluster
+    from tests.pooler import Mode
 
 SHARED = {"pooling": "shared"}
 ALTERNATIONS = 1000
@@ -1075,15 +1080,21 @@ async def test_odd_keys_that_the_pattern_allows_name_what_they_say(world: World,
 # Behind a transaction pooler
 
 
-@pytest.fixture
-def pooler(world: World, request: pytest.FixtureRequest) -> Iterator[Pooler | PgBouncer]:
+@contextmanager
+def a_pooler(world: World, request: pytest.FixtureRequest, mode: Mode) -> Iterator[Pooler | PgBouncer]:
     server = world.cluster.primary
     if request.config.getoption("--pooler", "embedded") == "pgbouncer":
-        with PgBouncer(server.host, server.port, ["postgres", world.app]) as pgbouncer:
+        with PgBouncer(server.host, server.port, ["postgres", world.app, *world.keys], mode) as pgbouncer:
             yield pgbouncer
     else:
-        with Pooler(server.host, server.port) as pooler:
+        with Pooler(server.host, server.port, mode) as pooler:
             yield pooler
+
+
+@pytest.fixture
+def pooler(world: World, request: pytest.FixtureRequest) -> Iterator[Pooler | PgBouncer]:
+    with a_pooler(world, request, "transaction") as pooler:
+        yield pooler
 
 
 def behind(pooler: Pooler | PgBouncer, world: World, way: str, **arguments: Any) -> RouterSettings:
@@ -1178,6 +1189,93 @@ async def test_behind_a_transaction_pooler_statements_sessions_and_functions_are
                 async with router.connection(tenant=key) as connection:
                     await connection.execute("DELETE FROM me WHERE name = 'added'")
             assert (await router.execute("UPDATE me SET name = name", tenant=key)).rowcount == 1
+
+
+# Behind a pooler that nobody declared
+
+UNDECLARED = r'set pooler = "transaction" on the node, or "session"'
+
+
+@pytest.mark.parametrize("pooling", ["dedicated", "shared"])
+@pytest.mark.parametrize("way", ["schema", "role", "row"])
+async def test_behind_an_undeclared_pooler_no_session_serves_a_tenant(
+    world: World, pooler: Pooler | PgBouncer, way: str, pooling: str
+) -> None:
+    told: list[Event] = []
+    options = world.settings(way, primary=world.dsn(way, port=pooler.port), tenancy={"pooling": pooling})
+    async with AsyncRouter(options, observers=[told.append]) as router:
+        turns = iter(range(400))
+
+        async def work() -> None:
+            for turn in turns:
+                with pytest.raises(Unavailable, match=UNDECLARED):
+                    async with router.connection(tenant=world.keys[turn % 2], read_only=turn % 3 == 0):
+                        pass
+
+        begun = monotonic()
+        await atogether(work, 8)
+        assert monotonic() - begun < 5.0  # none waited for its deadline
+        assert UndeclaredPooler(Server("127.0.0.1", pooler.port)) in told
+        assert re.search(UNDECLARED, repr(router.explain(tenant=world.keys[0])))
+        async with router.connection(version="v1") as connection:  # which needs no session of its own
+            await connection.execute("SELECT 1")
+
+
+async def test_behind_an_undeclared_pooler_a_database_of_its_own_serves_a_tenant(
+    world: World, pooler: Pooler | PgBouncer
+) -> None:
+    options = world.settings("database", primary=world.dsn("database", port=pooler.port))
+    async with AsyncRouter(options) as router:
+        for key in world.keys * 2:
+            async with router.connection(tenant=key) as connection:
+                cursor = await connection.execute("SELECT current_database(), name FROM me")
+                assert await cursor.fetchall() == [(key, key)]
+
+
+@pytest.mark.parametrize("pooling", ["dedicated", "shared"])
+async def test_an_undeclared_pooler_is_found_when_a_connection_is_opened(
+    world: World, pooler: Pooler | PgBouncer, pooling: str
+) -> None:
+    server, [key, other] = world.cluster.primary, world.keys
+    with Proxy(server.host, server.port) as proxy:
+        options = world.settings("schema", primary=world.dsn(port=proxy.port), tenancy={"pooling": pooling})
+        async with AsyncRouter(options) as router, router.connection(tenant=key) as connection:
+            assert await (await connection.execute("SELECT name FROM me")).fetchall() == [(key,)]
+            # What looks at the server keeps its own connection to it, and would never see this.
+            proxy.lead_to(pooler)
+            with pytest.raises(NoPrimary, match=UNDECLARED):
+                async with router.connection(tenant=other):
+                    pass
+
+
+async def test_behind_a_pooler_declared_for_sessions_shared_tenants_are_served_and_dropped_options_noticed(
+    world: World, request: pytest.FixtureRequest
+) -> None:
+    key = world.keys[0]
+    with a_pooler(world, request, "session") as pooler:
+        node = {"dsn": world.dsn("row", port=pooler.port), "pooler": "session"}
+        homes = {"shared": {"row": "app.tenant", "pooling": "shared"}, key: {"row": "app.tenant"}}
+        async with AsyncRouter(world.settings("row", primary=node, tenants=homes)) as router:
+            for read_only in (True, False):
+                async with router.connection(tenant="shared", read_only=read_only) as connection:
+                    cursor = await connection.execute("SELECT current_setting('app.tenant')")
+                    assert await cursor.fetchall() == [("shared",)]
+                with pytest.raises(Unavailable, match=r"drops the startup options .* \(app\.tenant\): "):
+                    async with router.connection(tenant=key, read_only=read_only):
+                        pass
+
+
+async def test_behind_an_undeclared_pooler_a_tenant_is_told_of_it_in_every_mode(
+    world: World, request: pytest.FixtureRequest
+) -> None:
+    modes: list[Mode] = ["session", "statement"]
+    for mode in modes:
+        with a_pooler(world, request, mode) as pooler:
+            options = world.settings("row", primary=world.dsn("row", port=pooler.port), tenancy=SHARED)
+            async with AsyncRouter(options) as router:
+                with pytest.raises(NoPrimary, match=UNDECLARED):
+                    async with router.connection(tenant=world.keys[0]):
+                        pass
 
 
 # A search path leads where it says

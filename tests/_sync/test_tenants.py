@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import random
-from contextlib import suppress
+import re
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from time import monotonic, process_time
@@ -27,6 +28,8 @@ from router import (
 )
 from router._runtime import sleep
 from router._sync.pools import original_of
+from router.events import UndeclaredPooler
+from router.topology import Server
 from tests.pooler import PgBouncer, Pooler
 from tests.proxy import Proxy
 from tests.support import PATIENCE, all_of, eventually, new_name, port, run, settings, together
@@ -36,7 +39,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from router import Node
+    from router.events import Event
     from router.testing import PostgresCluster
+    from tests.pooler import Mode
 
 SHARED = {"pooling": "shared"}
 ALTERNATIONS = 1000
@@ -1064,15 +1069,21 @@ def test_odd_keys_that_the_pattern_allows_name_what_they_say(world: World, pooli
 # Behind a transaction pooler
 
 
-@pytest.fixture
-def pooler(world: World, request: pytest.FixtureRequest) -> Iterator[Pooler | PgBouncer]:
+@contextmanager
+def a_pooler(world: World, request: pytest.FixtureRequest, mode: Mode) -> Iterator[Pooler | PgBouncer]:
     server = world.cluster.primary
     if request.config.getoption("--pooler", "embedded") == "pgbouncer":
-        with PgBouncer(server.host, server.port, ["postgres", world.app]) as pgbouncer:
+        with PgBouncer(server.host, server.port, ["postgres", world.app, *world.keys], mode) as pgbouncer:
             yield pgbouncer
     else:
-        with Pooler(server.host, server.port) as pooler:
+        with Pooler(server.host, server.port, mode) as pooler:
             yield pooler
+
+
+@pytest.fixture
+def pooler(world: World, request: pytest.FixtureRequest) -> Iterator[Pooler | PgBouncer]:
+    with a_pooler(world, request, "transaction") as pooler:
+        yield pooler
 
 
 def behind(pooler: Pooler | PgBouncer, world: World, way: str, **arguments: Any) -> RouterSettings:
@@ -1167,6 +1178,93 @@ def test_behind_a_transaction_pooler_statements_sessions_and_functions_are_the_t
                 with router.connection(tenant=key) as connection:
                     connection.execute("DELETE FROM me WHERE name = 'added'")
             assert router.execute("UPDATE me SET name = name", tenant=key).rowcount == 1
+
+
+# Behind a pooler that nobody declared
+
+UNDECLARED = r'set pooler = "transaction" on the node, or "session"'
+
+
+@pytest.mark.parametrize("pooling", ["dedicated", "shared"])
+@pytest.mark.parametrize("way", ["schema", "role", "row"])
+def test_behind_an_undeclared_pooler_no_session_serves_a_tenant(
+    world: World, pooler: Pooler | PgBouncer, way: str, pooling: str
+) -> None:
+    told: list[Event] = []
+    options = world.settings(way, primary=world.dsn(way, port=pooler.port), tenancy={"pooling": pooling})
+    with Router(options, observers=[told.append]) as router:
+        turns = iter(range(400))
+
+        def work() -> None:
+            for turn in turns:
+                with pytest.raises(Unavailable, match=UNDECLARED):
+                    with router.connection(tenant=world.keys[turn % 2], read_only=turn % 3 == 0):
+                        pass
+
+        begun = monotonic()
+        together(work, 8)
+        assert monotonic() - begun < 5.0  # none waited for its deadline
+        assert UndeclaredPooler(Server("127.0.0.1", pooler.port)) in told
+        assert re.search(UNDECLARED, repr(router.explain(tenant=world.keys[0])))
+        with router.connection(version="v1") as connection:  # which needs no session of its own
+            connection.execute("SELECT 1")
+
+
+def test_behind_an_undeclared_pooler_a_database_of_its_own_serves_a_tenant(
+    world: World, pooler: Pooler | PgBouncer
+) -> None:
+    options = world.settings("database", primary=world.dsn("database", port=pooler.port))
+    with Router(options) as router:
+        for key in world.keys * 2:
+            with router.connection(tenant=key) as connection:
+                cursor = connection.execute("SELECT current_database(), name FROM me")
+                assert cursor.fetchall() == [(key, key)]
+
+
+@pytest.mark.parametrize("pooling", ["dedicated", "shared"])
+def test_an_undeclared_pooler_is_found_when_a_connection_is_opened(
+    world: World, pooler: Pooler | PgBouncer, pooling: str
+) -> None:
+    server, [key, other] = world.cluster.primary, world.keys
+    with Proxy(server.host, server.port) as proxy:
+        options = world.settings("schema", primary=world.dsn(port=proxy.port), tenancy={"pooling": pooling})
+        with Router(options) as router, router.connection(tenant=key) as connection:
+            assert connection.execute("SELECT name FROM me").fetchall() == [(key,)]
+            # What looks at the server keeps its own connection to it, and would never see this.
+            proxy.lead_to(pooler)
+            with pytest.raises(NoPrimary, match=UNDECLARED):
+                with router.connection(tenant=other):
+                    pass
+
+
+def test_behind_a_pooler_declared_for_sessions_shared_tenants_are_served_and_dropped_options_noticed(
+    world: World, request: pytest.FixtureRequest
+) -> None:
+    key = world.keys[0]
+    with a_pooler(world, request, "session") as pooler:
+        node = {"dsn": world.dsn("row", port=pooler.port), "pooler": "session"}
+        homes = {"shared": {"row": "app.tenant", "pooling": "shared"}, key: {"row": "app.tenant"}}
+        with Router(world.settings("row", primary=node, tenants=homes)) as router:
+            for read_only in (True, False):
+                with router.connection(tenant="shared", read_only=read_only) as connection:
+                    cursor = connection.execute("SELECT current_setting('app.tenant')")
+                    assert cursor.fetchall() == [("shared",)]
+                with pytest.raises(Unavailable, match=r"drops the startup options .* \(app\.tenant\): "):
+                    with router.connection(tenant=key, read_only=read_only):
+                        pass
+
+
+def test_behind_an_undeclared_pooler_a_tenant_is_told_of_it_in_every_mode(
+    world: World, request: pytest.FixtureRequest
+) -> None:
+    modes: list[Mode] = ["session", "statement"]
+    for mode in modes:
+        with a_pooler(world, request, mode) as pooler:
+            options = world.settings("row", primary=world.dsn("row", port=pooler.port), tenancy=SHARED)
+            with Router(options) as router:
+                with pytest.raises(NoPrimary, match=UNDECLARED):
+                    with router.connection(tenant=world.keys[0]):
+                        pass
 
 
 # A search path leads where it says
