@@ -14,7 +14,7 @@
         NoReplica                               no node may be read from
         PoolExhausted                           nodes are fine, the pool or the budget is full
           TooManyWaiting                        refused at the door: too many wait already
-        TransactionOutcomeUnknown               the connection died during COMMIT
+        TransactionOutcomeUnknown               the connection died when something that commits was under way
       TokenRefused (ValueError)                 a token that is damaged, or of another cluster or key
 
 No connection string or password is part of any message.
@@ -229,7 +229,11 @@ class TooManyWaiting(PoolExhausted):
 
 
 class TransactionOutcomeUnknown(Unavailable):
-    """The connection died during COMMIT: the transaction may be committed or not, and only its data can tell."""
+    """The connection died during COMMIT, or a statement in autocommit: only the data can tell whether that was done.
+
+    So it is for PREPARE TRANSACTION and COMMIT PREPARED, by whatever way they are sent. What psycopg had to say is its
+    ``__cause__``.
+    """
 
 
 class TokenRefused(RouterError, ValueError):

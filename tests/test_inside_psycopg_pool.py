@@ -1,4 +1,4 @@
-"""What ``router/_async/pools.py`` assumes of the inside of psycopg_pool and psycopg; it must hold in every release."""
+"""What ``router/_async`` assumes of the inside of psycopg_pool and psycopg; it must hold in every release."""
 
 from __future__ import annotations
 
@@ -11,11 +11,17 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import psycopg_pool
 import pytest
+from psycopg._preparing import PrepareManager
+from psycopg.pq import TransactionStatus
 
 from tests.support import aeventually, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from psycopg._preparing import Key, Prepare
+    from psycopg._queries import PostgresQuery
+    from psycopg.abc import PQGen
 
     from tests.conftest import Postgres
 
@@ -187,3 +193,45 @@ def test_what_a_connection_is_lies_in_its_dict(kind: type[Any]) -> None:
     source = inspect.getsource(psycopg.Connection.__mro__[1].__init__)  # type: ignore[misc]
     for name in ("_notice_handlers", "_notify_handlers", "_pipeline", "_tpc", "_prepared"):
         assert f"self.{name}" in source
+
+
+def test_what_is_sent_passes_where_it_is_noted(postgres: Postgres) -> None:
+    passed: list[Any] = []
+
+    class Prepared(PrepareManager):
+        def maybe_add_to_cache(self, query: PostgresQuery, prep: Prepare, name: bytes) -> Key | None:
+            assert connection.pgconn.transaction_status == TransactionStatus.ACTIVE  # it has been sent already
+            passed.append(query.query)
+            return super().maybe_add_to_cache(query, prep, name)
+
+    class Connection(psycopg.Connection[Any]):
+        def wait(self, *args: Any, **kwargs: Any) -> Any:
+            passed.append("wait")
+            return super().wait(*args, **kwargs)
+
+        def _start_query(self) -> PQGen[None]:
+            passed.append("start")
+            return super()._start_query()
+
+        def _exec_command(self, command: Any, *args: Any) -> PQGen[Any]:
+            passed.append(command)
+            return super()._exec_command(command, *args)
+
+    def by(*expected: Any) -> bool:
+        noted = [*passed]
+        passed.clear()
+        return noted == [*expected]
+
+    with Connection.connect(postgres.primary) as connection:
+        connection._prepared = Prepared()
+        connection.execute("SELECT 1")
+        assert by("wait", "start", b"BEGIN", b"SELECT 1")
+        psycopg.ClientCursor(connection).execute("SELECT 1")
+        assert by("wait", "start", b"SELECT 1")
+        assert list(connection.cursor().stream("SELECT 1")) == [(1,)]
+        assert by("wait", "start", "wait", "wait")
+        connection.commit()
+        assert by("wait", b"COMMIT")
+        with connection.transaction():
+            assert by("wait", b"BEGIN")
+        assert by("wait", b"COMMIT")

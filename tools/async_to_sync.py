@@ -29,6 +29,7 @@ RENAMES = {
     "AsyncKnowledge": "Knowledge",
     "AsyncLane": "Lane",
     "AsyncMonitor": "Monitor",
+    "AsyncNodeConnection": "NodeConnection",
     "AsyncNodePool": "NodePool",
     "AsyncOpener": "Opener",
     "AsyncReading": "Reading",
@@ -40,7 +41,6 @@ RENAMES = {
     "AsyncAskingCheckout": "AskingCheckout",
     "AsyncGate": "Gate",
     "AsyncLine": "Line",
-    "AsyncLogin": "Login",
     "AsyncPooledConnection": "PooledConnection",
     "AsyncPools": "Pools",
     "AsyncPlace": "Place",
@@ -80,6 +80,7 @@ RENAMES = {
     "psycopg_pool.pool_async": "psycopg_pool.pool",
     "AsyncConnection": "Connection",
     "AsyncConnectionPool": "ConnectionPool",
+    "AsyncClientCursor": "ClientCursor",
     "AsyncCursor": "Cursor",
     "AsyncServerCursor": "ServerCursor",
     # the language and its library

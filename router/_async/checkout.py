@@ -15,7 +15,7 @@ from psycopg.pq import TransactionStatus
 from router import sql
 from router._async.pools import original_of
 from router._async.scoped import enter
-from router._async.scripts import TooLate, commit, send
+from router._async.scripts import AsyncNodeConnection, TooLate, commit, send
 from router._runtime import aclaimed, arunning_loop
 from router.choose import PAIRS, pairs, rotation
 from router.errors import PoolExhausted, TransactionOutcomeUnknown, UnknownTenant
@@ -175,22 +175,6 @@ class AsyncCheckout:
         """Where the connection is from, inside the block."""
         return self._pool
 
-    def outcome_unknown(self, death: str) -> TransactionOutcomeUnknown:
-        """Say that the connection died when it mattered.
-
-        Args:
-            death: When it died, and what is not known therefore.
-
-        Returns:
-            The error, to be raised.
-        """
-        return TransactionOutcomeUnknown(
-            f"the connection to {self._pool.node} died {death} is not known; "
-            "look on the primary for what it wrote before you repeat it",
-            version=self._lane.target.requested,
-            tenant=self._lane.target.tenant,
-        )
-
     async def __aenter__(self) -> AsyncConnection[TupleRow]:
         """Borrow the connection.
 
@@ -210,11 +194,12 @@ class AsyncCheckout:
         pool = lane.pick() if self._request is None else None
         if pool is not None and (connection := await pool.take()) is not None:
             self._pool = pool
-            self._connection = connection
-            return connection
-        deadline = monotonic() + min(self._timeout, A_LONG_TIME)
-        self._pool, self._connection = await lane.acquire(lane, deadline, pool, self._request)
-        return self._connection
+        else:
+            deadline = monotonic() + min(self._timeout, A_LONG_TIME)
+            self._pool, connection = await lane.acquire(lane, deadline, pool, self._request)
+        connection.__dict__["_router"].target = lane.target
+        self._connection = connection
+        return connection
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -275,11 +260,12 @@ class AsyncCheckout:
 
     async def _commit(self, connection: AsyncConnection[TupleRow], pool: AsyncNodePool) -> tuple[int, int] | None:
         if connection.broken:
+            if isinstance(connection, AsyncNodeConnection) and connection.unknown is not None:
+                raise connection.unknown  # which the block has swallowed
             raise psycopg.OperationalError("the connection was lost before COMMIT: the transaction was rolled back")
         if connection.closed:  # by the block
             return None
         status = connection.pgconn.transaction_status
-        committing = status in UNDECIDED
         try:
             if self._note is not None:
                 return await _written(connection)
@@ -290,9 +276,7 @@ class AsyncCheckout:
             _tell(pool, connection, error)
             if status == TransactionStatus.IDLE:
                 return None  # all that was written is committed; only how far that went is not known
-            if not committing:
-                raise
-            raise self.outcome_unknown("during COMMIT: whether the transaction is committed") from error
+            raise
         return None
 
 
@@ -307,6 +291,8 @@ async def _end_reading(connection: AsyncConnection[TupleRow], pool: AsyncNodePoo
 
 def _tell(pool: AsyncNodePool, connection: AsyncConnection[TupleRow], error: BaseException | None) -> None:
     """Tell what a block, or the end of one, has shown of its server."""
+    if isinstance(error, TransactionOutcomeUnknown):
+        error = error.__cause__
     sqlstate, broken = getattr(error, "sqlstate", None), connection.broken
     # That a session for reading refuses a write says nothing of its server.
     if broken or sqlstate in GOES_DOWN or (sqlstate == READ_ONLY and not pool.read_only):
@@ -437,6 +423,7 @@ class AsyncScopedCheckout(AsyncTrackedCheckout):
                 connection = None
                 continue
             pool.expendable.discard(connection)
+            original_of(connection).target = target
             self._pool, self._connection = pool, connection
             return connection
 
@@ -473,17 +460,6 @@ class AsyncAskingCheckout(AsyncCheckout):
     def pool(self) -> AsyncNodePool:
         """Where the connection is from, inside the block."""
         return self._found().pool
-
-    def outcome_unknown(self, death: str) -> TransactionOutcomeUnknown:
-        """Say that the connection died when it mattered.
-
-        Args:
-            death: When it died, and what is not known therefore.
-
-        Returns:
-            The error, to be raised.
-        """
-        return self._found().outcome_unknown(death)
 
     async def __aenter__(self) -> AsyncConnection[TupleRow]:
         """Find out where the tenant lives, and borrow the connection.

@@ -12,7 +12,7 @@ from psycopg import AsyncConnection
 from psycopg.conninfo import make_conninfo
 
 from router import sql
-from router._async.scripts import NOT_THERE, AsyncLogin, AsyncPooledConnection, send, why_not_there
+from router._async.scripts import NOT_THERE, AsyncNodeConnection, AsyncPooledConnection, send, why_not_there
 from router._async.slots import BudgetSpent
 from router._login import LoginFailed
 from router._runtime import acall
@@ -298,7 +298,7 @@ class AsyncOpener:
         wanted: Callable[[], bool] | None = None,
     ) -> AsyncConnection[TupleRow]:
         params = {"connect_timeout": str(cluster.pool.connect_timeout), **dict(node.params + node.secrets.values)}
-        kind: type[AsyncConnection[TupleRow]] = AsyncLogin
+        kind: type[AsyncNodeConnection] = AsyncNodeConnection
         if node.pooler == "transaction":  # which knows nothing of sessions, nor of what they begin with
             kind, options = AsyncPooledConnection, []
         if options:

@@ -658,6 +658,7 @@ class Original:
         application_name: What the server called the session when it was last set.
         refuses_writes: Whether the server is known to refuse writes in this session; a pooler may have dropped that
             option.
+        target: What whoever has it, or had it last, asked for.
         spent: Set to have it closed once it is given back: its session is not fit for another borrower.
         cut_because: Why it was cut while it was out; empty if it was not.
         unasked: Polls its socket.
@@ -667,7 +668,7 @@ class Original:
         "application_name", "autocommit", "cursor_factory", "cut_because", "deferrable", "idle_since",
         "in_hot_standby", "isolation_level", "notice_handlers", "notify_handlers", "opened_at", "prepare_threshold",
         "prepared_max", "read_only", "refuses_writes", "row_factory", "scope", "seen", "server_cursor_factory",
-        "spent", "tenant", "unasked",
+        "spent", "target", "tenant", "unasked",
     )  # fmt: skip
 
     def __init__(self, connection: AsyncConnection[TupleRow]) -> None:
@@ -685,6 +686,7 @@ class Original:
         self.seen: dict[str, Any] = {}
         self.opened_at = self.idle_since = monotonic()
         self.scope: Scope | None = None
+        self.target: Target | None = None
         self.tenant = ""
         self.application_name: bytes | None = None
         self.spent = False

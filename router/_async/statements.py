@@ -149,16 +149,10 @@ class AsyncStatements:
         *,
         spent: bool,
     ) -> Result:
-        checkout = writing()
-        async with checkout as connection:
+        async with writing() as connection:
             if spent:
                 original_of(connection).spent = True
-            try:
-                return await _result(connection, query, params)
-            except psycopg.OperationalError as error:
-                if not connection.broken:
-                    raise
-                raise checkout.outcome_unknown("while a statement ran there: whether it was carried out") from error
+            return await _result(connection, query, params)
 
     async def run(
         self,
@@ -182,17 +176,15 @@ class AsyncStatements:
             psycopg.Error: What it failed with the last time.
         """
         for attempt in count():
-            checkout, committing = writing(), False
+            committing = False
             try:
                 # In transaction(), the function cannot commit by itself: what it repeats would be there twice.
-                async with checkout as connection, connection.transaction():
+                async with writing() as connection, connection.transaction():
                     result: T = await acall(function, connection)
                     committing = not connection.broken
             except Unavailable:
                 raise
             except psycopg.Error as error:
-                if committing and connection.broken:
-                    raise checkout.outcome_unknown("during COMMIT: whether the transaction is committed") from error
                 passes = error.sqlstate in CONFLICTS if committing else _passes(connection, error)
                 if attempt >= retries or not passes:
                     raise

@@ -17,7 +17,7 @@ from router import sql
 from router._runtime import claimed
 from router._sync.pools import original_of
 from router._sync.scoped import enter
-from router._sync.scripts import TooLate, commit, send
+from router._sync.scripts import NodeConnection, TooLate, commit, send
 from router.choose import PAIRS, pairs, rotation
 from router.errors import PoolExhausted, TransactionOutcomeUnknown, UnknownTenant
 
@@ -176,22 +176,6 @@ class Checkout:
         """Where the connection is from, inside the block."""
         return self._pool
 
-    def outcome_unknown(self, death: str) -> TransactionOutcomeUnknown:
-        """Say that the connection died when it mattered.
-
-        Args:
-            death: When it died, and what is not known therefore.
-
-        Returns:
-            The error, to be raised.
-        """
-        return TransactionOutcomeUnknown(
-            f"the connection to {self._pool.node} died {death} is not known; "
-            "look on the primary for what it wrote before you repeat it",
-            version=self._lane.target.requested,
-            tenant=self._lane.target.tenant,
-        )
-
     def __enter__(self) -> Connection[TupleRow]:
         """Borrow the connection.
 
@@ -211,11 +195,12 @@ class Checkout:
         pool = lane.pick() if self._request is None else None
         if pool is not None and (connection := pool.take()) is not None:
             self._pool = pool
-            self._connection = connection
-            return connection
-        deadline = monotonic() + min(self._timeout, A_LONG_TIME)
-        self._pool, self._connection = lane.acquire(lane, deadline, pool, self._request)
-        return self._connection
+        else:
+            deadline = monotonic() + min(self._timeout, A_LONG_TIME)
+            self._pool, connection = lane.acquire(lane, deadline, pool, self._request)
+        connection.__dict__["_router"].target = lane.target
+        self._connection = connection
+        return connection
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -274,11 +259,12 @@ class Checkout:
 
     def _commit(self, connection: Connection[TupleRow], pool: NodePool) -> tuple[int, int] | None:
         if connection.broken:
+            if isinstance(connection, NodeConnection) and connection.unknown is not None:
+                raise connection.unknown  # which the block has swallowed
             raise psycopg.OperationalError("the connection was lost before COMMIT: the transaction was rolled back")
         if connection.closed:  # by the block
             return None
         status = connection.pgconn.transaction_status
-        committing = status in UNDECIDED
         try:
             if self._note is not None:
                 return _written(connection)
@@ -289,9 +275,7 @@ class Checkout:
             _tell(pool, connection, error)
             if status == TransactionStatus.IDLE:
                 return None  # all that was written is committed; only how far that went is not known
-            if not committing:
-                raise
-            raise self.outcome_unknown("during COMMIT: whether the transaction is committed") from error
+            raise
         return None
 
 
@@ -306,6 +290,8 @@ def _end_reading(connection: Connection[TupleRow], pool: NodePool) -> None:
 
 def _tell(pool: NodePool, connection: Connection[TupleRow], error: BaseException | None) -> None:
     """Tell what a block, or the end of one, has shown of its server."""
+    if isinstance(error, TransactionOutcomeUnknown):
+        error = error.__cause__
     sqlstate, broken = getattr(error, "sqlstate", None), connection.broken
     # That a session for reading refuses a write says nothing of its server.
     if broken or sqlstate in GOES_DOWN or (sqlstate == READ_ONLY and not pool.read_only):
@@ -436,6 +422,7 @@ class ScopedCheckout(TrackedCheckout):
                 connection = None
                 continue
             pool.expendable.discard(connection)
+            original_of(connection).target = target
             self._pool, self._connection = pool, connection
             return connection
 
@@ -472,17 +459,6 @@ class AskingCheckout(Checkout):
     def pool(self) -> NodePool:
         """Where the connection is from, inside the block."""
         return self._found().pool
-
-    def outcome_unknown(self, death: str) -> TransactionOutcomeUnknown:
-        """Say that the connection died when it mattered.
-
-        Args:
-            death: When it died, and what is not known therefore.
-
-        Returns:
-            The error, to be raised.
-        """
-        return self._found().outcome_unknown(death)
 
     def __enter__(self) -> Connection[TupleRow]:
         """Find out where the tenant lives, and borrow the connection.

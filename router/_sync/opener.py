@@ -15,7 +15,7 @@ from psycopg.conninfo import make_conninfo
 from router import sql
 from router._login import LoginFailed
 from router._runtime import call
-from router._sync.scripts import NOT_THERE, Login, PooledConnection, send, why_not_there
+from router._sync.scripts import NOT_THERE, NodeConnection, PooledConnection, send, why_not_there
 from router._sync.slots import BudgetSpent
 from router.budget import Claim
 from router.choose import objection
@@ -297,7 +297,7 @@ class Opener:
         wanted: Callable[[], bool] | None = None,
     ) -> Connection[TupleRow]:
         params = {"connect_timeout": str(cluster.pool.connect_timeout), **dict(node.params + node.secrets.values)}
-        kind: type[Connection[TupleRow]] = Login
+        kind: type[NodeConnection] = NodeConnection
         if node.pooler == "transaction":  # which knows nothing of sessions, nor of what they begin with
             kind, options = PooledConnection, []
         if options:

@@ -1,8 +1,9 @@
 # Generated from router/_async/scripts.py by tools/async_to_sync.py: do not edit.
-"""The router's own statements, and what must go before each transaction behind a transaction pooler.
+"""The connections that are lent; the router's own statements; and what a transaction pooler needs.
 
 This file and ``pools.py`` use what is inside psycopg: here its generators, ``_connect_gen()``,
-``_get_tx_start_command()``, ``_start_query()``, ``_exec_command()`` and ``_adapters`` of a cursor, as
+``_get_tx_start_command()``, ``_start_query()``, ``_exec_command()``, ``_tpc_prepare_gen()``, ``_tpc_finish_gen()``,
+``_prepared``, and ``_adapters`` of a cursor, as
 ``tests/test_inside_psycopg_pool.py`` checks.
 """
 
@@ -13,23 +14,31 @@ from __future__ import annotations
 from functools import cache
 from math import inf
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, LiteralString, Self, TypeVar
 
 import psycopg
 from psycopg import Connection, Cursor, generators, postgres
+from psycopg._preparing import PrepareManager
 from psycopg.adapt import AdaptersMap, Loader
 from psycopg.errors import error_from_result
-from psycopg.pq import ExecStatus, Format
+from psycopg.pq import ExecStatus, Format, TransactionStatus
 from psycopg.rows import DictRow, TupleRow, dict_row
 from psycopg.types import TypesRegistry
 from psycopg.types.array import register_all_arrays
 
 from router import sql
 from router._login import log_in
+from router.errors import TransactionOutcomeUnknown
+from router.statement import commits
 
 if TYPE_CHECKING:
+    from psycopg import Xid
+    from psycopg._preparing import Key, Prepare
+    from psycopg._queries import PostgresQuery
     from psycopg.abc import Buffer, PQGen, PQGenConn, QueryNoTemplate
-    from psycopg.pq.abc import PGresult
+    from psycopg.pq.abc import PGconn, PGresult
+
+T = TypeVar("T")
 
 
 NOT_THERE = (
@@ -155,6 +164,8 @@ class _TextLoader(Loader):
 
 def _sent(connection: Connection[Any], script: bytes, deadline: float) -> PQGen[PGresult]:
     connection._check_connection_ok()
+    if script.startswith(b"COMMIT") and isinstance(connection, NodeConnection):
+        connection._death = COMMITTING
     connection.pgconn.send_query(script)
     results = yield from _until(deadline, generators.execute(connection.pgconn))
     for result in results:
@@ -177,15 +188,120 @@ def _until(deadline: float, answer: PQGen[list[PGresult]]) -> PQGen[list[PGresul
         return results
 
 
-class Login(Connection[TupleRow]):
-    """Opens a plain connection; if the server refuses it, the error has the SQLSTATE."""
+UNREAD = ("25P03", "57P05")
+"""SQLSTATEs of sessions that were ended because they were idle: what was sent to them afterwards was never read."""
+
+ACTIVE, INERROR, LOST = TransactionStatus.ACTIVE, TransactionStatus.INERROR, TransactionStatus.UNKNOWN
+IN_TRANSACTION = (TransactionStatus.INTRANS, INERROR)
+COMMITTING = "during COMMIT: whether the transaction is committed"
+WRITING = "while a statement ran there: whether it was carried out"
+
+
+class _Prepared(PrepareManager):
+    """Keeps the texts of what was sent: psycopg tells it of each statement between sending and waiting."""
+
+    def __init__(self, sent: set[bytes]) -> None:
+        super().__init__()
+        self._sent = sent
+
+    def maybe_add_to_cache(self, query: PostgresQuery, prep: Prepare, name: bytes) -> Key | None:
+        self._sent.add(query.query)
+        return PrepareManager.maybe_add_to_cache(self, query, prep, name)
+
+
+class NodeConnection(Connection[TupleRow]):
+    """A connection of a node: it says when nobody can know what became of a transaction.
+
+    If the server refuses the login, the error has the SQLSTATE.
+    What was sent and may have committed something is noted until it has been answered.
+
+    Attributes:
+        unknown: What was raised when it died in such a moment.
+    """
+
+    __slots__ = ("_death", "_sent", "unknown")  # not in its __dict__, which is compared when it is given back
+
+    def __init__(self, pgconn: PGconn) -> None:
+        super().__init__(pgconn)
+        self._death = ""  # what it would mean if the connection died now; empty for nothing
+        self._sent: set[bytes] = set()  # the texts of statements that are not answered yet
+        self._prepared = _Prepared(self._sent)
+        self.unknown: TransactionOutcomeUnknown | None = None
 
     @classmethod
     def _connect_gen(cls, conninfo: str = "") -> PQGenConn[Self]:
-        return cast("Self", Connection((yield from log_in(conninfo))))
+        return cls((yield from log_in(conninfo)))
+
+    def wait(self, gen: PQGen[T], *args: Any, **kwargs: Any) -> T:
+        """Consume a generator of psycopg's that operates on the connection: all that is sent and read goes this way.
+
+        Args:
+            gen: The generator.
+            *args: As psycopg takes them.
+            **kwargs: As psycopg takes them.
+
+        Returns:
+            What the generator returns.
+
+        Raises:
+            TransactionOutcomeUnknown: The connection died when something had been sent that commits.
+            psycopg.Error: It failed.
+        """
+        before = self.pgconn.transaction_status
+        if before != ACTIVE and (self._pipeline is None or not self._pipeline.result_queue):  # all is answered
+            self._death = ""
+            self._sent.clear()
+        try:
+            return Connection.wait(self, gen, *args, **kwargs)
+        except psycopg.Error as error:
+            if before == LOST or not self._is_ended_by(error):
+                raise
+            if (unknown := self._outcome_unknown()) is None:
+                raise
+            self.unknown = unknown
+            raise unknown from error
+
+    def _is_ended_by(self, error: psycopg.Error) -> bool:
+        if error.sqlstate in UNREAD:
+            return False
+        return self.closed or error.diag.severity_nonlocalized in ("FATAL", "PANIC")
+
+    def _outcome_unknown(self) -> TransactionOutcomeUnknown | None:
+        """Say that nobody knows what became of what was sent; ``None`` where that is known or does not matter."""
+        pool: Any = self.__dict__.get("_pool")
+        if pool is None or (state := self.__dict__["_router"]).refuses_writes or state.target is None:
+            return None
+        death = self._death or (COMMITTING if any(map(commits, self._sent)) else "")
+        if not death:
+            return None
+        return TransactionOutcomeUnknown(
+            f"the connection to {pool.node} died {death} is not known; "
+            "look on the primary for what it wrote before you repeat it",
+            version=state.target.requested,
+            tenant=state.target.tenant,
+        )
+
+    def _start_query(self) -> PQGen[None]:
+        if self._autocommit and not self._num_transactions and self.pgconn.transaction_status not in IN_TRANSACTION:
+            self._death = WRITING
+        return Connection._start_query(self)
+
+    def _exec_command(self, command: QueryNoTemplate, result_format: Format = Format.TEXT) -> PQGen[Any]:
+        if command == b"COMMIT" and self.pgconn.transaction_status != INERROR:
+            self._death = COMMITTING
+        return super()._exec_command(command, result_format)
+
+    def _tpc_prepare_gen(self) -> PQGen[None]:
+        self._death = COMMITTING
+        yield from super()._tpc_prepare_gen()
+
+    def _tpc_finish_gen(self, action: LiteralString, xid: Xid | str | None) -> PQGen[None]:
+        if action == "COMMIT":
+            self._death = COMMITTING
+        yield from super()._tpc_finish_gen(action, xid)
 
 
-class PooledConnection(Connection[TupleRow]):
+class PooledConnection(NodeConnection):
     """A connection to a transaction pooler: whatever a tenant's session is set to rides with each BEGIN.
 
     Attributes:
@@ -193,10 +309,6 @@ class PooledConnection(Connection[TupleRow]):
     """
 
     prelude = b""
-
-    @classmethod
-    def _connect_gen(cls, conninfo: str = "") -> PQGenConn[Self]:
-        return cls((yield from log_in(conninfo)))
 
     def _get_tx_start_command(self) -> bytes:
         begin = super()._get_tx_start_command()

@@ -148,16 +148,10 @@ class Statements:
         *,
         spent: bool,
     ) -> Result:
-        checkout = writing()
-        with checkout as connection:
+        with writing() as connection:
             if spent:
                 original_of(connection).spent = True
-            try:
-                return _result(connection, query, params)
-            except psycopg.OperationalError as error:
-                if not connection.broken:
-                    raise
-                raise checkout.outcome_unknown("while a statement ran there: whether it was carried out") from error
+            return _result(connection, query, params)
 
     def run(
         self,
@@ -181,17 +175,15 @@ class Statements:
             psycopg.Error: What it failed with the last time.
         """
         for attempt in count():
-            checkout, committing = writing(), False
+            committing = False
             try:
                 # In transaction(), the function cannot commit by itself: what it repeats would be there twice.
-                with checkout as connection, connection.transaction():
+                with writing() as connection, connection.transaction():
                     result: T = call(function, connection)
                     committing = not connection.broken
             except Unavailable:
                 raise
             except psycopg.Error as error:
-                if committing and connection.broken:
-                    raise checkout.outcome_unknown("during COMMIT: whether the transaction is committed") from error
                 passes = error.sqlstate in CONFLICTS if committing else _passes(connection, error)
                 if attempt >= retries or not passes:
                     raise

@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from router import AsyncRouter, NoPrimary, PoolExhausted, UnknownTenant
-from router._async.scripts import AsyncLogin
+from router._async.scripts import AsyncNodeConnection
 from router._login import LoginFailed
 from tests.proxy import Proxy
 from tests.support import aeventually, new_name, run, settings
@@ -98,11 +98,11 @@ async def test_libpq_tells_what_a_server_refuses_a_login_with(
     cluster: PostgresCluster, params: dict[str, str], sqlstate: str, routine: str
 ) -> None:
     with pytest.raises(LoginFailed) as failure:
-        await AsyncLogin.connect(cluster.primary.dsn(**params))
+        await AsyncNodeConnection.connect(cluster.primary.dsn(**params))
     assert (failure.value.sqlstate, failure.value.routine) == (sqlstate, routine)
     assert str(failure.value).endswith("does not exist")
-    connection = await AsyncLogin.connect(cluster.primary.dsn())
-    assert type(connection) is psycopg.AsyncConnection
+    connection = await AsyncNodeConnection.connect(cluster.primary.dsn())
+    assert isinstance(connection, psycopg.AsyncConnection)
     with pytest.raises(psycopg.Error, match=r"^column") as mistake:
         await connection.execute("SELECT nobody")
     assert "LOCATION" not in str(mistake.value)  # it is as talkative as any other by now

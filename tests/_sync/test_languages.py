@@ -11,7 +11,7 @@ import pytest
 
 from router import NoPrimary, PoolExhausted, Router, UnknownTenant
 from router._login import LoginFailed
-from router._sync.scripts import Login
+from router._sync.scripts import NodeConnection
 from tests.proxy import Proxy
 from tests.support import eventually, new_name, run, settings
 
@@ -99,11 +99,11 @@ def test_libpq_tells_what_a_server_refuses_a_login_with(
     cluster: PostgresCluster, params: dict[str, str], sqlstate: str, routine: str
 ) -> None:
     with pytest.raises(LoginFailed) as failure:
-        Login.connect(cluster.primary.dsn(**params))
+        NodeConnection.connect(cluster.primary.dsn(**params))
     assert (failure.value.sqlstate, failure.value.routine) == (sqlstate, routine)
     assert str(failure.value).endswith("does not exist")
-    connection = Login.connect(cluster.primary.dsn())
-    assert type(connection) is psycopg.Connection
+    connection = NodeConnection.connect(cluster.primary.dsn())
+    assert isinstance(connection, psycopg.Connection)
     with pytest.raises(psycopg.Error, match=r"^column") as mistake:
         connection.execute("SELECT nobody")
     assert "LOCATION" not in str(mistake.value)  # it is as talkative as any other by now

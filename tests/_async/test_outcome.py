@@ -1,0 +1,316 @@
+"""What a transaction came to when its connection died: unknown, wherever something was sent that may have kept it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, LiteralString
+
+import psycopg
+import pytest
+from psycopg import AsyncClientCursor, AsyncConnection
+from sqlalchemy import create_engine, text
+from sqlalchemy.exc import OperationalError
+
+from router import AsyncRouter, Router, TransactionOutcomeUnknown
+from tests.support import new_name, run, settings
+from tests.tapped import Tapped, tap
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from router.testing import PostgresCluster
+
+
+@pytest.fixture
+def tapped(cluster: PostgresCluster) -> Iterator[Tapped]:
+    with tap(cluster) as tapped:
+        yield tapped
+
+
+@pytest.fixture(scope="module")
+def table(cluster: PostgresCluster) -> LiteralString:
+    name = new_name()
+    run(cluster.dsn(), f"CREATE TABLE {name} (i int)")
+    cluster.wait_replayed()
+    return name
+
+
+class Way:
+    """A way for a block to write; `cut` is what it says when its connection is cut.
+
+    Those whose names begin with `autocommit` are in it.
+    """
+
+    def __init__(self, table: LiteralString, connection: AsyncConnection[Any]) -> None:
+        self.connection = connection
+        self.insert = f"INSERT INTO {table} VALUES (1)"
+        self.copied = f"COPY {table} FROM STDIN"
+
+    async def commit(self) -> None:
+        await self.connection.execute(self.insert)
+        await self.connection.commit()
+
+    async def transaction(self) -> None:
+        async with self.connection.transaction():
+            await self.connection.execute(self.insert)
+
+    async def inner_transaction(self) -> None:
+        async with self.connection.transaction("outer"), self.connection.transaction("inner"):
+            await self.connection.execute(self.insert)
+
+    async def rollback(self) -> None:
+        await self.connection.execute(self.insert)
+        await self.connection.rollback()
+
+    async def statement(self) -> None:
+        await self.connection.execute(self.insert)
+
+    async def several(self) -> None:
+        await self.connection.execute(f"SELECT '; COMMIT' /* ; COMMIT */; {self.insert} -- ; COMMIT")
+
+    async def case(self) -> None:
+        await self.connection.execute(f"{self.insert} RETURNING CASE WHEN true THEN 1 END")
+
+    async def copy(self) -> None:
+        async with self.connection.cursor() as cursor, cursor.copy(self.copied) as copy:
+            await copy.write("1\n")
+
+    async def commit_text(self) -> None:
+        await self.connection.execute(self.insert)
+        await self.connection.execute("/* ; */ -- it\n COMMIT WORK")
+
+    async def end_text(self) -> None:
+        await self.connection.execute(f"{self.insert}; end")
+
+    async def commit_text_of_a_client_cursor(self) -> None:
+        await self.connection.execute(self.insert)
+        await AsyncClientCursor(self.connection).execute("COMMIT AND CHAIN")
+
+    async def pipeline(self) -> None:
+        async with self.connection.pipeline():
+            await self.connection.execute(self.insert)
+            await self.connection.commit()
+
+    async def pipeline_text(self) -> None:
+        async with self.connection.pipeline(), self.connection.cursor() as cursor:
+            await cursor.execute(self.insert)
+            await cursor.execute("COMMIT")
+            await cursor.execute("SELECT 1")
+
+    async def pipeline_transaction(self) -> None:
+        async with self.connection.pipeline(), self.connection.transaction():
+            await self.connection.execute(self.insert)
+
+    async def two_phase(self) -> None:
+        await self.connection.tpc_begin("it")
+        await self.connection.execute(self.insert)
+        await self.connection.tpc_prepare()
+
+    async def two_phase_text(self) -> None:
+        await self.connection.execute(self.insert)
+        await self.connection.execute("PREPARE TRANSACTION 'it'")
+
+    async def two_phases_in_one(self) -> None:
+        await self.connection.tpc_begin("it")
+        await self.connection.execute(self.insert)
+        await self.connection.tpc_commit()
+
+    async def second_phase(self) -> None:
+        await self.connection.tpc_commit("it")
+
+    async def second_phase_undone(self) -> None:
+        await self.connection.tpc_rollback("it")
+
+    async def autocommit(self) -> None:
+        await self.connection.execute(self.insert)
+
+    async def autocommit_many(self) -> None:
+        async with self.connection.cursor() as cursor:
+            await cursor.executemany(f"{self.insert} RETURNING %s", [[1], [2]])
+
+    async def autocommit_copy(self) -> None:
+        await self.copy()
+
+    async def autocommit_stream(self) -> None:
+        async with self.connection.cursor() as cursor:
+            async for _ in cursor.stream(f"{self.insert} RETURNING i"):
+                pass
+
+    async def autocommit_pipeline(self) -> None:
+        async with self.connection.pipeline():
+            await self.connection.execute(self.insert)
+            await self.connection.execute("SELECT 1")
+
+    async def autocommit_transaction(self) -> None:
+        await self.transaction()
+
+    async def autocommit_begin_text(self) -> None:
+        await self.connection.execute("BEGIN")
+        await self.connection.execute(self.insert)
+
+
+UNKNOWN = [
+    ("commit", "COMMIT"),
+    ("transaction", "COMMIT"),
+    ("inner_transaction", "COMMIT"),
+    ("commit_text", "COMMIT"),
+    ("end_text", "; end"),
+    ("commit_text_of_a_client_cursor", "CHAIN"),
+    ("pipeline", "COMMIT"),
+    ("pipeline_text", "COMMIT"),
+    ("pipeline_transaction", "COMMIT"),
+    ("two_phase", "PREPARE TRANSACTION"),
+    ("two_phase_text", "PREPARE TRANSACTION"),
+    ("two_phases_in_one", "COMMIT"),
+    ("second_phase", "COMMIT PREPARED"),
+    ("autocommit", "INSERT"),
+    ("autocommit_many", "INSERT"),
+    ("autocommit_copy", "COPY"),
+    ("autocommit_copy", "1\n"),
+    ("autocommit_stream", "INSERT"),
+    ("autocommit_pipeline", "INSERT"),
+    ("autocommit_pipeline", "SELECT"),
+    ("autocommit_transaction", "COMMIT"),
+]
+
+ROLLED_BACK = [
+    ("statement", "BEGIN"),
+    ("statement", "INSERT"),
+    ("several", "INSERT"),
+    ("case", "INSERT"),
+    ("copy", "COPY"),
+    ("copy", "1\n"),
+    ("transaction", "INSERT"),
+    ("inner_transaction", "RELEASE"),
+    ("rollback", "ROLLBACK"),
+    ("pipeline", "BEGIN"),
+    ("second_phase_undone", "ROLLBACK PREPARED"),
+    ("autocommit_transaction", "BEGIN"),
+    ("autocommit_transaction", "INSERT"),
+    ("autocommit_begin_text", "INSERT"),
+]
+
+
+async def died(tapped: Tapped, table: LiteralString, way: str, cut: str, **request: Any) -> psycopg.Error:
+    """How a block fails whose connection is cut when it says this."""
+    async with AsyncRouter(settings(**tapped.version())) as router:
+        with pytest.raises(psycopg.Error) as raised:
+            async with router.connection(**request) as connection:
+                await connection.rollback()
+                await connection.set_autocommit(way.startswith("autocommit"))
+                tapped.cut(tapped.primary, *tapped.standbys, on=cut, before=True)
+                await getattr(Way(table, connection), way)()
+        assert tapped.primary.cuts + sum(proxy.cuts for proxy in tapped.standbys) == 1
+    return raised.value
+
+
+@pytest.mark.parametrize(("way", "cut"), UNKNOWN)
+async def test_what_was_sent_and_may_be_kept_is_not_guessed_about(
+    tapped: Tapped, table: LiteralString, way: str, cut: str
+) -> None:
+    error = await died(tapped, table, way, cut)
+    assert isinstance(error, TransactionOutcomeUnknown), repr(error)
+    assert (error.version, error.tenant, error.sqlstate) == ("v1", None, None)
+    assert isinstance(error.__cause__, psycopg.OperationalError)
+
+
+@pytest.mark.parametrize(("way", "cut"), ROLLED_BACK)
+async def test_what_is_certainly_rolled_back_is_psycopgs_own_error(
+    tapped: Tapped, table: LiteralString, way: str, cut: str
+) -> None:
+    error = await died(tapped, table, way, cut)
+    assert isinstance(error, psycopg.OperationalError)
+    assert not isinstance(error, TransactionOutcomeUnknown)
+
+
+async def test_a_session_that_refuses_writes_has_nothing_to_guess_about(tapped: Tapped, table: LiteralString) -> None:
+    error = await died(tapped, table, "autocommit_stream", "INSERT", read_only=True)
+    assert not isinstance(error, TransactionOutcomeUnknown)
+
+
+async def test_what_was_not_sent_is_not_unknown(tapped: Tapped, table: LiteralString) -> None:
+    async with AsyncRouter(settings(**tapped.version())) as router:
+        with pytest.raises(psycopg.OperationalError, match="lost before COMMIT"):
+            async with router.connection() as connection:
+                tapped.cut(tapped.primary, on="INSERT")
+                with pytest.raises(psycopg.OperationalError):
+                    await connection.execute(f"INSERT INTO {table} VALUES (1)")
+                with pytest.raises(psycopg.OperationalError) as raised:
+                    await connection.execute("COMMIT")
+                assert not isinstance(raised.value, TransactionOutcomeUnknown)
+
+
+async def test_a_block_that_swallows_it_does_not_say_that_all_is_rolled_back(
+    tapped: Tapped, table: LiteralString
+) -> None:
+    async with AsyncRouter(settings(**tapped.version())) as router:
+        with pytest.raises(TransactionOutcomeUnknown) as raised:
+            async with router.connection() as connection:
+                tapped.cut(tapped.primary, on="COMMIT")
+                await connection.execute(f"INSERT INTO {table} VALUES (1)")
+                with pytest.raises(TransactionOutcomeUnknown) as swallowed:
+                    await connection.commit()
+                with pytest.raises(psycopg.OperationalError, match="the connection is closed"):
+                    await connection.execute("SELECT 1")
+        assert raised.value is swallowed.value
+
+
+async def test_a_transaction_that_was_ended_because_it_was_idle_is_rolled_back(
+    cluster: PostgresCluster, table: LiteralString
+) -> None:
+    ended = "SELECT count(*) FROM pg_stat_activity WHERE pid = %s"
+    async with AsyncRouter(settings(primary=cluster.dsn())) as router:
+        with pytest.raises(psycopg.errors.IdleInTransactionSessionTimeout):
+            async with router.connection() as connection:
+                await connection.execute(f"INSERT INTO {table} VALUES (1)")
+                await connection.execute("SET idle_in_transaction_session_timeout = 1")
+                with psycopg.connect(cluster.dsn(), autocommit=True) as other:
+                    while other.execute(ended, [connection.info.backend_pid]).fetchone() != (0,):
+                        pass
+
+
+async def test_what_was_answered_by_an_error_is_not_unknown_later(tapped: Tapped, table: LiteralString) -> None:
+    async with AsyncRouter(settings(**tapped.version())) as router:
+        with pytest.raises(psycopg.OperationalError) as raised:
+            async with router.connection() as connection:
+                await connection.set_autocommit(True)
+                with pytest.raises(psycopg.errors.DivisionByZero):
+                    await connection.execute(f"INSERT INTO {table} VALUES (1 / 0)")
+                with pytest.raises(psycopg.errors.NoActiveSqlTransaction):
+                    await connection.execute("COMMIT AND CHAIN")
+                await connection.set_autocommit(False)
+                tapped.cut(tapped.primary, on="SELECT 7")
+                await connection.execute("SELECT 7")
+        assert not isinstance(raised.value, TransactionOutcomeUnknown)
+
+
+async def test_a_tenants_and_an_aliass_outcome_name_them(tapped: Tapped, table: LiteralString) -> None:
+    options = settings(
+        versions={"v1": tapped.version()}, aliases={"live": "v1"}, tenants={"acme": {"schema": "public"}},
+        tenancy={"pooling": "shared"},
+    )  # fmt: skip
+    async with AsyncRouter(options) as router:
+        requests: list[dict[str, Any]] = [{"version": "live"}, {"tenant": "acme", "version": "v1"}]
+        for request in requests:
+            with pytest.raises(TransactionOutcomeUnknown) as raised:
+                async with router.connection(**request) as connection:
+                    tapped.cut(tapped.primary, on="COMMIT")
+                    await connection.execute(f"INSERT INTO {table} VALUES (1)")
+                    await connection.commit()
+            assert raised.value.version == request["version"]
+            assert raised.value.tenant == request.get("tenant")
+
+
+@pytest.mark.parametrize(("options", "cut"), [({}, "COMMIT"), ({"isolation_level": "AUTOCOMMIT"}, "INSERT")])
+def test_sqlalchemy_shows_it(tapped: Tapped, table: LiteralString, options: dict[str, Any], cut: str) -> None:
+    with (
+        Router(settings(**tapped.version())) as router,
+        pytest.raises(TransactionOutcomeUnknown) as at_the_end,
+        router.connection() as connection,
+    ):
+        engine = create_engine("postgresql+psycopg://", creator=lambda: connection, **options)
+        with pytest.raises(OperationalError) as raised, engine.connect() as session:
+            tapped.cut(tapped.primary, on=cut)
+            session.execute(text(f"INSERT INTO {table} VALUES (1)"))
+            session.commit()
+    assert raised.value.orig is at_the_end.value
+    assert raised.value.connection_invalidated
