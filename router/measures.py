@@ -112,6 +112,41 @@ class TenantPoolStats:
     pool: PoolStats
 
 
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What has been counted of one version for one use since the router was made: these only grow.
+
+    They outlive the pools that they come from. In the child of a fork they begin again at 0.
+
+    Attributes:
+        version: The version, pools of its tenants included; ``None`` for all servers of tenants' own together.
+        read_only: Whether they are for reading.
+        requests: Connections asked of the pools.
+        queued: How many of those had to wait.
+        wait_seconds: How long those waited, all together.
+        opened: Attempts to connect.
+        failed: How many of those failed.
+        exhausted: Requests that failed with ``PoolExhausted``, or ``TooManyWaiting``.
+        unavailable: Requests that failed with ``NoPrimary`` or ``NoReplica``.
+        repeated: Transactions that ``run()`` ran again, and reads that ``execute()`` ran again on another connection.
+        on_primary: How many of the requests to read the primary was asked to serve, although there are other nodes.
+        for_token: How many of those a replica would have served if it had replayed what they had to see.
+    """
+
+    version: str | None
+    read_only: bool
+    requests: int = 0
+    queued: int = 0
+    wait_seconds: float = 0.0
+    opened: int = 0
+    failed: int = 0
+    exhausted: int = 0
+    unavailable: int = 0
+    repeated: int = 0
+    on_primary: int = 0
+    for_token: int = 0
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class Stats:
     """The whole router.
@@ -123,6 +158,7 @@ class Stats:
         tenant_pools: The open pools of tenants.
         tenants: For each tenant that uses connections now, how many; the largest number first.
         directory: How the directory of tenants does; ``None`` where there is none.
+        totals: What has been counted, by version and use.
     """
 
     connections: int
@@ -131,6 +167,7 @@ class Stats:
     tenant_pools: tuple[TenantPoolStats, ...] = ()
     tenants: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}), hash=False)
     directory: DirectoryStats | None = None
+    totals: tuple[Totals, ...] = ()
 
     def __repr__(self) -> str:
         """Show it as a person reads it: one line a node."""

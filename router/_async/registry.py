@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from time import monotonic
 from typing import TYPE_CHECKING
+from weakref import ref
 
 from router._async.pools import AsyncNodePool
 from router._async.scoped import AsyncSharedPool
@@ -12,17 +13,19 @@ from router._runtime import AFlag, AGuard, asettled, auncancelled
 from router.budget import to_close
 from router.errors import RouterClosed
 from router.events import PoolClosed, PoolOpened
+from router.measures import Totals
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from typing import TypeAlias
 
     from router._async.opener import AsyncOpener
-    from router._async.pools import Suspect
+    from router._async.pools import Counts, Suspect
     from router.budget import Claim, Limits
     from router.events import Event
     from router.topology import Node, Target
 
+    Use: TypeAlias = tuple[str | None, bool]  # a version, none for tenants' own servers; whether it is for reading
     Key: TypeAlias = tuple[str, Node, bool, bool]
 
 LOOK_AGAIN = 0.01
@@ -39,10 +42,11 @@ class AsyncPools:
     def __init__(
         self,
         most: int,
+        versions: Iterable[str],
         opener: AsyncOpener,
         suspect: Suspect,
         *,
-        objection: Callable[[AsyncNodePool], str],
+        judge: Callable[[AsyncNodePool], None],
         gone: Callable[[AsyncNodePool], None],
         tell: Callable[[Iterable[Event]], None],
     ) -> None:
@@ -50,9 +54,10 @@ class AsyncPools:
 
         Args:
             most: How many may be open.
+            versions: The versions whose requests are counted apart.
             opener: Opens their connections.
             suspect: Has a server looked at.
-            objection: Tells why nobody may use the connections of a pool now; empty if they may.
+            judge: Tells a pool what is known of its node.
             gone: Told of each pool that is no longer there.
             tell: Told what happens.
         """
@@ -60,11 +65,14 @@ class AsyncPools:
         self._most = most
         self._opener = opener
         self._suspect = suspect
-        self._objection = objection
+        self._judge = judge
         self._gone = gone
         self._tell = tell
-        self._guard = AGuard()  # guards the replacing of _pools
+        self._guard = AGuard()  # guards the replacing of _pools, _totals, _counts
         self._pools: dict[Key, AsyncNodePool] = {}
+        uses: list[Use] = [(version, read_only) for version in versions for read_only in (True, False)]
+        self._totals = {use: Counter[str]() for use in uses}
+        self._counts: list[tuple[ref[AsyncNodePool], Use, Counts]] = []  # of pools that are there, open or not
         self._turns: deque[AFlag] = deque()  # those who wait for a pool to become unused, in order of arrival
 
     def __iter__(self) -> Iterator[AsyncNodePool]:
@@ -108,7 +116,8 @@ class AsyncPools:
             kind = AsyncSharedPool if target.shared else AsyncNodePool
             pool = kind(node, target, self._opener, self._suspect, read_only=read_only)
             self._pools = {**self._pools, (target.cluster.name, node, read_only, target.shared): pool}
-            pool.barred = self._objection(pool)  # once it is there: what is learnt from now on, it is told
+            self._counts.append((ref(pool), self._use(pool.cluster.name, read_only=read_only), pool.counts))
+            self._judge(pool)  # once it is there: what is learnt from now on, it is told
         self._tell([PoolOpened(pool.cluster.name, node, read_only, pool.tenant)])
         return pool
 
@@ -174,6 +183,8 @@ class AsyncPools:
     async def sweep(self) -> None:
         """Close the pools that are outdated or unused for long, and open the connections that others are to keep."""
         now = monotonic()
+        with self._guard:
+            self._add_up()
         for pool in list(self):
             await pool.keep_warm()
             unused = not pool.in_use and not pool.min_size and now - pool.used_at > pool.cluster.pool.max_unused
@@ -196,6 +207,44 @@ class AsyncPools:
         await pool.drop("")
         await asettled(pool.close, 1.0)
         self._tell([PoolClosed(pool.cluster.name, pool.node, pool.read_only, pool.tenant)])
+
+    def count(self, what: str, version: str, *, read_only: bool) -> None:
+        """Count something that happened to a request.
+
+        Args:
+            what: An attribute of :class:`~router.measures.Totals`.
+            version: The version, or the name of a tenant's own servers.
+            read_only: Whether it was to read.
+        """
+        with self._guard:
+            self._totals.setdefault(self._use(version, read_only=read_only), Counter())[what] += 1
+
+    def totals(self) -> tuple[Totals, ...]:
+        """Return what has been counted, by version and use."""
+        with self._guard:
+            self._add_up()
+            totals = {use: counted.copy() for use, counted in self._totals.items()}
+            for _, use, counts in self._counts:
+                totals.setdefault(use, Counter()).update(counts.measured())
+        return tuple(
+            Totals(version, read_only, wait_seconds=counted.pop("wait_ms", 0) / 1000.0, **counted)
+            for (version, read_only), counted in totals.items()
+        )
+
+    def _add_up(self) -> None:
+        """Add what pools that are no more have counted; one that is still used may count on. Under the guard."""
+        there = []
+        for entry in self._counts:
+            pool, use, counts = entry
+            if pool() is None:
+                self._totals.setdefault(use, Counter()).update(counts.measured())
+            else:
+                there.append(entry)
+        self._counts = there
+
+    def _use(self, version: str, *, read_only: bool) -> Use:
+        known = (version, read_only) in self._totals
+        return version if known else None, read_only
 
     def close(self) -> list[AsyncNodePool]:
         """Open none any more.

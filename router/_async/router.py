@@ -400,6 +400,7 @@ class AsyncRouter:
             tuple(tenants),
             MappingProxyType(dict(in_use.most_common())),
             None if routing.directory is None else routing.directory.stats(),
+            routing.pools.totals(),
         )
 
     async def close(self, timeout: float = 5.0) -> int:

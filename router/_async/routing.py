@@ -153,9 +153,10 @@ class AsyncRouting:
         )
         self.pools = AsyncPools(
             self.topology.max_pools,
+            self.topology.versions,
             opener,
             self.known.suspect,
-            objection=self.known.objection,
+            judge=self.known.judge,
             gone=self._gone,
             tell=self.known.tell,
         )

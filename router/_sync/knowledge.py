@@ -13,7 +13,7 @@ from router._sync.monitor import Monitor
 from router.choose import Request, Tier, standings
 from router.events import ConnectionsCut, Event, changes, succeed
 from router.health import UNKNOWN, Connected, Failed, observe
-from router.topology import Node
+from router.topology import Node, Role
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -175,7 +175,7 @@ class Knowledge:
                 self._moved()
                 for pool in self._pools():
                     if pool.cluster.name in moved:
-                        pool.barred = self.objection(pool)
+                        self.judge(pool)
             changed, self.changed = self.changed, Flag()
         changed.set()
         if moved or isinstance(seen, Failed):  # before anybody is told: observers may be slow
@@ -203,19 +203,18 @@ class Knowledge:
             events.append(failover)
         return known != new
 
-    def objection(self, pool: NodePool) -> str:
-        """Tell why nobody may use the connections of a pool now.
+    def judge(self, pool: NodePool) -> None:
+        """Tell a pool what is known of its node: whether anybody may use its connections now, and who serves its reads.
 
         Args:
             pool: The pool.
-
-        Returns:
-            The reason; empty if they may.
         """
         # Of a frozen primary, too, once another has taken over: it may yet carry out a COMMIT that it was sent, and
         # nobody must take that for a success.
         standing = self._standings.get(pool.cluster.name, ({}, {}))[1].get(pool.node.server)
-        return "" if pool.read_only or standing is None or standing.tier is not None else standing.note
+        pool.barred = "" if pool.read_only or standing is None or standing.tier is not None else standing.note
+        role = self.health.get(pool.node.server, UNKNOWN).role
+        pool.counts.follow(on_primary=pool.read_only and role is Role.PRIMARY and len(pool.cluster.nodes) > 1)
 
     def _follow(self, pool: NodePool, now: float, *, moved: bool) -> ConnectionsCut | None:
         """Have a pool follow what its node is worth by now."""

@@ -31,6 +31,8 @@ from router.budget import Claim, Idle
 from router.measures import PoolStats
 
 if TYPE_CHECKING:
+    from collections import Counter
+
     from router._sync.opener import Opener
     from router.health import Looked
     from router.topology import Node, Scope, Server, Target
@@ -75,6 +77,51 @@ class Reroute(Exception):
     """Raised to those who wait for a connection of a pool when they are to choose a node again."""
 
 
+class Counts:
+    """What a pool has counted; it may outlive the pool.
+
+    Attributes:
+        stats: psycopg_pool's own counters.
+    """
+
+    __slots__ = ("_on_primary", "stats")
+
+    def __init__(self, stats: Counter[str]) -> None:
+        """Begin with none of them at the primary.
+
+        Args:
+            stats: psycopg_pool's own counters.
+        """
+        self.stats = stats
+        # Those from earlier, and from which request on it is the primary that serves them, if it is: replaced at once,
+        # so that whoever adds them up at any moment sees them grow.
+        self._on_primary: tuple[int, int | None] = 0, None
+
+    def follow(self, *, on_primary: bool) -> None:
+        """Count requests apart from now on while it is the primary that serves reads.
+
+        Args:
+            on_primary: Whether it is.
+        """
+        (earlier, since), requests = self._on_primary, self.stats["requests_num"]
+        if on_primary and since is None:
+            self._on_primary = earlier, requests
+        elif not on_primary and since is not None:
+            self._on_primary = earlier + requests - since, None
+
+    def measured(self) -> dict[str, int]:
+        """Return the counters of now, by their names in the totals; the time that was waited in milliseconds."""
+        (earlier, since), stats = self._on_primary, self.stats
+        return {
+            "requests": (requests := stats["requests_num"]),
+            "queued": stats["requests_queued"],
+            "wait_ms": stats["requests_wait_ms"],
+            "opened": stats["connections_num"],
+            "failed": stats["connections_errors"],
+            "on_primary": earlier if since is None else earlier + requests - since,
+        }
+
+
 class _RoutedConnection(Connection[TupleRow]):
     """What the pool is told to connect with; what it gets is a plain connection, opened by the router."""
 
@@ -107,6 +154,7 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
             out: whoever borrows at that moment sees this, or is seen there.
         retired: Whether its router is being closed; set before it is, so that nobody can open it afterwards.
         refusal: Why the server refused one more connection, when it last did.
+        counts: What it has counted.
     """
 
     _waiting: deque[Any]  # AsyncPlaces
@@ -168,6 +216,7 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         self.barred = ""
         self.retired = False
         self.refusal = ""
+        self.counts = Counts(self._stats)
         self._opener = opener
         self._failing = False
         self._sure_until = 0.0
@@ -542,18 +591,18 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
 
     def stats(self) -> PoolStats:
         """Return one moment's view of the pool."""
-        measured = self.get_stats()
+        measured, counted = self.get_stats(), self.counts.measured()
         return PoolStats(
             size=measured["pool_size"],
             max_size=measured["pool_max"],
             idle=measured["pool_available"],
             in_use=len(self.borrowed),
             waiting=measured["requests_waiting"],
-            requests=measured.get("requests_num", 0),
-            queued=measured.get("requests_queued", 0),
-            wait_seconds=measured.get("requests_wait_ms", 0) / 1000.0,
-            opened=measured.get("connections_num", 0),
-            failed=measured.get("connections_errors", 0),
+            requests=counted["requests"],
+            queued=counted["queued"],
+            wait_seconds=counted["wait_ms"] / 1000.0,
+            opened=counted["opened"],
+            failed=counted["failed"],
         )
 
 

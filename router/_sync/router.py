@@ -401,6 +401,7 @@ class Router:
             tuple(tenants),
             MappingProxyType(dict(in_use.most_common())),
             None if routing.directory is None else routing.directory.stats(),
+            routing.pools.totals(),
         )
 
     def close(self, timeout: float = 5.0) -> int:

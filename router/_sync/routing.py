@@ -154,9 +154,10 @@ class Routing:
         )
         self.pools = Pools(
             self.topology.max_pools,
+            self.topology.versions,
             opener,
             self.known.suspect,
-            objection=self.known.objection,
+            judge=self.known.judge,
             gone=self._gone,
             tell=self.known.tell,
         )
