@@ -15,7 +15,10 @@
 
 from __future__ import annotations
 
+import logging  # noqa: F401  (first: its lock is taken in a fork, too, and importing the rest needs it)
+import os
 from importlib import import_module
+from threading import RLock
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -112,16 +115,23 @@ _HOMES = (
     "_default",
 )
 
+# Held while the rest is imported, and by every fork: the child would wait for ever for an import that another thread of
+# the parent was in.
+_importing = RLock()
+os.register_at_fork(before=_importing.acquire, after_in_parent=_importing.release, after_in_child=_importing.release)
+
 if not TYPE_CHECKING:  # a type checker would take it to mean that any name is there
 
     def __getattr__(name: str) -> object:
-        if name == "aio":
-            return import_module("router.aio")
-        if name in __all__:
-            for home in _HOMES:
-                if (found := getattr(import_module(f"router.{home}"), name, None)) is not None:
-                    globals()[name] = found
-                    return found
+        if name in __all__ or name == "aio":  # not for a module that one of those imports from here: it has other locks
+            with _importing:
+                if name == "aio":
+                    return import_module("router.aio")
+                for home in _HOMES:
+                    found = getattr(import_module(f"router.{home}"), name, None)
+                    if found is not None and found.__module__ == f"router.{home}":  # else it is only imported there
+                        globals()[name] = found
+                        return found
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
     def __dir__() -> list[str]:

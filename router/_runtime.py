@@ -7,7 +7,7 @@ import os
 import socket
 import threading
 import time
-from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from contextvars import Context, copy_context
 from functools import wraps
@@ -282,13 +282,34 @@ def concurrently(function: Callable[[], None], count: int, stop: Callable[[], No
         count: How often.
         stop: Called when they are to end.
     """
-    with ThreadPoolExecutor(max(count, 1), "router at once") as executor:
+    failed: list[BaseException] = []
+
+    def work() -> None:
         try:
-            for future in as_completed([executor.submit(copy_context().run, function) for _ in range(count)]):
-                future.result()
-        except BaseException:
+            function()
+        except BaseException as error:  # noqa: BLE001  (it is raised to the caller)
+            failed.append(error)
             stop()
-            raise
+
+    # No executor: once the main thread has ended, none takes work, nor can the module be imported.
+    threads = [
+        threading.Thread(target=copy_context().run, args=[work], name=f"router at once {number}", daemon=False)
+        for number in range(count)
+    ]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    except BaseException:
+        stop()
+        raise
+    finally:
+        for thread in threads:
+            if thread.ident is not None:  # it was started
+                thread.join()
+    if failed:
+        raise failed[0]
 
 
 LATE = 0.05

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import router
-from router import ConfigError, RouterError, UnknownVersion
+from router import ConfigError, RouterError, UnknownVersion, _default
 from tests.support import settings
 
 if TYPE_CHECKING:
@@ -99,6 +99,8 @@ def test_every_public_name_is_there() -> None:
     assert set(router.__all__) <= set(dir(router))
     for name in router.__all__:
         assert getattr(router, name).__module__.startswith("router.")
+        if getattr(router, name).__name__ in vars(_default):  # and not an inner one of the same name
+            assert getattr(router, name) is vars(_default)[name]
     with pytest.raises(AttributeError, match="no attribute 'Rooter'"):
         router.Rooter  # type: ignore[attr-defined]  # noqa: B018
 
