@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 import threading
@@ -23,6 +24,7 @@ P = ParamSpec("P")
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
+    from types import TracebackType
 
     from psycopg import AsyncConnection, Connection
     from psycopg.rows import TupleRow
@@ -45,6 +47,38 @@ if TYPE_CHECKING:
 
     AWorker: TypeAlias = asyncio.Task[None]
     Worker: TypeAlias = threading.Thread
+
+
+logger = logging.getLogger("router")
+
+
+class Isolated:
+    """Keeps what one step of many raises from the others: an exception is logged, and goes no further."""
+
+    __slots__ = ("_args", "_what")
+
+    def __init__(self, what: str, *args: object) -> None:
+        """Prepare it.
+
+        Args:
+            what: What could not be done, for the log.
+            *args: What goes into it.
+        """
+        self._what = what
+        self._args = args
+
+    def __enter__(self) -> None:
+        """Begin the step."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        """Log an exception."""
+        if not isinstance(error, Exception):  # a cancellation, say
+            return False
+        with suppress(Exception):  # a filter of the application's may fail, too
+            logger.error(self._what, *self._args, exc_info=error)
+        return True
 
 
 class AFlag(asyncio.Event):
@@ -459,6 +493,30 @@ def call(function: Callable[..., T], *args: object) -> T:
     return function(*args)
 
 
+async def aconsult(function: Callable[..., T | Awaitable[T]], *args: object) -> T:
+    """Call a user's function, plain or async, from a task of the router's.
+
+    If what the function waits for has been cancelled, that is an error like others: it must not end the router's task.
+
+    Args:
+        function: The function.
+        *args: What to call it with.
+
+    Returns:
+        What it returned, awaited if need be.
+    """
+    try:
+        return await acall(function, *args)
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise RuntimeError("what the function waited for was cancelled") from error
+
+
+consult = call
+
+
 @coroutine
 def _resume(work: Coroutine[Any, Any, None], awaited: object) -> Generator[object, Any, None]:
     """Go on with a coroutine that has already yielded ``awaited``."""
@@ -612,7 +670,8 @@ def survive_fork(router: _Forkable) -> None:
 
 def _after_fork() -> None:
     for router in list(_inherited_by_fork):
-        router.abandon()
+        with Isolated("could not start anew in the child of a fork"):
+            router.abandon()
 
 
 os.register_at_fork(after_in_child=_after_fork)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
@@ -96,3 +97,24 @@ async def atogether(function: Callable[[], Awaitable[T]], times: int) -> list[T]
 def together(function: Callable[[], T], times: int) -> list[T]:
     """Call a function many times at once: a thread each."""
     return all_of(*[function] * times)
+
+
+async def arunning() -> set[str]:
+    """The names of the tasks that run."""
+    return {task.get_name() for task in asyncio.all_tasks()}
+
+
+def running() -> set[str]:
+    """The names of the threads that run."""
+    return {thread.name for thread in threading.enumerate()}
+
+
+def acurrent() -> str:
+    """The name of the task that runs."""
+    task = asyncio.current_task()
+    return "" if task is None else task.get_name()
+
+
+def current() -> str:
+    """The name of the thread that runs."""
+    return threading.current_thread().name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -12,6 +12,8 @@ from router import AsyncRouter
 from tests.support import PATIENCE, aeventually, settings
 
 if TYPE_CHECKING:
+    import psycopg
+
     from tests.conftest import Postgres
 
 SIZE = 4
@@ -89,4 +91,30 @@ async def test_a_return_that_has_to_wait_survives_cancellation(postgres: Postgre
             await task
         assert (len(pool.borrowed), len(pool.idle)) == (0, 1)
         async with router.connection(timeout=PATIENCE) as connection:
+            await connection.execute("SELECT 1")
+
+
+async def test_a_connection_given_up_for_a_second_cancellation_puts_no_pool_in_quarantine(postgres: Postgres) -> None:
+    async with AsyncRouter(settings(primary=postgres.primary)) as router:
+        entered = asyncio.Event()
+        given_up: list[psycopg.AsyncConnection[Any]] = []
+
+        async def wait_long() -> None:
+            async with router.connection() as connection:
+                await connection.execute("SELECT 1")
+                given_up.append(connection)
+                entered.set()
+                await connection.execute("SELECT pg_sleep(60)")
+
+        task = asyncio.create_task(wait_long())
+        await entered.wait()
+        await asyncio.sleep(0)
+        for _ in range(2):  # the second while psycopg waits for the query to be cancelled
+            task.cancel()
+            await asyncio.sleep(0)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert given_up[0].broken
+        assert [pool.doubted_at for pool in router._routing.pools] == [0.0]
+        async with router.connection() as connection:
             await connection.execute("SELECT 1")

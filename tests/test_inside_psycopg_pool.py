@@ -13,6 +13,7 @@ import psycopg_pool
 import pytest
 from psycopg._preparing import PrepareManager
 from psycopg.pq import TransactionStatus
+from psycopg_pool._acompat import ALock
 
 from tests.support import aeventually, eventually
 
@@ -170,9 +171,11 @@ async def test_the_async_pool_is_made_alike(postgres: Postgres) -> None:
     pool = psycopg_pool.AsyncConnectionPool(postgres.primary, min_size=0, max_size=1, open=False)
     assert isinstance(pool._pool, deque)
     assert isinstance(pool._waiting, deque)
-    assert not hasattr(pool, "_lock")  # before it is opened: hence the look at _waiting and _pool before it is used
+    assert not hasattr(pool, "_lock")  # before it is opened
+    pool._lock = lock = ALock()
     async with pool:
-        assert isinstance(pool._lock, asyncio.Lock)
+        assert pool._lock is lock
+        assert isinstance(lock, asyncio.Lock)
         connection = await pool.getconn(timeout=20)
         task = asyncio.create_task(pool.getconn(timeout=20))
         await aeventually(lambda: asyncio.sleep(0, bool(pool._waiting)))

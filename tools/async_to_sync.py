@@ -62,6 +62,7 @@ RENAMES = {
     "acall": "call",
     "acan_spawn": "can_spawn",
     "aclaimed": "claimed",
+    "aconsult": "consult",
     "aconcurrently": "concurrently",
     "agone": "gone",
     "ajoin": "join",
@@ -73,14 +74,17 @@ RENAMES = {
     "auncancelled": "uncancelled",
     # the same of the tests' support
     "aall_of": "all_of",
+    "acurrent": "current",
     "aeventually": "eventually",
     "aoutside": "outside",
+    "arunning": "running",
     "atogether": "together",
     # psycopg, psycopg_pool
     "psycopg_pool.pool_async": "psycopg_pool.pool",
     "AsyncConnection": "Connection",
     "AsyncConnectionPool": "ConnectionPool",
     "AsyncClientCursor": "ClientCursor",
+    "ALock": "Lock",
     "AsyncCursor": "Cursor",
     "AsyncServerCursor": "ServerCursor",
     # the language and its library

@@ -13,7 +13,7 @@ import psycopg
 from psycopg.pq import TransactionStatus
 
 from router import sql
-from router._async.pools import original_of
+from router._async.pools import original_of, was_given_up
 from router._async.scoped import enter
 from router._async.scripts import AsyncNodeConnection, TooLate, commit, send
 from router._runtime import aclaimed, arunning_loop
@@ -297,7 +297,8 @@ def _tell(pool: AsyncNodePool, connection: AsyncConnection[TupleRow], error: Bas
     # That a session for reading refuses a write says nothing of its server.
     if broken or sqlstate in GOES_DOWN or (sqlstate == READ_ONLY and not pool.read_only):
         # A session that ended for a reason of its own, a timeout, has another SQLSTATE.
-        pool.suspect(pool.node.server, dying=broken and (sqlstate is None or sqlstate in GOES_DOWN))
+        lost = broken and not was_given_up(connection)
+        pool.suspect(pool.node.server, dying=lost and (sqlstate is None or sqlstate in GOES_DOWN))
 
 
 async def _written(connection: AsyncConnection[TupleRow]) -> tuple[int, int]:

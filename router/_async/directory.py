@@ -20,7 +20,7 @@ from router import sql
 from router._async.opener import is_undeclared
 from router._async.pools import original_of
 from router._async.scripts import cursor_of, send
-from router._runtime import AFlag, AGuard, acall, acan_spawn, ajoin, aspawn, cut
+from router._runtime import AFlag, AGuard, Isolated, acall, acan_spawn, aconsult, ajoin, aspawn, cut
 from router.directory import Answers, in_words
 from router.errors import DirectoryUnavailable, RouterClosed, RouterError, UnknownTenant
 
@@ -203,12 +203,14 @@ class AsyncDirectory:
         """
         with self._guard:
             due = self._answers.tick(now)
-            if not self._closed:
-                if unconfirmed := self._answers.unconfirmed:
-                    self._ask(choice(unconfirmed), self._other)  # to see whether that works again
-                self._staff()
+            with Isolated("could not ask for tenants"):
+                if not self._closed:
+                    if unconfirmed := self._answers.unconfirmed:
+                        self._ask(choice(unconfirmed), self._other)  # to see whether that works again
+                    self._staff()
         for tenant in due:
-            self._forgotten(tenant)
+            with Isolated("could not forget where tenant %r lives", tenant):
+                self._forgotten(tenant)
 
     def stats(self) -> DirectoryStats:
         """Return one moment's view of it."""
@@ -276,31 +278,44 @@ class AsyncDirectory:
     # Asking: the workers
 
     async def _work(self, number: int) -> None:
-        try:
-            while True:
+        with Isolated("could not go on asking for tenants"):
+            try:
+                while True:
+                    with self._guard:
+                        if (question := self._next()) is None:
+                            self._at_rest.add(number)
+                            return
+                    with Isolated("could not ask for tenant %r", question.tenant):
+                        try:
+                            await self._answer(question)
+                        except BaseException as error:
+                            self._leave_open(question, error)
+                            raise
+            except BaseException:  # it was cancelled, say
                 with self._guard:
-                    if (question := self._next()) is None:
-                        self._at_rest.add(number)
-                        return
-                await self._answer(question)
-        except BaseException:  # what the source waited for was cancelled, say
-            with self._guard:
-                self._at_rest.add(number)
-            raise
+                    self._at_rest.add(number)
+                raise
 
     async def _answer(self, question: _Question) -> None:
-        try:
-            while not self._settle(question, await self._ask_source(question.tenant)):
-                pass
-        except BaseException:
-            question.overtaken = False
-            self._settle(question, (None, "asking for it was cancelled", False))
-            raise
+        while not self._settle(question, await self._ask_source(question.tenant)):
+            pass
+
+    def _leave_open(self, question: _Question, error: BaseException) -> None:
+        """Say to those who wait that there will be no answer."""
+        with self._guard:
+            self._questions.pop(question.tenant, None)
+            if isinstance(error, Exception):  # the answer may be kept, and not all done that follows from it
+                question.reason = f"the router failed: {type(error).__name__}"
+                self._answers.drop(question.tenant)
+            else:
+                question.reason = "asking for it was cancelled"
+                self._answers.doubt(question.tenant, monotonic())
+        question.answered.set()
 
     async def _ask_source(self, tenant: str) -> tuple[Home | None, str, bool]:
         """Ask once: for the home, or why there is none, and whether there was an answer."""
         try:
-            said = await acall(self._lookup, tenant)
+            said = await aconsult(self._lookup, tenant)
         except Exception as error:  # noqa: BLE001  (it is the user's)
             return None, self._fails(error), False
         self._works()

@@ -8,7 +8,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from router._async.monitor import AsyncMonitor
-from router._runtime import AFlag, AGuard
+from router._runtime import AFlag, AGuard, Isolated
 from router.choose import Request, Tier, standings
 from router.events import ConnectionsCut, Event, changes, succeed
 from router.health import UNKNOWN, Connected, Failed, observe
@@ -155,6 +155,10 @@ class AsyncKnowledge:
         Args:
             seen: The observation.
         """
+        with Isolated("could not take note of what was seen of %s", seen.node):
+            await self._report(seen)
+
+    async def _report(self, seen: Seen) -> None:
         server = seen.node.server
         if isinstance(seen, Connected):
             known = self.health.get(server, UNKNOWN)
@@ -163,27 +167,38 @@ class AsyncKnowledge:
             if seen.node not in self.health:
                 return
         now, events = monotonic(), list[Event]()
+        names, moved = self._learn(seen, events, now)
+        for pool in list(self._pools()):  # before anybody is told: observers may be slow
+            pool.behind |= pool.cluster.name in (names if moved or isinstance(seen, Failed) else ())
+            if pool.behind and pool.cluster.name in names:
+                with Isolated("the pool to %s could not follow what is known of it", pool.node):
+                    cut_off = await self._follow(pool, now, moved=pool.cluster.name in moved)
+                    pool.behind = False
+                    if cut_off:
+                        events.append(cut_off)
+        self.tell(events)
+
+    def _learn(self, seen: Seen, events: list[Event], now: float) -> tuple[set[str], set[str]]:
+        """Replace what is known; the names of the clusters it is about, and of those that it makes a difference to."""
         with self._guard:
-            before = self.health
-            self.health = observe(before, seen, now=now, jitter=random(), policy=self._policy)
-            clusters = self._in_use.get(server, ())
-            events += changes(before, self.health, clusters, now=now)
-            names = {cluster.name for cluster in clusters}
-            moved = {cluster.name for cluster in clusters if self._stand(cluster, events, now)}
-            if moved:
-                self._moved()
-                for pool in self._pools():
-                    if pool.cluster.name in moved:
-                        self.judge(pool)
+            before, was = self.health, (self.health, self._standings, self._leaders)
+            try:
+                self.health = observe(before, seen, now=now, jitter=random(), policy=self._policy)
+                clusters = self._in_use.get(seen.node.server, ())
+                events += changes(before, self.health, clusters, now=now)
+                names = {cluster.name for cluster in clusters}
+                moved = {cluster.name for cluster in clusters if self._stand(cluster, events, now)}
+                if moved:
+                    self._moved()
+                    for pool in self._pools():
+                        if pool.cluster.name in moved:
+                            self.judge(pool)
+            except BaseException:  # nothing is known in part, or what follows from the rest would never be done
+                self.health, self._standings, self._leaders = was
+                raise
             changed, self.changed = self.changed, AFlag()
         changed.set()
-        if moved or isinstance(seen, Failed):  # before anybody is told: observers may be slow
-            for pool in list(self._pools()):
-                if pool.cluster.name in names and (
-                    cut_off := await self._follow(pool, now, moved=pool.cluster.name in moved)
-                ):
-                    events.append(cut_off)
-        self.tell(events)
+        return names, moved
 
     def _stand(self, cluster: Cluster, events: list[Event], now: float) -> bool:
         """Work out what the nodes of a cluster are worth now; whether that is new. Under the guard."""
@@ -242,14 +257,16 @@ class AsyncKnowledge:
             dying: Whether its other connections may be about to end as that one did: its processes do not all die at
                 the same moment. None that is idle is lent until a look has ended that began after the first such sign.
         """
-        if dying:
-            with self._guard:
-                if server in self._in_use:
-                    self._doubted.add(server)
-                    for pool in self._pools():
-                        if pool.node.server == server:
-                            pool.doubt()
-        self.monitor.hurry(server)
+        try:
+            if dying:
+                with self._guard:
+                    if server in self._in_use:
+                        self._doubted.add(server)
+                        for pool in self._pools():
+                            if pool.node.server == server:
+                                pool.doubt()
+        finally:
+            self.monitor.hurry(server)
 
     async def _looked(self, server: Server, begun: float) -> None:
         """Have idle connections lent again, once what a look has shown was reported."""
@@ -261,7 +278,8 @@ class AsyncKnowledge:
                 self._doubted.discard(server)
         for pool in doubted:
             if pool.doubted_at < begun:
-                await pool.trust()
+                with Isolated("could not lend the idle connections to %s again", pool.node):
+                    await pool.trust()
 
     def _pause(self, server: Server) -> float:
         """How long to wait before the next look at a server."""
@@ -280,9 +298,8 @@ class AsyncKnowledge:
             events: What happened.
         """
         for event in events:
-            logger.log(event.level, "%s", event)
+            with Isolated("an event could not be logged"):
+                logger.log(event.level, "%s", event)
             for observer in self._observers:
-                try:
+                with Isolated("an observer failed"):
                     observer(event)
-                except Exception:
-                    logger.exception("an observer failed")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import psycopg
 
 from router._async.slots import BudgetSpent
-from router._runtime import AFlag, AGuard, ALimited, ajoin, aknock, asleep, aspawn, cut
+from router._runtime import AFlag, AGuard, ALimited, Isolated, ajoin, aknock, asleep, aspawn, cut
 from router.budget import Claim, Idle, to_close
 from router.health import UNKNOWN, Failed
 
@@ -152,8 +152,9 @@ class AsyncMonitor:
         for watcher in watchers:
             watcher.stop()
         for watcher in watchers:
-            await ajoin(watcher.worker, max(deadline - monotonic(), 0.0))
-            await watcher.let_go()
+            with Isolated("could not stop looking at %s", watcher.claim.server):
+                await ajoin(watcher.worker, max(deadline - monotonic(), 0.0))
+                await watcher.let_go()
 
 
 class AsyncWatcher:
@@ -190,26 +191,34 @@ class AsyncWatcher:
     async def _watch(self) -> None:
         while not self.closed:
             self.hurry.clear()  # what comes from now on is newer than this look may be
-            try:
-                begun = monotonic()
-                try:
-                    await self._look()
-                finally:
-                    await self._monitor.looked(self._server, begun)
+            begun, pause = monotonic(), self._monitor.policy.interval
+            with Isolated("could not look at %s", self._server):
+                await self._look()
+            with Isolated("could not do what follows from a look at %s", self._server):
+                await self._monitor.looked(self._server, begun)
+            with Isolated("could not try the refused logins at %s again", self._server):
                 await self._try_logins()
-            except Exception:
-                logger.exception("could not look at %s", self._server)
-            pause = self._monitor.pause(self._server) * (0.9 + 0.2 * random())
-            if await self.hurry.wait_for(pause):
+            with Isolated("could not tell when to look at %s again", self._server):
+                pause = self._monitor.pause(self._server)
+            if await self.hurry.wait_for(pause * (0.9 + 0.2 * random())):
                 await asleep(PAUSE)
         await self.let_go()
 
     async def _look(self) -> None:
-        monitor, held = self._monitor, self._take()
+        held = self._take()
         node = held[0] if held is not None else self._next_node()
         if node is None:
             return
         self._used = used = [] if held is None else [held[1]]
+        try:
+            await self._look_at(node, used)
+        except Exception:  # of this process, and no attempt is under way
+            for connection in used:
+                await connection.close()
+            raise
+
+    async def _look_at(self, node: Node, used: list[AsyncConnection[TupleRow]]) -> None:
+        monitor = self._monitor
         begun, timeout = monotonic(), monitor.policy.timeout
         try:
             looked, connection = await self._limited.run(
@@ -282,7 +291,7 @@ class AsyncWatcher:
         for node, cluster in self.nodes.items():
             refused = self._monitor.health().get(node)
             if refused is not None and monotonic() >= refused.banned_until:
-                with suppress(psycopg.Error, BudgetSpent):
+                with Isolated("could not try to log in to %s", node), suppress(psycopg.Error, BudgetSpent):
                     connection, _ = await self._monitor.opener.connect(
                         node,
                         cluster,

@@ -15,7 +15,7 @@ from router import sql
 from router._async.scripts import NOT_THERE, AsyncNodeConnection, AsyncPooledConnection, send, why_not_there
 from router._async.slots import BudgetSpent
 from router._login import LoginFailed
-from router._runtime import acall
+from router._runtime import aconsult
 from router.budget import Claim
 from router.choose import objection
 from router.errors import masked
@@ -154,8 +154,10 @@ class AsyncOpener:
             connection: The connection.
             claim: What it counts as in the budget.
         """
-        self._slots.leave(connection, claim)
-        await connection.close()
+        try:
+            self._slots.leave(connection, claim)
+        finally:
+            await connection.close()
 
     async def connect_to_look(
         self, node: Node, cluster: Cluster, claim: Claim, patience: float
@@ -264,7 +266,11 @@ class AsyncOpener:
                 raise Refused(seen.reason) from None
             await self._report(seen)
             raise
-        await self._report(Connected(node, role))
+        try:
+            await self._report(Connected(node, role))
+        except BaseException:
+            await connection.close()
+            raise
         return connection, role
 
     @staticmethod
@@ -306,12 +312,15 @@ class AsyncOpener:
         if patience is None:  # whoever waits for what is opened has a deadline, and leaves then
             patience = cluster.pool.timeout if wanted is None else inf
         await self._slots.take(claim, patience, wanted or (lambda: True))
+        connection: AsyncConnection[TupleRow] | None = None
         try:
             connection = await self._log_in(node, kind, make_conninfo("", **params), autocommit=autocommit)
+            self._slots.fill(connection, claim)
         except BaseException:
+            if connection is not None:
+                await connection.close()
             self._slots.give_up(claim)
             raise
-        self._slots.fill(connection, claim)
         if node.pooler == "transaction":
             connection.prepare_threshold = None
         return connection
@@ -339,7 +348,7 @@ class AsyncOpener:
         if self._ask is not None:
             if node not in self._answers:
                 try:
-                    self._answers[node] = await acall(self._ask, node)
+                    self._answers[node] = await aconsult(self._ask, node)
                 except Exception:
                     logger.exception("the router's password callable failed for %s", node)
                     raise NoPassword("the password callable failed; its error is in the log") from None
@@ -377,7 +386,7 @@ class AsyncOpener:
 
     async def _run_configure(self, configure: AConfigure, connection: AsyncConnection[TupleRow], node: Node) -> None:
         try:
-            await acall(configure, connection)
+            await aconsult(configure, connection)
             if connection.pgconn.transaction_status:
                 await connection.commit()
         except Exception:

@@ -1,9 +1,9 @@
 """A pool for one node, to read or to write: ``psycopg_pool``'s, with the few things that a router needs besides.
 
 This file alone uses what is inside ``psycopg_pool``: ``_pool``, ``_nconns``, ``_nconns_min``, ``_waiting``, ``_lock``,
-``_closed``, ``_stats``, ``_maybe_grow_pool()``, ``set()`` and ``fail()`` of a waiting client, ``_pool`` and
-``_expire_at`` of a connection; and inside ``psycopg``, what a borrower can change on a connection without a public name
-to tell.
+``_closed``, ``_opened``, ``_growing``, ``_stats``, ``_maybe_grow_pool()``, ``_signal_stop_worker()``, ``set()`` and
+``fail()`` of a waiting client, ``_pool`` and ``_expire_at`` of a connection; and inside ``psycopg``, what a borrower
+can change on a connection without a public name to tell.
 ``docs/decisions/0002-inside-psycopg-pool.md`` says why; ``tests/test_inside_psycopg_pool.py`` checks what is assumed.
 """
 
@@ -21,11 +21,12 @@ import psycopg
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
+from psycopg_pool._acompat import ALock
 from psycopg_pool.pool_async import AddConnection
 
 from router._async.opener import Refused
 from router._async.scripts import AsyncPooledConnection
-from router._runtime import AFlag, AGuard, auncancelled, cut
+from router._runtime import AFlag, AGuard, Isolated, auncancelled, cut
 from router.budget import Claim, Idle
 from router.measures import PoolStats
 
@@ -151,6 +152,7 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         inherited: Whether it belongs to the parent of a fork: nothing of it may be used or closed here.
         barred: Why nobody may use its connections now; empty while they may. Set before :meth:`drop` looks at what is
             out: whoever borrows at that moment sees this, or is seen there.
+        behind: Whether something was learnt of its server that it has not followed yet.
         retired: Whether its router is being closed; set before it is, so that nobody can open it afterwards.
         refusal: Why the server refused one more connection, when it last did.
         counts: What it has counted.
@@ -197,6 +199,8 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
             reconnect_failed=lambda _: self.reroute(),
             num_workers=1,
         )
+        # An async pool has none before open(), and what happens to its server meanwhile does not wait for that.
+        self._lock = ALock()
         self.node = node
         self.cluster = cluster
         self.read_only = read_only
@@ -213,6 +217,7 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         self.suspect = suspect
         self.inherited = False
         self.barred = ""
+        self.behind = False
         self.retired = False
         self.refusal = ""
         self.counts = Counts(self._stats)
@@ -342,6 +347,9 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
                 await self.open()
             except psycopg.OperationalError as error:  # it has been closed meanwhile
                 raise PoolClosed(str(error)) from error
+            except BaseException:
+                await self._undo_open()
+                raise
             if self.retired:
                 await self.close()
         place, begun = AsyncPlace(self, "" if scope is None else scope.tenant), monotonic()
@@ -363,6 +371,15 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
             await self.give_back(connection)
             raise Reroute
         return connection
+
+    @auncancelled
+    async def _undo_open(self) -> None:
+        """Be as before :meth:`open`, which failed half-way: without a worker, nobody here would ever be served."""
+        async with self._lock:  # guards _closed, _growing
+            if not self._closed:
+                await self._signal_stop_worker()
+                self._closed, self._opened, self._growing = True, False, False  # what is counted is opened next time
+        await self.reroute()
 
     async def _get_in_line(self, place: AsyncPlace) -> bool:
         """Get in line, and have the pool grow if it can; whether it is so, for a connection may have become ready."""
@@ -425,7 +442,11 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
             raise
         self._failing = False
         self.refusal = ""
-        connection.__dict__["_router"] = Original(connection)
+        try:
+            connection.__dict__["_router"] = Original(connection)
+        except BaseException:
+            await connection.close()
+            raise
         return connection
 
     def _is_wanted(self) -> bool:
@@ -478,7 +499,8 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
             waiting = list(self._waiting)
             self._waiting.clear()
         for client in waiting:
-            await client.fail(Reroute())
+            with Isolated("a request that waited for %s could not be told to go elsewhere", self.node):
+                await client.fail(Reroute())
 
     async def evict_idle(self) -> None:
         """Close the connection that has been idle longest, if there is one, so that another may be opened."""
@@ -515,7 +537,8 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         """
         await self.reroute()
         while (connection := await self._take_out()) is not None:
-            await connection.close()
+            with Isolated("could not close a connection to %s", self.node):
+                await connection.close()
         doomed = list(self.borrowed if why_borrowed else self.expendable)
         for connection in doomed:
             original_of(connection).cut_because = why_borrowed
@@ -774,6 +797,18 @@ class Original:
         self.seen = {
             name: value.copy() if isinstance(value, list) else value for name, value in connection.__dict__.items()
         }
+
+
+def was_given_up(connection: AsyncConnection[TupleRow]) -> bool:
+    """Tell whether psycopg gave up a broken connection itself, because its client was cancelled or interrupted twice.
+
+    Args:
+        connection: The connection, broken.
+
+    Returns:
+        Whether it did; then its end says nothing of the server.
+    """
+    return getattr(connection.pgconn, "pgconn_ptr", 0) is None  # one whose server hung up still has a struct of libpq's
 
 
 def original_of(connection: AsyncConnection[TupleRow]) -> Original:

@@ -9,7 +9,7 @@ from weakref import ref
 
 from router._async.pools import AsyncNodePool
 from router._async.scoped import AsyncSharedPool
-from router._runtime import AFlag, AGuard, asettled, auncancelled
+from router._runtime import AFlag, AGuard, Isolated, asettled, auncancelled
 from router.budget import to_close
 from router.errors import RouterClosed
 from router.events import PoolClosed, PoolOpened
@@ -186,10 +186,11 @@ class AsyncPools:
         with self._guard:
             self._add_up()
         for pool in list(self):
-            await pool.keep_warm()
-            unused = not pool.in_use and not pool.min_size and now - pool.used_at > pool.cluster.pool.max_unused
-            if unused or pool.outdated:
-                await self.retire(pool)
+            with Isolated("could not keep the pool to %s as it should be", pool.node):
+                await pool.keep_warm()
+                unused = not pool.in_use and not pool.min_size and now - pool.used_at > pool.cluster.pool.max_unused
+                if unused or pool.outdated:
+                    await self.retire(pool)
 
     @auncancelled
     async def retire(self, pool: AsyncNodePool) -> None:
@@ -203,9 +204,12 @@ class AsyncPools:
                 return
             pool.retired = True
             self._pools = {key: other for key, other in self._pools.items() if other is not pool}
-        self._gone(pool)
-        await pool.drop("")
-        await asettled(pool.close, 1.0)
+        with Isolated("could not forget what was worked out with the pool to %s", pool.node):
+            self._gone(pool)
+        with Isolated("could not empty the pool to %s", pool.node):
+            await pool.drop("")
+        with Isolated("could not close the pool to %s", pool.node):
+            await asettled(pool.close, 1.0)
         self._tell([PoolClosed(pool.cluster.name, pool.node, pool.read_only, pool.tenant)])
 
     def count(self, what: str, version: str, *, read_only: bool) -> None:

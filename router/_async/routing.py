@@ -20,7 +20,7 @@ from router._async.opener import AsyncOpener
 from router._async.pools import Reroute, original_of
 from router._async.registry import AsyncPools
 from router._async.slots import AsyncGate, AsyncSlots
-from router._runtime import AFlag, AGuard, ajoin, asettled, asleep, aspawn, cut
+from router._runtime import AFlag, AGuard, Isolated, ajoin, asettled, asleep, aspawn, cut
 from router.budget import Claim, Full, Limits, full
 from router.choose import Request, choose
 from router.consistency import UNSURE, later
@@ -548,13 +548,13 @@ class AsyncRouting:
 
     async def _keep_house(self) -> None:
         while not await self._closing.wait_for(HOUSEKEEPING):
-            try:
+            with Isolated("could not close what is not used"):
                 await self.pools.sweep()
+            with Isolated("could not find out which connections have ended"):
                 self.slots.sweep()
+            with Isolated("could not ask the directory again"):
                 if self.directory is not None:
                     self.directory.tick(monotonic())
-            except Exception:
-                logger.exception("could not close what is not used")
 
     def _gone(self, pool: AsyncNodePool) -> None:
         """Forget what was worked out with a pool; and the servers of a tenant's own, when it was their last pool."""
@@ -654,16 +654,19 @@ class AsyncRouting:
         pools = self.pools.close()
         self._closing.set()
         self.known.changed.set()
-        if self.directory is not None:
-            await self.directory.close(GRACE)
+        with Isolated("could not close the directory of tenants"):
+            if self.directory is not None:
+                await self.directory.close(GRACE)
         self.slots.close()
         cut_off = await _emptied(pools, deadline)
         deadline = max(deadline, monotonic() + GRACE)
-        await self.known.monitor.close(max(deadline - monotonic(), 0.0))
+        with Isolated("could not stop looking at the servers"):
+            await self.known.monitor.close(max(deadline - monotonic(), 0.0))
         for pool in pools:
-            if not pool.closed:
-                await pool.drop("")  # which psycopg_pool comes to only if its workers end as they should
-                await asettled(pool.close, max(deadline - monotonic(), 0.1))
+            with Isolated("could not close the pool to %s", pool.node):
+                if not pool.closed:
+                    await pool.drop("")  # which psycopg_pool comes to only if its workers end as they should
+                    await asettled(pool.close, max(deadline - monotonic(), 0.1))
             self.known.tell([PoolWasClosed(pool.cluster.name, pool.node, pool.read_only, pool.tenant)])
         if self._housekeeper is not None:
             await ajoin(self._housekeeper, max(deadline - monotonic(), 0.0))

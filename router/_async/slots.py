@@ -12,7 +12,7 @@ from weakref import ref
 
 import psycopg
 
-from router._runtime import AFlag, AGuard, asleep
+from router._runtime import AFlag, AGuard, Isolated, asleep
 from router.budget import full, grant, yields_to
 
 if TYPE_CHECKING:
@@ -165,7 +165,8 @@ class AsyncSlots:
                     self.waiting.remove(turn)
             raise
         finally:
-            self.wake()
+            with Isolated("could not tell those who wait for a connection of the process to look again"):
+                self.wake()
 
     def wake(self, first: AsyncTurn | None = None) -> None:
         """Give slots to those who wait, as far as there are any; else have one of them look for room.
@@ -247,7 +248,8 @@ class AsyncSlots:
         """Forget the closed connections whose server processes have ended."""
         with self._guard:
             for leaver in self._leavers:
-                leaver.look()
+                with Isolated("could not find out whether a session at %s has ended", leaver.claim.server):
+                    leaver.look()
             self._leavers = [leaver for leaver in self._leavers if not leaver.gone]
 
     def leave(self, connection: AsyncConnection[Any], claim: Claim) -> None:

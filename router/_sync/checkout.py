@@ -15,7 +15,7 @@ from psycopg.pq import TransactionStatus
 
 from router import sql
 from router._runtime import claimed
-from router._sync.pools import original_of
+from router._sync.pools import original_of, was_given_up
 from router._sync.scoped import enter
 from router._sync.scripts import NodeConnection, TooLate, commit, send
 from router.choose import PAIRS, pairs, rotation
@@ -296,7 +296,8 @@ def _tell(pool: NodePool, connection: Connection[TupleRow], error: BaseException
     # That a session for reading refuses a write says nothing of its server.
     if broken or sqlstate in GOES_DOWN or (sqlstate == READ_ONLY and not pool.read_only):
         # A session that ended for a reason of its own, a timeout, has another SQLSTATE.
-        pool.suspect(pool.node.server, dying=broken and (sqlstate is None or sqlstate in GOES_DOWN))
+        lost = broken and not was_given_up(connection)
+        pool.suspect(pool.node.server, dying=lost and (sqlstate is None or sqlstate in GOES_DOWN))
 
 
 def _written(connection: Connection[TupleRow]) -> tuple[int, int]:

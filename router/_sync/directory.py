@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import psycopg
 
 from router import sql
-from router._runtime import Flag, Guard, call, can_spawn, cut, join, spawn
+from router._runtime import Flag, Guard, Isolated, call, can_spawn, consult, cut, join, spawn
 from router._sync.opener import is_undeclared
 from router._sync.pools import original_of
 from router._sync.scripts import cursor_of, send
@@ -204,12 +204,14 @@ class Directory:
         """
         with self._guard:
             due = self._answers.tick(now)
-            if not self._closed:
-                if unconfirmed := self._answers.unconfirmed:
-                    self._ask(choice(unconfirmed), self._other)  # to see whether that works again
-                self._staff()
+            with Isolated("could not ask for tenants"):
+                if not self._closed:
+                    if unconfirmed := self._answers.unconfirmed:
+                        self._ask(choice(unconfirmed), self._other)  # to see whether that works again
+                    self._staff()
         for tenant in due:
-            self._forgotten(tenant)
+            with Isolated("could not forget where tenant %r lives", tenant):
+                self._forgotten(tenant)
 
     def stats(self) -> DirectoryStats:
         """Return one moment's view of it."""
@@ -277,31 +279,44 @@ class Directory:
     # Asking: the workers
 
     def _work(self, number: int) -> None:
-        try:
-            while True:
+        with Isolated("could not go on asking for tenants"):
+            try:
+                while True:
+                    with self._guard:
+                        if (question := self._next()) is None:
+                            self._at_rest.add(number)
+                            return
+                    with Isolated("could not ask for tenant %r", question.tenant):
+                        try:
+                            self._answer(question)
+                        except BaseException as error:
+                            self._leave_open(question, error)
+                            raise
+            except BaseException:  # it was cancelled, say
                 with self._guard:
-                    if (question := self._next()) is None:
-                        self._at_rest.add(number)
-                        return
-                self._answer(question)
-        except BaseException:  # what the source waited for was cancelled, say
-            with self._guard:
-                self._at_rest.add(number)
-            raise
+                    self._at_rest.add(number)
+                raise
 
     def _answer(self, question: _Question) -> None:
-        try:
-            while not self._settle(question, self._ask_source(question.tenant)):
-                pass
-        except BaseException:
-            question.overtaken = False
-            self._settle(question, (None, "asking for it was cancelled", False))
-            raise
+        while not self._settle(question, self._ask_source(question.tenant)):
+            pass
+
+    def _leave_open(self, question: _Question, error: BaseException) -> None:
+        """Say to those who wait that there will be no answer."""
+        with self._guard:
+            self._questions.pop(question.tenant, None)
+            if isinstance(error, Exception):  # the answer may be kept, and not all done that follows from it
+                question.reason = f"the router failed: {type(error).__name__}"
+                self._answers.drop(question.tenant)
+            else:
+                question.reason = "asking for it was cancelled"
+                self._answers.doubt(question.tenant, monotonic())
+        question.answered.set()
 
     def _ask_source(self, tenant: str) -> tuple[Home | None, str, bool]:
         """Ask once: for the home, or why there is none, and whether there was an answer."""
         try:
-            said = call(self._lookup, tenant)
+            said = consult(self._lookup, tenant)
         except Exception as error:  # noqa: BLE001  (it is the user's)
             return None, self._fails(error), False
         self._works()

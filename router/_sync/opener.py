@@ -14,7 +14,7 @@ from psycopg.conninfo import make_conninfo
 
 from router import sql
 from router._login import LoginFailed
-from router._runtime import call
+from router._runtime import consult
 from router._sync.scripts import NOT_THERE, NodeConnection, PooledConnection, send, why_not_there
 from router._sync.slots import BudgetSpent
 from router.budget import Claim
@@ -155,8 +155,10 @@ class Opener:
             connection: The connection.
             claim: What it counts as in the budget.
         """
-        self._slots.leave(connection, claim)
-        connection.close()
+        try:
+            self._slots.leave(connection, claim)
+        finally:
+            connection.close()
 
     def connect_to_look(self, node: Node, cluster: Cluster, claim: Claim, patience: float) -> Connection[TupleRow]:
         """Open a connection for looking at a server; nothing is reported.
@@ -263,7 +265,11 @@ class Opener:
                 raise Refused(seen.reason) from None
             self._report(seen)
             raise
-        self._report(Connected(node, role))
+        try:
+            self._report(Connected(node, role))
+        except BaseException:
+            connection.close()
+            raise
         return connection, role
 
     @staticmethod
@@ -305,12 +311,15 @@ class Opener:
         if patience is None:  # whoever waits for what is opened has a deadline, and leaves then
             patience = cluster.pool.timeout if wanted is None else inf
         self._slots.take(claim, patience, wanted or (lambda: True))
+        connection: Connection[TupleRow] | None = None
         try:
             connection = self._log_in(node, kind, make_conninfo("", **params), autocommit=autocommit)
+            self._slots.fill(connection, claim)
         except BaseException:
+            if connection is not None:
+                connection.close()
             self._slots.give_up(claim)
             raise
-        self._slots.fill(connection, claim)
         if node.pooler == "transaction":
             connection.prepare_threshold = None
         return connection
@@ -338,7 +347,7 @@ class Opener:
         if self._ask is not None:
             if node not in self._answers:
                 try:
-                    self._answers[node] = call(self._ask, node)
+                    self._answers[node] = consult(self._ask, node)
                 except Exception:
                     logger.exception("the router's password callable failed for %s", node)
                     raise NoPassword("the password callable failed; its error is in the log") from None
@@ -376,7 +385,7 @@ class Opener:
 
     def _run_configure(self, configure: Configure, connection: Connection[TupleRow], node: Node) -> None:
         try:
-            call(configure, connection)
+            consult(configure, connection)
             if connection.pgconn.transaction_status:
                 connection.commit()
         except Exception:

@@ -2,9 +2,9 @@
 """A pool for one node, to read or to write: ``psycopg_pool``'s, with the few things that a router needs besides.
 
 This file alone uses what is inside ``psycopg_pool``: ``_pool``, ``_nconns``, ``_nconns_min``, ``_waiting``, ``_lock``,
-``_closed``, ``_stats``, ``_maybe_grow_pool()``, ``set()`` and ``fail()`` of a waiting client, ``_pool`` and
-``_expire_at`` of a connection; and inside ``psycopg``, what a borrower can change on a connection without a public name
-to tell.
+``_closed``, ``_opened``, ``_growing``, ``_stats``, ``_maybe_grow_pool()``, ``_signal_stop_worker()``, ``set()`` and
+``fail()`` of a waiting client, ``_pool`` and ``_expire_at`` of a connection; and inside ``psycopg``, what a borrower
+can change on a connection without a public name to tell.
 ``docs/decisions/0002-inside-psycopg-pool.md`` says why; ``tests/test_inside_psycopg_pool.py`` checks what is assumed.
 """
 
@@ -22,9 +22,10 @@ import psycopg
 from psycopg import Connection
 from psycopg.rows import TupleRow
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
+from psycopg_pool._acompat import Lock
 from psycopg_pool.pool import AddConnection
 
-from router._runtime import Flag, Guard, cut, uncancelled
+from router._runtime import Flag, Guard, Isolated, cut, uncancelled
 from router._sync.opener import Refused
 from router._sync.scripts import PooledConnection
 from router.budget import Claim, Idle
@@ -152,6 +153,7 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         inherited: Whether it belongs to the parent of a fork: nothing of it may be used or closed here.
         barred: Why nobody may use its connections now; empty while they may. Set before :meth:`drop` looks at what is
             out: whoever borrows at that moment sees this, or is seen there.
+        behind: Whether something was learnt of its server that it has not followed yet.
         retired: Whether its router is being closed; set before it is, so that nobody can open it afterwards.
         refusal: Why the server refused one more connection, when it last did.
         counts: What it has counted.
@@ -198,6 +200,8 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
             reconnect_failed=lambda _: self.reroute(),
             num_workers=1,
         )
+        # An async pool has none before open(), and what happens to its server meanwhile does not wait for that.
+        self._lock = Lock()
         self.node = node
         self.cluster = cluster
         self.read_only = read_only
@@ -214,6 +218,7 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         self.suspect = suspect
         self.inherited = False
         self.barred = ""
+        self.behind = False
         self.retired = False
         self.refusal = ""
         self.counts = Counts(self._stats)
@@ -343,6 +348,9 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
                 self.open()
             except psycopg.OperationalError as error:  # it has been closed meanwhile
                 raise PoolClosed(str(error)) from error
+            except BaseException:
+                self._undo_open()
+                raise
             if self.retired:
                 self.close()
         place, begun = Place(self, "" if scope is None else scope.tenant), monotonic()
@@ -364,6 +372,15 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
             self.give_back(connection)
             raise Reroute
         return connection
+
+    @uncancelled
+    def _undo_open(self) -> None:
+        """Be as before :meth:`open`, which failed half-way: without a worker, nobody here would ever be served."""
+        with self._lock:  # guards _closed, _growing
+            if not self._closed:
+                self._signal_stop_worker()
+                self._closed, self._opened, self._growing = True, False, False  # what is counted is opened next time
+        self.reroute()
 
     def _get_in_line(self, place: Place) -> bool:
         """Get in line, and have the pool grow if it can; whether it is so, for a connection may have become ready."""
@@ -426,7 +443,11 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
             raise
         self._failing = False
         self.refusal = ""
-        connection.__dict__["_router"] = Original(connection)
+        try:
+            connection.__dict__["_router"] = Original(connection)
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
     def _is_wanted(self) -> bool:
@@ -479,7 +500,8 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
             waiting = list(self._waiting)
             self._waiting.clear()
         for client in waiting:
-            client.fail(Reroute())
+            with Isolated("a request that waited for %s could not be told to go elsewhere", self.node):
+                client.fail(Reroute())
 
     def evict_idle(self) -> None:
         """Close the connection that has been idle longest, if there is one, so that another may be opened."""
@@ -516,7 +538,8 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         """
         self.reroute()
         while (connection := self._take_out()) is not None:
-            connection.close()
+            with Isolated("could not close a connection to %s", self.node):
+                connection.close()
         doomed = list(self.borrowed if why_borrowed else self.expendable)
         for connection in doomed:
             original_of(connection).cut_because = why_borrowed
@@ -775,6 +798,18 @@ class Original:
         self.seen = {
             name: value.copy() if isinstance(value, list) else value for name, value in connection.__dict__.items()
         }
+
+
+def was_given_up(connection: Connection[TupleRow]) -> bool:
+    """Tell whether psycopg gave up a broken connection itself, because its client was cancelled or interrupted twice.
+
+    Args:
+        connection: The connection, broken.
+
+    Returns:
+        Whether it did; then its end says nothing of the server.
+    """
+    return getattr(connection.pgconn, "pgconn_ptr", 0) is None  # one whose server hung up still has a struct of libpq's
 
 
 def original_of(connection: Connection[TupleRow]) -> Original:

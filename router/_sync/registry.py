@@ -8,7 +8,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 from weakref import ref
 
-from router._runtime import Flag, Guard, settled, uncancelled
+from router._runtime import Flag, Guard, Isolated, settled, uncancelled
 from router._sync.pools import NodePool
 from router._sync.scoped import SharedPool
 from router.budget import to_close
@@ -187,10 +187,11 @@ class Pools:
         with self._guard:
             self._add_up()
         for pool in list(self):
-            pool.keep_warm()
-            unused = not pool.in_use and not pool.min_size and now - pool.used_at > pool.cluster.pool.max_unused
-            if unused or pool.outdated:
-                self.retire(pool)
+            with Isolated("could not keep the pool to %s as it should be", pool.node):
+                pool.keep_warm()
+                unused = not pool.in_use and not pool.min_size and now - pool.used_at > pool.cluster.pool.max_unused
+                if unused or pool.outdated:
+                    self.retire(pool)
 
     @uncancelled
     def retire(self, pool: NodePool) -> None:
@@ -204,9 +205,12 @@ class Pools:
                 return
             pool.retired = True
             self._pools = {key: other for key, other in self._pools.items() if other is not pool}
-        self._gone(pool)
-        pool.drop("")
-        settled(pool.close, 1.0)
+        with Isolated("could not forget what was worked out with the pool to %s", pool.node):
+            self._gone(pool)
+        with Isolated("could not empty the pool to %s", pool.node):
+            pool.drop("")
+        with Isolated("could not close the pool to %s", pool.node):
+            settled(pool.close, 1.0)
         self._tell([PoolClosed(pool.cluster.name, pool.node, pool.read_only, pool.tenant)])
 
     def count(self, what: str, version: str, *, read_only: bool) -> None:

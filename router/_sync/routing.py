@@ -15,7 +15,7 @@ from weakref import WeakValueDictionary
 import psycopg
 from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 
-from router._runtime import Flag, Guard, cut, join, settled, sleep, spawn
+from router._runtime import Flag, Guard, Isolated, cut, join, settled, sleep, spawn
 from router._sync.checkout import Lane
 from router._sync.knowledge import Knowledge
 from router._sync.opener import Opener
@@ -549,13 +549,13 @@ class Routing:
 
     def _keep_house(self) -> None:
         while not self._closing.wait_for(HOUSEKEEPING):
-            try:
+            with Isolated("could not close what is not used"):
                 self.pools.sweep()
+            with Isolated("could not find out which connections have ended"):
                 self.slots.sweep()
+            with Isolated("could not ask the directory again"):
                 if self.directory is not None:
                     self.directory.tick(monotonic())
-            except Exception:
-                logger.exception("could not close what is not used")
 
     def _gone(self, pool: NodePool) -> None:
         """Forget what was worked out with a pool; and the servers of a tenant's own, when it was their last pool."""
@@ -655,16 +655,19 @@ class Routing:
         pools = self.pools.close()
         self._closing.set()
         self.known.changed.set()
-        if self.directory is not None:
-            self.directory.close(GRACE)
+        with Isolated("could not close the directory of tenants"):
+            if self.directory is not None:
+                self.directory.close(GRACE)
         self.slots.close()
         cut_off = _emptied(pools, deadline)
         deadline = max(deadline, monotonic() + GRACE)
-        self.known.monitor.close(max(deadline - monotonic(), 0.0))
+        with Isolated("could not stop looking at the servers"):
+            self.known.monitor.close(max(deadline - monotonic(), 0.0))
         for pool in pools:
-            if not pool.closed:
-                pool.drop("")  # which psycopg_pool comes to only if its workers end as they should
-                settled(pool.close, max(deadline - monotonic(), 0.1))
+            with Isolated("could not close the pool to %s", pool.node):
+                if not pool.closed:
+                    pool.drop("")  # which psycopg_pool comes to only if its workers end as they should
+                    settled(pool.close, max(deadline - monotonic(), 0.1))
             self.known.tell([PoolWasClosed(pool.cluster.name, pool.node, pool.read_only, pool.tenant)])
         if self._housekeeper is not None:
             join(self._housekeeper, max(deadline - monotonic(), 0.0))

@@ -13,7 +13,7 @@ from weakref import ref
 
 import psycopg
 
-from router._runtime import Flag, Guard, sleep
+from router._runtime import Flag, Guard, Isolated, sleep
 from router.budget import full, grant, yields_to
 
 if TYPE_CHECKING:
@@ -166,7 +166,8 @@ class Slots:
                     self.waiting.remove(turn)
             raise
         finally:
-            self.wake()
+            with Isolated("could not tell those who wait for a connection of the process to look again"):
+                self.wake()
 
     def wake(self, first: Turn | None = None) -> None:
         """Give slots to those who wait, as far as there are any; else have one of them look for room.
@@ -248,7 +249,8 @@ class Slots:
         """Forget the closed connections whose server processes have ended."""
         with self._guard:
             for leaver in self._leavers:
-                leaver.look()
+                with Isolated("could not find out whether a session at %s has ended", leaver.claim.server):
+                    leaver.look()
             self._leavers = [leaver for leaver in self._leavers if not leaver.gone]
 
     def leave(self, connection: Connection[Any], claim: Claim) -> None:

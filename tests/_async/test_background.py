@@ -1,0 +1,184 @@
+"""What raises in the background, once, stops nothing else, and leaves nothing half done."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from contextlib import suppress
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import pytest
+
+from router import AsyncRouter
+from router._async.directory import ASKING, AsyncDirectory
+from router._async.knowledge import AsyncKnowledge
+from router._async.monitor import AsyncMonitor, AsyncWatcher
+from router._async.opener import AsyncOpener
+from router._async.pools import AsyncNodePool
+from router._async.registry import AsyncPools
+from router._async.routing import AsyncRouting
+from router._async.slots import AsyncSlots
+from router.errors import DirectoryUnavailable
+from tests.proxy import Proxy
+from tests.support import acurrent, aeventually, arunning, settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from router.testing import PostgresCluster
+
+# What tasks and threads of the router's own do: each of these raises once.
+STEPS: dict[type[Any], set[str]] = {
+    AsyncDirectory: {"_answer", "_ask_source", "_next", "_settle", "_staff", "_works", "tick"},
+    AsyncKnowledge: {"_follow", "_learn", "_looked", "_pause", "_report", "_stand", "judge", "report", "tell"},
+    AsyncMonitor: set(),
+    AsyncNodePool: {"_take_out", "drop", "keep_warm", "open_connection", "reroute", "trust"},
+    AsyncOpener: {"_connect", "_log_in", "_password", "connect", "connect_to_look", "look", "open"},
+    AsyncPools: {"retire", "sweep"},
+    AsyncRouting: {"_gone", "_report", "_start_lanes_anew", "forget"},
+    AsyncSlots: {"_count", "_grant", "fill", "sweep", "take", "wake"},
+    AsyncWatcher: {"_attempt", "_look", "_look_at", "_next_node", "_try_logins"},
+}
+# The loops: whatever they call must be listed, but for what only lets go of something, and cannot do half of that.
+LOOPS = {"_keep_house", "_listen", "_watch", "_work"}
+LETS_GO = {"_leave_open", "let_go"}
+
+by_the_test: ContextVar[bool] = ContextVar("by_the_test", default=False)
+
+
+class Injected(Exception):
+    """What a step raises."""
+
+
+class Injector:
+    """Has each step raise at its first call in the background."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.ahead: set[tuple[type[Any], str]] = set()
+        self.not_listed: set[str] = set()
+        for kind in STEPS:
+            for name, function in list(vars(kind).items()):
+                if inspect.isfunction(function) and not name.startswith("__"):
+                    monkeypatch.setattr(kind, name, self._raising(kind, name, function))
+
+    def begin(self) -> None:
+        """Have them raise from now on."""
+        self.ahead = {(kind, name) for kind, names in STEPS.items() for name in names}
+
+    def _raising(self, kind: type[Any], name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def step(*args: Any, **kwargs: Any) -> Any:
+            # Of the test's own context, a pool's worker has what the request had that opened the pool.
+            in_background = not by_the_test.get() or "-worker-" in acurrent()
+            if in_background and (kind, name) in self.ahead:
+                self.ahead.discard((kind, name))
+                raise Injected
+            if sys._getframe(1).f_code.co_name in LOOPS and name not in STEPS[kind] | LETS_GO:
+                self.not_listed.add(f"{kind.__name__}.{name}")
+            return function(*args, **kwargs)
+
+        return step
+
+
+def lookup(tenant: str) -> Mapping[str, Any] | None:
+    return {"version": "v1", "row": "app.tenant"}
+
+
+async def ask(router: AsyncRouter, query: Any = "SELECT 1", **how: Any) -> bool:
+    """Whether a request is served."""
+    try:
+        async with router.connection(**{"version": "v1", **how}) as connection:
+            await connection.execute(query)
+    except (psycopg.OperationalError, DirectoryUnavailable):
+        return False
+    return True
+
+
+async def test_each_step_raises_once_and_all_goes_on(
+    cluster: PostgresCluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("router._async.routing.HOUSEKEEPING", 0.02)
+    by_the_test.set(True)
+    injector = Injector(monkeypatch)  # before anything refers to what it replaces
+    with Proxy(cluster.primary.host, cluster.primary.port) as proxy:
+        options = settings(
+            primary=psycopg.conninfo.make_conninfo(cluster.dsn(), host=proxy.host, port=proxy.port),
+            replicas=[cluster.standbys[0].dsn()],
+            pool={"max_size": 2, "timeout": 0.5, "max_unused": 0.05},
+            health={"interval": 0.02, "ban": 0.02, "ban_max": 0.02},
+            directory={"ttl": 0.02, "unknown_ttl": 0.02},
+            tenancy={"pooling": "shared"},
+        )
+        async with AsyncRouter(options, directory=lookup) as router:
+            routing = router._routing
+            assert await ask(router)
+            there = {name for name in await arunning() if name.startswith("router")}
+            injector.begin()
+
+            async def all_have_raised() -> bool:
+                await ask(router)
+                await ask(router, read_only=True)
+                await ask(router, tenant="acme")
+                await ask(router, "SELECT pg_terminate_backend(pg_backend_pid())")
+                if not any(pool.in_use for pool in routing.pools):
+                    proxy.stop()
+                    await ask(router, timeout=0.05)
+                    proxy.start()
+                return not injector.ahead
+
+            with suppress(AssertionError):
+                await aeventually(all_have_raised)
+            assert injector.ahead == set()
+
+            async def all_is_well() -> bool:
+                return await ask(router) and await ask(router, read_only=True) and await ask(router, tenant="acme")
+
+            async def nothing_is_left() -> bool:
+                taken = [claim.holder for claim in routing.slots.taken if not claim.holder.startswith("looks")]
+                return not list(routing.pools) and not taken
+
+            await aeventually(all_is_well)
+            assert not await ask(router, "SELECT pg_terminate_backend(pg_backend_pid())")
+            await aeventually(all_is_well)
+            assert there <= await arunning()
+            await aeventually(nothing_is_left)
+            assert {node.state for node in router.stats().versions[0].nodes} == {"up"}
+            assert routing.directory is not None
+            assert (routing.directory._questions, len(routing.directory._at_rest)) == ({}, ASKING)
+    assert any(record.exc_info and record.exc_info[0] is Injected for record in caplog.records)
+    assert injector.not_listed == set()
+
+
+async def test_a_pool_that_was_never_opened_does_not_keep_the_others_in_quarantine(cluster: PostgresCluster) -> None:
+    versions = {name: {"primary": cluster.dsn()} for name in ("v1", "v2")}
+    async with AsyncRouter(settings(versions=versions, health={"interval": 3600})) as router:
+        assert await ask(router, read_only=True)
+        router.connection(version="v1")  # which makes the pool, and opens nothing
+        pools = router._routing.pools
+        assert [pool._opened for pool in pools] == [True, False]
+        assert await ask(router, version="v2", read_only=True)
+        assert not await ask(router, "SELECT pg_terminate_backend(pg_backend_pid())", version="v2", read_only=True)
+
+        async def ended() -> bool:
+            return not any(pool.doubted for pool in pools)
+
+        assert len([pool for pool in pools if pool.doubted_at]) == 3
+        await aeventually(ended)
+        assert await ask(router, version="v2", read_only=True)
+
+
+async def test_a_pool_that_could_not_be_opened_is_opened_by_the_next_request(
+    cluster: PostgresCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: AsyncNodePool) -> None:
+        raise Injected
+
+    async with AsyncRouter(settings(primary=cluster.dsn())) as router:
+        assert await ask(router)
+        with monkeypatch.context() as patched, pytest.raises(Injected):
+            patched.setattr(AsyncNodePool, "_start_initial_tasks", fail)  # its threads run by then
+            await ask(router, read_only=True)
+        assert await ask(router, read_only=True)
+        [_, pool] = router._routing.pools
+        assert (pool.stats().size, pool.stats().idle) == (1, 1)
