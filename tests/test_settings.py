@@ -109,7 +109,7 @@ def test_the_policies_are_the_topologys_own() -> None:
     settings = RouterSettings(versions=V1)
     assert (settings.pool, settings.read, settings.health) == (PoolPolicy(), ReadPolicy(), HealthPolicy())
     topology = settings.topology()
-    bare = Topology(versions=topology.versions)
+    bare = Topology(versions=topology.versions, default_version="v1")  # the only one
     limits = attrgetter("max_connections", "max_connections_per_server", "max_pools")
     assert limits(topology) == limits(bare)
     others = attrgetter("default_version", "health", "tokens", "aliases", "tenancy")

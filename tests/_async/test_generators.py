@@ -128,10 +128,11 @@ async def test_what_was_entered_without_with_is_ended_once_and_not_entered_twice
 
 async def test_a_block_inside_of_one_that_was_entered_without_with_comes_first_wherever_it_stands(world: World) -> None:
     async with AsyncRouter(world.settings) as router:
+        entered = router.use(tenant=world.one)
 
         def generate() -> Iterator[str | None]:
             with router.use(tenant=world.two):
-                router.use(tenant=world.one).enter()
+                entered.enter()
                 yield router.explain().target.tenant
 
         generator = generate()
@@ -139,6 +140,7 @@ async def test_a_block_inside_of_one_that_was_entered_without_with_comes_first_w
         assert router.explain().target.tenant == world.one
         with router.use(tenant=world.two):
             assert router.explain().target.tenant == world.two
+        entered.exit()
 
 
 async def test_each_tenants_function_is_in_the_blocks_of_the_generator_that_waits_for_it(world: World) -> None:
