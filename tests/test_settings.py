@@ -112,7 +112,7 @@ def test_the_policies_are_the_topologys_own() -> None:
     bare = Topology(versions=topology.versions, default_version="v1")  # the only one
     limits = attrgetter("max_connections", "max_connections_per_server", "max_pools")
     assert limits(topology) == limits(bare)
-    others = attrgetter("default_version", "health", "tokens", "aliases", "tenancy")
+    others = attrgetter("health", "tokens", "aliases", "tenancy")
     assert others(topology) == others(bare)
 
 
