@@ -68,8 +68,12 @@ SELECT
     (CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END - '0/0')::bigint
         AS position_bytes,
     CASE WHEN pg_is_in_recovery() THEN pg_is_wal_replay_paused() ELSE false END AS paused,
-    (SELECT coalesce(status, 'running') FROM pg_stat_wal_receiver) AS receiver
+    (SELECT coalesce(status, 'running') FROM pg_stat_wal_receiver) AS receiver,
+    pg_backend_pid() AS backend
 """
+
+# And which server it is that answers, for an address may lead to several.
+SERVER_IDENTITY = "SELECT pg_postmaster_start_time()::text AS started, inet_server_addr()::text AS address"
 
 
 def literal(text: str) -> str:

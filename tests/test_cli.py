@@ -17,9 +17,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from router import NoPrimary
 from router.cli import main
+from tests.pooler import Pooler
+from tests.proxy import Proxy
 from tests.support import eventually
 
 if TYPE_CHECKING:
@@ -121,9 +124,39 @@ def test_without_its_extra_it_says_in_one_line_what_to_install() -> None:
     assert done.stderr == "the command line needs its extra: pip install 'psycopg-router[cli]'\n"
 
 
-def test_it_runs_as_a_module_and_prints_its_version() -> None:
-    done = subprocess.run([*ROUTER, "--version"], env=environment(), capture_output=True, text=True, check=True)
+@pytest.mark.parametrize("option", ["-V", "--version"])
+def test_it_runs_as_a_module_and_prints_its_version(option: str) -> None:
+    done = subprocess.run([*ROUTER, option], env=environment(), capture_output=True, text=True, check=True)
     assert done.stdout == f"psycopg-router {version('psycopg-router')}\n"
+
+
+@pytest.mark.parametrize("command", ["check", "status", "explain", "dsn", "psql", "tenants", "each"])
+def test_a_command_means_a_version_of_the_database(cli: Cli, command: str, versions: Callable[..., None]) -> None:
+    versions(v1=REFUSED)
+    assert re.search(r"\n  --version KEY ", cli(command, "--help").out)
+    assert "--version goes behind the command: router" in cli("--version", command).err
+    assert "--version" not in cli("--help").out
+
+
+def test_an_error_is_json_where_json_is_asked_for(cli: Cli, versions: Callable[..., None], tmp_path: Path) -> None:
+    config = tmp_path / "router.toml"
+    config.write_text(f'nonsense = 1\nversions.v1 = "postgresql://app:{CANARY}@h:port/app"\n', encoding="utf-8")
+    without = (
+        "if this file belongs to another program, do without it: "
+        "ROUTER_CONFIG names another file, RouterSettings(_config_file=None) reads none"
+    )
+    for arguments in (("check",), ("status",), ("status", "--watch"), ("explain",), ("tenants",)):
+        result = cli(*arguments, "--json")
+        assert (result.code, result.err) == (2, "")
+        assert result.json().pop("ok") is False
+        assert sorted(result.json()["problems"]) == [
+            f"router.toml: nonsense: unknown key; {without}",
+            "router.toml: versions.v1.nodes[0].dsn: has a port that is no number from 1 to 65535",
+        ]
+    config.unlink()
+    versions(v1=REFUSED)
+    result = cli("status", "--version", "v2", "--json")
+    assert (result.code, result.json()) == (2, {"ok": False, "problems": ["unknown version 'v2'; known: v1"]})
 
 
 def test_help_documents_the_exit_codes_and_every_command(cli: Cli) -> None:
@@ -356,6 +389,90 @@ def test_check_needs_no_privilege_and_shows_what_it_may_not_see_as_unknown(
     result = cli("check", "--json")
     assert problems(result) == []
     assert [node["wal_receiver"] for node in result.json()["versions"]["v2"]] == [None, "running", "running"]
+
+
+def test_check_of_one_version(cli: Cli, versions: Callable[..., None], new: PostgresCluster) -> None:
+    versions(v1=REFUSED, v2={"primary": new.dsn()})
+    assert cli("check", "--version", "v2").code == 0
+    assert list(cli("check", "--version", "v1", "--json").json()["versions"]) == ["v1"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings", "wrong"),
+    [
+        ("", {}, False),
+        ("--processes 1", {}, True),
+        ("", {"ROUTER_MAX_CONNECTIONS": "200"}, True),
+        ("", {"ROUTER_MAX_CONNECTIONS_PER_SERVER": "150"}, True),
+        ("--processes 1", {"ROUTER_MAX_CONNECTIONS_PER_SERVER": "97"}, None),
+    ],
+)
+def test_limits_that_are_the_defaults_are_no_mistake(
+    arguments: str,
+    settings: dict[str, str],
+    wrong: bool | None,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cli, versions, new = map(request.getfixturevalue, ("cli", "versions", "new"))
+    versions(v2={"primary": new.dsn()})
+    monkeypatch.setenv("ROUTER_TENANT_TEMPLATE__SCHEMA", "tenant_{tenant}")  # there may be any number of pools
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    result = cli("check", "--json", *arguments.split())
+    found, warnings = problems(result), result.json()["warnings"]
+    may_open = settings.get("ROUTER_MAX_CONNECTIONS_PER_SERVER", "200")
+    expected = f"127.0.0.1:{new.primary.port} allows 97 connections, and this configuration may open {may_open} "
+    assert [[text.startswith(expected) for text in texts] for texts in (found, warnings)] == [
+        [True] if wrong else [],
+        [True] if wrong is False else [],
+    ]
+    if wrong is False:
+        end = "once one of them is set, or with --processes, this is an error"
+        assert warnings[0].endswith(end)
+        shown = cli("check").out
+        assert shown.startswith(f"warnings:\n- {expected}")
+        assert shown.endswith("\nall is fine (1 nodes), 1 warning\n")
+
+
+def test_check_warns_of_several_servers_behind_one_address(
+    cli: Cli, versions: Callable[..., None], new: PostgresCluster
+) -> None:
+    with Proxy("127.0.0.1", new.primary.port) as one, Proxy("127.0.0.1", new.standbys[0].port) as other:
+        one.lead_to(*new.standbys)
+        replicas = [make_conninfo(new.dsn(), port=str(proxy.port)) for proxy in (one, other)]
+        versions(v2={"primary": new.dsn(), "replicas": replicas})
+        result = cli("check", "--json")
+        assert problems(result) == []
+        (warning,) = result.json()["warnings"]
+    assert warning.startswith(f"v2: several servers answer at postgres@127.0.0.1:{one.port}/postgres, and")
+
+
+def test_check_warns_of_a_pooler_that_is_not_declared(
+    cli: Cli, versions: Callable[..., None], cluster: PostgresCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Pooler("127.0.0.1", cluster.primary.port) as pooler:
+        dsn = make_conninfo(cluster.dsn(), port=str(pooler.port))
+        versions(v2={"primary": dsn})
+        result = cli("check", "--json")
+        assert problems(result) == []
+        (warning,) = result.json()["warnings"]
+        assert warning.startswith(f"v2: postgres@127.0.0.1:{pooler.port}/postgres is a pooler, such as PgBouncer: ")
+        monkeypatch.setenv("ROUTER_TENANT_TEMPLATE__SCHEMA", "tenant_{tenant}")
+        monkeypatch.setenv("ROUTER_MAX_CONNECTIONS", "50")
+        assert problems(cli("check", "--json")) == [warning]
+        versions(v2={"primary": {"dsn": dsn, "pooler": "transaction"}})
+        result = cli("check", "--json")
+        assert (problems(result), result.json()["warnings"]) == ([], [])
+
+
+def test_check_warns_of_what_libpq_is_told_about_roles(
+    cli: Cli, versions: Callable[..., None], new: PostgresCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    versions(v2={"primary": new.dsn()})
+    monkeypatch.setenv("PGTARGETSESSIONATTRS", "primary")
+    (warning,) = cli("check", "--json").json()["warnings"]
+    assert warning.startswith("PGTARGETSESSIONATTRS is set")
 
 
 def test_check_says_when_a_login_is_refused(cli: Cli, versions: Callable[..., None], new: PostgresCluster) -> None:

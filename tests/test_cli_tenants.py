@@ -152,6 +152,51 @@ def test_a_server_that_cannot_be_asked_is_told(cli: Callable[..., Result], confi
     assert "- 127.0.0.1:1 cannot be asked: " in cli("tenants").out
 
 
+@pytest.mark.parametrize("pooling", ["dedicated", "shared"])
+def test_check_looks_for_what_listed_tenants_need(
+    cli: Callable[..., Result], config: Callable[..., None], server: PostgresCluster, pooling: str
+) -> None:
+    role, hidden, primary = new_name(), new_name(), f"127.0.0.1:{server.primary.port}"
+    run(server.dsn(), f"CREATE ROLE {role}", f"GRANT USAGE ON SCHEMA one TO {role}", f"CREATE SCHEMA {hidden}")
+    tenants = {
+        "whole": {"schema": ["one", "public"], "role": role, "row": "app.tenant"},
+        "database": {"database": "two", "schema": "public"},
+        "servers": {"primary": server.dsn("one"), "schema": "public"},
+    }
+    missing = {
+        "schema": {"schema": ["one", "nowhere"], "version": "v2"},
+        "usage": {"schema": hidden, "role": role, "version": "v2"},
+        "role": {"schema": "one", "role": "nobody", "version": "v2"},
+        "db": {"database": "nowhere", "version": "v2"},
+        "in-it": {"database": "two", "schema": "two", "version": "v2"},
+        "user": {"user": "nobody", "version": "v2"},
+        "own": {"primary": server.dsn("one"), "schema": "nowhere"},
+        "each": {"schema": "{version}_{tenant}", "version": ["v1", "v2"]},
+    }
+    config(tenants, tenancy={"pooling": pooling})
+    assert json.loads(cli("check", "--json").out)["problems"] == []
+    config(tenants | missing, tenancy={"pooling": pooling})
+    found = json.loads(cli("check", "--json").out)["problems"]
+    assert all("correct the" in line for line in found)
+    at = f": postgres@{primary}"
+    expected = {
+        f'tenant schema in v2{at}/postgres: schema "nowhere" does not exist',
+        f"tenant usage in v2{at}/postgres: no USAGE on schema {hidden}",
+        f'tenant role in v2{at}/postgres: role "nobody" does not exist',
+        f"tenant db in v2{at}/nowhere cannot be used: ",
+        f'tenant in-it in v2{at}/two: schema "two" does not exist',
+        f"tenant user in v2: nobody@{primary}/postgres cannot be used: ",
+        f'tenant own{at}/one: schema "nowhere" does not exist',
+        f'tenant each in v1{at}/postgres: schema "v1_each" does not exist',
+        f'tenant each in v2{at}/postgres: schema "v2_each" does not exist',
+    }
+    assert len(found) == len(expected)
+    assert 'database "nowhere" does not exist: create what' in "".join(found)
+    assert {line for line in expected if not any(one.startswith(line) for one in found)} == set(), found
+    only = json.loads(cli("check", "--version", "v1", "--json").out)["problems"]
+    assert [line.partition(":")[0] for line in only] == ["tenant each in v1"]
+
+
 def test_check_looks_at_servers_that_tenants_have_themselves(
     cli: Callable[..., Result], config: Callable[..., None], server: PostgresCluster
 ) -> None:

@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from router.cli import check, demo, dsn, each, explain, init, schema, status, tenants
-from router.cli._common import BAD_USAGE, FAILED, concealed
+from router.cli._common import BAD_USAGE, FAILED, concealed, show_error
 from router.errors import ConfigError, RouterError, UnknownTenant, UnknownVersion
 from router.testing import ClusterError
 
@@ -63,19 +63,21 @@ app.command()(init.init)
 app.command()(schema.schema)
 
 
-def _print_version(wanted: bool) -> None:  # noqa: FBT001  (as typer calls it)
-    if wanted:
+@app.callback(invoke_without_command=True)
+def _options(
+    context: typer.Context,
+    *,
+    program: Annotated[bool, typer.Option("-V", help="Print the version of psycopg-router, the program.")] = False,
+    version: Annotated[bool, typer.Option("--version", hidden=True)] = False,
+) -> None:
+    # Every command means a version of the database by --version; alone, it is what all programs take it for.
+    if version and context.invoked_subcommand is not None:
+        raise typer.BadParameter(
+            f"--version goes behind the command: router {context.invoked_subcommand} --version KEY"
+        )
+    if program or version:
         print(f"psycopg-router {installed_version('psycopg-router')}")
         raise typer.Exit
-
-
-@app.callback()
-def _options(
-    *,
-    _version: Annotated[
-        bool, typer.Option("--version", help="Print the version of psycopg-router.", callback=_print_version)
-    ] = False,
-) -> None:
     # What a log would say of a failed attempt, each command says itself.
     logging.getLogger().addHandler(logging.NullHandler())
 
@@ -85,8 +87,8 @@ def run() -> None:
     try:
         app(prog_name="router")
     except (ConfigError, UnknownVersion, UnknownTenant) as error:
-        print(concealed(error), file=sys.stderr)
+        show_error(error)
         sys.exit(BAD_USAGE)
     except (RouterError, ClusterError, psycopg.Error, OSError) as error:
-        print(concealed(error), file=sys.stderr)
+        show_error(error)
         sys.exit(FAILED)

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from router import RouterSettings
-from router.errors import like_connection_string
+from router.errors import ConfigError, like_connection_string
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -55,7 +55,7 @@ def load(config: Path | None) -> RouterSettings:
 
 
 def fail(message: object, code: int = FAILED) -> NoReturn:
-    """Say on stderr what is wrong, and end the command.
+    """Say what is wrong, and end the command.
 
     Args:
         message: What is wrong, and what to do.
@@ -64,8 +64,22 @@ def fail(message: object, code: int = FAILED) -> NoReturn:
     Raises:
         typer.Exit: Always.
     """
-    print(concealed(message), file=sys.stderr)
+    show_error(message)
     raise typer.Exit(code)
+
+
+def show_error(error: object) -> None:
+    """Show what is wrong: in lines on stderr, or with --json as JSON on stdout, where a result would stand.
+
+    Args:
+        error: An exception, or what is wrong in words.
+    """
+    own = sys.argv[1 : sys.argv.index("--")] if "--" in sys.argv else sys.argv[1:]  # what is after it is a command's
+    if "--json" in own:
+        problems = error.problems if isinstance(error, ConfigError) else (str(error),)
+        print_json({"ok": False, "problems": [concealed(problem) for problem in problems]})
+    else:
+        print(concealed(error), file=sys.stderr)
 
 
 def concealed(message: object) -> str:

@@ -50,7 +50,7 @@ class Looker(Generic[T]):
     A node that never answers holds one thread and one connection, however often it is to be looked at.
     """
 
-    def __init__(self, nodes: Mapping[Node, Cluster], ask: Callable[[psycopg.Connection[TupleRow]], T]) -> None:
+    def __init__(self, nodes: Mapping[Node, Cluster], ask: Callable[[psycopg.Connection[TupleRow], Node], T]) -> None:
         """Look at nobody yet.
 
         Args:
@@ -88,7 +88,7 @@ class Looker(Generic[T]):
 
 
 def look_at(
-    nodes: Mapping[Node, Cluster], ask: Callable[[psycopg.Connection[TupleRow]], T], timeout: float
+    nodes: Mapping[Node, Cluster], ask: Callable[[psycopg.Connection[TupleRow], Node], T], timeout: float
 ) -> dict[Node, Look[T]]:
     """Look once at however many nodes, :data:`AT_ONCE` at a time.
 
@@ -127,7 +127,7 @@ def learn(health: Health, looks: Iterable[Look[Any]], *, now: float, policy: Hea
     return health
 
 
-def _look(node: Node, cluster: Cluster, ask: Callable[[psycopg.Connection[TupleRow]], T]) -> Look[T]:
+def _look(node: Node, cluster: Cluster, ask: Callable[[psycopg.Connection[TupleRow], Node], T]) -> Look[T]:
     opener = Opener(
         Slots(Limits(1, None), lambda *_: None), lambda _: None, lambda _: None, password=None, configure=None
     )
@@ -138,7 +138,7 @@ def _look(node: Node, cluster: Cluster, ask: Callable[[psycopg.Connection[TupleR
     try:
         seen = opener.look(connection, node, new=True)
         try:
-            return Look(seen, ask(connection))
+            return Look(seen, ask(connection, node))
         except psycopg.Error as error:
             return Look(seen, error=str(error).partition("\n")[0])
     except psycopg.Error as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -13,15 +14,17 @@ from router import sql
 from router._sync.scripts import cursor_of
 from router.cli._common import FAILED, AsJson, Config, console, load, print_json, table
 from router.cli._look import learn, look_at
+from router.cli._missing import missing
 from router.health import Looked, fenced, foreign
 from router.resolve import resolve, versions_of
-from router.topology import HealthPolicy, Role
+from router.topology import HealthPolicy, PoolPolicy, Role
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from psycopg.rows import TupleRow
 
+    from router import RouterSettings
     from router.cli._look import Look
     from router.topology import Cluster, Node, Server, Topology
 
@@ -34,12 +37,14 @@ class _Facts(NamedTuple):
         position_bytes: Where its WAL ends, or how far a replica has replayed it.
         paused: Whether a replica's replay is paused.
         receiver: The status of a replica's WAL receiver, as far as we may know it; ``None`` when none runs.
+        pooled: Whether another process than that of the connection answers: a pooler stands in between.
     """
 
     connections: int
     position_bytes: int | None
     paused: bool
     receiver: str | None
+    pooled: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +58,7 @@ class _Report:
         looks: What was seen of each node.
         may_open: The most connections that they all may open on each server.
         problems: What is wrong, and what to do.
+        warnings: What may be wrong, or will be, and what to do.
     """
 
     versions: Sequence[Cluster]
@@ -61,11 +67,21 @@ class _Report:
     looks: Mapping[Node, Look[_Facts]]
     may_open: Mapping[Server, int]
     problems: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+_TRIES = 4
+"""How many connections have to show whether an address leads to several servers: two may be alike by chance."""
 
 
 def check(
     *,
-    processes: Annotated[int, typer.Option(min=1, help="How many processes will use this configuration.")] = 1,
+    version: Annotated[
+        str | None, typer.Option("--version", metavar="KEY", help="A version or an alias.", show_default="all")
+    ] = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="How many processes will use this configuration.", show_default="1")
+    ] = None,
     timeout: Annotated[float, typer.Option(min=0.1, help="The most to wait for the servers, in seconds.")] = 5.0,
     as_json: AsJson = False,
     config: Config = None,
@@ -74,21 +90,34 @@ def check(
 
     `router tenants` also asks those that the directory's table names.
 
-    Is each node reachable, and a primary or replica as configured? Do replicas follow the primary? Does each server
-    allow as many connections as this configuration may open there, whichever node is the primary? Fails if anything
-    is wrong, and says what to do.
+    Is each node reachable, and a primary or replica as configured? Do replicas follow the primary? Are the database,
+    schema and role of each listed tenant there? Does each server allow as many connections as this configuration may
+    open there, whichever node is the primary? Fails if anything is wrong, and says what to do. It warns of what the
+    settings do not say: several servers behind one address, a pooler, limits that are the defaults and more than the
+    server allows.
 
     \b
     router check --config config/router.toml --processes 4
     """  # noqa: D301  (\b keeps the lines as they are)
-    topology = load(config).topology()
-    versions, tenants = list(topology.versions.values()), _of_tenants(topology)
+    settings = load(config)
+    topology = settings.topology()
+    only = None if version is None else resolve(topology, version).cluster
+    versions, tenants = list(topology.versions.values()) if only is None else [only], _of_tenants(topology, only)
     clusters = [*versions, *tenants]
     looks = look_at({node: cluster for cluster in clusters for node in cluster.nodes}, _ask, timeout)
-    may_open = {server: count * processes for server, count in _may_open(topology, clusters).items()}
+    everybody = [*topology.versions.values(), *_of_tenants(topology)]
+    may_open = {server: count * (processes or 1) for server, count in _may_open(topology, everybody).items()}
     problems = [problem for cluster in clusters for problem in _problems(cluster, looks)]
-    problems += _too_many_connections(looks, may_open, processes)
-    report = _Report(versions, tenants, processes, looks, may_open, tuple(problems))
+    problems += missing(topology, looks, timeout)
+    pooled = list(_pooled(clusters, looks))
+    warnings = [*_several_servers(clusters, looks, timeout), *_of_environment()]
+    (warnings if topology.tenancy is None else problems).extend(pooled)
+    too_many = list(_too_many_connections(looks, may_open, processes or 1))
+    if processes is None and not _are_chosen(settings, topology):
+        warnings += [f"{problem}. {_BY_DEFAULT}" for problem in too_many]
+    else:
+        problems += too_many
+    report = _Report(versions, tenants, processes or 1, looks, may_open, tuple(problems), tuple(warnings))
     if as_json:
         print_json(_as_json(report))
     else:
@@ -97,20 +126,67 @@ def check(
         raise typer.Exit(FAILED)
 
 
-def _of_tenants(topology: Topology) -> list[Cluster]:
-    """The servers of their own that listed tenants have, each once."""
+_BY_DEFAULT = "These limits are the defaults: once one of them is set, or with --processes, this is an error"
+
+
+def _are_chosen(settings: RouterSettings, topology: Topology) -> bool:
+    """Whether the limits that say how many connections there may be were set, and are not the defaults."""
+    if settings.model_fields_set & {"max_connections", "max_connections_per_server"}:
+        return True
+    sizes = {cluster.pool.max_size for cluster in topology.versions.values()}
+    return topology.tenancy is None and sizes != {PoolPolicy().max_size}
+
+
+def _of_tenants(topology: Topology, only: Cluster | None = None) -> list[Cluster]:
+    """The servers of their own that listed tenants have, each once; those in one version, if only that is meant."""
     found: dict[tuple[Node, ...], Cluster] = {}
     for tenant, home in topology.tenancy.homes.items() if topology.tenancy else ():
         if home.cluster is not None:
-            targets = (resolve(topology, version, tenant) for version in versions_of(topology, home))
+            lived_in = [key for key in versions_of(topology, home) if only is None or key == only.name]
+            targets = (resolve(topology, version, tenant) for version in lived_in)
             for cluster in (target.watched or target.cluster for target in targets):
                 found.setdefault(cluster.nodes, cluster)
     return list(found.values())
 
 
-def _ask(connection: psycopg.Connection[TupleRow]) -> _Facts:
+def _ask(connection: psycopg.Connection[TupleRow], _: Node) -> _Facts:
     [facts] = cursor_of(connection).execute(sql.SERVER_FACTS)
-    return _Facts(**facts)
+    return _Facts(pooled=facts.pop("backend") != connection.info.backend_pid, **facts)
+
+
+def _identity(connection: psycopg.Connection[TupleRow], _: Node) -> tuple[str, ...]:
+    [identity] = cursor_of(connection).execute(sql.SERVER_IDENTITY)
+    return tuple(identity.values())
+
+
+def _pooled(clusters: Iterable[Cluster], looks: Mapping[Node, Look[_Facts]]) -> Iterator[str]:
+    for cluster in clusters:
+        for node in cluster.nodes:
+            if node.pooler is None and (answer := looks[node].answer) and answer.pooled:
+                yield (
+                    f'{cluster.name}: {node} is a pooler, such as PgBouncer: say so by pooler = "transaction" or '
+                    '"session" of the node, or tenants may be mixed up there'
+                )
+
+
+def _several_servers(clusters: Iterable[Cluster], looks: Mapping[Node, Look[_Facts]], timeout: float) -> Iterator[str]:
+    """Which addresses lead to more than one server, as far as a few connections to each can show."""
+    up = {node: cluster for cluster in clusters for node in cluster.nodes if looks[node].answer}
+    rounds = [look_at(up, _identity, timeout) for _ in range(_TRIES)]
+    for node, cluster in up.items():
+        if len({look.answer for seen in rounds if (look := seen[node]).answer}) > 1:
+            yield (
+                f"{cluster.name}: several servers answer at {node}, and what is known of one need not hold for another "
+                "(lag, sessions that read their own writes): list each server by an address of its own"
+            )
+
+
+def _of_environment() -> Iterator[str]:
+    if os.environ.get("PGTARGETSESSIONATTRS", "any") != "any":
+        yield (
+            "PGTARGETSESSIONATTRS is set, which says to other programs which servers to take: the router finds out by "
+            "itself, take it out of its environment"
+        )
 
 
 def _may_open(topology: Topology, clusters: Iterable[Cluster]) -> dict[Server, int]:
@@ -236,14 +312,18 @@ def _print(report: _Report) -> None:
                 state = [f"{node.role or 'unknown'}, down", "", ""]
             allowed = str(answer.connections) if answer else ""
             shown.add_row(cluster.name, str(node), *state, str(report.may_open[server]), allowed)
+    kinds = (("problem", "red", report.problems), ("warning", "yellow", report.warnings))
+    totals = [f"{len(texts)} {kind}{'' if len(texts) == 1 else 's'}" for kind, _, texts in kinds if texts]
+    for kind, colour, texts in kinds:
+        if texts:
+            screen.print(f"{kind}s:", style=f"bold {colour}")
+        for text in texts:
+            screen.print(f"- {text}", style=colour, soft_wrap=True)
     screen.print(shown)
-    for problem in report.problems:
-        screen.print(f"- {problem}", style="red", soft_wrap=True)
-    count = len(report.problems)
-    if count:
-        screen.print(f"{count} problem{'' if count == 1 else 's'}", style="bold red")
+    if report.problems:
+        screen.print(", ".join(totals), style="bold red")
     else:
-        screen.print(f"all is fine ({len(report.looks)} nodes)", style="green")
+        screen.print(", ".join((f"all is fine ({len(report.looks)} nodes)", *totals)), style="green")
 
 
 def _replication(node: Node, cluster: Cluster, report: _Report) -> str:
@@ -261,6 +341,7 @@ def _as_json(report: _Report) -> dict[str, Any]:
     return {
         "ok": not report.problems,
         "problems": report.problems,
+        "warnings": report.warnings,
         "processes": report.processes,
         **{
             kind: {

@@ -60,7 +60,7 @@ def explain(
     health: Health = {}
     if not offline:
         nodes = dict.fromkeys(target.cluster.nodes, target.cluster)
-        looks = Looker(nodes, lambda _: None).look(timeout)
+        looks = Looker(nodes, lambda *_: None).look(timeout)
         health = learn(health, looks.values(), now=0.0, policy=topology.health)
     route = choose(target, health, Request(read_only), now=0.0, turn=0.0)
     if home is not None and tenant is not None:

@@ -135,7 +135,7 @@ def _rounds(clusters: Sequence[Cluster], policy: HealthPolicy, timeout: float) -
         sleep(max(now + policy.interval - monotonic(), 0.0))
 
 
-def _ask(connection: psycopg.Connection[TupleRow]) -> _Activity:
+def _ask(connection: psycopg.Connection[TupleRow], _: Node) -> _Activity:
     [activity] = cursor_of(connection).execute(sql.ACTIVITY)
     return _Activity(**activity)
 

@@ -136,7 +136,7 @@ def _ask(listed: Iterable[_Tenant], timeout: float) -> tuple[dict[Server, list[_
     return seen, silent
 
 
-def _count(connection: psycopg.Connection[TupleRow]) -> list[_Alike]:
+def _count(connection: psycopg.Connection[TupleRow], _: Node) -> list[_Alike]:
     return [_Alike(**row) for row in cursor_of(connection).execute(sql.SESSIONS)]
 
 
