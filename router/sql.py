@@ -68,8 +68,7 @@ SELECT
     (CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END - '0/0')::bigint
         AS position_bytes,
     CASE WHEN pg_is_in_recovery() THEN pg_is_wal_replay_paused() ELSE false END AS paused,
-    (SELECT coalesce(status, 'running') FROM pg_stat_wal_receiver) AS receiver,
-    pg_backend_pid() AS backend
+    (SELECT coalesce(status, 'running') FROM pg_stat_wal_receiver) AS receiver
 """
 
 # And which server it is that answers, for an address may lead to several.

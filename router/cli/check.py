@@ -37,14 +37,12 @@ class _Facts(NamedTuple):
         position_bytes: Where its WAL ends, or how far a replica has replayed it.
         paused: Whether a replica's replay is paused.
         receiver: The status of a replica's WAL receiver, as far as we may know it; ``None`` when none runs.
-        pooled: Whether another process than that of the connection answers: a pooler stands in between.
     """
 
     connections: int
     position_bytes: int | None
     paused: bool
     receiver: str | None
-    pooled: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +149,7 @@ def _of_tenants(topology: Topology, only: Cluster | None = None) -> list[Cluster
 
 def _ask(connection: psycopg.Connection[TupleRow], _: Node) -> _Facts:
     [facts] = cursor_of(connection).execute(sql.SERVER_FACTS)
-    return _Facts(pooled=facts.pop("backend") != connection.info.backend_pid, **facts)
+    return _Facts(**facts)
 
 
 def _identity(connection: psycopg.Connection[TupleRow], _: Node) -> tuple[str, ...]:
@@ -162,7 +160,7 @@ def _identity(connection: psycopg.Connection[TupleRow], _: Node) -> tuple[str, .
 def _pooled(clusters: Iterable[Cluster], looks: Mapping[Node, Look[_Facts]]) -> Iterator[str]:
     for cluster in clusters:
         for node in cluster.nodes:
-            if node.pooler is None and (answer := looks[node].answer) and answer.pooled:
+            if isinstance(seen := looks[node].seen, Looked) and seen.undeclared_pooler:
                 yield (
                     f'{cluster.name}: {node} is a pooler, such as PgBouncer: say so by pooler = "transaction" or '
                     '"session" of the node, or tenants may be mixed up there'
