@@ -52,8 +52,11 @@ def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
 
 
 _CONNECTION_STRING = re.compile(
-    r"[a-z]\w+:/|:.*@|\b\w*(?:pas|pwd|secret|user|host|dbname|service)\w*\s*=", re.IGNORECASE | re.DOTALL
+    r"\w\w:/|\A[^:]*:[^@]*@|(?:pas|pwd|secret|user|host|dbname|service)\w*\s*=", re.IGNORECASE | re.DOTALL
 )
+
+SEARCHED = 1000
+"""How much of a text is searched for a connection string, in characters: anybody may send a key of any length."""
 
 
 def like_connection_string(text: str) -> bool:
@@ -65,7 +68,7 @@ def like_connection_string(text: str) -> bool:
     Returns:
         Whether it does; then no error may show it.
     """
-    return _CONNECTION_STRING.search(text) is not None
+    return _CONNECTION_STRING.search(text, 0, SEARCHED) is not None
 
 
 def masked(text: str) -> str:
