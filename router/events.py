@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeAlias
 
+from router.choose import Tier
 from router.health import UNKNOWN, fenced, foreign, left_behind, primary_of, undecided
 from router.topology import Node, Server
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
+    from router.choose import Standing
     from router.health import Health, State
     from router.topology import Cluster, Role
 
@@ -256,7 +258,7 @@ class PoolOpened(Event):
     level: ClassVar[int] = DEBUG
 
     def __str__(self) -> str:
-        return f"{_whose(self)}: opened the pool to {'read from' if self.read_only else 'write to'} {self.node}"
+        return f"{_whose(self)}: opened the pool to {_use(self)} {self.node}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,11 +279,118 @@ class PoolClosed(Event):
     level: ClassVar[int] = DEBUG
 
     def __str__(self) -> str:
-        return f"{_whose(self)}: closed the pool to {'read from' if self.read_only else 'write to'} {self.node}"
+        return f"{_whose(self)}: closed the pool to {_use(self)} {self.node}"
 
 
-def _whose(event: PoolOpened | PoolClosed) -> str:
+@dataclass(frozen=True, slots=True)
+class RequestFailed(Event):
+    """A request got no connection.
+
+    These events, and those that follow, come as often as requests do; ``stats().totals`` counts them. They are told
+    at the level DEBUG, since the request that suffers is told, too.
+
+    Attributes:
+        version: The version it was for.
+        tenant: The tenant it was for, if it was for one.
+        read_only: Whether it was to read.
+        error: What was raised: ``PoolExhausted``, ``TooManyWaiting``, ``NoPrimary`` or ``NoReplica``.
+        reason: Why.
+    """
+
+    version: str
+    tenant: str | None
+    read_only: bool
+    error: str
+    reason: str
+    level: ClassVar[int] = DEBUG
+
+    def __str__(self) -> str:
+        what = "read" if self.read_only else "write"
+        return f"{_whose(self)}: a request to {what} failed with {self.error}: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class Repeated(Event):
+    """A transaction of ``run()``, or a read of ``execute()``, failed for a reason that passes, and is run again.
+
+    Attributes:
+        version: The version it is for.
+        tenant: The tenant it is for, if it is for one.
+        read_only: Whether it reads.
+        node: Where it failed.
+        reason: How.
+    """
+
+    version: str
+    tenant: str | None
+    read_only: bool
+    node: Node
+    reason: str
+    level: ClassVar[int] = DEBUG
+
+    def __str__(self) -> str:
+        what = "a read" if self.read_only else "a transaction"
+        return f"{_whose(self)}: {what} that failed on {self.node} is run again: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class ReadOnPrimary(Event):
+    """A read goes to the primary, because no replica has replayed yet what it must see.
+
+    Attributes:
+        version: The version it is for.
+        tenant: The tenant it is for, if it is for one.
+        node: The primary.
+    """
+
+    version: str
+    tenant: str | None
+    node: Node
+    level: ClassVar[int] = DEBUG
+
+    def __str__(self) -> str:
+        return f"{_whose(self)}: a read goes to the primary {self.node}: no replica has what it must see"
+
+
+@dataclass(frozen=True, slots=True)
+class ReadsFellBack(Event):
+    """From now on the primary serves the reads of a version that has other nodes: none of them can.
+
+    Attributes:
+        version: The version.
+        node: The primary.
+        reason: Why not the others.
+    """
+
+    version: str
+    node: Node
+    reason: str
+    level: ClassVar[int] = WARNING
+
+    def __str__(self) -> str:
+        return f"{self.version}: reads go to the primary {self.node} now: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class ReadsReturned(Event):
+    """Replicas serve the reads of a version again.
+
+    Attributes:
+        version: The version.
+    """
+
+    version: str
+
+    def __str__(self) -> str:
+        return f"{self.version}: reads go to replicas again"
+
+
+def _whose(event: PoolOpened | PoolClosed | RequestFailed | Repeated | ReadOnPrimary) -> str:
     return event.version if event.tenant is None else f"{event.version}, tenant {event.tenant}"
+
+
+def _use(event: PoolOpened | PoolClosed) -> str:
+    return "read from" if event.read_only else "write to"
 
 
 Observer: TypeAlias = "Callable[[Event], object]"
@@ -341,6 +450,29 @@ def _of_server(server: Server, known: State, state: State, now: float) -> Iterat
         yield RoleChanged(server, state.role, state.timeline)
     if state.undeclared_pooler and not known.undeclared_pooler:
         yield UndeclaredPooler(server)
+
+
+def fall_back(
+    version: str, standings: Mapping[Node, Standing], *, fell_back: bool
+) -> tuple[bool, ReadsFellBack | ReadsReturned | None]:
+    """Follow whether the primary serves the reads of a version because no other node can.
+
+    Args:
+        version: The version's key.
+        standings: What its nodes are worth for reading.
+        fell_back: Whether it did.
+
+    Returns:
+        Whether it does, and the event if that is new.
+    """
+    tiers = {standing.tier for standing in standings.values()}
+    if Tier.BEST in tiers:
+        return False, ReadsReturned(version) if fell_back else None
+    primary = next((node for node, standing in standings.items() if standing.tier is Tier.FALLBACK), None)
+    if fell_back or primary is None or len(standings) == 1 or Tier.UNSEEN in tiers:
+        return fell_back, None
+    reason = "; ".join(f"{node}: {standing.note}" for node, standing in standings.items() if node != primary)
+    return True, ReadsFellBack(version, primary, reason)
 
 
 class Leader(NamedTuple):

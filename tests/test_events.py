@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from router.choose import Standing, Tier
 from router.events import (
     ConnectionsCut,
     Event,
@@ -19,18 +20,26 @@ from router.events import (
     LoginRefused,
     PoolClosed,
     PoolOpened,
+    ReadOnPrimary,
+    ReadsFellBack,
+    ReadsReturned,
+    Repeated,
+    RequestFailed,
     RoleChanged,
     ServerBanned,
     ServerDown,
     ServerUp,
     UndeclaredPooler,
     changes,
+    fall_back,
     succeed,
 )
 from router.health import Connected, Failed, Looked, observe
 from router.topology import Cluster, HealthPolicy, Node, Role, Secrets, Server
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from router.health import Health, Seen
 
 PRIMARY, REPLICA = Role.PRIMARY, Role.REPLICA
@@ -215,6 +224,27 @@ def test_who_is_the_primary_after_whom(
     assert succeed("v1", leader, node, now=10.0) == expected
 
 
+# Who serves the reads
+
+
+def test_reads_fall_back_once_it_is_known_that_no_replica_can_serve_them() -> None:
+    best, fallback = Standing(Tier.BEST), Standing(Tier.FALLBACK)
+    down, unseen = Standing(Tier.DOWN, note="down: no answer"), Standing(Tier.UNSEEN)
+    began = ReadsFellBack("v1", A, f"{B}: down: no answer")
+    turns: list[tuple[Mapping[Node, Standing], bool, tuple[bool, Event | None]]] = [
+        ({A: fallback, B: unseen}, False, (False, None)),
+        ({A: fallback, B: best}, False, (False, None)),
+        ({A: fallback, B: down}, False, (True, began)),
+        ({A: fallback, B: down}, True, (True, None)),
+        ({A: down, B: down}, True, (True, None)),  # nobody serves any
+        ({A: fallback, B: best}, True, (False, ReadsReturned("v1"))),
+        ({A: Standing(None), B: down}, False, (False, None)),
+        ({A: fallback}, False, (False, None)),  # there never was another
+    ]
+    for standings, fell_back, expected in turns:
+        assert fall_back("v1", standings, fell_back=fell_back) == expected
+
+
 # Reading an event
 
 SERVER = A.server
@@ -235,6 +265,32 @@ SERVER = A.server
                 "node"
             ),
         ),
+        (
+            RequestFailed("v1", "acme", read_only=True, error="NoReplica", reason="no node; a: down"),
+            logging.DEBUG,
+            "v1, tenant acme: a request to read failed with NoReplica: no node; a: down",
+        ),
+        (
+            Repeated("v1", None, read_only=False, node=A, reason="DeadlockDetected (40P01)"),
+            logging.DEBUG,
+            "v1: a transaction that failed on app@a:5432/app is run again: DeadlockDetected (40P01)",
+        ),
+        (
+            Repeated("v1", None, read_only=True, node=A, reason="OperationalError"),
+            logging.DEBUG,
+            "v1: a read that failed on app@a:5432/app is run again: OperationalError",
+        ),
+        (
+            ReadOnPrimary("v1", None, A),
+            logging.DEBUG,
+            "v1: a read goes to the primary app@a:5432/app: no replica has what it must see",
+        ),
+        (
+            ReadsFellBack("v1", A, "b: down"),
+            logging.WARNING,
+            "v1: reads go to the primary app@a:5432/app now: b: down",
+        ),
+        (ReadsReturned("v1"), logging.INFO, "v1: reads go to replicas again"),
         (ServerBanned(SERVER, 3, 1.26), logging.INFO, "a:5432 is avoided for 1.3 s more: it went down 3 times lately"),
         (RoleChanged(SERVER, PRIMARY, 3), logging.WARNING, "a:5432 is a primary now, on timeline 3"),
         (RoleChanged(SERVER, REPLICA, 0), logging.WARNING, "a:5432 is a replica now"),

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from router._async.slots import AsyncGate, AsyncSlots
     from router._runtime import AFunction
     from router.choose import Request
+    from router.errors import Unavailable
     from router.topology import Node, Target
 
     Note: TypeAlias = Callable[[Node, tuple[int, int] | None], None]
@@ -74,11 +75,12 @@ class AsyncLane:
         gate: Lets so many requests of a tenant in at a time; ``None`` for any number.
         key: What the requests name.
         unlist: Told of the lane of a tenant that turned out not to be there.
+        failed: Told of a request that got no connection.
     """
 
     __slots__ = (
-        "_pairs", "_rotation", "_turns", "acquire", "checkout", "gate", "key", "pools", "read_only", "slots", "target",
-        "timeout", "unlist",
+        "_pairs", "_rotation", "_turns", "acquire", "checkout", "failed", "gate", "key", "pools", "read_only", "slots",
+        "target", "timeout", "unlist",
     )  # fmt: skip
 
     def __init__(
@@ -90,6 +92,7 @@ class AsyncLane:
         *,
         read_only: bool,
         unlist: Callable[[AsyncLane], None],
+        failed: Callable[[AsyncLane, Unavailable], None],
     ) -> None:
         """Prepare the choice between the pools.
 
@@ -100,9 +103,11 @@ class AsyncLane:
             slots: The process's budget.
             read_only: Whether the requests only read.
             unlist: Told of the lane of a tenant that turned out not to be there.
+            failed: Told of a request that got no connection.
         """
         self.target = target
         self.unlist = unlist
+        self.failed = failed
         self.read_only = read_only
         self.timeout = target.cluster.pool.timeout
         self.pools = pools
@@ -174,6 +179,11 @@ class AsyncCheckout:
     def pool(self) -> AsyncNodePool:
         """Where the connection is from, inside the block."""
         return self._pool
+
+    @property
+    def tenant(self) -> str | None:
+        """Whom it is for, inside the block; ``None`` when that is no tenant."""
+        return self._lane.target.tenant
 
     async def __aenter__(self) -> AsyncConnection[TupleRow]:
         """Borrow the connection.
@@ -384,12 +394,14 @@ class AsyncScopedCheckout(AsyncTrackedCheckout):
         if lane.gate is None:
             return await self._enter(lane, deadline)
         if not await lane.gate.enter(deadline - monotonic()):
-            raise PoolExhausted(
+            error = PoolExhausted(
                 f"no connection for tenant {lane.target.tenant!r} in time: it uses all {lane.gate.limit} that it may "
                 "(tenancy.max_connections)",
                 version=lane.target.requested,
                 tenant=lane.target.tenant,
             )
+            lane.failed(lane, error)
+            raise error
         try:
             return await self._enter(lane, deadline)
         except BaseException:
@@ -461,6 +473,11 @@ class AsyncAskingCheckout(AsyncCheckout):
     def pool(self) -> AsyncNodePool:
         """Where the connection is from, inside the block."""
         return self._found().pool
+
+    @property
+    def tenant(self) -> str | None:
+        """Whom it is for, inside the block."""
+        return self._found().tenant
 
     async def __aenter__(self) -> AsyncConnection[TupleRow]:
         """Find out where the tenant lives, and borrow the connection.

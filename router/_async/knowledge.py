@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from router._async.monitor import AsyncMonitor
 from router._runtime import AFlag, AGuard, Isolated
 from router.choose import Request, Tier, standings
-from router.events import ConnectionsCut, Event, changes, succeed
+from router.events import ConnectionsCut, Event, changes, fall_back, succeed
 from router.health import UNKNOWN, Connected, Failed, observe
 from router.topology import Node, Role
 
@@ -79,6 +79,7 @@ class AsyncKnowledge:
         self._watched: set[str] = set()  # the clusters in use, once all their servers are watched
         self._leaders: dict[str, Leader | None] = {}
         self._doubted: set[Server] = set()  # those of which pools may be in doubt
+        self._fell_back: set[str] = set()  # the clusters whose reads the primary serves, for want of replicas
         self._wanted: dict[str, float] = {}  # when a request last waited for a server of a cluster
 
     def use(self, cluster: Cluster) -> None:
@@ -137,6 +138,7 @@ class AsyncKnowledge:
             }
             self._standings = {other: known for other, known in self._standings.items() if other != name}
             self._wanted.pop(name, None)
+            self._fell_back.discard(name)
             self._leaders = {other: leader for other, leader in self._leaders.items() if other != name}
             self.health = {
                 key: state
@@ -213,8 +215,9 @@ class AsyncKnowledge:
         primary = next((node for node, standing in writing.items() if standing.tier is Tier.BEST), None)
         leader, failover = succeed(cluster.name, self._leaders.get(cluster.name), primary, now=now)
         self._leaders = {**self._leaders, cluster.name: leader}
-        if failover is not None:
-            events.append(failover)
+        fell_back, reads = fall_back(cluster.name, reading, fell_back=cluster.name in self._fell_back)
+        (self._fell_back.add if fell_back else self._fell_back.discard)(cluster.name)
+        events += [event for event in (failover, reads) if event is not None]
         return known != new
 
     def judge(self, pool: AsyncNodePool) -> None:
@@ -290,6 +293,17 @@ class AsyncKnowledge:
             if (lost_at is not None and now < lost_at + MISSED) or now < self._wanted.get(cluster.name, -1.0) + 1.0:
                 return min(HURRIED, self._policy.interval)
         return self._policy.interval
+
+    def heard(self, kind: type[Event]) -> bool:
+        """Say whether anybody is told of events of a kind: else they need not be made.
+
+        Args:
+            kind: The kind.
+
+        Returns:
+            Whether there is an observer, or the log takes them.
+        """
+        return bool(self._observers) or logger.isEnabledFor(kind.level)
 
     def tell(self, events: Iterable[Event]) -> None:
         """Log events, and tell the observers.

@@ -92,7 +92,7 @@ class AsyncRouter:
         self._directory = directory
         self._routing = AsyncRouting(self._topology, password=password, configure=configure, observers=observers)
         self._routing.directory = self._ask_of()
-        self._statements = AsyncStatements()
+        self._statements = AsyncStatements(self._routing.repeated)
         survive_fork(self)
 
     def connection(

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from psycopg.rows import TupleRow
 
     from router._async.checkout import AsyncCheckout
+    from router._async.pools import AsyncNodePool
     from router.topology import Node
 
 T = TypeVar("T")
@@ -67,8 +68,13 @@ class AsyncReading(Protocol):
 class AsyncStatements:
     """Runs statements of their own, and remembers which of them replicas refused."""
 
-    def __init__(self) -> None:
-        """Begin with nothing remembered."""
+    def __init__(self, repeated: Callable[[AsyncNodePool, str | None, psycopg.Error], None]) -> None:
+        """Begin with nothing remembered.
+
+        Args:
+            repeated: Told of what is run again: where it failed, whose it is, and how.
+        """
+        self._repeated = repeated
         self._guard = AGuard()  # guards _refused
         # Hashes, in the order of their coming: a text may be long. Two that collide cost a read of the primary's.
         self._refused: dict[int, None] = {}
@@ -138,6 +144,7 @@ class AsyncStatements:
                 except psycopg.OperationalError as error:
                     if attempt >= ELSEWHERE or not _passes(connection, error):
                         raise
+                    self._repeated(checkout.pool, checkout.tenant, error)
                     avoid = checkout.pool.node
         raise AssertionError  # count() has no end
 
@@ -176,18 +183,23 @@ class AsyncStatements:
             psycopg.Error: What it failed with the last time.
         """
         for attempt in count():
-            committing = False
+            committing, checkout = False, writing()
+            pool: AsyncNodePool | None = None
             try:
                 # In transaction(), the function cannot commit by itself: what it repeats would be there twice.
-                async with writing() as connection, connection.transaction():
+                async with checkout as connection, connection.transaction():
+                    pool, tenant = checkout.pool, checkout.tenant
                     result: T = await acall(function, connection)
                     committing = not connection.broken
             except Unavailable:
                 raise
             except psycopg.Error as error:
+                if pool is None:  # it did not begin
+                    raise
                 passes = error.sqlstate in CONFLICTS if committing else _passes(connection, error)
                 if attempt >= retries or not passes:
                     raise
+                self._repeated(pool, tenant, error)
             else:
                 return result
             await asleep(BACKOFF * 2.0 ** min(attempt, 6) * random())

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from router._sync.pools import NodePool
     from router._sync.slots import Gate, Slots
     from router.choose import Request
+    from router.errors import Unavailable
     from router.topology import Node, Target
 
     Note: TypeAlias = Callable[[Node, tuple[int, int] | None], None]
@@ -75,11 +76,12 @@ class Lane:
         gate: Lets so many requests of a tenant in at a time; ``None`` for any number.
         key: What the requests name.
         unlist: Told of the lane of a tenant that turned out not to be there.
+        failed: Told of a request that got no connection.
     """
 
     __slots__ = (
-        "_pairs", "_rotation", "_turns", "acquire", "checkout", "gate", "key", "pools", "read_only", "slots", "target",
-        "timeout", "unlist",
+        "_pairs", "_rotation", "_turns", "acquire", "checkout", "failed", "gate", "key", "pools", "read_only", "slots",
+        "target", "timeout", "unlist",
     )  # fmt: skip
 
     def __init__(
@@ -91,6 +93,7 @@ class Lane:
         *,
         read_only: bool,
         unlist: Callable[[Lane], None],
+        failed: Callable[[Lane, Unavailable], None],
     ) -> None:
         """Prepare the choice between the pools.
 
@@ -101,9 +104,11 @@ class Lane:
             slots: The process's budget.
             read_only: Whether the requests only read.
             unlist: Told of the lane of a tenant that turned out not to be there.
+            failed: Told of a request that got no connection.
         """
         self.target = target
         self.unlist = unlist
+        self.failed = failed
         self.read_only = read_only
         self.timeout = target.cluster.pool.timeout
         self.pools = pools
@@ -175,6 +180,11 @@ class Checkout:
     def pool(self) -> NodePool:
         """Where the connection is from, inside the block."""
         return self._pool
+
+    @property
+    def tenant(self) -> str | None:
+        """Whom it is for, inside the block; ``None`` when that is no tenant."""
+        return self._lane.target.tenant
 
     def __enter__(self) -> Connection[TupleRow]:
         """Borrow the connection.
@@ -383,12 +393,14 @@ class ScopedCheckout(TrackedCheckout):
         if lane.gate is None:
             return self._enter(lane, deadline)
         if not lane.gate.enter(deadline - monotonic()):
-            raise PoolExhausted(
+            error = PoolExhausted(
                 f"no connection for tenant {lane.target.tenant!r} in time: it uses all {lane.gate.limit} that it may "
                 "(tenancy.max_connections)",
                 version=lane.target.requested,
                 tenant=lane.target.tenant,
             )
+            lane.failed(lane, error)
+            raise error
         try:
             return self._enter(lane, deadline)
         except BaseException:
@@ -460,6 +472,11 @@ class AskingCheckout(Checkout):
     def pool(self) -> NodePool:
         """Where the connection is from, inside the block."""
         return self._found().pool
+
+    @property
+    def tenant(self) -> str | None:
+        """Whom it is for, inside the block."""
+        return self._found().tenant
 
     def __enter__(self) -> Connection[TupleRow]:
         """Find out where the tenant lives, and borrow the connection.

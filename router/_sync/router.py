@@ -93,7 +93,7 @@ class Router:
         self._directory = directory
         self._routing = Routing(self._topology, password=password, configure=configure, observers=observers)
         self._routing.directory = self._ask_of()
-        self._statements = Statements()
+        self._statements = Statements(self._routing.repeated)
         survive_fork(self)
 
     def connection(

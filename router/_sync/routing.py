@@ -36,6 +36,7 @@ from router.errors import (
     UnknownTenant,
 )
 from router.events import PoolClosed as PoolWasClosed
+from router.events import ReadOnPrimary, Repeated, RequestFailed
 from router.health import UNKNOWN, primary_of, same_system, state_of, undecided
 from router.resolve import check_key, resolve
 from router.topology import Node, Role
@@ -221,7 +222,9 @@ class Routing:
         best = route.nodes[: route.best]
         pools = [self.pools.open_at_once(target, node, read_only=read_only) for node in best]
         there = tuple(pool for pool in pools if pool is not None)
-        return Lane(target, there, self.acquire, self.slots, read_only=read_only, unlist=self.unlist)
+        return Lane(
+            target, there, self.acquire, self.slots, read_only=read_only, unlist=self.unlist, failed=self._failed
+        )
 
     def target(self, version: str | None, tenant: str | None) -> Target:
         """Resolve what a request names, by the settings and by what the directory has said.
@@ -361,7 +364,11 @@ class Routing:
         if direct and prefer is not None and not prefer.closed and (len(lane.pools) == 1 or not prefer.full):
             with suppress(Reroute, TooManyRequests, PoolTimeout, PoolClosed):  # then look closer
                 return prefer, prefer.borrow(deadline - monotonic(), lane.target.scope)
-        return self._acquire_best(lane, deadline, prefer, request)
+        try:
+            return self._acquire_best(lane, deadline, prefer, request)
+        except Unavailable as error:
+            self._failed(lane, error)
+            raise
 
     def _acquire_best(
         self, lane: Lane, deadline: float, prefer: NodePool | None, request: Request | None
@@ -398,6 +405,7 @@ class Routing:
             if request.after is None or self._may_serve(pool, connection, request.after):
                 if pool not in lane.pools and node in route.nodes[: route.best]:
                     self._renew(lane)
+                self._served(target, request, node)
                 return pool, connection
 
     def _borrow(
@@ -415,6 +423,41 @@ class Routing:
             raise TooManyWaiting(f"no connection {whom}: {full}", **asked) from error
         finally:
             pool.expected.pop()
+
+    def _failed(self, lane: Lane, error: Unavailable) -> None:
+        """Count a request that got no connection, and tell of it."""
+        target, read_only, name = lane.target, lane.read_only, type(error).__name__
+        what = "exhausted" if isinstance(error, PoolExhausted) else "unavailable"
+        self.pools.count(what, target.cluster.name, read_only=read_only)
+        if self.known.heard(RequestFailed):
+            reason = str(error).replace("\n  -", ";")
+            self.known.tell([RequestFailed(target.cluster.name, target.tenant, read_only, name, reason)])
+
+    def _served(self, target: Target, request: Request, node: Node) -> None:
+        """Count a read that the primary serves only because of what it must see, and tell of it."""
+        if request.after is None or self.known.health[node.server].role is not Role.PRIMARY:
+            return
+        # Not what checks first whether the router was closed: the connection has been borrowed.
+        otherwise = choose(target, self.known.health, request._replace(after=None), now=monotonic(), turn=0.0)
+        if otherwise.nodes[:1] == (node,):
+            return
+        self.pools.count("for_token", target.cluster.name, read_only=True)
+        if self.known.heard(ReadOnPrimary):
+            self.known.tell([ReadOnPrimary(target.cluster.name, target.tenant, node)])
+
+    def repeated(self, pool: NodePool, tenant: str | None, error: psycopg.Error) -> None:
+        """Count what is run again, and tell of it.
+
+        Args:
+            pool: Where it failed.
+            tenant: Whose it is, if it is a tenant's.
+            error: How it failed.
+        """
+        self.pools.count("repeated", pool.cluster.name, read_only=pool.read_only)
+        if self.known.heard(Repeated):
+            # Not its text, which may hold data.
+            reason = type(error).__name__ + (f" ({error.sqlstate})" if error.sqlstate else "")
+            self.known.tell([Repeated(pool.cluster.name, tenant, pool.read_only, pool.node, reason)])
 
     def _renew(self, lane: Lane) -> None:
         """Have a lane worked out anew: one of its pools was opened after it was made."""

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import gc
+import logging
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from router import AsyncRouter
-from tests.support import aeventually, atogether, settings
+from router import AsyncRouter, NoReplica, PoolExhausted, TooManyWaiting
+from router.events import (
+    ReadOnPrimary,
+    ReadsFellBack,
+    ReadsReturned,
+    Repeated,
+    RequestFailed,
+)
+from tests.support import aall_of, aeventually, atogether, new_name, run, settings
+from tests.tapped import tap
 
 if TYPE_CHECKING:
+    from psycopg import AsyncConnection
+
+    from router.events import Event
     from router.measures import Totals
     from router.testing import PostgresCluster
 
@@ -90,3 +102,162 @@ async def test_attempts_to_connect_that_failed_are_counted(cluster: PostgresClus
                     pass
         found = totals(router, read_only=False)
         assert (found.opened, found.failed) == (2, 2)
+
+
+# What requests suffer
+
+
+def of(events: list[Event], *kinds: type[Event]) -> list[Event]:
+    return [event for event in events if isinstance(event, kinds)]
+
+
+async def test_a_request_that_gets_no_connection_is_counted_and_told(cluster: PostgresCluster) -> None:
+    events: list[Event] = []
+    options = settings(
+        primary=cluster.dsn(), pool={"max_size": 1, "max_waiting": 1}, read={"fallback": "error"}, **ROW,
+        tenancy={"pooling": "shared", "max_connections": 1},
+    )  # fmt: skip
+    async with AsyncRouter(options, observers=[events.append]) as router:
+
+        async def refused(kind: type[Exception], **request: Any) -> None:
+            with pytest.raises(kind):
+                async with router.connection(timeout=0.1, **request):
+                    pass
+
+        async with router.connection(version="v1"):
+            await refused(PoolExhausted, version="v1")
+
+            async def wait() -> None:
+                with pytest.raises(PoolExhausted):
+                    async with router.connection(version="v1", timeout=0.5):
+                        pass
+
+            async def turned_away() -> None:
+                async def waits() -> bool:
+                    write = router.stats().versions[0].nodes[0].write
+                    return write is not None and write.waiting > 0
+
+                await aeventually(waits)
+                await refused(TooManyWaiting, version="v1")
+
+            await aall_of(wait, turned_away)
+        async with router.connection(tenant="acme"):  # it has all that it may
+            await refused(PoolExhausted, tenant="acme")
+        await refused(NoReplica, version="v1", read_only=True)
+        writes, reads = totals(router, read_only=False), totals(router, read_only=True)
+        assert (writes.exhausted, writes.unavailable, reads.exhausted, reads.unavailable) == (4, 0, 0, 1)
+        told = [event for event in events if isinstance(event, RequestFailed)]
+        assert [(event.version, event.tenant, event.read_only, event.error) for event in told] == [
+            ("v1", None, False, "PoolExhausted"),
+            ("v1", None, False, "TooManyWaiting"),
+            ("v1", None, False, "PoolExhausted"),
+            ("v1", "acme", False, "PoolExhausted"),
+            ("v1", None, True, "NoReplica"),
+        ]
+        assert all("\n" not in str(event) for event in told)
+
+
+async def test_what_is_run_again_is_counted_and_told(cluster: PostgresCluster) -> None:
+    events: list[Event] = []
+    calls: list[object] = []
+
+    async def function(connection: AsyncConnection[Any]) -> None:
+        calls.append(connection)
+        if len(calls) % 3:
+            await connection.execute("DO $$ BEGIN RAISE SQLSTATE '40001' USING MESSAGE = 'hunter2'; END $$")
+
+    with tap(cluster) as tapped:
+        async with AsyncRouter(settings(**tapped.version()), observers=[events.append]) as router:
+            await router.run(function)
+            await router.run(function)
+            assert (totals(router, read_only=False).repeated, len(of(events, Repeated))) == (4, 4)
+            tapped.cut(*tapped.standbys, on="SELECT 4711")
+            assert (await router.execute("SELECT 4711")).rows == [(4711,)]
+            found = of(events, Repeated)
+            assert (totals(router, read_only=True).repeated, len(found)) == (1, 5)
+            assert "a transaction that failed on" in str(found[0])
+            assert "SerializationFailure (40001)" in str(found[0])
+            assert "hunter2" not in str(found[0])
+            assert "v1: a read that failed on" in str(found[-1])
+
+
+async def test_a_read_that_only_the_primary_may_serve_yet_is_counted_and_told(cluster: PostgresCluster) -> None:
+    events: list[Event] = []
+    name = new_name()
+    run(cluster.dsn(), f"CREATE TABLE {name} (i int)")
+    cluster.wait_replayed()
+    options = settings(**cluster.version_settings(), read={"catch_up": 0.05})
+    async with AsyncRouter(options, observers=[events.append]) as router:
+
+        async def read(*, on_primary: bool) -> None:
+            async with router.connection(read_only=True) as connection:
+                cursor = await connection.execute("SELECT pg_is_in_recovery()")
+                assert await cursor.fetchone() == (not on_primary,)
+
+        await read(on_primary=False)
+        try:
+            for standby in cluster.standbys:
+                standby.pause_replay()
+            with router.session():
+                async with router.connection() as connection:
+                    await connection.execute(f"INSERT INTO {name} VALUES (1)")
+                for _ in range(5):
+                    await read(on_primary=True)
+        finally:
+            for standby in cluster.standbys:
+                standby.resume_replay()
+        await read(on_primary=False)
+        found = totals(router, read_only=True)
+        assert (found.for_token, found.on_primary) == (5, 5)
+        assert of(events, ReadOnPrimary) == [ReadOnPrimary("v1", None, router.explain().nodes[0])] * 5
+        assert of(events, ReadsFellBack, ReadsReturned) == []
+
+
+async def test_reads_that_fall_back_to_the_primary_are_counted_and_told_when_they_begin_and_end(
+    cluster: PostgresCluster,
+) -> None:
+    events: list[Event] = []
+    with tap(cluster) as tapped:
+        options = settings(**tapped.version(), health={"interval": 0.1, "ban": 0.01})
+        async with AsyncRouter(options, observers=[events.append]) as router:
+
+            async def read() -> bool:
+                async with router.connection(read_only=True) as connection:
+                    cursor = await connection.execute("SELECT pg_is_in_recovery()")
+                    return bool(((await cursor.fetchone()) or [None])[0])
+
+            async def told(kind: type[Event]) -> bool:
+                return bool(of(events, kind))
+
+            assert await read()
+            for proxy in tapped.standbys:
+                proxy.stop()
+            await aeventually(lambda: told(ReadsFellBack))
+            before = totals(router, read_only=True)
+            for _ in range(5):
+                assert not await read()
+            found = totals(router, read_only=True)
+            assert (found.on_primary - before.on_primary, found.for_token) == (5, 0)
+            for proxy in tapped.standbys:
+                proxy.start()
+            await aeventually(lambda: told(ReadsReturned))
+            assert await aeventually(read)
+            primary, *replicas = (node.node for node in router.stats().versions[0].nodes)
+            [began, ended] = of(events, ReadsFellBack, ReadsReturned)
+            assert isinstance(began, ReadsFellBack)
+            assert (began.version, began.node, ended) == ("v1", primary, ReadsReturned("v1"))
+            assert all(str(node) in str(began) for node in (primary, *replicas))
+            after = totals(router, read_only=True).on_primary
+            assert await read()
+            assert totals(router, read_only=True).on_primary == after
+
+
+async def test_no_event_is_made_of_a_request_when_nobody_listens(
+    cluster: PostgresCluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with AsyncRouter(settings(primary=cluster.dsn())) as router:
+        heard = router._routing.known.heard
+        caplog.set_level(logging.INFO, "router")
+        assert not any(heard(kind) for kind in (RequestFailed, Repeated, ReadOnPrimary))
+        caplog.set_level(logging.DEBUG, "router")
+        assert all(heard(kind) for kind in (RequestFailed, Repeated, ReadOnPrimary))
