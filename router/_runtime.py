@@ -15,9 +15,11 @@ from functools import wraps
 from inspect import isawaitable
 from types import coroutine
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, Self, TypeAlias, TypeVar
-from weakref import WeakSet
+from weakref import WeakSet, ref
 
 import psycopg
+
+from router.errors import RouterClosed
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -573,6 +575,55 @@ def uncancelled(function: Callable[P, None]) -> Callable[P, None]:
         The same function.
     """
     return function
+
+
+class Loosely:
+    """Calls what its owner keeps, and does not keep it: what users give a router often leads back to the router.
+
+    The threads and tasks of a router are kept by Python itself, and so is all that they lead to.
+    """
+
+    __slots__ = ("_given", "_quiet")
+
+    def __init__(self, function: Callable[..., Any], keep: list[object], *, quiet: bool = False) -> None:
+        """Prepare the call.
+
+        Args:
+            function: What to call.
+            keep: The owner's list of what is kept.
+            quiet: Whether nothing is called, nor raised, once the owner is gone.
+        """
+        given = _Kept(function)
+        keep.append(given)
+        self._given = ref(given)
+        self._quiet = quiet
+
+    def __call__(self, *args: object) -> Any:
+        """Call it.
+
+        Args:
+            *args: What with.
+
+        Returns:
+            What it returned.
+
+        Raises:
+            RouterClosed: Its owner is gone.
+        """
+        if (given := self._given()) is not None:
+            return given.function(*args)
+        if not self._quiet:
+            raise RouterClosed("the router was dropped")
+        return None
+
+
+class _Kept:
+    """What a weak reference can lead to, whatever kind of callable it is."""
+
+    __slots__ = ("__weakref__", "function")
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
 
 
 _ASKS_FOR_TLS = (8).to_bytes(4, "big") + (80877103).to_bytes(4, "big")  # as PostgreSQL's protocol has it

@@ -173,8 +173,11 @@ class Told:
         return self.asked > 0
 
 
+KEPT: list[object] = []
+
+
 def made(source: Any) -> AsyncDirectory:
-    return AsyncDirectory(source, lambda _, said: Home(**said), DirectoryPolicy(), lambda _: None)
+    return AsyncDirectory(source, lambda _, said: Home(**said), DirectoryPolicy(), lambda _: None, keep=KEPT)
 
 
 async def test_one_that_is_cancelled_spoils_it_for_nobody() -> None:

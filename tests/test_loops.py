@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
 import threading
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 import psycopg
 import pytest
@@ -238,3 +240,32 @@ def test_it_has_the_names_of_the_process_wide_router() -> None:
 
     assert face(aio) == face(_default)
     assert "aio" in dir(process_wide)
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["in_its_loop", "after_its_loop"])
+def test_a_router_that_is_dropped_without_close_leaves_nothing_when_its_loop_ends(world: World, late: bool) -> None:
+    inside: list[ref[object]] = []
+
+    async def main() -> AsyncRouter | None:
+        router = AsyncRouter(settings(primary=world.dsn))
+        inside.append(ref(router._routing))
+        await pid(router)
+        await pid(router, read_only=True)
+        return router if late else None
+
+    with pytest.warns(ResourceWarning, match="unclosed <AsyncRouter"):
+        asyncio.run(main())
+    assert world.left()
+    gc.collect()
+    assert inside[0]() is None
+
+
+def test_one_that_is_kept_longer_than_its_loop_may_still_be_closed_or_dropped(world: World) -> None:
+    kept = [AsyncRouter(settings(primary=world.dsn)) for _ in range(2)]
+    for router in kept:
+        asyncio.run(pid(router))
+    assert world.sessions()
+    assert asyncio.run(kept.pop().close()) == 0
+    with pytest.warns(ResourceWarning, match="unclosed"):
+        del router, kept[:]
+    assert world.left()

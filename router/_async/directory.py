@@ -20,7 +20,7 @@ from router import sql
 from router._async.opener import is_undeclared
 from router._async.pools import original_of
 from router._async.scripts import cursor_of, send
-from router._runtime import AFlag, AGuard, Isolated, acall, acan_spawn, aconsult, ajoin, aspawn, cut
+from router._runtime import AFlag, AGuard, Isolated, Loosely, acall, acan_spawn, aconsult, ajoin, aspawn, cut
 from router.directory import Answers, in_words
 from router.errors import DirectoryUnavailable, RouterClosed, RouterError, UnknownTenant
 
@@ -88,6 +88,8 @@ class AsyncDirectory:
         read: Callable[[str, Mapping[str, Any]], Home],
         policy: DirectoryPolicy,
         forgotten: Callable[[str | None], None],
+        *,
+        keep: list[object],
     ) -> None:
         """Begin with nothing known; nothing is asked yet.
 
@@ -98,6 +100,7 @@ class AsyncDirectory:
             policy: How long an answer counts.
             forgotten: Told a key when what was worked out from its home must not be used any longer, and ``None`` when
                 that is so for all.
+            keep: Where a source is kept that is the user's.
 
         Raises:
             TypeError: The source cannot be called with a key.
@@ -106,6 +109,9 @@ class AsyncDirectory:
         self._table = source if isinstance(source, AsyncSqlSource) else None  # others are not the router's to close
         self._lookup = _lookup_of(source)
         self._tenants = getattr(source, "tenants", None)
+        if self._table is None:
+            self._lookup = Loosely(self._lookup, keep)
+            self._tenants = None if self._tenants is None else Loosely(self._tenants, keep)
         self.lists = self._tenants is not None
         self._read = read
         self._forgotten = forgotten

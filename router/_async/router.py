@@ -7,13 +7,14 @@ from functools import partial
 from time import monotonic
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Self, TypeVar
+from warnings import warn
 
 from router._async.checkout import AsyncAskingCheckout, AsyncCheckout, AsyncScopedCheckout, AsyncTrackedCheckout
 from router._async.directory import AsyncDirectory, AsyncSqlSource
 from router._async.each import each, tenants_of
 from router._async.routing import AsyncRouting, NotKnownYet
 from router._async.statements import AsyncStatements
-from router._runtime import aclaimed, agone, arunning_loop, survive_fork
+from router._runtime import Loosely, aclaimed, agone, arunning_loop, survive_fork
 from router.choose import Request
 from router.consistency import UNSURE, Position, settled
 from router.context import CURRENT, Use, named
@@ -90,7 +91,13 @@ class AsyncRouter:
         if directory is not None and self._topology.tenancy is None:
             self._topology = self._topology._replace(tenancy=Tenancy())
         self._directory = directory
-        self._routing = AsyncRouting(self._topology, password=password, configure=configure, observers=observers)
+        self._given: list[object] = []
+        self._routing = AsyncRouting(
+            self._topology,
+            password=None if password is None else Loosely(password, self._given),
+            configure=None if configure is None else Loosely(configure, self._given),
+            observers=[Loosely(observer, self._given, quiet=True) for observer in observers],
+        )
         self._routing.directory = self._ask_of()
         self._statements = AsyncStatements(self._routing.repeated)
         survive_fork(self)
@@ -433,6 +440,16 @@ class AsyncRouter:
         names = ", ".join([*topology.versions, *(f"{alias}={version}" for alias, version in topology.aliases.items())])
         return f"<{type(self).__name__} {'closed ' if self._routing.closed else ''}{names}>"
 
+    def __del__(self, _warn: Callable[..., None] = warn) -> None:
+        """Have it closed, with a warning, by what it has begun, if it was dropped without :meth:`close`."""
+        routing: AsyncRouting | None = getattr(self, "_routing", None)  # there is none if __init__ failed
+        if routing is not None and routing.begun:
+            # This may run in any thread, whatever that holds: nothing is waited for, and no lock is taken.
+            if agone(routing.slots.loop):
+                routing.discard()
+            routing.dropped = True
+            _warn(f"unclosed {self!r}: call close(), or use it in a `with`", ResourceWarning, source=self)
+
     def abandon(self) -> None:
         """Start anew in the child of a fork: what is open is the parent's, and is neither used nor closed here."""
         self._routing.abandon()
@@ -454,7 +471,7 @@ class AsyncRouter:
         """Borrow a connection, for whoever does not name a known key and nothing else."""
         tenant, version = named(self, tenant, version)
         try:
-            lane = self._lane(version, tenant, read_only=read_only)
+            lane = _lane(self._routing, version, tenant, read_only=read_only)
         except NotKnownYet:
             again = partial(
                 self._checkout,
@@ -480,12 +497,6 @@ class AsyncRouter:
         if note is None and request is None:
             return AsyncCheckout(lane, timeout)
         return AsyncTrackedCheckout(lane, timeout, request=request, note=note)
-
-    def _lane(self, version: str | None, tenant: str | None, *, read_only: bool) -> AsyncLane:
-        routing = self._routing
-        lanes = routing.readers if read_only else routing.writers
-        lane = lanes.get(version if tenant is None else (version, tenant)) if isinstance(tenant, str | None) else None
-        return routing.lane(version, tenant, read_only=read_only) if lane is None else lane
 
     async def _find(self, tenant: str, again: Callable[..., AsyncCheckout], deadline: float) -> AsyncCheckout:
         """Ask where a tenant lives, and make the checkout for the time that is left."""
@@ -514,12 +525,12 @@ class AsyncRouter:
 
         if source is None:
             source = AsyncSqlSource(
-                lambda: AsyncCheckout(self._lane(tenancy.directory.version, None, read_only=False), None),
+                lambda: AsyncCheckout(_lane(routing, tenancy.directory.version, None, read_only=False), None),
                 tenancy.directory.table,
                 TENANT_KEYS,
                 changed,
             )
-        directory = AsyncDirectory(source, self._settings.home, tenancy.directory, routing.forget)
+        directory = AsyncDirectory(source, self._settings.home, tenancy.directory, routing.forget, keep=self._given)
         return directory
 
     def _must_see(self, target: Target, session: Session | None, after: str | None) -> Position | None:
@@ -539,3 +550,9 @@ class AsyncRouter:
         known = self._routing.known.health.get(node.server, UNKNOWN)
         position, timeline = (UNSURE, known.timeline) if written is None else written
         session.wrote(version, Position(known.system, timeline, settled(position)))
+
+
+def _lane(routing: AsyncRouting, version: str | None, tenant: str | None, *, read_only: bool) -> AsyncLane:
+    lanes = routing.readers if read_only else routing.writers
+    lane = lanes.get(version if tenant is None else (version, tenant)) if isinstance(tenant, str | None) else None
+    return routing.lane(version, tenant, read_only=read_only) if lane is None else lane

@@ -95,6 +95,7 @@ class AsyncRouting:
     Attributes:
         topology: What is configured.
         closed: Whether the router was closed.
+        dropped: Whether nobody has the router any more, and it was not closed.
         directory: Says where tenants live that the settings do not list; ``None`` for nobody.
         known: What is known of the servers.
         pools: Those that are open.
@@ -121,6 +122,7 @@ class AsyncRouting:
         """
         self.topology = topology
         self.closed = False
+        self.dropped = False
         self.directory: AsyncDirectory | None = None
         self._callables = (password, configure)
         self._observers = tuple(observers)
@@ -589,15 +591,39 @@ class AsyncRouting:
         if not any(pool.cluster.name == oldest for pool in self.pools):
             self.known.leave(oldest)
 
+    @property
+    def begun(self) -> bool:
+        """Whether there is something to close."""
+        return self._housekeeper is not None and not self.closed
+
     async def _keep_house(self) -> None:
-        while not await self._closing.wait_for(HOUSEKEEPING):
-            with Isolated("could not close what is not used"):
-                await self.pools.sweep()
-            with Isolated("could not find out which connections have ended"):
-                self.slots.sweep()
-            with Isolated("could not ask the directory again"):
-                if self.directory is not None:
-                    self.directory.tick(monotonic())
+        try:
+            while not await self._closing.wait_for(HOUSEKEEPING):
+                await self._keep_house_once()
+                if self.dropped and await self._ended():
+                    return
+        finally:
+            if self.dropped and not self.closed:  # its event loop ends
+                self.discard()
+
+    async def _ended(self) -> bool:
+        """Close it all once nobody has a connection any more; whether that is done."""
+        if self.directory is not None:  # which has one
+            await self.directory.close(GRACE)
+        if any(pool.in_use for pool in self.pools):
+            return False
+        self._housekeeper = None  # else it would wait for itself
+        await self.close(GRACE)
+        return True
+
+    async def _keep_house_once(self) -> None:
+        with Isolated("could not close what is not used"):
+            await self.pools.sweep()
+        with Isolated("could not find out which connections have ended"):
+            self.slots.sweep()
+        with Isolated("could not ask the directory again"):
+            if self.directory is not None:
+                self.directory.tick(monotonic())
 
     def _gone(self, pool: AsyncNodePool) -> None:
         """Forget what was worked out with a pool; and the servers of a tenant's own, when it was their last pool."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import psycopg
 
 from router import sql
-from router._runtime import Flag, Guard, Isolated, call, can_spawn, consult, cut, join, spawn
+from router._runtime import Flag, Guard, Isolated, Loosely, call, can_spawn, consult, cut, join, spawn
 from router._sync.opener import is_undeclared
 from router._sync.pools import original_of
 from router._sync.scripts import cursor_of, send
@@ -89,6 +89,8 @@ class Directory:
         read: Callable[[str, Mapping[str, Any]], Home],
         policy: DirectoryPolicy,
         forgotten: Callable[[str | None], None],
+        *,
+        keep: list[object],
     ) -> None:
         """Begin with nothing known; nothing is asked yet.
 
@@ -99,6 +101,7 @@ class Directory:
             policy: How long an answer counts.
             forgotten: Told a key when what was worked out from its home must not be used any longer, and ``None`` when
                 that is so for all.
+            keep: Where a source is kept that is the user's.
 
         Raises:
             TypeError: The source cannot be called with a key.
@@ -107,6 +110,9 @@ class Directory:
         self._table = source if isinstance(source, SqlSource) else None  # others are not the router's to close
         self._lookup = _lookup_of(source)
         self._tenants = getattr(source, "tenants", None)
+        if self._table is None:
+            self._lookup = Loosely(self._lookup, keep)
+            self._tenants = None if self._tenants is None else Loosely(self._tenants, keep)
         self.lists = self._tenants is not None
         self._read = read
         self._forgotten = forgotten

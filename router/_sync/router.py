@@ -8,8 +8,9 @@ from functools import partial
 from time import monotonic
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Self, TypeVar
+from warnings import warn
 
-from router._runtime import claimed, gone, survive_fork
+from router._runtime import Loosely, claimed, gone, survive_fork
 from router._sync.checkout import AskingCheckout, Checkout, ScopedCheckout, TrackedCheckout
 from router._sync.directory import Directory, SqlSource
 from router._sync.each import each, tenants_of
@@ -91,7 +92,13 @@ class Router:
         if directory is not None and self._topology.tenancy is None:
             self._topology = self._topology._replace(tenancy=Tenancy())
         self._directory = directory
-        self._routing = Routing(self._topology, password=password, configure=configure, observers=observers)
+        self._given: list[object] = []
+        self._routing = Routing(
+            self._topology,
+            password=None if password is None else Loosely(password, self._given),
+            configure=None if configure is None else Loosely(configure, self._given),
+            observers=[Loosely(observer, self._given, quiet=True) for observer in observers],
+        )
         self._routing.directory = self._ask_of()
         self._statements = Statements(self._routing.repeated)
         survive_fork(self)
@@ -434,6 +441,16 @@ class Router:
         names = ", ".join([*topology.versions, *(f"{alias}={version}" for alias, version in topology.aliases.items())])
         return f"<{type(self).__name__} {'closed ' if self._routing.closed else ''}{names}>"
 
+    def __del__(self, _warn: Callable[..., None] = warn) -> None:
+        """Have it closed, with a warning, by what it has begun, if it was dropped without :meth:`close`."""
+        routing: Routing | None = getattr(self, "_routing", None)  # there is none if __init__ failed
+        if routing is not None and routing.begun:
+            # This may run in any thread, whatever that holds: nothing is waited for, and no lock is taken.
+            if gone(routing.slots.loop):
+                routing.discard()
+            routing.dropped = True
+            _warn(f"unclosed {self!r}: call close(), or use it in a `with`", ResourceWarning, source=self)
+
     def abandon(self) -> None:
         """Start anew in the child of a fork: what is open is the parent's, and is neither used nor closed here."""
         self._routing.abandon()
@@ -455,7 +472,7 @@ class Router:
         """Borrow a connection, for whoever does not name a known key and nothing else."""
         tenant, version = named(self, tenant, version)
         try:
-            lane = self._lane(version, tenant, read_only=read_only)
+            lane = _lane(self._routing, version, tenant, read_only=read_only)
         except NotKnownYet:
             again = partial(
                 self._checkout,
@@ -481,12 +498,6 @@ class Router:
         if note is None and request is None:
             return Checkout(lane, timeout)
         return TrackedCheckout(lane, timeout, request=request, note=note)
-
-    def _lane(self, version: str | None, tenant: str | None, *, read_only: bool) -> Lane:
-        routing = self._routing
-        lanes = routing.readers if read_only else routing.writers
-        lane = lanes.get(version if tenant is None else (version, tenant)) if isinstance(tenant, str | None) else None
-        return routing.lane(version, tenant, read_only=read_only) if lane is None else lane
 
     def _find(self, tenant: str, again: Callable[..., Checkout], deadline: float) -> Checkout:
         """Ask where a tenant lives, and make the checkout for the time that is left."""
@@ -515,12 +526,12 @@ class Router:
 
         if source is None:
             source = SqlSource(
-                lambda: Checkout(self._lane(tenancy.directory.version, None, read_only=False), None),
+                lambda: Checkout(_lane(routing, tenancy.directory.version, None, read_only=False), None),
                 tenancy.directory.table,
                 TENANT_KEYS,
                 changed,
             )
-        directory = Directory(source, self._settings.home, tenancy.directory, routing.forget)
+        directory = Directory(source, self._settings.home, tenancy.directory, routing.forget, keep=self._given)
         return directory
 
     def _must_see(self, target: Target, session: Session | None, after: str | None) -> Position | None:
@@ -540,3 +551,9 @@ class Router:
         known = self._routing.known.health.get(node.server, UNKNOWN)
         position, timeline = (UNSURE, known.timeline) if written is None else written
         session.wrote(version, Position(known.system, timeline, settled(position)))
+
+
+def _lane(routing: Routing, version: str | None, tenant: str | None, *, read_only: bool) -> Lane:
+    lanes = routing.readers if read_only else routing.writers
+    lane = lanes.get(version if tenant is None else (version, tenant)) if isinstance(tenant, str | None) else None
+    return routing.lane(version, tenant, read_only=read_only) if lane is None else lane

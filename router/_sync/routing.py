@@ -96,6 +96,7 @@ class Routing:
     Attributes:
         topology: What is configured.
         closed: Whether the router was closed.
+        dropped: Whether nobody has the router any more, and it was not closed.
         directory: Says where tenants live that the settings do not list; ``None`` for nobody.
         known: What is known of the servers.
         pools: Those that are open.
@@ -122,6 +123,7 @@ class Routing:
         """
         self.topology = topology
         self.closed = False
+        self.dropped = False
         self.directory: Directory | None = None
         self._callables = (password, configure)
         self._observers = tuple(observers)
@@ -590,15 +592,39 @@ class Routing:
         if not any(pool.cluster.name == oldest for pool in self.pools):
             self.known.leave(oldest)
 
+    @property
+    def begun(self) -> bool:
+        """Whether there is something to close."""
+        return self._housekeeper is not None and not self.closed
+
     def _keep_house(self) -> None:
-        while not self._closing.wait_for(HOUSEKEEPING):
-            with Isolated("could not close what is not used"):
-                self.pools.sweep()
-            with Isolated("could not find out which connections have ended"):
-                self.slots.sweep()
-            with Isolated("could not ask the directory again"):
-                if self.directory is not None:
-                    self.directory.tick(monotonic())
+        try:
+            while not self._closing.wait_for(HOUSEKEEPING):
+                self._keep_house_once()
+                if self.dropped and self._ended():
+                    return
+        finally:
+            if self.dropped and not self.closed:  # its event loop ends
+                self.discard()
+
+    def _ended(self) -> bool:
+        """Close it all once nobody has a connection any more; whether that is done."""
+        if self.directory is not None:  # which has one
+            self.directory.close(GRACE)
+        if any(pool.in_use for pool in self.pools):
+            return False
+        self._housekeeper = None  # else it would wait for itself
+        self.close(GRACE)
+        return True
+
+    def _keep_house_once(self) -> None:
+        with Isolated("could not close what is not used"):
+            self.pools.sweep()
+        with Isolated("could not find out which connections have ended"):
+            self.slots.sweep()
+        with Isolated("could not ask the directory again"):
+            if self.directory is not None:
+                self.directory.tick(monotonic())
 
     def _gone(self, pool: NodePool) -> None:
         """Forget what was worked out with a pool; and the servers of a tenant's own, when it was their last pool."""

@@ -81,7 +81,8 @@ class Made:
         reader: Callable[[str, Mapping[str, Any]], Home] = read,
     ) -> None:
         self.forgotten: list[str | None] = []
-        self.directory = AsyncDirectory(source, reader, policy, self.forgotten.append)
+        self.kept: list[object] = []
+        self.directory = AsyncDirectory(source, reader, policy, self.forgotten.append, keep=self.kept)
 
     async def schema(self, tenant: str, deadline: float | None = None) -> str:
         [schema] = (await self.directory.find(tenant, soon() if deadline is None else deadline)).schema
@@ -444,7 +445,8 @@ async def test_only_a_source_that_can_list_lists() -> None:
         async def tenants(self) -> list[str]:
             return sorted(self.schemas)
 
-    assert await Made(Listing(b="s1", a="s2")).directory.tenants() == ["a", "b"]
+    made = Made(Listing(b="s1", a="s2"))
+    assert await made.directory.tenants() == ["a", "b"]
     assert await Made(Told(a="s1")).directory.tenants() == []
 
 

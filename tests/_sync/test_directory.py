@@ -82,7 +82,8 @@ class Made:
         reader: Callable[[str, Mapping[str, Any]], Home] = read,
     ) -> None:
         self.forgotten: list[str | None] = []
-        self.directory = Directory(source, reader, policy, self.forgotten.append)
+        self.kept: list[object] = []
+        self.directory = Directory(source, reader, policy, self.forgotten.append, keep=self.kept)
 
     def schema(self, tenant: str, deadline: float | None = None) -> str:
         [schema] = self.directory.find(tenant, soon() if deadline is None else deadline).schema
@@ -445,7 +446,8 @@ def test_only_a_source_that_can_list_lists() -> None:
         def tenants(self) -> list[str]:
             return sorted(self.schemas)
 
-    assert Made(Listing(b="s1", a="s2")).directory.tenants() == ["a", "b"]
+    made = Made(Listing(b="s1", a="s2"))
+    assert made.directory.tenants() == ["a", "b"]
     assert Made(Told(a="s1")).directory.tenants() == []
 
 
