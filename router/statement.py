@@ -16,6 +16,9 @@ _QUOTED = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 _COMMENTS_EDGE = re.compile(r"/\*|\*/")
+_UNDONE_WHOLE = re.compile(
+    r"[\s(]*(?:SELECT|WITH|VALUES|TABLE|INSERT|UPDATE|DELETE|MERGE)\b[^;]*;?\s*\Z", re.IGNORECASE
+)
 _COMMITS = re.compile(r"\s*(?:COMMIT|END|PREPARE\s+TRANSACTION)\b", re.IGNORECASE)
 
 
@@ -29,6 +32,18 @@ def without_comments(text: str) -> str:
         It, with a space for each comment, and none around it.
     """
     return _blanked(text, quoted=False) if "--" in text or "/*" in text else text.strip()
+
+
+def can_be_repeated(text: str) -> bool:
+    """Tell whether nothing of a statement is left once it has failed.
+
+    Args:
+        text: The statement.
+
+    Returns:
+        Whether it is one alone, and of a kind that cannot commit by itself.
+    """
+    return _UNDONE_WHOLE.match(_blanked(text, quoted=True)) is not None
 
 
 def commits(text: bytes) -> bool:

@@ -10,6 +10,7 @@ This file and ``pools.py`` use what is inside psycopg: here its generators, ``_c
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import cache
 from math import inf
 from time import monotonic
@@ -192,10 +193,35 @@ def _until(deadline: float, answer: PQGen[list[PGresult]]) -> PQGen[list[PGresul
 UNREAD = ("25P03", "57P05")
 """SQLSTATEs of sessions that were ended because they were idle: what was sent to them afterwards was never read."""
 
-ACTIVE, INERROR, LOST = TransactionStatus.ACTIVE, TransactionStatus.INERROR, TransactionStatus.UNKNOWN
+IDLE, ACTIVE, LOST = TransactionStatus.IDLE, TransactionStatus.ACTIVE, TransactionStatus.UNKNOWN
+INERROR = TransactionStatus.INERROR
 IN_TRANSACTION = (TransactionStatus.INTRANS, INERROR)
 COMMITTING = "during COMMIT: whether the transaction is committed"
 WRITING = "while a statement ran there: whether it was carried out"
+
+
+def is_stale(error: psycopg.Error) -> bool:
+    """Tell whether a statement failed because its session goes by tables or types as they were before a migration.
+
+    Args:
+        error: What it failed with.
+
+    Returns:
+        Whether it is so: then another session, or this one once it has forgotten what is prepared, may run it.
+    """
+    return _is_stale_plan(error) or _is_stale_session(error)
+
+
+def _is_stale_plan(error: psycopg.Error) -> bool:
+    # 0A000 is also what a standby has for what it cannot read. The function's name is the same in every language.
+    return error.sqlstate == "0A000" and error.diag.source_function == "RevalidateCachedQuery"
+
+
+def _is_stale_session(error: psycopg.Error) -> bool:
+    if error.sqlstate == "XX000":  # PostgreSQL does not translate what it says of errors of its own
+        return (error.diag.message_primary or "").startswith("cache lookup failed")
+    # PL/pgSQL, which keeps the types of its variables as long as the session lasts.
+    return error.sqlstate == "42804" and (error.diag.source_function or "").startswith("plpgsql_param_eval")
 
 
 class _Prepared(PrepareManager):
@@ -211,7 +237,7 @@ class _Prepared(PrepareManager):
 
 
 class AsyncNodeConnection(AsyncConnection[TupleRow]):
-    """A connection of a node: it says when nobody can know what became of a transaction.
+    """A connection of a node: it says when nobody can know what became of a transaction, and forgets stale plans.
 
     If the server refuses the login, the error has the SQLSTATE.
     What was sent and may have committed something is noted until it has been answered.
@@ -255,6 +281,8 @@ class AsyncNodeConnection(AsyncConnection[TupleRow]):
         try:
             return await AsyncConnection.wait(self, gen, *args, **kwargs)
         except psycopg.Error as error:
+            if is_stale(error):
+                await self._forget(error)
             if before == LOST or not self._is_ended_by(error):
                 raise
             if (unknown := self._outcome_unknown()) is None:
@@ -270,7 +298,9 @@ class AsyncNodeConnection(AsyncConnection[TupleRow]):
     def _outcome_unknown(self) -> TransactionOutcomeUnknown | None:
         """Say that nobody knows what became of what was sent; ``None`` where that is known or does not matter."""
         pool: Any = self.__dict__.get("_pool")
-        if pool is None or (state := self.__dict__["_router"]).refuses_writes or state.target is None:
+        if pool is None or (state := self.__dict__["_router"]).target is None:
+            return None
+        if pool.read_only and state.refuses_writes:
             return None
         death = self._death or (COMMITTING if any(map(commits, self._sent)) else "")
         if not death:
@@ -281,6 +311,20 @@ class AsyncNodeConnection(AsyncConnection[TupleRow]):
             version=state.target.requested,
             tenant=state.target.tenant,
         )
+
+    async def _forget(self, error: psycopg.Error) -> None:
+        """Have psycopg and the server forget what is prepared; if that may not do, end the session with its block."""
+        if "_router" in self.__dict__ and _is_stale_session(error):
+            self.__dict__["_router"].spent = True
+        prepared = self._prepared
+        names = [*prepared._names.values()]
+        prepared.clear()
+        prepared._to_flush.clear()
+        if self.pgconn.transaction_status == IDLE and self._pipeline is None:
+            with suppress(psycopg.Error):
+                await AsyncConnection.wait(self, self._deallocate(None))
+        else:  # as soon as the server listens again: each by its name, for others may have been prepared by then
+            prepared._to_flush.extend(names)
 
     def _start_query(self) -> PQGen[None]:
         if self._autocommit and not self._num_transactions and self.pgconn.transaction_status not in IN_TRANSACTION:

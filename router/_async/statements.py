@@ -11,10 +11,11 @@ import psycopg
 from psycopg.rows import tuple_row
 
 from router._async.pools import original_of
-from router._async.scripts import AsyncPooledConnection
+from router._async.scripts import AsyncPooledConnection, is_stale
 from router._runtime import AGuard, acall, asleep
 from router.errors import Unavailable
 from router.result import Result
+from router.statement import can_be_repeated
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -111,14 +112,16 @@ class AsyncStatements:
         locks = _ADVISORY_LOCK.search(text) is not None
         spent = locks or _SETTING.search(text) is not None
         if locks or key in self._refused:
-            return await self._write(query, params, writing, spent=spent)
+            return await self._write(query, text, params, writing, spent=spent)
         try:
             return await self._read(query, params, reading, spent=spent)
-        except (psycopg.errors.ReadOnlySqlTransaction, psycopg.errors.FeatureNotSupported):
+        except (psycopg.errors.ReadOnlySqlTransaction, psycopg.errors.FeatureNotSupported) as error:
+            if is_stale(error):
+                raise
             refused = True
         except _Unguarded:
             refused = False
-        result = await self._write(query, params, writing, spent=spent)
+        result = await self._write(query, text, params, writing, spent=spent)
         if not refused:
             return result
         with self._guard:
@@ -146,20 +149,31 @@ class AsyncStatements:
                         raise
                     self._repeated(checkout.pool, checkout.tenant, error)
                     avoid = checkout.pool.node
+                except psycopg.Error as error:
+                    if attempt or not is_stale(error):
+                        raise
+                    self._repeated(checkout.pool, checkout.tenant, error)
         raise AssertionError  # count() has no end
 
     async def _write(
         self,
         query: QueryNoTemplate,
+        text: str,
         params: Params | None,
         writing: Callable[[], AsyncCheckout],
         *,
         spent: bool,
     ) -> Result:
-        async with writing() as connection:
-            if spent:
-                original_of(connection).spent = True
-            return await _result(connection, query, params)
+        for attempt in count():
+            async with writing() as connection:
+                if spent:
+                    original_of(connection).spent = True
+                try:
+                    return await _result(connection, query, params, text)
+                except psycopg.Error as error:
+                    if attempt or not is_stale(error) or not can_be_repeated(text):
+                        raise
+        raise AssertionError  # count() has no end
 
     async def run(
         self,
@@ -183,39 +197,69 @@ class AsyncStatements:
             psycopg.Error: What it failed with the last time.
         """
         for attempt in count():
-            committing, checkout = False, writing()
+            checkout = writing()
             pool: AsyncNodePool | None = None
             try:
-                # In transaction(), the function cannot commit by itself: what it repeats would be there twice.
-                async with checkout as connection, connection.transaction():
+                async with checkout as connection:
                     pool, tenant = checkout.pool, checkout.tenant
-                    result: T = await acall(function, connection)
-                    committing = not connection.broken
+                    return await _in_transaction(connection, function, again=retries > 0)
             except Unavailable:
                 raise
             except psycopg.Error as error:
                 if pool is None:  # it did not begin
                     raise
-                passes = error.sqlstate in CONFLICTS if committing else _passes(connection, error)
-                if attempt >= retries or not passes:
+                if attempt >= retries or not (_passes(connection, error) or is_stale(error)):
                     raise
                 self._repeated(pool, tenant, error)
-            else:
-                return result
             await asleep(BACKOFF * 2.0 ** min(attempt, 6) * random())
         raise AssertionError  # count() has no end
+
+
+async def _in_transaction(
+    connection: AsyncConnection[TupleRow],
+    function: Callable[[AsyncConnection[TupleRow]], Awaitable[T]],
+    *,
+    again: bool,
+) -> T:
+    """Call a function in a transaction; and again in the same session if that went by what a migration has changed."""
+    try:
+        # In transaction(), the function cannot commit by itself: what is repeated would be there twice.
+        async with connection.transaction():
+            return await acall(function, connection)
+    except psycopg.Error as error:
+        if not again or not is_stale(error) or connection.closed:
+            raise
+    return await _in_transaction(connection, function, again=False)
 
 
 def _passes(connection: AsyncConnection[Any], error: psycopg.Error) -> bool:
     return connection.broken or error.sqlstate in PASSING
 
 
-async def _result(connection: AsyncConnection[TupleRow], query: QueryNoTemplate, params: Params | None) -> Result:
+async def _result(
+    connection: AsyncConnection[TupleRow], query: QueryNoTemplate, params: Params | None, text: str = "SELECT"
+) -> Result:
+    """Run a statement; and again in the same session if that went by what a migration has changed.
+
+    Args:
+        connection: Where.
+        query: The statement.
+        params: Its parameters.
+        text: Its text, where it may leave something behind when it fails.
+
+    Returns:
+        The result.
+    """
     # Behind a transaction pooler, a tenant is itself in transactions only: there it is one, committed with the block.
     if not connection.autocommit and not (isinstance(connection, AsyncPooledConnection) and connection.prelude):
         await connection.set_autocommit(True)
     async with connection.cursor(row_factory=tuple_row) as cursor:
-        await cursor.execute(query, params)
+        try:
+            await cursor.execute(query, params)
+        except psycopg.Error as error:
+            if not is_stale(error) or connection.pgconn.transaction_status or not can_be_repeated(text):
+                raise
+            await cursor.execute(query, params)  # what was prepared is forgotten by now
         result = Result(
             rows=await cursor.fetchall() if cursor.description is not None else [],
             columns=tuple(column.name for column in cursor.description or ()),

@@ -13,9 +13,10 @@ from psycopg.rows import tuple_row
 
 from router._runtime import Guard, call, sleep
 from router._sync.pools import original_of
-from router._sync.scripts import PooledConnection
+from router._sync.scripts import PooledConnection, is_stale
 from router.errors import Unavailable
 from router.result import Result
+from router.statement import can_be_repeated
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -112,14 +113,16 @@ class Statements:
         locks = _ADVISORY_LOCK.search(text) is not None
         spent = locks or _SETTING.search(text) is not None
         if locks or key in self._refused:
-            return self._write(query, params, writing, spent=spent)
+            return self._write(query, text, params, writing, spent=spent)
         try:
             return self._read(query, params, reading, spent=spent)
-        except (psycopg.errors.ReadOnlySqlTransaction, psycopg.errors.FeatureNotSupported):
+        except (psycopg.errors.ReadOnlySqlTransaction, psycopg.errors.FeatureNotSupported) as error:
+            if is_stale(error):
+                raise
             refused = True
         except _Unguarded:
             refused = False
-        result = self._write(query, params, writing, spent=spent)
+        result = self._write(query, text, params, writing, spent=spent)
         if not refused:
             return result
         with self._guard:
@@ -145,20 +148,31 @@ class Statements:
                         raise
                     self._repeated(checkout.pool, checkout.tenant, error)
                     avoid = checkout.pool.node
+                except psycopg.Error as error:
+                    if attempt or not is_stale(error):
+                        raise
+                    self._repeated(checkout.pool, checkout.tenant, error)
         raise AssertionError  # count() has no end
 
     def _write(
         self,
         query: QueryNoTemplate,
+        text: str,
         params: Params | None,
         writing: Callable[[], Checkout],
         *,
         spent: bool,
     ) -> Result:
-        with writing() as connection:
-            if spent:
-                original_of(connection).spent = True
-            return _result(connection, query, params)
+        for attempt in count():
+            with writing() as connection:
+                if spent:
+                    original_of(connection).spent = True
+                try:
+                    return _result(connection, query, params, text)
+                except psycopg.Error as error:
+                    if attempt or not is_stale(error) or not can_be_repeated(text):
+                        raise
+        raise AssertionError  # count() has no end
 
     def run(
         self,
@@ -182,39 +196,69 @@ class Statements:
             psycopg.Error: What it failed with the last time.
         """
         for attempt in count():
-            committing, checkout = False, writing()
+            checkout = writing()
             pool: NodePool | None = None
             try:
-                # In transaction(), the function cannot commit by itself: what it repeats would be there twice.
-                with checkout as connection, connection.transaction():
+                with checkout as connection:
                     pool, tenant = checkout.pool, checkout.tenant
-                    result: T = call(function, connection)
-                    committing = not connection.broken
+                    return _in_transaction(connection, function, again=retries > 0)
             except Unavailable:
                 raise
             except psycopg.Error as error:
                 if pool is None:  # it did not begin
                     raise
-                passes = error.sqlstate in CONFLICTS if committing else _passes(connection, error)
-                if attempt >= retries or not passes:
+                if attempt >= retries or not (_passes(connection, error) or is_stale(error)):
                     raise
                 self._repeated(pool, tenant, error)
-            else:
-                return result
             sleep(BACKOFF * 2.0 ** min(attempt, 6) * random())
         raise AssertionError  # count() has no end
+
+
+def _in_transaction(
+    connection: Connection[TupleRow],
+    function: Callable[[Connection[TupleRow]], T],
+    *,
+    again: bool,
+) -> T:
+    """Call a function in a transaction; and again in the same session if that went by what a migration has changed."""
+    try:
+        # In transaction(), the function cannot commit by itself: what is repeated would be there twice.
+        with connection.transaction():
+            return call(function, connection)
+    except psycopg.Error as error:
+        if not again or not is_stale(error) or connection.closed:
+            raise
+    return _in_transaction(connection, function, again=False)
 
 
 def _passes(connection: Connection[Any], error: psycopg.Error) -> bool:
     return connection.broken or error.sqlstate in PASSING
 
 
-def _result(connection: Connection[TupleRow], query: QueryNoTemplate, params: Params | None) -> Result:
+def _result(
+    connection: Connection[TupleRow], query: QueryNoTemplate, params: Params | None, text: str = "SELECT"
+) -> Result:
+    """Run a statement; and again in the same session if that went by what a migration has changed.
+
+    Args:
+        connection: Where.
+        query: The statement.
+        params: Its parameters.
+        text: Its text, where it may leave something behind when it fails.
+
+    Returns:
+        The result.
+    """
     # Behind a transaction pooler, a tenant is itself in transactions only: there it is one, committed with the block.
     if not connection.autocommit and not (isinstance(connection, PooledConnection) and connection.prelude):
         connection.set_autocommit(True)
     with connection.cursor(row_factory=tuple_row) as cursor:
-        cursor.execute(query, params)
+        try:
+            cursor.execute(query, params)
+        except psycopg.Error as error:
+            if not is_stale(error) or connection.pgconn.transaction_status or not can_be_repeated(text):
+                raise
+            cursor.execute(query, params)  # what was prepared is forgotten by now
         result = Result(
             rows=cursor.fetchall() if cursor.description is not None else [],
             columns=tuple(column.name for column in cursor.description or ()),
