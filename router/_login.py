@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import errno
+import os
 import re
+import socket
 import sys
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -26,6 +29,10 @@ _DEFAULT, _VERBOSE = 1, 2  # libpq's PGVerbosity
 # server said a line with the routine, file and line in PostgreSQL's source.
 _SQLSTATE = re.compile(r"(?<!\S)(\S+:  )([0-9A-Z]{5}): ")
 _LOCATION = re.compile(r"\n[^\n]*?:\s+(\w+), [^\n,]+:\d+(?=\n|\Z)")
+
+
+OWN = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL)
+"""How the system says that a process has no file descriptor, memory or port left."""
 
 
 class LoginFailed(psycopg.OperationalError):
@@ -60,17 +67,18 @@ def log_in(conninfo: str) -> PQGenConn[abc.PGconn]:
 
     Raises:
         LoginFailed: It could not be opened.
+        OSError: It could not, for want of something that this process has too little of.
     """
     pgconn, set_verbosity = PGconn.connect_start(conninfo.encode()), _verbosity()
     set_verbosity(pgconn, _VERBOSE)
     while True:
         if pgconn.status == ConnStatus.BAD:
-            raise LoginFailed(f"connection is bad: {_message(pgconn, conninfo)}", finish_pgconn(pgconn))
+            raise _failure(f"connection is bad: {_message(pgconn, conninfo)}", pgconn)
         match pgconn.connect_poll():
             case PollingStatus.OK:
                 break
             case PollingStatus.FAILED:
-                raise LoginFailed(f"connection failed: {_message(pgconn, conninfo)}", finish_pgconn(pgconn))
+                raise _failure(f"connection failed: {_message(pgconn, conninfo)}", pgconn)
             case state:
                 wait = Wait.R if state == PollingStatus.READING else Wait.W
                 while not (yield pgconn.socket, wait):
@@ -78,6 +86,22 @@ def log_in(conninfo: str) -> PQGenConn[abc.PGconn]:
     set_verbosity(pgconn, _DEFAULT)
     pgconn.nonblocking = 1
     return pgconn
+
+
+def _failure(verbose: str, pgconn: abc.PGconn) -> LoginFailed | OSError:
+    silent = not pgconn.error_message  # as libpq 18 is if it gets no socket
+    error = LoginFailed(verbose, finish_pgconn(pgconn))
+    if error.sqlstate is None:
+        for number in OWN:  # libpq has its words from where Python has them, in the same language
+            if os.strerror(number) in verbose:
+                return OSError(number, os.strerror(number))
+        if silent:
+            try:
+                socket.socket().close()
+            except OSError as lacking:
+                return lacking
+            return OSError("libpq does not say why")
+    return error
 
 
 def _message(pgconn: abc.PGconn, conninfo: str) -> str:

@@ -8,10 +8,10 @@ import os
 import socket
 import threading
 import time
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import Future, InvalidStateError, wait
 from contextlib import suppress
 from contextvars import Context, copy_context
-from functools import wraps
+from functools import partial, wraps
 from inspect import isawaitable
 from types import coroutine
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, Self, TypeAlias, TypeVar
@@ -25,7 +25,7 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
+    from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
     from types import TracebackType
 
     from psycopg import AsyncConnection, Connection
@@ -348,18 +348,27 @@ def concurrently(function: Callable[[], None], count: int, stop: Callable[[], No
         raise failed[0]
 
 
+SLICE = 0.1
+"""Seconds for which a limited function is waited for at once: of a wait that took longer, because the event loop was
+blocked or another thread had the GIL, only so much counts."""
+
 LATE = 0.05
-"""Seconds of its time that a limited function gets after the rest of it, should the event loop have been blocked."""
+"""Seconds of its time that a limited function gets after the rest of it, for reading what came while nothing ran."""
 
 
 class ALimited:
-    """Runs one function at a time, and waits for it for a limited time only.
+    """Runs one function at a time, and waits for it for a limited time only, in which this process runs.
 
     What takes longer is left to itself: to cancel a query, psycopg waits for the server, which may never answer.
     """
 
     def __init__(self) -> None:
         self._task: asyncio.Task[None] | None = None
+        self._timeout = self._left = 0.0
+
+    def restart(self) -> None:
+        """Give the function that runs all of its time once more."""
+        self._left = self._timeout - LATE
 
     async def run(self, function: AFunction[[], T], timeout: float, too_late: AFunction[[T], None]) -> T:
         """Run a function.
@@ -375,8 +384,9 @@ class ALimited:
         Raises:
             TimeoutError: It took longer.
         """
-        deadline = time.monotonic() + timeout
-        if self._task is not None and not (await asyncio.wait({self._task}, timeout=timeout))[0]:
+        self._timeout = timeout
+        self.restart()
+        if self._task is not None and not await self._ends(self._task):
             raise TimeoutError
         outcome: asyncio.Future[T] = asyncio.get_running_loop().create_future()
 
@@ -394,14 +404,21 @@ class ALimited:
 
         self._task = asyncio.create_task(work())
         try:
-            # The second time is for reading what came while the loop was blocked.
-            for patience in (deadline - time.monotonic() - LATE, LATE):
-                if (await asyncio.wait({outcome}, timeout=max(patience, 0.0)))[0]:
-                    return outcome.result()
+            if await self._ends(outcome):
+                return outcome.result()
             raise TimeoutError
         finally:
             if not outcome.cancel() and not outcome.cancelled():
                 outcome.exception()  # nobody waits for it any more: it counts as seen
+
+    async def _ends(self, future: asyncio.Future[Any]) -> bool:
+        while True:
+            is_last, begun = self._left <= 0.0, time.monotonic()
+            if (await asyncio.wait({future}, timeout=LATE if is_last else min(self._left, SLICE)))[0]:
+                return True
+            if is_last:
+                return False
+            self._left -= min(time.monotonic() - begun, SLICE)
 
 
 class Limited:
@@ -409,6 +426,11 @@ class Limited:
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
+        self._timeout = self._left = 0.0
+
+    def restart(self) -> None:
+        """Give the function that runs all of its time once more."""
+        self._left = self._timeout - LATE
 
     def run(self, function: Function[[], T], timeout: float, too_late: Function[[T], None]) -> T:
         """Run a function.
@@ -423,12 +445,12 @@ class Limited:
 
         Raises:
             TimeoutError: It took longer.
+            RuntimeError: No thread can be started.
         """
-        deadline = time.monotonic() + timeout
-        if self._thread is not None:
-            self._thread.join(timeout)
-            if self._thread.is_alive():
-                raise TimeoutError
+        self._timeout = timeout
+        self.restart()
+        if self._thread is not None and not self._ends(partial(_has_ended, self._thread)):
+            raise TimeoutError
         outcome: Future[T] = Future()
 
         def work() -> None:
@@ -444,12 +466,133 @@ class Limited:
                 too_late(value)
 
         self._thread = spawn(work, f"{threading.current_thread().name} now")
+        if self._ends(partial(_is_done, outcome)) or not outcome.cancel():  # it came at the last moment
+            return outcome.result()
+        raise TimeoutError
+
+    def _ends(self, ended: Callable[[float], bool]) -> bool:
+        while True:
+            is_last, begun = self._left <= 0.0, time.monotonic()
+            if ended(LATE if is_last else min(self._left, SLICE)):
+                return True
+            if is_last:
+                return False
+            self._left -= min(time.monotonic() - begun, SLICE)
+
+
+def _has_ended(thread: threading.Thread, timeout: float) -> bool:
+    thread.join(timeout)
+    return not thread.is_alive()
+
+
+def _is_done(future: Future[Any], timeout: float) -> bool:
+    return bool(wait({future}, timeout).done)
+
+
+KNOWN = 0.25
+"""Seconds that a host name has to be resolved, if its addresses are known from before: after that, those are used."""
+
+
+class Names:
+    """The addresses of hosts, asked for in threads of its own: the event loop's executor may be full for long.
+
+    What was known last is used when a name cannot be resolved for a moment: that says nothing of the server.
+    """
+
+    def __init__(self) -> None:
+        """Begin with nothing known."""
+        self._guard = threading.Lock()  # guards both
+        self._known: dict[str, list[str]] = {}
+        self._asked: dict[str, Future[list[str]]] = {}
+
+    async def aaddresses(self, host: str, timeout: float) -> list[str]:
+        """Find the addresses of a host.
+
+        Args:
+            host: Its name.
+            timeout: The most to wait, in seconds.
+
+        Returns:
+            Its addresses, in the order in which to try them.
+
+        Raises:
+            OSError: It cannot be resolved, or not in time.
+            RuntimeError: No thread can be started.
+        """
+        known = self._known.get(host)
         try:
-            return outcome.result(max(deadline - time.monotonic(), 0.0))
-        except TimeoutError:
-            if outcome.cancel():
+            future = asyncio.wrap_future(self._ask(host))
+            future.add_done_callback(_see)
+            try:
+                await asyncio.wait({future}, timeout=timeout if known is None else min(KNOWN, timeout))
+                return _outcome(host, future, timeout)
+            finally:
+                future.cancel()
+        except (OSError, RuntimeError):
+            if known is None:
                 raise
-            return outcome.result()  # it came at the last moment
+            return known
+
+    def addresses(self, host: str, timeout: float) -> list[str]:
+        """Find the addresses of a host.
+
+        Args:
+            host: Its name.
+            timeout: The most to wait, in seconds.
+
+        Returns:
+            Its addresses, in the order in which to try them.
+
+        Raises:
+            OSError: It cannot be resolved, or not in time.
+            RuntimeError: No thread can be started.
+        """
+        known = self._known.get(host)
+        try:
+            future = self._ask(host)
+            wait({future}, timeout if known is None else min(KNOWN, timeout))
+            return _outcome(host, future, timeout)
+        except (OSError, RuntimeError):
+            if known is None:
+                raise
+            return known
+
+    def _ask(self, host: str) -> Future[list[str]]:
+        with self._guard:
+            future = self._asked.get(host)
+            if future is None:
+                future = Future()
+                future.set_running_or_notify_cancel()
+                spawn(self._resolve, f"router resolves {host}", host, future)
+                self._asked[host] = future
+        return future
+
+    def _resolve(self, host: str, future: Future[list[str]]) -> None:
+        found, failure = list[str](), None
+        try:
+            answers = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+            found = list(dict.fromkeys(str(answer[4][0]) for answer in answers))
+        except (OSError, UnicodeError) as error:
+            failure = OSError(f"the host name {host!r} cannot be resolved: {getattr(error, 'strerror', None) or error}")
+        with self._guard:
+            del self._asked[host]
+            if failure is None:
+                self._known[host] = found
+        if failure is None:
+            future.set_result(found)
+        else:
+            future.set_exception(failure)
+
+
+def _see(future: asyncio.Future[Any]) -> None:
+    if not future.cancelled():
+        future.exception()
+
+
+def _outcome(host: str, future: Future[list[str]] | asyncio.Future[list[str]], timeout: float) -> list[str]:
+    if not future.done():
+        raise TimeoutError(f"the host name {host!r} was not resolved within {timeout:g} s")
+    return future.result()
 
 
 class ALooksUp(Protocol):
@@ -629,63 +772,67 @@ class _Kept:
 _ASKS_FOR_TLS = (8).to_bytes(4, "big") + (80877103).to_bytes(4, "big")  # as PostgreSQL's protocol has it
 
 
-async def aknock(host: str, port: int, timeout: float) -> bool:
+async def aknock(addresses: Sequence[str], port: int, timeout: float) -> bool:
     """See whether a PostgreSQL server, or a pooler, reacts at all, without a session: it is asked whether it takes TLS.
 
     Args:
-        host: Its host, or the directory of its socket.
+        addresses: Its addresses, or the directory of its socket.
         port: Its port.
-        timeout: The most to wait, in seconds.
+        timeout: The most to wait, in seconds; whoever waits for less takes it for silent before.
 
     Returns:
         Whether it does; true as well if that cannot be found out.
     """
-    try:
-        async with asyncio.timeout(timeout):
-            if host.startswith("/"):
-                reader, writer = await asyncio.open_unix_connection(f"{host}/.s.PGSQL.{port}")
+    for address in addresses:
+        try:
+            async with asyncio.timeout(timeout):
+                if address.startswith("/"):
+                    reader, writer = await asyncio.open_unix_connection(f"{address}/.s.PGSQL.{port}")
+                else:
+                    reader, writer = await asyncio.open_connection(address, port)
+                try:
+                    writer.write(_ASKS_FOR_TLS)
+                    await reader.read(1)
+                finally:
+                    writer.close()
+        except ConnectionError:
+            continue
+        except OSError:
+            pass
+        return True
+    return False
+
+
+def knock(addresses: Sequence[str], port: int, timeout: float) -> bool:
+    """See whether a PostgreSQL server, or a pooler, reacts at all, without a session: it is asked whether it takes TLS.
+
+    Args:
+        addresses: Its addresses, or the directory of its socket.
+        port: Its port.
+        timeout: The most to wait for each step, in seconds; whoever waits for less takes it for silent before.
+
+    Returns:
+        Whether it does; true as well if that cannot be found out.
+    """
+    for address in addresses:
+        try:
+            if address.startswith("/"):
+                door = socket.socket(socket.AF_UNIX)
+                door.settimeout(timeout)
+                with door:
+                    door.connect(f"{address}/.s.PGSQL.{port}")
+                    door.sendall(_ASKS_FOR_TLS)
+                    door.recv(1)
             else:
-                reader, writer = await asyncio.open_connection(host, port)
-            try:
-                writer.write(_ASKS_FOR_TLS)
-                await reader.read(1)
-            finally:
-                writer.close()
-    except (TimeoutError, ConnectionError):
-        return False
-    except OSError:
+                with socket.create_connection((address, port), timeout) as door:
+                    door.sendall(_ASKS_FOR_TLS)
+                    door.recv(1)
+        except ConnectionError:
+            continue
+        except OSError:
+            pass
         return True
-    return True
-
-
-def knock(host: str, port: int, timeout: float) -> bool:
-    """See whether a PostgreSQL server, or a pooler, reacts at all, without a session: it is asked whether it takes TLS.
-
-    Args:
-        host: Its host, or the directory of its socket.
-        port: Its port.
-        timeout: The most to wait for each step, in seconds.
-
-    Returns:
-        Whether it does; true as well if that cannot be found out.
-    """
-    try:
-        if host.startswith("/"):
-            door = socket.socket(socket.AF_UNIX)
-            door.settimeout(timeout)
-            with door:
-                door.connect(f"{host}/.s.PGSQL.{port}")
-                door.sendall(_ASKS_FOR_TLS)
-                door.recv(1)
-        else:
-            with socket.create_connection((host, port), timeout) as door:
-                door.sendall(_ASKS_FOR_TLS)
-                door.recv(1)
-    except (TimeoutError, ConnectionError):
-        return False
-    except OSError:
-        return True
-    return True
+    return False
 
 
 def cut(connection: AsyncConnection[Any] | Connection[Any]) -> None:

@@ -196,7 +196,8 @@ def _standings(cluster: Cluster, health: Health, request: Request, *, now: float
         if reason := out.get(node) or objection(cluster, seen, read_only=request.read_only):
             standing = Standing(None, note=reason)
         elif state.up is None:
-            standing = Standing(Tier.UNSEEN, note=f"{role or 'role unknown'}, not looked at yet")
+            why = f": {state.reason}" if state.reason else ""
+            standing = Standing(Tier.UNSEEN, note=f"{role or 'role unknown'}, not looked at yet{why}")
         elif not state.up:
             is_down = health.get(node.server, UNKNOWN).up is False
             tier, wrong = (Tier.DOWN, "down") if is_down else (Tier.REFUSED, "login refused")

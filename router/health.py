@@ -39,7 +39,7 @@ class State:
         timeline: The WAL timeline it was on when seen last; kept while it is down, 0 while unknown.
         failures: How often it went down without staying up for ``health.ban_max`` in between.
         banned_until: Until when it is used only if there is no other; for a login, when it is tried again.
-        reason: Why it is down.
+        reason: Why it is down, or could not be looked at.
         lacks: Of a refused login, what is not there: the ``dbname``, ``user``, ``role`` or ``schema``; empty for none.
         undeclared_pooler: Whether a pooler answers there of which the settings say nothing.
         since: When it last went up or down.
@@ -149,7 +149,19 @@ class PoolerFound(NamedTuple):
     node: Node
 
 
-Seen: TypeAlias = Looked | Connected | Failed | PoolerFound
+class Unseen(NamedTuple):
+    """This process could not look at a server: that says nothing of the server.
+
+    Attributes:
+        node: The node.
+        reason: What it could not do.
+    """
+
+    node: Node
+    reason: str
+
+
+Seen: TypeAlias = Looked | Connected | Failed | PoolerFound | Unseen
 
 
 class Lag(NamedTuple):
@@ -207,6 +219,8 @@ def observe(health: Health, seen: Seen, *, now: float, jitter: float, policy: He
     server = health.get(seen.node.server, UNKNOWN)
     if isinstance(seen, PoolerFound):
         return {**health, seen.node.server: replace(server, undeclared_pooler=True)}
+    if isinstance(seen, Unseen):
+        return health if server.up is not None else {**health, seen.node.server: replace(server, reason=seen.reason)}
     if isinstance(seen, Failed):
         key = seen.node if seen.answered else seen.node.server
         state = _failed(health.get(key, UNKNOWN), seen, now=now, jitter=jitter, policy=policy)

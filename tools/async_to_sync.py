@@ -59,6 +59,7 @@ RENAMES = {
     "ALoop": "Loop",
     "ASource": "Source",
     "AWorker": "Worker",
+    "aaddresses": "addresses",
     "acall": "call",
     "acan_spawn": "can_spawn",
     "aclaimed": "claimed",

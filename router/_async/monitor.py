@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 
 import psycopg
 
+from router._async.opener import Unable
 from router._async.slots import BudgetSpent
 from router._runtime import AFlag, AGuard, ALimited, Isolated, ajoin, aknock, asleep, aspawn, cut
 from router.budget import Claim, Idle, to_close
-from router.health import UNKNOWN, Failed
+from router.health import UNKNOWN, Failed, Unseen
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,9 +37,6 @@ PAUSE = 0.01
 
 PATIENCE = 0.5
 """How much of a look's timeout it may wait for a slot of the budget: that it gets none says nothing of the server."""
-
-STARVED = 1.5
-"""A look that seems to take this many times its timeout says more about this process: it may not have run meanwhile."""
 
 
 class AsyncMonitor:
@@ -186,6 +184,8 @@ class AsyncWatcher:
         self._guard = AGuard()  # guards _held
         self._held: tuple[Node, AsyncConnection[TupleRow]] | None = None  # between two looks only
         self._used: list[AsyncConnection[TupleRow]] = []  # by the look under way, for cutting it
+        self._asks = False  # whether the look under way has got as far as to ask the server
+        self._trouble = ""  # why this process could not look, if it could not
         self.worker: AWorker = aspawn(self._watch, f"router watches {node.server}")
 
     async def _watch(self) -> None:
@@ -211,45 +211,56 @@ class AsyncWatcher:
             return
         self._used = used = [] if held is None else [held[1]]
         try:
-            await self._look_at(node, used)
+            seen = await self._ask(node, used)
+        except BudgetSpent:  # the process may open no more connections: that says nothing of the server
+            seen = await self._knock(node)
         except Exception:  # of this process, and no attempt is under way
             for connection in used:
                 await connection.close()
             raise
+        trouble = seen.reason if isinstance(seen, Unseen) else ""
+        if trouble and trouble != self._trouble:
+            logger.warning("could not look at %s: %s", self._server, trouble)
+        self._trouble = trouble
+        if seen is not None and not self.closed:  # else it may have been cut for that
+            await self._monitor.report(seen)
 
-    async def _look_at(self, node: Node, used: list[AsyncConnection[TupleRow]]) -> None:
-        monitor = self._monitor
-        begun, timeout = monotonic(), monitor.policy.timeout
+    async def _ask(self, node: Node, used: list[AsyncConnection[TupleRow]]) -> Seen | None:
+        """Ask what the server is; ``None`` if there is no answer, and that says nothing."""
+        timeout = self._monitor.policy.timeout
         try:
-            looked, connection = await self._limited.run(
-                partial(self._attempt, node, used, begun + timeout), timeout, _too_late
-            )
-        except BudgetSpent:
-            await self._knock(node)  # the process may open no more connections: that says nothing of the server
-            return
+            looked, connection = await self._limited.run(partial(self._attempt, node, used), timeout, _too_late)
         except TimeoutError:
+            self._used = []  # the look is over, should it go on nevertheless
             for connection in used:
                 cut(connection)
-            if monotonic() - begun >= STARVED * timeout:
-                self.hurry.set()
-                return
-            seen: Seen = Failed(node, f"no answer within {timeout:g} s", answered=False)
+            if self._asks:
+                return Failed(node, f"no answer within {timeout:g} s", answered=False)
+            return Unseen(node, f"this process has not come to ask it within {timeout:g} s")
+        except psycopg.errors.ConnectionTimeout:
+            self.hurry.set()  # which comes first only where this process did not run
+            return None
+        except (Unable, OSError, RuntimeError, MemoryError) as error:
+            for connection in used:
+                await self._hold(node, connection)
+            return Unseen(node, str(error))
         except psycopg.Error as error:
-            seen = monitor.opener.failure(node, error)
-            if seen.full:
-                return  # it lives; the next look may get in
-        else:
-            seen = looked
-            await self._hold(node, connection)
-        if not self.closed:  # else it may have been cut for that
-            await monitor.report(seen)
+            failure = self._monitor.opener.failure(node, error)
+            return None if failure.full else failure  # it lives; the next look may get in
+        await self._hold(node, connection)
+        return looked
 
-    async def _knock(self, node: Node) -> None:
+    async def _knock(self, node: Node) -> Seen | None:
         """See whether the server reacts at all: if it is frozen, connections to it would keep the budget for ever."""
-        begun, timeout = monotonic(), self._monitor.policy.timeout
-        reacts = await aknock(self._server.host, self._server.port, timeout)
-        if not reacts and not self.closed and monotonic() - begun < STARVED * timeout:
-            await self._monitor.report(Failed(node, f"no answer within {timeout:g} s", answered=False))
+        timeout, port = self._monitor.policy.timeout, self._server.port
+        try:
+            addresses = await self._monitor.opener.addresses(self._server, timeout)
+            reacts = await self._limited.run(partial(aknock, addresses, port, 2.0 * timeout), timeout, _never_mind)
+        except TimeoutError:
+            reacts = False
+        except (Unable, RuntimeError) as error:
+            return Unseen(node, str(error))
+        return None if reacts else Failed(node, f"no answer within {timeout:g} s", answered=False)
 
     async def _hold(self, node: Node, connection: AsyncConnection[TupleRow]) -> None:
         with self._guard:
@@ -258,19 +269,21 @@ class AsyncWatcher:
             await self.let_go()
 
     async def _attempt(
-        self, node: Node, used: list[AsyncConnection[TupleRow]], deadline: float
+        self, node: Node, used: list[AsyncConnection[TupleRow]]
     ) -> tuple[Looked, AsyncConnection[TupleRow]]:
-        opener = self._monitor.opener
+        opener, timeout = self._monitor.opener, self._monitor.policy.timeout
         if used:
+            self._asks = True
             try:
                 return await opener.look(used[0], node), used[0]
             except psycopg.Error:
                 await used.pop().close()
-                if monotonic() >= deadline or self.closed:
+                if self._used is not used or self.closed:
                     raise
                 # That backend is gone; the server need not be.
+        self._asks = False
         connection = await opener.connect_to_look(
-            node, self.nodes[node], self.claim, PATIENCE * self._monitor.policy.timeout
+            node, self.nodes[node], self.claim, PATIENCE * timeout, timeout=timeout, asks=self._begin_to_ask
         )
         used.append(connection)
         try:
@@ -278,6 +291,11 @@ class AsyncWatcher:
         except BaseException:
             await connection.close()
             raise
+
+    def _begin_to_ask(self) -> None:
+        """Give the server all of the time that a look has, however long it took to come to it."""
+        self._asks = True
+        self._limited.restart()
 
     def _next_node(self) -> Node | None:
         """The node whose login the next connection uses: one that is not refused, or may be tried again."""
@@ -337,3 +355,7 @@ class AsyncWatcher:
 
 async def _too_late(outcome: tuple[Looked, AsyncConnection[TupleRow]]) -> None:
     await outcome[1].close()
+
+
+async def _never_mind(_: object) -> None:
+    pass

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
-from math import inf
+from contextlib import suppress
+from dataclasses import replace
+from ipaddress import ip_address
+from math import ceil, inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +17,8 @@ from psycopg.conninfo import make_conninfo
 from router import sql
 from router._async.scripts import NOT_THERE, AsyncNodeConnection, AsyncPooledConnection, send, why_not_there
 from router._async.slots import BudgetSpent
-from router._login import LoginFailed
-from router._runtime import aconsult
+from router._login import OWN, LoginFailed
+from router._runtime import Names, aconsult
 from router.budget import Claim
 from router.choose import objection
 from router.errors import masked
@@ -50,6 +53,19 @@ class NotItsOwn(psycopg.OperationalError):
     """The session is not the one that it has to be for a tenant."""
 
 
+class Unable(Refused):
+    """This process could not get as far as to ask a server: that says nothing of the server."""
+
+    def __init__(self, error: Exception) -> None:
+        """Say what was wanting.
+
+        Args:
+            error: What was raised.
+        """
+        text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        super().__init__(f"cannot be connected to from this process: {type(error).__name__}: {text}")
+
+
 class NoPassword(psycopg.OperationalError):
     """The password that the settings or the user's callable should give could not be had."""
 
@@ -81,6 +97,7 @@ class AsyncOpener:
         self._ask = password
         self._configure = configure
         self._answers: dict[Node, str] = {}
+        self._names = Names()
         self._without_control: set[Server] = set()  # where the control file is not for us
 
     async def open(
@@ -160,7 +177,7 @@ class AsyncOpener:
             await connection.close()
 
     async def connect_to_look(
-        self, node: Node, cluster: Cluster, claim: Claim, patience: float
+        self, node: Node, cluster: Cluster, claim: Claim, patience: float, *, timeout: float, asks: Callable[[], None]
     ) -> AsyncConnection[TupleRow]:
         """Open a connection for looking at a server; nothing is reported.
 
@@ -169,15 +186,20 @@ class AsyncOpener:
             cluster: The cluster it serves, for its policies.
             claim: What it counts as in the budget.
             patience: The most seconds to wait for a slot.
+            timeout: The most seconds that whoever looks waits for the server.
+            asks: Called when this process has all it needs, and the server is asked.
 
         Returns:
             The connection, in autocommit.
 
         Raises:
             BudgetSpent: No slot became free in that time.
+            Unable: This process could not ask the server.
             psycopg.OperationalError: It could not be opened.
         """
-        connection = await self._connect(node, cluster, [], autocommit=True, claim=claim, patience=patience)
+        least = ceil(2.0 * timeout)  # only where this process did not run for long does that end first
+        cluster = cluster._replace(pool=replace(cluster.pool, connect_timeout=max(cluster.pool.connect_timeout, least)))
+        connection = await self._connect(node, cluster, [], autocommit=True, claim=claim, patience=patience, asks=asks)
         connection.prepare_threshold = None  # behind a pooler, the next look may have another server process
         return connection
 
@@ -245,6 +267,7 @@ class AsyncOpener:
         Raises:
             BudgetSpent: No slot became free as long as it was wanted; or, where nobody says, within ``pool.timeout``.
             Refused: As for :meth:`open`.
+            Unable: This process could not ask the server.
             psycopg.OperationalError: It could not be opened.
         """
         try:
@@ -255,7 +278,7 @@ class AsyncOpener:
             except BaseException:
                 await connection.close()
                 raise
-        except BudgetSpent:
+        except (BudgetSpent, Unable):
             raise
         except psycopg.errors.ConnectionTimeout:
             self._suspect(node.server)  # it may also be that this process did not run: a look finds out
@@ -263,7 +286,7 @@ class AsyncOpener:
         except Exception as error:
             seen = self.failure(node, error)
             if (seen.answered and spare) or seen.full:
-                raise Refused(seen.reason) from None
+                raise Refused(f"takes no further connection: {seen.reason}") from None
             await self._report(seen)
             raise
         try:
@@ -284,6 +307,8 @@ class AsyncOpener:
         Returns:
             The observation.
         """
+        if isinstance(error, Unable):
+            return Failed(node, str(error), answered=False)
         if isinstance(error, NoPassword):
             return Failed(node, str(error), answered=True)
         if isinstance(error, LoginFailed):
@@ -302,6 +327,7 @@ class AsyncOpener:
         claim: Claim,
         patience: float | None = None,
         wanted: Callable[[], bool] | None = None,
+        asks: Callable[[], None] = lambda: None,
     ) -> AsyncConnection[TupleRow]:
         params = {"connect_timeout": str(cluster.pool.connect_timeout), **dict(node.params + node.secrets.values)}
         kind: type[AsyncNodeConnection] = AsyncNodeConnection
@@ -314,26 +340,38 @@ class AsyncOpener:
         await self._slots.take(claim, patience, wanted or (lambda: True))
         connection: AsyncConnection[TupleRow] | None = None
         try:
-            connection = await self._log_in(node, kind, make_conninfo("", **params), autocommit=autocommit)
+            within = min(float(cluster.pool.connect_timeout), patience)
+            connection = await self._log_in(node, kind, params, within, autocommit=autocommit, asks=asks)
             self._slots.fill(connection, claim)
-        except BaseException:
+        except BaseException as error:
             if connection is not None:
                 await connection.close()
             self._slots.give_up(claim)
+            if isinstance(error, Exception) and not isinstance(error, psycopg.Error):
+                raise Unable(error) from error
             raise
         if node.pooler == "transaction":
             connection.prepare_threshold = None
         return connection
 
     async def _log_in(
-        self, node: Node, kind: type[AsyncConnection[TupleRow]], conninfo: str, *, autocommit: bool
+        self,
+        node: Node,
+        kind: type[AsyncConnection[TupleRow]],
+        params: dict[str, str],
+        within: float,
+        *,
+        autocommit: bool,
+        asks: Callable[[], None],
     ) -> AsyncConnection[TupleRow]:
         kept = self._answers.get(node)
         session: dict[str, Any] = {"autocommit": autocommit}
         if (password := await self._password(node)) is not None:
             session["password"] = password
+        places = await self._places(node.server.host, within)
+        asks()
         try:
-            return await kind.connect(conninfo, **session)
+            return await _connect_to(kind, places, params, session)
         except psycopg.OperationalError as error:
             # libpq gives no SQLSTATE here (28P01 is what it would be), but it knows that the password was sent.
             if error.pgconn is None or not error.pgconn.used_password:
@@ -342,7 +380,33 @@ class AsyncOpener:
                 self._answers.pop(node, None)
             if kept is None:
                 raise
-        return await self._log_in(node, kind, conninfo, autocommit=autocommit)
+        return await self._log_in(node, kind, params, within, autocommit=autocommit, asks=asks)
+
+    async def addresses(self, server: Server, timeout: float) -> list[str]:
+        """Find the addresses of a server.
+
+        Args:
+            server: The server.
+            timeout: The most seconds to wait until its name is resolved.
+
+        Returns:
+            Its addresses, or the directory of its socket.
+
+        Raises:
+            Unable: Its name cannot be resolved, or not in time.
+        """
+        if _is_address(server.host):
+            return [server.host]
+        try:
+            return await self._names.aaddresses(server.host, timeout)
+        except (OSError, RuntimeError) as error:
+            raise Unable(error) from error
+
+    async def _places(self, host: str, within: float) -> list[dict[str, str]]:
+        """Say in libpq's words where to connect to, one after the other, with no name left to be resolved."""
+        if _is_address(host):
+            return [{}]
+        return [{"hostaddr": address} for address in await self._names.aaddresses(host, within)]
 
     async def _password(self, node: Node) -> str | None:
         if self._ask is not None:
@@ -357,6 +421,8 @@ class AsyncOpener:
             try:
                 return node.password_file.read_text(encoding="utf-8").partition("\n")[0].rstrip("\r")
             except (OSError, UnicodeDecodeError) as error:
+                if isinstance(error, OSError) and error.errno in OWN:
+                    raise
                 why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
                 # A name without a directory may be the password itself.
                 named = f" {masked(str(node.password_file))}" if node.password_file.is_absolute() else ""
@@ -410,6 +476,35 @@ def is_undeclared(connection: AsyncConnection[TupleRow], node: Node, pid: bytes 
         Whether one does.
     """
     return node.pooler is None and str(connection.pgconn.backend_pid).encode() != pid
+
+
+async def _connect_to(
+    kind: type[AsyncConnection[TupleRow]],
+    places: list[dict[str, str]],
+    params: dict[str, str],
+    session: dict[str, Any],
+) -> AsyncConnection[TupleRow]:
+    """Connect to the first of the addresses where a server takes the login, or says why not."""
+    *others, last = places
+    for place in others:
+        with suppress(psycopg.errors.ConnectionTimeout):
+            try:
+                return await kind.connect(make_conninfo("", **{**params, **place}), **session)
+            except LoginFailed as error:
+                if error.sqlstate is not None:
+                    raise
+    return await kind.connect(make_conninfo("", **{**params, **last}), **session)
+
+
+def _is_address(host: str) -> bool:
+    """Whether there is nothing to resolve: an IP address, or the directory of a socket."""
+    if host.startswith(("/", "@")):
+        return True
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 async def _role(connection: AsyncConnection[TupleRow]) -> Role:

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 import psycopg
 
 from router._runtime import Flag, Guard, Isolated, Limited, cut, join, knock, sleep, spawn
+from router._sync.opener import Unable
 from router._sync.slots import BudgetSpent
 from router.budget import Claim, Idle, to_close
-from router.health import UNKNOWN, Failed
+from router.health import UNKNOWN, Failed, Unseen
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,9 +38,6 @@ PAUSE = 0.01
 
 PATIENCE = 0.5
 """How much of a look's timeout it may wait for a slot of the budget: that it gets none says nothing of the server."""
-
-STARVED = 1.5
-"""A look that seems to take this many times its timeout says more about this process: it may not have run meanwhile."""
 
 
 class Monitor:
@@ -187,6 +185,8 @@ class Watcher:
         self._guard = Guard()  # guards _held
         self._held: tuple[Node, Connection[TupleRow]] | None = None  # between two looks only
         self._used: list[Connection[TupleRow]] = []  # by the look under way, for cutting it
+        self._asks = False  # whether the look under way has got as far as to ask the server
+        self._trouble = ""  # why this process could not look, if it could not
         self.worker: Worker = spawn(self._watch, f"router watches {node.server}")
 
     def _watch(self) -> None:
@@ -212,45 +212,56 @@ class Watcher:
             return
         self._used = used = [] if held is None else [held[1]]
         try:
-            self._look_at(node, used)
+            seen = self._ask(node, used)
+        except BudgetSpent:  # the process may open no more connections: that says nothing of the server
+            seen = self._knock(node)
         except Exception:  # of this process, and no attempt is under way
             for connection in used:
                 connection.close()
             raise
+        trouble = seen.reason if isinstance(seen, Unseen) else ""
+        if trouble and trouble != self._trouble:
+            logger.warning("could not look at %s: %s", self._server, trouble)
+        self._trouble = trouble
+        if seen is not None and not self.closed:  # else it may have been cut for that
+            self._monitor.report(seen)
 
-    def _look_at(self, node: Node, used: list[Connection[TupleRow]]) -> None:
-        monitor = self._monitor
-        begun, timeout = monotonic(), monitor.policy.timeout
+    def _ask(self, node: Node, used: list[Connection[TupleRow]]) -> Seen | None:
+        """Ask what the server is; ``None`` if there is no answer, and that says nothing."""
+        timeout = self._monitor.policy.timeout
         try:
-            looked, connection = self._limited.run(
-                partial(self._attempt, node, used, begun + timeout), timeout, _too_late
-            )
-        except BudgetSpent:
-            self._knock(node)  # the process may open no more connections: that says nothing of the server
-            return
+            looked, connection = self._limited.run(partial(self._attempt, node, used), timeout, _too_late)
         except TimeoutError:
+            self._used = []  # the look is over, should it go on nevertheless
             for connection in used:
                 cut(connection)
-            if monotonic() - begun >= STARVED * timeout:
-                self.hurry.set()
-                return
-            seen: Seen = Failed(node, f"no answer within {timeout:g} s", answered=False)
+            if self._asks:
+                return Failed(node, f"no answer within {timeout:g} s", answered=False)
+            return Unseen(node, f"this process has not come to ask it within {timeout:g} s")
+        except psycopg.errors.ConnectionTimeout:
+            self.hurry.set()  # which comes first only where this process did not run
+            return None
+        except (Unable, OSError, RuntimeError, MemoryError) as error:
+            for connection in used:
+                self._hold(node, connection)
+            return Unseen(node, str(error))
         except psycopg.Error as error:
-            seen = monitor.opener.failure(node, error)
-            if seen.full:
-                return  # it lives; the next look may get in
-        else:
-            seen = looked
-            self._hold(node, connection)
-        if not self.closed:  # else it may have been cut for that
-            monitor.report(seen)
+            failure = self._monitor.opener.failure(node, error)
+            return None if failure.full else failure  # it lives; the next look may get in
+        self._hold(node, connection)
+        return looked
 
-    def _knock(self, node: Node) -> None:
+    def _knock(self, node: Node) -> Seen | None:
         """See whether the server reacts at all: if it is frozen, connections to it would keep the budget for ever."""
-        begun, timeout = monotonic(), self._monitor.policy.timeout
-        reacts = knock(self._server.host, self._server.port, timeout)
-        if not reacts and not self.closed and monotonic() - begun < STARVED * timeout:
-            self._monitor.report(Failed(node, f"no answer within {timeout:g} s", answered=False))
+        timeout, port = self._monitor.policy.timeout, self._server.port
+        try:
+            addresses = self._monitor.opener.addresses(self._server, timeout)
+            reacts = self._limited.run(partial(knock, addresses, port, 2.0 * timeout), timeout, _never_mind)
+        except TimeoutError:
+            reacts = False
+        except (Unable, RuntimeError) as error:
+            return Unseen(node, str(error))
+        return None if reacts else Failed(node, f"no answer within {timeout:g} s", answered=False)
 
     def _hold(self, node: Node, connection: Connection[TupleRow]) -> None:
         with self._guard:
@@ -258,25 +269,32 @@ class Watcher:
         if self.closed:  # maybe after close() has looked what is held
             self.let_go()
 
-    def _attempt(
-        self, node: Node, used: list[Connection[TupleRow]], deadline: float
-    ) -> tuple[Looked, Connection[TupleRow]]:
-        opener = self._monitor.opener
+    def _attempt(self, node: Node, used: list[Connection[TupleRow]]) -> tuple[Looked, Connection[TupleRow]]:
+        opener, timeout = self._monitor.opener, self._monitor.policy.timeout
         if used:
+            self._asks = True
             try:
                 return opener.look(used[0], node), used[0]
             except psycopg.Error:
                 used.pop().close()
-                if monotonic() >= deadline or self.closed:
+                if self._used is not used or self.closed:
                     raise
                 # That backend is gone; the server need not be.
-        connection = opener.connect_to_look(node, self.nodes[node], self.claim, PATIENCE * self._monitor.policy.timeout)
+        self._asks = False
+        connection = opener.connect_to_look(
+            node, self.nodes[node], self.claim, PATIENCE * timeout, timeout=timeout, asks=self._begin_to_ask
+        )
         used.append(connection)
         try:
             return opener.look(connection, node, new=True), connection
         except BaseException:
             connection.close()
             raise
+
+    def _begin_to_ask(self) -> None:
+        """Give the server all of the time that a look has, however long it took to come to it."""
+        self._asks = True
+        self._limited.restart()
 
     def _next_node(self) -> Node | None:
         """The node whose login the next connection uses: one that is not refused, or may be tried again."""
@@ -336,3 +354,7 @@ class Watcher:
 
 def _too_late(outcome: tuple[Looked, Connection[TupleRow]]) -> None:
     outcome[1].close()
+
+
+def _never_mind(_: object) -> None:
+    pass

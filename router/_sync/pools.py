@@ -155,7 +155,7 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
             out: whoever borrows at that moment sees this, or is seen there.
         behind: Whether something was learnt of its server that it has not followed yet.
         retired: Whether its router is being closed; set before it is, so that nobody can open it afterwards.
-        refusal: Why the server refused one more connection, when it last did.
+        refusal: Why there was not one more connection to be had, when there last was none.
         counts: What it has counted.
     """
 
@@ -434,7 +434,7 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
             )
         except Refused as error:
             if not self.refusal:
-                logger.warning("%s takes no further connection: %s", self.node, error)
+                logger.warning("%s %s", self.node, error)
             self.refusal = str(error)
             raise
         except Exception:

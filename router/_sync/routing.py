@@ -649,7 +649,7 @@ class Routing:
             pool = self.pools.get(target, node, read_only=route.read_only)
             claim = Claim(node.server, "", None) if pool is None else pool.claim  # without a pool: for a look at it
             if pool is not None and pool.refusal:
-                why = f"{node} takes no further connection: {pool.refusal}"
+                why = f"{node} {pool.refusal}"
             elif pool is not None and pool.grown and not pool.doubted:
                 most = _holding_most([pool]) if pool.shared else ""
                 why = f"all {pool.max_size} to {node} are in use (pool.max_size){most}"
