@@ -192,6 +192,42 @@ def claimed(loop: Loop) -> Loop:
     return loop
 
 
+async def ais_free(lock: asyncio.Lock, timeout: float) -> bool:
+    """Wait until nobody holds a lock.
+
+    Args:
+        lock: The lock.
+        timeout: The most to wait, in seconds.
+
+    Returns:
+        Whether it was free in time.
+    """
+    # No asyncio.timeout(), which cancels the task that began to wait: auncancelled() goes on in another.
+    taking = asyncio.ensure_future(lock.acquire())
+    try:
+        await asyncio.wait({taking}, timeout=timeout)
+    finally:
+        if not (late := taking.cancel()):
+            lock.release()
+    return not late
+
+
+def is_free(lock: threading.Lock, timeout: float) -> bool:
+    """Wait until nobody holds a lock.
+
+    Args:
+        lock: The lock.
+        timeout: The most to wait, in seconds.
+
+    Returns:
+        Whether it was free in time.
+    """
+    if not lock.acquire(timeout=timeout):
+        return False
+    lock.release()
+    return True
+
+
 def aspawn(function: Callable[P, Coroutine[Any, Any, None]], name: str, *args: P.args, **kwargs: P.kwargs) -> AWorker:
     """Run a function in the background, where no context variable of the caller's is set.
 

@@ -12,9 +12,13 @@ import psycopg
 import psycopg_pool
 import pytest
 from psycopg._preparing import PrepareManager
-from psycopg.pq import TransactionStatus
+from psycopg.adapt import AdaptersMap, PyFormat
+from psycopg.pq import Format, TransactionStatus
+from psycopg.types import TypeInfo, TypesRegistry
+from psycopg.types.string import ByteaLoader, BytesDumper
 from psycopg_pool._acompat import ALock
 
+from router._async.pools import OF_THE_POOL
 from tests.support import aeventually, eventually
 
 if TYPE_CHECKING:
@@ -194,7 +198,8 @@ async def test_the_async_pool_is_made_alike(postgres: Postgres) -> None:
 def test_what_a_connection_is_lies_in_its_dict(kind: type[Any]) -> None:
     assert "__slots__" not in kind.__dict__
     source = inspect.getsource(psycopg.Connection.__mro__[1].__init__)  # type: ignore[misc]
-    for name in ("_notice_handlers", "_notify_handlers", "_pipeline", "_tpc", "_prepared"):
+    names = ("_notice_handlers", "_notify_handlers", "_notifies_backlog", "_pipeline", "_tpc", "_num_transactions")
+    for name in (*names, "_prepared", "_adapters"):
         assert f"self.{name}" in source
 
 
@@ -238,3 +243,30 @@ def test_what_is_sent_passes_where_it_is_noted(postgres: Postgres) -> None:
         with connection.transaction():
             assert by("wait", b"BEGIN")
         assert by("wait", b"COMMIT")
+
+
+def test_what_a_pool_and_psycopg_add_to_a_connection_is_known(
+    pool: psycopg_pool.ConnectionPool[Any], postgres: Postgres
+) -> None:
+    with psycopg.connect(postgres.primary) as plain, pool.connection() as connection:
+        first = set(vars(connection))
+        for _ in range(7):
+            connection.execute("SELECT %s", [1])
+        assert set(vars(connection)) == first
+        assert first - set(vars(plain)) == OF_THE_POOL - {"_router"}
+
+
+def test_adapters_are_copied_when_they_are_written_to(pool: psycopg_pool.ConnectionPool[Any]) -> None:
+    with pool.connection() as connection:
+        original = connection.adapters
+        copy = AdaptersMap(original)
+        copy.types = TypesRegistry(original.types)
+        copy.register_dumper(str, BytesDumper)
+        copy.register_loader("text", ByteaLoader)
+        copy.types.add(TypeInfo("mine", 123456, 0))
+        assert original.get_dumper(str, PyFormat.TEXT) is not copy.get_dumper(str, PyFormat.TEXT)
+        assert original.get_loader(25, Format.TEXT) is not copy.get_loader(25, Format.TEXT)
+        assert original.types.get("mine") is None
+        cursor = connection.cursor()
+        cursor._adapters = copy  # is what it loads with
+        assert cursor.execute("SELECT '\\x61'::text").fetchone() == (b"a",)

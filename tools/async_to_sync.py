@@ -66,6 +66,7 @@ RENAMES = {
     "aconsult": "consult",
     "aconcurrently": "concurrently",
     "agone": "gone",
+    "ais_free": "is_free",
     "ajoin": "join",
     "aknock": "knock",
     "arunning_loop()": "None",
@@ -89,6 +90,7 @@ RENAMES = {
     "AsyncCursor": "Cursor",
     "AsyncServerCursor": "ServerCursor",
     # the language and its library
+    "anext": "next",
     "AsyncIterator": "Iterator",
     "__aenter__": "__enter__",
     "__aexit__": "__exit__",

@@ -13,9 +13,9 @@ import psycopg
 from psycopg.pq import TransactionStatus
 
 from router import sql
-from router._async.pools import original_of, was_given_up
+from router._async.pools import USERS, original_of, was_given_up
 from router._async.scoped import enter
-from router._async.scripts import AsyncNodeConnection, TooLate, commit, send
+from router._async.scripts import AsyncNodeConnection, TooLate, commit, in_pipeline, send
 from router._runtime import aclaimed, arunning_loop
 from router.choose import PAIRS, pairs, rotation
 from router.errors import PoolExhausted, TransactionOutcomeUnknown, UnknownTenant
@@ -45,6 +45,8 @@ GOES_DOWN = ("57P01", "57P02", "57P03")
 
 UNDECIDED = (TransactionStatus.INTRANS, TransactionStatus.ACTIVE)
 """The states in which a transaction may still be committed: the second is that of a pipeline."""
+
+HALF_WAY = "with a copy() or a query left half way"
 
 READ_ONLY = "25006"
 """The SQLSTATE that may tell that it is a standby."""
@@ -250,23 +252,38 @@ class AsyncCheckout:
         if error is not None and (reason := original_of(connection).cut_because):
             error.add_note(f"the router cut this connection: {reason}")
         written: tuple[int, int] | None = None
+        idle = connection.pgconn.transaction_status == TransactionStatus.IDLE
         try:
-            if error is None:
+            if error is not None and not isinstance(error, (Exception, GeneratorExit)):
+                if await pool.let_go(connection, wait=False):
+                    await connection.close()
+            elif not await pool.let_go(connection):
+                if error is None and not pool.read_only and not idle:
+                    raise psycopg.ProgrammingError(
+                        f"the block has ended, but something still uses its connection, {USERS}: "
+                        "its transaction is rolled back"
+                    )
+            elif error is None:
                 written = await (_end_reading if pool.read_only else self._commit)(connection, pool)
-            elif not isinstance(error, (Exception, GeneratorExit)):
-                await connection.close()
             elif not connection.closed:
-                try:
-                    await connection.rollback()
-                    written = None if self._note is None else await _written(connection)
-                except psycopg.Error as problem:  # the block's own error matters more; give_back() closes it
-                    _tell(pool, connection, problem)
-                    logger.warning("could not roll back on a connection of the pool %r: %s", pool.name, problem)
-                if not pool.read_only and isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
-                    await connection.close()  # it may be on a standby by now
+                written = await self._roll_back(connection, pool, error)
         finally:
             if self._note is not None:  # a block that fails may have committed by itself before
                 self._note(pool.node, written)
+
+    async def _roll_back(
+        self, connection: AsyncConnection[TupleRow], pool: AsyncNodePool, error: Exception | GeneratorExit
+    ) -> tuple[int, int] | None:
+        written = None
+        try:
+            await connection.rollback()
+            written = None if self._note is None else await _written(connection)
+        except psycopg.Error as problem:  # the block's own error matters more; give_back() closes it
+            _tell(pool, connection, problem)
+            logger.warning("could not roll back on a connection of the pool %r: %s", pool.name, problem)
+        if not pool.read_only and isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
+            await connection.close()  # it may be on a standby by now
+        return written
 
     async def _commit(self, connection: AsyncConnection[TupleRow], pool: AsyncNodePool) -> tuple[int, int] | None:
         if connection.broken:
@@ -276,6 +293,15 @@ class AsyncCheckout:
         if connection.closed:  # by the block
             return None
         status = connection.pgconn.transaction_status
+        if status == TransactionStatus.ACTIVE and not in_pipeline(connection):
+            await connection.close()
+            raise psycopg.ProgrammingError(f"the block has ended {HALF_WAY}: its transaction is rolled back")
+        if status == TransactionStatus.INERROR:
+            logger.warning(
+                "a block on %s has ended without an error, but its transaction is rolled back: a statement had failed, "
+                "or a stream() or copy() was left half way",
+                pool.node,
+            )
         try:
             if self._note is not None:
                 return await _written(connection)
@@ -291,7 +317,10 @@ class AsyncCheckout:
 
 
 async def _end_reading(connection: AsyncConnection[TupleRow], pool: AsyncNodePool) -> None:
-    if not connection.closed:
+    if connection.pgconn.transaction_status == TransactionStatus.ACTIVE:  # give_back() closes it
+        if not in_pipeline(connection):
+            logger.warning("a block on %s has ended %s: its connection is closed", pool.node, HALF_WAY)
+    elif not connection.closed:
         try:
             await connection.commit()
         except psycopg.Error as error:

@@ -164,17 +164,19 @@ class AsyncOpener:
         """
         self._answers.pop(node, None)
 
-    async def make_way(self, connection: AsyncConnection[TupleRow], claim: Claim) -> None:
+    async def make_way(self, connection: AsyncConnection[TupleRow], claim: Claim, *, close: bool = True) -> None:
         """Close a connection, so that another may be opened in its place.
 
         Args:
             connection: The connection.
             claim: What it counts as in the budget.
+            close: Whether to close it; one that was cut while something uses it is left to that.
         """
         try:
             self._slots.leave(connection, claim)
         finally:
-            await connection.close()
+            if close:
+                await connection.close()
 
     async def connect_to_look(
         self, node: Node, cluster: Cluster, claim: Claim, patience: float, *, timeout: float, asks: Callable[[], None]

@@ -85,6 +85,18 @@ def begin_of(connection: AsyncConnection[Any]) -> bytes:
     return connection._get_tx_start_command()
 
 
+def in_pipeline(connection: AsyncConnection[Any]) -> bool:
+    """Tell whether a pipeline is open.
+
+    Args:
+        connection: The connection.
+
+    Returns:
+        Whether one is.
+    """
+    return connection._pipeline is not None
+
+
 async def send(
     connection: AsyncConnection[Any], script: bytes, deadline: float = inf
 ) -> list[tuple[bytes | None, ...]]:

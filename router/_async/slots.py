@@ -260,6 +260,7 @@ class AsyncSlots:
             claim: What it counts as.
         """
         with self._guard, suppress(OSError, psycopg.Error):  # it is closed already
+            self._open = [slot for slot in self._open if slot[0]() is not connection]
             if not self._closed:
                 self._leavers.append(_Leaver(connection, claim))
 

@@ -15,9 +15,9 @@ from psycopg.pq import TransactionStatus
 
 from router import sql
 from router._runtime import claimed
-from router._sync.pools import original_of, was_given_up
+from router._sync.pools import USERS, original_of, was_given_up
 from router._sync.scoped import enter
-from router._sync.scripts import NodeConnection, TooLate, commit, send
+from router._sync.scripts import NodeConnection, TooLate, commit, in_pipeline, send
 from router.choose import PAIRS, pairs, rotation
 from router.errors import PoolExhausted, TransactionOutcomeUnknown, UnknownTenant
 
@@ -46,6 +46,8 @@ GOES_DOWN = ("57P01", "57P02", "57P03")
 
 UNDECIDED = (TransactionStatus.INTRANS, TransactionStatus.ACTIVE)
 """The states in which a transaction may still be committed: the second is that of a pipeline."""
+
+HALF_WAY = "with a copy() or a query left half way"
 
 READ_ONLY = "25006"
 """The SQLSTATE that may tell that it is a standby."""
@@ -249,23 +251,38 @@ class Checkout:
         if error is not None and (reason := original_of(connection).cut_because):
             error.add_note(f"the router cut this connection: {reason}")
         written: tuple[int, int] | None = None
+        idle = connection.pgconn.transaction_status == TransactionStatus.IDLE
         try:
-            if error is None:
+            if error is not None and not isinstance(error, (Exception, GeneratorExit)):
+                if pool.let_go(connection, wait=False):
+                    connection.close()
+            elif not pool.let_go(connection):
+                if error is None and not pool.read_only and not idle:
+                    raise psycopg.ProgrammingError(
+                        f"the block has ended, but something still uses its connection, {USERS}: "
+                        "its transaction is rolled back"
+                    )
+            elif error is None:
                 written = (_end_reading if pool.read_only else self._commit)(connection, pool)
-            elif not isinstance(error, (Exception, GeneratorExit)):
-                connection.close()
             elif not connection.closed:
-                try:
-                    connection.rollback()
-                    written = None if self._note is None else _written(connection)
-                except psycopg.Error as problem:  # the block's own error matters more; give_back() closes it
-                    _tell(pool, connection, problem)
-                    logger.warning("could not roll back on a connection of the pool %r: %s", pool.name, problem)
-                if not pool.read_only and isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
-                    connection.close()  # it may be on a standby by now
+                written = self._roll_back(connection, pool, error)
         finally:
             if self._note is not None:  # a block that fails may have committed by itself before
                 self._note(pool.node, written)
+
+    def _roll_back(
+        self, connection: Connection[TupleRow], pool: NodePool, error: Exception | GeneratorExit
+    ) -> tuple[int, int] | None:
+        written = None
+        try:
+            connection.rollback()
+            written = None if self._note is None else _written(connection)
+        except psycopg.Error as problem:  # the block's own error matters more; give_back() closes it
+            _tell(pool, connection, problem)
+            logger.warning("could not roll back on a connection of the pool %r: %s", pool.name, problem)
+        if not pool.read_only and isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
+            connection.close()  # it may be on a standby by now
+        return written
 
     def _commit(self, connection: Connection[TupleRow], pool: NodePool) -> tuple[int, int] | None:
         if connection.broken:
@@ -275,6 +292,15 @@ class Checkout:
         if connection.closed:  # by the block
             return None
         status = connection.pgconn.transaction_status
+        if status == TransactionStatus.ACTIVE and not in_pipeline(connection):
+            connection.close()
+            raise psycopg.ProgrammingError(f"the block has ended {HALF_WAY}: its transaction is rolled back")
+        if status == TransactionStatus.INERROR:
+            logger.warning(
+                "a block on %s has ended without an error, but its transaction is rolled back: a statement had failed, "
+                "or a stream() or copy() was left half way",
+                pool.node,
+            )
         try:
             if self._note is not None:
                 return _written(connection)
@@ -290,7 +316,10 @@ class Checkout:
 
 
 def _end_reading(connection: Connection[TupleRow], pool: NodePool) -> None:
-    if not connection.closed:
+    if connection.pgconn.transaction_status == TransactionStatus.ACTIVE:  # give_back() closes it
+        if not in_pipeline(connection):
+            logger.warning("a block on %s has ended %s: its connection is closed", pool.node, HALF_WAY)
+    elif not connection.closed:
         try:
             connection.commit()
         except psycopg.Error as error:

@@ -165,17 +165,19 @@ class Opener:
         """
         self._answers.pop(node, None)
 
-    def make_way(self, connection: Connection[TupleRow], claim: Claim) -> None:
+    def make_way(self, connection: Connection[TupleRow], claim: Claim, *, close: bool = True) -> None:
         """Close a connection, so that another may be opened in its place.
 
         Args:
             connection: The connection.
             claim: What it counts as in the budget.
+            close: Whether to close it; one that was cut while something uses it is left to that.
         """
         try:
             self._slots.leave(connection, claim)
         finally:
-            connection.close()
+            if close:
+                connection.close()
 
     def connect_to_look(
         self, node: Node, cluster: Cluster, claim: Claim, patience: float, *, timeout: float, asks: Callable[[], None]

@@ -20,24 +20,38 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import psycopg
 from psycopg import Connection
+from psycopg.adapt import AdaptersMap
 from psycopg.rows import TupleRow
+from psycopg.types import TypesRegistry
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 from psycopg_pool._acompat import Lock
 from psycopg_pool.pool import AddConnection
 
-from router._runtime import Flag, Guard, Isolated, cut, uncancelled
+from router._runtime import Flag, Guard, Isolated, cut, is_free, uncancelled
 from router._sync.opener import Refused
-from router._sync.scripts import PooledConnection
+from router._sync.scripts import PooledConnection, begin_of
 from router.budget import Claim, Idle
 from router.measures import PoolStats
 
 if TYPE_CHECKING:
     from collections import Counter
 
+    from psycopg.abc import Dumper, Loader
+    from psycopg.types import TypeInfo
+
     from router._sync.opener import Opener
     from router.health import Looked
     from router.topology import Node, Scope, Server, Target
 
+
+USERS = "a stream() or notifies() that was left half way, or another task or thread"
+"""What may still use a connection when its block has ended."""
+
+LETTING_GO = 1.0
+"""Seconds that whatever still uses a connection when its block has ended has to let go of it."""
+
+OF_THE_POOL = {"_pool", "_created_at", "_expire_at", "_router"}
+"""The attributes that a connection gets after it was opened, from psycopg_pool and from here."""
 
 SURE = 1.0
 """Seconds after a doubt for which there is no other one."""
@@ -308,6 +322,8 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         try:
             while unasked(0):
                 connection.pgconn.consume_input()
+            while not connection._notify_handlers and connection.pgconn.notifies() is not None:
+                pass  # it was for an earlier borrower
         except psycopg.OperationalError:
             connection.close()
             self.suspect(self.node.server)
@@ -546,6 +562,35 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
             cut(connection)
         return len(doomed) if why_borrowed else 0
 
+    def let_go(self, connection: Connection[TupleRow], *, wait: bool = True) -> bool:
+        """Wait for whatever still uses a connection whose block has ended, for a moment; else cut it off.
+
+        What holds psycopg's lock is another task or thread, or the generator of a ``stream()`` or ``notifies()`` that
+        was left half way: an asyncio one that nobody refers to any more ends by itself, one that is kept never does.
+
+        Args:
+            connection: The connection.
+            wait: Whether to wait at all.
+
+        Returns:
+            Whether nothing uses it any more. Else it is cut, and must not even be closed: that would free memory which
+            another thread may be using.
+        """
+        original = original_of(connection)
+        if not connection.lock.locked():
+            return True
+        if not original.cut_because:
+            if is_free(connection.lock, LETTING_GO if wait else 0.0):
+                return True
+            original.cut_because = "its block had ended, but something still used it"
+            logger.warning(
+                "a connection of the pool %r is cut: its block has ended, but something still uses it, %s",
+                self.name,
+                USERS,
+            )
+            cut(connection)
+        return False
+
     @uncancelled
     def part_with(self, connection: Connection[TupleRow]) -> None:
         """Close a borrowed connection for good, so that another pool may open one; those who wait here get another.
@@ -555,7 +600,7 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         """
         if self.inherited:
             return
-        self._opener.make_way(connection, self.claim)
+        self._opener.make_way(connection, self.claim, close=self.let_go(connection))
         self.borrowed.discard(connection)
         self.expendable.discard(connection)
         with self._lock:  # guards _nconns, _growing, _waiting
@@ -564,7 +609,7 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
                 self._maybe_grow_pool()
 
     @uncancelled
-    def give_back(self, connection: Connection[TupleRow]) -> None:
+    def give_back(self, connection: Connection[TupleRow]) -> None:  # noqa: C901  (each call would cost)
         """Take a borrowed connection back, such as it was when it was opened.
 
         Args:
@@ -572,21 +617,30 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         """
         if self.inherited:
             return
+        if connection.lock.locked() and not self.let_go(connection):
+            self.part_with(connection)
+            return
         state = connection.__dict__
         original: Original = state["_router"]
+        pgconn = connection.pgconn
         sound = False
-        if connection.pgconn.transaction_status or original.spent:
+        if pgconn.transaction_status or original.spent:
             connection.close()
-        elif connection.pgconn.parameter_status(b"in_hot_standby") != original.in_hot_standby:
+        elif pgconn.parameter_status(b"in_hot_standby") != original.in_hot_standby:
             self.suspect(self.node.server)  # it was promoted, say
             connection.close()
+        elif pgconn.parameter_status(b"client_encoding") != original.client_encoding:
+            connection.close()  # psycopg reads and writes by it
         else:
             if (
                 state != original.seen
+                or original.adapted
+                or state["_notifies_backlog"]
                 or (prepared := connection._prepared).prepare_threshold != original.prepare_threshold
                 or prepared.prepared_max != original.prepared_max
             ):
                 original.restore(connection)
+            pgconn.untrace()  # nothing tells whether it is traced
             original.idle_since = now = monotonic()
             sound = not connection.closed and now < connection._expire_at
         self.expendable.discard(connection)
@@ -734,28 +788,26 @@ class Original:
         target: What whoever has it, or had it last, asked for.
         spent: Set to have it closed once it is given back: its session is not fit for another borrower.
         cut_because: Why it was cut while it was out; empty if it was not.
+        adapted: Set when a borrower has registered an adapter or a type on it.
         unasked: Polls its socket.
     """
 
     __slots__ = (
-        "application_name", "autocommit", "cursor_factory", "cut_because", "deferrable", "idle_since",
-        "in_hot_standby", "isolation_level", "notice_handlers", "notify_handlers", "opened_at", "prepare_threshold",
-        "prepared_max", "read_only", "refuses_writes", "row_factory", "scope", "seen", "server_cursor_factory",
-        "spent", "target", "tenant", "unasked",
+        "_adapters", "_attributes", "adapted", "application_name", "client_encoding", "cut_because", "idle_since",
+        "in_hot_standby", "notice_handlers", "notify_handlers", "opened_at", "prepare_threshold", "prepared_max",
+        "refuses_writes", "scope", "seen", "spent", "target", "tenant", "unasked",
     )  # fmt: skip
 
     def __init__(self, connection: Connection[TupleRow]) -> None:
-        self.autocommit = connection.autocommit
-        self.isolation_level = connection.isolation_level
-        self.read_only = connection.read_only
-        self.deferrable = connection.deferrable
-        self.row_factory = connection.row_factory
-        self.cursor_factory = connection.cursor_factory
-        self.server_cursor_factory = connection.server_cursor_factory
-        self.prepare_threshold = connection.prepare_threshold
-        self.prepared_max = connection.prepared_max
+        begin_of(connection)  # which psycopg keeps: to do so later is no change
+        self.adapted = False
+        self._adapters = connection.adapters
+        connection._adapters = _Adapters(self)
+        self._attributes = dict(connection.__dict__)
         self.notice_handlers = connection._notice_handlers.copy()
         self.notify_handlers = connection._notify_handlers.copy()
+        self.prepare_threshold = connection.prepare_threshold
+        self.prepared_max = connection.prepared_max
         self.seen: dict[str, Any] = {}
         self.opened_at = self.idle_since = monotonic()
         self.scope: Scope | None = None
@@ -764,6 +816,7 @@ class Original:
         self.application_name: bytes | None = None
         self.spent = False
         self.cut_because = ""
+        self.client_encoding = connection.pgconn.parameter_status(b"client_encoding")
         self.in_hot_standby = connection.pgconn.parameter_status(b"in_hot_standby")
         self.refuses_writes = b"on" in (
             self.in_hot_standby,
@@ -774,30 +827,60 @@ class Original:
         self.unasked = poll.poll
 
     def restore(self, connection: Connection[TupleRow]) -> None:
-        """Put every setting of an idle connection back."""
-        if connection._pipeline is not None or connection._tpc is not None:
+        """Put every attribute of an idle connection back; close it if what was left open could still act on it."""
+        state = connection.__dict__
+        if connection._pipeline is not None or connection._tpc is not None or connection._num_transactions:
             connection.close()
             return
-        if connection.autocommit != self.autocommit:
-            connection.set_autocommit(self.autocommit)
-        if connection.isolation_level != self.isolation_level:
-            connection.set_isolation_level(self.isolation_level)
-        if connection.read_only != self.read_only:
-            connection.set_read_only(self.read_only)
-        if connection.deferrable != self.deferrable:
-            connection.set_deferrable(self.deferrable)
-        connection.row_factory = self.row_factory
-        connection.cursor_factory = self.cursor_factory
-        connection.server_cursor_factory = self.server_cursor_factory
-        connection.prepare_threshold = self.prepare_threshold
-        connection.prepared_max = self.prepared_max
+        for name in state.keys() - self._attributes.keys() - OF_THE_POOL:
+            del state[name]
+        if self.adapted:
+            self.adapted = False
+            self._attributes["_adapters"] = _Adapters(self)
+        state.update(self._attributes)
         connection._notice_handlers[:] = self.notice_handlers
         connection._notify_handlers[:] = self.notify_handlers
-        if isinstance(connection, PooledConnection):
-            connection.prelude = b""
-        self.seen = {
-            name: value.copy() if isinstance(value, list) else value for name, value in connection.__dict__.items()
-        }
+        state["_notifies_backlog"].clear()
+        connection.prepare_threshold = self.prepare_threshold
+        connection.prepared_max = self.prepared_max
+        self.seen = {name: value.copy() if isinstance(value, list) else value for name, value in state.items()}
+
+    @property
+    def adapters(self) -> AdaptersMap:
+        """The adapters that the connection had when it was opened."""
+        return self._adapters
+
+
+class _Adapters(AdaptersMap):
+    """The adapters of a connection, which note that a borrower has registered one of its own.
+
+    psycopg copies its maps when they are written to, so those that these are made from stay as they are.
+    """
+
+    def __init__(self, original: Original) -> None:
+        super().__init__(original.adapters)
+        self.types = _Types(original)
+        self._original = original
+
+    def register_dumper(self, cls: type | str | None, dumper: type[Dumper]) -> None:
+        self._original.adapted = True
+        super().register_dumper(cls, dumper)
+
+    def register_loader(self, oid: int | str, loader: type[Loader]) -> None:
+        self._original.adapted = True
+        super().register_loader(oid, loader)
+
+
+class _Types(TypesRegistry):
+    """What a connection knows of types, likewise."""
+
+    def __init__(self, original: Original) -> None:
+        super().__init__(original.adapters.types)
+        self._original = original
+
+    def add(self, info: TypeInfo) -> None:
+        self._original.adapted = True
+        super().add(info)
 
 
 def was_given_up(connection: Connection[TupleRow]) -> bool:

@@ -86,6 +86,18 @@ def begin_of(connection: Connection[Any]) -> bytes:
     return connection._get_tx_start_command()
 
 
+def in_pipeline(connection: Connection[Any]) -> bool:
+    """Tell whether a pipeline is open.
+
+    Args:
+        connection: The connection.
+
+    Returns:
+        Whether one is.
+    """
+    return connection._pipeline is not None
+
+
 def send(connection: Connection[Any], script: bytes, deadline: float = inf) -> list[tuple[bytes | None, ...]]:
     """Run statements in one round trip, whatever a borrower or ``configure=`` has set on the connection object.
 

@@ -1,0 +1,473 @@
+"""Each feature of a psycopg connection, used and left dirty, and what the next borrower finds."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from contextlib import nullcontext, suppress
+from select import select
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import pytest
+from psycopg import AsyncConnection, AsyncCursor, AsyncServerCursor, IsolationLevel
+from psycopg.adapt import Loader
+from psycopg.rows import dict_row
+from psycopg.types import TypeInfo
+from psycopg.types.enum import EnumInfo, register_enum
+from psycopg.types.json import set_json_dumps, set_json_loads
+from psycopg.types.string import StrDumper
+
+from router import AsyncRouter
+from router._async import pools
+from tests.support import aeventually, new_name, run, settings
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from router import RouterSettings
+    from router.testing import PostgresCluster
+
+    Feature = Callable[[AsyncConnection[Any], str], Awaitable[object]]
+
+ROWS = "SELECT generate_series(1, 100000)"
+
+
+class Upper(StrDumper):
+    def dump(self, obj: str) -> Any:
+        return super().dump(obj.upper())
+
+
+class Garbled(Loader):
+    def load(self, data: Any) -> str:
+        return "garbled"
+
+
+class OtherCursor(AsyncCursor[Any]):
+    """Some other cursor class."""
+
+
+class OtherServerCursor(AsyncServerCursor[Any]):
+    """Some other server-side cursor class."""
+
+
+async def pipeline(connection: AsyncConnection[Any], _: str) -> object:
+    opened = connection.pipeline()
+    await opened.__aenter__()
+    await connection.execute("SELECT 1")
+    return opened
+
+
+async def failed_pipeline(connection: AsyncConnection[Any], _: str) -> object:
+    opened = connection.pipeline()
+    await opened.__aenter__()
+    await connection.execute("SELECT 1/0")
+    return opened
+
+
+async def copy_out(connection: AsyncConnection[Any], _: str) -> object:
+    copy = connection.cursor().copy(f"COPY ({ROWS}) TO STDOUT")
+    async for _row in await copy.__aenter__():
+        break
+    return copy
+
+
+async def copy_in(connection: AsyncConnection[Any], table: str) -> object:
+    copy = connection.cursor().copy(f"COPY {table} FROM STDIN")
+    await (await copy.__aenter__()).write_row([1])
+    return copy
+
+
+async def copy_that_is_dropped(connection: AsyncConnection[Any], table: str) -> object:
+    copy = connection.cursor().copy(f"COPY {table} FROM STDIN")
+    await (await copy.__aenter__()).write_row([1])
+    return None
+
+
+async def stream(connection: AsyncConnection[Any], _: str) -> object:
+    rows = connection.cursor().stream(ROWS)
+    await anext(rows)
+    return rows
+
+
+async def stream_that_is_dropped(connection: AsyncConnection[Any], _: str) -> object:
+    async for _row in connection.cursor().stream(ROWS):
+        break
+    return None
+
+
+async def server_cursor(connection: AsyncConnection[Any], _: str) -> object:
+    if connection.autocommit:
+        await connection.set_autocommit(False)
+    cursor = connection.cursor("one")
+    await cursor.execute(ROWS)
+    await cursor.fetchone()
+    await cursor.close()
+    other = connection.cursor("two", scrollable=True)
+    await other.execute(ROWS)
+    await other.fetchone()
+    return other
+
+
+async def two_phase(connection: AsyncConnection[Any], _: str) -> object:
+    if connection.pgconn.transaction_status:
+        await connection.commit()
+    await connection.set_autocommit(False)
+    await connection.tpc_begin("left behind")
+    return None
+
+
+async def notify(connection: AsyncConnection[Any], _: str) -> object:
+    await connection.execute("LISTEN left_behind")
+    await connection.execute("NOTIFY left_behind, 'secret'")
+    await connection.commit()
+    await connection.execute("UNLISTEN *")
+    return None
+
+
+async def notifies(connection: AsyncConnection[Any], _: str) -> object:
+    await connection.execute("LISTEN left_behind")
+    await connection.execute("NOTIFY left_behind, 'secret'")
+    await connection.commit()
+    heard = connection.notifies(timeout=20)
+    await anext(heard)
+    return heard
+
+
+async def notifies_that_is_dropped(connection: AsyncConnection[Any], _: str) -> object:
+    await connection.execute("LISTEN left_behind")
+    await connection.execute("NOTIFY left_behind, 'secret'")
+    await connection.commit()
+    async for _heard in connection.notifies(timeout=20):
+        break
+    return None
+
+
+async def notice_handlers(connection: AsyncConnection[Any], _: str) -> object:
+    heard: list[object] = []
+    connection.add_notice_handler(heard.append)
+    connection.add_notify_handler(heard.append)
+    await connection.execute("DO $$ BEGIN RAISE NOTICE 'hear, hear'; END $$")
+    assert heard
+    return None
+
+
+async def adapters(connection: AsyncConnection[Any], _: str) -> object:
+    connection.adapters.register_dumper(str, Upper)
+    connection.adapters.register_loader("text", Garbled)
+    set_json_loads(lambda _: "garbled", connection)
+    set_json_dumps(lambda _: '"garbled"', connection)
+    await connection.execute("SELECT 1")
+    return None
+
+
+async def types(connection: AsyncConnection[Any], _: str) -> object:
+    TypeInfo("text", 1700, 0).register(connection)
+    info = EnumInfo("text", 25, 1009, ["hello"])  # as if another tenant's enum had the OID
+    register_enum(info, connection)
+    return None
+
+
+async def prepared_statements(connection: AsyncConnection[Any], _: str) -> object:
+    for _time in range(3):
+        await connection.execute("SELECT %s::text, '{}'::json", ["hello"], prepare=True)
+    connection.prepare_threshold = 0
+    connection.prepared_max = 1
+    return None
+
+
+async def wait(connection: AsyncConnection[Any], _: str) -> object:
+    connection.pgconn.send_query(b"SELECT 1; SELECT 2")
+    return None
+
+
+async def cancel(connection: AsyncConnection[Any], _: str) -> object:
+    rows = connection.cursor().stream(ROWS)
+    await anext(rows)
+    connection.cancel()
+    with pytest.raises(psycopg.errors.QueryCanceled):
+        async for _row in rows:
+            pass
+    connection.cancel()
+    return None
+
+
+async def set_autocommit(connection: AsyncConnection[Any], _: str) -> object:
+    if connection.pgconn.transaction_status:
+        await connection.commit()
+    await connection.set_autocommit(not connection.autocommit)
+    await connection.execute("SELECT 1")
+    return None
+
+
+async def isolation(connection: AsyncConnection[Any], _: str) -> object:
+    if connection.pgconn.transaction_status:
+        await connection.commit()
+    await connection.set_isolation_level(IsolationLevel.SERIALIZABLE)
+    await connection.set_read_only(True)
+    await connection.set_deferrable(True)
+    await connection.execute("SELECT 1")
+    return None
+
+
+async def factories(connection: AsyncConnection[Any], _: str) -> object:
+    connection.row_factory = dict_row
+    connection.cursor_factory = OtherCursor
+    connection.server_cursor_factory = OtherServerCursor
+    await connection.execute("SELECT 1")
+    return None
+
+
+async def client_encoding(connection: AsyncConnection[Any], _: str) -> object:
+    await connection.execute("SET client_encoding TO 'SQL_ASCII'")
+    await connection.commit()
+    return None
+
+
+async def transaction(connection: AsyncConnection[Any], _: str) -> object:
+    opened = connection.transaction()
+    await opened.__aenter__()
+    return opened
+
+
+async def transaction_ended_by_sql(connection: AsyncConnection[Any], _: str) -> object:
+    opened = connection.transaction()
+    await opened.__aenter__()
+    await connection.execute("COMMIT")
+    return opened
+
+
+async def attributes(connection: AsyncConnection[Any], _: str) -> object:
+    connection.request_id = "secret"  # type: ignore[attr-defined]
+    return None
+
+
+async def swallowed_error(connection: AsyncConnection[Any], _: str) -> object:
+    with pytest.raises(psycopg.errors.DivisionByZero):
+        await connection.execute("SELECT 1/0")
+    return None
+
+
+async def lock(connection: AsyncConnection[Any], _: str) -> object:
+    await connection.lock.acquire()
+    return None
+
+
+FEATURES: list[Feature] = [
+    pipeline, failed_pipeline, copy_out, copy_in, copy_that_is_dropped, stream, stream_that_is_dropped, server_cursor,
+    two_phase, notify, notifies, notifies_that_is_dropped, notice_handlers, adapters, types, prepared_statements, wait,
+    cancel, set_autocommit, isolation, factories, client_encoding, transaction, transaction_ended_by_sql, attributes,
+    swallowed_error, lock,
+]  # fmt: skip
+WRITE = (copy_in, copy_that_is_dropped, notify, notifies, notifies_that_is_dropped)
+USES = [
+    (feature, read_only) for feature in FEATURES for read_only in (False, True) if feature not in WRITE or not read_only
+]
+
+
+def state(connection: AsyncConnection[Any]) -> dict[str, Any]:
+    """Everything about a connection that a borrower may have changed."""
+    own = ("pgconn", "lock", "_router", "_prepared", "_adapters", "_created_at", "_expire_at", "_notifies_backlog")
+    held = {name: value for name, value in vars(connection).items() if name not in own}
+    maps: Any = connection.adapters
+    return {
+        **{name: list(value) if isinstance(value, list) else value for name, value in held.items()},
+        "prepare": (connection.prepare_threshold, connection.prepared_max),
+        "dumpers": {kind: dict(map_) for kind, map_ in maps._dumpers.items()},
+        "by oid": [dict(map_) for map_ in (*maps._dumpers_by_oid, *maps._loaders)],
+        "types": dict(maps.types._registry),
+        "backlog": list(connection._notifies_backlog or ()),
+        "status": connection.pgconn.transaction_status,
+        "encoding": connection.info.encoding,
+        "locked": connection.lock.locked(),
+    }
+
+
+async def answer(connection: AsyncConnection[Any]) -> Any:
+    """What a few statements, more than are prepared, give."""
+    for _ in range(7):
+        cursor = await connection.execute("SELECT %s::text, '{}'::json, 1::bool", ["hello"])
+        rows = await cursor.fetchall()
+    async for heard in connection.notifies(timeout=0):
+        pytest.fail(f"it hears {heard}")
+    return rows
+
+
+@pytest.fixture(scope="module")
+def names(cluster: PostgresCluster) -> list[str]:
+    """Two schemas, and a table outside of them."""
+    one, two, table = (new_name() for _ in range(3))
+    run(cluster.dsn(), f"CREATE SCHEMA {one}", f"CREATE SCHEMA {two}", f"CREATE TABLE {table} (i int)")
+    cluster.wait_replayed()
+    return [one, two, f"public.{table}"]
+
+
+@pytest.fixture
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pools, "LETTING_GO", 0.05)
+
+
+def pool_of_one(cluster: PostgresCluster, **options: Any) -> RouterSettings:
+    return settings(primary=cluster.dsn(), replicas=[cluster.standbys[0].dsn()], pool={"max_size": 1}, **options)
+
+
+@pytest.mark.usefixtures("_impatient")
+@pytest.mark.filterwarnings("ignore:.*was deleted while still open:ResourceWarning")  # of psycopg's, on cursors
+@pytest.mark.parametrize("pooling", ["version", "dedicated", "shared"])
+@pytest.mark.parametrize(("feature", "read_only"), USES)
+async def test_the_next_borrower_finds_nothing_of_it(
+    cluster: PostgresCluster, names: list[str], feature: Feature, read_only: bool, pooling: str
+) -> None:
+    one, two, table = names
+    whose: list[dict[str, Any]] = [{}, {}]
+    options: dict[str, Any] = {}
+    if pooling != "version":
+        whose = [{"tenant": one}, {"tenant": two if pooling == "shared" else one}]
+        options = {"tenant_template": {"schema": "{tenant}"}, "tenancy": {"pooling": pooling}}
+    async with AsyncRouter(pool_of_one(cluster, **options)) as router:
+        async with router.connection(read_only=read_only, **whose[1]) as connection:
+            fresh = state(connection)
+            await connection.execute("SELECT 1")
+        with suppress(psycopg.Error):  # its block may be told
+            async with router.connection(read_only=read_only, **whose[0]) as connection:
+                kept = await feature(connection, table)
+        for _ in range(2):
+            async with router.connection(read_only=read_only, timeout=10, **whose[1]) as connection:
+                assert state(connection) == fresh
+                assert await answer(connection) == [("hello", {}, True)]
+        del kept
+
+
+@pytest.mark.usefixtures("_impatient")
+@pytest.mark.parametrize("in_session", [False, True])
+@pytest.mark.parametrize("feature", [stream, copy_in, copy_out, wait, transaction, lock, failed_pipeline])
+async def test_a_block_that_cannot_be_committed_says_so_at_once(
+    cluster: PostgresCluster, names: list[str], feature: Feature, in_session: bool
+) -> None:
+    async with AsyncRouter(pool_of_one(cluster)) as router:
+        with router.session() if in_session else nullcontext():
+            begun = monotonic()
+            with pytest.raises(psycopg.Error):
+                async with router.connection() as connection:
+                    await connection.execute(f"INSERT INTO {names[2]} VALUES (1)")
+                    kept = await feature(connection, names[2])
+            with pytest.raises(ZeroDivisionError):
+                async with router.connection() as connection:
+                    await connection.execute(f"INSERT INTO {names[2]} VALUES (1)")
+                    kept = await feature(connection, names[2])
+                    raise ZeroDivisionError
+            assert monotonic() < begun + 10
+            async with router.connection() as connection:
+                assert await (await connection.execute(f"SELECT * FROM {names[2]}")).fetchall() == []
+        del kept
+
+
+@pytest.mark.parametrize("feature", [swallowed_error, stream_that_is_dropped, copy_that_is_dropped])
+async def test_a_block_whose_transaction_has_failed_says_that_it_is_rolled_back(
+    cluster: PostgresCluster, names: list[str], feature: Feature, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with AsyncRouter(pool_of_one(cluster)) as router:
+        async with router.connection() as connection:
+            await connection.execute(f"INSERT INTO {names[2]} VALUES (1)")
+            await feature(connection, names[2])
+        [told] = [record for record in caplog.records if record.name == "router" and record.levelno == logging.WARNING]
+        assert "rolled back" in told.getMessage()
+        async with router.connection(read_only=True) as connection:
+            with suppress(psycopg.errors.DivisionByZero):
+                await connection.execute("SELECT 1/0")
+        async with router.connection() as connection:
+            assert await (await connection.execute(f"SELECT * FROM {names[2]}")).fetchall() == []
+        assert len([record for record in caplog.records if record.levelno == logging.WARNING]) == 1
+
+
+@pytest.mark.usefixtures("_impatient")
+@pytest.mark.parametrize("read_only", [False, True])
+async def test_a_connection_that_is_still_used_is_cut_and_its_place_is_free(
+    cluster: PostgresCluster, caplog: pytest.LogCaptureFixture, read_only: bool
+) -> None:
+    kept = []
+    async with AsyncRouter(pool_of_one(cluster, max_connections=4)) as router:
+        for number in range(1, 7):
+            async with router.connection(read_only=read_only, timeout=10) as connection:
+                await connection.set_autocommit(True)
+                if read_only:
+                    kept.append(await stream(connection, ""))
+                else:
+                    kept.append(await notifies(connection, "public_t"))
+            told = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+            assert len(told) == number
+            assert all("still uses it" in message for message in told)
+        async with router.connection(read_only=read_only, timeout=10) as connection:
+            assert await answer(connection) == [("hello", {}, True)]
+
+
+async def test_what_a_block_left_in_a_pipeline_is_run_and_committed(cluster: PostgresCluster, names: list[str]) -> None:
+    async with AsyncRouter(pool_of_one(cluster)) as router:
+        for autocommit in (False, True):
+            async with router.connection() as connection:
+                await connection.set_autocommit(autocommit)
+                opened = connection.pipeline()
+                await opened.__aenter__()
+                await connection.execute(f"CREATE TABLE {names[autocommit]}.made ()")
+        async with router.connection() as connection:
+            for schema in names[:2]:
+                await connection.execute(f"DROP TABLE {schema}.made")
+        del opened
+
+
+async def test_what_configure_set_up_is_put_back(cluster: PostgresCluster) -> None:
+    def configure(connection: Any) -> None:
+        connection.adapters.register_dumper(str, Upper)
+        connection.adapters.types.add(TypeInfo("mine", 123456, 0))
+        connection.purpose = "tests"
+        connection.row_factory = dict_row
+
+    async with AsyncRouter(pool_of_one(cluster), configure=configure) as router:
+        for _ in range(3):
+            async with router.connection() as connection:
+                cursor = await connection.execute("SELECT %s::text AS said", ["hello"])
+                rows: Any = await cursor.fetchall()
+                assert rows == [{"said": "HELLO"}]
+                assert connection.adapters.types["mine"].oid == 123456
+                assert connection.purpose == "tests"  # type: ignore[attr-defined]
+                connection.adapters.register_dumper(str, StrDumper)
+                connection.adapters.types.add(TypeInfo("mine", 654321, 0))
+                connection.purpose = "others"  # type: ignore[attr-defined]
+
+
+async def test_a_trace_of_the_protocol_ends_with_its_block(cluster: PostgresCluster) -> None:
+    with tempfile.TemporaryFile("w+") as trace:
+        async with AsyncRouter(pool_of_one(cluster)) as router:
+            async with router.connection() as connection:
+                connection.pgconn.trace(trace.fileno())
+                await connection.execute("SELECT 'of the first'")
+            async with router.connection() as connection:
+                await connection.execute("SELECT 'of the second'")
+        trace.seek(0)
+        traced = trace.read()
+    assert "of the first" in traced
+    assert "of the second" not in traced
+
+
+@pytest.mark.parametrize("pooling", ["version", "shared"])
+async def test_no_notification_reaches_the_next_borrower_that_came_while_nobody_had_the_connection(
+    cluster: PostgresCluster, names: list[str], pooling: str
+) -> None:
+    options: dict[str, Any] = {"tenant_template": {"schema": "{tenant}"}, "tenancy": {"pooling": "shared"}}
+    whose: dict[str, Any] = {"version": "v1"} if pooling == "version" else {"tenant": names[0]}
+    channel = new_name()
+    async with AsyncRouter(pool_of_one(cluster, **options)) as router:
+        async with router.connection(**whose) as connection:
+            await connection.execute(f"LISTEN {channel}")
+        run(cluster.dsn(), f"NOTIFY {channel}, 'secret'")
+        idle = connection.fileno()
+
+        async def came() -> bool:
+            return bool(select([idle], [], [], 0)[0])
+
+        await aeventually(came)
+        async with router.connection(**whose) as connection:
+            await connection.execute("SELECT 1")
+            async for heard in connection.notifies(timeout=0):
+                pytest.fail(f"it hears {heard}")
