@@ -1,23 +1,16 @@
-"""What the commands share: their options, how settings are read, how results and errors are shown."""
+"""What the commands share: their options, how settings are read, how errors are shown."""
 
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeAlias
+from typing import Annotated, Any, NoReturn, TypeAlias
 
 import typer
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from router import RouterSettings
 from router.errors import ConfigError, like_connection_string
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 FAILED = 1
 BAD_USAGE = 2
@@ -107,36 +100,3 @@ def print_json(value: Any) -> None:
         value: The value.
     """
     print(json.dumps(value, indent=2, ensure_ascii=False))
-
-
-def in_terminal() -> bool:
-    """Whether a person sees stdout, on a terminal that can do more than print lines."""
-    return sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
-
-
-def console() -> Console:
-    """Make what prints on stdout: styled on a terminal (``NO_COLOR`` is honoured), plain and unwrapped elsewhere.
-
-    Returns:
-        The console; it takes every text literally.
-    """
-    terminal = in_terminal()
-    return Console(
-        force_terminal=terminal, width=None if terminal else 1000, markup=False, emoji=False, highlight=False
-    )
-
-
-def table(*columns: str, numbers: Iterable[str] = ()) -> Table:
-    """Make a table.
-
-    Args:
-        columns: The headings.
-        numbers: Those of them with numbers below, which are set flush right.
-
-    Returns:
-        The table, without rows.
-    """
-    made = Table(box=box.SIMPLE_HEAD if in_terminal() else None, pad_edge=False, header_style="bold")
-    for column in columns:
-        made.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
-    return made

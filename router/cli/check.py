@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import psycopg
 import typer
+from rich.text import Text
 
 from router import sql
 from router._sync.scripts import cursor_of
-from router.cli._common import FAILED, AsJson, Config, console, load, print_json, table
+from router.cli._common import FAILED, AsJson, Config, load, print_json
 from router.cli._look import learn, look_at
 from router.cli._missing import missing
+from router.cli._screen import Column, console, listed, table
 from router.health import Looked, fenced, foreign
 from router.resolve import resolve, versions_of
 from router.topology import HealthPolicy, PoolPolicy, Role
@@ -296,10 +298,20 @@ def _release(number: int) -> str:
     return f"{number // 10000}.{number % 10000}"
 
 
+_COLUMNS = (
+    Column("version", share=0.2),
+    Column("node", share=0.42),
+    Column("role"),
+    Column("PostgreSQL", rank=4),
+    Column("replication", rank=3),
+    Column("may open", number=True, rank=2),
+    Column("allowed", number=True, rank=1),
+)
+
+
 def _print(report: _Report) -> None:
     screen = console()
-    counts = ("may open", "allowed")
-    shown = table("version", "node", "role", "PostgreSQL", "replication", *counts, numbers=counts)
+    rows = []
     for cluster in (*report.versions, *report.tenants):
         for node in cluster.nodes:
             found, server = report.looks[node], node.server
@@ -309,15 +321,15 @@ def _print(report: _Report) -> None:
             else:
                 state = [f"{node.role or 'unknown'}, down", "", ""]
             allowed = str(answer.connections) if answer else ""
-            shown.add_row(cluster.name, str(node), *state, str(report.may_open[server]), allowed)
-    kinds = (("problem", "red", report.problems), ("warning", "yellow", report.warnings))
-    totals = [f"{len(texts)} {kind}{'' if len(texts) == 1 else 's'}" for kind, _, texts in kinds if texts]
-    for kind, colour, texts in kinds:
+            rows.append([cluster.name, str(node), *state, str(report.may_open[server]), allowed])
+    shown = table(_COLUMNS, rows, screen)
+    totals, wrong = [], []
+    for kind, colour, texts in (("problem", "red", report.problems), ("warning", "yellow", report.warnings)):
         if texts:
-            screen.print(f"{kind}s:", style=f"bold {colour}")
-        for text in texts:
-            screen.print(f"- {text}", style=colour, soft_wrap=True)
-    screen.print(shown)
+            wrong += [Text(f"{kind}s:", style=f"bold {colour}"), listed(texts, colour, screen)]
+            totals.append(f"{len(texts)} {kind}{'' if len(texts) == 1 else 's'}")
+    # On a terminal, what is wrong comes first; its number at the end says that there is something above.
+    screen.print(*((*wrong, shown) if screen.is_terminal else (shown, *wrong)), sep="\n")
     if report.problems:
         screen.print(", ".join(totals), style="bold red")
     else:

@@ -18,7 +18,7 @@ from random import randint
 from secrets import token_urlsafe
 from threading import Event, Thread
 from time import monotonic, sleep
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import psycopg
 import typer
@@ -28,14 +28,16 @@ from rich.text import Text
 
 from router import NoPrimary, PoolExhausted, Router, RouterSettings
 from router.cli._accidents import Accident, Accidents
-from router.cli._common import FAILED, AsJson, console, in_terminal, print_json, table
+from router.cli._common import FAILED, AsJson, print_json
+from router.cli._screen import Column, InPlace, console, in_terminal, table
 from router.testing import PostgresCluster
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
     from typing import LiteralString, TextIO
 
+    from rich.console import Console
     from rich.table import Table
 
 WRITERS = 2  # threads a version
@@ -224,7 +226,7 @@ def _start(stack: ExitStack, progress: TextIO) -> Sequence[PostgresCluster]:
         print(f"PostgreSQL {release.postgres} runs as {release.version}, after {took:.1f} s", file=progress)
         return cluster
 
-    parts = (f"PostgreSQL {release.postgres} (1 primary, standbys: {release.standbys})" for release in _RELEASES)
+    parts = (f"PostgreSQL {release.postgres} (standbys: {release.standbys})" for release in _RELEASES)
     print(f"starting {' and '.join(parts)} ...", file=progress, flush=True)
     with ThreadPoolExecutor() as starters:
         return [stack.enter_context(cluster) for cluster in starters.map(start, _RELEASES)]
@@ -411,7 +413,8 @@ def _watch(load: _Load, accidents: Accidents, seconds: float, progress: TextIO, 
     before: dict[_Source, int] = {}
     told = 0
     with ExitStack() as stack:
-        live = stack.enter_context(Live(console=console(), auto_refresh=False, transient=True)) if moving else None
+        screen = console()
+        live = stack.enter_context(Live(console=screen, auto_refresh=False, transient=True)) if moving else None
         while (left := begun + seconds - last) > 0 or not accidents.over():
             if left > 0:
                 sleep(min(1.0, left))
@@ -423,14 +426,14 @@ def _watch(load: _Load, accidents: Accidents, seconds: float, progress: TextIO, 
             last = now
             happened = accidents.happened.copy()
             if live:
-                live.update(_view(load, happened, rows, left=max(begun + seconds - now, 0.0)), refresh=True)
+                view = _view(load, happened, _table(rows, "requests/s", screen), left=max(begun + seconds - now, 0.0))
+                live.update(InPlace(view), refresh=True)
             else:
                 print(*happened[told:], _line(load, rows, now - begun), sep="\n", file=progress, flush=True)
             told = len(happened)
 
 
-def _view(load: _Load, happened: Sequence[Accident], rows: Sequence[_Measured], *, left: float) -> Group:
-    shown = _table(rows, "requests/s", lambda row: f"{row.rate:,.0f}")
+def _view(load: _Load, happened: Sequence[Accident], shown: Table, *, left: float) -> Group:
     failed = len(load.failures)
     lines = (Text(str(accident)) for accident in happened)
     return Group(shown, *lines, Text(f"{left:.0f} s left, {failed} failed", style="red" if failed else "green"))
@@ -446,21 +449,31 @@ def _line(load: _Load, rows: Sequence[_Measured], elapsed: float) -> str:
     return f"{elapsed:3.0f} s  {' | '.join(parts)} | {len(load.failures)} failed"
 
 
-def _table(rows: Sequence[_Measured], heading: str, value: Callable[[_Measured], str]) -> Table:
-    measures = (heading, "p50 ms", "p99 ms")
-    shown = table("version", "use", "node", "role", "PostgreSQL", *measures, numbers=measures)
+def _table(rows: Sequence[_Measured], heading: Literal["requests", "requests/s"], screen: Console) -> Table:
+    columns = (
+        Column("version"),
+        Column("use"),
+        Column("node"),
+        Column("role"),
+        Column("PostgreSQL", rank=2),
+        Column(heading, number=True),
+        Column("p50 ms", number=True, rank=1),
+        Column("p99 ms", number=True),
+    )
+    cells = []
     for row in rows:
         source, latencies = row.source, (f"{latency * 1000:.2f}" for latency in (row.p50, row.p99))
+        count = f"{row.requests if heading == 'requests' else row.rate:,.0f}"
         node = f"127.0.0.1:{source.port}"
-        shown.add_row(source.version, source.use, node, source.role, source.postgres, value(row), *latencies)
-    return shown
+        cells.append([source.version, source.use, node, source.role, source.postgres, count, *latencies])
+    return table(columns, cells, screen)
 
 
 def _print_summary(load: _Load, accidents: Accidents, writes: _Writes) -> None:
     screen = console()
     rows = load.measure(load.seconds)
     screen.print()
-    screen.print(_table(rows, "requests", lambda row: f"{row.requests:,}"))
+    screen.print(_table(rows, "requests", screen))
     for accident in accidents.happened:
         screen.print(str(accident), soft_wrap=True)
     if writes.gap is not None:

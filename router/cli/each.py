@@ -22,8 +22,9 @@ from rich.text import Text
 
 from router import Router
 from router._runtime import concurrently
-from router.cli._common import BAD_USAGE, FAILED, AsJson, Config, console, fail, in_terminal, load, print_json, table
+from router.cli._common import BAD_USAGE, FAILED, AsJson, Config, fail, load, print_json
 from router.cli._journal import Journal, JournalError
+from router.cli._screen import Column, console, in_terminal, table
 from router.cli._tenants import meant
 from router.cli._turn import CommandTurn, SqlTurn
 
@@ -300,10 +301,10 @@ class _Screen:
             )
             return
         if failures:
-            shown = table("tenant", "code", "said last")
-            for tenant, failure in failures.items():
-                shown.add_row(tenant, failure.code, failure.text[:WIDTH])
-            console().print(shown)
+            screen = console()
+            columns = (Column("tenant", share=0.3), Column("code"), Column("said last", share=0.5))
+            rows = [(tenant, failure.code, failure.text[:WIDTH]) for tenant, failure in failures.items()]
+            screen.print(table(columns, rows, screen))
         go_on = "" if done == count else "; go on with --resume"
         print(f"{done} of {count} done, {len(failures)} failed, {len(left)} left; log: {self._log}{go_on}")
 

@@ -17,8 +17,9 @@ from rich.text import Text
 from router import sql
 from router._sync.scripts import cursor_of
 from router.choose import fresh
-from router.cli._common import FAILED, AsJson, Config, console, in_terminal, load, print_json, table
+from router.cli._common import FAILED, AsJson, Config, load, print_json
 from router.cli._look import Looker, learn
+from router.cli._screen import Column, InPlace, console, in_terminal, listed, table
 from router.health import Looked, fenced, foreign, lag_of, primary_of, role_of, state_of
 from router.resolve import resolve
 from router.topology import Role
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from psycopg.rows import TupleRow
+    from rich.console import Console
 
     from router.cli._look import Look
     from router.health import Health, Lag
@@ -118,7 +120,8 @@ def status(
     if as_json:
         print_json(_as_json(versions))
     else:
-        console().print(_view(versions))
+        screen = console()
+        screen.print(_view(versions, screen))
     if not all(found.ok for found in versions):
         raise typer.Exit(FAILED)
 
@@ -182,30 +185,52 @@ def _watch(rounds: Iterator[tuple[_Version, ...]], *, as_json: bool) -> None:
             if as_json:
                 print(json.dumps(_as_json(versions), ensure_ascii=False), flush=True)
                 continue
-            view = Group(f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S}", _view(versions))
-            screen.print(view) if live is None else live.update(view, refresh=True)
+            view = Group(f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S}", _view(versions, screen))
+            screen.print(view) if live is None else live.update(InPlace(view), refresh=True)
 
 
-def _view(versions: Sequence[_Version]) -> Group:
-    numbers = ("lag s", "lag bytes", "in use", "idle", "waiting", "probe ms")
-    shown = table("version", "node", "role", "state", *numbers, numbers=numbers)
-    shown.collapse_padding = in_terminal()  # so many columns have to fit it
+_COLUMNS = (
+    Column("version", share=0.2),
+    Column("node", share=0.42),
+    Column("role"),
+    Column("state"),
+    Column("lag s", number=True, rank=1),
+    Column("lag bytes", number=True, rank=4),
+    Column("in use", number=True, rank=2),
+    Column("idle", number=True, rank=5),
+    Column("waiting", number=True, rank=3),
+    Column("probe ms", number=True, rank=6),
+)
+
+
+def _view(versions: Sequence[_Version], screen: Console) -> Group:
+    rows: list[list[str | Text]] = []
     problems = []
     for found in versions:
         for status in found.nodes:
-            shown.add_row(
-                found.name,
-                str(status.node),
-                status.role or "unknown",
-                Text(status.state, style="green" if status.state == "up" else "red"),
-                *_shown_lag(status),
-                *(str(count) for count in status.activity or ("", "", "")),
-                "" if status.latency is None else f"{status.latency * 1000:.1f}",
+            rows.append(
+                [
+                    found.name,
+                    str(status.node),
+                    status.role or "unknown",
+                    Text(status.state, style="green" if status.state == "up" else "red"),
+                    *_shown_lag(status),
+                    *(str(count) for count in status.activity or ("", "", "")),
+                    "" if status.latency is None else f"{status.latency * 1000:.1f}",
+                ]
             )
-            problems += [f"- {found.name}: {status.node} {problem}" for problem in status.problems]
+            problems += [f"{found.name}: {status.node} {problem}" for problem in status.problems]
         if found.primary is None:
-            problems.append(f"- {found.name} has no primary that can be written to")
-    return Group(shown, *(Text(problem, style="red") for problem in problems))
+            problems.append(f"{found.name} has no primary that can be written to")
+    shown = table(_COLUMNS, rows, screen)
+    if not problems:
+        return Group(shown)
+    wrong = listed(problems, "red", screen)
+    if not screen.is_terminal:
+        return Group(shown, wrong)
+    # What is wrong comes first; its number at the end says that there is something above.
+    total = f"{len(problems)} problem{'' if len(problems) == 1 else 's'}"
+    return Group(wrong, shown, Text(total, style="bold red"))
 
 
 def _shown_lag(status: _Status) -> tuple[str, str]:

@@ -9,8 +9,9 @@ import typer
 
 from router import sql
 from router._sync.scripts import cursor_of
-from router.cli._common import FAILED, AsJson, Config, console, load, print_json
+from router.cli._common import FAILED, AsJson, Config, load, print_json
 from router.cli._look import look_at
+from router.cli._screen import console
 from router.cli._tenants import home_as_json, in_words, meant
 from router.errors import ConfigError, RouterError
 from router.health import Looked
