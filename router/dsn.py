@@ -18,6 +18,16 @@ if TYPE_CHECKING:
 _QUOTING = "special characters are percent-encoded in a URI, values with spaces stand in '…' in key=value form"
 
 
+KEEPALIVE = {
+    "keepalives_idle": "60",
+    "keepalives_interval": "15",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "45000",
+}
+"""Where neither the connection string nor a service file says anything else: gateways forget idle connections without
+a word, some after 240 s, and the system's own defaults find that out after hours."""
+
+
 class Dsn(str):
     """One connection string, which may name several hosts; as text it has every parameter but the secret ones.
 
@@ -104,16 +114,27 @@ def _split(
     if len(ports) != count:
         raise ValueError(f"names {count} hosts but {len(ports)} ports: give one port for all, or one for each")
     compiled_port = next(option.compiled for option in defaults if option.keyword == b"port") or b"5432"
+    inherited = _inherited(params)
     nodes = []
     for name, address, digits in zip(hosts, addresses, ports, strict=True):
         host = name or ("" if address else _socket_directory())
         port = _port(digits or compiled_port.decode())
         place = {"host": host, "hostaddr": address, "port": str(port)}
-        own = {**params, **place}
+        own = {**inherited, **params, **place}
         # The address decides which process answers; the name beside it is for TLS and .pgpass.
         server = Server(address or host, port)
         nodes.append((server, tuple(sorted((key, value) for key, value in own.items() if value or key not in place))))
     return nodes
+
+
+def _inherited(params: Mapping[str, str]) -> dict[str, str]:
+    """What a service file or the environment says of parameters to which the router adds something of its own."""
+    asked = pq.PGconn.connect_start(
+        make_conninfo("", **{**params, "sslmode": "none"}).encode()
+    )  # refused before any I/O
+    found = {option.keyword.decode(): option.val.decode() for option in asked.info if option.val}
+    asked.finish()
+    return {key: found[key] for key in ("options", *KEEPALIVE) if key in found and key not in params}
 
 
 def _port(digits: str) -> int:

@@ -21,6 +21,7 @@ from router._login import OWN, LoginFailed
 from router._runtime import Names, aconsult
 from router.budget import Claim
 from router.choose import objection
+from router.dsn import KEEPALIVE
 from router.errors import masked
 from router.health import Connected, Failed, Looked, PoolerFound, failed
 from router.topology import Role
@@ -331,7 +332,8 @@ class AsyncOpener:
         wanted: Callable[[], bool] | None = None,
         asks: Callable[[], None] = lambda: None,
     ) -> AsyncConnection[TupleRow]:
-        params = {"connect_timeout": str(cluster.pool.connect_timeout), **dict(node.params + node.secrets.values)}
+        own = {"connect_timeout": str(cluster.pool.connect_timeout), **KEEPALIVE}
+        params = {**own, **dict(node.params + node.secrets.values)}
         kind: type[AsyncNodeConnection] = AsyncNodeConnection
         if node.pooler == "transaction":  # which knows nothing of sessions, nor of what they begin with
             kind, options = AsyncPooledConnection, []

@@ -22,6 +22,7 @@ from router._sync.scripts import NOT_THERE, NodeConnection, PooledConnection, se
 from router._sync.slots import BudgetSpent
 from router.budget import Claim
 from router.choose import objection
+from router.dsn import KEEPALIVE
 from router.errors import masked
 from router.health import Connected, Failed, Looked, PoolerFound, failed
 from router.topology import Role
@@ -332,7 +333,8 @@ class Opener:
         wanted: Callable[[], bool] | None = None,
         asks: Callable[[], None] = lambda: None,
     ) -> Connection[TupleRow]:
-        params = {"connect_timeout": str(cluster.pool.connect_timeout), **dict(node.params + node.secrets.values)}
+        own = {"connect_timeout": str(cluster.pool.connect_timeout), **KEEPALIVE}
+        params = {**own, **dict(node.params + node.secrets.values)}
         kind: type[NodeConnection] = NodeConnection
         if node.pooler == "transaction":  # which knows nothing of sessions, nor of what they begin with
             kind, options = PooledConnection, []
