@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from psycopg import Connection
-    from psycopg.abc import Params, QueryNoTemplate
+    from psycopg.abc import Params, Query
     from psycopg.rows import TupleRow
 
     from router._runtime import Configure, Password, Source
@@ -125,7 +125,7 @@ def use(*, tenant: str | None = None, version: str | None = None, lock: bool = F
 
 
 def execute(
-    query: QueryNoTemplate,
+    query: Query,
     params: Params | None = None,
     *,
     version: str | None = None,

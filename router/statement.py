@@ -16,6 +16,23 @@ _QUOTED = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 _COMMENTS_EDGE = re.compile(r"/\*|\*/")
+_FIRST_WORD = re.compile(r"[\s(;]*([A-Za-z]+)\b")
+_WRITES = frozenset({
+    "INSERT", "UPDATE", "DELETE", "MERGE", "TRUNCATE", "CREATE", "ALTER", "DROP", "GRANT", "REVOKE", "COMMENT",
+    "SECURITY", "REASSIGN", "REFRESH", "IMPORT", "REINDEX", "CLUSTER", "VACUUM", "ANALYZE", "ANALYSE", "CHECKPOINT",
+})  # fmt: skip
+# COPY of a query, in parentheses, only reads; what stands in parentheses after a table's name are its columns.
+_COPY_FROM = re.compile(r"[\s(;]*COPY\s+[^\s(][^(]*?(?:\([^)]*\)\s*)?\bFROM\b", re.IGNORECASE)
+_COPY_TO = re.compile(r"[\s(;]*COPY\b[^(]*?(?:\([^)]*\)\s*)?\bTO\b", re.IGNORECASE)
+# Functions that a standby allows, but for itself alone; and those that need the primary's WAL. Not those that are meant
+# for standbys (pg_promote, pg_wal_replay_…), or for whichever server the session is on (pg_terminate_backend).
+_ADMINISTERS = re.compile(
+    r"""\b pg_ (?: current_wal_\w+ | switch_wal | walfile_name\w* | create_restore_point | log_standby_snapshot
+    | backup_start | backup_stop | start_backup | stop_backup | reload_conf | rotate_logfile | stat_reset\w*
+    | (?: create | copy | drop ) _ (?: physical_ | logical_ )? replication_slot | replication_slot_advance
+    | replication_origin_\w+ | logical_slot_\w+ | logical_emit_message ) \s* \(""",
+    re.IGNORECASE | re.VERBOSE,
+)
 _UNDONE_WHOLE = re.compile(
     r"[\s(]*(?:SELECT|WITH|VALUES|TABLE|INSERT|UPDATE|DELETE|MERGE)\b[^;]*;?\s*\Z", re.IGNORECASE
 )
@@ -32,6 +49,30 @@ def without_comments(text: str) -> str:
         It, with a space for each comment, and none around it.
     """
     return _blanked(text, quoted=False) if "--" in text or "/*" in text else text.strip()
+
+
+def needs_primary(text: str) -> bool:
+    """Tell whether a statement is certainly for the primary: what it begins with writes, or it administers a server.
+
+    Args:
+        text: The statement, without comments.
+
+    Returns:
+        Whether it is so; if not, it may still write.
+    """
+    first = _FIRST_WORD.match(text)
+    word = "" if first is None else first[1].upper()
+    if word in _WRITES:
+        return True
+    if word != "COPY" and _ADMINISTERS.search(text) is None:
+        return False
+    text = _blanked(text, quoted=True)
+    return _ADMINISTERS.search(text) is not None or _copies_into(text)
+
+
+def _copies_into(text: str) -> bool:
+    into, out = _COPY_FROM.match(text), _COPY_TO.match(text)
+    return into is not None and (out is None or into.end() < out.end())
 
 
 def can_be_repeated(text: str) -> bool:
@@ -59,13 +100,13 @@ def commits(text: bytes) -> bool:
 
 
 def _blanked(text: str, *, quoted: bool) -> str:
-    """Put spaces where comments are, and if wanted also where something is quoted."""
+    """Put a space for each comment, and if wanted two quotes for all that is quoted."""
     kept: list[str] = []
     done = place = 0
     while match := _QUOTED.search(text, place):
         place = match.end() if match[0] != "/*" else _end_of_comment(text, match.end())
         if quoted or match["comment"]:
-            kept += text[done : match.start()], " "
+            kept += text[done : match.start()], " " if match["comment"] else '""'
             done = place
     return "".join([*kept, text[done:]]).strip()
 

@@ -183,6 +183,11 @@ class AsyncCheckout:
         return self._pool
 
     @property
+    def version(self) -> str:
+        """The version it is for; empty as long as that is not known."""
+        return self._lane.target.version
+
+    @property
     def tenant(self) -> str | None:
         """Whom it is for, inside the block; ``None`` when that is no tenant."""
         return self._lane.target.tenant
@@ -502,6 +507,11 @@ class AsyncAskingCheckout(AsyncCheckout):
     def pool(self) -> AsyncNodePool:
         """Where the connection is from, inside the block."""
         return self._found().pool
+
+    @property
+    def version(self) -> str:
+        """The version it is for; empty as long as that is not known."""
+        return "" if self._checkout is None else self._checkout.version
 
     @property
     def tenant(self) -> str | None:

@@ -11,17 +11,17 @@ import psycopg
 from psycopg.rows import tuple_row
 
 from router._async.pools import original_of
-from router._async.scripts import AsyncPooledConnection, is_stale
+from router._async.scripts import AsyncPooledConnection, is_stale, text_of
 from router._runtime import AGuard, acall, asleep
 from router.errors import Unavailable
 from router.result import Result
-from router.statement import can_be_repeated
+from router.statement import can_be_repeated, needs_primary, without_comments
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from psycopg import AsyncConnection, AsyncCursor
-    from psycopg.abc import Params, QueryNoTemplate
+    from psycopg.abc import Params, Query
     from psycopg.rows import TupleRow
 
     from router._async.checkout import AsyncCheckout
@@ -86,9 +86,8 @@ class AsyncStatements:
 
     async def execute(
         self,
-        query: QueryNoTemplate,
+        query: Query,
         params: Params | None,
-        version: str | None,
         reading: AsyncReading,
         writing: Callable[[], AsyncCheckout],
     ) -> Result:
@@ -97,7 +96,6 @@ class AsyncStatements:
         Args:
             query: The statement.
             params: Its parameters.
-            version: What it is for: the same statement may write in one version and not in another.
             reading: Borrows a connection to read.
             writing: Borrows one to write.
 
@@ -105,22 +103,27 @@ class AsyncStatements:
             The whole result.
 
         Raises:
+            TypeError: It is no statement.
             psycopg.Error: It failed.
         """
-        text = _text(query)
-        key = hash((version, text))
+        text = without_comments(text_of(query))
         locks = _ADVISORY_LOCK.search(text) is not None
         spent = locks or _SETTING.search(text) is not None
-        if locks or key in self._refused:
+        if locks or needs_primary(text):
             return await self._write(query, text, params, writing, spent=spent)
+        checkout = reading(avoid=None)
+        # The same statement may write in one version and not in another.
+        if (key := hash((checkout.version, text))) in self._refused:
+            return await self._write(query, text, params, writing, spent=spent)
+        refused = False
         try:
-            return await self._read(query, params, reading, spent=spent)
+            return await self._read(query, params, reading, checkout, spent=spent)
         except (psycopg.errors.ReadOnlySqlTransaction, psycopg.errors.FeatureNotSupported) as error:
             if is_stale(error):
                 raise
             refused = True
-        except _Unguarded:
-            refused = False
+        except (psycopg.errors.ObjectNotInPrerequisiteState, _Unguarded):
+            pass  # the first may be because the server is a standby, or because it is behind: that passes
         result = await self._write(query, text, params, writing, spent=spent)
         if not refused:
             return result
@@ -131,11 +134,10 @@ class AsyncStatements:
         return result
 
     async def _read(
-        self, query: QueryNoTemplate, params: Params | None, reading: AsyncReading, *, spent: bool
+        self, query: Query, params: Params | None, reading: AsyncReading, checkout: AsyncCheckout, *, spent: bool
     ) -> Result:
-        avoid: Node | None = None
         for attempt in count():
-            checkout = reading(avoid=avoid)
+            avoid: Node | None = None
             async with checkout as connection:
                 if not original_of(connection).refuses_writes:
                     raise _Unguarded
@@ -153,11 +155,12 @@ class AsyncStatements:
                     if attempt or not is_stale(error):
                         raise
                     self._repeated(checkout.pool, checkout.tenant, error)
+            checkout = reading(avoid=avoid)
         raise AssertionError  # count() has no end
 
     async def _write(
         self,
-        query: QueryNoTemplate,
+        query: Query,
         text: str,
         params: Params | None,
         writing: Callable[[], AsyncCheckout],
@@ -237,7 +240,7 @@ def _passes(connection: AsyncConnection[Any], error: psycopg.Error) -> bool:
 
 
 async def _result(
-    connection: AsyncConnection[TupleRow], query: QueryNoTemplate, params: Params | None, text: str = "SELECT"
+    connection: AsyncConnection[TupleRow], query: Query, params: Params | None, text: str = "SELECT"
 ) -> Result:
     """Run a statement; and again in the same session if that went by what a migration has changed.
 
@@ -254,12 +257,13 @@ async def _result(
     if not connection.autocommit and not (isinstance(connection, AsyncPooledConnection) and connection.prelude):
         await connection.set_autocommit(True)
     async with connection.cursor(row_factory=tuple_row) as cursor:
+        statement: Any = query  # a template string takes no parameters, as psycopg says itself
         try:
-            await cursor.execute(query, params)
+            await cursor.execute(statement, params)
         except psycopg.Error as error:
             if not is_stale(error) or connection.pgconn.transaction_status or not can_be_repeated(text):
                 raise
-            await cursor.execute(query, params)  # what was prepared is forgotten by now
+            await cursor.execute(statement, params)  # what was prepared is forgotten by now
         result = Result(
             rows=await cursor.fetchall() if cursor.description is not None else [],
             columns=tuple(column.name for column in cursor.description or ()),
@@ -280,14 +284,3 @@ def _leaves_something(cursor: AsyncCursor[Any]) -> bool:
             return True
         if not cursor.nextset():
             return False
-
-
-def _text(query: QueryNoTemplate) -> str:
-    if isinstance(query, str):
-        return query
-    if isinstance(query, bytes):
-        return query.decode(errors="replace")
-    try:
-        return query.as_string(None)
-    except psycopg.ProgrammingError:  # only the connections may know how to write one of its literals
-        return repr(query)

@@ -184,6 +184,11 @@ class Checkout:
         return self._pool
 
     @property
+    def version(self) -> str:
+        """The version it is for; empty as long as that is not known."""
+        return self._lane.target.version
+
+    @property
     def tenant(self) -> str | None:
         """Whom it is for, inside the block; ``None`` when that is no tenant."""
         return self._lane.target.tenant
@@ -501,6 +506,11 @@ class AskingCheckout(Checkout):
     def pool(self) -> NodePool:
         """Where the connection is from, inside the block."""
         return self._found().pool
+
+    @property
+    def version(self) -> str:
+        """The version it is for; empty as long as that is not known."""
+        return "" if self._checkout is None else self._checkout.version
 
     @property
     def tenant(self) -> str | None:

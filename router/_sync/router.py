@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from psycopg import Connection
-    from psycopg.abc import Params, QueryNoTemplate
+    from psycopg.abc import Params, Query
     from psycopg.rows import TupleRow
 
     from router._runtime import Configure, Function, Password, Source
@@ -196,7 +196,7 @@ class Router:
 
     def execute(
         self,
-        query: QueryNoTemplate,
+        query: Query,
         params: Params | None = None,
         *,
         version: str | None = None,
@@ -207,12 +207,13 @@ class Router:
     ) -> Result:
         """Run one statement by itself, wherever PostgreSQL lets it run.
 
-        A statement that is new to the router goes to a replica, in a session that refuses writes; if the server refuses
-        it, it runs on the primary, now and from then on. It is committed at once. What it leaves in its session
-        (``SET``, ``LISTEN``, a temporary table, an advisory lock) ends with it.
+        A statement that begins with what writes (INSERT, COPY … FROM, CREATE and the like, comments aside), or that
+        administers a server, goes to the primary. Any other that is new to the router goes to a replica, in a session
+        that refuses writes; if the server refuses it, it runs on the primary, now and from then on. It is committed at
+        once. What it leaves in its session (``SET``, ``LISTEN``, a temporary table, an advisory lock) ends with it.
 
         Args:
-            query: The statement.
+            query: The statement; from Python 3.14 on also as a template string, without parameters of its own.
             params: Its parameters.
             version: As for :meth:`connection`.
             tenant: As for :meth:`connection`.
@@ -229,12 +230,13 @@ class Router:
             Unavailable: No connection could be had in time.
             TransactionOutcomeUnknown: The connection died while the statement ran on the primary. (A read whose
                 connection dies is run again elsewhere.)
+            TypeError: It is no statement.
             psycopg.Error: PostgreSQL refused the statement.
         """
         checkout = partial(self._checkout, version=version, tenant=tenant, timeout=timeout)
         reading = partial(checkout, read_only=True, max_lag=max_lag, after=after)
         writing = partial(checkout, begin=False)
-        return self._statements.execute(query, params, version, reading, writing)
+        return self._statements.execute(query, params, reading, writing)
 
     def run(
         self,

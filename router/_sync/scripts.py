@@ -19,11 +19,13 @@ from typing import TYPE_CHECKING, Any, LiteralString, Self, TypeVar
 
 import psycopg
 from psycopg import Connection, Cursor, generators, postgres
+from psycopg._compat import Interpolation, Template  # Python's own, where it has them
 from psycopg._preparing import PrepareManager
 from psycopg.adapt import AdaptersMap, Loader
 from psycopg.errors import error_from_result
 from psycopg.pq import ExecStatus, Format, TransactionStatus
 from psycopg.rows import DictRow, TupleRow, dict_row
+from psycopg.sql import Composable
 from psycopg.types import TypesRegistry
 from psycopg.types.array import register_all_arrays
 
@@ -173,6 +175,44 @@ class _TextLoader(Loader):
     def load(self, data: Buffer) -> str:
         encoding = self.connection.info.encoding if self.connection else "utf-8"
         return bytes(data).decode("utf-8" if encoding == "ascii" else encoding, errors="replace")
+
+
+def text_of(query: Any) -> str:
+    """Give the text of a statement, where psycopg takes it in any of its forms.
+
+    Args:
+        query: The statement.
+
+    Returns:
+        Its text; what is the same but for parameters is the same text.
+
+    Raises:
+        TypeError: It is no statement.
+    """
+    if isinstance(query, str):
+        return query
+    if isinstance(query, bytes):
+        return query.decode(errors="replace")
+    if isinstance(query, Template):
+        return "".join(map(_text_of_part, query))
+    if not isinstance(query, Composable):
+        raise TypeError(
+            "execute() takes a statement: a str, bytes, what psycopg.sql makes, or a template string; "
+            f"not {type(query).__name__}"
+        )
+    try:
+        return query.as_string(None)
+    except psycopg.ProgrammingError:  # only the connections may know how to write one of its literals
+        return repr(query)
+
+
+def _text_of_part(part: str | Interpolation[Any]) -> str:
+    """Write a part of a template string: what becomes SQL as it is, and parameters and literals all alike."""
+    if isinstance(part, str):
+        return part
+    if isinstance(part.value, (Template, Composable)):
+        return text_of(part.value)
+    return f'"{part.value}"' if part.format_spec == "i" else " ? "
 
 
 def _sent(connection: Connection[Any], script: bytes, deadline: float) -> PQGen[PGresult]:

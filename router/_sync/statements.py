@@ -13,16 +13,16 @@ from psycopg.rows import tuple_row
 
 from router._runtime import Guard, call, sleep
 from router._sync.pools import original_of
-from router._sync.scripts import PooledConnection, is_stale
+from router._sync.scripts import PooledConnection, is_stale, text_of
 from router.errors import Unavailable
 from router.result import Result
-from router.statement import can_be_repeated
+from router.statement import can_be_repeated, needs_primary, without_comments
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from psycopg import Connection, Cursor
-    from psycopg.abc import Params, QueryNoTemplate
+    from psycopg.abc import Params, Query
     from psycopg.rows import TupleRow
 
     from router._sync.checkout import Checkout
@@ -87,9 +87,8 @@ class Statements:
 
     def execute(
         self,
-        query: QueryNoTemplate,
+        query: Query,
         params: Params | None,
-        version: str | None,
         reading: Reading,
         writing: Callable[[], Checkout],
     ) -> Result:
@@ -98,7 +97,6 @@ class Statements:
         Args:
             query: The statement.
             params: Its parameters.
-            version: What it is for: the same statement may write in one version and not in another.
             reading: Borrows a connection to read.
             writing: Borrows one to write.
 
@@ -106,22 +104,27 @@ class Statements:
             The whole result.
 
         Raises:
+            TypeError: It is no statement.
             psycopg.Error: It failed.
         """
-        text = _text(query)
-        key = hash((version, text))
+        text = without_comments(text_of(query))
         locks = _ADVISORY_LOCK.search(text) is not None
         spent = locks or _SETTING.search(text) is not None
-        if locks or key in self._refused:
+        if locks or needs_primary(text):
             return self._write(query, text, params, writing, spent=spent)
+        checkout = reading(avoid=None)
+        # The same statement may write in one version and not in another.
+        if (key := hash((checkout.version, text))) in self._refused:
+            return self._write(query, text, params, writing, spent=spent)
+        refused = False
         try:
-            return self._read(query, params, reading, spent=spent)
+            return self._read(query, params, reading, checkout, spent=spent)
         except (psycopg.errors.ReadOnlySqlTransaction, psycopg.errors.FeatureNotSupported) as error:
             if is_stale(error):
                 raise
             refused = True
-        except _Unguarded:
-            refused = False
+        except (psycopg.errors.ObjectNotInPrerequisiteState, _Unguarded):
+            pass  # the first may be because the server is a standby, or because it is behind: that passes
         result = self._write(query, text, params, writing, spent=spent)
         if not refused:
             return result
@@ -131,10 +134,11 @@ class Statements:
                 del self._refused[next(iter(self._refused))]
         return result
 
-    def _read(self, query: QueryNoTemplate, params: Params | None, reading: Reading, *, spent: bool) -> Result:
-        avoid: Node | None = None
+    def _read(
+        self, query: Query, params: Params | None, reading: Reading, checkout: Checkout, *, spent: bool
+    ) -> Result:
         for attempt in count():
-            checkout = reading(avoid=avoid)
+            avoid: Node | None = None
             with checkout as connection:
                 if not original_of(connection).refuses_writes:
                     raise _Unguarded
@@ -152,11 +156,12 @@ class Statements:
                     if attempt or not is_stale(error):
                         raise
                     self._repeated(checkout.pool, checkout.tenant, error)
+            checkout = reading(avoid=avoid)
         raise AssertionError  # count() has no end
 
     def _write(
         self,
-        query: QueryNoTemplate,
+        query: Query,
         text: str,
         params: Params | None,
         writing: Callable[[], Checkout],
@@ -235,9 +240,7 @@ def _passes(connection: Connection[Any], error: psycopg.Error) -> bool:
     return connection.broken or error.sqlstate in PASSING
 
 
-def _result(
-    connection: Connection[TupleRow], query: QueryNoTemplate, params: Params | None, text: str = "SELECT"
-) -> Result:
+def _result(connection: Connection[TupleRow], query: Query, params: Params | None, text: str = "SELECT") -> Result:
     """Run a statement; and again in the same session if that went by what a migration has changed.
 
     Args:
@@ -253,12 +256,13 @@ def _result(
     if not connection.autocommit and not (isinstance(connection, PooledConnection) and connection.prelude):
         connection.set_autocommit(True)
     with connection.cursor(row_factory=tuple_row) as cursor:
+        statement: Any = query  # a template string takes no parameters, as psycopg says itself
         try:
-            cursor.execute(query, params)
+            cursor.execute(statement, params)
         except psycopg.Error as error:
             if not is_stale(error) or connection.pgconn.transaction_status or not can_be_repeated(text):
                 raise
-            cursor.execute(query, params)  # what was prepared is forgotten by now
+            cursor.execute(statement, params)  # what was prepared is forgotten by now
         result = Result(
             rows=cursor.fetchall() if cursor.description is not None else [],
             columns=tuple(column.name for column in cursor.description or ()),
@@ -279,14 +283,3 @@ def _leaves_something(cursor: Cursor[Any]) -> bool:
             return True
         if not cursor.nextset():
             return False
-
-
-def _text(query: QueryNoTemplate) -> str:
-    if isinstance(query, str):
-        return query
-    if isinstance(query, bytes):
-        return query.decode(errors="replace")
-    try:
-        return query.as_string(None)
-    except psycopg.ProgrammingError:  # only the connections may know how to write one of its literals
-        return repr(query)
