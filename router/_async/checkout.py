@@ -456,7 +456,9 @@ class AsyncScopedCheckout(AsyncTrackedCheckout):
             try:
                 await enter(connection, target.scope, deadline, begin=self._begin)
             except BaseException as error:
-                lost = connection.broken or isinstance(error, TooLate)
+                # Whoever had it before may have spoilt it for every reset; a fresh one is as it will be the next time.
+                used = original_of(connection).scope is not None
+                again = isinstance(error, psycopg.Error) and (used or connection.broken or isinstance(error, TooLate))
                 _tell(pool, connection, error)
                 if isinstance(error, TooLate):
                     pool.suspect(pool.node.server)
@@ -465,7 +467,7 @@ class AsyncScopedCheckout(AsyncTrackedCheckout):
                 else:
                     await connection.close()
                 await pool.give_back(connection)
-                if not lost or not isinstance(error, psycopg.OperationalError):
+                if not again:
                     raise
                 connection = None
                 continue

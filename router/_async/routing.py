@@ -552,6 +552,7 @@ class AsyncRouting:
             await self.known.report(seen)
         except psycopg.Error:
             pool.suspect(server)
+            await connection.close()  # whoever had it before may have spoilt it
             await pool.give_back(connection)
             return False
         except BaseException:

@@ -11,7 +11,7 @@ import psycopg
 from psycopg.rows import tuple_row
 
 from router._async.pools import original_of
-from router._async.scripts import AsyncPooledConnection, is_stale, text_of
+from router._async.scripts import AsyncPooledConnection, is_spoilt, is_stale, text_of
 from router._runtime import AGuard, acall, asleep
 from router.errors import Unavailable
 from router.result import Result
@@ -121,7 +121,7 @@ class AsyncStatements:
         except (psycopg.errors.ReadOnlySqlTransaction, psycopg.errors.FeatureNotSupported) as error:
             if is_stale(error):
                 raise
-            refused = True
+            refused = not is_spoilt(error)
         except (psycopg.errors.ObjectNotInPrerequisiteState, _Unguarded):
             pass  # the first may be because the server is a standby, or because it is behind: that passes
         result = await self._write(query, text, params, writing, spent=spent)
@@ -152,7 +152,7 @@ class AsyncStatements:
                     self._repeated(checkout.pool, checkout.tenant, error)
                     avoid = checkout.pool.node
                 except psycopg.Error as error:
-                    if attempt or not is_stale(error):
+                    if attempt >= (1 if is_stale(error) else ELSEWHERE if is_spoilt(error) else 0):
                         raise
                     self._repeated(checkout.pool, checkout.tenant, error)
             checkout = reading(avoid=avoid)

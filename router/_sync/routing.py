@@ -553,6 +553,7 @@ class Routing:
             self.known.report(seen)
         except psycopg.Error:
             pool.suspect(server)
+            connection.close()  # whoever had it before may have spoilt it
             pool.give_back(connection)
             return False
         except BaseException:

@@ -263,6 +263,18 @@ def is_stale(error: psycopg.Error) -> bool:
     return _is_stale_plan(error) or _is_stale_session(error)
 
 
+def is_spoilt(error: psycopg.Error) -> bool:
+    """Tell whether a statement failed because its session is set so that every statement fails there.
+
+    Args:
+        error: What it failed with.
+
+    Returns:
+        Whether it is so: a hot standby has no serializable transactions, whoever made that the session's default.
+    """
+    return error.sqlstate == "0A000" and error.diag.source_function == "GetSerializableTransactionSnapshot"
+
+
 def _is_stale_plan(error: psycopg.Error) -> bool:
     # 0A000 is also what a standby has for what it cannot read. The function's name is the same in every language.
     return error.sqlstate == "0A000" and error.diag.source_function == "RevalidateCachedQuery"
@@ -334,6 +346,8 @@ class NodeConnection(Connection[TupleRow]):
         except psycopg.Error as error:
             if is_stale(error):
                 self._forget(error)
+            if is_spoilt(error) and "_router" in self.__dict__:
+                self.__dict__["_router"].spent = True
             if before == LOST or not self._is_ended_by(error):
                 raise
             if (unknown := self._outcome_unknown()) is None:

@@ -13,7 +13,7 @@ from psycopg.rows import tuple_row
 
 from router._runtime import Guard, call, sleep
 from router._sync.pools import original_of
-from router._sync.scripts import PooledConnection, is_stale, text_of
+from router._sync.scripts import PooledConnection, is_spoilt, is_stale, text_of
 from router.errors import Unavailable
 from router.result import Result
 from router.statement import can_be_repeated, needs_primary, without_comments
@@ -122,7 +122,7 @@ class Statements:
         except (psycopg.errors.ReadOnlySqlTransaction, psycopg.errors.FeatureNotSupported) as error:
             if is_stale(error):
                 raise
-            refused = True
+            refused = not is_spoilt(error)
         except (psycopg.errors.ObjectNotInPrerequisiteState, _Unguarded):
             pass  # the first may be because the server is a standby, or because it is behind: that passes
         result = self._write(query, text, params, writing, spent=spent)
@@ -153,7 +153,7 @@ class Statements:
                     self._repeated(checkout.pool, checkout.tenant, error)
                     avoid = checkout.pool.node
                 except psycopg.Error as error:
-                    if attempt or not is_stale(error):
+                    if attempt >= (1 if is_stale(error) else ELSEWHERE if is_spoilt(error) else 0):
                         raise
                     self._repeated(checkout.pool, checkout.tenant, error)
             checkout = reading(avoid=avoid)
