@@ -6,10 +6,11 @@ import asyncio
 import logging
 import os
 import socket
+import sys
 import threading
 import time
 from concurrent.futures import Future, InvalidStateError, wait
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from contextvars import Context, copy_context
 from functools import partial, wraps
 from inspect import isawaitable
@@ -258,6 +259,27 @@ def spawn(function: Callable[P, None], name: str, *args: P.args, **kwargs: P.kwa
     thread = threading.Thread(target=Context().run, name=name, args=(function, *args), kwargs=kwargs, daemon=True)
     thread.start()
     return thread
+
+
+@contextmanager
+def untraced() -> Generator[None]:
+    """Have OpenTelemetry, where the application uses it, record nothing of a block: each look would be a trace.
+
+    Yields:
+        Nothing.
+    """
+    context = sys.modules.get("opentelemetry.context")
+    if context is None or not hasattr(context, "detach"):  # it may also be in the middle of being imported
+        yield
+        return
+    # What `opentelemetry.instrumentation.utils` sets, which may not be there: the key of today, and that of before.
+    keys = {"suppress_instrumentation", getattr(context, "_SUPPRESS_INSTRUMENTATION_KEY", "suppress_instrumentation")}
+    tokens = [context.attach(context.set_value(key, value=True)) for key in keys]
+    try:
+        yield
+    finally:
+        for token in reversed(tokens):
+            context.detach(token)
 
 
 def acan_spawn() -> bool:

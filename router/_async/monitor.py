@@ -14,7 +14,7 @@ import psycopg
 
 from router._async.opener import Unable
 from router._async.slots import BudgetSpent
-from router._runtime import AFlag, AGuard, ALimited, Isolated, ajoin, aknock, asleep, aspawn, cut
+from router._runtime import AFlag, AGuard, ALimited, Isolated, ajoin, aknock, asleep, aspawn, cut, untraced
 from router.budget import Claim, Idle, to_close
 from router.health import UNKNOWN, Failed, Unseen
 
@@ -271,6 +271,12 @@ class AsyncWatcher:
     async def _attempt(
         self, node: Node, used: list[AsyncConnection[TupleRow]]
     ) -> tuple[Looked, AsyncConnection[TupleRow]]:
+        with untraced():
+            return await self._answer(node, used)
+
+    async def _answer(
+        self, node: Node, used: list[AsyncConnection[TupleRow]]
+    ) -> tuple[Looked, AsyncConnection[TupleRow]]:
         opener, timeout = self._monitor.opener, self._monitor.policy.timeout
         if used:
             self._asks = True
@@ -309,7 +315,7 @@ class AsyncWatcher:
         for node, cluster in self.nodes.items():
             refused = self._monitor.health().get(node)
             if refused is not None and monotonic() >= refused.banned_until:
-                with Isolated("could not try to log in to %s", node), suppress(psycopg.Error, BudgetSpent):
+                with Isolated("could not try to log in to %s", node), suppress(psycopg.Error, BudgetSpent), untraced():
                     connection, _ = await self._monitor.opener.connect(
                         node,
                         cluster,

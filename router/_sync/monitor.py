@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import psycopg
 
-from router._runtime import Flag, Guard, Isolated, Limited, cut, join, knock, sleep, spawn
+from router._runtime import Flag, Guard, Isolated, Limited, cut, join, knock, sleep, spawn, untraced
 from router._sync.opener import Unable
 from router._sync.slots import BudgetSpent
 from router.budget import Claim, Idle, to_close
@@ -270,6 +270,10 @@ class Watcher:
             self.let_go()
 
     def _attempt(self, node: Node, used: list[Connection[TupleRow]]) -> tuple[Looked, Connection[TupleRow]]:
+        with untraced():
+            return self._answer(node, used)
+
+    def _answer(self, node: Node, used: list[Connection[TupleRow]]) -> tuple[Looked, Connection[TupleRow]]:
         opener, timeout = self._monitor.opener, self._monitor.policy.timeout
         if used:
             self._asks = True
@@ -308,7 +312,7 @@ class Watcher:
         for node, cluster in self.nodes.items():
             refused = self._monitor.health().get(node)
             if refused is not None and monotonic() >= refused.banned_until:
-                with Isolated("could not try to log in to %s", node), suppress(psycopg.Error, BudgetSpent):
+                with Isolated("could not try to log in to %s", node), suppress(psycopg.Error, BudgetSpent), untraced():
                     connection, _ = self._monitor.opener.connect(
                         node,
                         cluster,
