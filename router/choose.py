@@ -12,7 +12,18 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from router.consistency import UNSURE
-from router.health import UNKNOWN, fenced, lag_of, left_behind, primary_of, role_of, same_system, state_of
+from router.health import (
+    REFUSES_WRITES,
+    UNKNOWN,
+    fenced,
+    lag_of,
+    left_behind,
+    login_of,
+    primary_of,
+    role_of,
+    same_system,
+    state_of,
+)
 from router.topology import Role
 
 if TYPE_CHECKING:
@@ -24,18 +35,19 @@ if TYPE_CHECKING:
 
 
 class Tier(IntEnum):
-    """How good a node is for a request, best first; nobody borrows from the last three before a look has succeeded."""
+    """How good a node is for a request, best first; nobody borrows from those after ``BANNED`` before that changes."""
 
     BEST = 0
     FALLBACK = 1
     STALE = 2
     BANNED = 3
     UNSEEN = 4
-    DOWN = 5
-    REFUSED = 6
+    REFUSES_WRITES = 5
+    DOWN = 6
+    REFUSED = 7
 
 
-_NOT_NOW = (Tier.UNSEEN, Tier.DOWN, Tier.REFUSED)
+_NOT_NOW = (Tier.UNSEEN, Tier.REFUSES_WRITES, Tier.DOWN, Tier.REFUSED)
 
 PAIRS = 256
 """How many draws :func:`pairs` lays out: enough to tell weights of 1 and 100 apart, few enough to be made at once."""
@@ -191,15 +203,17 @@ def _standings(cluster: Cluster, health: Health, request: Request, *, now: float
     primary = primary_of(health, cluster, out) if request.read_only else None
     found = []
     for node in cluster.nodes:
-        state, role = state_of(health, node), role_of(health, node)
+        state, role = state_of(health, node, read_only=request.read_only), role_of(health, node)
+        is_down = health.get(node.server, UNKNOWN).up is False
         seen = None if state.up is None else role  # until somebody has looked, the role is what the settings say
         if reason := out.get(node) or objection(cluster, seen, read_only=request.read_only):
             standing = Standing(None, note=reason)
         elif state.up is None:
             why = f": {state.reason}" if state.reason else ""
             standing = Standing(Tier.UNSEEN, note=f"{role or 'role unknown'}, not looked at yet{why}")
+        elif not request.read_only and state.refuses_writes and not is_down:
+            standing = Standing(Tier.REFUSES_WRITES, note=f"{role}, up, refuses writes: {REFUSES_WRITES}")
         elif not state.up:
-            is_down = health.get(node.server, UNKNOWN).up is False
             tier, wrong = (Tier.DOWN, "down") if is_down else (Tier.REFUSED, "login refused")
             standing = Standing(tier, note=f"{role or 'role unknown'}, {wrong}: {state.reason}")
         elif not request.read_only:
@@ -314,7 +328,7 @@ def _shown(lag: Lag | None) -> str:
 def _pending(cluster: Cluster, health: Health, found: Sequence[tuple[Node, Standing]], request: Request) -> bool:
     """Whether waiting makes sense: not where nothing is missing but a login that the server refuses."""
     tiers = {standing.tier for _, standing in found}
-    if Tier.UNSEEN in tiers:
+    if Tier.UNSEEN in tiers or Tier.REFUSES_WRITES in tiers:
         return True
     if request.read_only and cluster.read.fallback == "error":
         return False
@@ -323,7 +337,7 @@ def _pending(cluster: Cluster, health: Health, found: Sequence[tuple[Node, Stand
         or health.get(node.server, UNKNOWN).up is not True
         or _may_catch_up(health, node, standing, request)
         for node, standing in found
-        if node not in health
+        if login_of(health, node, read_only=request.read_only) is None
     )
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeAlias
 
 from router.choose import Tier
-from router.health import UNKNOWN, fenced, foreign, left_behind, primary_of, undecided
+from router.health import REFUSES_WRITES, UNKNOWN, Use, fenced, foreign, left_behind, primary_of, undecided
 from router.topology import Node, Server
 
 if TYPE_CHECKING:
@@ -73,15 +73,36 @@ class LoginRefused(Event):
     Attributes:
         node: The node.
         reason: Why.
+        read_only: Whether it is so for reading, or for writing; ``None`` for both.
     """
 
     node: Node
     reason: str
+    read_only: bool | None = None
     level: ClassVar[int] = WARNING
 
     def __str__(self) -> str:
         whose = dict(self.node.params).get("application_name")  # a tenant's, say
-        return f"{self.node}{f' ({whose})' if whose else ''} cannot be logged in to: {self.reason}"
+        use = "" if self.read_only is None else " for reading" if self.read_only else " for writing"
+        return f"{self.node}{f' ({whose})' if whose else ''} cannot be logged in to{use}: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class WritesRefused(Event):
+    """A primary refuses writes by a setting, ``default_transaction_read_only``, or does so no longer; they wait.
+
+    Attributes:
+        server: The server.
+        refused: Whether it refuses them now.
+    """
+
+    server: Server
+    refused: bool
+    level: ClassVar[int] = WARNING
+
+    def __str__(self) -> str:
+        how = "refuses writes" if self.refused else "takes writes again"
+        return f"{self.server} {how}: {REFUSES_WRITES if self.refused else 'default_transaction_read_only is off'}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -413,7 +434,8 @@ def changes(before: Health, after: Health, clusters: Iterable[Cluster], *, now: 
         if isinstance(key, Server):
             yield from _of_server(key, was, state, now)
         elif was.up is not False:
-            yield LoginRefused(key, state.reason)
+            node, read_only = key if isinstance(key, Use) else (key, None)
+            yield LoginRefused(node, state.reason, read_only)
     for cluster in clusters:
         known = {(type(event), event.node) for event in _of_cluster(before, cluster)}
         yield from (event for event in _of_cluster(after, cluster) if (type(event), event.node) not in known)
@@ -450,6 +472,8 @@ def _of_server(server: Server, known: State, state: State, now: float) -> Iterat
         yield RoleChanged(server, state.role, state.timeline)
     if state.undeclared_pooler and not known.undeclared_pooler:
         yield UndeclaredPooler(server)
+    if state.up and known.refuses_writes != state.refuses_writes:
+        yield WritesRefused(server, state.refuses_writes)
 
 
 def fall_back(

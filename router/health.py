@@ -1,7 +1,8 @@
 """What is known of each server, and how an observation changes it: pure functions over frozen values.
 
-A :class:`State` is kept for each server, and for a node only while its own login is refused (wrong password, no such
-database): such a node is out of use although its server is fine.
+A :class:`State` is kept for each server. For a node there is one only while its login is refused (wrong password, no
+such database): it is out of use then although its server is fine. What concerns sessions for reading or for writing
+only, such as a startup option that is refused, is kept by :class:`Use`.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from router.consistency import settled
 from router.topology import Node, Role
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from router.topology import Cluster, HealthPolicy, Server
+
+REFUSES_WRITES = "default_transaction_read_only is on"
 
 TRAIL = 128
 """How many of its latest positions are kept of a primary: two minutes' worth, at a look a second."""
@@ -42,6 +45,7 @@ class State:
         reason: Why it is down, or could not be looked at.
         lacks: Of a refused login, what is not there: the ``dbname``, ``user``, ``role`` or ``schema``; empty for none.
         undeclared_pooler: Whether a pooler answers there of which the settings say nothing.
+        refuses_writes: Whether its sessions for writing refuse writes now, by ``default_transaction_read_only``.
         since: When it last went up or down.
         primary_since: When it was first seen as the primary that it has been since.
         led: The highest timeline on which it was ever seen as a primary of that system; 0 while it never was.
@@ -65,6 +69,7 @@ class State:
     reason: str = ""
     lacks: str = ""
     undeclared_pooler: bool = False
+    refuses_writes: bool = False
     since: float = field(default=0.0, compare=False)
     primary_since: float = field(default=0.0, compare=False)
     led: int = 0
@@ -80,7 +85,25 @@ class State:
 
 UNKNOWN = State()
 
-Health: TypeAlias = "Mapping[Server | Node, State]"
+
+class Use(NamedTuple):
+    """A node as requests use it: sessions for reading begin with other options than those for writing.
+
+    Attributes:
+        node: The node.
+        read_only: Whether it is for reading.
+    """
+
+    node: Node
+    read_only: bool
+
+    @property
+    def server(self) -> Server:
+        """The server that the node is on."""
+        return self.node.server
+
+
+Health: TypeAlias = "Mapping[Server | Node | Use, State]"
 
 
 class Looked(NamedTuple):
@@ -96,6 +119,7 @@ class Looked(NamedTuple):
         replay_age: Of a replica, seconds since the commit that it replayed last, by the servers' clocks.
         latency: Seconds that the look took.
         undeclared_pooler: Whether a pooler answers of which the settings say nothing; ``None`` when that is not news.
+        refuses_writes: Whether ``default_transaction_read_only`` is on for the whole server.
     """
 
     node: Node
@@ -107,6 +131,7 @@ class Looked(NamedTuple):
     replay_age: float | None = None
     latency: float = 0.0
     undeclared_pooler: bool | None = None
+    refuses_writes: bool = False
 
 
 class Connected(NamedTuple):
@@ -115,10 +140,12 @@ class Connected(NamedTuple):
     Attributes:
         node: The node.
         role: What its server says it is; what counts is what a look finds.
+        read_only: Whether it is for reading; ``None`` where it is for neither use.
     """
 
     node: Node
     role: Role
+    read_only: bool | None = None
 
 
 class Failed(NamedTuple):
@@ -130,6 +157,8 @@ class Failed(NamedTuple):
         answered: ``True`` when the server refused this login only; ``False`` when it cannot be used at all.
         full: Whether it refused it only because there are too many connections: that passes.
         lacks: What is not there: the ``dbname``, ``user``, ``role`` or ``schema``; empty for none.
+        read_only: Whether it was to be for reading; ``None`` for a look.
+        refuses_writes: Whether it was to be for writing, and refuses writes by ``default_transaction_read_only``.
     """
 
     node: Node
@@ -137,6 +166,8 @@ class Failed(NamedTuple):
     answered: bool
     full: bool = False
     lacks: str = ""
+    read_only: bool | None = None
+    refuses_writes: bool = False
 
 
 class PoolerFound(NamedTuple):
@@ -176,18 +207,51 @@ class Lag(NamedTuple):
     seconds: float | None
 
 
-def state_of(health: Health, node: Node) -> State:
+def state_of(health: Health, node: Node, *, read_only: bool | None = None) -> State:
     """Return what counts for a node: its server's state if that is down, else the refusal of its login if there is one.
+
+    Args:
+        health: What is known.
+        node: The node asked about.
+        read_only: What it is to be used for; ``None`` for a look.
+
+    Returns:
+        Its state; :data:`UNKNOWN` when nobody has looked at it.
+    """
+    server = health.get(node.server, UNKNOWN)
+    return server if server.up is False else login_of(health, node, read_only=read_only) or server
+
+
+def login_of(health: Health, node: Node, *, read_only: bool | None) -> State | None:
+    """Return what is known of a node's login while that is refused, for a use or for any.
+
+    Args:
+        health: What is known.
+        node: The node asked about.
+        read_only: What it is to be used for; ``None`` for a look.
+
+    Returns:
+        Its state; ``None`` if it is not refused, as far as is known.
+    """
+    refused = health.get(node)
+    return refused if refused is not None or read_only is None else health.get(Use(node, read_only))
+
+
+def hindrance(health: Health, node: Node) -> str:
+    """Say what a node that is up cannot be used for.
 
     Args:
         health: What is known.
         node: The node asked about.
 
     Returns:
-        Its state; :data:`UNKNOWN` when nobody has looked at it.
+        What, and why; empty if there is nothing.
     """
-    server = health.get(node.server, UNKNOWN)
-    return server if server.up is False else health.get(node, server)
+    uses = {"read from": Use(node, read_only=True), "written to": Use(node, read_only=False)}
+    found = {what: health[use].reason for what, use in uses.items() if use in health}
+    if health.get(node.server, UNKNOWN).refuses_writes:
+        found["written to"] = REFUSES_WRITES
+    return "; ".join(f"cannot be {what}: {why}" for what, why in found.items())
 
 
 def role_of(health: Health, node: Node) -> Role | None:
@@ -222,12 +286,18 @@ def observe(health: Health, seen: Seen, *, now: float, jitter: float, policy: He
     if isinstance(seen, Unseen):
         return health if server.up is not None else {**health, seen.node.server: replace(server, reason=seen.reason)}
     if isinstance(seen, Failed):
-        key = seen.node if seen.answered else seen.node.server
+        login = seen.node if seen.read_only is None else Use(seen.node, seen.read_only)
+        key = login if seen.answered else seen.node.server
         state = _failed(health.get(key, UNKNOWN), seen, now=now, jitter=jitter, policy=policy)
         if seen.answered and server.up is False:  # it lives; whether it is well, a look has to find out
             health = {**health, seen.node.server: replace(server, up=None, reason="", since=now, heard_at=now)}
         return {**health, key: state}
-    known = {key: state for key, state in health.items() if key != seen.node}
+    fine: set[Server | Node | Use] = {seen.node}
+    if isinstance(seen, Looked) and seen.node in health:  # what was refused to the uses may have had the same cause
+        fine |= {Use(seen.node, read_only=True), Use(seen.node, read_only=False)}
+    elif isinstance(seen, Connected) and seen.read_only is not None:
+        fine.add(Use(seen.node, seen.read_only))
+    known = {key: state for key, state in health.items() if key not in fine}
     if isinstance(seen, Connected) or now - seen.latency < server.position_at:  # a look that a later one has overtaken
         return known
     return {**known, seen.node.server: _looked(server, seen, now, policy)}
@@ -254,6 +324,7 @@ def _looked(known: State, seen: Looked, now: float, policy: HealthPolicy) -> Sta
         timeline=seen.timeline,
         failures=0 if steady else known.failures,
         banned_until=0.0 if steady else known.banned_until,
+        refuses_writes=is_primary and seen.refuses_writes,
         since=known.since if known.up else now,
         primary_since=known.primary_since if went_on else now,
         led=led,
@@ -281,9 +352,10 @@ def _position(moment: tuple[float, int]) -> int:
 def _failed(known: State, seen: Failed, *, now: float, jitter: float, policy: HealthPolicy) -> State:
     if known.up is False and (now < known.banned_until or not seen.answered):
         # Several saw the same failure, or it goes on: it counts once.
-        return replace(known, reason=seen.reason, lacks=seen.lacks)
+        return replace(known, reason=seen.reason, lacks=seen.lacks, refuses_writes=seen.refuses_writes)
     failures = 0 if _steady(known, now, policy) else known.failures
-    ban = min(policy.ban * 2.0 ** min(failures, 32), policy.ban_max) * (1.0 - 0.25 * jitter)
+    doublings = 0 if seen.refuses_writes else min(failures, 32)  # what waits for it is to be served at once
+    ban = min(policy.ban * 2.0**doublings, policy.ban_max) * (1.0 - 0.25 * jitter)
     return replace(
         known,
         up=False,
@@ -291,6 +363,7 @@ def _failed(known: State, seen: Failed, *, now: float, jitter: float, policy: He
         banned_until=now + ban,
         reason=seen.reason,
         lacks=seen.lacks,
+        refuses_writes=seen.refuses_writes,
         since=now,
         position=0,
         replay_age=None,
@@ -366,11 +439,8 @@ def configured_primary(cluster: Cluster) -> Node | None:
 def _was_tried(health: Health, node: Node) -> bool:
     """Whether anybody has looked at a node's server, be it in vain."""
     known = health.get(node.server, UNKNOWN)
-    return known.up is not None or known.role is not None or any(key.server == node.server for key in _logins(health))
-
-
-def _logins(health: Health) -> Iterator[Node]:
-    return (key for key in health if isinstance(key, Node))
+    refused = (key for key in health if isinstance(key, (Node, Use)))
+    return known.up is not None or known.role is not None or any(key.server == node.server for key in refused)
 
 
 def fenced(health: Health, cluster: Cluster) -> Mapping[Node, str]:

@@ -320,18 +320,18 @@ class NodeSettings(_Table):
             )
 
 
-def _one_host(node: NodeSettings) -> NodeSettings:
-    if (count := len(node.dsn.nodes)) > 1:
+def _any_role(node: NodeSettings) -> NodeSettings:
+    if dict(node.dsn.nodes[0][1]).get("target_session_attrs", "any") != "any":
         raise ValueError(
-            f"names {count} hosts, and has one role: several hosts go into `nodes`, their roles discovered"
+            "has target_session_attrs: leave it out, the router itself observes which server has which role"
         )
     return node
 
 
-def _any_role(node: NodeSettings) -> NodeSettings:
-    if dict(node.dsn.nodes[0][1]).get("target_session_attrs", "any") != "any":
+def _one_host(node: NodeSettings) -> NodeSettings:
+    if (count := len(node.dsn.nodes)) > 1:
         raise ValueError(
-            "has target_session_attrs, which would hide its other hosts: leave it out, roles are discovered"
+            f"names {count} hosts, and has one role: several hosts go into `nodes`, their roles discovered"
         )
     return node
 
@@ -355,12 +355,12 @@ _Listed = BeforeValidator(_listed, json_schema_input_type=NodeSettings | list[No
 class _Servers(_Table):
     """What has servers: `primary` and `replicas`, or `nodes`; a plain string is short for `nodes`."""
 
-    primary: Annotated[NodeSettings, AfterValidator(_one_host)] | None = Field(
+    primary: Annotated[NodeSettings, AfterValidator(_one_host), AfterValidator(_any_role)] | None = Field(
         default=None, description="The node that takes writes."
     )
-    replicas: Annotated[tuple[Annotated[NodeSettings, AfterValidator(_one_host)], ...], _Listed] = Field(
-        default=(), description="The nodes that follow the primary and take reads."
-    )
+    replicas: Annotated[
+        tuple[Annotated[NodeSettings, AfterValidator(_one_host), AfterValidator(_any_role)], ...], _Listed
+    ] = Field(default=(), description="The nodes that follow the primary and take reads.")
     nodes: Annotated[tuple[Annotated[NodeSettings, AfterValidator(_any_role)], ...], _Listed] = Field(
         default=(), description="Instead of both: nodes whose roles are discovered. Each may name several hosts."
     )

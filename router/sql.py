@@ -10,8 +10,6 @@ from router.topology import TENANT_PATTERN
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-IS_IN_RECOVERY = "SELECT pg_is_in_recovery()"
-
 # ruff: noqa: S608  (each is put together from constants)
 
 _POSITION = """(
@@ -19,6 +17,14 @@ _POSITION = """(
 )::bigint"""
 _PRIMARYS_TIMELINE = "('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::int"
 _REPLAY_AGE = "extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp())::float8"
+
+# Role, and whether sessions like this one refuse writes, where the server does not tell both unasked.
+ROLE = "SELECT pg_is_in_recovery(), current_setting('default_transaction_read_only')::bool"
+# The same for all sessions: what is set for a role or database holds in those that begin later, and for these alone.
+_REFUSES_WRITES = """CASE WHEN current_setting('default_transaction_read_only')::bool THEN (
+    SELECT source IN ('configuration file', 'command line', 'environment variable') FROM pg_settings
+    WHERE name = 'default_transaction_read_only'
+) ELSE false END"""
 
 _RECEIVED_TIMELINE = "(SELECT received_tli FROM pg_stat_wal_receiver)"
 
@@ -30,14 +36,15 @@ SELECT
     CASE WHEN pg_is_in_recovery() THEN {replicas_timeline} ELSE {_PRIMARYS_TIMELINE} END,
     {system},
     {_REPLAY_AGE},
+    {_REFUSES_WRITES},
     pg_backend_pid()
 """
 
 
-# What a look asks: role, position, timeline, system identifier, seconds since the last replayed commit, and the number
-# of the process that answers. A replica tells its timeline to members of pg_read_all_stats only; its control file,
-# which anybody may ask, tells it later. Whoever has received WAL of a timeline, and replayed past the point where it
-# began, has replayed along it.
+# What a look asks: role, position, timeline, system identifier, seconds since the last replayed commit, whether writes
+# are refused, and the number of the process that answers. A replica tells its timeline to members of pg_read_all_stats
+# only; its control file, which anybody may ask, tells it later. Whoever has received WAL of a timeline, and replayed
+# past the point where it began, has replayed along it.
 LOOK = _look(
     f"""greatest(
         {_RECEIVED_TIMELINE},

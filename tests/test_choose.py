@@ -29,7 +29,7 @@ from router.choose import (
     standings,
 )
 from router.consistency import UNSURE, Position
-from router.health import Failed, Lag, Looked, State, observe, role_of, state_of
+from router.health import Failed, Lag, Looked, State, Use, observe, role_of, state_of
 from router.topology import Cluster, HealthPolicy, Node, ReadPolicy, Role, Secrets, Server, Target
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ def cases(draw: st.DrawFn) -> Case:
     is_primary = draw(st.integers(0, count)) if draw(st.booleans()) else None  # or all roles are to be discovered
     roles = [None if is_primary is None else PRIMARY if n == is_primary else REPLICA for n in range(count)]
     nodes = [make_node(f"db{n}", role, draw(weights)) for n, role in enumerate(roles)]
-    health: dict[Server | Node, State] = {}
+    health: dict[Server | Node | Use, State] = {}
     for node in nodes:
         if (state := draw(servers_states)) is not None:
             health[node.server] = state
@@ -280,7 +280,7 @@ def test_the_order_for_a_primary_and_three_replicas(
 
 def test_tiers_are_in_the_order_of_what_is_best() -> None:
     assert [tier.name for tier in sorted(Tier)] == [
-        "BEST", "FALLBACK", "STALE", "BANNED", "UNSEEN", "DOWN", "REFUSED",
+        "BEST", "FALLBACK", "STALE", "BANNED", "UNSEEN", "REFUSES_WRITES", "DOWN", "REFUSED",
     ]  # fmt: skip
 
 
@@ -326,7 +326,7 @@ def test_a_refused_login_leaves_other_nodes_of_the_server_in_use() -> None:
 
 def test_what_an_undeclared_pooler_is_good_for() -> None:
     (primary, replica, other), cluster = CLUSTER[:3], make_target(*CLUSTER[:3])
-    health: dict[Server | Node, State] = {
+    health: dict[Server | Node | Use, State] = {
         node.server: up(PRIMARY if node is primary else REPLICA) for node in CLUSTER[:3]
     }
     health[replica.server] = replace(health[replica.server], undeclared_pooler=True)
@@ -390,6 +390,32 @@ def test_the_memory_of_a_timeline_survives_its_servers_going_down() -> None:
     health: Health = {P: up(PRIMARY), R1: replace(down(role=PRIMARY), timeline=2)}
     assert chosen(target, health, WRITE).ready == 0
     assert chosen(target, health, WRITE).pending
+
+
+def test_a_primary_that_refuses_writes_is_waited_for_and_read_from() -> None:
+    target = make_target(*CLUSTER[:2])
+    by_server: Health = {P: replace(up(PRIMARY), refuses_writes=True), R1: up(REPLICA)}
+    by_login: Health = {
+        P: up(PRIMARY),
+        R1: up(REPLICA),
+        Use(CLUSTER[0], read_only=False): replace(down("on"), refuses_writes=True),
+    }
+    for health in (by_server, by_login):
+        route = chosen(target, health, WRITE)
+        assert (hosts(route.nodes), route.ready, route.pending) == ("p", 0, True)
+        assert route.notes[CLUSTER[0]] == "primary, up, refuses writes: default_transaction_read_only is on"
+        assert hosts(chosen(target, {**health, R1: down()}).nodes) == "p r1"
+    route = chosen(target, {**by_server, P: replace(down(role=PRIMARY), refuses_writes=True)}, WRITE)
+    assert route.notes[CLUSTER[0]] == "primary, down: Connection refused"
+
+
+@pytest.mark.parametrize("read_only", [True, False])
+def test_a_login_that_is_refused_for_one_use_is_there_for_the_other(read_only: bool) -> None:
+    target = make_target(CLUSTER[0])
+    health: Health = {P: up(PRIMARY), Use(CLUSTER[0], read_only): down("no such option")}
+    one, other = (chosen(target, health, Request(use)) for use in (read_only, not read_only))
+    assert (one.ready, one.pending, other.ready) == (0, False, 1)
+    assert one.notes[CLUSTER[0]] == "primary, login refused: no such option"
 
 
 def test_a_node_of_another_system_serves_nothing() -> None:

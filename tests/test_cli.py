@@ -331,6 +331,23 @@ def test_check_finds_a_copy_among_the_replicas_that_nobody_promoted(
     assert [node["state"] for node in cli("status", "--json").json()["versions"]["v2"]["nodes"]] == ["up", "fenced"]
 
 
+def test_check_and_status_see_a_primary_that_refuses_writes(
+    cli: Cli, versions: Callable[..., None], new: PostgresCluster
+) -> None:
+    new.primary.execute("CREATE ROLE reporting LOGIN PASSWORD 'other'")
+    new.primary.execute("ALTER ROLE reporting SET default_transaction_read_only = on")
+    versions(v2={"primary": new.dsn(user="reporting", password="other")})
+    (refuses,) = problems(cli("check", "--json"))
+    assert "cannot be written to: default_transaction_read_only is on" in refuses
+    status = cli("status", "--json")
+    (node,) = status.json()["versions"]["v2"]["nodes"]
+    assert (status.code, node["state"]) == (1, "read-only")
+    assert node["problems"] == ["cannot be written to: default_transaction_read_only is on"]
+    explained = cli("explain", "--version", "v2")
+    assert explained.code == 1
+    assert "primary, up, refuses writes: default_transaction_read_only is on" in explained.out
+
+
 def test_check_sees_replay_that_is_paused(cli: Cli, both: None, new: PostgresCluster) -> None:
     standby = new.standbys[0]
     standby.pause_replay()

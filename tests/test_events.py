@@ -18,6 +18,7 @@ from router.events import (
     Leader,
     LeftBehind,
     LoginRefused,
+    OtherSystem,
     PoolClosed,
     PoolOpened,
     ReadOnPrimary,
@@ -30,6 +31,7 @@ from router.events import (
     ServerDown,
     ServerUp,
     UndeclaredPooler,
+    WritesRefused,
     changes,
     fall_back,
     succeed,
@@ -192,6 +194,23 @@ def test_of_a_server_that_a_version_does_not_have_the_version_is_told_nothing() 
     ]
 
 
+def test_that_a_primary_refuses_writes_is_told_once_and_that_it_does_so_no_longer() -> None:
+    refusing = looked(A, PRIMARY)._replace(refuses_writes=True)
+    assert told((1.0, looked(A, PRIMARY)), (2.0, refusing), (3.0, refusing), (4.0, looked(A, PRIMARY)))[1:] == [
+        [WritesRefused(A.server, refused=True)],
+        [],
+        [WritesRefused(A.server, refused=False)],
+    ]
+    assert told((1.0, looked(A, REPLICA)._replace(refuses_writes=True))) == [[ServerUp(A.server, REPLICA, 180001)]]
+
+
+def test_a_node_of_another_system_is_told_once() -> None:
+    other = looked(B, REPLICA)._replace(system=8)
+    events = told((1.0, looked(A, PRIMARY)), (1.1, looked(C, REPLICA)), (2.0, other), (3.0, other), (4.0, gone(A)))
+    reason = "is of another system (8) than most of the version's nodes (7): its data are not the version's"
+    assert events[2:4] == [[ServerUp(B.server, REPLICA, 180001), OtherSystem("v1", B, reason)], []]
+
+
 # Who the primary is
 
 
@@ -291,6 +310,22 @@ SERVER = A.server
             "v1: reads go to the primary app@a:5432/app now: b: down",
         ),
         (ReadsReturned("v1"), logging.INFO, "v1: reads go to replicas again"),
+        (
+            LoginRefused(A, "FATAL: no", read_only=True),
+            logging.WARNING,
+            "app@a:5432/app cannot be logged in to for reading: FATAL: no",
+        ),
+        (
+            WritesRefused(SERVER, refused=True),
+            logging.WARNING,
+            "a:5432 refuses writes: default_transaction_read_only is on",
+        ),
+        (
+            WritesRefused(SERVER, refused=False),
+            logging.WARNING,
+            "a:5432 takes writes again: default_transaction_read_only is off",
+        ),
+        (OtherSystem("v1", A, "is of another system"), logging.ERROR, "v1: app@a:5432/app is of another system"),
         (ServerBanned(SERVER, 3, 1.26), logging.INFO, "a:5432 is avoided for 1.3 s more: it went down 3 times lately"),
         (RoleChanged(SERVER, PRIMARY, 3), logging.WARNING, "a:5432 is a primary now, on timeline 3"),
         (RoleChanged(SERVER, REPLICA, 0), logging.WARNING, "a:5432 is a replica now"),

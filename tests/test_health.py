@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from router.health import (
+    REFUSES_WRITES,
     TRAIL,
     UNKNOWN,
     Connected,
@@ -20,10 +21,13 @@ from router.health import (
     Looked,
     PoolerFound,
     State,
+    Use,
     failed,
     fenced,
     foreign,
+    hindrance,
     lag_of,
+    login_of,
     observe,
     primary_of,
     role_of,
@@ -193,6 +197,34 @@ def test_of_a_node_whose_login_was_refused_what_its_server_says_counts_while_tha
     health = after(REFUSED, now=101.0, health=after(UP, BAD_LOGIN))
     assert state_of(health, NODE).reason == "Connection refused"
     assert state_of(after(looked(SIBLING, PRIMARY), now=102.0, health=health), NODE).reason == "FATAL: no such role"
+
+
+@pytest.mark.parametrize("read_only", [True, False])
+def test_a_login_refused_for_one_use_is_kept_for_that_use_until_such_a_session_is_there(read_only: bool) -> None:
+    refused = BAD_LOGIN._replace(read_only=read_only)
+    health = after(UP, refused)
+    assert [state_of(health, NODE, read_only=use).up for use in (read_only, not read_only)] == [False, True]
+    assert state_of(health, NODE).up is True
+    assert login_of(health, NODE, read_only=read_only) == health[Use(NODE, read_only)]
+    for other in (UP, Connected(NODE, PRIMARY), Connected(NODE, PRIMARY, not read_only), looked(SIBLING, PRIMARY)):
+        assert after(other, health=health)[Use(NODE, read_only)] == health[Use(NODE, read_only)]
+    assert list(after(Connected(NODE, PRIMARY, read_only), health=health)) == [NEAR]
+    # What a look's login is refused is refused to all, and once it is not, each use is tried again.
+    both = after(BAD_LOGIN, health=health)
+    assert [state_of(both, NODE, read_only=use).up for use in (True, False, None)] == [False] * 3
+    assert list(after(UP, health=both)) == [NEAR]
+
+
+def test_what_refuses_writes_by_a_setting_is_tried_again_soon_however_often_it_did() -> None:
+    health, now = after(UP), 100.0
+    for _ in range(9):
+        seen = Failed(NODE, "on", answered=True, read_only=False, refuses_writes=True)
+        health = after(seen, now=now, health=health)
+        assert health[Use(NODE, read_only=False)].banned_until - now == POLICY.ban
+        now = health[Use(NODE, read_only=False)].banned_until
+    assert hindrance(health, NODE) == "cannot be written to: on"
+    assert hindrance(after(UP._replace(refuses_writes=True)), NODE) == f"cannot be written to: {REFUSES_WRITES}"
+    assert not after(looked(NODE, REPLICA)._replace(refuses_writes=True))[NEAR].refuses_writes
 
 
 def test_a_primary_is_one_since_it_was_first_seen_so_without_a_break() -> None:

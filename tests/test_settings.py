@@ -1448,7 +1448,11 @@ def test_what_is_wrong(values: dict[str, Any], expected: list[str]) -> None:
         ({"nodes": 5}, [".nodes: must be a list"]),
         (
             {"nodes": "postgresql://a,b/app?target_session_attrs=primary"},
-            [".nodes[0]: has target_session_attrs, which would hide its other hosts: leave it out, roles are"],
+            [".nodes[0]: has target_session_attrs: leave it out, the router itself observes which server has which"],
+        ),
+        (
+            {"primary": "host=a target_session_attrs=read-write", "replicas": "host=b target_session_attrs=standby"},
+            [".primary: has target_session_attrs: leave", ".replicas[0]: has target_session_attrs: leave it out"],
         ),
         ({"primary": "host=a", "replicas": ["host=a port=5432"]}, [": lists a:5432 twice"]),
         ({"nodes": "host=a,b,a"}, [": lists a:5432 twice"]),

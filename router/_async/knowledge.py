@@ -11,8 +11,8 @@ from router._async.monitor import AsyncMonitor
 from router._runtime import AFlag, AGuard, Isolated
 from router.choose import Request, Tier, standings
 from router.events import ConnectionsCut, Event, changes, fall_back, succeed
-from router.health import UNKNOWN, Connected, Failed, observe
-from router.topology import Node, Role
+from router.health import UNKNOWN, Connected, Failed, Use, login_of, observe
+from router.topology import Role, Server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from router.choose import Standing
     from router.events import Leader, Observer
     from router.health import Health, Seen
-    from router.topology import Cluster, HealthPolicy, Server
+    from router.topology import Cluster, HealthPolicy, Node
 
     Standings: TypeAlias = Mapping[Server, Standing]
 
@@ -118,7 +118,11 @@ class AsyncKnowledge:
         """
         self._opener.forget(node)
         with self._guard:
-            self.health = {key: state for key, state in self.health.items() if key != node}
+            self.health = {
+                key: state
+                for key, state in self.health.items()
+                if node not in (key, key.node if isinstance(key, Use) else None)
+            }
 
     def leave(self, name: str) -> None:
         """Watch the servers of a cluster no longer, and forget what only it is about.
@@ -143,7 +147,7 @@ class AsyncKnowledge:
             self.health = {
                 key: state
                 for key, state in self.health.items()
-                if (key.server if isinstance(key, Node) else key) in self._in_use
+                if (key if isinstance(key, Server) else key.server) in self._in_use
             }
             self._doubted.intersection_update(self._in_use)
         self.monitor.unwatch(name)
@@ -166,7 +170,7 @@ class AsyncKnowledge:
             known = self.health.get(server, UNKNOWN)
             if known.role is not seen.role:
                 self.monitor.hurry(server)
-            if seen.node not in self.health:
+            if login_of(self.health, seen.node, read_only=seen.read_only) is None:
                 return
         now, events = monotonic(), list[Event]()
         names, moved = self._learn(seen, events, now)
@@ -241,7 +245,9 @@ class AsyncKnowledge:
             return None
         if not reason:
             if standing.tier is not Tier.DOWN:
-                if standing.tier is None or (moved and pool.full):  # those who wait may be served elsewhere
+                if standing.tier in (None, Tier.REFUSES_WRITES) or (
+                    moved and pool.full
+                ):  # those who wait may be served elsewhere
                     await pool.reroute()
                 return None
             state = self.health[node.server]

@@ -11,17 +11,17 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 import psycopg
+from psycopg import AsyncConnection
 
 from router._async.opener import Unable
 from router._async.slots import BudgetSpent
 from router._runtime import AFlag, AGuard, ALimited, Isolated, ajoin, aknock, asleep, aspawn, cut, untraced
 from router.budget import Claim, Idle, to_close
-from router.health import UNKNOWN, Failed, Unseen
+from router.health import UNKNOWN, Failed, Unseen, Use
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from psycopg import AsyncConnection
     from psycopg.rows import TupleRow
 
     from router._async.opener import AsyncOpener
@@ -181,6 +181,7 @@ class AsyncWatcher:
         self._monitor = monitor
         self._server = node.server
         self._limited = ALimited()
+        self._tried = ALimited()
         self._guard = AGuard()  # guards _held
         self._held: tuple[Node, AsyncConnection[TupleRow]] | None = None  # between two looks only
         self._used: list[AsyncConnection[TupleRow]] = []  # by the look under way, for cutting it
@@ -312,18 +313,37 @@ class AsyncWatcher:
     async def _try_logins(self) -> None:
         """Try again the logins that were refused, when it is time."""
         until = monotonic() + PATIENCE * self._monitor.policy.timeout
+        opener = self._monitor.opener
+
+        def wanted() -> bool:
+            return monotonic() < until and not self.hurry.is_set()
+
         for node, cluster in self.nodes.items():
-            refused = self._monitor.health().get(node)
-            if refused is not None and monotonic() >= refused.banned_until:
+            if self._is_due(node):
                 with Isolated("could not try to log in to %s", node), suppress(psycopg.Error, BudgetSpent), untraced():
-                    connection, _ = await self._monitor.opener.connect(
-                        node,
-                        cluster,
-                        [],
-                        autocommit=True,
-                        wanted=lambda: monotonic() < until and not self.hurry.is_set(),
-                    )
+                    connection, _ = await opener.connect(node, cluster, [], autocommit=True, wanted=wanted)
                     await connection.close()
+            for read_only in (True, False):
+                if self._is_due(Use(node, read_only)):
+                    use = partial(self._use, node, cluster, wanted, read_only=read_only)
+                    with suppress(Exception):  # what failed was reported; the user's configure= may not even end
+                        connection = await self._tried.run(use, self._monitor.policy.timeout, AsyncConnection.close)
+                        await connection.close()
+
+    async def _use(
+        self, node: Node, cluster: Cluster, wanted: Callable[[], bool], *, read_only: bool
+    ) -> AsyncConnection[TupleRow]:
+        """Open a connection as a request would."""
+        claim = Claim(node.server, cluster.name, None)
+        with untraced():
+            return await self._monitor.opener.open(
+                node, cluster, claim, read_only=read_only, startup=None, spare=False, wanted=wanted
+            )
+
+    def _is_due(self, login: Node | Use) -> bool:
+        """Whether a login was refused, and may be tried again."""
+        refused = self._monitor.health().get(login)
+        return refused is not None and monotonic() >= refused.banned_until
 
     def _take(self) -> tuple[Node, AsyncConnection[TupleRow]] | None:
         with self._guard:

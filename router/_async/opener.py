@@ -23,7 +23,7 @@ from router.budget import Claim
 from router.choose import objection
 from router.dsn import KEEPALIVE
 from router.errors import masked
-from router.health import Connected, Failed, Looked, PoolerFound, failed
+from router.health import REFUSES_WRITES, Connected, Failed, Looked, PoolerFound, failed
 from router.topology import Role
 
 if TYPE_CHECKING:
@@ -138,20 +138,34 @@ class AsyncOpener:
         options = [READ_ONLY] if read_only else []
         if read_only and not autocommit:
             options.append(SNAPSHOT)
-        connection, role = await self.connect(
-            node, cluster, options, autocommit=autocommit, claim=claim, spare=spare, wanted=wanted
+        connection, role, refuses_writes = await self._open(
+            node,
+            cluster,
+            options,
+            autocommit=autocommit,
+            claim=claim,
+            spare=spare,
+            wanted=wanted,
+            read_only=read_only,
         )
         try:
             if (reason := objection(cluster, role, read_only=read_only)) is not None:
+                await self._report(Connected(node, role, read_only))
                 raise WrongRole(reason)
+            if refuses_writes and not read_only:
+                await self._report(
+                    Failed(node, REFUSES_WRITES, answered=True, read_only=read_only, refuses_writes=True)
+                )
+                raise WrongRole(REFUSES_WRITES)
             if isinstance(connection, AsyncPooledConnection):
                 await connection.set_read_only(read_only or None)
                 if read_only and not cluster.read.autocommit:
                     await connection.set_isolation_level(psycopg.IsolationLevel.REPEATABLE_READ)
             if startup is not None and node.pooler != "transaction":
-                await self._check_session(connection, node, startup)
+                await self._check_session(connection, node, startup, read_only=read_only)
             if self._configure is not None:
-                await self._run_configure(self._configure, connection, node)
+                await self._run_configure(self._configure, connection, node, read_only=read_only)
+            await self._report(Connected(node, role, read_only))
         except BaseException:
             await connection.close()
             raise
@@ -223,7 +237,7 @@ class AsyncOpener:
         begun = monotonic()
         query = sql.LOOK_WITHOUT_CONTROL if node.server in self._without_control else sql.LOOK
         try:
-            ((standby, position, timeline, system, replay_age, pid),) = await send(connection, query.encode())
+            [(standby, position, timeline, system, replay_age, refuses, pid)] = await send(connection, query.encode())
         except psycopg.errors.InsufficientPrivilege:
             if query is sql.LOOK_WITHOUT_CONTROL:
                 raise
@@ -240,6 +254,7 @@ class AsyncOpener:
             replay_age=None if replay_age is None else float(replay_age),
             latency=monotonic() - begun,
             undeclared_pooler=pooled if pooled or new else None,
+            refuses_writes=refuses == b"t",
         )
 
     async def connect(
@@ -249,8 +264,6 @@ class AsyncOpener:
         options: list[str],
         *,
         autocommit: bool,
-        claim: Claim | None = None,
-        spare: bool = False,
         wanted: Callable[[], bool] | None = None,
     ) -> tuple[AsyncConnection[TupleRow], Role]:
         """Open a connection to a node of whatever role, and report how that went.
@@ -260,8 +273,6 @@ class AsyncOpener:
             cluster: The cluster it serves, for its policies.
             options: Startup options, added to the node's own.
             autocommit: Whether the connection is in autocommit.
-            claim: What it counts as in the budget; ``None`` for the cluster's.
-            spare: As for :meth:`open`.
             wanted: As for :meth:`open`.
 
         Returns:
@@ -269,15 +280,38 @@ class AsyncOpener:
 
         Raises:
             BudgetSpent: No slot became free as long as it was wanted; or, where nobody says, within ``pool.timeout``.
-            Refused: As for :meth:`open`.
+            Refused: The server has no room.
             Unable: This process could not ask the server.
             psycopg.OperationalError: It could not be opened.
         """
+        claim = Claim(node.server, cluster.name, None)
+        connection, role, _ = await self._open(
+            node, cluster, options, autocommit=autocommit, claim=claim, spare=False, wanted=wanted, read_only=None
+        )
         try:
-            claim = claim or Claim(node.server, cluster.name, None)
+            await self._report(Connected(node, role))
+        except BaseException:
+            await connection.close()
+            raise
+        return connection, role
+
+    async def _open(
+        self,
+        node: Node,
+        cluster: Cluster,
+        options: list[str],
+        *,
+        autocommit: bool,
+        claim: Claim,
+        spare: bool,
+        wanted: Callable[[], bool] | None,
+        read_only: bool | None,
+    ) -> tuple[AsyncConnection[TupleRow], Role, bool]:
+        """Open a connection, and report it if that fails; the role of its server, and whether it refuses writes."""
+        try:
             connection = await self._connect(node, cluster, options, autocommit=autocommit, claim=claim, wanted=wanted)
             try:
-                role = await _role(connection)
+                role, refuses_writes = await _role(connection)
             except BaseException:
                 await connection.close()
                 raise
@@ -287,17 +321,12 @@ class AsyncOpener:
             self._suspect(node.server)  # it may also be that this process did not run: a look finds out
             raise
         except Exception as error:
-            seen = self.failure(node, error)
+            seen = self.failure(node, error)._replace(read_only=read_only)
             if (seen.answered and spare) or seen.full:
                 raise Refused(f"takes no further connection: {seen.reason}") from None
             await self._report(seen)
             raise
-        try:
-            await self._report(Connected(node, role))
-        except BaseException:
-            await connection.close()
-            raise
-        return connection, role
+        return connection, role, refuses_writes
 
     @staticmethod
     def failure(node: Node, error: Exception) -> Failed:
@@ -334,6 +363,7 @@ class AsyncOpener:
     ) -> AsyncConnection[TupleRow]:
         own = {"connect_timeout": str(cluster.pool.connect_timeout), **KEEPALIVE}
         params = {**own, **dict(node.params + node.secrets.values)}
+        params["target_session_attrs"] = "any"  # whatever the environment or a service file says: roles are observed
         kind: type[AsyncNodeConnection] = AsyncNodeConnection
         if node.pooler == "transaction":  # which knows nothing of sessions, nor of what they begin with
             kind, options = AsyncPooledConnection, []
@@ -434,13 +464,19 @@ class AsyncOpener:
         return None
 
     async def _check_session(
-        self, connection: AsyncConnection[TupleRow], node: Node, startup: tuple[tuple[str, str], ...]
+        self,
+        connection: AsyncConnection[TupleRow],
+        node: Node,
+        startup: tuple[tuple[str, str], ...],
+        *,
+        read_only: bool,
     ) -> None:
         """Make sure that a session can be a tenant's, and is the one's that it begins as."""
         try:
             [(pid, begun, *_)] = await send(connection, sql.session(startup).encode())
         except NOT_THERE as error:
-            await self._report(Failed(node, why_not_there(error), answered=True, lacks="schema"))
+            why = why_not_there(error)
+            await self._report(Failed(node, why, answered=True, lacks="schema", read_only=read_only))
             raise
         if is_undeclared(connection, node, pid):
             await self._report(PoolerFound(node))
@@ -451,17 +487,20 @@ class AsyncOpener:
                 f"a pooler there drops the startup options that make a session the tenant's ({names}): have it pass "
                 'on `options`, or set pooling = "shared"'
             )
-            await self._report(Failed(node, reason, answered=True))
+            await self._report(Failed(node, reason, answered=True, read_only=read_only))
             raise NotItsOwn(reason)
 
-    async def _run_configure(self, configure: AConfigure, connection: AsyncConnection[TupleRow], node: Node) -> None:
+    async def _run_configure(
+        self, configure: AConfigure, connection: AsyncConnection[TupleRow], node: Node, *, read_only: bool
+    ) -> None:
         try:
             await aconsult(configure, connection)
             if connection.pgconn.transaction_status:
                 await connection.commit()
         except Exception:
             logger.exception("the router's configure callable failed for a connection to %s", node)
-            await self._report(Failed(node, "the configure callable failed; its error is in the log", answered=True))
+            why = "the configure callable failed; its error is in the log"
+            await self._report(Failed(node, why, answered=True, read_only=read_only))
             raise
 
 
@@ -511,14 +550,10 @@ def _is_address(host: str) -> bool:
     return True
 
 
-async def _role(connection: AsyncConnection[TupleRow]) -> Role:
-    standby: bool
-    match connection.pgconn.parameter_status(b"in_hot_standby"):
-        case b"on":
-            standby = True
-        case b"off":
-            standby = False
-        case _:  # PostgreSQL before 14, or a pooler that does not pass it on
-            ((in_recovery,),) = await send(connection, sql.IS_IN_RECOVERY.encode())
-            standby = in_recovery == b"t"
-    return Role.REPLICA if standby else Role.PRIMARY
+async def _role(connection: AsyncConnection[TupleRow]) -> tuple[Role, bool]:
+    """The role of a server, and whether the session refuses writes by default."""
+    standby = connection.pgconn.parameter_status(b"in_hot_standby")
+    refuses_writes = connection.pgconn.parameter_status(b"default_transaction_read_only")
+    if standby is None or refuses_writes is None:  # PostgreSQL before 14, or a pooler that does not pass them on
+        [(standby, refuses_writes)] = await send(connection, sql.ROLE.encode())
+    return Role.REPLICA if standby in {b"on", b"t"} else Role.PRIMARY, refuses_writes in {b"on", b"t"}

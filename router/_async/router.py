@@ -19,7 +19,7 @@ from router.choose import Request
 from router.consistency import UNSURE, Position, settled
 from router.context import CURRENT, Use, named
 from router.errors import TokenRefused, UnknownTenant
-from router.health import UNKNOWN, fenced, lag_of, primary_of, role_of, state_of
+from router.health import UNKNOWN, fenced, hindrance, lag_of, primary_of, role_of, state_of
 from router.measures import NodeStats, Stats, TenantPoolStats, VersionStats
 from router.outcomes import needs_list
 from router.resolve import check_key
@@ -384,7 +384,7 @@ class AsyncRouter:
                         node=node,
                         role=role,
                         state="unknown" if state.up is None else "up" if state.up else "down",
-                        reason=state.reason or out.get(node, ""),
+                        reason=state.reason or out.get(node) or hindrance(health, node),
                         server_version=state.server_version,
                         timeline=state.timeline,
                         lag=None if lag is None else lag.seconds,

@@ -12,17 +12,17 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 import psycopg
+from psycopg import Connection
 
 from router._runtime import Flag, Guard, Isolated, Limited, cut, join, knock, sleep, spawn, untraced
 from router._sync.opener import Unable
 from router._sync.slots import BudgetSpent
 from router.budget import Claim, Idle, to_close
-from router.health import UNKNOWN, Failed, Unseen
+from router.health import UNKNOWN, Failed, Unseen, Use
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from psycopg import Connection
     from psycopg.rows import TupleRow
 
     from router._runtime import Function, Worker
@@ -182,6 +182,7 @@ class Watcher:
         self._monitor = monitor
         self._server = node.server
         self._limited = Limited()
+        self._tried = Limited()
         self._guard = Guard()  # guards _held
         self._held: tuple[Node, Connection[TupleRow]] | None = None  # between two looks only
         self._used: list[Connection[TupleRow]] = []  # by the look under way, for cutting it
@@ -309,18 +310,37 @@ class Watcher:
     def _try_logins(self) -> None:
         """Try again the logins that were refused, when it is time."""
         until = monotonic() + PATIENCE * self._monitor.policy.timeout
+        opener = self._monitor.opener
+
+        def wanted() -> bool:
+            return monotonic() < until and not self.hurry.is_set()
+
         for node, cluster in self.nodes.items():
-            refused = self._monitor.health().get(node)
-            if refused is not None and monotonic() >= refused.banned_until:
+            if self._is_due(node):
                 with Isolated("could not try to log in to %s", node), suppress(psycopg.Error, BudgetSpent), untraced():
-                    connection, _ = self._monitor.opener.connect(
-                        node,
-                        cluster,
-                        [],
-                        autocommit=True,
-                        wanted=lambda: monotonic() < until and not self.hurry.is_set(),
-                    )
+                    connection, _ = opener.connect(node, cluster, [], autocommit=True, wanted=wanted)
                     connection.close()
+            for read_only in (True, False):
+                if self._is_due(Use(node, read_only)):
+                    use = partial(self._use, node, cluster, wanted, read_only=read_only)
+                    with suppress(Exception):  # what failed was reported; the user's configure= may not even end
+                        connection = self._tried.run(use, self._monitor.policy.timeout, Connection.close)
+                        connection.close()
+
+    def _use(
+        self, node: Node, cluster: Cluster, wanted: Callable[[], bool], *, read_only: bool
+    ) -> Connection[TupleRow]:
+        """Open a connection as a request would."""
+        claim = Claim(node.server, cluster.name, None)
+        with untraced():
+            return self._monitor.opener.open(
+                node, cluster, claim, read_only=read_only, startup=None, spare=False, wanted=wanted
+            )
+
+    def _is_due(self, login: Node | Use) -> bool:
+        """Whether a login was refused, and may be tried again."""
+        refused = self._monitor.health().get(login)
+        return refused is not None and monotonic() >= refused.banned_until
 
     def _take(self) -> tuple[Node, Connection[TupleRow]] | None:
         with self._guard:

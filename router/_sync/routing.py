@@ -37,7 +37,7 @@ from router.errors import (
 )
 from router.events import PoolClosed as PoolWasClosed
 from router.events import ReadOnPrimary, Repeated, RequestFailed
-from router.health import UNKNOWN, primary_of, same_system, state_of, undecided
+from router.health import UNKNOWN, Use, login_of, primary_of, same_system, state_of, undecided
 from router.resolve import check_key, resolve
 from router.topology import Node, Role
 
@@ -330,12 +330,18 @@ class Routing:
         health, now = self.known.health, monotonic()
         if target.watched is not None and target.watched is not target.cluster:
             # Nobody but requests tries a tenant's own logins: one that was refused is tried again when it is time.
-            refused = {node for node in target.cluster.nodes if node in health}
-            again = {node for node in refused if not logins or now >= health[node].banned_until}
+            refused = [
+                login
+                for node in target.cluster.nodes
+                for login in (node, Use(node, request.read_only))
+                if login in health
+            ]
+            again = {login for login in refused if not logins or now >= health[login].banned_until}
             health = {key: state for key, state in health.items() if key not in again} if again else health
             if target.watched.name not in self.topology.versions:  # servers of its own: looks log in as it does
                 pairs = zip(target.cluster.nodes, target.watched.nodes, strict=True)
-                health = {**{node: health[seen] for node, seen in pairs if seen in health}, **health}
+                theirs = {node: login_of(health, seen, read_only=request.read_only) for node, seen in pairs}
+                health = {**{node: login for node, login in theirs.items() if login is not None}, **health}
         return choose(target, health, request, now=now, turn=random(), load=load, prefer=prefer)
 
     def acquire(
@@ -644,7 +650,8 @@ class Routing:
         target = route.target
         asked, whom = _asked(target), _whom(target)
         in_time = f"no connection {whom} in time"
-        down = [node for node in target.cluster.nodes if state_of(self.known.health, node).up is False]
+        health, read_only = self.known.health, request.read_only
+        down = [node for node in target.cluster.nodes if state_of(health, node, read_only=read_only).up is False]
         silent, ready = {}, route.nodes[: route.ready]
         for node in ready or (target.cluster.nodes if late and not down else ()):
             pool = self.pools.get(target, node, read_only=route.read_only)
@@ -664,7 +671,7 @@ class Routing:
         nodes = list(target.cluster.nodes)
         if target.watched is not None and target.watched.name not in self.topology.versions:
             nodes += target.watched.nodes
-        logins = {node: state for node in nodes if (state := self.known.health.get(node)) is not None}
+        logins = {node: login for node in nodes if (login := login_of(health, node, read_only=read_only)) is not None}
         if target.tenant is not None and logins and all(starmap(self._is_missing, logins.items())):
             return UnknownTenant(target.tenant, next(iter(logins.values())).reason, version=target.requested)
         kind, use = (NoReplica, "read from") if request.read_only else (NoPrimary, "written to")

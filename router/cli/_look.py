@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import psycopg
 
-from router._sync.opener import READ_ONLY, Opener
+from router._sync.opener import Opener
 from router._sync.slots import Slots
 from router.budget import Limits
 from router.health import Failed, Looked, observe
@@ -132,11 +132,13 @@ def _look(node: Node, cluster: Cluster, ask: Callable[[psycopg.Connection[TupleR
         Slots(Limits(1, None), lambda *_: None), lambda _: None, lambda _: None, password=None, configure=None
     )
     try:
-        connection, _ = opener.connect(node, cluster, [READ_ONLY], autocommit=True)
+        connection, _ = opener.connect(node, cluster, [], autocommit=True)  # as sessions for writing begin
     except Exception as error:  # noqa: BLE001  (a host name that cannot be encoded, say; nobody else would report it)
         return Look(opener.failure(node, error))
     try:
         seen = opener.look(connection, node, new=True)
+        if connection.pgconn.parameter_status(b"default_transaction_read_only") == b"on":  # for this role, say
+            seen = seen._replace(refuses_writes=True)
         try:
             return Look(seen, ask(connection, node))
         except psycopg.Error as error:

@@ -17,7 +17,7 @@ from router.cli._common import FAILED, AsJson, Config, load, print_json
 from router.cli._look import learn, look_at
 from router.cli._missing import missing
 from router.cli._screen import Column, console, listed, table
-from router.health import Looked, fenced, foreign
+from router.health import REFUSES_WRITES, Looked, fenced, foreign
 from router.resolve import resolve, versions_of
 from router.topology import HealthPolicy, PoolPolicy, Role
 
@@ -215,6 +215,11 @@ def _problems(cluster: Cluster, looks: Mapping[Node, Look[_Facts]]) -> Iterator[
         if isinstance(seen, Looked):
             if seen.role is Role.PRIMARY:
                 primaries.append(node)
+                if seen.refuses_writes:
+                    yield (
+                        f"{cluster.name}: {node} cannot be written to: {REFUSES_WRITES} for the server, its database "
+                        "or its role, and writes wait until it is off"
+                    )
             for problem in _problems_of_node(node, seen.role, looks[node]):
                 yield f"{cluster.name}: {node} {problem}"
         elif seen.answered:

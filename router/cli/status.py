@@ -20,7 +20,7 @@ from router.choose import fresh
 from router.cli._common import FAILED, AsJson, Config, load, print_json
 from router.cli._look import Looker, learn
 from router.cli._screen import Column, InPlace, console, in_terminal, listed, table
-from router.health import Looked, fenced, foreign, lag_of, primary_of, role_of, state_of
+from router.health import REFUSES_WRITES, Looked, fenced, foreign, lag_of, primary_of, role_of, state_of
 from router.resolve import resolve
 from router.topology import Role
 
@@ -58,7 +58,7 @@ class _Status(NamedTuple):
 
     node: Node
     role: Role | None
-    state: Literal["up", "down", "login refused", "fenced", "other system"]
+    state: Literal["up", "down", "login refused", "fenced", "other system", "read-only"]
     lag: Lag | None = None
     activity: _Activity | None = None
     latency: float | None = None
@@ -158,12 +158,14 @@ def _status(node: Node, cluster: Cluster, health: Health, look: Look[_Activity],
         return _Status(node, role, "down", problems=(f"is down: {seen.reason}",))
     lag = lag_of(health, node, primary_of(health, cluster), now=now) if role is Role.REPLICA else None
     state, policy = state_of(health, node), cluster.read
-    use: Literal["up", "fenced", "other system"] = "up"
+    use: Literal["up", "fenced", "other system", "read-only"] = "up"
     problems = list[str]()
     if (reason := foreign(health, cluster).get(node)) is not None:
         use, problems = "other system", [reason]
     elif (reason := fenced(health, cluster).get(node)) is not None:
         use, problems = "fenced", [f"is {reason}"]
+    elif seen.refuses_writes and role is Role.PRIMARY:
+        use, problems = "read-only", [f"cannot be written to: {REFUSES_WRITES}"]
     if node.role not in {None, role}:
         problems.append(f"is configured as {node.role} and is a {role}")
     if role is Role.REPLICA and not fresh(policy, lag):
