@@ -345,14 +345,16 @@ def _tell(pool: AsyncNodePool, connection: AsyncConnection[TupleRow], error: Bas
         pool.suspect(pool.node.server, dying=lost and (sqlstate is None or sqlstate in GOES_DOWN))
 
 
-async def _written(connection: AsyncConnection[TupleRow]) -> tuple[int, int]:
+async def _written(connection: AsyncConnection[TupleRow]) -> tuple[int, int] | None:
     """Commit if there is something to commit, and ask in the same round trip how far that went."""
     if connection.pgconn.transaction_status in UNDECIDED:
-        ((position, timeline),) = await commit(connection, sql.WRITTEN.encode())
+        rows = await commit(connection, sql.WRITTEN.encode())
     else:
         await connection.rollback()
-        ((position, timeline),) = await send(connection, sql.WRITTEN.encode())
-    return int(position or 0), int(timeline or 0)
+        rows = await send(connection, sql.WRITTEN.encode())
+    for position, timeline in rows:
+        return int(position or 0), int(timeline or 0)
+    return None
 
 
 class AsyncTrackedCheckout(AsyncCheckout):

@@ -121,7 +121,7 @@ async def send(
     interval = max(min(deadline - monotonic(), INTERVAL), 0.001)
     async with connection.lock:
         result = await connection.wait(_sent(connection, script, deadline), interval)
-    return [tuple(result.get_value(row, column) for column in range(result.nfields)) for row in range(result.ntuples)]
+    return _rows(result)
 
 
 async def commit(connection: AsyncConnection[Any], then: bytes) -> list[tuple[bytes | None, ...]]:
@@ -132,18 +132,21 @@ async def commit(connection: AsyncConnection[Any], then: bytes) -> list[tuple[by
         then: What to ask, in ASCII.
 
     Returns:
-        The rows.
+        The rows; none if the question failed: the transaction is committed all the same.
 
     Raises:
         psycopg.ProgrammingError: psycopg would not commit here: a ``transaction()`` is open, say.
-        psycopg.Error: One of them failed.
+        psycopg.Error: It could not be committed.
     """
     if connection._num_transactions or connection._tpc or connection._pipeline:
         await connection.commit()
         if connection._pipeline:  # where no script can be sent
             connection.pgconn.exit_pipeline_mode()
-        return await send(connection, then)
-    return await send(connection, b"COMMIT; " + then)
+        with suppress(psycopg.Error):
+            return await send(connection, then)
+        return []
+    async with connection.lock:
+        return await connection.wait(_committed(connection, b"COMMIT; " + then))
 
 
 def cursor_of(connection: AsyncConnection[Any]) -> AsyncCursor[DictRow]:
@@ -216,16 +219,34 @@ def _text_of_part(part: str | Interpolation[Any]) -> str:
     return f'"{part.value}"' if part.format_spec == "i" else " ? "
 
 
+def _rows(result: PGresult) -> list[tuple[bytes | None, ...]]:
+    return [tuple(result.get_value(row, column) for column in range(result.nfields)) for row in range(result.ntuples)]
+
+
 def _sent(connection: AsyncConnection[Any], script: bytes, deadline: float) -> PQGen[PGresult]:
+    results = yield from _answers(connection, script, deadline)
+    for result in results:
+        _check(connection, result)
+    return results[-1]
+
+
+def _committed(connection: AsyncConnection[Any], script: bytes) -> PQGen[list[tuple[bytes | None, ...]]]:
+    committed, *asked = yield from _answers(connection, script, inf)
+    _check(connection, committed)
+    return _rows(asked[0]) if asked and asked[0].status == ExecStatus.TUPLES_OK else []
+
+
+def _check(connection: AsyncConnection[Any], result: PGresult) -> None:
+    if result.status == ExecStatus.FATAL_ERROR:
+        raise error_from_result(result, encoding=connection.pgconn._encoding)
+
+
+def _answers(connection: AsyncConnection[Any], script: bytes, deadline: float) -> PQGen[list[PGresult]]:
     connection._check_connection_ok()
     if script.startswith(b"COMMIT") and isinstance(connection, AsyncNodeConnection):
         connection._death = COMMITTING
     connection.pgconn.send_query(script)
-    results = yield from _until(deadline, generators.execute(connection.pgconn))
-    for result in results:
-        if result.status == ExecStatus.FATAL_ERROR:
-            raise error_from_result(result, encoding=connection.pgconn._encoding)
-    return results[-1]
+    return (yield from _until(deadline, generators.execute(connection.pgconn)))
 
 
 def _until(deadline: float, answer: PQGen[list[PGresult]]) -> PQGen[list[PGresult]]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from itertools import count
 from random import random
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import psycopg
+from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
 from router._async.pools import original_of
@@ -53,6 +55,9 @@ _SETTING = re.compile(r"\bset_config\b", re.IGNORECASE)
 
 # Statements that leave nothing behind in their session, by the first word of what PostgreSQL calls them.
 _TRACELESS = frozenset({"SELECT", "INSERT", "UPDATE", "DELETE", "MERGE", "COPY", "NOTIFY", "EXPLAIN", "SHOW", "CALL"})
+
+
+logger = logging.getLogger("router")
 
 
 class _Unguarded(Exception):
@@ -228,7 +233,12 @@ async def _in_transaction(
     try:
         # In transaction(), the function cannot commit by itself: what is repeated would be there twice.
         async with connection.transaction():
-            return await acall(function, connection)
+            result: T = await acall(function, connection)
+            if connection.pgconn.transaction_status == TransactionStatus.INERROR:
+                logger.warning(
+                    "a function has returned to run(), but a statement had failed: its transaction is rolled back"
+                )
+            return result
     except psycopg.Error as error:
         if not again or not is_stale(error) or connection.closed:
             raise

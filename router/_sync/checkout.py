@@ -344,14 +344,16 @@ def _tell(pool: NodePool, connection: Connection[TupleRow], error: BaseException
         pool.suspect(pool.node.server, dying=lost and (sqlstate is None or sqlstate in GOES_DOWN))
 
 
-def _written(connection: Connection[TupleRow]) -> tuple[int, int]:
+def _written(connection: Connection[TupleRow]) -> tuple[int, int] | None:
     """Commit if there is something to commit, and ask in the same round trip how far that went."""
     if connection.pgconn.transaction_status in UNDECIDED:
-        ((position, timeline),) = commit(connection, sql.WRITTEN.encode())
+        rows = commit(connection, sql.WRITTEN.encode())
     else:
         connection.rollback()
-        ((position, timeline),) = send(connection, sql.WRITTEN.encode())
-    return int(position or 0), int(timeline or 0)
+        rows = send(connection, sql.WRITTEN.encode())
+    for position, timeline in rows:
+        return int(position or 0), int(timeline or 0)
+    return None
 
 
 class TrackedCheckout(Checkout):

@@ -115,6 +115,30 @@ async def test_a_session_does_not_commit_what_psycopg_would_not(cluster: Postgre
                 assert await (await connection.execute(f"SELECT i FROM {table}")).fetchall() == []
 
 
+async def test_a_commit_stands_if_nobody_can_ask_how_far_it_went(
+    cluster: PostgresCluster, table: LiteralString
+) -> None:
+    own = new_name()
+    run(
+        cluster.dsn(),
+        f"CREATE SCHEMA {own}",
+        f"CREATE FUNCTION {own}.pg_walfile_name(pg_lsn) RETURNS text AS $$ SELECT (1 / 0)::text $$ LANGUAGE sql",
+    )
+    async with AsyncRouter(settings(**cluster.version_settings())) as router:
+        for number, in_pipeline in enumerate((False, True)):
+            with router.session():
+                async with router.connection() as connection:
+                    await connection.execute(f"SET search_path TO {own}, public, pg_catalog")
+                    pipeline = connection.pipeline()
+                    if in_pipeline:
+                        await pipeline.__aenter__()
+                    await connection.execute(f"INSERT INTO {table} VALUES (1)")
+                async with router.connection(read_only=True) as connection:  # the primary has it in any case
+                    cursor = await connection.execute(f"SELECT count(*) FROM public.{table}")
+                    assert await cursor.fetchone() == (number + 1,)
+    assert run(cluster.dsn(), f"SELECT i FROM {table}") == [(1,), (1,)]
+
+
 @pytest.mark.parametrize(
     ("encoding", "change"),
     [("SQL_ASCII", None), ("LATIN1", None), ("UTF8", None), *(("UTF8", change) for change in CHANGES)],

@@ -382,6 +382,19 @@ def test_a_block_whose_transaction_has_failed_says_that_it_is_rolled_back(
         assert len([record for record in caplog.records if record.levelno == logging.WARNING]) == 1
 
 
+def test_a_function_that_caught_the_error_of_its_transaction_is_told(
+    cluster: PostgresCluster, names: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    def function(connection: Connection[Any]) -> None:
+        connection.execute(f"INSERT INTO {names[2]} VALUES (1)")
+        swallowed_error(connection, "")
+
+    with Router(pool_of_one(cluster)) as router:
+        router.run(function)
+        [told] = [record for record in caplog.records if record.levelno == logging.WARNING]
+        assert "rolled back" in told.getMessage()
+
+
 @pytest.mark.usefixtures("_impatient")
 @pytest.mark.parametrize("read_only", [False, True])
 def test_a_connection_that_is_still_used_is_cut_and_its_place_is_free(
