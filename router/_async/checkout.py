@@ -16,7 +16,7 @@ from router import sql
 from router._async.pools import USERS, original_of, was_given_up
 from router._async.scoped import enter
 from router._async.scripts import AsyncNodeConnection, TooLate, commit, in_pipeline, send
-from router._runtime import aclaimed, arunning_loop
+from router._runtime import Isolated, aclaimed, arunning_loop
 from router.choose import PAIRS, pairs, rotation
 from router.errors import PoolExhausted, TransactionOutcomeUnknown, UnknownTenant
 
@@ -239,14 +239,17 @@ class AsyncCheckout:
                 await self._end(connection, pool, error)
         finally:
             if not pool.inherited:  # else its slots are, too
-                slots = self._lane.slots
-                heir = slots.yields_to(pool.claim) if slots.waiting else None
+                slots, heir = self._lane.slots, None
+                if slots.waiting:
+                    with Isolated("could not tell for whom a connection to %s makes room", pool.node):
+                        heir = slots.yields_to(pool.claim)
                 if heir is None:
                     await pool.give_back(connection)
                 else:
                     await pool.part_with(connection)
                 if slots.waiting:
-                    slots.wake(heir)
+                    with Isolated("could not tell who may open a connection in place of one to %s", pool.node):
+                        slots.wake(heir)
 
     async def _end(
         self, connection: AsyncConnection[TupleRow], pool: AsyncNodePool, error: BaseException | None
@@ -274,7 +277,8 @@ class AsyncCheckout:
                 written = await self._roll_back(connection, pool, error)
         finally:
             if self._note is not None:  # a block that fails may have committed by itself before
-                self._note(pool.node, written)
+                with Isolated("could not note what was written to %s", pool.node):
+                    self._note(pool.node, written)
 
     async def _roll_back(
         self, connection: AsyncConnection[TupleRow], pool: AsyncNodePool, error: Exception | GeneratorExit
@@ -439,10 +443,12 @@ class AsyncScopedCheckout(AsyncTrackedCheckout):
             lane.failed(lane, error)
             raise error
         try:
-            return await self._enter(lane, deadline)
+            connection = await self._enter(lane, deadline)
         except BaseException:
             lane.gate.leave()
             raise
+        self._pool.gates[original_of(connection)] = lane.gate
+        return connection
 
     async def _enter(self, lane: AsyncLane, deadline: float) -> AsyncConnection[TupleRow]:
         target = lane.target
@@ -454,7 +460,7 @@ class AsyncScopedCheckout(AsyncTrackedCheckout):
         while True:
             if pool is None or connection is None:
                 pool, connection = await lane.acquire(lane, deadline, pool, self._request)
-            pool.expendable.add(connection)
+            pool.expendable.add(original_of(connection))
             try:
                 await enter(connection, target.scope, deadline, begin=self._begin)
             except BaseException as error:
@@ -473,7 +479,7 @@ class AsyncScopedCheckout(AsyncTrackedCheckout):
                     raise
                 connection = None
                 continue
-            pool.expendable.discard(connection)
+            pool.expendable.discard(original_of(connection))
             original_of(connection).target = target
             self._pool, self._connection = pool, connection
             return connection
@@ -482,12 +488,14 @@ class AsyncScopedCheckout(AsyncTrackedCheckout):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """End the transaction and give the connection back, as any checkout does."""
-        entered = self._connection is not None
+        connection = self._connection
+        # From here on it may be another's; and if it was closed, its place here is given back already.
+        gate = None if connection is None else self._pool.gates.pop(original_of(connection), None)
         try:
             await super().__aexit__(kind, error, traceback)
         finally:
-            if entered and self._lane.gate is not None and not self._pool.inherited:
-                self._lane.gate.leave()
+            if gate is not None and not self._pool.inherited:
+                gate.leave()
 
 
 class AsyncAskingCheckout(AsyncCheckout):

@@ -493,7 +493,7 @@ class AsyncSqlSource:
                     raise RouterClosed("the router is closed")
                 self._in_use.add(connection)
             try:
-                checkout.pool.expendable.add(connection)
+                checkout.pool.expendable.add(original_of(connection))
                 await connection.set_autocommit(True)
                 return await use(checkout.pool, connection)
             finally:

@@ -11,11 +11,16 @@ can change on a connection without a public name to tell.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import select
+import sys
+import warnings
 from collections import deque
+from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
+from weakref import ref
 
 import psycopg
 from psycopg import AsyncConnection
@@ -24,7 +29,7 @@ from psycopg.rows import TupleRow
 from psycopg.types import TypesRegistry
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 from psycopg_pool._acompat import ALock
-from psycopg_pool.pool_async import AddConnection
+from psycopg_pool.pool_async import AddConnection, MaintenanceTask
 
 from router._async.opener import Refused
 from router._async.scripts import AsyncPooledConnection, begin_of
@@ -39,6 +44,7 @@ if TYPE_CHECKING:
     from psycopg.types import TypeInfo
 
     from router._async.opener import AsyncOpener
+    from router._async.slots import AsyncGate
     from router.health import Looked
     from router.topology import Node, Scope, Server, Target
 
@@ -54,6 +60,9 @@ OF_THE_POOL = {"_pool", "_created_at", "_expire_at", "_router"}
 
 SURE = 1.0
 """Seconds after a doubt for which there is no other one."""
+
+OVERDUE = 2
+"""In so many rounds of housekeeping the worker begins with what it is told to do, if it was told at all."""
 
 logger = logging.getLogger("router")
 
@@ -159,7 +168,12 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         keys: Those of the lanes that use it, if it is one tenant's.
         idle: The connections ready to be borrowed; empty while the pool is in doubt, whatever it keeps.
         doubted_at: When it was last put in doubt, on the monotonic clock.
-        borrowed: The connections out.
+        borrowed: What is kept of each connection that is out. There is no strong reference to those themselves: one
+            that is dropped by whoever borrowed it is collected, and :meth:`reclaim` has its place back.
+        lost: Whether a connection may have been dropped.
+        gates: Those by which the tenants came in who have a connection, where a tenant may have so many only.
+        notes_where: Whether to note where each connection is borrowed. It costs too much to be done always: it is done
+            where a ``ResourceWarning`` would be shown, and once a connection was dropped.
         expected: One entry for each request that was given this pool, and has not borrowed from it or given up yet.
         expendable: Those of them whose query is run again elsewhere if they are cut.
         suspect: Has a server looked at, because of what a connection showed.
@@ -225,9 +239,15 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         self.keys: set[Any] = set()
         self.idle = self._pool
         self.doubted_at = 0.0
-        self.borrowed: set[AsyncConnection[TupleRow]] = set()
+        self.borrowed: set[Original] = set()
+        self.lost = False
+        self.gates: dict[Original, AsyncGate] = {}  # its pop() is atomic
+        self.notes_where = shows_resource_warnings()
+        # Guarded by _lock: _nconns is how many there are of both, but for what an exception has interrupted.
+        self._sessions: set[Original] = set()  # of all connections that have been opened and not been counted out
+        self._adding: set[_Adding] = set()  # attempts to open one, from when they are decided on until they have ended
         self.expected: list[None] = []  # its append() and pop() are atomic
-        self.expendable: set[AsyncConnection[TupleRow]] = set()
+        self.expendable: set[Original] = set()
         self.suspect = suspect
         self.inherited = False
         self.barred = ""
@@ -301,13 +321,16 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
                 connection = idle.popleft()
                 self._nconns_min = min(self._nconns_min, len(idle))  # what shrinking goes by
             # Nobody asked anything: if there is something to read, it is most likely the end.
-            if connection.__dict__["_router"].unasked(0) and not await self._lives(connection):
+            original = connection.__dict__["_router"]
+            if original.unasked(0) and not await self._lives(connection):
                 async with self._lock:  # guards _nconns
-                    self._nconns -= 1
+                    self._count_out(original)
                 continue
             self._stats[self._REQUESTS_NUM] += 1
             connection._pool = self
-            self.borrowed.add(connection)
+            self.borrowed.add(original)
+            if self.notes_where:
+                original.borrowed_at = borrower()
             if self.barred:
                 await connection.close()
                 await self.give_back(connection)
@@ -359,15 +382,9 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         """
         self._used_at = monotonic()
         if self._closed:
-            try:
-                await self.open()
-            except psycopg.OperationalError as error:  # it has been closed meanwhile
-                raise PoolClosed(str(error)) from error
-            except BaseException:
-                await self._undo_open()
-                raise
-            if self.retired:
-                await self.close()
+            await self._begin()
+        if self.lost:
+            await self.reclaim()
         place, begun = AsyncPlace(self, "" if scope is None else scope.tenant), monotonic()
         try:
             while True:
@@ -382,11 +399,24 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
             raise
         finally:
             self._stats[self._REQUESTS_WAIT_MS] += int(1000.0 * (monotonic() - begun))
+        if self.notes_where:
+            original_of(connection).borrowed_at = borrower()
         if self.barred:
             await connection.close()
             await self.give_back(connection)
             raise Reroute
         return connection
+
+    async def _begin(self) -> None:
+        try:
+            await self.open()
+        except psycopg.OperationalError as error:  # it has been closed meanwhile
+            raise PoolClosed(str(error)) from error
+        except BaseException:
+            await self._undo_open()
+            raise
+        if self.retired:
+            await self.close()
 
     @auncancelled
     async def _undo_open(self) -> None:
@@ -395,6 +425,7 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
             if not self._closed:
                 await self._signal_stop_worker()
                 self._closed, self._opened, self._growing = True, False, False  # what is counted is opened next time
+                self._adding.clear()
         await self.reroute()
 
     async def _get_in_line(self, place: AsyncPlace) -> bool:
@@ -459,7 +490,9 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         self._failing = False
         self.refusal = ""
         try:
-            connection.__dict__["_router"] = Original(connection)
+            connection.__dict__["_router"] = original = Original(connection)
+            original.connection = ref(connection, self._note_lost)
+            self._sessions.add(original)
         except BaseException:
             await connection.close()
             raise
@@ -481,9 +514,9 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         Raises:
             psycopg.Error: It does not say.
         """
-        self.expendable.add(connection)
+        self.expendable.add(original_of(connection))
         seen = await self._opener.look(connection, self.node)
-        self.expendable.discard(connection)
+        self.expendable.discard(original_of(connection))
         return seen
 
     def doubt(self) -> None:
@@ -500,7 +533,7 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
             self._sure_until = monotonic() + SURE
             self.idle = self._pool
             lent = [self._pool.popleft() for _ in range(min(len(self._pool), len(self._waiting)))]
-            self.borrowed.update(lent)
+            self.borrowed.update(map(original_of, lent))
             if len(self._waiting) > len(lent) and not self._closed:  # what they waited for has been closed meanwhile
                 self._maybe_grow_pool()
         for connection in lent:
@@ -530,8 +563,113 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         async with self._lock:  # guards _pool and _nconns
             if not self._pool:
                 return None
+            connection = self._pool.popleft()
+            self._count_out(original_of(connection))
+            return connection
+
+    def _count_out(self, original: Original) -> None:
+        """Count a connection no more, unless that was done before; under the lock."""
+        if original in self._sessions:
+            self._sessions.discard(original)
             self._nconns -= 1
-            return self._pool.popleft()
+
+    def _note_lost(self, _: object) -> None:
+        """Note that a connection was collected, wherever that happened to be; nothing else must be touched here."""
+        self.lost = True
+
+    @auncancelled
+    async def reclaim(self) -> None:
+        """Have the places back of connections that were dropped or closed by whoever borrowed them, or lost on the way.
+
+        An exception may come at any moment, out of a signal handler: so what is counted is compared with what is there.
+        """
+        self.lost = False
+        for original in list(self._sessions):
+            connection = original.connection()
+            if connection is None or (connection.closed and original in self.borrowed):
+                dropped = connection is None and original in self.borrowed
+                await self._replace(original)
+                if dropped:
+                    self._warn_of_dropped(original)
+        async with self._lock:  # guards all of this
+            if self._closed:
+                return
+            self._nconns = min(self._nconns, len(self._sessions) + len(self._adding))
+            if self._growing and not any(adding.growing for adding in self._adding):
+                self._growing = False
+            for adding in list(self._adding):
+                adding.hurry(self)
+            if len(self._waiting) > len(self._pool):
+                self._maybe_grow_pool()
+
+    def _warn_of_dropped(self, original: Original) -> None:
+        asked, at = original.target, original.borrowed_at
+        whom = "" if asked is None else f" for {f'tenant {asked.tenant!r}' if asked.tenant else asked.version}"
+        where = "; where is noted from now on" if at is None else f" in {at[0]}, line {at[1]}"
+        what = f"a connection to {self.node} was borrowed{whom}{where}, and dropped without being given back or closed"
+        self.notes_where = True
+        logger.warning("%s", what)
+        file, line = at or (__file__, 1)
+        with Isolated("%s", what):  # warnings may be errors here
+            warnings.warn_explicit(what, ResourceWarning, file, line)
+
+    async def _replace(self, original: Original) -> None:
+        """Count a connection that was lent no more, unless that was done before, and have another one opened."""
+        async with self._lock:  # guards _nconns, _sessions
+            self.borrowed.discard(original)
+            self.expendable.discard(original)
+            if (gate := self.gates.pop(original, None)) is not None:
+                gate.leave()
+            if original in self._sessions:
+                self._sessions.discard(original)
+                if self._closed:
+                    self._nconns -= 1
+                else:
+                    self.run_task(AddConnection(self))
+
+    @auncancelled
+    async def close_lent(self, connection: AsyncConnection[TupleRow]) -> None:
+        """Close a connection that was lent, and have its place back: what its ``close()`` does.
+
+        Args:
+            connection: The connection.
+        """
+        if self.inherited:
+            return
+        connection._pool = None  # it is no longer lent: its close() closes it
+        try:
+            await connection.close()
+        finally:
+            await self._replace(original_of(connection))
+
+    def run_task(self, task: MaintenanceTask) -> None:
+        """Have the pool's worker do something.
+
+        Args:
+            task: What.
+        """
+        super().run_task(self._kept_in_mind(task))
+
+    async def schedule_task(self, task: MaintenanceTask, delay: float) -> None:
+        """Have the pool's worker do something later.
+
+        Args:
+            task: What.
+            delay: In how many seconds.
+        """
+        await super().schedule_task(self._kept_in_mind(task), delay)
+
+    def _kept_in_mind(self, task: MaintenanceTask) -> MaintenanceTask:
+        if type(task) is AddConnection:
+            task = _Adding(self, task.attempt, task.growing)
+        if isinstance(task, _Adding):
+            self._adding.add(task)
+        return task
+
+    async def _close_connection(self, connection: AsyncConnection[TupleRow]) -> None:
+        """Close a connection that psycopg_pool has counted out."""
+        self._sessions.discard(original_of(connection))
+        await super()._close_connection(connection)
 
     async def keep_warm(self) -> None:
         """Open one of the connections that are to be kept open, if there are too few: some may have made room."""
@@ -540,7 +678,7 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
                 if self._closed or self._nconns >= self.min_size:
                     return
                 self._nconns += 1
-            self.run_task(AddConnection(self))
+                self.run_task(AddConnection(self))
 
     async def drop(self, why_borrowed: str) -> int:
         """Part with the connections of a server that must not be used: nobody waits for them, none stays idle.
@@ -556,9 +694,10 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
             with Isolated("could not close a connection to %s", self.node):
                 await connection.close()
         doomed = list(self.borrowed if why_borrowed else self.expendable)
-        for connection in doomed:
-            original_of(connection).cut_because = why_borrowed
-            cut(connection)
+        for original in doomed:
+            original.cut_because = why_borrowed
+            if (lent := original.connection()) is not None:
+                cut(lent)
         return len(doomed) if why_borrowed else 0
 
     async def let_go(self, connection: AsyncConnection[TupleRow], *, wait: bool = True) -> bool:
@@ -599,16 +738,21 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         """
         if self.inherited:
             return
-        await self._opener.make_way(connection, self.claim, close=await self.let_go(connection))
-        self.borrowed.discard(connection)
-        self.expendable.discard(connection)
+        original = original_of(connection)
+        with Isolated("could not close a connection to %s", self.node):
+            close, connection._pool = await self.let_go(connection), None  # no longer lent: its close() closes it
+            await self._opener.make_way(connection, self.claim, close=close)
         async with self._lock:  # guards _nconns, _growing, _waiting
-            self._nconns -= 1
+            self.borrowed.discard(original)
+            self.expendable.discard(original)
+            self._count_out(original)
             if self._waiting and not self._closed:
                 self._maybe_grow_pool()
 
     @auncancelled
-    async def give_back(self, connection: AsyncConnection[TupleRow]) -> None:  # noqa: C901  (each call would cost)
+    async def give_back(  # noqa: C901, PLR0912  (the hot path: a call in it costs more than the rest of a line)
+        self, connection: AsyncConnection[TupleRow]
+    ) -> None:
         """Take a borrowed connection back, such as it was when it was opened.
 
         Args:
@@ -616,47 +760,53 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         """
         if self.inherited:
             return
-        if connection.lock.locked() and not await self.let_go(connection):
-            await self.part_with(connection)
-            return
-        state = connection.__dict__
+        state, place = connection.__dict__, None
         original: Original = state["_router"]
         pgconn = connection.pgconn
-        sound = False
-        if pgconn.transaction_status or original.spent:
-            await connection.close()
-        elif pgconn.parameter_status(b"in_hot_standby") != original.in_hot_standby:
-            self.suspect(self.node.server)  # it was promoted, say
-            await connection.close()
-        elif pgconn.parameter_status(b"client_encoding") != original.client_encoding:
-            await connection.close()  # psycopg reads and writes by it
-        else:
-            if (
-                state != original.seen
-                or original.adapted
-                or state["_notifies_backlog"]
-                or (prepared := connection._prepared).prepare_threshold != original.prepare_threshold
-                or prepared.prepared_max != original.prepared_max
-            ):
-                await original.restore(connection)
-            pgconn.untrace()  # nothing tells whether it is traced
-            original.idle_since = now = monotonic()
-            sound = not connection.closed and now < connection._expire_at
-        self.expendable.discard(connection)
-        if sound and self._waiting:
-            sound = await self._lives(connection)  # as whoever takes an idle one finds out
-        if sound:
-            async with self._lock:  # guards _pool, _waiting, _closed
-                if not self._closed:
-                    while self._waiting:  # until it is handed over, it counts as borrowed by whoever brings it
-                        if await self._waiting.popleft().set(connection):
+        try:
+            if connection.lock.locked() and not await self.let_go(connection):
+                await self.part_with(connection)
+                return
+            if pgconn.transaction_status or original.spent:
+                pass
+            elif pgconn.parameter_status(b"in_hot_standby") != original.in_hot_standby:
+                self.suspect(self.node.server)  # it was promoted, say
+            elif pgconn.parameter_status(b"client_encoding") == original.client_encoding:  # psycopg goes by it
+                if (
+                    state != original.seen
+                    or original.adapted
+                    or state["_notifies_backlog"]
+                    or (prepared := connection._prepared).prepare_threshold != original.prepare_threshold
+                    or prepared.prepared_max != original.prepared_max
+                ):
+                    await original.restore(connection)
+                pgconn.untrace()  # nothing tells whether it is traced
+                original.idle_since = now = monotonic()
+                self.expendable.discard(original)
+                if (
+                    not connection.closed
+                    and now < connection._expire_at
+                    and (not self._waiting or await self._lives(connection))  # as whoever takes an idle one finds out
+                ):
+                    async with self._lock:  # guards _pool, _waiting, _closed
+                        if not self._closed:
+                            while self._waiting:  # until it is handed over, whoever brings it counts as having it
+                                place = self._waiting.popleft()
+                                if await place.set(connection):
+                                    return
+                            connection._pool = None
+                            self.borrowed.discard(original)
+                            self._pool.append(connection)
                             return
-                    connection._pool = None
-                    self.borrowed.discard(connection)
-                    self._pool.append(connection)
-                    return
-        self.borrowed.discard(connection)
-        await self.putconn(connection)
+        except BaseException as error:
+            # Whatever this is, the block has had its own outcome by now; unless it comes from outside of all this.
+            if connection not in self._pool and (place is None or place.connection is not connection):
+                await self.close_lent(connection)
+            if not isinstance(error, Exception):
+                raise
+            logger.exception("a connection to %s was closed: it could not be given back", self.node)
+        else:
+            await self.close_lent(connection)
 
     def abandon(self) -> None:
         """Leave it all to the parent process, after a fork."""
@@ -680,6 +830,30 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
             opened=counted["opened"],
             failed=counted["failed"],
         )
+
+
+class _Adding(AddConnection):
+    """An attempt to open a connection, which a pool knows of until it has ended."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._begun = False
+        self._rounds = 0
+
+    async def _run(self, pool: AsyncConnectionPool[Any]) -> None:
+        if self._begun:
+            return
+        self._begun = True
+        try:
+            await super()._run(pool)
+        finally:
+            pool._adding.discard(self)  # type: ignore[attr-defined]
+
+    def hurry(self, pool: AsyncNodePool) -> None:
+        """Get in the worker's queue again if nothing has begun for long: whoever was to do it was interrupted."""
+        self._rounds += 1
+        if self._rounds == OVERDUE and not self._begun:
+            pool.run_task(self)
 
 
 class AsyncPlace:
@@ -748,7 +922,7 @@ class AsyncPlace:
                 return False
             original_of(connection).tenant = self.tenant
             connection._pool = self._pool
-            self._pool.borrowed.add(connection)
+            self._pool.borrowed.add(original_of(connection))
             self.connection = connection
         self._flag.set()
         return True
@@ -784,6 +958,8 @@ class Original:
         application_name: What the server called the session when it was last set.
         refuses_writes: Whether the server is known to refuse writes in this session; a pooler may have dropped that
             option.
+        connection: The connection, as long as it is there.
+        borrowed_at: File and line of where it was borrowed last, if that is noted.
         target: What whoever has it, or had it last, asked for.
         spent: Set to have it closed once it is given back: its session is not fit for another borrower.
         cut_because: Why it was cut while it was out; empty if it was not.
@@ -792,13 +968,15 @@ class Original:
     """
 
     __slots__ = (
-        "_adapters", "_attributes", "adapted", "application_name", "client_encoding", "cut_because", "idle_since",
-        "in_hot_standby", "notice_handlers", "notify_handlers", "opened_at", "prepare_threshold", "prepared_max",
-        "refuses_writes", "scope", "seen", "spent", "target", "tenant", "unasked",
+        "_adapters", "_attributes", "adapted", "application_name", "borrowed_at", "client_encoding", "connection",
+        "cut_because", "idle_since", "in_hot_standby", "notice_handlers", "notify_handlers", "opened_at",
+        "prepare_threshold", "prepared_max", "refuses_writes", "scope", "seen", "spent", "target", "tenant", "unasked",
     )  # fmt: skip
 
     def __init__(self, connection: AsyncConnection[TupleRow]) -> None:
         begin_of(connection)  # which psycopg keeps: to do so later is no change
+        self.connection = ref(connection)
+        self.borrowed_at: tuple[str, int] | None = None
         self.adapted = False
         self._adapters = connection.adapters
         connection._adapters = _Adapters(self)
@@ -880,6 +1058,32 @@ class _Types(TypesRegistry):
     def add(self, info: TypeInfo) -> None:
         self._original.adapted = True
         super().add(info)
+
+
+def shows_resource_warnings() -> bool:
+    """Tell whether a ``ResourceWarning`` would be shown, as in Python's development mode."""
+    for action, message, category, module, _ in warnings.filters:
+        if message is None and module is None and issubclass(ResourceWarning, category):
+            return action != "ignore"
+    return True
+
+
+def borrower() -> tuple[str, int]:
+    """Find out who borrows a connection now.
+
+    Returns:
+        File and line of the nearest caller outside of the router and of ``contextlib``.
+    """
+    frame, found = sys._getframe(1), None
+    while frame is not None:
+        found, file = frame, frame.f_code.co_filename
+        if not file.startswith(_OWN_FILES):
+            break
+        frame = frame.f_back  # type: ignore[assignment]
+    return found.f_code.co_filename, found.f_lineno
+
+
+_OWN_FILES = (str(Path(__file__).parents[1]), contextlib.__file__)
 
 
 def was_given_up(connection: AsyncConnection[TupleRow]) -> bool:

@@ -187,6 +187,7 @@ class AsyncPools:
             self._add_up()
         for pool in list(self):
             with Isolated("could not keep the pool to %s as it should be", pool.node):
+                await pool.reclaim()
                 await pool.keep_warm()
                 unused = not pool.in_use and not pool.min_size and now - pool.used_at > pool.cluster.pool.max_unused
                 if unused or pool.outdated:

@@ -779,7 +779,11 @@ async def _emptied(pools: Sequence[AsyncNodePool], deadline: float) -> int:
         await pool.reroute()
     while any(pool.borrowed for pool in pools) and monotonic() < deadline:
         await asleep(0.01)
-    cut_off = [connection for pool in pools for connection in list(pool.borrowed)]
+        for pool in pools:
+            if pool.lost:
+                await pool.reclaim()
+    lent = [original.connection() for pool in pools for original in list(pool.borrowed)]
+    cut_off = [connection for connection in lent if connection is not None]
     for connection in cut_off:
         cut(connection)
     if cut_off:

@@ -84,7 +84,7 @@ class AsyncSharedPool(AsyncNodePool):
 
     def holders(self) -> list[str]:
         """List the tenants of the connections that are out, one for each."""
-        return [connection.__dict__["_router"].tenant for connection in list(self.borrowed)]
+        return [original.tenant for original in list(self.borrowed)]
 
     async def take_for(self, scope: Scope) -> AsyncConnection[TupleRow] | None:
         """Borrow a connection that is ready, best one that the tenant had last.

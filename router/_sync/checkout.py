@@ -14,7 +14,7 @@ import psycopg
 from psycopg.pq import TransactionStatus
 
 from router import sql
-from router._runtime import claimed
+from router._runtime import Isolated, claimed
 from router._sync.pools import USERS, original_of, was_given_up
 from router._sync.scoped import enter
 from router._sync.scripts import NodeConnection, TooLate, commit, in_pipeline, send
@@ -240,14 +240,17 @@ class Checkout:
                 self._end(connection, pool, error)
         finally:
             if not pool.inherited:  # else its slots are, too
-                slots = self._lane.slots
-                heir = slots.yields_to(pool.claim) if slots.waiting else None
+                slots, heir = self._lane.slots, None
+                if slots.waiting:
+                    with Isolated("could not tell for whom a connection to %s makes room", pool.node):
+                        heir = slots.yields_to(pool.claim)
                 if heir is None:
                     pool.give_back(connection)
                 else:
                     pool.part_with(connection)
                 if slots.waiting:
-                    slots.wake(heir)
+                    with Isolated("could not tell who may open a connection in place of one to %s", pool.node):
+                        slots.wake(heir)
 
     def _end(self, connection: Connection[TupleRow], pool: NodePool, error: BaseException | None) -> None:
         if pool.inherited:
@@ -273,7 +276,8 @@ class Checkout:
                 written = self._roll_back(connection, pool, error)
         finally:
             if self._note is not None:  # a block that fails may have committed by itself before
-                self._note(pool.node, written)
+                with Isolated("could not note what was written to %s", pool.node):
+                    self._note(pool.node, written)
 
     def _roll_back(
         self, connection: Connection[TupleRow], pool: NodePool, error: Exception | GeneratorExit
@@ -438,10 +442,12 @@ class ScopedCheckout(TrackedCheckout):
             lane.failed(lane, error)
             raise error
         try:
-            return self._enter(lane, deadline)
+            connection = self._enter(lane, deadline)
         except BaseException:
             lane.gate.leave()
             raise
+        self._pool.gates[original_of(connection)] = lane.gate
+        return connection
 
     def _enter(self, lane: Lane, deadline: float) -> Connection[TupleRow]:
         target = lane.target
@@ -453,7 +459,7 @@ class ScopedCheckout(TrackedCheckout):
         while True:
             if pool is None or connection is None:
                 pool, connection = lane.acquire(lane, deadline, pool, self._request)
-            pool.expendable.add(connection)
+            pool.expendable.add(original_of(connection))
             try:
                 enter(connection, target.scope, deadline, begin=self._begin)
             except BaseException as error:
@@ -472,7 +478,7 @@ class ScopedCheckout(TrackedCheckout):
                     raise
                 connection = None
                 continue
-            pool.expendable.discard(connection)
+            pool.expendable.discard(original_of(connection))
             original_of(connection).target = target
             self._pool, self._connection = pool, connection
             return connection
@@ -481,12 +487,14 @@ class ScopedCheckout(TrackedCheckout):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """End the transaction and give the connection back, as any checkout does."""
-        entered = self._connection is not None
+        connection = self._connection
+        # From here on it may be another's; and if it was closed, its place here is given back already.
+        gate = None if connection is None else self._pool.gates.pop(original_of(connection), None)
         try:
             super().__exit__(kind, error, traceback)
         finally:
-            if entered and self._lane.gate is not None and not self._pool.inherited:
-                self._lane.gate.leave()
+            if gate is not None and not self._pool.inherited:
+                gate.leave()
 
 
 class AskingCheckout(Checkout):

@@ -494,7 +494,7 @@ class SqlSource:
                     raise RouterClosed("the router is closed")
                 self._in_use.add(connection)
             try:
-                checkout.pool.expendable.add(connection)
+                checkout.pool.expendable.add(original_of(connection))
                 connection.set_autocommit(True)
                 return use(checkout.pool, connection)
             finally:

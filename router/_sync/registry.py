@@ -188,6 +188,7 @@ class Pools:
             self._add_up()
         for pool in list(self):
             with Isolated("could not keep the pool to %s as it should be", pool.node):
+                pool.reclaim()
                 pool.keep_warm()
                 unused = not pool.in_use and not pool.min_size and now - pool.used_at > pool.cluster.pool.max_unused
                 if unused or pool.outdated:

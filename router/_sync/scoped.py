@@ -85,7 +85,7 @@ class SharedPool(NodePool):
 
     def holders(self) -> list[str]:
         """List the tenants of the connections that are out, one for each."""
-        return [connection.__dict__["_router"].tenant for connection in list(self.borrowed)]
+        return [original.tenant for original in list(self.borrowed)]
 
     def take_for(self, scope: Scope) -> Connection[TupleRow] | None:
         """Borrow a connection that is ready, best one that the tenant had last.

@@ -376,6 +376,14 @@ class NodeConnection(Connection[TupleRow]):
             self.unknown = unknown
             raise unknown from error
 
+    def close(self) -> None:
+        """Close the connection; if it is borrowed, its pool may open another one in its place."""
+        pool: Any = self.__dict__.get("_pool")
+        if pool is None:
+            Connection.close(self)
+        else:
+            pool.close_lent(self)
+
     def _is_ended_by(self, error: psycopg.Error) -> bool:
         if error.sqlstate in UNREAD:
             return False

@@ -147,7 +147,7 @@ class Statements:
             with checkout as connection:
                 if not original_of(connection).refuses_writes:
                     raise _Unguarded
-                checkout.pool.expendable.add(connection)
+                checkout.pool.expendable.add(original_of(connection))
                 if spent:
                     original_of(connection).spent = True
                 try:

@@ -35,7 +35,7 @@ STEPS: dict[type[Any], set[str]] = {
     AsyncKnowledge: {"_follow", "_learn", "_looked", "_pause", "_report", "_stand", "judge", "report", "tell"},
     AsyncMonitor: set(),
     AsyncNodePool: {"_take_out", "drop", "keep_warm", "open_connection", "reroute", "trust"},
-    AsyncOpener: {"_connect", "_log_in", "_password", "connect", "connect_to_look", "look", "open"},
+    AsyncOpener: {"_connect", "_log_in", "_password", "connect_to_look", "look", "open"},
     AsyncPools: {"retire", "sweep"},
     AsyncRouting: {"_gone", "_report", "_start_lanes_anew", "forget"},
     AsyncSlots: {"_count", "_grant", "fill", "sweep", "take", "wake"},

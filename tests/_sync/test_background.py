@@ -36,7 +36,7 @@ STEPS: dict[type[Any], set[str]] = {
     Knowledge: {"_follow", "_learn", "_looked", "_pause", "_report", "_stand", "judge", "report", "tell"},
     Monitor: set(),
     NodePool: {"_take_out", "drop", "keep_warm", "open_connection", "reroute", "trust"},
-    Opener: {"_connect", "_log_in", "_password", "connect", "connect_to_look", "look", "open"},
+    Opener: {"_connect", "_log_in", "_password", "connect_to_look", "look", "open"},
     Pools: {"retire", "sweep"},
     Routing: {"_gone", "_report", "_start_lanes_anew", "forget"},
     Slots: {"_count", "_grant", "fill", "sweep", "take", "wake"},

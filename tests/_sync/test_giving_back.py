@@ -1,0 +1,205 @@
+# Generated from tests/_async/test_giving_back.py by tools/async_to_sync.py: do not edit.
+"""A connection is given back or replaced, however its block ends, and if it never does."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import pytest
+
+from router import Router
+from router._runtime import cut
+from router._sync.pools import Original, original_of
+from tests.support import eventually, new_name, run, settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from router.measures import PoolStats
+    from tests.conftest import Postgres
+
+pytestmark = pytest.mark.docker
+
+ONE = {"max_size": 1, "timeout": 20.0}
+
+
+class Array:
+    """Like numpy's, it has no truth value when it is compared."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> Any:
+        return Array()
+
+    def __bool__(self) -> bool:
+        raise ValueError("the truth value of an array is ambiguous")
+
+
+class Injected(Exception):
+    """What a step of giving back raises."""
+
+
+def writing(router: Router) -> PoolStats:
+    [node] = router.stats().versions[0].nodes
+    assert node.write is not None
+    return node.write
+
+
+def is_whole(router: Router) -> bool:
+    pool = writing(router)
+    return (pool.size, pool.idle, pool.in_use, pool.waiting) == (1, 1, 0, 0)
+
+
+@pytest.fixture
+def table(postgres: Postgres) -> Iterator[Any]:
+    name = new_name()
+    run(postgres.primary, f"CREATE TABLE {name} (i int)")
+    yield name
+    run(postgres.primary, f"DROP TABLE {name}")
+
+
+def test_what_a_block_hangs_on_its_connection_does_not_lose_it(postgres: Postgres, table: Any) -> None:
+    with Router(settings(primary=postgres.primary, pool=ONE)) as router:
+        for _ in range(3):
+            with router.connection() as connection:
+                connection.last_rows = Array()  # type: ignore[attr-defined]
+                connection.execute(f"INSERT INTO {table} VALUES (1)")
+        eventually(lambda: is_whole(router))
+    assert run(postgres.primary, f"SELECT count(*) FROM {table}") == [(3,)]
+
+
+@pytest.mark.parametrize("step", ["restore", "suspect", "expiry", "yields_to", "wake", "make_way"])
+def test_what_raises_in_giving_back_loses_nothing_and_leaves_the_blocks_outcome_alone(
+    postgres: Postgres, table: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, step: str
+) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise Injected
+
+    def block(router: Router, error: Exception | None) -> None:
+        with monkeypatch.context() as patched:
+            with router.connection() as connection:
+                connection.execute(f"INSERT INTO {table} VALUES (1)")
+                [pool] = [pool for pool in router._routing.pools if pool.borrowed]
+                slots = router._routing.slots
+                match step:
+                    case "restore":
+                        connection.prepare_threshold = 7
+                        patched.setattr(Original, "restore", fail)
+                    case "suspect":
+                        original_of(connection).in_hot_standby = b"?"
+                        patched.setattr(pool, "suspect", fail)
+                    case "expiry":
+                        del connection._expire_at
+                    case _:
+                        patched.setattr(slots, "waiting", [None])
+                        patched.setattr(slots, "yields_to", fail if step == "yields_to" else lambda _: None)
+                        patched.setattr(slots, "wake", fail if step == "wake" else lambda _: None)
+                        if step == "make_way":
+                            patched.setattr(slots, "yields_to", lambda claim: claim)
+                            patched.setattr(pool._opener, "make_way", fail)
+                if error is not None:
+                    raise error
+
+    with Router(settings(primary=postgres.primary, pool=ONE)) as router:
+        block(router, None)
+        with pytest.raises(ZeroDivisionError):
+            block(router, ZeroDivisionError())
+        with router.connection() as connection:
+            connection.execute("SELECT 1")
+        eventually(lambda: is_whole(router))
+    assert run(postgres.primary, f"SELECT count(*) FROM {table}") == [(1,)]
+    assert len([record for record in caplog.records if record.exc_info]) == 2  # one a block
+
+
+def test_a_connection_that_is_closed_by_whoever_borrowed_it_gives_its_place_back_at_once(
+    postgres: Postgres,
+) -> None:
+    with Router(settings(primary=postgres.primary, pool=ONE)) as router:
+        for _ in range(3):
+            connection = router.connection().__enter__()
+            connection.execute("SELECT 1")
+            connection.close()
+            assert connection.closed
+            assert writing(router).in_use == 0
+        connection = router.connection().__enter__()
+        cut(connection)
+        with pytest.raises(psycopg.OperationalError):
+            connection.execute("SELECT 1")
+        connection.close()
+        assert writing(router).in_use == 0
+        with router.connection() as connection:
+            connection.close()
+            assert writing(router).in_use == 0
+            with router.connection() as another:
+                another.execute("SELECT 1")
+        eventually(lambda: is_whole(router))
+
+
+def test_a_connection_that_is_dropped_is_reclaimed_with_where_it_was_borrowed(
+    postgres: Postgres, caplog: pytest.LogCaptureFixture
+) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with Router(settings(primary=postgres.primary, pool=ONE)) as router:
+            for _ in range(3):
+                connection = router.connection().__enter__()
+                connection.execute("SELECT 1")
+                del connection
+                gc.collect()
+            with router.connection() as connection:
+                connection.execute("SELECT 1")
+            eventually(lambda: is_whole(router))
+    told = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    dropped = [warning for warning in caught if warning.category is ResourceWarning]
+    assert [str(warning.message) for warning in dropped] == told
+    assert len(told) == 3
+    for warning in dropped:
+        assert f"for v1 in {__file__}, line {warning.lineno}, and dropped" in str(warning.message)
+        assert warning.filename == __file__
+
+
+def test_where_connections_are_borrowed_is_noted_once_one_was_dropped(
+    postgres: Postgres, caplog: pytest.LogCaptureFixture
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        with Router(settings(primary=postgres.primary, pool=ONE)) as router:
+            for _ in range(2):
+                connection = router.connection().__enter__()
+                del connection
+                gc.collect()
+            with router.connection():
+                pass
+    first, second = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert "where is noted from now on" in first
+    assert __file__ in second
+
+
+@pytest.mark.parametrize("drop", [False, True])
+def test_a_tenant_that_may_have_one_connection_may_have_another_when_that_is_closed_or_dropped(
+    postgres: Postgres, drop: bool
+) -> None:
+    options = settings(
+        primary=postgres.primary,
+        pool={"max_size": 2, "timeout": 20.0},
+        tenancy={"pooling": "shared", "max_connections": 1},
+        tenant_template={"row": "app.tenant"},
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        with Router(options) as router:
+            for _ in range(3):
+                connection = router.connection(tenant="acme").__enter__()
+                connection.execute("SELECT 1")
+                if not drop:
+                    connection.close()
+                del connection
+                gc.collect()
+            [gate] = router._routing._gates.values()
+            with router.connection(tenant="acme"):
+                assert gate._inside == 1
+            assert gate._inside == 0

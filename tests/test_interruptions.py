@@ -1,0 +1,95 @@
+"""A signal handler that raises anywhere while a connection is borrowed or given back loses nothing."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import sys
+import warnings
+from linecache import getline
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from router import Router
+from tests.support import eventually, settings
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from router._sync.pools import NodePool
+    from tests.conftest import Postgres
+
+pytestmark = pytest.mark.docker
+
+WHERE = ("router/_sync/", "psycopg_pool/", "/queue.py")
+NEVER = 10**9
+
+
+class Interruption(Exception):
+    """What a signal handler raises."""
+
+
+class Interrupted:
+    """Raises before the n-th line that is run inside; a context manager."""
+
+    def __init__(self, number: int) -> None:
+        self.left = number
+
+    def __enter__(self) -> None:
+        sys.settrace(self.trace)
+
+    def __exit__(self, *_: object) -> None:
+        sys.settrace(None)
+
+    def trace(self, frame: FrameType, event: str, _: Any) -> Any:
+        if not any(where in frame.f_code.co_filename for where in WHERE):
+            return None
+        # Python leaves a `with` before it looks for signals; a trace function is called when it is about to.
+        if event == "line" and not getline(frame.f_code.co_filename, frame.f_lineno).lstrip().startswith("with "):
+            self.left -= 1
+            if self.left < 0:
+                self.left = NEVER
+                raise Interruption
+        return self.trace
+
+
+def use(router: Router) -> None:
+    with router.connection() as connection:
+        connection.execute("SELECT 1")
+
+
+def is_whole(router: Router, pool: NodePool) -> bool:
+    gc.collect(0)
+    return (
+        not pool.borrowed
+        and not pool._adding
+        and not pool._growing
+        and pool._nconns == len(pool._sessions) == len(pool._pool)
+        and not any(connection.closed for connection in pool._pool)
+    )
+
+
+@pytest.mark.parametrize("growing", [False, True])
+def test_an_interruption_at_any_line_loses_no_connection(
+    postgres: Postgres, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, growing: bool
+) -> None:
+    caplog.set_level(logging.CRITICAL)
+    monkeypatch.setattr("router._sync.routing.HOUSEKEEPING", 0.005)
+    with warnings.catch_warnings(), Router(settings(primary=postgres.primary, pool={"max_size": 2})) as router:
+        warnings.simplefilter("ignore", ResourceWarning)
+        use(router)
+        [pool] = router._routing.pools
+        number, went_through = 0, False
+        while not went_through:
+            while growing and pool.idle:
+                pool.evict_idle()
+            try:
+                with Interrupted(number):
+                    use(router)
+                went_through = True
+            except Interruption:
+                pass
+            eventually(lambda: is_whole(router, pool))
+            number += 1
+        assert number > 50
