@@ -42,7 +42,7 @@ STEPS: dict[type[Any], set[str]] = {
     AsyncWatcher: {"_ask", "_attempt", "_look", "_next_node", "_try_logins"},
 }
 # The loops: whatever they call must be listed, but for what only lets go of something, and cannot do half of that.
-LOOPS = {"_keep_house", "_listen", "_watch", "_work"}
+LOOPS = {"_keep_house", "_keep_house_once", "_listen", "_watch", "_work"}
 LETS_GO = {"_leave_open", "let_go"}
 
 by_the_test: ContextVar[bool] = ContextVar("by_the_test", default=False)
@@ -74,7 +74,7 @@ class Injector:
             if in_background and (kind, name) in self.ahead:
                 self.ahead.discard((kind, name))
                 raise Injected
-            if sys._getframe(1).f_code.co_name in LOOPS and name not in STEPS[kind] | LETS_GO:
+            if sys._getframe(1).f_code.co_name in LOOPS and name not in STEPS[kind] | LETS_GO | LOOPS:
                 self.not_listed.add(f"{kind.__name__}.{name}")
             return function(*args, **kwargs)
 
