@@ -351,10 +351,12 @@ def _tell(pool: AsyncNodePool, connection: AsyncConnection[TupleRow], error: Bas
 
 async def _written(connection: AsyncConnection[TupleRow]) -> tuple[int, int] | None:
     """Commit if there is something to commit, and ask in the same round trip how far that went."""
-    if connection.pgconn.transaction_status in UNDECIDED:
+    status = connection.pgconn.transaction_status
+    if status in UNDECIDED or in_pipeline(connection):
         rows = await commit(connection, sql.WRITTEN.encode())
     else:
-        await connection.rollback()
+        if status != TransactionStatus.IDLE:
+            await connection.rollback()
         rows = await send(connection, sql.WRITTEN.encode())
     for position, timeline in rows:
         return int(position or 0), int(timeline or 0)

@@ -153,6 +153,7 @@ async def enter(connection: AsyncConnection[TupleRow], scope: Scope, deadline: f
     if script:
         _forget_prepared(connection)
         (connection._notifies_backlog or deque()).clear()
+        original.client_encoding = connection.pgconn.parameter_status(b"client_encoding")  # configure= may have set it
     original.scope = scope
     original.application_name = connection.pgconn.parameter_status(b"application_name")
 

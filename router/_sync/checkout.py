@@ -350,10 +350,12 @@ def _tell(pool: NodePool, connection: Connection[TupleRow], error: BaseException
 
 def _written(connection: Connection[TupleRow]) -> tuple[int, int] | None:
     """Commit if there is something to commit, and ask in the same round trip how far that went."""
-    if connection.pgconn.transaction_status in UNDECIDED:
+    status = connection.pgconn.transaction_status
+    if status in UNDECIDED or in_pipeline(connection):
         rows = commit(connection, sql.WRITTEN.encode())
     else:
-        connection.rollback()
+        if status != TransactionStatus.IDLE:
+            connection.rollback()
         rows = send(connection, sql.WRITTEN.encode())
     for position, timeline in rows:
         return int(position or 0), int(timeline or 0)

@@ -154,6 +154,7 @@ def enter(connection: Connection[TupleRow], scope: Scope, deadline: float, *, be
     if script:
         _forget_prepared(connection)
         (connection._notifies_backlog or deque()).clear()
+        original.client_encoding = connection.pgconn.parameter_status(b"client_encoding")  # configure= may have set it
     original.scope = scope
     original.application_name = connection.pgconn.parameter_status(b"application_name")
 

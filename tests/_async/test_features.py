@@ -13,6 +13,7 @@ import psycopg
 import pytest
 from psycopg import AsyncConnection, AsyncCursor, AsyncServerCursor, IsolationLevel
 from psycopg.adapt import Loader
+from psycopg.pq import TransactionStatus
 from psycopg.rows import dict_row
 from psycopg.types import TypeInfo
 from psycopg.types.enum import EnumInfo, register_enum
@@ -21,7 +22,8 @@ from psycopg.types.string import StrDumper
 
 from router import AsyncRouter
 from router._async import pools
-from tests.support import aeventually, new_name, run, settings
+from router._runtime import AFlag
+from tests.support import aall_of, aeventually, new_name, run, settings
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -447,6 +449,55 @@ async def test_what_configure_set_up_is_put_back(cluster: PostgresCluster) -> No
                 connection.adapters.register_dumper(str, StrDumper)
                 connection.adapters.types.add(TypeInfo("mine", 654321, 0))
                 connection.purpose = "others"  # type: ignore[attr-defined]
+
+
+async def test_an_encoding_that_configure_sets_costs_no_connection(cluster: PostgresCluster, names: list[str]) -> None:
+    async def configure(connection: AsyncConnection[Any]) -> None:
+        await connection.execute("SET client_encoding TO 'LATIN1'")
+
+    options: dict[str, Any] = {"tenant_template": {"schema": "{tenant}"}, "tenancy": {"pooling": "shared"}}
+    for whose in [{"version": "v1"}] * 4, [{"tenant": names[turn % 2]} for turn in range(4)]:
+        served = set()
+        async with AsyncRouter(pool_of_one(cluster, **options), configure=configure) as router:
+            for one in whose:
+                async with router.connection(**one) as connection:  # type: ignore[arg-type]
+                    served.add(connection.info.backend_pid)
+        assert len(served) == 1
+
+
+@pytest.mark.usefixtures("_impatient")
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("read_only", [False, True])
+async def test_a_block_that_ends_while_another_uses_its_connection_cuts_that_off(
+    cluster: PostgresCluster, read_only: bool, fails: bool
+) -> None:
+    borrowed: list[AsyncConnection[Any]] = []
+    entered, begun = AFlag(), monotonic()
+
+    async def stray() -> None:
+        await entered.wait_for(20)
+        with pytest.raises(psycopg.OperationalError):
+            await borrowed[0].execute("SELECT pg_sleep(60)")
+
+    async def block() -> None:
+        async with AsyncRouter(pool_of_one(cluster)) as router:
+            ends = ZeroDivisionError if fails else psycopg.ProgrammingError
+            with suppress(ends) if read_only and not fails else pytest.raises(ends):
+                async with router.connection(read_only=read_only) as connection:
+                    borrowed.append(connection)
+                    entered.set()
+
+                    async def busy() -> bool:
+                        return connection.pgconn.transaction_status == TransactionStatus.ACTIVE
+
+                    await aeventually(busy)
+                    if fails:
+                        raise ZeroDivisionError
+            async with router.connection(read_only=read_only, timeout=10) as connection:
+                assert await answer(connection) == [("hello", {}, True)]
+
+    await aall_of(stray, block)
+    assert monotonic() < begun + 20
 
 
 async def test_a_trace_of_the_protocol_ends_with_its_block(cluster: PostgresCluster) -> None:

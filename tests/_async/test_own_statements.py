@@ -103,6 +103,22 @@ async def test_a_session_commits_what_a_pipeline_that_was_left_open_has_sent(
                 assert await (await connection.execute(f"SELECT i FROM {table}")).fetchall() == [(1,)]
 
 
+async def test_a_session_works_with_a_pipeline_that_sent_nothing(
+    cluster: PostgresCluster, table: LiteralString
+) -> None:
+    async with AsyncRouter(settings(**cluster.version_settings())) as router:
+        with router.session() as session:
+            async with router.connection() as connection:
+                pipeline = connection.pipeline()
+                await pipeline.__aenter__()
+            assert session.token is not None
+            with pytest.raises(ZeroDivisionError):
+                async with router.connection() as connection:
+                    pipeline = connection.pipeline()
+                    await pipeline.__aenter__()
+                    raise ZeroDivisionError
+
+
 async def test_a_session_does_not_commit_what_psycopg_would_not(cluster: PostgresCluster, table: LiteralString) -> None:
     async with AsyncRouter(settings(**cluster.version_settings())) as router:
         with router.session():

@@ -14,6 +14,7 @@ import psycopg
 import pytest
 from psycopg import Connection, Cursor, IsolationLevel, ServerCursor
 from psycopg.adapt import Loader
+from psycopg.pq import TransactionStatus
 from psycopg.rows import dict_row
 from psycopg.types import TypeInfo
 from psycopg.types.enum import EnumInfo, register_enum
@@ -21,8 +22,9 @@ from psycopg.types.json import set_json_dumps, set_json_loads
 from psycopg.types.string import StrDumper
 
 from router import Router
+from router._runtime import Flag
 from router._sync import pools
-from tests.support import eventually, new_name, run, settings
+from tests.support import all_of, eventually, new_name, run, settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -448,6 +450,55 @@ def test_what_configure_set_up_is_put_back(cluster: PostgresCluster) -> None:
                 connection.adapters.register_dumper(str, StrDumper)
                 connection.adapters.types.add(TypeInfo("mine", 654321, 0))
                 connection.purpose = "others"  # type: ignore[attr-defined]
+
+
+def test_an_encoding_that_configure_sets_costs_no_connection(cluster: PostgresCluster, names: list[str]) -> None:
+    def configure(connection: Connection[Any]) -> None:
+        connection.execute("SET client_encoding TO 'LATIN1'")
+
+    options: dict[str, Any] = {"tenant_template": {"schema": "{tenant}"}, "tenancy": {"pooling": "shared"}}
+    for whose in [{"version": "v1"}] * 4, [{"tenant": names[turn % 2]} for turn in range(4)]:
+        served = set()
+        with Router(pool_of_one(cluster, **options), configure=configure) as router:
+            for one in whose:
+                with router.connection(**one) as connection:  # type: ignore[arg-type]
+                    served.add(connection.info.backend_pid)
+        assert len(served) == 1
+
+
+@pytest.mark.usefixtures("_impatient")
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("read_only", [False, True])
+def test_a_block_that_ends_while_another_uses_its_connection_cuts_that_off(
+    cluster: PostgresCluster, read_only: bool, fails: bool
+) -> None:
+    borrowed: list[Connection[Any]] = []
+    entered, begun = Flag(), monotonic()
+
+    def stray() -> None:
+        entered.wait_for(20)
+        with pytest.raises(psycopg.OperationalError):
+            borrowed[0].execute("SELECT pg_sleep(60)")
+
+    def block() -> None:
+        with Router(pool_of_one(cluster)) as router:
+            ends = ZeroDivisionError if fails else psycopg.ProgrammingError
+            with suppress(ends) if read_only and not fails else pytest.raises(ends):
+                with router.connection(read_only=read_only) as connection:
+                    borrowed.append(connection)
+                    entered.set()
+
+                    def busy() -> bool:
+                        return connection.pgconn.transaction_status == TransactionStatus.ACTIVE
+
+                    eventually(busy)
+                    if fails:
+                        raise ZeroDivisionError
+            with router.connection(read_only=read_only, timeout=10) as connection:
+                assert answer(connection) == [("hello", {}, True)]
+
+    all_of(stray, block)
+    assert monotonic() < begun + 20
 
 
 def test_a_trace_of_the_protocol_ends_with_its_block(cluster: PostgresCluster) -> None:

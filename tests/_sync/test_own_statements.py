@@ -104,6 +104,20 @@ def test_a_session_commits_what_a_pipeline_that_was_left_open_has_sent(
                 assert connection.execute(f"SELECT i FROM {table}").fetchall() == [(1,)]
 
 
+def test_a_session_works_with_a_pipeline_that_sent_nothing(cluster: PostgresCluster, table: LiteralString) -> None:
+    with Router(settings(**cluster.version_settings())) as router:
+        with router.session() as session:
+            with router.connection() as connection:
+                pipeline = connection.pipeline()
+                pipeline.__enter__()
+            assert session.token is not None
+            with pytest.raises(ZeroDivisionError):
+                with router.connection() as connection:
+                    pipeline = connection.pipeline()
+                    pipeline.__enter__()
+                    raise ZeroDivisionError
+
+
 def test_a_session_does_not_commit_what_psycopg_would_not(cluster: PostgresCluster, table: LiteralString) -> None:
     with Router(settings(**cluster.version_settings())) as router:
         with router.session():
