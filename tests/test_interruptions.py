@@ -54,8 +54,14 @@ class Interrupted:
         return self.trace
 
 
-def use(router: Router) -> None:
-    with router.connection() as connection:
+TENANTS: dict[str, Any] = {
+    "tenancy": {"pooling": "shared", "max_connections": 1},
+    "tenant_template": {"row": "app.tenant"},
+}
+
+
+def use(router: Router, tenant: str | None) -> None:
+    with router.connection(version="v1", tenant=tenant) as connection:
         connection.execute("SELECT 1")
 
 
@@ -63,6 +69,8 @@ def is_whole(router: Router, pool: NodePool) -> bool:
     gc.collect(0)
     return (
         not pool.borrowed
+        and not pool.expected
+        and not any(gate._inside for gate in list(router._routing._gates.values()))
         and not pool._adding
         and not pool._growing
         and pool._nconns == len(pool._sessions) == len(pool._pool)
@@ -70,15 +78,20 @@ def is_whole(router: Router, pool: NodePool) -> bool:
     )
 
 
-@pytest.mark.parametrize("growing", [False, True])
+@pytest.mark.parametrize(("growing", "tenant"), [(False, None), (True, None), (False, "acme")])
 def test_an_interruption_at_any_line_loses_no_connection(
-    postgres: Postgres, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, growing: bool
+    postgres: Postgres,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    growing: bool,
+    tenant: str | None,
 ) -> None:
     caplog.set_level(logging.CRITICAL)
     monkeypatch.setattr("router._sync.routing.HOUSEKEEPING", 0.005)
-    with warnings.catch_warnings(), Router(settings(primary=postgres.primary, pool={"max_size": 2})) as router:
+    options = settings(primary=postgres.primary, pool={"max_size": 2}, **(TENANTS if tenant else {}))
+    with warnings.catch_warnings(), Router(options) as router:
         warnings.simplefilter("ignore", ResourceWarning)
-        use(router)
+        use(router, tenant)
         [pool] = router._routing.pools
         number, went_through = 0, False
         while not went_through:
@@ -86,7 +99,7 @@ def test_an_interruption_at_any_line_loses_no_connection(
                 pool.evict_idle()
             try:
                 with Interrupted(number):
-                    use(router)
+                    use(router, tenant)
                 went_through = True
             except Interruption:
                 pass

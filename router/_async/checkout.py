@@ -446,10 +446,10 @@ class AsyncScopedCheckout(AsyncTrackedCheckout):
             raise error
         try:
             connection = await self._enter(lane, deadline)
+            self._pool.gates[original_of(connection)] = lane.gate
         except BaseException:
             lane.gate.leave()
             raise
-        self._pool.gates[original_of(connection)] = lane.gate
         return connection
 
     async def _enter(self, lane: AsyncLane, deadline: float) -> AsyncConnection[TupleRow]:
@@ -490,10 +490,10 @@ class AsyncScopedCheckout(AsyncTrackedCheckout):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """End the transaction and give the connection back, as any checkout does."""
-        connection = self._connection
-        # From here on it may be another's; and if it was closed, its place here is given back already.
-        gate = None if connection is None else self._pool.gates.pop(original_of(connection), None)
+        connection, gate = self._connection, None
         try:
+            if connection is not None:  # given back, it may be another's; closed, its place is free already
+                gate = self._pool.gates.pop(original_of(connection), None)
             await super().__aexit__(kind, error, traceback)
         finally:
             if gate is not None and not self._pool.inherited:

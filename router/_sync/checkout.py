@@ -445,10 +445,10 @@ class ScopedCheckout(TrackedCheckout):
             raise error
         try:
             connection = self._enter(lane, deadline)
+            self._pool.gates[original_of(connection)] = lane.gate
         except BaseException:
             lane.gate.leave()
             raise
-        self._pool.gates[original_of(connection)] = lane.gate
         return connection
 
     def _enter(self, lane: Lane, deadline: float) -> Connection[TupleRow]:
@@ -489,10 +489,10 @@ class ScopedCheckout(TrackedCheckout):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """End the transaction and give the connection back, as any checkout does."""
-        connection = self._connection
-        # From here on it may be another's; and if it was closed, its place here is given back already.
-        gate = None if connection is None else self._pool.gates.pop(original_of(connection), None)
+        connection, gate = self._connection, None
         try:
+            if connection is not None:  # given back, it may be another's; closed, its place is free already
+                gate = self._pool.gates.pop(original_of(connection), None)
             super().__exit__(kind, error, traceback)
         finally:
             if gate is not None and not self._pool.inherited:
