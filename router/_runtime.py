@@ -130,6 +130,28 @@ class AGuard:
 
 Guard = threading.Lock
 
+
+def acheck_locks() -> None:
+    """Do nothing: tasks have no locks."""
+
+
+def check_locks() -> None:
+    """Fail where greenlets have taken the place of threads since this was imported.
+
+    The locks of psycopg_pool and of this package would be real ones: a greenlet that waits for one stops all of them,
+    and so the one that holds it while a thread is started, say.
+
+    Raises:
+        RuntimeError: It is so.
+    """
+    if threading.Lock is not Guard and (by := threading.Lock.__module__.partition(".")[0]) in ("gevent", "eventlet"):
+        raise RuntimeError(
+            f"{by} has patched threading after router and psycopg were imported, and greenlets would wait for each "
+            "other for ever: patch first, before anything else is imported (with gunicorn --preload, at the top of its "
+            "configuration file), or import the application in the workers only"
+        )
+
+
 asleep = asyncio.sleep
 sleep = time.sleep
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -150,3 +151,27 @@ def test_a_child_that_only_exits_ends_no_session(postgres: Postgres) -> None:
         assert in_child(lambda: exec(code, {"router": router})) == 0  # noqa: S102  (drops every reference it can)
         assert run(postgres.primary, sessions) == [(4,)]
         assert [backend(router) for _ in range(3)]
+
+
+def test_greenlets_that_take_the_place_of_threads_too_late_are_refused(
+    postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class LockType:
+        """A lock as gevent has it, as far as anybody can tell here."""
+
+        __module__ = "gevent.thread"
+
+    options = settings(primary=postgres.primary, tenants={"acme": {"row": "app.tenant"}}, tenancy={"pooling": "shared"})
+    with Router(options, directory=lambda _: {"row": "app.tenant"}) as router:
+        backend(router, tenant="acme")
+
+        def child() -> None:
+            monkeypatch.setattr(threading, "Lock", LockType)  # as gunicorn's worker does after its fork
+            for tenant in ("acme", "globex"):
+                for read_only in (False, True):
+                    with pytest.raises(RuntimeError, match="gevent has patched threading after router"):
+                        backend(router, tenant=tenant, read_only=read_only)
+            router.close()
+
+        assert in_child(child) == 0
+        assert backend(router, tenant="acme")

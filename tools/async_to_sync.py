@@ -62,6 +62,7 @@ RENAMES = {
     "aaddresses": "addresses",
     "acall": "call",
     "acan_spawn": "can_spawn",
+    "acheck_locks": "check_locks",
     "aclaimed": "claimed",
     "aconsult": "consult",
     "aconcurrently": "concurrently",

@@ -137,6 +137,11 @@ class AsyncMonitor:
         place, index = chosen
         return index if await found[place].make_way() else None
 
+    def abandon(self) -> None:
+        """Have those watchers end that a fork has copied, as it does greenlets: their connections are the parent's."""
+        for watcher in self._watchers.values():
+            watcher.abandon()
+
     async def close(self, timeout: float) -> None:
         """Stop every watcher.
 
@@ -356,6 +361,11 @@ class AsyncWatcher:
         self.hurry.set()
         for connection in self._used:
             cut(connection)
+
+    def abandon(self) -> None:
+        """Have it end, and keep the connection that it holds unused and open."""
+        self.closed = True
+        self._inherited, self._held = self._held, None
 
     @property
     def holds(self) -> bool:

@@ -14,7 +14,7 @@ from router._async.directory import AsyncDirectory, AsyncSqlSource
 from router._async.each import each, tenants_of
 from router._async.routing import AsyncRouting, NotKnownYet
 from router._async.statements import AsyncStatements
-from router._runtime import Loosely, aclaimed, agone, arunning_loop, survive_fork
+from router._runtime import Loosely, acheck_locks, aclaimed, agone, arunning_loop, survive_fork
 from router.choose import Request
 from router.consistency import UNSURE, Position, settled
 from router.context import CURRENT, Use, named
@@ -504,6 +504,7 @@ class AsyncRouter:
         """Ask where a tenant lives, and make the checkout for the time that is left."""
         checkout: AsyncCheckout | None = None
         self._belongs_here()
+        acheck_locks()
         directory = self._routing.directory
         while directory is not None and (checkout is None or isinstance(checkout, AsyncAskingCheckout)):
             await directory.find(tenant, deadline)

@@ -20,7 +20,7 @@ from router._async.opener import AsyncOpener
 from router._async.pools import Reroute, original_of
 from router._async.registry import AsyncPools
 from router._async.slots import AsyncGate, AsyncSlots
-from router._runtime import AFlag, AGuard, Isolated, ajoin, asettled, asleep, aspawn, cut
+from router._runtime import AFlag, AGuard, Isolated, acheck_locks, ajoin, asettled, asleep, aspawn, cut
 from router.budget import Claim, Full, Limits, full
 from router.choose import Request, choose
 from router.consistency import UNSURE, later
@@ -360,9 +360,10 @@ class AsyncRouting:
         Raises:
             Unavailable: None could be had in time.
             RouterClosed: The router was closed.
-            RuntimeError: The lane is from before a fork.
+            RuntimeError: The lane is from before a fork; or greenlets have taken the place of threads since.
             TokenRefused: What it must see is of another cluster or timeline, and ``tokens.foreign`` is ``refuse``.
         """
+        acheck_locks()
         if lane.slots is not self.slots:
             raise RuntimeError("this checkout was made before a fork: call connection() in the process that uses it")
         # The lane's only pool, or one that can grow: nothing better to choose as long as the lane is in use. Not at the
@@ -768,6 +769,7 @@ class AsyncRouting:
         """Start anew in the child of a fork: what is open is the parent's, and is neither used nor closed here."""
         for pool in self.pools:
             pool.abandon()
+        self.known.monitor.abandon()
         self._inherited = self.known  # what it holds is not to be closed by being forgotten
         self._start()
 

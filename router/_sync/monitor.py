@@ -138,6 +138,11 @@ class Monitor:
         place, index = chosen
         return index if found[place].make_way() else None
 
+    def abandon(self) -> None:
+        """Have those watchers end that a fork has copied, as it does greenlets: their connections are the parent's."""
+        for watcher in self._watchers.values():
+            watcher.abandon()
+
     def close(self, timeout: float) -> None:
         """Stop every watcher.
 
@@ -353,6 +358,11 @@ class Watcher:
         self.hurry.set()
         for connection in self._used:
             cut(connection)
+
+    def abandon(self) -> None:
+        """Have it end, and keep the connection that it holds unused and open."""
+        self.closed = True
+        self._inherited, self._held = self._held, None
 
     @property
     def holds(self) -> bool:

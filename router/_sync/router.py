@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Self, TypeVar
 from warnings import warn
 
-from router._runtime import Loosely, claimed, gone, survive_fork
+from router._runtime import Loosely, check_locks, claimed, gone, survive_fork
 from router._sync.checkout import AskingCheckout, Checkout, ScopedCheckout, TrackedCheckout
 from router._sync.directory import Directory, SqlSource
 from router._sync.each import each, tenants_of
@@ -505,6 +505,7 @@ class Router:
         """Ask where a tenant lives, and make the checkout for the time that is left."""
         checkout: Checkout | None = None
         self._belongs_here()
+        check_locks()
         directory = self._routing.directory
         while directory is not None and (checkout is None or isinstance(checkout, AskingCheckout)):
             directory.find(tenant, deadline)

@@ -15,7 +15,7 @@ from weakref import WeakValueDictionary
 import psycopg
 from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 
-from router._runtime import Flag, Guard, Isolated, cut, join, settled, sleep, spawn
+from router._runtime import Flag, Guard, Isolated, check_locks, cut, join, settled, sleep, spawn
 from router._sync.checkout import Lane
 from router._sync.knowledge import Knowledge
 from router._sync.opener import Opener
@@ -361,9 +361,10 @@ class Routing:
         Raises:
             Unavailable: None could be had in time.
             RouterClosed: The router was closed.
-            RuntimeError: The lane is from before a fork.
+            RuntimeError: The lane is from before a fork; or greenlets have taken the place of threads since.
             TokenRefused: What it must see is of another cluster or timeline, and ``tokens.foreign`` is ``refuse``.
         """
+        check_locks()
         if lane.slots is not self.slots:
             raise RuntimeError("this checkout was made before a fork: call connection() in the process that uses it")
         # The lane's only pool, or one that can grow: nothing better to choose as long as the lane is in use. Not at the
@@ -769,6 +770,7 @@ class Routing:
         """Start anew in the child of a fork: what is open is the parent's, and is neither used nor closed here."""
         for pool in self.pools:
             pool.abandon()
+        self.known.monitor.abandon()
         self._inherited = self.known  # what it holds is not to be closed by being forgotten
         self._start()
 
