@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from heapq import heapify, heappop, heappush, nsmallest
+from itertools import count
 from math import inf
 from traceback import extract_tb
 from typing import TYPE_CHECKING
@@ -12,6 +14,9 @@ from router.errors import RouterError
 
 if TYPE_CHECKING:
     from router.topology import DirectoryPolicy, Home
+
+KNOWN_MAX = 50_000
+"""How many answers are kept at most: with more, those go that were unused for longest, a tenth at a time."""
 
 UNKNOWN_MAX = 10_000
 """How many unknown keys are remembered at most: asking for ever new ones costs no more memory than that."""
@@ -69,7 +74,7 @@ class _Answer:
 class Answers:
     """All that is known of tenants. Whoever has several threads lets one in at a time."""
 
-    __slots__ = ("_known", "_policy", "_unknown")
+    __slots__ = ("_known", "_numbers", "_order", "_policy", "_unknown")
 
     def __init__(self, policy: DirectoryPolicy) -> None:
         """Begin with nothing known.
@@ -80,6 +85,9 @@ class Answers:
         self._policy = policy
         self._known: dict[str, _Answer] = {}
         self._unknown: OrderedDict[str, float] = OrderedDict()  # until when; the oldest first
+        self._numbers = count()
+        # When each answer is to be looked at next, the soonest first; what has been replaced since is passed over.
+        self._order: list[tuple[float, int, str, _Answer]] = []
 
     def use(self, tenant: str, now: float) -> tuple[Home | None, bool]:
         """Tell where a tenant lives.
@@ -154,6 +162,8 @@ class Answers:
         for answer in self._known.values():
             if everyone or answer.unconfirmed:
                 answer.due, answer.told = -inf, False
+        self._order = [(answer.due, next(self._numbers), tenant, answer) for tenant, answer in self._known.items()]
+        heapify(self._order)
 
     def keep(self, tenant: str, home: Home | None, now: float, chance: float) -> bool:
         """Note what the directory says.
@@ -175,7 +185,8 @@ class Answers:
             self._unknown[tenant] = now + self._policy.unknown_ttl
             return before is not None
         due = now + self._policy.ttl * (1.0 - SPREAD * chance)
-        self._known[tenant] = _Answer(home, due, now if before is None else before.used)
+        answer = self._known[tenant] = _Answer(home, due, now if before is None else before.used)
+        self._look_at(tenant, answer, due)
         return before is not None and before.home != home
 
     def drop(self, tenant: str) -> bool:
@@ -213,18 +224,39 @@ class Answers:
             now: The time.
 
         Returns:
-            The tenants that have become due since this was last called.
+            The tenants that have become due since this was last called, or are too many.
         """
         self._forget_unknown(now, leave=UNKNOWN_MAX)
-        due, unused_since = [], now - UNUSED_TTLS * self._policy.ttl
-        for tenant, answer in list(self._known.items()):
+        due, again, kept = [], list[tuple[str, _Answer, float]](), UNUSED_TTLS * self._policy.ttl
+        while self._order and self._order[0][0] <= now:
+            _, _, tenant, answer = heappop(self._order)
+            if self._known.get(tenant) is not answer:
+                continue
             # One that could not be confirmed may be in use all the time: nobody is sent here to ask for it again.
-            if answer.used < unused_since and not answer.unconfirmed:
+            if answer.used < now - kept and not answer.unconfirmed:
                 del self._known[tenant]
-            elif now >= answer.due and not answer.told:
+                continue
+            if now >= answer.due and not answer.told:
                 answer.told = True
                 due.append(tenant)
-        return due
+            last = now + self._policy.ttl if answer.unconfirmed else answer.used + kept
+            again.append((tenant, answer, last if answer.told else answer.due))
+        for tenant, answer, when in again:
+            self._look_at(tenant, answer, when)
+        return due + self._evict()
+
+    def _look_at(self, tenant: str, answer: _Answer, when: float) -> None:
+        heappush(self._order, (when, next(self._numbers), tenant, answer))
+
+    def _evict(self) -> list[str]:
+        if len(self._known) <= KNOWN_MAX:
+            return []
+        sure = [tenant for tenant, answer in self._known.items() if not answer.unconfirmed]
+        most = len(self._known) - KNOWN_MAX + KNOWN_MAX // 10
+        evicted = nsmallest(most, sure, key=lambda tenant: self._known[tenant].used)
+        for tenant in evicted:
+            del self._known[tenant]
+        return evicted
 
     def stats(self, now: float) -> DirectoryStats:
         """Count.

@@ -129,11 +129,9 @@ def _split(
 
 def _inherited(params: Mapping[str, str]) -> dict[str, str]:
     """What a service file or the environment says of parameters to which the router adds something of its own."""
-    asked = pq.PGconn.connect_start(
-        make_conninfo("", **{**params, "sslmode": "none"}).encode()
-    )  # refused before any I/O
-    found = {option.keyword.decode(): option.val.decode() for option in asked.info if option.val}
-    asked.finish()
+    refused = pq.PGconn.connect_start(make_conninfo("", **{**params, "sslmode": "none"}).encode())  # before any I/O
+    found = {option.keyword.decode(): option.val.decode() for option in refused.info if option.val}
+    refused.finish()
     return {key: found[key] for key in ("options", *KEEPALIVE) if key in found and key not in params}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from time import monotonic
+from time import monotonic, process_time
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -12,7 +12,7 @@ import pytest
 
 from router import RouterError, sql
 from router._async.directory import ASKING, AsyncDirectory
-from router.directory import SPREAD, UNKNOWN_MAX, UNUSED_TTLS, Answers, in_words
+from router.directory import KNOWN_MAX, SPREAD, UNKNOWN_MAX, UNUSED_TTLS, Answers, in_words
 from router.errors import DirectoryUnavailable
 from router.resolve import quoted
 from router.topology import TENANT_PATTERN, DirectoryPolicy, Home
@@ -65,6 +65,34 @@ def test_what_nobody_uses_is_dropped_unless_that_cannot_be_told(answers: Answers
     assert answers.tenants == ["used", "unconfirmed"]
     answers.tick(UNUSED_TTLS * TTL + 1.5)
     assert answers.tenants == ["unconfirmed"]
+
+
+def test_a_doubtful_answer_becomes_due_again_and_again(answers: Answers) -> None:
+    answers.keep("acme", HERE, 0.0, 0.0)
+    assert answers.doubt("acme", TTL / 2)
+    assert answers.tick(TTL) == []
+    assert answers.tick(1.5 * TTL) == ["acme"]
+    assert answers.doubt("acme", 2 * TTL)
+    assert answers.tick(3 * TTL) == ["acme"]
+    answers.recover()
+    assert answers.tick(3 * TTL) == ["acme"]
+
+
+def test_known_tenants_are_remembered_but_not_without_end_and_cost_nothing_until_due(answers: Answers) -> None:
+    for number in range(KNOWN_MAX):
+        answers.keep(f"t{number}", HERE, 0.0, 0.0)
+    assert answers.tick(1.0) == []
+    assert len(answers.tenants) == KNOWN_MAX
+    for number in range(KNOWN_MAX // 2):
+        answers.use(f"t{number}", 2.0)
+    begun = process_time()
+    for _ in range(1000):
+        answers.tick(2.0)
+    assert process_time() - begun < 1.0  # to walk through all of them takes some 50 times that
+    answers.keep("one more", HERE, 3.0, 0.0)
+    gone = answers.tick(3.0)
+    assert len(answers.tenants) == KNOWN_MAX - KNOWN_MAX // 10
+    assert not {"one more", *(f"t{number}" for number in range(KNOWN_MAX // 2))} & {*gone}
 
 
 def test_unknown_keys_are_remembered_for_a_while_and_not_without_end(answers: Answers) -> None:

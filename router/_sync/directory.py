@@ -124,6 +124,7 @@ class Directory:
         self._at_rest = set(range(ASKING))  # the numbers of workers that do not run
         self._workers: dict[int, Worker] = {}
         self._failing: tuple[float, str] | None = None  # since when, and why
+        self._short = ""  # why no worker runs, if none could be started
         self._closed = False
 
     def known(self, tenant: str) -> Home | None:
@@ -175,7 +176,7 @@ class Directory:
                     question.waiting -= 1
                     if not question.waiting and self._urgent.get(tenant) is question:
                         del self._urgent[tenant], self._questions[tenant]
-            reason = question.reason if answered else f"the directory has not said so within {patience:.3g} s"
+            reason = question.reason if answered else self._late(patience)
             with self._guard:
                 if question.unknown:
                     raise UnknownTenant(tenant, known=self._answers.tenants)
@@ -183,6 +184,9 @@ class Directory:
                     raise DirectoryUnavailable(tenant, reason)
             # It is known now, unless a change has been heard of again.
         return home
+
+    def _late(self, patience: float) -> str:
+        return f"the directory has not said so within {patience:.3g} s{self._short}"
 
     def changed(self, tenant: str | None) -> None:
         """Take note of a change that was heard of.
@@ -272,7 +276,12 @@ class Directory:
         """Have someone ask what is to be asked; if that cannot be done here, a later call will."""
         if (self._urgent or self._other) and self._at_rest and can_spawn():
             number = self._at_rest.pop()
-            self._workers[number] = spawn(self._work, f"router asks for tenants {number}", number)
+            try:
+                self._workers[number] = spawn(self._work, f"router asks for tenants {number}", number)
+                self._short = ""
+            except RuntimeError as error:  # no thread can be started now; those that run go on
+                self._short = f", and nobody could be sent to ask: {error}" if len(self._at_rest) == ASKING - 1 else ""
+                self._at_rest.add(number)
 
     def _next(self) -> _Question | None:
         queue = self._urgent or self._other
@@ -507,6 +516,12 @@ class SqlSource:
         what = error.diag.message_primary if isinstance(error, psycopg.ProgrammingError) else None
         return f"the table {self.table} cannot be read: {what or type(error).__name__}"
 
+    def _why_deaf(self, error: psycopg.Error) -> str:
+        """Say why the connection over which changes are heard of has ended, as the server says it."""
+        if isinstance(error, RouterError) or not isinstance(error, psycopg.OperationalError):
+            return self._in_words(error)
+        return f"its connection was lost: {error.diag.message_primary or str(error).strip().partition(chr(10))[0]}"
+
     def _listen(self) -> None:
         """Hear of changes until the end; whenever the connection is lost, over another."""
         while not self._closed.is_set():
@@ -516,7 +531,7 @@ class SqlSource:
                 return
             except psycopg.Error as error:
                 if self._pause == RETRY[0] and not self._closed.is_set():
-                    logger.warning("cannot hear of changes to tenants, and tries again: %s", self._in_words(error))
+                    logger.warning("cannot hear of changes to tenants, and tries again: %s", self._why_deaf(error))
             except Exception:
                 logger.exception("cannot hear of changes to tenants, and tries again")
             else:
@@ -538,11 +553,23 @@ class SqlSource:
             )
         original_of(connection).spent = True
         _keep_alive(connection)
+        said = list[str]()  # libpq takes for a notice why the server ends a session that waits
+
+        def hear(notice: psycopg.errors.Diagnostic) -> None:
+            if notice.severity_nonlocalized == "FATAL":
+                said.append(notice.message_primary or "")
+
+        connection.add_notice_handler(hear)
         send(connection, sql.LISTEN_TO_TENANTS.encode())
         self._pause = RETRY[0]
         self._changed(None)  # whatever happened before, nobody heard
-        for notification in connection.notifies():
-            self._changed(notification.payload or None)
+        try:
+            for notification in connection.notifies():
+                self._changed(notification.payload or None)
+        except psycopg.OperationalError as error:
+            if said:
+                raise psycopg.OperationalError(said[-1]) from error
+            raise
 
 
 def _keep_alive(connection: Connection[TupleRow]) -> None:

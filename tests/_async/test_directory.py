@@ -164,6 +164,21 @@ async def test_only_so_many_are_asked_for_at_once() -> None:
     assert 1 <= told.most_at_once <= ASKING
 
 
+async def test_a_worker_that_cannot_be_started_is_started_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Made(Told(acme="s1"))
+
+    def fails(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("router._async.directory.aspawn", fails)
+        for number in range(2 * ASKING):
+            with pytest.raises(DirectoryUnavailable, match="nobody could be sent to ask: can't start new thread"):
+                await made.directory.find(f"bad{number}", monotonic() + 0.01)
+    assert await made.schema("acme") == "s1"
+    await made.directory.close(PATIENCE)
+
+
 async def test_an_unknown_tenant_is_asked_for_once_a_while() -> None:
     told = Told()
     made = Made(told)
@@ -614,6 +629,18 @@ async def test_a_listener_that_was_killed_learns_what_it_missed(cluster: Postgre
         assert table.forgotten[0] is None
         back = "INSERT INTO {table} (tenant, schema) VALUES ('acme', '{s1}')"
         assert await seconds_until(table, "acme", "s1", back) < 0.1
+
+
+async def test_a_listener_that_the_server_ends_says_why(
+    cluster: PostgresCluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    dsn = psycopg.conninfo.make_conninfo(cluster.dsn(), options="-c idle_session_timeout=200ms")
+    async with Table(cluster.dsn(), through=dsn):
+
+        async def says_why() -> bool:
+            return "its connection was lost: terminating connection due to idle-session timeout" in caplog.text
+
+        await aeventually(says_why)
 
 
 async def test_a_server_that_freezes_stops_nobody_for_ever(cluster: PostgresCluster) -> None:

@@ -165,6 +165,21 @@ def test_only_so_many_are_asked_for_at_once() -> None:
     assert 1 <= told.most_at_once <= ASKING
 
 
+def test_a_worker_that_cannot_be_started_is_started_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Made(Told(acme="s1"))
+
+    def fails(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("router._sync.directory.spawn", fails)
+        for number in range(2 * ASKING):
+            with pytest.raises(DirectoryUnavailable, match="nobody could be sent to ask: can't start new thread"):
+                made.directory.find(f"bad{number}", monotonic() + 0.01)
+    assert made.schema("acme") == "s1"
+    made.directory.close(PATIENCE)
+
+
 def test_an_unknown_tenant_is_asked_for_once_a_while() -> None:
     told = Told()
     made = Made(told)
@@ -615,6 +630,16 @@ def test_a_listener_that_was_killed_learns_what_it_missed(cluster: PostgresClust
         assert table.forgotten[0] is None
         back = "INSERT INTO {table} (tenant, schema) VALUES ('acme', '{s1}')"
         assert seconds_until(table, "acme", "s1", back) < 0.1
+
+
+def test_a_listener_that_the_server_ends_says_why(cluster: PostgresCluster, caplog: pytest.LogCaptureFixture) -> None:
+    dsn = psycopg.conninfo.make_conninfo(cluster.dsn(), options="-c idle_session_timeout=200ms")
+    with Table(cluster.dsn(), through=dsn):
+
+        def says_why() -> bool:
+            return "its connection was lost: terminating connection due to idle-session timeout" in caplog.text
+
+        eventually(says_why)
 
 
 def test_a_server_that_freezes_stops_nobody_for_ever(cluster: PostgresCluster) -> None:
