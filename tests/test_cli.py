@@ -448,7 +448,7 @@ def test_limits_that_are_the_defaults_are_no_mistake(
         end = "once one of them is set, or with --processes, this is an error"
         assert warnings[0].endswith(end)
         shown = cli("check").out
-        assert shown.startswith(f"warnings:\n- {expected}")
+        assert f"\nwarnings:\n- {expected}" in shown
         assert shown.endswith("\nall is fine (1 nodes), 1 warning\n")
 
 
