@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from router.consistency import UNSURE
 from router.health import (
     REFUSES_WRITES,
+    SEVERAL,
     UNKNOWN,
     fenced,
     lag_of,
@@ -265,23 +266,14 @@ def _to_read(
     policy: ReadPolicy, state: State, lag: Lag | None, request: Request, *, behind: bool, banned: bool
 ) -> Standing:
     after, is_primary = request.after, state.role is Role.PRIMARY
-    ask = False
+    if after is not None and (reason := _cannot_tell(state, after)) is not None:
+        return Standing(None, note=reason)
     note = f"{state.role}, up"
-    if after is not None:
-        # A primary has what was written on earlier timelines, as far as it survived. A replica on a later one may have
-        # left the token's before or after that position: nobody can tell.
-        elsewhere = state.timeline < after.timeline if is_primary else state.timeline > after.timeline
-        if not same_system(after.system, state.system):
-            return Standing(None, note="is of another system than what is to be seen")
-        if elsewhere:
-            return Standing(None, note=f"is on timeline {state.timeline}, what is to be seen on {after.timeline}")
-        if not is_primary and after.lsn == UNSURE:
-            return Standing(None, note="how far it has to be is not known, since a COMMIT was not answered")
-        if not is_primary and not state.timeline:
-            return Standing(None, note="does not tell its timeline (GRANT pg_read_all_stats)")
-        ask = not is_primary and not after.reached(state.timeline, state.position)
+    ask = after is not None and not is_primary and (state.several or not after.reached(state.timeline, state.position))
     if is_primary:
         tier = Tier.FALLBACK
+    elif state.several and _limits(policy, request.max_lag) != (None, None):
+        tier, ask = Tier.BEST, True  # how far one of them is behind says nothing of the others
     elif fresh(policy, lag, request.max_lag):
         tier = Tier.STALE if behind else Tier.BEST
         note = f"{note}, left behind on timeline {state.timeline}" if behind else note
@@ -291,7 +283,24 @@ def _to_read(
         return Standing(None, note=f"is stale: {_shown(lag)}")
     if banned:
         tier, note = Tier.BANNED, f"{note}, failed lately"
+    note = f"{note}, {SEVERAL}" if state.several else note
     return Standing(tier, ask, f"{note}, to be asked whether it has replayed what is to be seen" if ask else note)
+
+
+def _cannot_tell(state: State, after: Position) -> str | None:
+    """Why a node must not serve what is to be seen, however far it is."""
+    is_primary = state.role is Role.PRIMARY
+    if not same_system(after.system, state.system):
+        return "is of another system than what is to be seen"
+    # A primary has what was written on earlier timelines, as far as it survived. A replica on a later one may have
+    # left the token's before or after that position: nobody can tell.
+    if state.timeline < after.timeline if is_primary else state.timeline > after.timeline:
+        return f"is on timeline {state.timeline}, what is to be seen on {after.timeline}"
+    if not is_primary and after.lsn == UNSURE:
+        return "how far it has to be is not known, since a COMMIT was not answered"
+    if not is_primary and not state.timeline:
+        return "does not tell its timeline (GRANT pg_read_all_stats)"
+    return None
 
 
 def fresh(policy: ReadPolicy, lag: Lag | None, max_lag: float | None = None) -> bool:
@@ -310,6 +319,19 @@ def fresh(policy: ReadPolicy, lag: Lag | None, max_lag: float | None = None) -> 
     return all(
         limit is None or (is_now is not None and is_now <= limit) for limit, is_now in zip(limits, known, strict=True)
     )
+
+
+def limits_lag(cluster: Cluster, request: Request) -> bool:
+    """Tell whether a request may be served only by what is not too far behind.
+
+    Args:
+        cluster: Where it goes.
+        request: What it asks for.
+
+    Returns:
+        Whether it may.
+    """
+    return request.read_only and _limits(cluster.read, request.max_lag) != (None, None)
 
 
 def _limits(policy: ReadPolicy, max_lag: float | None) -> tuple[float | None, int | None]:

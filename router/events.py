@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeAlias
 
 from router.choose import Tier
-from router.health import REFUSES_WRITES, UNKNOWN, Use, fenced, foreign, left_behind, primary_of, undecided
+from router.health import REFUSES_WRITES, SEVERAL, UNKNOWN, Use, fenced, foreign, left_behind, primary_of, undecided
 from router.topology import Node, Server
 
 if TYPE_CHECKING:
@@ -85,6 +85,24 @@ class LoginRefused(Event):
         whose = dict(self.node.params).get("application_name")  # a tenant's, say
         use = "" if self.read_only is None else " for reading" if self.read_only else " for writing"
         return f"{self.node}{f' ({whose})' if whose else ''} cannot be logged in to{use}: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class SeveralServers(Event):
+    """Several servers answer at one address: what is seen of one is true of the connections to that one only.
+
+    Attributes:
+        server: The address.
+    """
+
+    server: Server
+    level: ClassVar[int] = WARNING
+
+    def __str__(self) -> str:
+        return (
+            f"{self.server}: {SEVERAL}; reads that have to be fresh ask over each connection, or go to the primary: "
+            "give each server an address of its own"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -472,6 +490,8 @@ def _of_server(server: Server, known: State, state: State, now: float) -> Iterat
         yield RoleChanged(server, state.role, state.timeline)
     if state.undeclared_pooler and not known.undeclared_pooler:
         yield UndeclaredPooler(server)
+    if state.several and not known.several:
+        yield SeveralServers(server)
     if state.up and known.refuses_writes != state.refuses_writes:
         yield WritesRefused(server, state.refuses_writes)
 

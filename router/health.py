@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from router.topology import Cluster, HealthPolicy, Server
 
 REFUSES_WRITES = "default_transaction_read_only is on"
+SEVERAL = "several servers answer at this address"
 
 TRAIL = 128
 """How many of its latest positions are kept of a primary: two minutes' worth, at a look a second."""
@@ -46,6 +47,7 @@ class State:
         lacks: Of a refused login, what is not there: the ``dbname``, ``user``, ``role`` or ``schema``; empty for none.
         undeclared_pooler: Whether a pooler answers there of which the settings say nothing.
         refuses_writes: Whether its sessions for writing refuse writes now, by ``default_transaction_read_only``.
+        several: Whether several servers answer there, so that what follows is true of one of them only.
         since: When it last went up or down.
         primary_since: When it was first seen as the primary that it has been since.
         led: The highest timeline on which it was ever seen as a primary of that system; 0 while it never was.
@@ -57,6 +59,10 @@ class State:
         trail: Of a primary, the latest moments and positions, oldest first; kept while it is down.
         replay_age: Seconds since the commit that a replica replayed last, by the servers' clocks.
         latency: Seconds that the last look took.
+        process: Which run of which server answered it; empty while that is not known.
+        former: Which one answered before that.
+        other: Which one else a connection led to since; empty for none.
+        other_at: When that was.
     """
 
     up: bool | None = None
@@ -70,6 +76,7 @@ class State:
     lacks: str = ""
     undeclared_pooler: bool = False
     refuses_writes: bool = False
+    several: bool = False
     since: float = field(default=0.0, compare=False)
     primary_since: float = field(default=0.0, compare=False)
     led: int = 0
@@ -81,6 +88,10 @@ class State:
     trail: tuple[tuple[float, int], ...] = field(default=(), compare=False, repr=False)
     replay_age: float | None = field(default=None, compare=False)
     latency: float = field(default=0.0, compare=False)
+    process: str = field(default="", compare=False)
+    former: str = field(default="", compare=False)
+    other: str = field(default="", compare=False)
+    other_at: float = field(default=0.0, compare=False)
 
 
 UNKNOWN = State()
@@ -120,6 +131,7 @@ class Looked(NamedTuple):
         latency: Seconds that the look took.
         undeclared_pooler: Whether a pooler answers of which the settings say nothing; ``None`` when that is not news.
         refuses_writes: Whether ``default_transaction_read_only`` is on for the whole server.
+        process: Which run of which server answers; empty where that is not known.
     """
 
     node: Node
@@ -132,6 +144,7 @@ class Looked(NamedTuple):
     latency: float = 0.0
     undeclared_pooler: bool | None = None
     refuses_writes: bool = False
+    process: str = ""
 
 
 class Connected(NamedTuple):
@@ -170,6 +183,18 @@ class Failed(NamedTuple):
     refuses_writes: bool = False
 
 
+class Elsewhere(NamedTuple):
+    """A connection to a node leads to another server than the last look did, or to the same one after a restart.
+
+    Attributes:
+        node: The node.
+        process: Which run of which server it leads to.
+    """
+
+    node: Node
+    process: str
+
+
 class PoolerFound(NamedTuple):
     """A connection to a node was opened, and a pooler answers there of which the settings say nothing.
 
@@ -192,7 +217,7 @@ class Unseen(NamedTuple):
     reason: str
 
 
-Seen: TypeAlias = Looked | Connected | Failed | PoolerFound | Unseen
+Seen: TypeAlias = Looked | Connected | Failed | Elsewhere | PoolerFound | Unseen
 
 
 class Lag(NamedTuple):
@@ -251,7 +276,8 @@ def hindrance(health: Health, node: Node) -> str:
     found = {what: health[use].reason for what, use in uses.items() if use in health}
     if health.get(node.server, UNKNOWN).refuses_writes:
         found["written to"] = REFUSES_WRITES
-    return "; ".join(f"cannot be {what}: {why}" for what, why in found.items())
+    hindered = [f"cannot be {what}: {why}" for what, why in found.items()]
+    return "; ".join([*hindered, *[SEVERAL] * health.get(node.server, UNKNOWN).several])
 
 
 def role_of(health: Health, node: Node) -> Role | None:
@@ -281,6 +307,8 @@ def observe(health: Health, seen: Seen, *, now: float, jitter: float, policy: He
         What is known now; equal to ``health`` when it makes no difference to where requests may go, but for lag.
     """
     server = health.get(seen.node.server, UNKNOWN)
+    if isinstance(seen, Elsewhere):
+        return {**health, seen.node.server: replace(server, other=seen.process, other_at=now)}
     if isinstance(seen, PoolerFound):
         return {**health, seen.node.server: replace(server, undeclared_pooler=True)}
     if isinstance(seen, Unseen):
@@ -312,6 +340,11 @@ def _looked(known: State, seen: Looked, now: float, policy: HealthPolicy) -> Sta
     led, led_since = (known.led, known.led_since) if same_system(known.system, seen.system) else (0, now)
     if is_primary and seen.timeline > led:
         led, led_since = seen.timeline, now
+    # What has restarted answers as what it was no more.
+    again = seen.process == known.process
+    stayed = again and known.other not in {"", seen.process} and asked_at >= known.other_at
+    returned = not again and seen.process == known.former
+    several = known.several or (bool(seen.process) and (stayed or returned))
     # Of a position, the first moment and the last: nobody wrote in between. It may also have gone back: a crash loses
     # what had not been flushed.
     ends = bisect_left(trail, position, key=_position) + 1, bisect_right(trail, position, key=_position)
@@ -325,6 +358,7 @@ def _looked(known: State, seen: Looked, now: float, policy: HealthPolicy) -> Sta
         failures=0 if steady else known.failures,
         banned_until=0.0 if steady else known.banned_until,
         refuses_writes=is_primary and seen.refuses_writes,
+        several=several,
         since=known.since if known.up else now,
         primary_since=known.primary_since if went_on else now,
         led=led,
@@ -336,6 +370,10 @@ def _looked(known: State, seen: Looked, now: float, policy: HealthPolicy) -> Sta
         trail=(*trail, (asked_at, position)) if is_primary else (),
         replay_age=seen.replay_age,
         latency=seen.latency,
+        process=seen.process,
+        former=known.former if again else known.process,
+        other=known.other if again else "",
+        other_at=known.other_at,
         undeclared_pooler=known.undeclared_pooler if seen.undeclared_pooler is None else seen.undeclared_pooler,
     )
 

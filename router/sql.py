@@ -26,6 +26,9 @@ _REFUSES_WRITES = """CASE WHEN current_setting('default_transaction_read_only'):
     WHERE name = 'default_transaction_read_only'
 ) ELSE false END"""
 
+PROCESS = "extract(epoch FROM pg_postmaster_start_time())::text"
+"""What no two servers have in common, nor one before and after a restart; an address may lead to several of them."""
+
 _RECEIVED_TIMELINE = "(SELECT received_tli FROM pg_stat_wal_receiver)"
 
 
@@ -37,7 +40,7 @@ SELECT
     {system},
     {_REPLAY_AGE},
     {_REFUSES_WRITES},
-    pg_backend_pid()
+    pg_backend_pid(), {PROCESS}
 """
 
 

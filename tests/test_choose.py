@@ -418,6 +418,22 @@ def test_a_login_that_is_refused_for_one_use_is_there_for_the_other(read_only: b
     assert one.notes[CLUSTER[0]] == "primary, login refused: no such option"
 
 
+@pytest.mark.parametrize("limits", [{"max_lag": 1.0}, {"max_lag_bytes": 1}, {}])
+def test_where_several_servers_answer_what_has_to_be_fresh_is_asked_for(limits: dict[str, Any]) -> None:
+    health: Health = {P: up(PRIMARY), R1: replace(up(REPLICA), several=True), R2: up(REPLICA)}
+    target = make_target(*CLUSTER[:3], **limits)
+    route = chosen(target, health)
+    assert (hosts(route.nodes), route.best) == (("r2 r1 p", 1) if limits else ("r1 r2 p", 2))
+    assert hosts([*route.ask]) == ("r1" if limits else "")
+    assert "several servers answer at this address" in route.notes[CLUSTER[1]]
+    route = chosen(target, health, Request(read_only=True, after=Position(SYSTEM, 1, 1)))
+    assert hosts([*route.ask]) == "r1"
+    assert (
+        hosts(chosen(target, {P: up(PRIMARY), R1: health[R1]}, Request(read_only=True, avoid=CLUSTER[1])).nodes)
+        == "p r1 r2"
+    )
+
+
 def test_a_node_of_another_system_serves_nothing() -> None:
     health: Health = {
         P: up(PRIMARY),

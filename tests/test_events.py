@@ -30,6 +30,7 @@ from router.events import (
     ServerBanned,
     ServerDown,
     ServerUp,
+    SeveralServers,
     UndeclaredPooler,
     WritesRefused,
     changes,
@@ -326,6 +327,14 @@ SERVER = A.server
             "a:5432 takes writes again: default_transaction_read_only is off",
         ),
         (OtherSystem("v1", A, "is of another system"), logging.ERROR, "v1: app@a:5432/app is of another system"),
+        (
+            SeveralServers(SERVER),
+            logging.WARNING,
+            (
+                "a:5432: several servers answer at this address; reads that have to be fresh ask over each connection, "
+                "or go to the primary: give each server an address of its own"
+            ),
+        ),
         (ServerBanned(SERVER, 3, 1.26), logging.INFO, "a:5432 is avoided for 1.3 s more: it went down 3 times lately"),
         (RoleChanged(SERVER, PRIMARY, 3), logging.WARNING, "a:5432 is a primary now, on timeline 3"),
         (RoleChanged(SERVER, REPLICA, 0), logging.WARNING, "a:5432 is a replica now"),

@@ -16,6 +16,7 @@ from router.health import (
     TRAIL,
     UNKNOWN,
     Connected,
+    Elsewhere,
     Failed,
     Lag,
     Looked,
@@ -232,6 +233,34 @@ def test_a_primary_is_one_since_it_was_first_seen_so_without_a_break() -> None:
     assert health[NEAR].primary_since == 10.0
     for between in (REFUSED, looked(NODE, REPLICA)):
         assert after(UP, now=13.0, health=after(between, now=12.0, health=health))[NEAR].primary_since == 13.0
+
+
+ONE, TWO, THREE = (looked(NODE, REPLICA)._replace(process=run) for run in "123")
+
+
+@pytest.mark.parametrize(
+    ("seen", "several"),
+    [
+        ([ONE, ONE], False),
+        # a server that was restarted, or an address that leads elsewhere by now
+        ([ONE, TWO, TWO, THREE], False),
+        ([ONE, Elsewhere(NODE, "2"), TWO, TWO], False),
+        ([ONE, REFUSED, TWO], False),
+        # what answered before still does
+        ([ONE, TWO, ONE], True),
+        ([ONE, Elsewhere(NODE, "2"), ONE], True),
+        ([ONE, Elsewhere(NODE, "2"), ONE._replace(latency=0.5)], False),  # asked before that
+        ([ONE, TWO, ONE, ONE, REFUSED, TWO, TWO], True),  # and it stays so
+        ([UP, UP], False),  # which it does not tell
+        ([UP, ONE, UP], False),
+    ],
+)
+def test_several_servers_answer_where_one_that_answered_before_another_does_so_again(
+    seen: list[Seen], several: bool
+) -> None:
+    health = over_time(*((n / 4, one) for n, one in enumerate(seen, 1)))
+    assert health[NEAR].several is several
+    assert ("several servers answer" in hindrance(health, NODE)) is several
 
 
 def test_a_system_identifier_that_is_not_known_may_be_any() -> None:

@@ -11,7 +11,7 @@ from router._async.monitor import AsyncMonitor
 from router._runtime import AFlag, AGuard, Isolated
 from router.choose import Request, Tier, standings
 from router.events import ConnectionsCut, Event, changes, fall_back, succeed
-from router.health import UNKNOWN, Connected, Failed, Use, login_of, observe
+from router.health import UNKNOWN, Connected, Elsewhere, Failed, Use, login_of, observe
 from router.topology import Role, Server
 
 if TYPE_CHECKING:
@@ -172,6 +172,11 @@ class AsyncKnowledge:
                 self.monitor.hurry(server)
             if login_of(self.health, seen.node, read_only=seen.read_only) is None:
                 return
+        if isinstance(seen, Elsewhere):
+            known = self.health.get(server, UNKNOWN)
+            if known.several or not known.process or seen.process in {"", known.process}:
+                return
+            self.monitor.hurry(server)  # whether what it led to before still answers
         now, events = monotonic(), list[Event]()
         names, moved = self._learn(seen, events, now)
         for pool in list(self._pools()):  # before anybody is told: observers may be slow

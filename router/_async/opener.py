@@ -23,7 +23,7 @@ from router.budget import Claim
 from router.choose import objection
 from router.dsn import KEEPALIVE
 from router.errors import masked
-from router.health import REFUSES_WRITES, Connected, Failed, Looked, PoolerFound, failed
+from router.health import REFUSES_WRITES, Connected, Elsewhere, Failed, Looked, PoolerFound, failed
 from router.topology import Role
 
 if TYPE_CHECKING:
@@ -237,7 +237,9 @@ class AsyncOpener:
         begun = monotonic()
         query = sql.LOOK_WITHOUT_CONTROL if node.server in self._without_control else sql.LOOK
         try:
-            [(standby, position, timeline, system, replay_age, refuses, pid)] = await send(connection, query.encode())
+            [(standby, position, timeline, system, replay_age, refuses, pid, process)] = await send(
+                connection, query.encode()
+            )
         except psycopg.errors.InsufficientPrivilege:
             if query is sql.LOOK_WITHOUT_CONTROL:
                 raise
@@ -255,7 +257,28 @@ class AsyncOpener:
             latency=monotonic() - begun,
             undeclared_pooler=pooled if pooled or new else None,
             refuses_writes=refuses == b"t",
+            process=process.decode() if process else "",
         )
+
+    async def recognize(self, connection: AsyncConnection[TupleRow], node: Node) -> str:
+        """Ask which server a connection leads to, and report it: one address may lead to several. One round trip.
+
+        Args:
+            connection: The connection, idle.
+            node: What it was opened for.
+
+        Returns:
+            Which run of which server it is; empty behind a pooler, where the next transaction may have another one.
+
+        Raises:
+            psycopg.Error: It does not say.
+        """
+        if node.pooler is not None:
+            return ""
+        [(process,)] = await send(connection, f"SELECT {sql.PROCESS}".encode())
+        found = process.decode() if process else ""
+        await self._report(Elsewhere(node, found))
+        return found
 
     async def connect(
         self,

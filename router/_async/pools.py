@@ -491,6 +491,8 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         self.refusal = ""
         try:
             connection.__dict__["_router"] = original = Original(connection)
+            if self.read_only:
+                original.process = await self._opener.recognize(connection, self.node)
             original.connection = ref(connection, self._note_lost)
             self._sessions.add(original)
         except BaseException:
@@ -952,6 +954,7 @@ class Original:
 
     Attributes:
         opened_at: When it had been opened, on the monotonic clock.
+        process: Which run of which server it leads to; empty while that is not known.
         idle_since: When it was last returned.
         scope: What its session is set to; ``None`` for what it was opened with.
         tenant: Of a pool that tenants share, who has it, or had it last.
@@ -970,7 +973,8 @@ class Original:
     __slots__ = (
         "_adapters", "_attributes", "adapted", "application_name", "borrowed_at", "client_encoding", "connection",
         "cut_because", "idle_since", "in_hot_standby", "notice_handlers", "notify_handlers", "opened_at",
-        "prepare_threshold", "prepared_max", "refuses_writes", "scope", "seen", "spent", "target", "tenant", "unasked",
+        "prepare_threshold", "prepared_max", "process", "refuses_writes", "scope", "seen", "spent", "target", "tenant",
+        "unasked",
     )  # fmt: skip
 
     def __init__(self, connection: AsyncConnection[TupleRow]) -> None:
@@ -987,6 +991,7 @@ class Original:
         self.prepared_max = connection.prepared_max
         self.seen: dict[str, Any] = {}
         self.opened_at = self.idle_since = monotonic()
+        self.process = ""
         self.scope: Scope | None = None
         self.target: Target | None = None
         self.tenant = ""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from contextlib import suppress
+from dataclasses import replace
 from itertools import starmap
 from random import random
 from time import monotonic
@@ -23,7 +24,7 @@ from router._sync.pools import Reroute, original_of
 from router._sync.registry import Pools
 from router._sync.slots import Gate, Slots
 from router.budget import Claim, Full, Limits, full
-from router.choose import Request, choose
+from router.choose import Request, choose, limits_lag, standings
 from router.consistency import UNSURE, later
 from router.errors import (
     NoPrimary,
@@ -37,7 +38,7 @@ from router.errors import (
 )
 from router.events import PoolClosed as PoolWasClosed
 from router.events import ReadOnPrimary, Repeated, RequestFailed
-from router.health import UNKNOWN, Use, login_of, primary_of, same_system, state_of, undecided
+from router.health import UNKNOWN, Elsewhere, Use, login_of, observe, primary_of, same_system, state_of, undecided
 from router.resolve import check_key, resolve
 from router.topology import Node, Role
 
@@ -221,7 +222,7 @@ class Routing:
     def _lane_over(self, target: Target, *, read_only: bool) -> Lane:
         # A login of a tenant's that is refused makes no difference to the lane: acquire() leaves it out for a while.
         route = self.choose(target, Request(read_only), logins=target.tenant is None)
-        best = route.nodes[: route.best]
+        best = [node for node in route.nodes[: route.best] if node not in route.ask]
         pools = [self.pools.open_at_once(target, node, read_only=read_only) for node in best]
         there = tuple(pool for pool in pools if pool is not None)
         return Lane(
@@ -411,11 +412,13 @@ class Routing:
                 continue
             except (PoolTimeout, PoolClosed):
                 continue  # choose again, or find that there is no time left
-            if request.after is None or self._may_serve(pool, connection, request.after):
-                if pool not in lane.pools and node in route.nodes[: route.best]:
+            if self._may_serve(pool, connection, request):
+                if pool not in lane.pools and node in route.nodes[: route.best] and (request.after or not route.ask):
                     self._renew(lane)
                 self._served(target, request, node)
                 return pool, connection
+            # Where several servers answer, the next connection may lead to the same one.
+            request = request._replace(avoid=node if self.known.health[node.server].several else request.avoid)
 
     def _borrow(
         self, target: Target, node: Node, deadline: float, *, read_only: bool
@@ -533,35 +536,60 @@ class Routing:
         self.known.wants(cluster)
         changed.wait_for(min(left, pause, SETTLE))
 
-    def _may_serve(self, pool: NodePool, connection: Connection[TupleRow], after: Position) -> bool:
-        """Make sure that what a read must see has been replayed where this connection leads to; else give it back.
+    def _may_serve(self, pool: NodePool, connection: Connection[TupleRow], request: Request) -> bool:
+        """Make sure that where this connection leads to is as far as a request asks for; else give it back.
 
         What is known of a server is from before a connection that was opened later: it may have been restarted in
-        between, and a standby begins anew at an earlier position, or stands now where the primary was.
+        between, and a standby begins anew at an earlier position, or stands now where the primary was. And where
+        several servers answer, it is known of the one that the last look led to.
         """
-        server = pool.node.server
-        state = self.known.health[server]
+        original, after = original_of(connection), request.after
+        state = self.known.health[pool.node.server]
         is_primary = state.role is Role.PRIMARY
+        here = original.process == state.process or (pool.node.pooler is not None and not state.several)
+        if after is None and ((here and not state.several) or not limits_lag(pool.cluster, request)):
+            return True
         if is_primary and connection.pgconn.parameter_status(b"in_hot_standby") == b"off":
             return True
-        known = after.reached(state.timeline, state.position)
-        if known and original_of(connection).opened_at < state.position_at:
+        known = here and self._is_fit(pool, request, state)
+        if known and (after is None or original.opened_at < state.position_at):
             return True
-        alone = not known and not is_primary  # what is known of a primary is no answer to another request
+        # What is known of a primary is no answer to another request, nor what is true of this connection only.
+        alone = here and not known and not is_primary
+        if self._ask_over(pool, connection, request, state, alone=alone):
+            return True
+        pool.give_back(connection)
+        if state.several:
+            sleep(ASK_AGAIN)
+        return False
+
+    def _ask_over(
+        self,
+        pool: NodePool,
+        connection: Connection[TupleRow],
+        request: Request,
+        state: State,
+        *,
+        alone: bool,
+    ) -> bool:
+        """Ask over a connection whether its server is as far as a request asks for; the answer is for all if it may be.
+
+        Where that fails, the connection is closed: whoever had it before may have spoilt it.
+        """
+        server = pool.node.server
         if alone:
             with self._guard:
                 others_ask = server in self._asked
                 self._asked.add(server)
             if others_ask:  # the answer is for all
-                pool.give_back(connection)
                 return False
         try:
             seen = pool.look(connection)
-            self.known.report(seen)
+            here = seen.process == state.process or not state.several
+            self.known.report(seen if here else Elsewhere(pool.node, seen.process))
         except psycopg.Error:
             pool.suspect(server)
-            connection.close()  # whoever had it before may have spoilt it
-            pool.give_back(connection)
+            connection.close()
             return False
         except BaseException:
             connection.close()
@@ -570,14 +598,21 @@ class Routing:
         finally:
             if alone:
                 self._asked.discard(server)
+        original_of(connection).process = seen.process
+        after = request.after
+        if after is None or not here:
+            # Not after what is known: that may be of another server.
+            found = observe({}, seen, now=monotonic(), jitter=0.0, policy=self.topology.health)
+            return self._is_fit(pool, request, found[server])
         if seen.role is Role.PRIMARY:
-            has_it = is_primary and seen.timeline >= after.timeline
-        else:
-            has_it = after.reached(seen.timeline, seen.position)
-        if has_it:
-            return True
-        pool.give_back(connection)
-        return False
+            return state.role is Role.PRIMARY and seen.timeline >= after.timeline
+        return after.reached(seen.timeline, seen.position)
+
+    def _is_fit(self, pool: NodePool, request: Request, state: State) -> bool:
+        """Whether a server in such a state may serve a read, without having to be asked."""
+        health = {**self.known.health, pool.node.server: replace(state, several=False)}
+        standing = standings(pool.cluster, health, request, now=monotonic())[pool.node]
+        return standing.tier is not None and not standing.ask
 
     def _use(self, cluster: Cluster) -> None:
         self.known.use(cluster)
