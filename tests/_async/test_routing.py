@@ -62,7 +62,7 @@ async def test_writes_go_to_the_primary_and_reads_to_the_replicas(cluster: Postg
     async with AsyncRouter(settings(**cluster.version_settings())) as router:
         async with router.connection() as connection:
             assert port(connection) == cluster.primary.port
-            assert type(connection) is psycopg.AsyncConnection
+            assert isinstance(connection, psycopg.AsyncConnection)
 
         async def both() -> bool:
             return set(await atogether(lambda: read_port(router), 8)) == {s.port for s in cluster.standbys}

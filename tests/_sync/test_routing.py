@@ -63,7 +63,7 @@ def test_writes_go_to_the_primary_and_reads_to_the_replicas(cluster: PostgresClu
     with Router(settings(**cluster.version_settings())) as router:
         with router.connection() as connection:
             assert port(connection) == cluster.primary.port
-            assert type(connection) is psycopg.Connection
+            assert isinstance(connection, psycopg.Connection)
 
         def both() -> bool:
             return set(together(lambda: read_port(router), 8)) == {s.port for s in cluster.standbys}
