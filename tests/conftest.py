@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import signal
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import hypothesis
+import psycopg
 import pytest
 
 if TYPE_CHECKING:
@@ -80,3 +82,12 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         if name.upper().startswith(("ROUTER_", "PG", "DATABASE_URL")):
             monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)  # no .env of the checkout's
+
+
+@pytest.fixture
+def instrumentor() -> Iterator[Any]:
+    """What has OpenTelemetry trace psycopg. It leaves other methods behind than it found: these are put back."""
+    found = {kind: vars(kind)["connect"] for kind in (psycopg.Connection, psycopg.AsyncConnection)}
+    yield import_module("opentelemetry.instrumentation.psycopg").PsycopgInstrumentor()
+    for kind, connect in found.items():
+        setattr(kind, "connect", connect)  # noqa: B010  (a descriptor, for which there is no type)

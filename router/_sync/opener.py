@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from ipaddress import ip_address
 from math import ceil, inf
 from time import monotonic
@@ -551,14 +552,18 @@ def _connect_to(
 ) -> Connection[TupleRow]:
     """Connect to the first of the addresses where a server takes the login, or says why not."""
     *others, last = places
+    connect: Function[..., Connection[TupleRow]] = kind.connect
+    if getattr(connect, "__self__", kind) is not kind:
+        # What OpenTelemetry leaves behind once it no longer traces psycopg makes connections of that class alone.
+        connect = partial(connect.__func__, kind)  # type: ignore[attr-defined]
     for place in others:
         with suppress(psycopg.errors.ConnectionTimeout):
             try:
-                return kind.connect(make_conninfo("", **{**params, **place}), **session)
+                return connect(make_conninfo("", **{**params, **place}), **session)
             except LoginFailed as error:
                 if error.sqlstate is not None:
                     raise
-    return kind.connect(make_conninfo("", **{**params, **last}), **session)
+    return connect(make_conninfo("", **{**params, **last}), **session)
 
 
 def _is_address(host: str) -> bool:

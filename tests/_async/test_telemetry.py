@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from router import AsyncRouter
+from router import AsyncRouter, UnknownTenant
+from router._async.scripts import AsyncNodeConnection
 from tests.support import aeventually, new_name, run, settings
 
 if TYPE_CHECKING:
@@ -22,13 +23,12 @@ LOOKS = 3
 
 
 @pytest.fixture
-def spans() -> Iterator[Any]:
+def spans(instrumentor: Any) -> Iterator[Any]:
     sdk = import_module("opentelemetry.sdk.trace")
     export = import_module("opentelemetry.sdk.trace.export")
     exporter = import_module("opentelemetry.sdk.trace.export.in_memory_span_exporter").InMemorySpanExporter()
     provider = sdk.TracerProvider()
     provider.add_span_processor(export.SimpleSpanProcessor(exporter))
-    instrumentor = import_module("opentelemetry.instrumentation.psycopg").PsycopgInstrumentor()
     instrumentor.instrument(tracer_provider=provider)
     yield exporter
     instrumentor.uninstrument()
@@ -89,3 +89,17 @@ async def test_instrumentation_is_suppressed_in_looks_alone(cluster: PostgresClu
         assert is_enabled()
     assert spans.get_finished_spans() == ()
     assert (in_looks[0], set(in_requests)) == (False, {True})
+
+
+async def test_connections_are_the_routers_own_once_psycopg_is_no_longer_traced(
+    cluster: PostgresCluster, instrumentor: Any
+) -> None:
+    instrumentor.instrument()
+    instrumentor.uninstrument()
+    options = settings(primary=cluster.dsn(), tenant_template={"database": "{tenant}"})
+    async with AsyncRouter(options) as router:
+        async with router.connection(version="v1") as connection:
+            assert type(connection) is AsyncNodeConnection
+        with pytest.raises(UnknownTenant):  # which psycopg's own class could not tell
+            async with router.connection(tenant="nowhere"):
+                pass

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from router import Router
+from router import Router, UnknownTenant
+from router._sync.scripts import NodeConnection
 from tests.support import eventually, new_name, run, settings
 
 if TYPE_CHECKING:
@@ -23,13 +24,12 @@ LOOKS = 3
 
 
 @pytest.fixture
-def spans() -> Iterator[Any]:
+def spans(instrumentor: Any) -> Iterator[Any]:
     sdk = import_module("opentelemetry.sdk.trace")
     export = import_module("opentelemetry.sdk.trace.export")
     exporter = import_module("opentelemetry.sdk.trace.export.in_memory_span_exporter").InMemorySpanExporter()
     provider = sdk.TracerProvider()
     provider.add_span_processor(export.SimpleSpanProcessor(exporter))
-    instrumentor = import_module("opentelemetry.instrumentation.psycopg").PsycopgInstrumentor()
     instrumentor.instrument(tracer_provider=provider)
     yield exporter
     instrumentor.uninstrument()
@@ -90,3 +90,17 @@ def test_instrumentation_is_suppressed_in_looks_alone(cluster: PostgresCluster, 
         assert is_enabled()
     assert spans.get_finished_spans() == ()
     assert (in_looks[0], set(in_requests)) == (False, {True})
+
+
+def test_connections_are_the_routers_own_once_psycopg_is_no_longer_traced(
+    cluster: PostgresCluster, instrumentor: Any
+) -> None:
+    instrumentor.instrument()
+    instrumentor.uninstrument()
+    options = settings(primary=cluster.dsn(), tenant_template={"database": "{tenant}"})
+    with Router(options) as router:
+        with router.connection(version="v1") as connection:
+            assert type(connection) is NodeConnection
+        with pytest.raises(UnknownTenant):  # which psycopg's own class could not tell
+            with router.connection(tenant="nowhere"):
+                pass
