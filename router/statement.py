@@ -4,39 +4,35 @@ from __future__ import annotations
 
 import re
 
+# Each pattern is compiled at its first use, and kept by `re`: importing the router need not wait for them.
+
 # Comments, and what may look like one but is quoted. Two quotes in a row end one string and begin another.
-_QUOTED = re.compile(
-    r"""
+_QUOTED = r"""(?xs)
     (?P<comment> --[^\r\n]* | /\* )
     | (?<![\w$]) [eE] ' (?: [^'\\] | \\. )* (?: ' | \Z )
     | ' [^']* (?: ' | \Z )
     | " [^"]* (?: " | \Z )
     | (?<![\w$]) \$ (?P<tag> (?: [^\W\d]\w* )? ) \$ .*? (?: \$ (?P=tag) \$ | \Z )
-    """,
-    re.VERBOSE | re.DOTALL,
-)
-_COMMENTS_EDGE = re.compile(r"/\*|\*/")
-_FIRST_WORD = re.compile(r"[\s(;]*([A-Za-z]+)\b")
+"""
+_COMMENTS_EDGE = r"/\*|\*/"
+_FIRST_WORD = r"[\s(;]*([A-Za-z]+)\b"
 _WRITES = frozenset({
     "INSERT", "UPDATE", "DELETE", "MERGE", "TRUNCATE", "CREATE", "ALTER", "DROP", "GRANT", "REVOKE", "COMMENT",
     "SECURITY", "REASSIGN", "REFRESH", "IMPORT", "REINDEX", "CLUSTER", "VACUUM", "ANALYZE", "ANALYSE", "CHECKPOINT",
 })  # fmt: skip
 # COPY of a query, in parentheses, only reads; what stands in parentheses after a table's name are its columns.
-_COPY_FROM = re.compile(r"[\s(;]*COPY\s+[^\s(][^(]*?(?:\([^)]*\)\s*)?\bFROM\b", re.IGNORECASE)
-_COPY_TO = re.compile(r"[\s(;]*COPY\b[^(]*?(?:\([^)]*\)\s*)?\bTO\b", re.IGNORECASE)
+_COPY_FROM = r"(?i)[\s(;]*COPY\s+[^\s(][^(]*?(?:\([^)]*\)\s*)?\bFROM\b"
+_COPY_TO = r"(?i)[\s(;]*COPY\b[^(]*?(?:\([^)]*\)\s*)?\bTO\b"
 # Functions that a standby allows, but for itself alone; and those that need the primary's WAL. Not those that are meant
 # for standbys (pg_promote, pg_wal_replay_…), or for whichever server the session is on (pg_terminate_backend).
-_ADMINISTERS = re.compile(
-    r"""\b pg_ (?: current_wal_\w+ | switch_wal | walfile_name\w* | create_restore_point | log_standby_snapshot
+_ADMINISTERS = r"""(?xi)
+    \b pg_ (?: current_wal_\w+ | switch_wal | walfile_name\w* | create_restore_point | log_standby_snapshot
     | backup_start | backup_stop | start_backup | stop_backup | reload_conf | rotate_logfile | stat_reset\w*
     | (?: create | copy | drop ) _ (?: physical_ | logical_ )? replication_slot | replication_slot_advance
-    | replication_origin_\w+ | logical_slot_\w+ | logical_emit_message ) \s* \(""",
-    re.IGNORECASE | re.VERBOSE,
-)
-_UNDONE_WHOLE = re.compile(
-    r"[\s(]*(?:SELECT|WITH|VALUES|TABLE|INSERT|UPDATE|DELETE|MERGE)\b[^;]*;?\s*\Z", re.IGNORECASE
-)
-_COMMITS = re.compile(r"\s*(?:COMMIT|END|PREPARE\s+TRANSACTION)\b", re.IGNORECASE)
+    | replication_origin_\w+ | logical_slot_\w+ | logical_emit_message ) \s* \(
+"""
+_UNDONE_WHOLE = r"(?i)[\s(]*(?:SELECT|WITH|VALUES|TABLE|INSERT|UPDATE|DELETE|MERGE)\b[^;]*;?\s*\Z"
+_COMMITS = r"(?i)\s*(?:COMMIT|END|PREPARE\s+TRANSACTION)\b"
 
 
 def without_comments(text: str) -> str:
@@ -60,18 +56,18 @@ def needs_primary(text: str) -> bool:
     Returns:
         Whether it is so; if not, it may still write.
     """
-    first = _FIRST_WORD.match(text)
+    first = re.match(_FIRST_WORD, text)
     word = "" if first is None else first[1].upper()
     if word in _WRITES:
         return True
-    if word != "COPY" and _ADMINISTERS.search(text) is None:
+    if word != "COPY" and ("pg_" not in text.lower() or re.search(_ADMINISTERS, text) is None):
         return False
     text = _blanked(text, quoted=True)
-    return _ADMINISTERS.search(text) is not None or _copies_into(text)
+    return re.search(_ADMINISTERS, text) is not None or _copies_into(text)
 
 
 def _copies_into(text: str) -> bool:
-    into, out = _COPY_FROM.match(text), _COPY_TO.match(text)
+    into, out = re.match(_COPY_FROM, text), re.match(_COPY_TO, text)
     return into is not None and (out is None or into.end() < out.end())
 
 
@@ -84,7 +80,7 @@ def can_be_repeated(text: str) -> bool:
     Returns:
         Whether it is one alone, and of a kind that cannot commit by itself.
     """
-    return _UNDONE_WHOLE.match(_blanked(text, quoted=True)) is not None
+    return re.match(_UNDONE_WHOLE, _blanked(text, quoted=True)) is not None
 
 
 def commits(text: bytes) -> bool:
@@ -96,14 +92,15 @@ def commits(text: bytes) -> bool:
     Returns:
         Whether one of them is COMMIT, COMMIT PREPARED, END or PREPARE TRANSACTION.
     """
-    return any(map(_COMMITS.match, _blanked(text.decode(errors="replace"), quoted=True).split(";")))
+    statements = _blanked(text.decode(errors="replace"), quoted=True).split(";")
+    return any(re.match(_COMMITS, statement) for statement in statements)
 
 
 def _blanked(text: str, *, quoted: bool) -> str:
     """Put a space for each comment, and if wanted two quotes for all that is quoted."""
     kept: list[str] = []
     done = place = 0
-    while match := _QUOTED.search(text, place):
+    while match := re.compile(_QUOTED).search(text, place):
         place = match.end() if match[0] != "/*" else _end_of_comment(text, match.end())
         if quoted or match["comment"]:
             kept += text[done : match.start()], " " if match["comment"] else '""'
@@ -114,7 +111,7 @@ def _blanked(text: str, *, quoted: bool) -> str:
 def _end_of_comment(text: str, place: int) -> int:
     """Find where a comment ends, others within it ended before."""
     depth = 1
-    while depth and (edge := _COMMENTS_EDGE.search(text, place)):
+    while depth and (edge := re.compile(_COMMENTS_EDGE).search(text, place)):
         depth += 1 if edge[0] == "/*" else -1
         place = edge.end()
     return len(text) if depth else place
