@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import socket
+import struct
 import sys
 import threading
 import time
@@ -928,6 +929,29 @@ def cut(connection: AsyncConnection[Any] | Connection[Any]) -> None:
         socket.socket(fileno=os.dup(connection.pgconn.socket)) as duplicate,
     ):
         duplicate.shutdown(socket.SHUT_RDWR)
+
+
+def quiet_for(connection: AsyncConnection[Any] | Connection[Any]) -> float:
+    """Tell for how long nothing has been sent or received over a connection, not even a part of a message.
+
+    Args:
+        connection: The connection.
+
+    Returns:
+        That, in seconds; 0 where the system does not tell: it does so on Linux, for TCP.
+    """
+    if sys.platform == "linux":
+        with (
+            suppress(OSError, psycopg.OperationalError),
+            socket.socket(fileno=os.dup(connection.pgconn.socket)) as duplicate,
+        ):
+            told = duplicate.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
+            sent, received = _TCP_INFO.unpack(told)
+            return float(min(sent, received)) / 1000.0
+    return 0.0
+
+
+_TCP_INFO = struct.Struct("44x I 4x I")  # of the kernel's: milliseconds since data was sent, and since it was received
 
 
 class _Forkable(Protocol):

@@ -85,6 +85,38 @@ SELECT
 SERVER_IDENTITY = "SELECT pg_postmaster_start_time()::text AS started, inet_server_addr()::text AS address"
 
 
+def sessions(pids: Iterable[int]) -> str:
+    """Write the question which sessions a server has.
+
+    Args:
+        pids: Of which processes.
+
+    Returns:
+        A statement; one row for each: the process, when it began, how old it is in seconds, and since when it is at
+        rest, null if it is not. All but the process is null for a login that may not see it.
+    """
+    return f"""\
+SELECT pid, backend_start::text, extract(epoch FROM clock_timestamp() - backend_start),
+    CASE WHEN state LIKE 'idle%' THEN state_change::text END
+FROM pg_catalog.pg_stat_activity WHERE pid IN ({", ".join(map(str, pids))})"""
+
+
+def terminate(pid: int, began: str) -> str:
+    """Write a statement that ends a session.
+
+    Args:
+        pid: Its process.
+        began: When that began, as :func:`sessions` says.
+
+    Returns:
+        The statement; it does nothing if the number is another session's by now.
+    """
+    return (
+        "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity "
+        f"WHERE pid = {pid} AND backend_start::text = {literal(began)}"
+    )
+
+
 def literal(text: str) -> str:
     """Write a text as a literal that means the same however the session is set.
 

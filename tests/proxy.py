@@ -42,6 +42,7 @@ class Proxy:
         self._changed = threading.Condition()
         self._deaf = False
         self._delay = 0.0
+        self._both_ways = False
         self._bytes_left: int | None = None
         self._cut_on: Callable[[bytes], bool] | None = None
         self._cut_before = False
@@ -50,6 +51,7 @@ class Proxy:
         self._refusal: tuple[str, str] | None = None
         self._listener: socket.socket | None = None
         self._live: set[socket.socket] = set()
+        self._forgotten: set[int] = set()
         self._threads: list[threading.Thread] = []
         self.host, self.port = "127.0.0.1", 0
         self.accepted = self.cuts = self.round_trips = 0
@@ -66,6 +68,7 @@ class Proxy:
         """Listen, on the same port again after :meth:`stop`."""
         with self._changed:
             self._listener = socket.create_server((self.host, self.port), backlog=100)
+            self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)  # takes no more than it passes on
             self.port = self._listener.getsockname()[1]
         self._run(self._accept, self._listener)
 
@@ -95,9 +98,14 @@ class Proxy:
         """Accept connections and pass nothing on, in either direction."""
         self._set(_deaf=True)
 
-    def slow(self, seconds: float) -> None:
-        """Hold back each piece of an answer for this long."""
-        self._set(_delay=seconds)
+    def forget(self, *ports: int) -> None:
+        """Take what is sent over these connections, by the client's port, and lose it; nobody is told of an end."""
+        with self._changed:
+            self._forgotten.update(ports)
+
+    def slow(self, seconds: float, *, both_ways: bool = False) -> None:
+        """Hold back each piece of an answer for this long, or of what a client says, too."""
+        self._set(_delay=seconds, _both_ways=both_ways)
 
     def cut_after(self, n_bytes: int) -> None:
         """Cut the connection, once, on which the answers from now on reach this length; these bytes still arrive."""
@@ -177,17 +185,19 @@ class Proxy:
                 server.close()
 
     def _relay(self, client: socket.socket, server: socket.socket) -> None:
-        answered = True
+        answered, port = True, client.getpeername()[1]
         while True:
             for source in select.select([client, server], [], [])[0]:
                 data = source.recv(65536)
+                if port in self._forgotten:
+                    data = _lose(client, server)
                 if not data:
                     return
                 if source is client:
                     with self._changed:
                         self.round_trips += answered and data != _TERMINATE
                     answered = False
-                    self._wait(client)
+                    self._wait(client, self._delay * self._both_ways)
                     cut = self._cut_on is not None and self._cut_on(data)
                     if not (cut and self._cut_before):
                         server.sendall(data)
@@ -221,6 +231,16 @@ class Proxy:
             self._changed.wait_for(lambda: self._listener is None or not self._deaf)
             if self._listener is None:
                 raise OSError
+
+
+def _lose(client: socket.socket, server: socket.socket) -> bytes:
+    """Take what either side says until the client hangs up; nothing is left to pass on."""
+    sources = [client, server]
+    while client in sources:
+        for source in select.select(sources, [], [])[0]:
+            if not source.recv(65536):
+                sources.remove(source)
+    return b""
 
 
 def _refuse(client: socket.socket, sqlstate: str, words: str) -> None:

@@ -19,8 +19,8 @@ CORE = [
 BELOW_THE_SHELL = [*CORE, "dsn", "_sources", "settings", "context", "sessions", "_login", "_runtime"]
 # The modules of `_async`, and the same ones of `_sync`; neither shell imports from the other.
 SHELL = [
-    "slots", "scripts", "opener", "pools", "scoped", "registry", "monitor", "knowledge", "checkout", "directory",
-    "routing", "statements", "each", "router",
+    "slots", "scripts", "opener", "pools", "scoped", "registry", "silence", "monitor", "knowledge", "checkout",
+    "directory", "routing", "statements", "each", "router",
 ]  # fmt: skip
 ABOVE_THE_SHELL = ["_default", "aio", "__init__", "testing", "cli"]
 APART = {"testing"}  # imports nothing of the router but itself: it must not need what it tests

@@ -35,6 +35,7 @@ RENAMES = {
     "AsyncReading": "Reading",
     "AsyncRouter": "Router",
     "AsyncRouting": "Routing",
+    "AsyncSilence": "Silence",
     "AsyncSlots": "Slots",
     "AsyncSqlSource": "SqlSource",
     "AsyncStatements": "Statements",

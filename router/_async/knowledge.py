@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from typing import TypeAlias
 
     from router._async.opener import AsyncOpener
-    from router._async.pools import AsyncNodePool
+    from router._async.pools import AsyncNodePool, Original
+    from router._async.silence import Silent
     from router.choose import Standing
     from router.events import Leader, Observer
     from router.health import Health, Seen
@@ -32,6 +33,9 @@ HURRIED = 0.1
 
 MISSED = 60.0
 """For so many seconds after a primary was lost there are hurried looks, even if nobody waits."""
+
+FORGOTTEN = "the server has nothing to do for them, and they hear nothing: what is between has forgotten them"
+"""Why connections to a server that is well are cut."""
 
 logger = logging.getLogger("router")
 
@@ -66,7 +70,14 @@ class AsyncKnowledge:
         self.health: Health = {}
         self.changed = AFlag()
         self.monitor = AsyncMonitor(
-            opener, policy, health=lambda: self.health, report=self.report, looked=self._looked, pause=self._pause
+            opener,
+            policy,
+            health=lambda: self.health,
+            report=self.report,
+            looked=self._looked,
+            pause=self._pause,
+            pools=pools,
+            silent=self._cut_silent,
         )
         self._policy = policy
         self._opener = opener
@@ -294,6 +305,16 @@ class AsyncKnowledge:
             if pool.doubted_at < begun:
                 with Isolated("could not lend the idle connections to %s again", pool.node):
                     await pool.trust()
+
+    async def _cut_silent(self, silent: list[Silent]) -> None:
+        """Cut connections that hear nothing from a server that is well."""
+        by_pool: dict[AsyncNodePool, list[Original]] = {}
+        for one in silent:
+            by_pool.setdefault(one.pool, []).append(one.original)
+        for pool, originals in by_pool.items():
+            with Isolated("the pool to %s could not part with what hears nothing", pool.node):
+                await pool.drop_silent(originals, FORGOTTEN)
+        self.tell(ConnectionsCut(pool.node, len(originals), FORGOTTEN) for pool, originals in by_pool.items())
 
     def _pause(self, server: Server) -> float:
         """How long to wait before the next look at a server."""

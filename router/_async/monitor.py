@@ -14,17 +14,20 @@ import psycopg
 from psycopg import AsyncConnection
 
 from router._async.opener import Unable
+from router._async.silence import AsyncSilence
 from router._async.slots import BudgetSpent
 from router._runtime import AFlag, AGuard, ALimited, Isolated, ajoin, aknock, asleep, aspawn, cut, untraced
 from router.budget import Claim, Idle, to_close
 from router.health import UNKNOWN, Failed, Unseen, Use
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from psycopg.rows import TupleRow
 
     from router._async.opener import AsyncOpener
+    from router._async.pools import AsyncNodePool
+    from router._async.silence import Silent
     from router._runtime import AFunction, AWorker
     from router.budget import Limits
     from router.health import Health, Looked, Seen
@@ -51,6 +54,8 @@ class AsyncMonitor:
         report: Told what each look shows.
         looked: Told when a look has ended, and when it began.
         pause: Tells how many seconds to wait before the next look at a server, before jitter.
+        pools: Gives the pools that are open.
+        silent: Cuts connections that hear nothing.
     """
 
     def __init__(
@@ -62,6 +67,8 @@ class AsyncMonitor:
         report: AFunction[[Seen], None],
         looked: AFunction[[Server, float], None],
         pause: Callable[[Server], float],
+        pools: Callable[[], Iterable[AsyncNodePool]],
+        silent: AFunction[[list[Silent]], None],
     ) -> None:
         """Make the monitor; nothing runs yet.
 
@@ -72,6 +79,8 @@ class AsyncMonitor:
             report: Told what each look shows.
             looked: Told when a look has ended, and when it began.
             pause: Tells how long to wait before the next look at a server.
+            pools: Gives the pools that are open.
+            silent: Cuts connections that hear nothing.
         """
         self.opener = opener
         self.policy = policy
@@ -79,6 +88,8 @@ class AsyncMonitor:
         self.report = report
         self.looked = looked
         self.pause = pause
+        self.pools = pools
+        self.silent = silent
         self._guard = AGuard()  # guards the replacing of _watchers and of each watcher's nodes
         self._watchers: dict[Server, AsyncWatcher] = {}
         self._closed = False
@@ -185,6 +196,7 @@ class AsyncWatcher:
         self.closed = False
         self._monitor = monitor
         self._server = node.server
+        self._silence = AsyncSilence(node.server, monitor.pools)
         self._limited = ALimited()
         self._tried = ALimited()
         self._guard = AGuard()  # guards _held
@@ -202,6 +214,8 @@ class AsyncWatcher:
                 await self._look()
             with Isolated("could not do what follows from a look at %s", self._server):
                 await self._monitor.looked(self._server, begun)
+            with Isolated("could not find out which connections to %s hear nothing", self._server):
+                await self._find_silent()
             with Isolated("could not try the refused logins at %s again", self._server):
                 await self._try_logins()
             with Isolated("could not tell when to look at %s again", self._server):
@@ -300,6 +314,34 @@ class AsyncWatcher:
         used.append(connection)
         try:
             return await opener.look(connection, node, new=True), connection
+        except BaseException:
+            await connection.close()
+            raise
+
+    async def _find_silent(self) -> None:
+        """Find the connections that hear nothing, and have them cut; their sessions are ended, too."""
+        if self._held is None or not (pids := self._silence.due()) or (held := self._take()) is None:
+            return
+        node, connection = held
+        try:
+            await self._limited.run(partial(self._ask_for, connection, pids), self._monitor.policy.timeout, _never_mind)
+        except TimeoutError:
+            cut(connection)
+        except psycopg.Error as error:
+            logger.debug("could not ask %s for sessions: %s", self._server, type(error).__name__)
+        else:
+            await self._hold(node, connection)
+
+    async def _ask_for(self, connection: AsyncConnection[TupleRow], pids: list[int]) -> None:
+        opener, process = self._monitor.opener, self._monitor.health().get(self._server, UNKNOWN).process
+        try:
+            with untraced():
+                silent = self._silence.judge(await opener.sessions(connection, pids), process)
+                if silent:
+                    await self._monitor.silent(silent)
+                for one in silent:
+                    with suppress(psycopg.errors.InsufficientPrivilege):  # another login's: its client is helped anyway
+                        await opener.terminate(connection, one.pid, one.began)
         except BaseException:
             await connection.close()
             raise

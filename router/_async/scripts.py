@@ -329,9 +329,10 @@ class AsyncNodeConnection(AsyncConnection[TupleRow]):
 
     Attributes:
         unknown: What was raised when it died in such a moment.
+        waiting: Whether somebody waits for the server now; not while rows are taken that have come.
     """
 
-    __slots__ = ("_death", "_sent", "unknown")  # not in its __dict__, which is compared when it is given back
+    __slots__ = ("_death", "_sent", "unknown", "waiting")  # not in its __dict__, which giving back compares
 
     def __init__(self, pgconn: PGconn) -> None:
         super().__init__(pgconn)
@@ -339,6 +340,7 @@ class AsyncNodeConnection(AsyncConnection[TupleRow]):
         self._sent: set[bytes] = set()  # the texts of statements that are not answered yet
         self._prepared = _Prepared(self._sent)
         self.unknown: TransactionOutcomeUnknown | None = None
+        self.waiting = False
 
     @classmethod
     def _connect_gen(cls, conninfo: str = "") -> PQGenConn[Self]:
@@ -363,6 +365,7 @@ class AsyncNodeConnection(AsyncConnection[TupleRow]):
         if before != ACTIVE and (self._pipeline is None or not self._pipeline.result_queue):  # all is answered
             self._death = ""
             self._sent.clear()
+        self.waiting = True
         try:
             return await AsyncConnection.wait(self, gen, *args, **kwargs)
         except psycopg.Error as error:
@@ -376,6 +379,8 @@ class AsyncNodeConnection(AsyncConnection[TupleRow]):
                 raise
             self.unknown = unknown
             raise unknown from error
+        finally:
+            self.waiting = False
 
     async def close(self) -> None:
         """Close the connection; if it is borrowed, its pool may open another one in its place."""

@@ -16,17 +16,20 @@ from psycopg import Connection
 
 from router._runtime import Flag, Guard, Isolated, Limited, cut, join, knock, sleep, spawn, untraced
 from router._sync.opener import Unable
+from router._sync.silence import Silence
 from router._sync.slots import BudgetSpent
 from router.budget import Claim, Idle, to_close
 from router.health import UNKNOWN, Failed, Unseen, Use
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from psycopg.rows import TupleRow
 
     from router._runtime import Function, Worker
     from router._sync.opener import Opener
+    from router._sync.pools import NodePool
+    from router._sync.silence import Silent
     from router.budget import Limits
     from router.health import Health, Looked, Seen
     from router.topology import Cluster, HealthPolicy, Node, Server
@@ -52,6 +55,8 @@ class Monitor:
         report: Told what each look shows.
         looked: Told when a look has ended, and when it began.
         pause: Tells how many seconds to wait before the next look at a server, before jitter.
+        pools: Gives the pools that are open.
+        silent: Cuts connections that hear nothing.
     """
 
     def __init__(
@@ -63,6 +68,8 @@ class Monitor:
         report: Function[[Seen], None],
         looked: Function[[Server, float], None],
         pause: Callable[[Server], float],
+        pools: Callable[[], Iterable[NodePool]],
+        silent: Function[[list[Silent]], None],
     ) -> None:
         """Make the monitor; nothing runs yet.
 
@@ -73,6 +80,8 @@ class Monitor:
             report: Told what each look shows.
             looked: Told when a look has ended, and when it began.
             pause: Tells how long to wait before the next look at a server.
+            pools: Gives the pools that are open.
+            silent: Cuts connections that hear nothing.
         """
         self.opener = opener
         self.policy = policy
@@ -80,6 +89,8 @@ class Monitor:
         self.report = report
         self.looked = looked
         self.pause = pause
+        self.pools = pools
+        self.silent = silent
         self._guard = Guard()  # guards the replacing of _watchers and of each watcher's nodes
         self._watchers: dict[Server, Watcher] = {}
         self._closed = False
@@ -186,6 +197,7 @@ class Watcher:
         self.closed = False
         self._monitor = monitor
         self._server = node.server
+        self._silence = Silence(node.server, monitor.pools)
         self._limited = Limited()
         self._tried = Limited()
         self._guard = Guard()  # guards _held
@@ -203,6 +215,8 @@ class Watcher:
                 self._look()
             with Isolated("could not do what follows from a look at %s", self._server):
                 self._monitor.looked(self._server, begun)
+            with Isolated("could not find out which connections to %s hear nothing", self._server):
+                self._find_silent()
             with Isolated("could not try the refused logins at %s again", self._server):
                 self._try_logins()
             with Isolated("could not tell when to look at %s again", self._server):
@@ -297,6 +311,34 @@ class Watcher:
         used.append(connection)
         try:
             return opener.look(connection, node, new=True), connection
+        except BaseException:
+            connection.close()
+            raise
+
+    def _find_silent(self) -> None:
+        """Find the connections that hear nothing, and have them cut; their sessions are ended, too."""
+        if self._held is None or not (pids := self._silence.due()) or (held := self._take()) is None:
+            return
+        node, connection = held
+        try:
+            self._limited.run(partial(self._ask_for, connection, pids), self._monitor.policy.timeout, _never_mind)
+        except TimeoutError:
+            cut(connection)
+        except psycopg.Error as error:
+            logger.debug("could not ask %s for sessions: %s", self._server, type(error).__name__)
+        else:
+            self._hold(node, connection)
+
+    def _ask_for(self, connection: Connection[TupleRow], pids: list[int]) -> None:
+        opener, process = self._monitor.opener, self._monitor.health().get(self._server, UNKNOWN).process
+        try:
+            with untraced():
+                silent = self._silence.judge(opener.sessions(connection, pids), process)
+                if silent:
+                    self._monitor.silent(silent)
+                for one in silent:
+                    with suppress(psycopg.errors.InsufficientPrivilege):  # another login's: its client is helped anyway
+                        opener.terminate(connection, one.pid, one.began)
         except BaseException:
             connection.close()
             raise

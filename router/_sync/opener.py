@@ -10,7 +10,7 @@ from functools import partial
 from ipaddress import ip_address
 from math import ceil, inf
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psycopg
 from psycopg import Connection
@@ -29,7 +29,7 @@ from router.health import REFUSES_WRITES, Connected, Elsewhere, Failed, Looked, 
 from router.topology import Role
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from psycopg.rows import TupleRow
 
@@ -71,6 +71,20 @@ class Unable(Refused):
 
 class NoPassword(psycopg.OperationalError):
     """The password that the settings or the user's callable should give could not be had."""
+
+
+class Session(NamedTuple):
+    """What a server shows of a session.
+
+    Attributes:
+        began: When it began, in the server's words.
+        age: How old it is, in seconds; ``None`` if the server does not tell.
+        rests_since: Since when it waits for its client to send something; empty if it does not.
+    """
+
+    began: bytes
+    age: float | None
+    rests_since: bytes
 
 
 class Opener:
@@ -259,6 +273,37 @@ class Opener:
             refuses_writes=refuses == b"t",
             process=process.decode() if process else "",
         )
+
+    def sessions(self, connection: Connection[TupleRow], pids: Sequence[int]) -> dict[int, Session]:
+        """Ask a server which sessions it has: one round trip.
+
+        Args:
+            connection: To the server, in autocommit.
+            pids: Of which processes.
+
+        Returns:
+            Those that there are.
+
+        Raises:
+            psycopg.Error: It does not say.
+        """
+        return {
+            int(pid or 0): Session(began or b"", None if age is None else float(age), since or b"")
+            for pid, began, age, since in send(connection, sql.sessions(pids).encode())
+        }
+
+    def terminate(self, connection: Connection[TupleRow], pid: int, began: bytes) -> None:
+        """Have a server end a session that its client cannot end any more.
+
+        Args:
+            connection: To the server, in autocommit.
+            pid: The session's process.
+            began: When that began, in the server's words.
+
+        Raises:
+            psycopg.Error: It refuses, say.
+        """
+        send(connection, sql.terminate(pid, began.decode()).encode())
 
     def recognize(self, connection: Connection[TupleRow], node: Node) -> str:
         """Ask which server a connection leads to, and report it: one address may lead to several. One round trip.

@@ -40,6 +40,7 @@ from router.measures import PoolStats
 
 if TYPE_CHECKING:
     from collections import Counter
+    from collections.abc import Collection
 
     from psycopg.abc import Dumper, Loader
     from psycopg.types import TypeInfo
@@ -580,6 +581,10 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         """Note that a connection was collected, wherever that happened to be; nothing else must be touched here."""
         self.lost = True
 
+    def originals(self) -> list[Original]:
+        """List what is kept of each of its connections."""
+        return list(self._sessions)
+
     @uncancelled
     def reclaim(self) -> None:
         """Have the places back of connections that were dropped or closed by whoever borrowed them, or lost on the way.
@@ -697,11 +702,18 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
             with Isolated("could not close a connection to %s", self.node):
                 connection.close()
         doomed = list(self.borrowed if why_borrowed else self.expendable)
-        for original in doomed:
-            original.cut_because = why_borrowed
-            if (lent := original.connection()) is not None:
-                cut(lent)
+        _cut_off(doomed, why_borrowed)
         return len(doomed) if why_borrowed else 0
+
+    def drop_silent(self, silent: Collection[Original], reason: str) -> None:
+        """Cut connections that hear nothing from a server that is well; those that are idle may hear nothing either.
+
+        Args:
+            silent: What is kept of them.
+            reason: Why they are cut.
+        """
+        _cut_off(silent, reason)
+        self.drop("")
 
     def let_go(self, connection: Connection[TupleRow], *, wait: bool = True) -> bool:
         """Wait for whatever still uses a connection whose block has ended, for a moment; else cut it off.
@@ -956,6 +968,8 @@ class Original:
     Attributes:
         opened_at: When it had been opened, on the monotonic clock.
         process: Which run of which server it leads to; empty while that is not known.
+        began: When its server process began, in the server's words: empty if the server did not show the session as its
+            own when it was asked, ``None`` if it has not been asked.
         idle_since: When it was last returned.
         scope: What its session is set to; ``None`` for what it was opened with.
         tenant: Of a pool that tenants share, who has it, or had it last.
@@ -972,8 +986,8 @@ class Original:
     """
 
     __slots__ = (
-        "_adapters", "_attributes", "adapted", "application_name", "borrowed_at", "client_encoding", "connection",
-        "cut_because", "idle_since", "in_hot_standby", "notice_handlers", "notify_handlers", "opened_at",
+        "_adapters", "_attributes", "adapted", "application_name", "began", "borrowed_at", "client_encoding",
+        "connection", "cut_because", "idle_since", "in_hot_standby", "notice_handlers", "notify_handlers", "opened_at",
         "prepare_threshold", "prepared_max", "process", "refuses_writes", "scope", "seen", "spent", "target", "tenant",
         "unasked",
     )  # fmt: skip
@@ -993,6 +1007,7 @@ class Original:
         self.seen: dict[str, Any] = {}
         self.opened_at = self.idle_since = monotonic()
         self.process = ""
+        self.began: bytes | None = None
         self.scope: Scope | None = None
         self.target: Target | None = None
         self.tenant = ""
@@ -1032,6 +1047,13 @@ class Original:
     def adapters(self) -> AdaptersMap:
         """The adapters that the connection had when it was opened."""
         return self._adapters
+
+
+def _cut_off(doomed: Collection[Original], reason: str) -> None:
+    for original in doomed:
+        original.cut_because = reason
+        if (lent := original.connection()) is not None:
+            cut(lent)
 
 
 class _Adapters(AdaptersMap):

@@ -39,7 +39,7 @@ STEPS: dict[type[Any], set[str]] = {
     AsyncPools: {"retire", "sweep"},
     AsyncRouting: {"_gone", "_report", "_start_lanes_anew", "forget"},
     AsyncSlots: {"_count", "_grant", "fill", "sweep", "take", "wake"},
-    AsyncWatcher: {"_ask", "_attempt", "_look", "_next_node", "_try_logins"},
+    AsyncWatcher: {"_ask", "_attempt", "_find_silent", "_look", "_next_node", "_try_logins"},
 }
 # The loops: whatever they call must be listed, but for what only lets go of something, and cannot do half of that.
 LOOPS = {"_keep_house", "_keep_house_once", "_listen", "_watch", "_work"}

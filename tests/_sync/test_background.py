@@ -40,7 +40,7 @@ STEPS: dict[type[Any], set[str]] = {
     Pools: {"retire", "sweep"},
     Routing: {"_gone", "_report", "_start_lanes_anew", "forget"},
     Slots: {"_count", "_grant", "fill", "sweep", "take", "wake"},
-    Watcher: {"_ask", "_attempt", "_look", "_next_node", "_try_logins"},
+    Watcher: {"_ask", "_attempt", "_find_silent", "_look", "_next_node", "_try_logins"},
 }
 # The loops: whatever they call must be listed, but for what only lets go of something, and cannot do half of that.
 LOOPS = {"_keep_house", "_keep_house_once", "_listen", "_watch", "_work"}
