@@ -80,6 +80,7 @@ class _Table(BaseModel):
         allow_inf_nan=False,
         hide_input_in_errors=True,
         serialize_by_alias=True,
+        defer_build=True,  # most are only a part of RouterSettings; what is made by itself has to be built, see there
     )
     _as_string: ClassVar[str | None] = None  # what a plain string in its place stands for
 
@@ -505,7 +506,7 @@ _Name = Annotated[str, AfterValidator(_checked_name)]
 _OneOrMore = BeforeValidator(_one_or_more, json_schema_input_type=str | list[str])
 
 
-class TenantSettings(_Servers):
+class TenantSettings(_Servers, defer_build=False):
     """A tenant: where it lives, and how it is kept apart; a plain string is short for `nodes`."""
 
     version: Annotated[tuple[_Key, ...], _OneOrMore] = Field(
@@ -664,6 +665,8 @@ class RouterSettings(BaseSettings, _Table):
         env_ignore_empty=True,
         title="Settings of psycopg-router",
         json_schema_extra=_schema_root,
+        # Building holds a lock of pydantic's: at the first use, it might be while another thread forks.
+        defer_build=False,
     )
 
     default_version: _Key | None = Field(
