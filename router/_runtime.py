@@ -653,7 +653,7 @@ class Names:
         try:
             answers = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
             found = list(dict.fromkeys(str(answer[4][0]) for answer in answers))
-        except (OSError, UnicodeError) as error:
+        except Exception as error:  # noqa: BLE001  (whatever it is, nobody may wait for this thread for ever)
             failure = OSError(f"the host name {host!r} cannot be resolved: {getattr(error, 'strerror', None) or error}")
         with self._guard:
             del self._asked[host]

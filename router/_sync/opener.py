@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import logging
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from ipaddress import ip_address
@@ -595,20 +594,29 @@ def _connect_to(
     params: dict[str, str],
     session: dict[str, Any],
 ) -> Connection[TupleRow]:
-    """Connect to the first of the addresses where a server takes the login, or says why not."""
-    *others, last = places
+    """Connect to the first of the addresses where a server takes the login, or says why not.
+
+    What this process cannot do counts if nothing else is known of any: without IPv6 it can assign no address for the
+    servers' IPv6 ones.
+    """
     connect: Function[..., Connection[TupleRow]] = kind.connect
     if getattr(connect, "__self__", kind) is not kind:
         # What OpenTelemetry leaves behind once it no longer traces psycopg makes connections of that class alone.
         connect = partial(connect.__func__, kind)  # type: ignore[attr-defined]
-    for place in others:
-        with suppress(psycopg.errors.ConnectionTimeout):
-            try:
-                return connect(make_conninfo("", **{**params, **place}), **session)
-            except LoginFailed as error:
-                if error.sqlstate is not None:
-                    raise
-    return connect(make_conninfo("", **{**params, **last}), **session)
+    failure: Exception | None = None
+    for place in places:
+        try:
+            return connect(make_conninfo("", **{**params, **place}), **session)
+        except LoginFailed as error:
+            if error.sqlstate is not None:
+                raise
+            failure = error
+        except psycopg.errors.ConnectionTimeout as error:
+            failure = error
+        except OSError as error:
+            failure = failure or error
+    assert failure is not None  # noqa: S101  (there is at least one address)
+    raise failure
 
 
 def _is_address(host: str) -> bool:

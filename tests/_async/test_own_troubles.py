@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import resource
 import socket
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 
-from router import AsyncRouter, NoPrimary, PoolExhausted
+from router import AsyncRouter, NoPrimary, PoolExhausted, _login
 from router._runtime import asleep
 from router.events import Event, ServerDown
 from tests.proxy import Proxy
@@ -109,6 +110,60 @@ async def test_a_name_that_has_never_been_resolved_is_what_the_error_tells(
         with pytest.raises(NoPrimary, match=r"'nowhere\.invalid' cannot be resolved: "):
             async with router.connection(timeout=1):
                 pytest.fail("there was one")
+    assert watched.downs() == []
+
+
+@pytest.fixture
+def no_ipv6(monkeypatch: pytest.MonkeyPatch) -> str:
+    """An address that this process cannot use: another reason stands for what the system says of one without IPv6."""
+    monkeypatch.setattr(_login, "OWN", (errno.ENETUNREACH,))
+    return "255.255.255.255"
+
+
+def resolve_to(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
+    answers = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0)) for address in addresses]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: answers)
+
+
+async def test_an_address_that_this_process_cannot_use_keeps_it_from_no_other(
+    cluster: PostgresCluster, watched: Watched, no_ipv6: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolve_to(monkeypatch, no_ipv6, "127.0.0.1")
+    options = settings(primary=cluster.primary.dsn(host="several.test"), health=FAST)
+    async with AsyncRouter(options, observers=[watched.events.append]) as router, router.connection() as connection:
+        await connection.execute("SELECT 1")
+    assert watched.downs() == []
+
+
+async def test_a_server_is_down_that_answers_at_no_address_that_this_process_can_use(
+    watched: Watched, no_ipv6: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolve_to(monkeypatch, "127.0.0.1", no_ipv6)
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # and nobody listens
+        options = settings(primary=f"postgresql://several.test:{nobody.getsockname()[1]}/postgres", health=FAST)
+        async with AsyncRouter(options, observers=[watched.events.append]) as router:
+            with pytest.raises(NoPrimary, match="Connection refused"):
+                async with router.connection(timeout=1):
+                    pytest.fail("there was one")
+    assert len(watched.downs()) == 1
+
+
+async def test_a_name_is_asked_for_again_whatever_the_resolver_has_raised(
+    cluster: PostgresCluster, watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolve, raised = socket.getaddrinfo, [MemoryError("no room")]
+
+    def getaddrinfo(host: Any, *args: Any, **kwargs: Any) -> Any:
+        if host == "localhost" and raised:
+            raise raised.pop()
+        return resolve(host, *args, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    options = settings(primary=cluster.primary.dsn(host="localhost"), health=FAST)
+    async with AsyncRouter(options, observers=[watched.events.append]) as router, router.connection() as connection:
+        await connection.execute("SELECT 1")
+    assert not raised
     assert watched.downs() == []
 
 
