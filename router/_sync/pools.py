@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import select
 import sys
 import warnings
@@ -1111,7 +1112,7 @@ def borrower() -> tuple[str, int]:
     return found.f_code.co_filename, found.f_lineno
 
 
-_OWN_FILES = (str(Path(__file__).parents[1]), contextlib.__file__)
+_OWN_FILES = (f"{Path(__file__).parents[1]}{os.sep}", contextlib.__file__)
 
 
 def was_given_up(connection: Connection[TupleRow]) -> bool:
