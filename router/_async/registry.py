@@ -204,7 +204,7 @@ class AsyncPools:
             if pool.retired or pool.expected:
                 return
             pool.retired = True
-            self._pools = {key: other for key, other in self._pools.items() if other is not pool}
+            self._forget(pool)
         with Isolated("could not forget what was worked out with the pool to %s", pool.node):
             self._gone(pool)
         with Isolated("could not empty the pool to %s", pool.node):
@@ -212,6 +212,23 @@ class AsyncPools:
         with Isolated("could not close the pool to %s", pool.node):
             await asettled(pool.close, 1.0)
         self._tell([PoolClosed(pool.cluster.name, pool.node, pool.read_only, pool.tenant)])
+
+    def forget(self, pool: AsyncNodePool) -> None:
+        """Have a pool no more that was closed, and tell of it, unless that was done before.
+
+        Args:
+            pool: The pool.
+        """
+        with self._guard:
+            known = self._forget(pool)
+        if known:
+            self._tell([PoolClosed(pool.cluster.name, pool.node, pool.read_only, pool.tenant)])
+
+    def _forget(self, pool: AsyncNodePool) -> bool:
+        """Have a pool no more; whether it was there. Under the guard."""
+        left = {key: other for key, other in self._pools.items() if other is not pool}
+        known, self._pools = len(left) < len(self._pools), left
+        return known
 
     def count(self, what: str, version: str, *, read_only: bool) -> None:
         """Count something that happened to a request.

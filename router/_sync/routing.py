@@ -36,7 +36,6 @@ from router.errors import (
     Unavailable,
     UnknownTenant,
 )
-from router.events import PoolClosed as PoolWasClosed
 from router.events import ReadOnPrimary, Repeated, RequestFailed
 from router.health import UNKNOWN, Elsewhere, Use, login_of, observe, primary_of, same_system, state_of, undecided
 from router.resolve import check_key, resolve
@@ -418,7 +417,9 @@ class Routing:
                 self._served(target, request, node)
                 return pool, connection
             # Where several servers answer, the next connection may lead to the same one.
-            request = request._replace(avoid=node if self.known.health[node.server].several else request.avoid)
+            request = request._replace(
+                avoid=node if self.known.health.get(node.server, UNKNOWN).several else request.avoid
+            )
 
     def _borrow(
         self, target: Target, node: Node, deadline: float, *, read_only: bool
@@ -447,7 +448,7 @@ class Routing:
 
     def _served(self, target: Target, request: Request, node: Node) -> None:
         """Count a read that the primary serves only because of what it must see, and tell of it."""
-        if request.after is None or self.known.health[node.server].role is not Role.PRIMARY:
+        if request.after is None or self.known.health.get(node.server, UNKNOWN).role is not Role.PRIMARY:
             return
         # Not what checks first whether the router was closed: the connection has been borrowed.
         otherwise = choose(target, self.known.health, request._replace(after=None), now=monotonic(), turn=0.0)
@@ -492,7 +493,7 @@ class Routing:
         """
         asked = [position for position in positions if position is not None]
         primary = primary_of(self.known.health, target.cluster) if asked else None
-        known = UNKNOWN if primary is None else self.known.health[primary.server]
+        known = UNKNOWN if primary is None else self.known.health.get(primary.server, UNKNOWN)
         seen: Position | None = None
         for position in asked:
             foreign = not same_system(known.system, position.system)
@@ -528,7 +529,7 @@ class Routing:
 
     def _unsettled(self, route: Route) -> bool:
         """Whether a server that nobody has looked at yet may change what is best."""
-        if route.read_only and self.known.health[route.nodes[0].server].role is not Role.PRIMARY:
+        if route.read_only and self.known.health.get(route.nodes[0].server, UNKNOWN).role is not Role.PRIMARY:
             return undecided(self.known.health, route.target.cluster)
         return any(state_of(self.known.health, node).up is None for node in route.target.cluster.nodes)
 
@@ -544,7 +545,7 @@ class Routing:
         several servers answer, it is known of the one that the last look led to.
         """
         original, after = original_of(connection), request.after
-        state = self.known.health[pool.node.server]
+        state = self.known.health.get(pool.node.server, UNKNOWN)
         is_primary = state.role is Role.PRIMARY
         here = original.process == state.process or (pool.node.pooler is not None and not state.several)
         if after is None and ((here and not state.several) or not limits_lag(pool.cluster, request)):
@@ -781,7 +782,7 @@ class Routing:
                 if not pool.closed:
                     pool.drop("")  # which psycopg_pool comes to only if its workers end as they should
                     settled(pool.close, max(deadline - monotonic(), 0.1))
-            self.known.tell([PoolWasClosed(pool.cluster.name, pool.node, pool.read_only, pool.tenant)])
+            self.pools.forget(pool)
         if self._housekeeper is not None:
             join(self._housekeeper, max(deadline - monotonic(), 0.0))
         return cut_off

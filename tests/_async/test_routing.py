@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, LiteralString
+from typing import TYPE_CHECKING, Any, LiteralString
 
 import psycopg
 import pytest
 
 from router import AsyncRouter, NoPrimary, NoReplica, Role, RouterClosed, RouterSettings, UnknownVersion
+from router.events import PoolClosed, PoolOpened
 from tests.proxy import Proxy
 from tests.support import aeventually, atogether, new_name, port, run, settings
 
 if TYPE_CHECKING:
+    from router.events import Event
     from router.testing import PostgresCluster
     from tests.conftest import Postgres
 
@@ -255,7 +257,8 @@ async def test_a_snapshot_for_each_block_without_autocommit(postgres: Postgres) 
 
 
 async def test_a_closed_router_refuses(cluster: PostgresCluster) -> None:
-    router = AsyncRouter(settings(primary=cluster.dsn()))
+    events: list[Event] = []
+    router = AsyncRouter(settings(primary=cluster.dsn()), observers=[events.append])
     async with router.connection() as connection:
         await connection.execute("SELECT 1")
     assert await router.close() == 0
@@ -263,6 +266,24 @@ async def test_a_closed_router_refuses(cluster: PostgresCluster) -> None:
         router.connection()
     assert await router.close() == 0
     assert "closed" in repr(router)
+    assert [type(event) for event in events if isinstance(event, PoolOpened | PoolClosed)] == [PoolOpened, PoolClosed]
+
+
+async def test_a_request_is_served_although_its_servers_are_forgotten_meanwhile(
+    cluster: PostgresCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = settings(primary=cluster.primary.dsn(), replicas=[server.dsn() for server in cluster.standbys])
+    async with AsyncRouter(options) as router:
+        routing = router._routing
+        may_serve = routing._may_serve
+
+        async def as_the_last_pool_is_closed(*args: Any) -> bool:
+            routing.known.health = {}
+            return await may_serve(*args)
+
+        monkeypatch.setattr(routing, "_may_serve", as_the_last_pool_is_closed)
+        async with router.connection(read_only=True) as connection:
+            await connection.execute("SELECT 1")
 
 
 async def test_explain_opens_nothing(cluster: PostgresCluster) -> None:

@@ -3,16 +3,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, LiteralString
+from typing import TYPE_CHECKING, Any, LiteralString
 
 import psycopg
 import pytest
 
 from router import NoPrimary, NoReplica, Role, Router, RouterClosed, RouterSettings, UnknownVersion
+from router.events import PoolClosed, PoolOpened
 from tests.proxy import Proxy
 from tests.support import eventually, new_name, port, run, settings, together
 
 if TYPE_CHECKING:
+    from router.events import Event
     from router.testing import PostgresCluster
     from tests.conftest import Postgres
 
@@ -256,7 +258,8 @@ def test_a_snapshot_for_each_block_without_autocommit(postgres: Postgres) -> Non
 
 
 def test_a_closed_router_refuses(cluster: PostgresCluster) -> None:
-    router = Router(settings(primary=cluster.dsn()))
+    events: list[Event] = []
+    router = Router(settings(primary=cluster.dsn()), observers=[events.append])
     with router.connection() as connection:
         connection.execute("SELECT 1")
     assert router.close() == 0
@@ -264,6 +267,24 @@ def test_a_closed_router_refuses(cluster: PostgresCluster) -> None:
         router.connection()
     assert router.close() == 0
     assert "closed" in repr(router)
+    assert [type(event) for event in events if isinstance(event, PoolOpened | PoolClosed)] == [PoolOpened, PoolClosed]
+
+
+def test_a_request_is_served_although_its_servers_are_forgotten_meanwhile(
+    cluster: PostgresCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = settings(primary=cluster.primary.dsn(), replicas=[server.dsn() for server in cluster.standbys])
+    with Router(options) as router:
+        routing = router._routing
+        may_serve = routing._may_serve
+
+        def as_the_last_pool_is_closed(*args: Any) -> bool:
+            routing.known.health = {}
+            return may_serve(*args)
+
+        monkeypatch.setattr(routing, "_may_serve", as_the_last_pool_is_closed)
+        with router.connection(read_only=True) as connection:
+            connection.execute("SELECT 1")
 
 
 def test_explain_opens_nothing(cluster: PostgresCluster) -> None:
