@@ -121,7 +121,7 @@ class SeveralServers(Event):
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
 class WritesRefused(Event):
-    """A primary refuses writes by a setting, ``default_transaction_read_only``, or does so no longer; they wait.
+    """A primary refuses writes by a setting, ``default_transaction_read_only``, so that they wait; or no longer does.
 
     Attributes:
         server: The server.
@@ -339,8 +339,8 @@ class PoolClosed(Event):
 class RequestFailed(Event):
     """A request got no connection.
 
-    These events, and those that follow, come as often as requests do; ``stats().totals`` counts them. They are told
-    at the level DEBUG, since the request that suffers is told, too.
+    This event, :class:`Repeated` and :class:`ReadOnPrimary` come as often as requests do; ``stats().totals`` counts
+    them. They are told at the level DEBUG, since the request that suffers is told, too.
 
     Attributes:
         version: The version it was for.
@@ -407,7 +407,7 @@ class ReadOnPrimary(Event):
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
 class ReadsFellBack(Event):
-    """From now on the primary serves the reads of a version that has other nodes: none of them can.
+    """From now on the primary serves the reads of a version, because none of its other nodes can.
 
     Attributes:
         version: The version.
