@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import re
 import signal
 import socket
@@ -24,6 +23,7 @@ from router.cli import main
 from tests.pooler import Pooler
 from tests.proxy import Proxy
 from tests.support import eventually
+from tests.terminal import on_terminal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -449,7 +449,7 @@ def test_limits_that_are_the_defaults_are_no_mistake(
         assert warnings[0].endswith(end)
         shown = cli("check").out
         assert f"\nwarnings:\n- {expected}" in shown
-        assert shown.endswith("\nall is fine (1 nodes), 1 warning\n")
+        assert shown.endswith("\nall is fine (1 node), 1 warning\n")
 
 
 def test_check_warns_of_several_servers_behind_one_address(
@@ -501,18 +501,9 @@ def test_check_says_when_a_login_is_refused(cli: Cli, versions: Callable[..., No
 
 def test_a_terminal_gets_a_drawn_table_and_colours_unless_no_color(both: None) -> None:
     def in_terminal(**variables: str) -> str:
-        screen, end = pty.openpty()
-        with os.fdopen(screen, "rb", closefd=True) as reader:
-            process = subprocess.Popen([*ROUTER, "check"], env=environment(**variables), stdout=end, stderr=end)
-            os.close(end)
-            shown = b""
-            try:
-                while part := reader.read1():
-                    shown += part
-            except OSError:
-                pass  # EIO: the other end is closed
-            assert process.wait() == 0
-        return shown.decode()
+        code, shown = on_terminal([*ROUTER, "check"], environment(**variables))
+        assert code == 0
+        return shown
 
     colours = re.compile(r"\x1b\[[0-9;]*3[0-9]m")
     shown = in_terminal(TERM="xterm-256color")

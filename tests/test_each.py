@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import re
 import signal
 import subprocess
@@ -21,6 +20,7 @@ from router.cli import _turn, main
 from router.cli._tenants import UNLISTED
 from router.testing._binaries import account, cache_directory, programs
 from tests.support import PATIENCE, eventually, new_name, run
+from tests.terminal import on_terminal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -541,23 +541,13 @@ def test_sql_shows_rows_and_notices_and_fails_by_sqlstate(
 
 def test_a_terminal_gets_a_bar(tenants: Callable[..., list[str]]) -> None:
     tenants(2)
-    screen, end = pty.openpty()
-    with os.fdopen(screen, "rb", closefd=True) as reader:
-        command = [*ROUTER, "each", "--tenants", "all", "--", "sh", "-c", "cat; echo it is $ROUTER_TENANT; exit 1"]
-        typed = Path("typed")
-        typed.write_text("not for the command", encoding="utf-8")
-        with typed.open(encoding="utf-8") as keys:
-            environment = {**os.environ, "TERM": "xterm-256color"}
-            process = subprocess.Popen(command, env=environment, stdin=keys, stdout=end, stderr=end)
-        os.close(end)
-        shown = b""
-        try:
-            while part := reader.read1():
-                shown += part
-        except OSError:
-            pass  # EIO: the other end is closed
-        assert process.wait() == 1
-    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
+    command = [*ROUTER, "each", "--tenants", "all", "--", "sh", "-c", "cat; echo it is $ROUTER_TENANT; exit 1"]
+    typed = Path("typed")
+    typed.write_text("not for the command", encoding="utf-8")
+    with typed.open(encoding="utf-8") as keys:
+        code, shown = on_terminal(command, {**os.environ, "TERM": "xterm-256color"}, stdin=keys)
+    assert code == 1
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
     assert "━━━" in text
     assert "2/2" in text
     assert "t1 | it is t1" in text

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import pty
 import re
-import struct
-import subprocess
 import sys
-import termios
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from router.cli._screen import Column, InPlace, listed, table
+from tests.terminal import on_terminal
 
 if TYPE_CHECKING:
     from router.testing import PostgresCluster
@@ -107,22 +103,11 @@ def test_a_view_in_its_place_keeps_head_and_end(count: int, height: int) -> None
 
 def in_terminal(command: str, width: int, height: int) -> list[str]:
     """What a command leaves on a terminal of a certain size, colours aside."""
-    screen, end = pty.openpty()
-    fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
     environment = {name: text for name, text in os.environ.items() if name not in {"COLUMNS", "LINES"}}
     environment |= {"PYTHONPATH": str(Path(__file__).parent.parent), "TERM": "xterm-256color"}
-    with os.fdopen(screen, "rb") as reader:
-        arguments = [sys.executable, "-m", "router.cli", *command.split()]
-        process = subprocess.Popen(arguments, env=environment, stdin=end, stdout=end, stderr=end)
-        os.close(end)
-        shown = b""
-        try:
-            while part := reader.read1():
-                shown += part
-        except OSError:
-            pass  # EIO: the other end is closed
-        process.wait()
-    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode()).replace("\r", "").splitlines()
+    arguments = [sys.executable, "-m", "router.cli", *command.split()]
+    _, shown = on_terminal(arguments, environment, size=(width, height))
+    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown).replace("\r", "").splitlines()
 
 
 @pytest.mark.parametrize("command", ["status", "check"])
@@ -143,3 +128,11 @@ def test_a_command_on_a_terminal(
     for server in cluster.servers:
         assert sum(f"postgres@127.0.0.1:{server.port}/postgres" in line for line in lines[at:]) == 1
     assert re.search(r"\d problems?$", lines[-1])
+
+
+def test_what_is_wrong_with_tenants_is_wrapped_between_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROUTER_VERSIONS", json.dumps({"v1": {"primary": "postgresql://app@127.0.0.1:1/app"}}))
+    monkeypatch.setenv("ROUTER_TENANTS", json.dumps({"acme": {"schema": "acme"}}))
+    _, _, *wrong, total = in_terminal("tenants", 32, 24)
+    assert [line.rstrip() for line in wrong] == ["- 127.0.0.1:1 cannot be asked:", "  Connection refused"]
+    assert total == "1 tenant"

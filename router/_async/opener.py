@@ -64,7 +64,7 @@ class Unable(Refused):
             error: What was raised.
         """
         text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        super().__init__(f"cannot be connected to from this process: {type(error).__name__}: {text}")
+        super().__init__(f"this process cannot connect: {type(error).__name__}: {text}")
 
 
 class NoPassword(psycopg.OperationalError):

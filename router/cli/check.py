@@ -338,7 +338,8 @@ def _print(report: _Report) -> None:
     if report.problems:
         screen.print(", ".join(totals), style="bold red")
     else:
-        screen.print(", ".join((f"all is fine ({len(report.looks)} nodes)", *totals)), style="green")
+        nodes = f"{len(report.looks)} node{'' if len(report.looks) == 1 else 's'}"
+        screen.print(", ".join((f"all is fine ({nodes})", *totals)), style="green")
 
 
 def _replication(node: Node, cluster: Cluster, report: _Report) -> str:

@@ -282,7 +282,8 @@ class _Screen:
             if self._bar is not None:
                 self._bar.advance(self._bar.task_ids[0])
             if failure is not None:
-                self._line(f"{tenant}: failed: {failure.code}: {failure.text[:WIDTH]} ({self._over} of {self._total})")
+                said = f": {failure.text[:WIDTH]}" if failure.text else ""
+                self._line(f"{tenant}: failed: {failure.code}{said} ({self._over} of {self._total})")
             elif self._bar is None:
                 self._line(f"{tenant}: done ({self._over} of {self._total})")
 

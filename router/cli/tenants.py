@@ -9,9 +9,9 @@ import typer
 
 from router import sql
 from router._sync.scripts import cursor_of
+from router.cli import _screen
 from router.cli._common import FAILED, AsJson, Config, load, print_json
 from router.cli._look import look_at
-from router.cli._screen import console
 from router.cli._tenants import home_as_json, in_words, meant
 from router.errors import ConfigError, RouterError
 from router.health import Looked
@@ -187,9 +187,9 @@ def _print(listed: Sequence[_Tenant], sessions: Sequence[int | None], problems: 
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for *row, last in rows:
         print(*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), last.rjust(widths[-1]), sep="  ")
-    screen = console()
-    for problem in problems:
-        screen.print(f"- {problem}", style="red", soft_wrap=True)
+    screen = _screen.console()
+    if problems:
+        screen.print(_screen.listed(problems, "red", screen))
     screen.print(f"{len(listed)} tenant{'' if len(listed) == 1 else 's'}", style="bold")
 
 

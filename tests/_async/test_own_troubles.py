@@ -194,7 +194,7 @@ async def test_a_process_without_descriptors_puts_no_server_down(
             await aeventually(could_not_look)
             async with router.connection() as connection:
                 assert connection.info.backend_pid == pid
-                with pytest.raises(PoolExhausted, match="from this process: OSError: Too many open files"):
+                with pytest.raises(PoolExhausted, match="this process cannot connect: OSError: Too many open files"):
                     async with router.connection(timeout=1):
                         pytest.fail("there was one")
         async with router.connection() as connection, router.connection() as another:
