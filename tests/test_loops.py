@@ -181,9 +181,10 @@ def test_the_router_of_a_loop_that_was_closed_without_a_word_is_forgotten_at_the
 ) -> None:
     loop = asyncio.new_event_loop()
     loop.run_until_complete(pid())
-    for task in asyncio.all_tasks(loop):
+    tasks = asyncio.all_tasks(loop)
+    for task in tasks:
         task.cancel()
-    loop.run_until_complete(asyncio.sleep(0.1))
+    loop.run_until_complete(asyncio.wait(tasks))
     loop.close()
     assert world.sessions()
     asyncio.run(pid())

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     Feature = Callable[[AsyncConnection[Any], str], Awaitable[object]]
 
 ROWS = "SELECT generate_series(1, 100000)"
+MORE_THAN_IS_BUFFERED = "SELECT repeat('x', 8000), generate_series(1, 100000)"
+"""It is not over before the client has read the most of it."""
 
 
 class Upper(StrDumper):
@@ -185,7 +187,7 @@ async def wait(connection: AsyncConnection[Any], _: str) -> object:
 
 
 async def cancel(connection: AsyncConnection[Any], _: str) -> object:
-    rows = connection.cursor().stream(ROWS)
+    rows = connection.cursor().stream(MORE_THAN_IS_BUFFERED)
     await anext(rows)
     connection.cancel()
     with pytest.raises(psycopg.errors.QueryCanceled):

@@ -92,8 +92,8 @@ async def test_what_has_to_be_seen_is_seen_whichever_server_a_connection_leads_t
                 await aoutside(cluster.standbys[0].wait_replayed)
 
                 async def lags() -> bool:  # until that is longer ago than may be
-                    how = "SELECT now() - pg_last_xact_replay_timestamp() > interval '0.7 s'"
-                    return stopped.execute(how) == [(True,)]
+                    asked = "SELECT now() - pg_last_xact_replay_timestamp() > interval '0.7 s'"
+                    return stopped.execute(asked) == [(True,)]
 
                 if limit != "session":
                     await aeventually(lags)

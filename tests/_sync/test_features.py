@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     Feature = Callable[[Connection[Any], str], object]
 
 ROWS = "SELECT generate_series(1, 100000)"
+MORE_THAN_IS_BUFFERED = "SELECT repeat('x', 8000), generate_series(1, 100000)"
+"""It is not over before the client has read the most of it."""
 
 
 class Upper(StrDumper):
@@ -186,7 +188,7 @@ def wait(connection: Connection[Any], _: str) -> object:
 
 
 def cancel(connection: Connection[Any], _: str) -> object:
-    rows = connection.cursor().stream(ROWS)
+    rows = connection.cursor().stream(MORE_THAN_IS_BUFFERED)
     next(rows)
     connection.cancel()
     with pytest.raises(psycopg.errors.QueryCanceled):
