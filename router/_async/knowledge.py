@@ -90,7 +90,7 @@ class AsyncKnowledge:
         self._watched: set[str] = set()  # the clusters in use, once all their servers are watched
         self._leaders: dict[str, Leader | None] = {}
         self._doubted: set[Server] = set()  # those of which pools may be in doubt
-        self._fell_back: set[str] = set()  # the clusters whose reads the primary serves, for want of replicas
+        self._fell_back = frozenset[str]()  # the clusters whose reads the primary serves, for want of replicas
         self._wanted: dict[str, float] = {}  # when a request last waited for a server of a cluster
 
     def use(self, cluster: Cluster) -> None:
@@ -153,7 +153,7 @@ class AsyncKnowledge:
             }
             self._standings = {other: known for other, known in self._standings.items() if other != name}
             self._wanted.pop(name, None)
-            self._fell_back.discard(name)
+            self._fell_back -= {name}
             self._leaders = {other: leader for other, leader in self._leaders.items() if other != name}
             self.health = {
                 key: state
@@ -203,7 +203,7 @@ class AsyncKnowledge:
     def _learn(self, seen: Seen, events: list[Event], now: float) -> tuple[set[str], set[str]]:
         """Replace what is known; the names of the clusters it is about, and of those that it makes a difference to."""
         with self._guard:
-            before, was = self.health, (self.health, self._standings, self._leaders)
+            before, was = self.health, (self.health, self._standings, self._leaders, self._fell_back)
             try:
                 self.health = observe(before, seen, now=now, jitter=random(), policy=self._policy)
                 clusters = self._in_use.get(seen.node.server, ())
@@ -216,7 +216,7 @@ class AsyncKnowledge:
                         if pool.cluster.name in moved:
                             self.judge(pool)
             except BaseException:  # nothing is known in part, or what follows from the rest would never be done
-                self.health, self._standings, self._leaders = was
+                self.health, self._standings, self._leaders, self._fell_back = was
                 raise
             changed, self.changed = self.changed, AFlag()
         changed.set()
@@ -236,7 +236,7 @@ class AsyncKnowledge:
         leader, failover = succeed(cluster.name, self._leaders.get(cluster.name), primary, now=now)
         self._leaders = {**self._leaders, cluster.name: leader}
         fell_back, reads = fall_back(cluster.name, reading, fell_back=cluster.name in self._fell_back)
-        (self._fell_back.add if fell_back else self._fell_back.discard)(cluster.name)
+        self._fell_back = self._fell_back | {cluster.name} if fell_back else self._fell_back - {cluster.name}
         events += [event for event in (failover, reads) if event is not None]
         return known != new
 

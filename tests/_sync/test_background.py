@@ -22,12 +22,14 @@ from router._sync.registry import Pools
 from router._sync.routing import Routing
 from router._sync.slots import Slots
 from router.errors import DirectoryUnavailable
+from router.events import ReadsFellBack, ReadsReturned
 from tests.proxy import Proxy
 from tests.support import current, eventually, running, settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from router.events import Event
     from router.testing import PostgresCluster
 
 # What tasks and threads of the router's own do: each of these raises once.
@@ -183,3 +185,36 @@ def test_a_pool_that_could_not_be_opened_is_opened_by_the_next_request(
         assert ask(router, read_only=True)
         [_, pool] = router._routing.pools
         assert (pool.stats().size, pool.stats().idle) == (1, 1)
+
+
+def test_that_reads_fell_back_is_told_although_what_follows_from_it_has_raised_once(
+    cluster: PostgresCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[Event] = []
+    replica = cluster.standbys[0]
+    with Proxy(replica.host, replica.port) as proxy:
+        options = settings(
+            primary=cluster.dsn(),
+            replicas=[psycopg.conninfo.make_conninfo(replica.dsn(), host=proxy.host, port=proxy.port)],
+            health={"interval": 0.05},
+        )
+        with Router(options, observers=[events.append]) as router:
+            assert ask(router, read_only=True)
+            known = router._routing.known
+            moved, raised = known._moved, list[Injected]()
+
+            def raise_once() -> None:
+                if known._fell_back and not raised:
+                    raised.append(Injected())
+                    raise raised[0]
+                moved()
+
+            def is_told() -> bool:
+                return any(isinstance(event, ReadsFellBack) for event in events)
+
+            monkeypatch.setattr(known, "_moved", raise_once)
+            proxy.stop()
+            eventually(is_told)
+            assert raised
+    told = [type(event) for event in events if isinstance(event, ReadsFellBack | ReadsReturned)]
+    assert told == [ReadsFellBack]
