@@ -107,9 +107,11 @@ class Counts:
 
     Attributes:
         stats: psycopg_pool's own counters.
+        opened: Attempts to connect; those that psycopg_pool only meant to make are among its own.
+        failed: How many of those failed.
     """
 
-    __slots__ = ("_on_primary", "stats")
+    __slots__ = ("_on_primary", "failed", "opened", "stats")
 
     def __init__(self, stats: Counter[str]) -> None:
         """Begin with none of them at the primary.
@@ -118,6 +120,7 @@ class Counts:
             stats: psycopg_pool's own counters.
         """
         self.stats = stats
+        self.opened = self.failed = 0
         # Those from earlier, and from which request on it is the primary that serves them, if it is: replaced at once,
         # so that whoever adds them up at any moment sees them grow.
         self._on_primary: tuple[int, int | None] = 0, None
@@ -141,8 +144,8 @@ class Counts:
             "requests": (requests := stats["requests_num"]),
             "queued": stats["requests_queued"],
             "wait_ms": stats["requests_wait_ms"],
-            "opened": stats["connections_num"],
-            "failed": stats["connections_errors"],
+            "opened": self.opened,
+            "failed": self.failed,
             "on_primary": earlier if since is None else earlier + requests - since,
         }
 
@@ -470,6 +473,7 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
             raise psycopg.OperationalError("not tried again before somebody needs it")
         # A server may have a limit below max_size: as long as there are others, one more refused means no harm.
         spare = self._nconns > 1  # this one is counted already
+        self.counts.opened += 1  # by the pool's only worker
         try:
             connection = await self._opener.open(
                 self.node,
@@ -484,8 +488,10 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
             if not self.refusal:
                 logger.warning("%s %s", self.node, error)
             self.refusal = str(error)
+            self.counts.failed += 1
             raise
         except Exception:
+            self.counts.failed += 1
             self._failing = True
             await self.reroute()
             raise

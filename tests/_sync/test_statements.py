@@ -90,13 +90,15 @@ FORMS = {
 
 
 def ready(router: Router) -> None:
-    """Have a connection open to every server, for what it serves."""
+    """Have a connection open to every server of each version, for what it serves."""
 
     def opened() -> bool:
-        with router.connection(), router.connection(read_only=True):
-            [version] = router.stats().versions
-            pools = [version.nodes[0].write, *(node.read for node in version.nodes[1:])]
-            return all(pool is not None and pool.opened for pool in pools)
+        for one in router.stats().versions:
+            with router.connection(version=one.version), router.connection(version=one.version, read_only=True):
+                pass
+        nodes = [version.nodes for version in router.stats().versions]
+        pools = [pool for primary, *replicas in nodes for pool in (primary.write, *(node.read for node in replicas))]
+        return all(pool is not None and pool.idle for pool in pools)
 
     eventually(opened)
 
@@ -376,9 +378,7 @@ def test_what_is_remembered_goes_by_the_version_that_is_meant(tapped: Tapped, ta
     options = settings(versions={"v1": tapped.version(), "v2": tapped.version()}, aliases={"live": "v1"})
     query = f"SELECT {table}_write()"
     with Router(options) as router:
-        for version in ("v1", "v2"):  # nobody has to ask who is the primary later
-            with router.connection(version=version), router.connection(version=version, read_only=True):
-                pass
+        ready(router)
         tapped.trips()
         meant: list[tuple[str | None, int]] = [(None, 1), ("live", 0), ("v1", 0), ("v2", 1), ("v2", 0)]
         for named, asked in meant:
