@@ -52,6 +52,7 @@ class Proxy:
         self._listener: socket.socket | None = None
         self._live: set[socket.socket] = set()
         self._forgotten: set[int] = set()
+        self._forget_on = b""
         self._threads: list[threading.Thread] = []
         self.host, self.port = "127.0.0.1", 0
         self.accepted = self.cuts = self.round_trips = 0
@@ -92,7 +93,7 @@ class Proxy:
 
     def forward(self) -> None:
         """End every fault but :meth:`stop`; what was held back goes on its way."""
-        self._set(_deaf=False, _delay=0.0, _bytes_left=None, _cut_on=None, _refusal=None)
+        self._set(_deaf=False, _delay=0.0, _bytes_left=None, _cut_on=None, _refusal=None, _forget_on=b"")
 
     def deaf(self) -> None:
         """Accept connections and pass nothing on, in either direction."""
@@ -102,6 +103,10 @@ class Proxy:
         """Take what is sent over these connections, by the client's port, and lose it; nobody is told of an end."""
         with self._changed:
             self._forgotten.update(ports)
+
+    def forget_on(self, said: bytes) -> None:
+        """Forget, likewise, each connection on which a client says this from now on, until :meth:`forward`."""
+        self._set(_forget_on=said)
 
     def slow(self, seconds: float, *, both_ways: bool = False) -> None:
         """Hold back each piece of an answer for this long, or of what a client says, too."""
@@ -189,7 +194,7 @@ class Proxy:
         while True:
             for source in select.select([client, server], [], [])[0]:
                 data = source.recv(65536)
-                if port in self._forgotten:
+                if port in self._forgotten or (self._forget_on and self._forget_on in data):
                     data = _lose(client, server)
                 if not data:
                     return

@@ -15,7 +15,7 @@ from psycopg import AsyncConnection
 from psycopg.conninfo import make_conninfo
 
 from router import sql
-from router._async.scripts import NOT_THERE, AsyncNodeConnection, AsyncPooledConnection, send, why_not_there
+from router._async.scripts import NOT_THERE, AsyncNodeConnection, AsyncPooledConnection, TooLate, send, why_not_there
 from router._async.slots import BudgetSpent
 from router._login import OWN, LoginFailed
 from router._runtime import Names, aconsult
@@ -176,7 +176,7 @@ class AsyncOpener:
                 if read_only and not cluster.read.autocommit:
                     await connection.set_isolation_level(psycopg.IsolationLevel.REPEATABLE_READ)
             if startup is not None and node.pooler != "transaction":
-                await self._check_session(connection, node, startup, read_only=read_only)
+                await self._check_session(connection, node, cluster, startup, read_only=read_only)
             if self._configure is not None:
                 await self._run_configure(self._configure, connection, node, read_only=read_only)
             await self._report(Connected(node, role, read_only))
@@ -305,12 +305,13 @@ class AsyncOpener:
         """
         await send(connection, sql.terminate(pid, began.decode()).encode())
 
-    async def recognize(self, connection: AsyncConnection[TupleRow], node: Node) -> str:
+    async def recognize(self, connection: AsyncConnection[TupleRow], node: Node, cluster: Cluster) -> str:
         """Ask which server a connection leads to, and report it: one address may lead to several. One round trip.
 
         Args:
             connection: The connection, idle.
             node: What it was opened for.
+            cluster: The cluster it serves, for its policies.
 
         Returns:
             Which run of which server it is; empty behind a pooler, where the next transaction may have another one.
@@ -320,7 +321,7 @@ class AsyncOpener:
         """
         if node.pooler is not None:
             return ""
-        [(process,)] = await send(connection, f"SELECT {sql.PROCESS}".encode())
+        [(process,)] = await _told(connection, f"SELECT {sql.PROCESS}", cluster)
         found = process.decode() if process else ""
         await self._report(Elsewhere(node, found))
         return found
@@ -379,13 +380,13 @@ class AsyncOpener:
         try:
             connection = await self._connect(node, cluster, options, autocommit=autocommit, claim=claim, wanted=wanted)
             try:
-                role, refuses_writes = await _role(connection)
+                role, refuses_writes = await _role(connection, cluster)
             except BaseException:
                 await connection.close()
                 raise
         except (BudgetSpent, Unable):
             raise
-        except psycopg.errors.ConnectionTimeout:
+        except (psycopg.errors.ConnectionTimeout, TooLate):
             self._suspect(node.server)  # it may also be that this process did not run: a look finds out
             raise
         except Exception as error:
@@ -535,13 +536,14 @@ class AsyncOpener:
         self,
         connection: AsyncConnection[TupleRow],
         node: Node,
+        cluster: Cluster,
         startup: tuple[tuple[str, str], ...],
         *,
         read_only: bool,
     ) -> None:
         """Make sure that a session can be a tenant's, and is the one's that it begins as."""
         try:
-            [(pid, begun, *_)] = await send(connection, sql.session(startup).encode())
+            [(pid, begun, *_)] = await _told(connection, sql.session(startup), cluster)
         except NOT_THERE as error:
             why = why_not_there(error)
             await self._report(Failed(node, why, answered=True, lacks="schema", read_only=read_only))
@@ -631,10 +633,17 @@ def _is_address(host: str) -> bool:
     return True
 
 
-async def _role(connection: AsyncConnection[TupleRow]) -> tuple[Role, bool]:
+async def _told(
+    connection: AsyncConnection[TupleRow], question: str, cluster: Cluster
+) -> list[tuple[bytes | None, ...]]:
+    """Ask a new connection something: a pool opens one at a time, and must not wait for ever."""
+    return await send(connection, question.encode(), monotonic() + cluster.pool.connect_timeout)
+
+
+async def _role(connection: AsyncConnection[TupleRow], cluster: Cluster) -> tuple[Role, bool]:
     """The role of a server, and whether the session refuses writes by default."""
     standby = connection.pgconn.parameter_status(b"in_hot_standby")
     refuses_writes = connection.pgconn.parameter_status(b"default_transaction_read_only")
     if standby is None or refuses_writes is None:  # PostgreSQL before 14, or a pooler that does not pass them on
-        [(standby, refuses_writes)] = await send(connection, sql.ROLE.encode())
+        [(standby, refuses_writes)] = await _told(connection, sql.ROLE, cluster)
     return Role.REPLICA if standby in {b"on", b"t"} else Role.PRIMARY, refuses_writes in {b"on", b"t"}

@@ -500,7 +500,7 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         try:
             connection.__dict__["_router"] = original = Original(connection)
             if self.read_only:
-                original.process = await self._opener.recognize(connection, self.node)
+                original.process = await self._opener.recognize(connection, self.node, self.cluster)
             original.connection = ref(connection, self._note_lost)
             self._sessions.add(original)
         except BaseException:

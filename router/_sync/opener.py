@@ -18,7 +18,7 @@ from psycopg.conninfo import make_conninfo
 from router import sql
 from router._login import OWN, LoginFailed
 from router._runtime import Names, consult
-from router._sync.scripts import NOT_THERE, NodeConnection, PooledConnection, send, why_not_there
+from router._sync.scripts import NOT_THERE, NodeConnection, PooledConnection, TooLate, send, why_not_there
 from router._sync.slots import BudgetSpent
 from router.budget import Claim
 from router.choose import objection
@@ -175,7 +175,7 @@ class Opener:
                 if read_only and not cluster.read.autocommit:
                     connection.set_isolation_level(psycopg.IsolationLevel.REPEATABLE_READ)
             if startup is not None and node.pooler != "transaction":
-                self._check_session(connection, node, startup, read_only=read_only)
+                self._check_session(connection, node, cluster, startup, read_only=read_only)
             if self._configure is not None:
                 self._run_configure(self._configure, connection, node, read_only=read_only)
             self._report(Connected(node, role, read_only))
@@ -304,12 +304,13 @@ class Opener:
         """
         send(connection, sql.terminate(pid, began.decode()).encode())
 
-    def recognize(self, connection: Connection[TupleRow], node: Node) -> str:
+    def recognize(self, connection: Connection[TupleRow], node: Node, cluster: Cluster) -> str:
         """Ask which server a connection leads to, and report it: one address may lead to several. One round trip.
 
         Args:
             connection: The connection, idle.
             node: What it was opened for.
+            cluster: The cluster it serves, for its policies.
 
         Returns:
             Which run of which server it is; empty behind a pooler, where the next transaction may have another one.
@@ -319,7 +320,7 @@ class Opener:
         """
         if node.pooler is not None:
             return ""
-        [(process,)] = send(connection, f"SELECT {sql.PROCESS}".encode())
+        [(process,)] = _told(connection, f"SELECT {sql.PROCESS}", cluster)
         found = process.decode() if process else ""
         self._report(Elsewhere(node, found))
         return found
@@ -378,13 +379,13 @@ class Opener:
         try:
             connection = self._connect(node, cluster, options, autocommit=autocommit, claim=claim, wanted=wanted)
             try:
-                role, refuses_writes = _role(connection)
+                role, refuses_writes = _role(connection, cluster)
             except BaseException:
                 connection.close()
                 raise
         except (BudgetSpent, Unable):
             raise
-        except psycopg.errors.ConnectionTimeout:
+        except (psycopg.errors.ConnectionTimeout, TooLate):
             self._suspect(node.server)  # it may also be that this process did not run: a look finds out
             raise
         except Exception as error:
@@ -534,13 +535,14 @@ class Opener:
         self,
         connection: Connection[TupleRow],
         node: Node,
+        cluster: Cluster,
         startup: tuple[tuple[str, str], ...],
         *,
         read_only: bool,
     ) -> None:
         """Make sure that a session can be a tenant's, and is the one's that it begins as."""
         try:
-            [(pid, begun, *_)] = send(connection, sql.session(startup).encode())
+            [(pid, begun, *_)] = _told(connection, sql.session(startup), cluster)
         except NOT_THERE as error:
             why = why_not_there(error)
             self._report(Failed(node, why, answered=True, lacks="schema", read_only=read_only))
@@ -630,10 +632,15 @@ def _is_address(host: str) -> bool:
     return True
 
 
-def _role(connection: Connection[TupleRow]) -> tuple[Role, bool]:
+def _told(connection: Connection[TupleRow], question: str, cluster: Cluster) -> list[tuple[bytes | None, ...]]:
+    """Ask a new connection something: a pool opens one at a time, and must not wait for ever."""
+    return send(connection, question.encode(), monotonic() + cluster.pool.connect_timeout)
+
+
+def _role(connection: Connection[TupleRow], cluster: Cluster) -> tuple[Role, bool]:
     """The role of a server, and whether the session refuses writes by default."""
     standby = connection.pgconn.parameter_status(b"in_hot_standby")
     refuses_writes = connection.pgconn.parameter_status(b"default_transaction_read_only")
     if standby is None or refuses_writes is None:  # PostgreSQL before 14, or a pooler that does not pass them on
-        [(standby, refuses_writes)] = send(connection, sql.ROLE.encode())
+        [(standby, refuses_writes)] = _told(connection, sql.ROLE, cluster)
     return Role.REPLICA if standby in {b"on", b"t"} else Role.PRIMARY, refuses_writes in {b"on", b"t"}

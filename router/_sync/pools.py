@@ -501,7 +501,7 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         try:
             connection.__dict__["_router"] = original = Original(connection)
             if self.read_only:
-                original.process = self._opener.recognize(connection, self.node)
+                original.process = self._opener.recognize(connection, self.node, self.cluster)
             original.connection = ref(connection, self._note_lost)
             self._sessions.add(original)
         except BaseException:

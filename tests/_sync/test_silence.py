@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, LiteralString, TypeAlias
 import psycopg
 import pytest
 
-from router import Router, TransactionOutcomeUnknown
+from router import Router, TransactionOutcomeUnknown, Unavailable, sql
 from router.events import ConnectionsCut, Event
 from tests.pooler import Pooler
 from tests.proxy import Proxy
@@ -144,6 +144,24 @@ def test_idle_connections_that_are_as_silent_are_not_lent(cluster: PostgresClust
         with router.connection() as connection:
             connection.execute("SELECT 1")
         assert eventually(world.cuts) == [1]
+
+
+# What a new session is asked first: its role where the server does not tell it, its server, whether it is a tenant's.
+@pytest.mark.parametrize("asked", [sql.ROLE, f"SELECT {sql.PROCESS}", "SELECT pg_catalog.pg_backend_pid(), "])
+def test_a_connection_that_is_silent_once_it_is_open_keeps_nobody_from_the_next(
+    cluster: PostgresCluster, proxy: Proxy, asked: str
+) -> None:
+    if asked == sql.ROLE:
+        proxy.hide(b"in_hot_standby")
+    world = World(cluster, proxy, tenants={"acme": {"version": "v1", "schema": "public"}})
+    with world.router as router, router.connection(version="v1"):  # the server is known
+        proxy.forget_on(asked.encode())
+        with pytest.raises(Unavailable):
+            with router.connection(tenant="acme", read_only=True, timeout=0.5):
+                pass
+        proxy.forward()
+        with router.connection(tenant="acme", read_only=True, timeout=WITHIN) as connection:
+            connection.execute("SELECT 1")
 
 
 class Slow:
