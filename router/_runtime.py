@@ -199,7 +199,7 @@ def gone(loop: Loop) -> bool:
         loop: ``None``.
 
     Returns:
-        Whether it is not so: threads run as long as the process.
+        ``False``: threads run as long as the process.
     """
     return loop is not None
 

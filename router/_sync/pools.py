@@ -613,7 +613,7 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
             if self._growing and not any(adding.growing for adding in self._adding):
                 self._growing = False
             for adding in list(self._adding):
-                adding.hurry(self)
+                adding.queue_again(self)
             if len(self._waiting) > len(self._pool):
                 self._maybe_grow_pool()
 
@@ -871,7 +871,7 @@ class _Adding(AddConnection):
         finally:
             pool._adding.discard(self)  # type: ignore[attr-defined]
 
-    def hurry(self, pool: NodePool) -> None:
+    def queue_again(self, pool: NodePool) -> None:
         """Get in the worker's queue again if nothing has begun for long: whoever was to do it was interrupted."""
         self._rounds += 1
         if self._rounds == OVERDUE and not self._begun:
