@@ -93,8 +93,8 @@ def check(
     Is each node reachable, and a primary or replica as configured? Do replicas follow the primary? Are the database,
     schema and role of each listed tenant there? Does each server allow as many connections as this configuration may
     open there, whichever node is the primary? Fails if anything is wrong, and says what to do. It warns of what the
-    settings do not say: several servers behind one address, a pooler, limits that are the defaults and more than the
-    server allows.
+    settings do not say: several servers behind one address, a pooler, default limits that are more than the server
+    allows.
 
     \b
     router check --config config/router.toml --processes 4

@@ -44,7 +44,8 @@ class World:
 
 
 @pytest.fixture
-def world(cluster: PostgresCluster) -> World:
+def world(cluster: PostgresCluster, monkeypatch: pytest.MonkeyPatch) -> World:
+    monkeypatch.setattr("router._async.routing.HOUSEKEEPING", 0.02)
     return World(cluster)
 
 
@@ -169,4 +170,4 @@ async def test_one_that_was_closed_or_never_used_ends_without_a_word(world: Worl
         for inside in insides:
             await ends(inside)
     assert not [warning for warning in said if "unclosed" in str(warning.message)]
-    assert await world.is_left()
+    await aeventually(world.is_left)

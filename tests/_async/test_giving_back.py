@@ -180,8 +180,9 @@ async def test_where_connections_are_borrowed_is_noted_once_one_was_dropped(
 
 @pytest.mark.parametrize("drop", [False, True])
 async def test_a_tenant_that_may_have_one_connection_may_have_another_when_that_is_closed_or_dropped(
-    postgres: Postgres, drop: bool
+    postgres: Postgres, monkeypatch: pytest.MonkeyPatch, drop: bool
 ) -> None:
+    monkeypatch.setattr("router._async.routing.HOUSEKEEPING", 0.02)
     options = settings(
         primary=postgres.primary,
         pool={"max_size": 2, "timeout": 20.0},

@@ -45,7 +45,8 @@ class World:
 
 
 @pytest.fixture
-def world(cluster: PostgresCluster) -> World:
+def world(cluster: PostgresCluster, monkeypatch: pytest.MonkeyPatch) -> World:
+    monkeypatch.setattr("router._sync.routing.HOUSEKEEPING", 0.02)
     return World(cluster)
 
 
@@ -170,4 +171,4 @@ def test_one_that_was_closed_or_never_used_ends_without_a_word(world: World) -> 
         for inside in insides:
             ends(inside)
     assert not [warning for warning in said if "unclosed" in str(warning.message)]
-    assert world.is_left()
+    eventually(world.is_left)

@@ -181,8 +181,9 @@ def test_where_connections_are_borrowed_is_noted_once_one_was_dropped(
 
 @pytest.mark.parametrize("drop", [False, True])
 def test_a_tenant_that_may_have_one_connection_may_have_another_when_that_is_closed_or_dropped(
-    postgres: Postgres, drop: bool
+    postgres: Postgres, monkeypatch: pytest.MonkeyPatch, drop: bool
 ) -> None:
+    monkeypatch.setattr("router._sync.routing.HOUSEKEEPING", 0.02)
     options = settings(
         primary=postgres.primary,
         pool={"max_size": 2, "timeout": 20.0},
