@@ -100,7 +100,7 @@ async def test_a_name_that_has_never_been_resolved_is_what_the_error_tells(
     resolver.clear()
     async with AsyncRouter(options, observers=[watched.events.append]) as router:
         with pytest.raises(NoPrimary, match="'localhost' was not resolved"):
-            async with router.connection(timeout=1):
+            async with router.connection(timeout=0.5):
                 pytest.fail("there was one")
         resolver.set()
         async with router.connection() as connection:
@@ -108,7 +108,7 @@ async def test_a_name_that_has_never_been_resolved_is_what_the_error_tells(
     options = settings(primary=cluster.primary.dsn(host="nowhere.invalid"), health=FAST)
     async with AsyncRouter(options, observers=[watched.events.append]) as router:
         with pytest.raises(NoPrimary, match=r"'nowhere\.invalid' cannot be resolved: "):
-            async with router.connection(timeout=1):
+            async with router.connection(timeout=0.5):
                 pytest.fail("there was one")
     assert watched.downs() == []
 
@@ -144,7 +144,7 @@ async def test_a_server_is_down_that_answers_at_no_address_that_this_process_can
         options = settings(primary=f"postgresql://several.test:{nobody.getsockname()[1]}/postgres", health=FAST)
         async with AsyncRouter(options, observers=[watched.events.append]) as router:
             with pytest.raises(NoPrimary, match="Connection refused"):
-                async with router.connection(timeout=1):
+                async with router.connection(timeout=0.5):
                     pytest.fail("there was one")
     assert len(watched.downs()) == 1
 
@@ -195,7 +195,7 @@ async def test_a_process_without_descriptors_puts_no_server_down(
             async with router.connection() as connection:
                 assert connection.info.backend_pid == pid
                 with pytest.raises(PoolExhausted, match="this process cannot connect: OSError: Too many open files"):
-                    async with router.connection(timeout=1):
+                    async with router.connection(timeout=0.5):
                         pytest.fail("there was one")
         async with router.connection() as connection, router.connection() as another:
             assert connection.info.backend_pid == pid
@@ -213,11 +213,21 @@ async def test_a_process_that_does_not_run_puts_no_server_down(cluster: Postgres
             async with router.connection() as connection:
                 pid = connection.info.backend_pid
             proxy.slow(0.1)  # a look takes some time
+            [node] = router.stats().versions[0].nodes
+            heard_at = 0.0
+
+            def last_heard_at() -> float:
+                return router._routing.known.health[node.node.server].heard_at
+
+            async def answers() -> bool:
+                return last_heard_at() > heard_at
+
             for moment in (0.05, 0.15, 0.25):
                 watched.end_looks(pid)
-                await asleep(moment)
+                await asleep(moment)  # so that it is held in different parts of a look
+                heard_at = last_heard_at()
                 hold_the_gil(1_100_000)
-                await asleep(0.3)
+                await aeventually(answers)
             proxy.forward()
             async with router.connection() as connection:
                 assert connection.info.backend_pid == pid

@@ -101,7 +101,7 @@ def test_a_name_that_has_never_been_resolved_is_what_the_error_tells(
     resolver.clear()
     with Router(options, observers=[watched.events.append]) as router:
         with pytest.raises(NoPrimary, match="'localhost' was not resolved"):
-            with router.connection(timeout=1):
+            with router.connection(timeout=0.5):
                 pytest.fail("there was one")
         resolver.set()
         with router.connection() as connection:
@@ -109,7 +109,7 @@ def test_a_name_that_has_never_been_resolved_is_what_the_error_tells(
     options = settings(primary=cluster.primary.dsn(host="nowhere.invalid"), health=FAST)
     with Router(options, observers=[watched.events.append]) as router:
         with pytest.raises(NoPrimary, match=r"'nowhere\.invalid' cannot be resolved: "):
-            with router.connection(timeout=1):
+            with router.connection(timeout=0.5):
                 pytest.fail("there was one")
     assert watched.downs() == []
 
@@ -145,7 +145,7 @@ def test_a_server_is_down_that_answers_at_no_address_that_this_process_can_use(
         options = settings(primary=f"postgresql://several.test:{nobody.getsockname()[1]}/postgres", health=FAST)
         with Router(options, observers=[watched.events.append]) as router:
             with pytest.raises(NoPrimary, match="Connection refused"):
-                with router.connection(timeout=1):
+                with router.connection(timeout=0.5):
                     pytest.fail("there was one")
     assert len(watched.downs()) == 1
 
@@ -196,7 +196,7 @@ def test_a_process_without_descriptors_puts_no_server_down(
             with router.connection() as connection:
                 assert connection.info.backend_pid == pid
                 with pytest.raises(PoolExhausted, match="this process cannot connect: OSError: Too many open files"):
-                    with router.connection(timeout=1):
+                    with router.connection(timeout=0.5):
                         pytest.fail("there was one")
         with router.connection() as connection, router.connection() as another:
             assert connection.info.backend_pid == pid
@@ -214,11 +214,21 @@ def test_a_process_that_does_not_run_puts_no_server_down(cluster: PostgresCluste
             with router.connection() as connection:
                 pid = connection.info.backend_pid
             proxy.slow(0.1)  # a look takes some time
+            [node] = router.stats().versions[0].nodes
+            heard_at = 0.0
+
+            def last_heard_at() -> float:
+                return router._routing.known.health[node.node.server].heard_at
+
+            def answers() -> bool:
+                return last_heard_at() > heard_at
+
             for moment in (0.05, 0.15, 0.25):
                 watched.end_looks(pid)
-                sleep(moment)
+                sleep(moment)  # so that it is held in different parts of a look
+                heard_at = last_heard_at()
                 hold_the_gil(1_100_000)
-                sleep(0.3)
+                eventually(answers)
             proxy.forward()
             with router.connection() as connection:
                 assert connection.info.backend_pid == pid
