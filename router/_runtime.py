@@ -862,8 +862,9 @@ async def aknock(addresses: Sequence[str], port: int, timeout: float) -> bool:
         timeout: The most to wait, in seconds; whoever waits for less takes it for silent before.
 
     Returns:
-        Whether it does; true as well if that cannot be found out.
+        Whether it does; true as well if this process can ask at none of them.
     """
+    asked = False
     for address in addresses:
         try:
             async with asyncio.timeout(timeout):
@@ -876,12 +877,13 @@ async def aknock(addresses: Sequence[str], port: int, timeout: float) -> bool:
                     await reader.read(1)
                 finally:
                     writer.close()
-        except ConnectionError:
-            continue
-        except OSError:
+        except (ConnectionError, FileNotFoundError, TimeoutError):
+            asked = True
+        except OSError:  # this process cannot, without IPv6 say
             pass
-        return True
-    return False
+        else:
+            return True
+    return not asked
 
 
 def knock(addresses: Sequence[str], port: int, timeout: float) -> bool:
@@ -893,8 +895,9 @@ def knock(addresses: Sequence[str], port: int, timeout: float) -> bool:
         timeout: The most to wait for each step, in seconds; whoever waits for less takes it for silent before.
 
     Returns:
-        Whether it does; true as well if that cannot be found out.
+        Whether it does; true as well if this process can ask at none of them.
     """
+    asked = False
     for address in addresses:
         try:
             if address.startswith("/"):
@@ -908,12 +911,13 @@ def knock(addresses: Sequence[str], port: int, timeout: float) -> bool:
                 with socket.create_connection((address, port), timeout) as door:
                     door.sendall(_ASKS_FOR_TLS)
                     door.recv(1)
-        except ConnectionError:
-            continue
-        except OSError:
+        except (ConnectionError, FileNotFoundError, TimeoutError):
+            asked = True
+        except OSError:  # this process cannot, without IPv6 say
             pass
-        return True
-    return False
+        else:
+            return True
+    return not asked
 
 
 def cut(connection: AsyncConnection[Any] | Connection[Any]) -> None:

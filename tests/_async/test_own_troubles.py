@@ -15,13 +15,14 @@ import psycopg
 import pytest
 
 from router import AsyncRouter, NoPrimary, PoolExhausted, _login
-from router._runtime import asleep
+from router._runtime import aknock, asleep
 from router.events import Event, ServerDown
 from tests.proxy import Proxy
 from tests.support import aeventually, settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from router.testing import PostgresCluster
 
@@ -147,6 +148,22 @@ async def test_a_server_is_down_that_answers_at_no_address_that_this_process_can
                 async with router.connection(timeout=0.5):
                     pytest.fail("there was one")
     assert len(watched.downs()) == 1
+
+
+async def test_a_server_is_asked_whether_it_reacts_at_each_address_that_this_process_can_use(
+    cluster: PostgresCluster, tmp_path: Path
+) -> None:
+    unusable, port = "255.255.255.255", cluster.primary.port
+    assert await aknock([unusable], port, 1.0)  # nobody knows
+    assert await aknock([unusable, "127.0.0.1"], port, 1.0)
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        port = nobody.getsockname()[1]
+        assert not await aknock(["127.0.0.1", unusable], port, 1.0)
+        assert not await aknock([unusable, "127.0.0.1"], port, 1.0)
+        nobody.listen()  # and answers nothing
+        assert not await aknock(["127.0.0.1"], port, 0.1)
+    assert not await aknock([str(tmp_path)], port, 1.0)  # where no socket is
 
 
 async def test_a_name_is_asked_for_again_whatever_the_resolver_has_raised(

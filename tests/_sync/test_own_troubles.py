@@ -16,13 +16,14 @@ import psycopg
 import pytest
 
 from router import NoPrimary, PoolExhausted, Router, _login
-from router._runtime import sleep
+from router._runtime import knock, sleep
 from router.events import Event, ServerDown
 from tests.proxy import Proxy
 from tests.support import eventually, settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from router.testing import PostgresCluster
 
@@ -148,6 +149,22 @@ def test_a_server_is_down_that_answers_at_no_address_that_this_process_can_use(
                 with router.connection(timeout=0.5):
                     pytest.fail("there was one")
     assert len(watched.downs()) == 1
+
+
+def test_a_server_is_asked_whether_it_reacts_at_each_address_that_this_process_can_use(
+    cluster: PostgresCluster, tmp_path: Path
+) -> None:
+    unusable, port = "255.255.255.255", cluster.primary.port
+    assert knock([unusable], port, 1.0)  # nobody knows
+    assert knock([unusable, "127.0.0.1"], port, 1.0)
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        port = nobody.getsockname()[1]
+        assert not knock(["127.0.0.1", unusable], port, 1.0)
+        assert not knock([unusable, "127.0.0.1"], port, 1.0)
+        nobody.listen()  # and answers nothing
+        assert not knock(["127.0.0.1"], port, 0.1)
+    assert not knock([str(tmp_path)], port, 1.0)  # where no socket is
 
 
 def test_a_name_is_asked_for_again_whatever_the_resolver_has_raised(
