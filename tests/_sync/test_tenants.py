@@ -1004,7 +1004,7 @@ def test_of_tenants_servers_that_are_down_only_so_many_are_watched(monkeypatch: 
     with Router(options) as router:
         routing = router._routing
         for number in range(2, 20):
-            with pytest.raises(NoPrimary, match="refused"):
+            with pytest.raises(NoPrimary):  # looked at or not, in so short a time
                 with router.connection(tenant=str(number), timeout=0.05):
                     pytest.fail("somebody listens there")
             assert len(routing.known.monitor._watchers) <= 3
