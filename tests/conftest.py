@@ -12,12 +12,15 @@ import hypothesis
 import psycopg
 import pytest
 
+from tests.tapped import tap
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from router.testing import PostgresCluster
     from router.testing._plugin import MakeCluster
+    from tests.tapped import Tapped
 
 
 # What is started in the background of a script ignores SIGINT, and so would all that the tests start and interrupt.
@@ -91,3 +94,9 @@ def instrumentor() -> Iterator[Any]:
     yield import_module("opentelemetry.instrumentation.psycopg").PsycopgInstrumentor()
     for kind, connect in found.items():
         setattr(kind, "connect", connect)  # noqa: B010  (a descriptor, for which there is no type)
+
+
+@pytest.fixture
+def tapped(cluster: PostgresCluster) -> Iterator[Tapped]:
+    with tap(cluster) as tapped:
+        yield tapped

@@ -13,18 +13,10 @@ from sqlalchemy.exc import OperationalError
 
 from router import Router, TransactionOutcomeUnknown
 from tests.support import eventually, new_name, run, settings
-from tests.tapped import Tapped, tap
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from router.testing import PostgresCluster
-
-
-@pytest.fixture
-def tapped(cluster: PostgresCluster) -> Iterator[Tapped]:
-    with tap(cluster) as tapped:
-        yield tapped
+    from tests.tapped import Tapped
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,6 @@ from router.consistency import Position, Token
 from router.context import CURRENT
 from tests.proxy import Proxy
 from tests.support import all_of, eventually, new_name, outside, port, run, settings
-from tests.tapped import Tapped, tap
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
@@ -33,15 +32,10 @@ if TYPE_CHECKING:
     from router.sessions import Session
     from router.testing import PostgresCluster
     from router.testing._plugin import MakeCluster
+    from tests.tapped import Tapped
 
 KEY = "a key of sixteen characters"
 DELAY = 0.2
-
-
-@pytest.fixture
-def tapped(cluster: PostgresCluster) -> Iterator[Tapped]:
-    with tap(cluster) as tapped:
-        yield tapped
 
 
 def replicated(cluster: PostgresCluster) -> LiteralString:

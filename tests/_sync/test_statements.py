@@ -17,18 +17,12 @@ from psycopg.adapt import Dumper
 from router import NoReplica, Router, TransactionOutcomeUnknown, UnknownVersion
 from router._runtime import Flag
 from tests.support import PATIENCE, all_of, eventually, new_name, run, settings
-from tests.tapped import Tapped, tap
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from router.testing import PostgresCluster
-
-
-@pytest.fixture
-def tapped(cluster: PostgresCluster) -> Iterator[Tapped]:
-    with tap(cluster) as tapped:
-        yield tapped
+    from tests.tapped import Tapped
 
 
 @pytest.fixture(scope="module")
