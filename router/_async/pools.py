@@ -987,12 +987,13 @@ class Original:
         target: What whoever has it, or had it last, asked for.
         spent: Set to have it closed once it is given back: its session is not fit for another borrower.
         cut_because: Why it was cut while it was out; empty if it was not.
+        adapters: Those that it had when it was opened.
         adapted: Set when a borrower has registered an adapter or a type on it.
         unasked: Polls its socket.
     """
 
     __slots__ = (
-        "_adapters", "_attributes", "adapted", "application_name", "began", "borrowed_at", "client_encoding",
+        "_attributes", "adapted", "adapters", "application_name", "began", "borrowed_at", "client_encoding",
         "connection", "cut_because", "idle_since", "in_hot_standby", "notice_handlers", "notify_handlers", "opened_at",
         "prepare_threshold", "prepared_max", "process", "refuses_writes", "scope", "seen", "spent", "target", "tenant",
         "unasked",
@@ -1003,7 +1004,7 @@ class Original:
         self.connection = ref(connection)
         self.borrowed_at: tuple[str, int] | None = None
         self.adapted = False
-        self._adapters = connection.adapters
+        self.adapters = connection.adapters
         connection._adapters = _Adapters(self)
         self._attributes = dict(connection.__dict__)
         self.notice_handlers = connection._notice_handlers.copy()
@@ -1048,11 +1049,6 @@ class Original:
         connection.prepare_threshold = self.prepare_threshold
         connection.prepared_max = self.prepared_max
         self.seen = {name: value.copy() if isinstance(value, list) else value for name, value in state.items()}
-
-    @property
-    def adapters(self) -> AdaptersMap:
-        """The adapters that the connection had when it was opened."""
-        return self._adapters
 
 
 def _cut_off(doomed: Collection[Original], reason: str) -> None:
