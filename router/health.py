@@ -60,7 +60,7 @@ class State:
         replay_age: Seconds since the commit that a replica replayed last, by the servers' clocks.
         latency: Seconds that the last look took.
         process: Which run of which server answered it; empty while that is not known.
-        former: Which one answered before that.
+        former: Which one answered before that, if the server was not down in between.
         other: Which one else a connection led to since; empty for none.
         other_at: When that was.
     """
@@ -343,7 +343,7 @@ def _looked(known: State, seen: Looked, now: float, policy: HealthPolicy) -> Sta
     # What has restarted answers as what it was no more.
     again = seen.process == known.process
     stayed = again and known.other not in {"", seen.process} and asked_at >= known.other_at
-    returned = not again and seen.process == known.former
+    returned = not again and seen.process == known.former and known.up is True
     several = known.several or (bool(seen.process) and (stayed or returned))
     # Of a position, the first moment and the last: nobody wrote in between. It may also have gone back: a crash loses
     # what had not been flushed.
@@ -371,7 +371,7 @@ def _looked(known: State, seen: Looked, now: float, policy: HealthPolicy) -> Sta
         replay_age=seen.replay_age,
         latency=seen.latency,
         process=seen.process,
-        former=known.former if again else known.process,
+        former=known.former if again else known.process if known.up else "",  # one may replace another that died
         other=known.other if again else "",
         other_at=known.other_at,
         undeclared_pooler=known.undeclared_pooler if seen.undeclared_pooler is None else seen.undeclared_pooler,

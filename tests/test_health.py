@@ -246,6 +246,8 @@ ONE, TWO, THREE = (looked(NODE, REPLICA)._replace(process=run) for run in "123")
         ([ONE, TWO, TWO, THREE], False),
         ([ONE, Elsewhere(NODE, "2"), TWO, TWO], False),
         ([ONE, REFUSED, TWO], False),
+        ([ONE, REFUSED, TWO, REFUSED, ONE], False),
+        ([ONE, TWO, REFUSED, ONE], False),
         # what answered before still does
         ([ONE, TWO, ONE], True),
         ([ONE, Elsewhere(NODE, "2"), ONE], True),
