@@ -16,10 +16,10 @@
 from __future__ import annotations
 
 import logging  # noqa: F401  (first: its lock is taken in a fork, too, and importing the rest needs it)
-import os
 from importlib import import_module
-from threading import RLock
 from typing import TYPE_CHECKING
+
+from router._first_use import first_use
 
 if TYPE_CHECKING:
     from router import aio as aio
@@ -115,16 +115,11 @@ _HOMES = (
     "_default",
 )
 
-# Held while the rest is imported, and by every fork: the child would wait for ever for an import that another thread of
-# the parent was in.
-_importing = RLock()
-os.register_at_fork(before=_importing.acquire, after_in_parent=_importing.release, after_in_child=_importing.release)
-
 if not TYPE_CHECKING:  # a type checker would take it to mean that any name is there
 
     def __getattr__(name: str) -> object:
         if name in __all__ or name == "aio":  # not for a module that one of those imports from here: it has other locks
-            with _importing:
+            with first_use:
                 if name == "aio":
                     return import_module("router.aio")
                 for home in _HOMES:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import FrozenInstanceError, dataclass, fields
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeAlias
 
 from router.choose import Tier
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 DEBUG, INFO, WARNING, ERROR = 10, 20, 30, 40
 
 
-@dataclass(frozen=True, slots=True, repr=False, eq=False)
+@dataclass(slots=True, repr=False, eq=False)
 class Event:
     """Something that happened; ``str()`` says it in a line, without secrets.
 
@@ -30,7 +30,15 @@ class Event:
 
     level: ClassVar[int] = INFO
 
-    # Written once: made anew for each event, these three would be a third of what importing this module costs.
+    # Written once: made anew for each event, these would be most of what importing this module costs.
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if hasattr(self, name):  # which has been set by __init__()
+            raise FrozenInstanceError(f"cannot assign to field {name!r}")
+        object.__setattr__(self, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        raise FrozenInstanceError(f"cannot delete field {name!r}")
 
     def _values(self) -> dict[str, object]:
         return {each.name: getattr(self, each.name) for each in fields(self)}
@@ -45,7 +53,7 @@ class Event:
         return hash((type(self), *self._values().values()))
 
 
-@dataclass(frozen=True, slots=True, repr=False, eq=False)
+@dataclass(slots=True, repr=False, eq=False)
 class ServerUp(Event):
     """A server answers, for the first time or again.
 
@@ -63,7 +71,7 @@ class ServerUp(Event):
         return f"{self.server} is up: {self.role}, PostgreSQL {self.server_version // 10000}"
 
 
-@dataclass(frozen=True, slots=True, repr=False, eq=False)
+@dataclass(slots=True, repr=False, eq=False)
 class ServerDown(Event):
     """A server cannot be used.
 
@@ -80,7 +88,7 @@ class ServerDown(Event):
         return f"{self.server} is down: {self.reason}"
 
 
-@dataclass(frozen=True, slots=True, repr=False, eq=False)
+@dataclass(slots=True, repr=False, eq=False)
 class LoginRefused(Event):
     """A server is well, and a node on it cannot be used: its login is refused, or cannot be tried.
 
@@ -101,7 +109,7 @@ class LoginRefused(Event):
         return f"{self.node}{f' ({whose})' if whose else ''} cannot be logged in to{use}: {self.reason}"
 
 
-@dataclass(frozen=True, slots=True, repr=False, eq=False)
+@dataclass(slots=True, repr=False, eq=False)
 class SeveralServers(Event):
     """Several servers answer at one address: what is seen of one is true of the connections to that one only.
 
@@ -119,7 +127,7 @@ class SeveralServers(Event):
         )
 
 
-@dataclass(frozen=True, slots=True, repr=False, eq=False)
+@dataclass(slots=True, repr=False, eq=False)
 class WritesRefused(Event):
     """A primary refuses writes by a setting, ``default_transaction_read_only``, so that they wait; or no longer does.
 
@@ -137,7 +145,7 @@ class WritesRefused(Event):
         return f"{self.server} {how}: {REFUSES_WRITES if self.refused else 'default_transaction_read_only is off'}"
 
 
-@dataclass(frozen=True, slots=True, repr=False, eq=False)
+@dataclass(slots=True, repr=False, eq=False)
 class UndeclaredPooler(Event):
     """A pooler answers for a server, and the settings do not say so: tenants kept apart by sessions are refused there.
 
@@ -155,7 +163,7 @@ class UndeclaredPooler(Event):
         )
 
 
-@dataclass(frozen=True, slots=True, repr=False, eq=False)
+@dataclass(slots=True, repr=False, eq=False)
 class ServerBanned(Event):
     """A server is back, and used only if there is no other for a while, because it failed before.
 
@@ -173,7 +181,7 @@ class ServerBanned(Event):
         return f"{self.server} is avoided for {self.seconds:.1f} s more: it went down {self.failures} times lately"
 
 
-@dataclass(frozen=True, slots=True, repr=False, eq=False)
+@dataclass(slots=True, repr=False, eq=False)
 class RoleChanged(Event):
     """A server has another role than before.
 
@@ -193,7 +201,7 @@ class RoleChanged(Event):
         return f"{self.server} is a {self.role} now{on}"
 
 
-@dataclass(frozen=True, slots=True, repr=False, eq=False)
+@dataclass(slots=True, repr=False, eq=False)
 class Fenced(Event):
     """A node says it is primary, and is used no more, because another one has taken over: see to it.
 
@@ -212,7 +220,7 @@ class Fenced(Event):
         return f"{self.version}: {self.node} is {self.reason}"
 
 
-@dataclass(frozen=True, slots=True, repr=False, eq=False)
+@dataclass(slots=True, repr=False, eq=False)
 class OtherSystem(Event):
     """A node is of another system than its version, so that it holds other data, and is used no more: see to it.
 
@@ -231,7 +239,7 @@ class OtherSystem(Event):
         return f"{self.version}: {self.node} {self.reason}"
 
 
-@dataclass(frozen=True, slots=True, repr=False, eq=False)
+@dataclass(slots=True, repr=False, eq=False)
 class LeftBehind(Event):
     """A replica has not followed the new primary; until it does, it is read from only if there is no other.
 
@@ -250,7 +258,7 @@ class LeftBehind(Event):
         return f"{self.version}: {self.node} is still on timeline {self.timeline}, and does not follow the new primary"
 
 
-@dataclass(frozen=True, slots=True, repr=False, eq=False)
+@dataclass(slots=True, repr=False, eq=False)
 class FailedOver(Event):
     """A version has another primary than before.
 
@@ -274,7 +282,7 @@ class FailedOver(Event):
         )
 
 
-@dataclass(frozen=True, slots=True, repr=False, eq=False)
+@dataclass(slots=True, repr=False, eq=False)
 class ConnectionsCut(Event):
     """Borrowed connections were cut; their queries fail.
 
@@ -293,7 +301,7 @@ class ConnectionsCut(Event):
         return f"cut {self.count} borrowed connections to {self.node}: {self.reason}"
 
 
-@dataclass(frozen=True, slots=True, repr=False, eq=False)
+@dataclass(slots=True, repr=False, eq=False)
 class PoolOpened(Event):
     """A pool is used for the first time.
 
@@ -314,7 +322,7 @@ class PoolOpened(Event):
         return f"{_whose(self)}: opened the pool to {_use(self)} {self.node}"
 
 
-@dataclass(frozen=True, slots=True, repr=False, eq=False)
+@dataclass(slots=True, repr=False, eq=False)
 class PoolClosed(Event):
     """A pool was closed.
 
@@ -335,7 +343,7 @@ class PoolClosed(Event):
         return f"{_whose(self)}: closed the pool to {_use(self)} {self.node}"
 
 
-@dataclass(frozen=True, slots=True, repr=False, eq=False)
+@dataclass(slots=True, repr=False, eq=False)
 class RequestFailed(Event):
     """A request got no connection.
 
@@ -362,7 +370,7 @@ class RequestFailed(Event):
         return f"{_whose(self)}: a request to {what} failed with {self.error}: {self.reason}"
 
 
-@dataclass(frozen=True, slots=True, repr=False, eq=False)
+@dataclass(slots=True, repr=False, eq=False)
 class Repeated(Event):
     """A transaction of ``run()``, or a read of ``execute()``, failed for a reason that passes, and is run again.
 
@@ -386,7 +394,7 @@ class Repeated(Event):
         return f"{_whose(self)}: {what} that failed on {self.node} is run again: {self.reason}"
 
 
-@dataclass(frozen=True, slots=True, repr=False, eq=False)
+@dataclass(slots=True, repr=False, eq=False)
 class ReadOnPrimary(Event):
     """A read goes to the primary, because no replica has replayed yet what it must see.
 
@@ -405,7 +413,7 @@ class ReadOnPrimary(Event):
         return f"{_whose(self)}: a read goes to the primary {self.node}: no replica has what it must see"
 
 
-@dataclass(frozen=True, slots=True, repr=False, eq=False)
+@dataclass(slots=True, repr=False, eq=False)
 class ReadsFellBack(Event):
     """From now on the primary serves the reads of a version, because none of its other nodes can.
 
@@ -424,7 +432,7 @@ class ReadsFellBack(Event):
         return f"{self.version}: reads go to the primary {self.node} now: {self.reason}"
 
 
-@dataclass(frozen=True, slots=True, repr=False, eq=False)
+@dataclass(slots=True, repr=False, eq=False)
 class ReadsReturned(Event):
     """Replicas serve the reads of a version again.
 

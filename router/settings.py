@@ -33,6 +33,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError, core_schema
 from pydantic_settings import BaseSettings, InitSettingsSource, SettingsConfigDict
 
 from router import _sources
+from router._first_use import first_use
 from router.dsn import Dsn
 from router.errors import ConfigError, like_connection_string, masked, nearest
 from router.resolve import Misnamed, names_of, rendered, texts_of, twins
@@ -80,7 +81,7 @@ class _Table(BaseModel):
         allow_inf_nan=False,
         hide_input_in_errors=True,
         serialize_by_alias=True,
-        defer_build=True,  # most are only a part of RouterSettings; what is made by itself has to be built, see there
+        defer_build=True,  # until settings are first read: whoever only imports the package does not wait for it
     )
     _as_string: ClassVar[str | None] = None  # what a plain string in its place stands for
 
@@ -506,7 +507,7 @@ _Name = Annotated[str, AfterValidator(_checked_name)]
 _OneOrMore = BeforeValidator(_one_or_more, json_schema_input_type=str | list[str])
 
 
-class TenantSettings(_Servers, defer_build=False):
+class TenantSettings(_Servers):
     """A tenant: where it lives, and how it is kept apart; a plain string is short for `nodes`."""
 
     version: Annotated[tuple[_Key, ...], _OneOrMore] = Field(
@@ -665,8 +666,6 @@ class RouterSettings(BaseSettings, _Table):
         env_ignore_empty=True,
         title="Settings of psycopg-router",
         json_schema_extra=_schema_root,
-        # Building holds a lock of pydantic's: at the first use, it might be while another thread forks.
-        defer_build=False,
     )
 
     default_version: _Key | None = Field(
@@ -698,6 +697,9 @@ class RouterSettings(BaseSettings, _Table):
     )
 
     def __init__(self, **values: Any) -> None:
+        with first_use:
+            TenantSettings.model_rebuild()
+            type(self).model_rebuild()
         layers = _sources.Layers(type(self).model_fields)
         faults: list[_sources.Fault] = []
         env_file = values.setdefault(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from copy import deepcopy
+import pickle
+from copy import copy, deepcopy
 from dataclasses import FrozenInstanceError, asdict, fields
 from typing import TYPE_CHECKING
 
@@ -369,3 +370,19 @@ def test_whoever_takes_an_event_apart_finds_no_secret() -> None:
     event = PoolOpened("v1", A, read_only=True)
     assert event.node.secrets.values == (("password", "hunter2"),)
     assert asdict(event)["node"]["secrets"].values == deepcopy(event).node.secrets.values == ()
+
+
+def test_an_event_is_frozen_and_can_be_copied() -> None:
+    event = ServerDown(Server("127.0.0.1", 5432), "gone")
+    for name in ("reason", "level"):
+        with pytest.raises(FrozenInstanceError):
+            setattr(event, name, "another")
+        with pytest.raises(FrozenInstanceError):
+            delattr(event, name)
+    with pytest.raises(AttributeError):
+        event.other = 1
+    assert repr(event) == f"ServerDown(server={event.server!r}, reason='gone')"
+    for other in (copy(event), pickle.loads(pickle.dumps(event))):  # noqa: S301  (our own)
+        assert other == event
+        assert hash(other) == hash(event)
+    assert event != ServerDown(event.server, "another")

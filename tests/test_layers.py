@@ -16,7 +16,7 @@ CORE = [
     "topology", "errors", "consistency", "resolve", "health", "choose", "budget", "events", "directory", "measures",
     "result", "outcomes", "statement", "sql",
 ]  # fmt: skip
-BELOW_THE_SHELL = [*CORE, "dsn", "_sources", "settings", "context", "sessions", "_login", "_runtime"]
+BELOW_THE_SHELL = [*CORE, "_first_use", "dsn", "_sources", "settings", "context", "sessions", "_login", "_runtime"]
 # The modules of `_async`, and the same ones of `_sync`; neither shell imports from the other.
 SHELL = [
     "slots", "scripts", "opener", "pools", "scoped", "registry", "silence", "monitor", "knowledge", "checkout",
