@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from router._async.router import AsyncRouter
     from router._default import close, configure, connection, each, execute, explain, run, session, stats, use
     from router._sync.router import Router
-    from router.choose import Route
     from router.context import Use
-    from router.directory import DirectoryStats
-    from router.errors import (
+    from router.core.choose import Route
+    from router.core.directory import DirectoryStats
+    from router.core.errors import (
         ConfigError,
         DirectoryUnavailable,
         NoPrimary,
@@ -45,12 +45,12 @@ if TYPE_CHECKING:
         UnknownTenant,
         UnknownVersion,
     )
-    from router.measures import NodeStats, PoolStats, Stats, TenantPoolStats, VersionStats
-    from router.outcomes import Outcomes
-    from router.result import Result
+    from router.core.measures import NodeStats, PoolStats, Stats, TenantPoolStats, VersionStats
+    from router.core.outcomes import Outcomes
+    from router.core.result import Result
+    from router.core.topology import Node, Role, Server
     from router.sessions import Session
     from router.settings import RouterSettings, TenantSettings
-    from router.topology import Node, Role, Server
 
 __all__ = [
     "AsyncRouter",
@@ -100,13 +100,13 @@ __all__ = [
 # Where these are. They are looked up when first used: every pytest run of whoever has this package installed imports
 # `router` for its fixtures, and must not pay for psycopg and pydantic.
 _HOMES = (
-    "errors",
-    "topology",
-    "choose",
-    "measures",
-    "directory",
-    "result",
-    "outcomes",
+    "core.errors",
+    "core.topology",
+    "core.choose",
+    "core.measures",
+    "core.directory",
+    "core.result",
+    "core.outcomes",
     "context",
     "sessions",
     "settings",

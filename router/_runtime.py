@@ -21,7 +21,7 @@ from weakref import WeakSet, ref
 
 import psycopg
 
-from router.errors import RouterClosed
+from router.core.errors import RouterClosed
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from psycopg import AsyncConnection, Connection
     from psycopg.rows import TupleRow
 
-    from router.topology import Node
+    from router.core.topology import Node
 
     AFunction: TypeAlias = Callable[P, Awaitable[T]]
     Function: TypeAlias = Callable[P, T]

@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
     from router._async.checkout import AsyncCheckout
     from router._runtime import AConfigure, AFunction, APassword, ASource
-    from router.choose import Route
     from router.context import Use
-    from router.events import Observer
-    from router.measures import Stats
-    from router.outcomes import Outcomes
-    from router.result import Result
+    from router.core.choose import Route
+    from router.core.events import Observer
+    from router.core.measures import Stats
+    from router.core.outcomes import Outcomes
+    from router.core.result import Result
     from router.sessions import Session
     from router.settings import RouterSettings
 

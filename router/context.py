@@ -8,7 +8,7 @@ from contextvars import ContextVar
 from inspect import CO_ASYNC_GENERATOR, CO_GENERATOR
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
-from router.errors import TenantLocked, UnknownTenant, masked
+from router.core.errors import TenantLocked, UnknownTenant, masked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

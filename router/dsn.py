@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from psycopg import ProgrammingError, pq
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from router.errors import nearest
-from router.topology import Server
+from router.core.errors import nearest
+from router.core.topology import Server
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -5,13 +5,13 @@ from __future__ import annotations
 from threading import Lock
 from typing import TYPE_CHECKING
 
-from router.consistency import Token
 from router.context import Block, blocks
-from router.errors import TokenRefused
+from router.core.consistency import Token
+from router.core.errors import TokenRefused
 
 if TYPE_CHECKING:
-    from router.consistency import Position
-    from router.topology import TokenPolicy
+    from router.core.consistency import Position
+    from router.core.topology import TokenPolicy
 
 
 class Session(Block):

@@ -34,10 +34,9 @@ from pydantic_settings import BaseSettings, InitSettingsSource, SettingsConfigDi
 
 from router import _sources
 from router._first_use import first_use
-from router.dsn import Dsn
-from router.errors import ConfigError, like_connection_string, masked, nearest
-from router.resolve import Misnamed, names_of, rendered, texts_of, twins
-from router.topology import (
+from router.core.errors import ConfigError, like_connection_string, masked, nearest
+from router.core.resolve import Misnamed, names_of, rendered, texts_of, twins
+from router.core.topology import (
     TENANT_PATTERN,
     Cluster,
     DirectoryPolicy,
@@ -57,6 +56,7 @@ from router.topology import (
     TokenPolicy,
     Topology,
 )
+from router.dsn import Dsn
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -15,8 +15,8 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from router.budget import KEPT, Claim, Idle, Limits, full, grant, next_in_line, share, to_close, yields_to
-from router.topology import Server
+from router.core.budget import KEPT, Claim, Idle, Limits, full, grant, next_in_line, share, to_close, yields_to
+from router.core.topology import Server
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

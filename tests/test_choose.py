@@ -14,7 +14,7 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from router.choose import (
+from router.core.choose import (
     PAIRS,
     Request,
     Tier,
@@ -28,16 +28,16 @@ from router.choose import (
     rotation,
     standings,
 )
-from router.consistency import UNSURE, Position
-from router.health import Failed, Lag, Looked, State, Use, observe, role_of, state_of
-from router.topology import Cluster, HealthPolicy, Node, ReadPolicy, Role, Secrets, Server, Target
+from router.core.consistency import UNSURE, Position
+from router.core.health import Failed, Lag, Looked, State, Use, observe, role_of, state_of
+from router.core.topology import Cluster, HealthPolicy, Node, ReadPolicy, Role, Secrets, Server, Target
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from router.choose import Route
-    from router.health import Health, Seen
-    from router.topology import Fallback
+    from router.core.choose import Route
+    from router.core.health import Health, Seen
+    from router.core.topology import Fallback
 
 # A machine as busy as CI's now and then stops for longer than hypothesis' deadline.
 relaxed = settings(deadline=None)

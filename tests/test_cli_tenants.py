@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, LiteralString, NamedTuple
 import psycopg
 import pytest
 
-from router import Router, RouterSettings, sql
+from router import Router, RouterSettings
 from router.cli import main
 from router.cli._tenants import UNLISTED
+from router.core import sql
 from tests.support import new_name, run
 
 if TYPE_CHECKING:

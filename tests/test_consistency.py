@@ -17,8 +17,8 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from router.consistency import UNSURE, Position, Token, later, lsn, lsn_text, settled
-from router.errors import TokenRefused
+from router.core.consistency import UNSURE, Position, Token, later, lsn, lsn_text, settled
+from router.core.errors import TokenRefused
 from tests.support import eventually, new_name, run
 
 if TYPE_CHECKING:

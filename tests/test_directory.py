@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 
-from router import RouterError, sql
+from router import RouterError
 from router._async.directory import ASKING, AsyncDirectory
-from router.directory import KNOWN_MAX, SPREAD, UNKNOWN_MAX, UNUSED_TTLS, Answers, in_words
-from router.errors import DirectoryUnavailable
-from router.resolve import quoted
-from router.topology import TENANT_PATTERN, DirectoryPolicy, Home
+from router.core import sql
+from router.core.directory import KNOWN_MAX, SPREAD, UNKNOWN_MAX, UNUSED_TTLS, Answers, in_words
+from router.core.errors import DirectoryUnavailable
+from router.core.resolve import quoted
+from router.core.topology import TENANT_PATTERN, DirectoryPolicy, Home
 from tests.support import PATIENCE, aeventually, new_name
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import psycopg
 import pytest
 
-from router import sql
+from router.core import sql
 
 if TYPE_CHECKING:
     from router.testing import PostgresCluster

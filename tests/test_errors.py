@@ -11,8 +11,8 @@ import psycopg
 import pytest
 
 import router
-from router import errors
-from router.errors import (
+from router.core import errors
+from router.core.errors import (
     ConfigError,
     NoPrimary,
     NoReplica,
@@ -23,7 +23,7 @@ from router.errors import (
     Unavailable,
     UnknownVersion,
 )
-from router.topology import Node, Role, Secrets, Server
+from router.core.topology import Node, Role, Secrets, Server
 
 if TYPE_CHECKING:
     from collections.abc import Callable

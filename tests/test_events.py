@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from router.choose import Standing, Tier
-from router.events import (
+from router.core.choose import Standing, Tier
+from router.core.events import (
     ConnectionsCut,
     Event,
     FailedOver,
@@ -38,13 +38,13 @@ from router.events import (
     fall_back,
     succeed,
 )
-from router.health import Connected, Failed, Looked, observe
-from router.topology import Cluster, HealthPolicy, Node, Role, Secrets, Server
+from router.core.health import Connected, Failed, Looked, observe
+from router.core.topology import Cluster, HealthPolicy, Node, Role, Secrets, Server
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from router.health import Health, Seen
+    from router.core.health import Health, Seen
 
 PRIMARY, REPLICA = Role.PRIMARY, Role.REPLICA
 POLICY = HealthPolicy(ban=0.5, ban_max=15.0)

@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from router.health import (
+from router.core.health import (
     REFUSES_WRITES,
     TRAIL,
     UNKNOWN,
@@ -36,10 +36,10 @@ from router.health import (
     state_of,
     undecided,
 )
-from router.topology import Cluster, HealthPolicy, Node, Role, Server
+from router.core.topology import Cluster, HealthPolicy, Node, Role, Server
 
 if TYPE_CHECKING:
-    from router.health import Health, Seen
+    from router.core.health import Health, Seen
 
 PRIMARY, REPLICA = Role.PRIMARY, Role.REPLICA
 POLICY = HealthPolicy(interval=1.0, timeout=0.5, ban=0.5, ban_max=15.0)

@@ -11,10 +11,11 @@ import pytest
 
 import router
 
-# From the bottom up: a module imports only from those listed before it. A package counts as one, its insides free.
+# From the bottom up: a module imports only from those listed before it. A package that is not listed by its modules
+# counts as one, its insides free.
 CORE = [
-    "topology", "errors", "consistency", "resolve", "health", "choose", "budget", "events", "directory", "measures",
-    "result", "outcomes", "statement", "sql",
+    "core.topology", "core.errors", "core.consistency", "core.resolve", "core.health", "core.choose", "core.budget",
+    "core.events", "core.directory", "core.measures", "core.result", "core.outcomes", "core.statement", "core.sql",
 ]  # fmt: skip
 BELOW_THE_SHELL = [*CORE, "_first_use", "dsn", "_sources", "settings", "context", "sessions", "_login", "_runtime"]
 # The modules of `_async`, and the same ones of `_sync`; neither shell imports from the other.
@@ -22,7 +23,8 @@ SHELL = [
     "slots", "scripts", "opener", "pools", "scoped", "registry", "silence", "monitor", "knowledge", "checkout",
     "directory", "routing", "statements", "each", "router",
 ]  # fmt: skip
-ABOVE_THE_SHELL = ["_default", "aio", "__init__", "testing", "cli"]
+ABOVE_THE_SHELL = ["events", "_default", "aio", "__init__", "testing", "cli"]
+BY_MODULES = {"core", "_async", "_sync", "_async.pool", "_sync.pool"}  # the packages whose modules are listed
 APART = {"testing"}  # imports nothing of the router but itself: it must not need what it tests
 
 # The core is told the time and the chance, and does no I/O: of psycopg it knows the error classes only.
@@ -45,9 +47,10 @@ LISTED = dict.fromkeys([*order("_async"), *order("_sync")])
 def layer(dotted: str) -> str:
     """The entry of the list that a module belongs to: ``router.cli.demo`` to ``cli``, ``router`` to ``__init__``."""
     parts = dotted.split(".")[1:] or ["__init__"]
-    if parts[0] in {"_async", "_sync"}:
-        return ".".join(parts[:2])
-    return parts[0]
+    depth = 1
+    while ".".join(parts[:depth]) in BY_MODULES and depth < len(parts):
+        depth += 1
+    return ".".join(parts[:depth])
 
 
 def module_name(path: Path) -> str:
@@ -118,7 +121,7 @@ def is_error(dotted: str) -> bool:
 MODULES = {
     module_name(path): path
     for path in ROOT.rglob("*.py")
-    if path.relative_to(ROOT).parts not in {("_async", "__init__.py"), ("_sync", "__init__.py")}
+    if path.name != "__init__.py" or ".".join(path.parent.relative_to(ROOT).parts) not in BY_MODULES
 }
 
 
@@ -132,32 +135,35 @@ def test_the_list_names_only_what_exists() -> None:
     assert set(LISTED) == {layer(name) for name in MODULES}
 
 
-def test_a_package_of_the_shell_imports_nothing() -> None:
-    for shell in ("_async", "_sync"):
-        path = ROOT / shell / "__init__.py"
-        assert imports(ast.parse(path.read_text(encoding="utf-8"))) <= {"__future__.annotations"}
+def test_a_package_that_is_listed_by_its_modules_imports_nothing() -> None:
+    for path in (ROOT.joinpath(*package.split("."), "__init__.py") for package in BY_MODULES):
+        assert not path.exists() or imports(ast.parse(path.read_text(encoding="utf-8"))) <= {"__future__.annotations"}
 
 
 @pytest.mark.parametrize(
     ("name", "source", "expected"),
     [
-        ("router.topology", "import router.errors", ["router.topology imports errors"]),
-        ("router.errors", "import router.topology", []),
-        ("router.topology", "from router import Router", ["router.topology imports __init__"]),
-        ("router.topology", "def f():\n    from router import errors", ["router.topology imports errors"]),
-        ("router.topology", "if TYPE_CHECKING:\n    from router.errors import X", []),
+        ("router.core.topology", "import router.core.errors", ["router.core.topology imports core.errors"]),
+        ("router.core.errors", "import router.core.topology", []),
+        ("router.core.topology", "from router import Router", ["router.core.topology imports __init__"]),
+        (
+            "router.core.topology",
+            "def f():\n    from router.core import errors",
+            ["router.core.topology imports core.errors"],
+        ),
+        ("router.core.topology", "if TYPE_CHECKING:\n    from router.core.errors import X", []),
         ("router._sync.pools", "import router._async.slots", ["router._sync.pools imports _async.slots"]),
         ("router._sync.slots", "import router._sync.pools", ["router._sync.slots imports _sync.pools"]),
         ("router._sync.pools", "import router._sync.slots\nfrom router import _runtime", []),
-        ("router.testing.cluster", "from router.errors import X", ["router.testing.cluster imports errors"]),
+        ("router.testing.cluster", "from router.core.errors import X", ["router.testing.cluster imports core.errors"]),
         ("router.testing.cluster", "from router.testing import cluster", []),
         ("router.cli.demo", "from router.testing import X\nfrom router import Router", []),
-        ("router.choose", "import os.path", ["router.choose imports os.path"]),
-        ("router.choose", "from time import monotonic", ["router.choose imports time.monotonic"]),
-        ("router.choose", "from psycopg import Connection", ["router.choose uses psycopg.Connection"]),
-        ("router.errors", "import psycopg\npsycopg.connect()", ["router.errors uses psycopg.connect"]),
-        ("router.errors", "import psycopg\nclass E(psycopg.OperationalError): ...", []),
-        ("router.health", "from psycopg.errors import ReadOnlySqlTransaction", []),
+        ("router.core.choose", "import os.path", ["router.core.choose imports os.path"]),
+        ("router.core.choose", "from time import monotonic", ["router.core.choose imports time.monotonic"]),
+        ("router.core.choose", "from psycopg import Connection", ["router.core.choose uses psycopg.Connection"]),
+        ("router.core.errors", "import psycopg\npsycopg.connect()", ["router.core.errors uses psycopg.connect"]),
+        ("router.core.errors", "import psycopg\nclass E(psycopg.OperationalError): ...", []),
+        ("router.core.health", "from psycopg.errors import ReadOnlySqlTransaction", []),
         ("router.settings", "import os", []),
     ],
 )

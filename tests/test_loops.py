@@ -14,7 +14,7 @@ import pytest
 
 import router as process_wide
 from router import AsyncRouter, ConfigError, _default, aio
-from router.errors import RouterClosed, UnknownVersion
+from router.core.errors import RouterClosed, UnknownVersion
 from tests.support import PATIENCE, aeventually, eventually, new_name, run, settings
 
 if TYPE_CHECKING:

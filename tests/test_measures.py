@@ -7,8 +7,8 @@ from typing import Literal
 
 import pytest
 
-from router.measures import NodeStats, PoolStats, Stats, VersionStats
-from router.topology import Node, Role, Secrets, Server
+from router.core.measures import NodeStats, PoolStats, Stats, VersionStats
+from router.core.topology import Node, Role, Secrets, Server
 
 PARAMS = (("dbname", "app"), ("user", "app"))
 

@@ -13,16 +13,16 @@ from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from router.choose import Request, Tier, choose, standings
-from router.consistency import Position
-from router.health import Connected, Failed, Looked, observe
-from router.topology import Cluster, HealthPolicy, Node, ReadPolicy, Role, Server, Target
+from router.core.choose import Request, Tier, choose, standings
+from router.core.consistency import Position
+from router.core.health import Connected, Failed, Looked, observe
+from router.core.topology import Cluster, HealthPolicy, Node, ReadPolicy, Role, Server, Target
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from router.choose import Route
-    from router.health import Health, Seen
+    from router.core.choose import Route
+    from router.core.health import Health, Seen
 
 PRIMARY, REPLICA = Role.PRIMARY, Role.REPLICA
 POLICY = HealthPolicy(interval=1.0, timeout=0.5, ban=4.0, ban_max=30.0)

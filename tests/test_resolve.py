@@ -16,10 +16,9 @@ from hypothesis import strategies as st
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from router.errors import UnknownTenant, UnknownVersion
-from router.resolve import resolve
-from router.settings import RouterSettings
-from router.topology import (
+from router.core.errors import UnknownTenant, UnknownVersion
+from router.core.resolve import resolve
+from router.core.topology import (
     TENANT_PATTERN,
     Cluster,
     Home,
@@ -32,6 +31,7 @@ from router.topology import (
     TenantPolicy,
     Topology,
 )
+from router.settings import RouterSettings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

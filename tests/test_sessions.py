@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from router import AsyncRouter, Router
-from router.consistency import Position
 from router.context import CURRENT
+from router.core.consistency import Position
+from router.core.topology import TokenPolicy
 from router.sessions import Session, current
-from router.topology import TokenPolicy
 from tests.support import new_name, run, settings
 
 if TYPE_CHECKING:

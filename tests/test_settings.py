@@ -28,10 +28,8 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from pydantic import ValidationError
 
 from router import _sources, dsn
-from router.dsn import Dsn
-from router.errors import ConfigError
-from router.settings import SERVERS, RouterSettings, TenantSettings
-from router.topology import (
+from router.core.errors import ConfigError
+from router.core.topology import (
     Cluster,
     DirectoryPolicy,
     HealthPolicy,
@@ -46,6 +44,8 @@ from router.topology import (
     TenantPolicy,
     Topology,
 )
+from router.dsn import Dsn
+from router.settings import SERVERS, RouterSettings, TenantSettings
 from tools import generate
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from router.statement import can_be_repeated, commits, needs_primary, without_comments
+from router.core.statement import can_be_repeated, commits, needs_primary, without_comments
 
 FOR_THE_PRIMARY = [
     "INSERT INTO t VALUES (1)",

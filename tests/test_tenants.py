@@ -15,7 +15,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from router import AsyncRouter, PoolExhausted, Router, UnknownTenant
-from router.topology import TENANT_PATTERN
+from router.core.topology import TENANT_PATTERN
 from tests.support import PATIENCE, aeventually, eventually, new_name, run, settings, together
 
 if TYPE_CHECKING:

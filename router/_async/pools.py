@@ -35,8 +35,8 @@ from psycopg_pool.pool_async import AddConnection, MaintenanceTask
 from router._async.opener import Refused
 from router._async.scripts import AsyncPooledConnection, begin_of
 from router._runtime import AFlag, AGuard, Isolated, ais_free, auncancelled, cut
-from router.budget import Claim, Idle
-from router.measures import PoolStats
+from router.core.budget import Claim, Idle
+from router.core.measures import PoolStats
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -47,8 +47,8 @@ if TYPE_CHECKING:
 
     from router._async.opener import AsyncOpener
     from router._async.slots import AsyncGate
-    from router.health import Looked
-    from router.topology import Node, Scope, Server, Target
+    from router.core.health import Looked
+    from router.core.topology import Node, Scope, Server, Target
 
 
 USERS = "a stream() or notifies() that was left half way, or another task or thread"

@@ -10,10 +10,10 @@ from weakref import ref
 from router._async.pools import AsyncNodePool
 from router._async.scoped import AsyncSharedPool
 from router._runtime import AFlag, AGuard, Isolated, asettled, auncancelled
-from router.budget import to_close
-from router.errors import RouterClosed
-from router.events import PoolClosed, PoolOpened
-from router.measures import Totals
+from router.core.budget import to_close
+from router.core.errors import RouterClosed
+from router.core.events import PoolClosed, PoolOpened
+from router.core.measures import Totals
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
     from router._async.opener import AsyncOpener
     from router._async.pools import Counts, Suspect
-    from router.budget import Claim, Limits
-    from router.events import Event
-    from router.topology import Node, Target
+    from router.core.budget import Claim, Limits
+    from router.core.events import Event
+    from router.core.topology import Node, Target
 
     Use: TypeAlias = tuple[str | None, bool]  # a version, none for tenants' own servers; whether it is for reading
     Key: TypeAlias = tuple[str, Node, bool, bool]
@@ -234,7 +234,7 @@ class AsyncPools:
         """Count something that happened to a request.
 
         Args:
-            what: An attribute of :class:`~router.measures.Totals`.
+            what: An attribute of :class:`~router.core.measures.Totals`.
             version: The version, or the name of a tenant's own servers.
             read_only: Whether it was to read.
         """

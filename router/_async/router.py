@@ -15,17 +15,17 @@ from router._async.each import each, tenants_of
 from router._async.routing import AsyncRouting, NotKnownYet
 from router._async.statements import AsyncStatements
 from router._runtime import Loosely, acheck_locks, aclaimed, agone, arunning_loop, survive_fork
-from router.choose import Request
-from router.consistency import UNSURE, Position, settled
 from router.context import CURRENT, Use, named
-from router.errors import TokenRefused, UnknownTenant
-from router.health import UNKNOWN, fenced, hindrance, lag_of, primary_of, role_of, state_of
-from router.measures import NodeStats, Stats, TenantPoolStats, VersionStats
-from router.outcomes import needs_list
-from router.resolve import check_key
+from router.core.choose import Request
+from router.core.consistency import UNSURE, Position, settled
+from router.core.errors import TokenRefused, UnknownTenant
+from router.core.health import UNKNOWN, fenced, hindrance, lag_of, primary_of, role_of, state_of
+from router.core.measures import NodeStats, Stats, TenantPoolStats, VersionStats
+from router.core.outcomes import needs_list
+from router.core.resolve import check_key
+from router.core.topology import PoolPolicy, Role, Tenancy
 from router.sessions import Session, current, parsed
 from router.settings import TENANT_KEYS, RouterSettings
-from router.topology import PoolPolicy, Role, Tenancy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -37,11 +37,11 @@ if TYPE_CHECKING:
 
     from router._async.checkout import AsyncLane
     from router._runtime import AConfigure, AFunction, APassword, ASource
-    from router.choose import Route
-    from router.events import Observer
-    from router.outcomes import Outcomes
-    from router.result import Result
-    from router.topology import Node, Target
+    from router.core.choose import Route
+    from router.core.events import Observer
+    from router.core.outcomes import Outcomes
+    from router.core.result import Result
+    from router.core.topology import Node, Target
 
 T = TypeVar("T")
 

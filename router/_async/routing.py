@@ -22,10 +22,10 @@ from router._async.pools import Reroute, original_of
 from router._async.registry import AsyncPools
 from router._async.slots import AsyncGate, AsyncSlots
 from router._runtime import AFlag, AGuard, Isolated, acheck_locks, ajoin, asettled, asleep, aspawn, cut
-from router.budget import Claim, Full, Limits, full
-from router.choose import Request, choose, limits_lag, standings
-from router.consistency import UNSURE, later
-from router.errors import (
+from router.core.budget import Claim, Full, Limits, full
+from router.core.choose import Request, choose, limits_lag, standings
+from router.core.consistency import UNSURE, later
+from router.core.errors import (
     NoPrimary,
     NoReplica,
     PoolExhausted,
@@ -35,10 +35,10 @@ from router.errors import (
     Unavailable,
     UnknownTenant,
 )
-from router.events import ReadOnPrimary, Repeated, RequestFailed
-from router.health import UNKNOWN, Elsewhere, Use, login_of, observe, primary_of, same_system, state_of, undecided
-from router.resolve import check_key, resolve
-from router.topology import Node, Role
+from router.core.events import ReadOnPrimary, Repeated, RequestFailed
+from router.core.health import UNKNOWN, Elsewhere, Use, login_of, observe, primary_of, same_system, state_of, undecided
+from router.core.resolve import check_key, resolve
+from router.core.topology import Node, Role
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -50,11 +50,11 @@ if TYPE_CHECKING:
     from router._async.directory import AsyncDirectory
     from router._async.pools import AsyncNodePool
     from router._runtime import AConfigure, APassword, AWorker
-    from router.choose import Route
-    from router.consistency import Position
-    from router.events import Observer
-    from router.health import Seen, State
-    from router.topology import Cluster, Server, Target, Topology
+    from router.core.choose import Route
+    from router.core.consistency import Position
+    from router.core.events import Observer
+    from router.core.health import Seen, State
+    from router.core.topology import Cluster, Server, Target, Topology
 
     Key: TypeAlias = str | tuple[str | None, str] | None  # a version, or a version and a tenant
     Like: TypeAlias = tuple[str, tuple[Node, ...], bool]  # a cluster's name and nodes, and whether it is for reading

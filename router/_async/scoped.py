@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 
-from router import sql
 from router._async.pools import AsyncNodePool, original_of
 from router._async.scripts import NOT_THERE, AsyncPooledConnection, begin_of, send, why_not_there
-from router.budget import next_in_line
-from router.errors import UnknownTenant
+from router.core import sql
+from router.core.budget import next_in_line
+from router.core.errors import UnknownTenant
 
 if TYPE_CHECKING:
     from psycopg import AsyncConnection
     from psycopg.rows import TupleRow
 
     from router._async.pools import AsyncPlace
-    from router.topology import Scope
+    from router.core.topology import Scope
 
 LEAST = 0.5
 """Seconds that a server has at least to set a session, even past the deadline: if whoever is served at the last moment

@@ -13,7 +13,7 @@ from weakref import ref
 import psycopg
 
 from router._runtime import AFlag, AGuard, Isolated, asleep
-from router.budget import full, grant, yields_to
+from router.core.budget import full, grant, yields_to
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from psycopg import AsyncConnection
 
     from router._runtime import AFunction, ALoop
-    from router.budget import Claim, Limits
+    from router.core.budget import Claim, Limits
 
 
 CALM = 0.02

@@ -15,9 +15,9 @@ from psycopg.rows import tuple_row
 from router._async.pools import original_of
 from router._async.scripts import AsyncPooledConnection, is_spoilt, is_stale, text_of
 from router._runtime import AGuard, acall, asleep
-from router.errors import Unavailable
-from router.result import Result
-from router.statement import can_be_repeated, needs_primary, without_comments
+from router.core.errors import Unavailable
+from router.core.result import Result
+from router.core.statement import can_be_repeated, needs_primary, without_comments
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from router._async.checkout import AsyncCheckout
     from router._async.pools import AsyncNodePool
-    from router.topology import Node
+    from router.core.topology import Node
 
 T = TypeVar("T")
 

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 import psycopg
 from psycopg.pq import TransactionStatus
 
-from router import sql
 from router._runtime import Isolated, claimed
 from router._sync.pools import USERS, original_of, was_given_up
 from router._sync.scoped import enter
 from router._sync.scripts import NodeConnection, TooLate, commit, in_pipeline, send
-from router.choose import PAIRS, pairs, rotation
-from router.errors import PoolExhausted, TransactionOutcomeUnknown, UnknownTenant
+from router.core import sql
+from router.core.choose import PAIRS, pairs, rotation
+from router.core.errors import PoolExhausted, TransactionOutcomeUnknown, UnknownTenant
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from router._runtime import Function
     from router._sync.pools import NodePool
     from router._sync.slots import Gate, Slots
-    from router.choose import Request
-    from router.errors import Unavailable
-    from router.topology import Node, Target
+    from router.core.choose import Request
+    from router.core.errors import Unavailable
+    from router.core.topology import Node, Target
 
     Note: TypeAlias = Callable[[Node, tuple[int, int] | None], None]
 

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
 
-from router import sql
 from router._runtime import Flag, Guard, Isolated, Loosely, call, can_spawn, consult, cut, join, spawn
 from router._sync.opener import is_undeclared
 from router._sync.pools import original_of
 from router._sync.scripts import cursor_of, send
-from router.directory import Answers, in_words
-from router.errors import DirectoryUnavailable, RouterClosed, RouterError, UnknownTenant
+from router.core import sql
+from router.core.directory import Answers, in_words
+from router.core.errors import DirectoryUnavailable, RouterClosed, RouterError, UnknownTenant
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from router._runtime import Function, Source, Worker
     from router._sync.checkout import Checkout
     from router._sync.pools import NodePool
-    from router.directory import DirectoryStats
-    from router.topology import DirectoryPolicy, Home
+    from router.core.directory import DirectoryStats
+    from router.core.topology import DirectoryPolicy, Home
 
 ASKING = 4
 """How many tenants are asked for at the same time at most."""

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from router._runtime import Flag, Guard, Isolated
 from router._sync.monitor import Monitor
-from router.choose import Request, Tier, standings
-from router.events import ConnectionsCut, Event, changes, fall_back, succeed
-from router.health import UNKNOWN, Connected, Elsewhere, Failed, Use, login_of, observe
-from router.topology import Role, Server
+from router.core.choose import Request, Tier, standings
+from router.core.events import ConnectionsCut, Event, changes, fall_back, succeed
+from router.core.health import UNKNOWN, Connected, Elsewhere, Failed, Use, login_of, observe
+from router.core.topology import Role, Server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from router._sync.opener import Opener
     from router._sync.pools import NodePool, Original
     from router._sync.silence import Silent
-    from router.choose import Standing
-    from router.events import Leader, Observer
-    from router.health import Health, Seen
-    from router.topology import Cluster, HealthPolicy, Node
+    from router.core.choose import Standing
+    from router.core.events import Leader, Observer
+    from router.core.health import Health, Seen
+    from router.core.topology import Cluster, HealthPolicy, Node
 
     Standings: TypeAlias = Mapping[Server, Standing]
 

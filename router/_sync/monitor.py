@@ -18,8 +18,8 @@ from router._runtime import Flag, Guard, Isolated, Limited, cut, join, knock, sl
 from router._sync.opener import Unable
 from router._sync.silence import Silence
 from router._sync.slots import BudgetSpent
-from router.budget import Claim, Idle, to_close
-from router.health import UNKNOWN, Failed, Unseen, Use
+from router.core.budget import Claim, Idle, to_close
+from router.core.health import UNKNOWN, Failed, Unseen, Use
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from router._sync.opener import Opener
     from router._sync.pools import NodePool
     from router._sync.silence import Silent
-    from router.budget import Limits
-    from router.health import Health, Looked, Seen
-    from router.topology import Cluster, HealthPolicy, Node, Server
+    from router.core.budget import Limits
+    from router.core.health import Health, Looked, Seen
+    from router.core.topology import Cluster, HealthPolicy, Node, Server
 
 logger = logging.getLogger("router")
 

@@ -15,17 +15,17 @@ import psycopg
 from psycopg import Connection
 from psycopg.conninfo import make_conninfo
 
-from router import sql
 from router._login import OWN, LoginFailed
 from router._runtime import Names, consult
 from router._sync.scripts import NOT_THERE, NodeConnection, PooledConnection, TooLate, send, why_not_there
 from router._sync.slots import BudgetSpent
-from router.budget import Claim
-from router.choose import objection
+from router.core import sql
+from router.core.budget import Claim
+from router.core.choose import objection
+from router.core.errors import masked
+from router.core.health import REFUSES_WRITES, Connected, Elsewhere, Failed, Looked, PoolerFound, failed
+from router.core.topology import Role
 from router.dsn import KEEPALIVE
-from router.errors import masked
-from router.health import REFUSES_WRITES, Connected, Elsewhere, Failed, Looked, PoolerFound, failed
-from router.topology import Role
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
     from router._runtime import Configure, Function, Password
     from router._sync.slots import Slots
-    from router.health import Seen
-    from router.topology import Cluster, Node, Server
+    from router.core.health import Seen
+    from router.core.topology import Cluster, Node, Server
 
 READ_ONLY = "-c default_transaction_read_only=on"
 SNAPSHOT = "-c default_transaction_isolation=repeatable\\ read"

@@ -36,8 +36,8 @@ from psycopg_pool.pool import AddConnection, MaintenanceTask
 from router._runtime import Flag, Guard, Isolated, cut, is_free, uncancelled
 from router._sync.opener import Refused
 from router._sync.scripts import PooledConnection, begin_of
-from router.budget import Claim, Idle
-from router.measures import PoolStats
+from router.core.budget import Claim, Idle
+from router.core.measures import PoolStats
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -48,8 +48,8 @@ if TYPE_CHECKING:
 
     from router._sync.opener import Opener
     from router._sync.slots import Gate
-    from router.health import Looked
-    from router.topology import Node, Scope, Server, Target
+    from router.core.health import Looked
+    from router.core.topology import Node, Scope, Server, Target
 
 
 USERS = "a stream() or notifies() that was left half way, or another task or thread"

@@ -11,10 +11,10 @@ from weakref import ref
 from router._runtime import Flag, Guard, Isolated, settled, uncancelled
 from router._sync.pools import NodePool
 from router._sync.scoped import SharedPool
-from router.budget import to_close
-from router.errors import RouterClosed
-from router.events import PoolClosed, PoolOpened
-from router.measures import Totals
+from router.core.budget import to_close
+from router.core.errors import RouterClosed
+from router.core.events import PoolClosed, PoolOpened
+from router.core.measures import Totals
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
     from router._sync.opener import Opener
     from router._sync.pools import Counts, Suspect
-    from router.budget import Claim, Limits
-    from router.events import Event
-    from router.topology import Node, Target
+    from router.core.budget import Claim, Limits
+    from router.core.events import Event
+    from router.core.topology import Node, Target
 
     Use: TypeAlias = tuple[str | None, bool]  # a version, none for tenants' own servers; whether it is for reading
     Key: TypeAlias = tuple[str, Node, bool, bool]
@@ -235,7 +235,7 @@ class Pools:
         """Count something that happened to a request.
 
         Args:
-            what: An attribute of :class:`~router.measures.Totals`.
+            what: An attribute of :class:`~router.core.measures.Totals`.
             version: The version, or the name of a tenant's own servers.
             read_only: Whether it was to read.
         """

@@ -23,10 +23,10 @@ from router._sync.opener import Opener
 from router._sync.pools import Reroute, original_of
 from router._sync.registry import Pools
 from router._sync.slots import Gate, Slots
-from router.budget import Claim, Full, Limits, full
-from router.choose import Request, choose, limits_lag, standings
-from router.consistency import UNSURE, later
-from router.errors import (
+from router.core.budget import Claim, Full, Limits, full
+from router.core.choose import Request, choose, limits_lag, standings
+from router.core.consistency import UNSURE, later
+from router.core.errors import (
     NoPrimary,
     NoReplica,
     PoolExhausted,
@@ -36,10 +36,10 @@ from router.errors import (
     Unavailable,
     UnknownTenant,
 )
-from router.events import ReadOnPrimary, Repeated, RequestFailed
-from router.health import UNKNOWN, Elsewhere, Use, login_of, observe, primary_of, same_system, state_of, undecided
-from router.resolve import check_key, resolve
-from router.topology import Node, Role
+from router.core.events import ReadOnPrimary, Repeated, RequestFailed
+from router.core.health import UNKNOWN, Elsewhere, Use, login_of, observe, primary_of, same_system, state_of, undecided
+from router.core.resolve import check_key, resolve
+from router.core.topology import Node, Role
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -51,11 +51,11 @@ if TYPE_CHECKING:
     from router._runtime import Configure, Password, Worker
     from router._sync.directory import Directory
     from router._sync.pools import NodePool
-    from router.choose import Route
-    from router.consistency import Position
-    from router.events import Observer
-    from router.health import Seen, State
-    from router.topology import Cluster, Server, Target, Topology
+    from router.core.choose import Route
+    from router.core.consistency import Position
+    from router.core.events import Observer
+    from router.core.health import Seen, State
+    from router.core.topology import Cluster, Server, Target, Topology
 
     Key: TypeAlias = str | tuple[str | None, str] | None  # a version, or a version and a tenant
     Like: TypeAlias = tuple[str, tuple[Node, ...], bool]  # a cluster's name and nodes, and whether it is for reading

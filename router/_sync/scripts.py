@@ -29,10 +29,10 @@ from psycopg.sql import Composable
 from psycopg.types import TypesRegistry
 from psycopg.types.array import register_all_arrays
 
-from router import sql
 from router._login import log_in
-from router.errors import TransactionOutcomeUnknown
-from router.statement import commits
+from router.core import sql
+from router.core.errors import TransactionOutcomeUnknown
+from router.core.statement import commits
 
 if TYPE_CHECKING:
     from psycopg import Xid

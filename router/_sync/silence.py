@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from router._sync.opener import Session
     from router._sync.pools import NodePool, Original
-    from router.topology import Server
+    from router.core.topology import Server
 
 SAMPLE = 15.0
 """Seconds between two samples, and for which a connection has to have been quiet to be sampled at all."""

@@ -14,7 +14,7 @@ from weakref import ref
 import psycopg
 
 from router._runtime import Flag, Guard, Isolated, sleep
-from router.budget import full, grant, yields_to
+from router.core.budget import full, grant, yields_to
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from psycopg import Connection
 
     from router._runtime import Function, Loop
-    from router.budget import Claim, Limits
+    from router.core.budget import Claim, Limits
 
 
 CALM = 0.02

@@ -16,9 +16,9 @@ from psycopg.rows import tuple_row
 from router._runtime import Guard, call, sleep
 from router._sync.pools import original_of
 from router._sync.scripts import PooledConnection, is_spoilt, is_stale, text_of
-from router.errors import Unavailable
-from router.result import Result
-from router.statement import can_be_repeated, needs_primary, without_comments
+from router.core.errors import Unavailable
+from router.core.result import Result
+from router.core.statement import can_be_repeated, needs_primary, without_comments
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from router._sync.checkout import Checkout
     from router._sync.pools import NodePool
-    from router.topology import Node
+    from router.core.topology import Node
 
 T = TypeVar("T")
 

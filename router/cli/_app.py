@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 
 from router.cli import check, demo, dsn, each, explain, init, schema, status, tenants
 from router.cli._common import BAD_USAGE, FAILED, concealed, show_error
-from router.errors import ConfigError, RouterError, UnknownTenant, UnknownVersion
+from router.core.errors import ConfigError, RouterError, UnknownTenant, UnknownVersion
 from router.testing import ClusterError
 
 

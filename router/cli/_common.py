@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn, TypeAlias
 import typer
 
 from router import RouterSettings
-from router.errors import ConfigError, like_connection_string
+from router.core.errors import ConfigError, like_connection_string
 
 FAILED = 1
 BAD_USAGE = 2

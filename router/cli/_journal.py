@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from router.errors import RouterError
+from router.core.errors import RouterError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

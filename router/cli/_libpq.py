@@ -9,8 +9,8 @@ from urllib.parse import quote, urlencode
 
 from psycopg import pq
 
-from router.errors import RouterError
-from router.resolve import option
+from router.core.errors import RouterError
+from router.core.resolve import option
 
 if TYPE_CHECKING:
     from router import Router

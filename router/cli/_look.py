@@ -12,16 +12,16 @@ import psycopg
 
 from router._sync.opener import Opener
 from router._sync.slots import Slots
-from router.budget import Limits
-from router.health import Failed, Looked, observe
+from router.core.budget import Limits
+from router.core.health import Failed, Looked, observe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from psycopg.rows import TupleRow
 
-    from router.health import Health
-    from router.topology import Cluster, HealthPolicy, Node
+    from router.core.health import Health
+    from router.core.topology import Cluster, HealthPolicy, Node
 
 T = TypeVar("T")
 

@@ -6,13 +6,13 @@ from collections import defaultdict
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from router import sql
 from router._sync.scripts import NOT_THERE, send, why_not_there
 from router.cli._look import look_at
-from router.errors import RouterError
-from router.health import Looked
-from router.resolve import quoted, rendered, resolve, versions_of
-from router.topology import Role
+from router.core import sql
+from router.core.errors import RouterError
+from router.core.health import Looked
+from router.core.resolve import quoted, rendered, resolve, versions_of
+from router.core.topology import Role
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from psycopg.rows import TupleRow
 
     from router.cli._look import Look
-    from router.topology import Cluster, Home, Node, Target, Topology
+    from router.core.topology import Cluster, Home, Node, Target, Topology
 
 Settings: TypeAlias = tuple[tuple[str, str], ...]
 """The role and the search path that a session is set to."""

@@ -7,19 +7,20 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import psycopg
 
-from router import Router, sql
+from router import Router
 from router._sync.scripts import cursor_of
-from router.errors import ConfigError, RouterError, UnknownTenant
-from router.outcomes import needs_list, selected
-from router.resolve import check_key, home_of, lives_in, resolve
+from router.core import sql
+from router.core.errors import ConfigError, RouterError, UnknownTenant
+from router.core.outcomes import needs_list, selected
+from router.core.resolve import check_key, home_of, lives_in, resolve
+from router.core.topology import Home
 from router.settings import TENANT_KEYS
-from router.topology import Home
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from router import RouterSettings
-    from router.topology import Tenancy, Topology
+    from router.core.topology import Tenancy, Topology
 
 UNLISTED = (
     "note: tenants that only [tenant_template] describes are not among them: name their keys (a,b,c), or keep them in "
@@ -36,7 +37,7 @@ def meant(settings: RouterSettings, topology: Topology, pattern: str, version: s
     Args:
         settings: The settings.
         topology: What they describe.
-        pattern: As for :func:`router.outcomes.selected`.
+        pattern: As for :func:`router.core.outcomes.selected`.
         version: Of those who are not named by their keys, only those who live in this version; ``None`` for all.
 
     Returns:

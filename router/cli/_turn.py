@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 import psycopg
 
-from router import sql
 from router._sync.each import STALLED
 from router._sync.scripts import cursor_of
 from router.cli import _child
 from router.cli._libpq import environment, find
-from router.errors import PoolExhausted, RouterError, TransactionOutcomeUnknown
+from router.core import sql
+from router.core.errors import PoolExhausted, RouterError, TransactionOutcomeUnknown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence

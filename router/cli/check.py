@@ -11,15 +11,15 @@ import psycopg
 import typer
 from rich.text import Text
 
-from router import sql
 from router._sync.scripts import cursor_of
 from router.cli._common import FAILED, AsJson, Config, load, print_json
 from router.cli._look import learn, look_at
 from router.cli._missing import missing
 from router.cli._screen import Column, console, listed, table
-from router.health import REFUSES_WRITES, Looked, fenced, foreign
-from router.resolve import resolve, versions_of
-from router.topology import HealthPolicy, PoolPolicy, Role
+from router.core import sql
+from router.core.health import REFUSES_WRITES, Looked, fenced, foreign
+from router.core.resolve import resolve, versions_of
+from router.core.topology import HealthPolicy, PoolPolicy, Role
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from router import RouterSettings
     from router.cli._look import Look
-    from router.topology import Cluster, Node, Server, Topology
+    from router.core.topology import Cluster, Node, Server, Topology
 
 
 class _Facts(NamedTuple):

@@ -6,18 +6,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from router.choose import Request, choose
 from router.cli._common import BAD_USAGE, FAILED, AsJson, Config, ReadOnly, Tenant, Version, fail, load, print_json
 from router.cli._look import Looker, learn
 from router.cli._tenants import home_as_json, in_words, named
-from router.errors import ConfigError
-from router.health import role_of, state_of
-from router.resolve import rendered, resolve
+from router.core.choose import Request, choose
+from router.core.errors import ConfigError
+from router.core.health import role_of, state_of
+from router.core.resolve import rendered, resolve
 
 if TYPE_CHECKING:
-    from router.choose import Route
-    from router.health import Health
-    from router.topology import Home, Target
+    from router.core.choose import Route
+    from router.core.health import Health
+    from router.core.topology import Home, Target
 
 
 def explain(

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from router.cli._common import BAD_USAGE, fail
-from router.errors import like_connection_string
+from router.core.errors import like_connection_string
 
 
 def init(

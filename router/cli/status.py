@@ -14,15 +14,15 @@ from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
-from router import sql
 from router._sync.scripts import cursor_of
-from router.choose import fresh
 from router.cli._common import FAILED, AsJson, Config, load, print_json
 from router.cli._look import Looker, learn
 from router.cli._screen import Column, InPlace, console, in_terminal, listed, table
-from router.health import REFUSES_WRITES, Looked, fenced, foreign, lag_of, primary_of, role_of, state_of
-from router.resolve import resolve
-from router.topology import Role
+from router.core import sql
+from router.core.choose import fresh
+from router.core.health import REFUSES_WRITES, Looked, fenced, foreign, lag_of, primary_of, role_of, state_of
+from router.core.resolve import resolve
+from router.core.topology import Role
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from router.cli._look import Look
-    from router.health import Health, Lag
-    from router.topology import Cluster, HealthPolicy, Node
+    from router.core.health import Health, Lag
+    from router.core.topology import Cluster, HealthPolicy, Node
 
 
 class _Activity(NamedTuple):

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from router import sql
 from router._sync.scripts import cursor_of
 from router.cli import _screen
 from router.cli._common import FAILED, AsJson, Config, load, print_json
 from router.cli._look import look_at
 from router.cli._tenants import home_as_json, in_words, meant
-from router.errors import ConfigError, RouterError
-from router.health import Looked
-from router.outcomes import ALL
-from router.resolve import rendered, resolve
-from router.topology import Home, Tenancy
+from router.core import sql
+from router.core.errors import ConfigError, RouterError
+from router.core.health import Looked
+from router.core.outcomes import ALL
+from router.core.resolve import rendered, resolve
+from router.core.topology import Home, Tenancy
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import psycopg
     from psycopg.rows import TupleRow
 
-    from router.topology import Cluster, Node, Server, Target, Topology
+    from router.core.topology import Cluster, Node, Server, Target, Topology
 
 
 class _Alike(NamedTuple):

@@ -20,15 +20,15 @@ from router._async.pools import AsyncNodePool
 from router._async.registry import AsyncPools
 from router._async.routing import AsyncRouting
 from router._async.slots import AsyncSlots
-from router.errors import DirectoryUnavailable
-from router.events import ReadsFellBack, ReadsReturned
+from router.core.errors import DirectoryUnavailable
+from router.core.events import ReadsFellBack, ReadsReturned
 from tests.proxy import Proxy
 from tests.support import acurrent, aeventually, arunning, settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from router.events import Event
+    from router.core.events import Event
     from router.testing import PostgresCluster
 
 # What tasks and threads of the router's own do: each of these raises once.

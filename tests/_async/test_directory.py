@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, Self
 import psycopg
 import pytest
 
-from router import AsyncRouter, RouterClosed, RouterError, sql
+from router import AsyncRouter, RouterClosed, RouterError
 from router._async.directory import ASKING, AsyncDirectory, AsyncSqlSource
 from router._runtime import AFlag
-from router.errors import ConfigError, DirectoryUnavailable, UnknownTenant
-from router.topology import DirectoryPolicy, Home
+from router.core import sql
+from router.core.errors import ConfigError, DirectoryUnavailable, UnknownTenant
+from router.core.topology import DirectoryPolicy, Home
 from tests.proxy import Proxy
 from tests.support import PATIENCE, aall_of, aeventually, atogether, new_name, settings
 

@@ -12,7 +12,8 @@ from weakref import ref
 import psycopg
 import pytest
 
-from router import AsyncRouter, sql
+from router import AsyncRouter
+from router.core import sql
 from tests.support import aeventually, aoutside, new_name, run, settings
 
 if TYPE_CHECKING:

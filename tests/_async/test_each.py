@@ -11,7 +11,7 @@ import pytest
 
 from router import AsyncRouter, UnknownTenant, UnknownVersion
 from router._runtime import AFlag
-from router.errors import DirectoryUnavailable, TenantLocked
+from router.core.errors import DirectoryUnavailable, TenantLocked
 from tests.support import PATIENCE, new_name, run, settings
 
 if TYPE_CHECKING:

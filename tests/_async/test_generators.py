@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, LiteralString
 import pytest
 
 from router import AsyncRouter, Outcomes, Session, TenantLocked, Use
-from router.errors import RouterError
+from router.core.errors import RouterError
 from tests.support import new_name, run, settings
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from tests.support import aeventually, new_name, run, settings
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from router.measures import PoolStats
+    from router.core.measures import PoolStats
     from tests.conftest import Postgres
 
 pytestmark = pytest.mark.docker

@@ -13,7 +13,7 @@ from psycopg import AsyncConnection
 
 from router import AsyncRouter, NoPrimary, PoolExhausted, Server, TooManyWaiting
 from router._async.slots import AsyncSlots
-from router.budget import Claim, Limits
+from router.core.budget import Claim, Limits
 from tests.proxy import Proxy
 from tests.support import PATIENCE, aall_of, aeventually, aoutside, atogether, new_name, port, run, settings
 

@@ -10,7 +10,8 @@ from psycopg import AsyncConnection, AsyncCursor
 from psycopg.adapt import Loader
 from psycopg.rows import dict_row, scalar_row, tuple_row
 
-from router import AsyncRouter, sql
+from router import AsyncRouter
+from router.core import sql
 from tests.support import new_name, run, settings
 
 if TYPE_CHECKING:

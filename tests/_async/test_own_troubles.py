@@ -16,7 +16,7 @@ import pytest
 
 from router import AsyncRouter, NoPrimary, PoolExhausted, _login
 from router._runtime import aknock, asleep
-from router.events import Event, ServerDown
+from router.core.events import Event, ServerDown
 from tests.proxy import Proxy
 from tests.support import aeventually, settings
 

@@ -8,12 +8,12 @@ import psycopg
 import pytest
 
 from router import AsyncRouter, NoPrimary, NoReplica, Role, RouterClosed, RouterSettings, UnknownVersion
-from router.events import PoolClosed, PoolOpened
+from router.core.events import PoolClosed, PoolOpened
 from tests.proxy import Proxy
 from tests.support import aeventually, atogether, new_name, port, run, settings
 
 if TYPE_CHECKING:
-    from router.events import Event
+    from router.core.events import Event
     from router.testing import PostgresCluster
     from tests.conftest import Postgres
 

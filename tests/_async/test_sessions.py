@@ -19,8 +19,8 @@ from router import AsyncRouter, NoReplica, TokenRefused, TransactionOutcomeUnkno
 from router._async.knowledge import HURRIED
 from router._async.pools import AsyncNodePool
 from router._runtime import asleep
-from router.consistency import Position, Token
 from router.context import CURRENT
+from router.core.consistency import Position, Token
 from tests.proxy import Proxy
 from tests.support import aall_of, aeventually, aoutside, new_name, port, run, settings
 

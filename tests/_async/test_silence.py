@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, LiteralString, TypeAlias
 import psycopg
 import pytest
 
-from router import AsyncRouter, TransactionOutcomeUnknown, Unavailable, sql
-from router.events import ConnectionsCut, Event
+from router import AsyncRouter, TransactionOutcomeUnknown, Unavailable
+from router.core import sql
+from router.core.events import ConnectionsCut, Event
 from tests.pooler import Pooler
 from tests.proxy import Proxy
 from tests.support import aall_of, aeventually, aoutside, new_name, run, settings

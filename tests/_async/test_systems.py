@@ -8,12 +8,12 @@ import psycopg
 import pytest
 
 from router import AsyncRouter, NoPrimary, NoReplica
-from router.events import Fenced, OtherSystem
+from router.core.events import Fenced, OtherSystem
 from tests.proxy import Proxy
 from tests.support import aeventually, aoutside, settings
 
 if TYPE_CHECKING:
-    from router.events import Event
+    from router.core.events import Event
     from router.testing import PostgresCluster, PostgresServer
     from router.testing._plugin import MakeCluster
 

@@ -27,8 +27,8 @@ from router import (
 )
 from router._async.pools import original_of
 from router._runtime import asleep
-from router.events import UndeclaredPooler
-from router.topology import Server
+from router.core.events import UndeclaredPooler
+from router.core.topology import Server
 from tests.pooler import PgBouncer, Pooler
 from tests.proxy import Proxy
 from tests.support import PATIENCE, aall_of, aeventually, atogether, new_name, port, run, settings
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
     from router import Node
-    from router.events import Event
+    from router.core.events import Event
     from router.testing import PostgresCluster
     from tests.pooler import Mode
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from router import AsyncRouter, NoReplica, PoolExhausted, TooManyWaiting
-from router.events import (
+from router.core.events import (
     ReadOnPrimary,
     ReadsFellBack,
     ReadsReturned,
@@ -22,8 +22,8 @@ from tests.tapped import tap
 if TYPE_CHECKING:
     from psycopg import AsyncConnection
 
-    from router.events import Event
-    from router.measures import Totals
+    from router.core.events import Event
+    from router.core.measures import Totals
     from router.testing import PostgresCluster
 
 ROW = {"tenant_template": {"row": "app.tenant"}}

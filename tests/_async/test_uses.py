@@ -9,7 +9,7 @@ import pytest
 from psycopg import sql
 
 from router import AsyncRouter, NoPrimary, NoReplica
-from router.events import LoginRefused, ServerDown, WritesRefused
+from router.core.events import LoginRefused, ServerDown, WritesRefused
 from tests.proxy import Proxy
 from tests.support import aall_of, aeventually, aoutside, new_name, run, settings
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from psycopg import AsyncConnection
 
-    from router.events import Event
+    from router.core.events import Event
     from router.testing import PostgresCluster
     from router.testing._plugin import MakeCluster
     from tests.conftest import Postgres

@@ -21,15 +21,15 @@ from router._sync.pools import NodePool
 from router._sync.registry import Pools
 from router._sync.routing import Routing
 from router._sync.slots import Slots
-from router.errors import DirectoryUnavailable
-from router.events import ReadsFellBack, ReadsReturned
+from router.core.errors import DirectoryUnavailable
+from router.core.events import ReadsFellBack, ReadsReturned
 from tests.proxy import Proxy
 from tests.support import current, eventually, running, settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from router.events import Event
+    from router.core.events import Event
     from router.testing import PostgresCluster
 
 # What tasks and threads of the router's own do: each of these raises once.

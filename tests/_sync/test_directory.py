@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, Self
 import psycopg
 import pytest
 
-from router import Router, RouterClosed, RouterError, sql
+from router import Router, RouterClosed, RouterError
 from router._runtime import Flag
 from router._sync.directory import ASKING, Directory, SqlSource
-from router.errors import ConfigError, DirectoryUnavailable, UnknownTenant
-from router.topology import DirectoryPolicy, Home
+from router.core import sql
+from router.core.errors import ConfigError, DirectoryUnavailable, UnknownTenant
+from router.core.topology import DirectoryPolicy, Home
 from tests.proxy import Proxy
 from tests.support import PATIENCE, all_of, eventually, new_name, settings, together
 

@@ -13,7 +13,8 @@ from weakref import ref
 import psycopg
 import pytest
 
-from router import Router, sql
+from router import Router
+from router.core import sql
 from tests.support import eventually, new_name, outside, run, settings
 
 if TYPE_CHECKING:

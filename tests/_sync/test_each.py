@@ -12,7 +12,7 @@ import pytest
 
 from router import Router, UnknownTenant, UnknownVersion
 from router._runtime import Flag
-from router.errors import DirectoryUnavailable, TenantLocked
+from router.core.errors import DirectoryUnavailable, TenantLocked
 from tests.support import PATIENCE, new_name, run, settings
 
 if TYPE_CHECKING:

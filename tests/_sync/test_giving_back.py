@@ -19,7 +19,7 @@ from tests.support import eventually, new_name, run, settings
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from router.measures import PoolStats
+    from router.core.measures import PoolStats
     from tests.conftest import Postgres
 
 pytestmark = pytest.mark.docker

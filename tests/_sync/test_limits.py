@@ -14,7 +14,7 @@ from psycopg import Connection
 
 from router import NoPrimary, PoolExhausted, Router, Server, TooManyWaiting
 from router._sync.slots import Slots
-from router.budget import Claim, Limits
+from router.core.budget import Claim, Limits
 from tests.proxy import Proxy
 from tests.support import PATIENCE, all_of, eventually, new_name, outside, port, run, settings, together
 

@@ -11,7 +11,8 @@ from psycopg import Connection, Cursor
 from psycopg.adapt import Loader
 from psycopg.rows import dict_row, scalar_row, tuple_row
 
-from router import Router, sql
+from router import Router
+from router.core import sql
 from tests.support import new_name, run, settings
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ import pytest
 
 from router import NoPrimary, PoolExhausted, Router, _login
 from router._runtime import knock, sleep
-from router.events import Event, ServerDown
+from router.core.events import Event, ServerDown
 from tests.proxy import Proxy
 from tests.support import eventually, settings
 

@@ -9,12 +9,12 @@ import psycopg
 import pytest
 
 from router import NoPrimary, NoReplica, Role, Router, RouterClosed, RouterSettings, UnknownVersion
-from router.events import PoolClosed, PoolOpened
+from router.core.events import PoolClosed, PoolOpened
 from tests.proxy import Proxy
 from tests.support import eventually, new_name, port, run, settings, together
 
 if TYPE_CHECKING:
-    from router.events import Event
+    from router.core.events import Event
     from router.testing import PostgresCluster
     from tests.conftest import Postgres
 

@@ -20,8 +20,8 @@ from router import NoReplica, Router, TokenRefused, TransactionOutcomeUnknown
 from router._runtime import sleep
 from router._sync.knowledge import HURRIED
 from router._sync.pools import NodePool
-from router.consistency import Position, Token
 from router.context import CURRENT
+from router.core.consistency import Position, Token
 from tests.proxy import Proxy
 from tests.support import all_of, eventually, new_name, outside, port, run, settings
 

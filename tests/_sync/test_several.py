@@ -11,14 +11,14 @@ import pytest
 from psycopg import sql
 
 from router import Router
-from router.events import SeveralServers
+from router.core.events import SeveralServers
 from tests.proxy import Proxy
 from tests.support import eventually, new_name, outside, run, settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from router.events import Event
+    from router.core.events import Event
     from router.testing import PostgresCluster, PostgresServer
 
 FAST = {"interval": 0.1, "ban": 0.01}

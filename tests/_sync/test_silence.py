@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, LiteralString, TypeAlias
 import psycopg
 import pytest
 
-from router import Router, TransactionOutcomeUnknown, Unavailable, sql
-from router.events import ConnectionsCut, Event
+from router import Router, TransactionOutcomeUnknown, Unavailable
+from router.core import sql
+from router.core.events import ConnectionsCut, Event
 from tests.pooler import Pooler
 from tests.proxy import Proxy
 from tests.support import all_of, eventually, new_name, outside, run, settings

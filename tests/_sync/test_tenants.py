@@ -28,8 +28,8 @@ from router import (
 )
 from router._runtime import sleep
 from router._sync.pools import original_of
-from router.events import UndeclaredPooler
-from router.topology import Server
+from router.core.events import UndeclaredPooler
+from router.core.topology import Server
 from tests.pooler import PgBouncer, Pooler
 from tests.proxy import Proxy
 from tests.support import PATIENCE, all_of, eventually, new_name, port, run, settings, together
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from router import Node
-    from router.events import Event
+    from router.core.events import Event
     from router.testing import PostgresCluster
     from tests.pooler import Mode
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from router import NoReplica, PoolExhausted, Router, TooManyWaiting
-from router.events import (
+from router.core.events import (
     ReadOnPrimary,
     ReadsFellBack,
     ReadsReturned,
@@ -23,8 +23,8 @@ from tests.tapped import tap
 if TYPE_CHECKING:
     from psycopg import Connection
 
-    from router.events import Event
-    from router.measures import Totals
+    from router.core.events import Event
+    from router.core.measures import Totals
     from router.testing import PostgresCluster
 
 ROW = {"tenant_template": {"row": "app.tenant"}}

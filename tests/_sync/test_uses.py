@@ -10,7 +10,7 @@ import pytest
 from psycopg import sql
 
 from router import NoPrimary, NoReplica, Router
-from router.events import LoginRefused, ServerDown, WritesRefused
+from router.core.events import LoginRefused, ServerDown, WritesRefused
 from tests.proxy import Proxy
 from tests.support import all_of, eventually, new_name, outside, run, settings
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from psycopg import Connection
 
-    from router.events import Event
+    from router.core.events import Event
     from router.testing import PostgresCluster
     from router.testing._plugin import MakeCluster
     from tests.conftest import Postgres

@@ -13,13 +13,13 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
-from router.consistency import settled
-from router.topology import Node, Role
+from router.core.consistency import settled
+from router.core.topology import Node, Role
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from router.topology import Cluster, HealthPolicy, Server
+    from router.core.topology import Cluster, HealthPolicy, Server
 
 REFUSES_WRITES = "default_transaction_read_only is on"
 SEVERAL = "several servers answer at this address"

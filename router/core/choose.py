@@ -11,8 +11,8 @@ from operator import itemgetter
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
-from router.consistency import UNSURE
-from router.health import (
+from router.core.consistency import UNSURE
+from router.core.health import (
     REFUSES_WRITES,
     SEVERAL,
     UNKNOWN,
@@ -25,14 +25,14 @@ from router.health import (
     same_system,
     state_of,
 )
-from router.topology import Role
+from router.core.topology import Role
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from router.consistency import Position
-    from router.health import Health, Lag, State
-    from router.topology import Cluster, Node, ReadPolicy, Target
+    from router.core.consistency import Position
+    from router.core.health import Health, Lag, State
+    from router.core.topology import Cluster, Node, ReadPolicy, Target
 
 
 class Tier(IntEnum):

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
-    from router.topology import Server
+    from router.core.topology import Server
 
 KEPT = 1.0
 """Seconds that an idle connection is kept from those who have as many as its holder: it may be wanted again at once."""

@@ -8,13 +8,13 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from router.errors import UnknownTenant, UnknownVersion
-from router.topology import Cluster, Home, Node, Scope, Target
+from router.core.errors import UnknownTenant, UnknownVersion
+from router.core.topology import Cluster, Home, Node, Scope, Target
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from router.topology import Topology
+    from router.core.topology import Topology
 
 APPLICATION = "router"
 """What a tenant's sessions are called, before its key, where the connection string has no ``application_name``."""

@@ -10,10 +10,10 @@ from math import inf
 from traceback import extract_tb
 from typing import TYPE_CHECKING
 
-from router.errors import RouterError
+from router.core.errors import RouterError
 
 if TYPE_CHECKING:
-    from router.topology import DirectoryPolicy, Home
+    from router.core.topology import DirectoryPolicy, Home
 
 KNOWN_MAX = 50_000
 """How many answers are kept at most: with more, those go that were unused for longest, a tenth at a time."""

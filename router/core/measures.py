@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from router.directory import DirectoryStats
-    from router.topology import Node, Role
+    from router.core.directory import DirectoryStats
+    from router.core.topology import Node, Role
 
 
 SHOWN = 10

@@ -18,7 +18,7 @@ import struct
 import zlib
 from typing import NamedTuple
 
-from router.errors import TokenRefused
+from router.core.errors import TokenRefused
 
 _PAGE_BYTES = 8192
 _HEADERS_BYTES = (24, 40)  # SizeOfXLogShortPHD; SizeOfXLogLongPHD, on the first page of a segment

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from router.topology import TENANT_PATTERN
+from router.core.topology import TENANT_PATTERN
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -32,7 +32,7 @@ import psycopg
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from router.topology import Node
+    from router.core.topology import Node
 
 
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from router.errors import UnknownTenant, masked
+from router.core.errors import UnknownTenant, masked
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
