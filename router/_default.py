@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from psycopg.abc import Params, Query
     from psycopg.rows import TupleRow
 
-    from router._runtime import Configure, Password, Source
+    from router._runtime.calls import Configure, Password, Source
     from router._sync.checkout import Checkout
     from router.context import Use
     from router.core.choose import Route

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from psycopg.rows import TupleRow
 
     from router._async.checkout import AsyncCheckout
-    from router._runtime import AConfigure, AFunction, APassword, ASource
+    from router._runtime.calls import AConfigure, AFunction, APassword, ASource
     from router.context import Use
     from router.core.choose import Route
     from router.core.events import Observer

@@ -1,4 +1,4 @@
-"""What the tests of both shells share; where threads and asyncio differ, in pairs, as in ``router/_runtime.py``."""
+"""What the tests of both shells share; where threads and asyncio differ, in pairs, as in ``router/_runtime/``."""
 
 from __future__ import annotations
 

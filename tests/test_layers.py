@@ -17,14 +17,19 @@ CORE = [
     "core.topology", "core.errors", "core.consistency", "core.resolve", "core.health", "core.choose", "core.budget",
     "core.events", "core.directory", "core.measures", "core.result", "core.outcomes", "core.statement", "core.sql",
 ]  # fmt: skip
-BELOW_THE_SHELL = [*CORE, "_first_use", "dsn", "_sources", "settings", "context", "sessions", "_login", "_runtime"]
+RUNTIME = [
+    "_runtime.flags", "_runtime.calls", "_runtime.workers", "_runtime.limited", "_runtime.names", "_runtime.sockets",
+    "_runtime.login", "_runtime.forks",
+]  # fmt: skip
+BELOW_THE_SHELL = [*CORE, "_first_use", "dsn", "_sources", "settings", "context", "sessions", *RUNTIME]
 # The modules of `_async`, and the same ones of `_sync`; neither shell imports from the other.
 SHELL = [
     "slots", "scripts", "opener", "pools", "scoped", "registry", "silence", "monitor", "knowledge", "checkout",
     "directory", "routing", "statements", "each", "router",
 ]  # fmt: skip
 ABOVE_THE_SHELL = ["events", "_default", "aio", "__init__", "testing", "cli"]
-BY_MODULES = {"core", "_async", "_sync", "_async.pool", "_sync.pool"}  # the packages whose modules are listed
+# The packages whose modules are listed.
+BY_MODULES = {"core", "_runtime", "_async", "_sync", "_async.pool", "_sync.pool"}
 APART = {"testing"}  # imports nothing of the router but itself: it must not need what it tests
 
 # The core is told the time and the chance, and does no I/O: of psycopg it knows the error classes only.
@@ -154,7 +159,7 @@ def test_a_package_that_is_listed_by_its_modules_imports_nothing() -> None:
         ("router.core.topology", "if TYPE_CHECKING:\n    from router.core.errors import X", []),
         ("router._sync.pools", "import router._async.slots", ["router._sync.pools imports _async.slots"]),
         ("router._sync.slots", "import router._sync.pools", ["router._sync.slots imports _sync.pools"]),
-        ("router._sync.pools", "import router._sync.slots\nfrom router import _runtime", []),
+        ("router._sync.pools", "import router._sync.slots\nfrom router._runtime import flags", []),
         ("router.testing.cluster", "from router.core.errors import X", ["router.testing.cluster imports core.errors"]),
         ("router.testing.cluster", "from router.testing import cluster", []),
         ("router.cli.demo", "from router.testing import X\nfrom router import Router", []),

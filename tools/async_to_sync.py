@@ -1,7 +1,7 @@
 """Write the sync shell from the async one: ``router/_async`` to ``router/_sync``, and their tests likewise.
 
 Drops ``async`` and ``await``, renames what ``RENAMES`` lists, and formats the result. Where threads and asyncio differ
-in more than a name, the pair of names belongs in ``router/_runtime.py``, and here.
+in more than a name, the pair of names belongs in ``router/_runtime/``, and here.
 
 Usage: ``python tools/async_to_sync.py [--check]``; with ``--check`` nothing is written, and the exit code is 1 when a
 generated file is out of date, or an entry of ``RENAMES`` is used nowhere.
@@ -50,7 +50,7 @@ RENAMES = {
     "AsyncTurn": "Turn",
     "AsyncTrackedCheckout": "TrackedCheckout",
     "AsyncWatcher": "Watcher",
-    # router._runtime: the pairs
+    # router/_runtime: the pairs
     "AConfigure": "Configure",
     "AFlag": "Flag",
     "AFunction": "Function",

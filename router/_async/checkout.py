@@ -15,7 +15,8 @@ from psycopg.pq import TransactionStatus
 from router._async.pools import USERS, original_of, was_given_up
 from router._async.scoped import enter
 from router._async.scripts import AsyncNodeConnection, TooLate, commit, in_pipeline, send
-from router._runtime import Isolated, aclaimed, arunning_loop
+from router._runtime.calls import Isolated
+from router._runtime.workers import aclaimed, arunning_loop
 from router.core import sql
 from router.core.choose import PAIRS, pairs, rotation
 from router.core.errors import PoolExhausted, TransactionOutcomeUnknown, UnknownTenant
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from router._async.pools import AsyncNodePool
     from router._async.slots import AsyncGate, AsyncSlots
-    from router._runtime import AFunction
+    from router._runtime.calls import AFunction
     from router.core.choose import Request
     from router.core.errors import Unavailable
     from router.core.topology import Node, Target

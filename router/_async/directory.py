@@ -19,7 +19,10 @@ import psycopg
 from router._async.opener import is_undeclared
 from router._async.pools import original_of
 from router._async.scripts import cursor_of, send
-from router._runtime import AFlag, AGuard, Isolated, Loosely, acall, acan_spawn, aconsult, ajoin, aspawn, cut
+from router._runtime.calls import Isolated, Loosely, acall, aconsult
+from router._runtime.flags import AFlag, AGuard
+from router._runtime.sockets import cut
+from router._runtime.workers import acan_spawn, ajoin, aspawn
 from router.core import sql
 from router.core.directory import Answers, in_words
 from router.core.errors import DirectoryUnavailable, RouterClosed, RouterError, UnknownTenant
@@ -32,7 +35,8 @@ if TYPE_CHECKING:
 
     from router._async.checkout import AsyncCheckout
     from router._async.pools import AsyncNodePool
-    from router._runtime import AFunction, ASource, AWorker
+    from router._runtime.calls import AFunction, ASource
+    from router._runtime.workers import AWorker
     from router.core.directory import DirectoryStats
     from router.core.topology import DirectoryPolicy, Home
 

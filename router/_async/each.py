@@ -6,7 +6,9 @@ from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING, TypeVar
 
-from router._runtime import acall, aconcurrently, asleep
+from router._runtime.calls import acall
+from router._runtime.flags import asleep
+from router._runtime.workers import aconcurrently
 from router.context import CURRENT, carried
 from router.core.errors import DirectoryUnavailable, PoolExhausted, UnknownTenant
 from router.core.outcomes import ALL, Outcomes, needs_list, selected
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
     from router._async.checkout import AsyncCheckout
     from router._async.routing import AsyncRouting
-    from router._runtime import AFunction
+    from router._runtime.calls import AFunction
     from router.context import Use
 
 T = TypeVar("T")

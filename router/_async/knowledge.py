@@ -8,7 +8,8 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from router._async.monitor import AsyncMonitor
-from router._runtime import AFlag, AGuard, Isolated
+from router._runtime.calls import Isolated
+from router._runtime.flags import AFlag, AGuard
 from router.core.choose import Request, Tier, standings
 from router.core.events import ConnectionsCut, Event, changes, fall_back, succeed
 from router.core.health import UNKNOWN, Connected, Elsewhere, Failed, Use, login_of, observe

@@ -16,7 +16,11 @@ from psycopg import AsyncConnection
 from router._async.opener import Unable
 from router._async.silence import AsyncSilence
 from router._async.slots import BudgetSpent
-from router._runtime import AFlag, AGuard, ALimited, Isolated, ajoin, aknock, asleep, aspawn, cut, untraced
+from router._runtime.calls import Isolated
+from router._runtime.flags import AFlag, AGuard, asleep
+from router._runtime.limited import ALimited
+from router._runtime.sockets import aknock, cut
+from router._runtime.workers import ajoin, aspawn, untraced
 from router.core.budget import Claim, Idle, to_close
 from router.core.health import UNKNOWN, Failed, Unseen, Use
 
@@ -28,7 +32,8 @@ if TYPE_CHECKING:
     from router._async.opener import AsyncOpener
     from router._async.pools import AsyncNodePool
     from router._async.silence import Silent
-    from router._runtime import AFunction, AWorker
+    from router._runtime.calls import AFunction
+    from router._runtime.workers import AWorker
     from router.core.budget import Limits
     from router.core.health import Health, Looked, Seen
     from router.core.topology import Cluster, HealthPolicy, Node, Server

@@ -16,8 +16,9 @@ from psycopg.conninfo import make_conninfo
 
 from router._async.scripts import NOT_THERE, AsyncNodeConnection, AsyncPooledConnection, TooLate, send, why_not_there
 from router._async.slots import BudgetSpent
-from router._login import OWN, LoginFailed
-from router._runtime import Names, aconsult
+from router._runtime.calls import aconsult
+from router._runtime.login import OWN, LoginFailed
+from router._runtime.names import Names
 from router.core import sql
 from router.core.budget import Claim
 from router.core.choose import objection
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from psycopg.rows import TupleRow
 
     from router._async.slots import AsyncSlots
-    from router._runtime import AConfigure, AFunction, APassword
+    from router._runtime.calls import AConfigure, AFunction, APassword
     from router.core.health import Seen
     from router.core.topology import Cluster, Node, Server
 

@@ -34,7 +34,9 @@ from psycopg_pool.pool_async import AddConnection, MaintenanceTask
 
 from router._async.opener import Refused
 from router._async.scripts import AsyncPooledConnection, begin_of
-from router._runtime import AFlag, AGuard, Isolated, ais_free, auncancelled, cut
+from router._runtime.calls import Isolated, auncancelled
+from router._runtime.flags import AFlag, AGuard, ais_free
+from router._runtime.sockets import cut
 from router.core.budget import Claim, Idle
 from router.core.measures import PoolStats
 

@@ -9,7 +9,9 @@ from weakref import ref
 
 from router._async.pools import AsyncNodePool
 from router._async.scoped import AsyncSharedPool
-from router._runtime import AFlag, AGuard, Isolated, asettled, auncancelled
+from router._runtime.calls import Isolated, auncancelled
+from router._runtime.flags import AFlag, AGuard
+from router._runtime.workers import asettled
 from router.core.budget import to_close
 from router.core.errors import RouterClosed
 from router.core.events import PoolClosed, PoolOpened

@@ -14,7 +14,10 @@ from router._async.directory import AsyncDirectory, AsyncSqlSource
 from router._async.each import each, tenants_of
 from router._async.routing import AsyncRouting, NotKnownYet
 from router._async.statements import AsyncStatements
-from router._runtime import Loosely, acheck_locks, aclaimed, agone, arunning_loop, survive_fork
+from router._runtime.calls import Loosely
+from router._runtime.flags import acheck_locks
+from router._runtime.forks import survive_fork
+from router._runtime.workers import aclaimed, agone, arunning_loop
 from router.context import CURRENT, Use, named
 from router.core.choose import Request
 from router.core.consistency import UNSURE, Position, settled
@@ -36,7 +39,7 @@ if TYPE_CHECKING:
     from psycopg.rows import TupleRow
 
     from router._async.checkout import AsyncLane
-    from router._runtime import AConfigure, AFunction, APassword, ASource
+    from router._runtime.calls import AConfigure, AFunction, APassword, ASource
     from router.core.choose import Route
     from router.core.events import Observer
     from router.core.outcomes import Outcomes

@@ -21,7 +21,10 @@ from router._async.opener import AsyncOpener
 from router._async.pools import Reroute, original_of
 from router._async.registry import AsyncPools
 from router._async.slots import AsyncGate, AsyncSlots
-from router._runtime import AFlag, AGuard, Isolated, acheck_locks, ajoin, asettled, asleep, aspawn, cut
+from router._runtime.calls import Isolated
+from router._runtime.flags import AFlag, AGuard, acheck_locks, asleep
+from router._runtime.sockets import cut
+from router._runtime.workers import ajoin, asettled, aspawn
 from router.core.budget import Claim, Full, Limits, full
 from router.core.choose import Request, choose, limits_lag, standings
 from router.core.consistency import UNSURE, later
@@ -49,7 +52,8 @@ if TYPE_CHECKING:
 
     from router._async.directory import AsyncDirectory
     from router._async.pools import AsyncNodePool
-    from router._runtime import AConfigure, APassword, AWorker
+    from router._runtime.calls import AConfigure, APassword
+    from router._runtime.workers import AWorker
     from router.core.choose import Route
     from router.core.consistency import Position
     from router.core.events import Observer

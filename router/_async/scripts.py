@@ -28,7 +28,7 @@ from psycopg.sql import Composable
 from psycopg.types import TypesRegistry
 from psycopg.types.array import register_all_arrays
 
-from router._login import log_in
+from router._runtime.login import log_in
 from router.core import sql
 from router.core.errors import TransactionOutcomeUnknown
 from router.core.statement import commits

@@ -12,7 +12,8 @@ from weakref import ref
 
 import psycopg
 
-from router._runtime import AFlag, AGuard, Isolated, asleep
+from router._runtime.calls import Isolated
+from router._runtime.flags import AFlag, AGuard, asleep
 from router.core.budget import full, grant, yields_to
 
 if TYPE_CHECKING:
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 
     from psycopg import AsyncConnection
 
-    from router._runtime import AFunction, ALoop
+    from router._runtime.calls import AFunction
+    from router._runtime.workers import ALoop
     from router.core.budget import Claim, Limits
 
 

@@ -14,7 +14,8 @@ from psycopg.rows import tuple_row
 
 from router._async.pools import original_of
 from router._async.scripts import AsyncPooledConnection, is_spoilt, is_stale, text_of
-from router._runtime import AGuard, acall, asleep
+from router._runtime.calls import acall
+from router._runtime.flags import AGuard, asleep
 from router.core.errors import Unavailable
 from router.core.result import Result
 from router.core.statement import can_be_repeated, needs_primary, without_comments

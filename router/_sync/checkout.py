@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 import psycopg
 from psycopg.pq import TransactionStatus
 
-from router._runtime import Isolated, claimed
+from router._runtime.calls import Isolated
+from router._runtime.workers import claimed
 from router._sync.pools import USERS, original_of, was_given_up
 from router._sync.scoped import enter
 from router._sync.scripts import NodeConnection, TooLate, commit, in_pipeline, send
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from psycopg import Connection
     from psycopg.rows import TupleRow
 
-    from router._runtime import Function
+    from router._runtime.calls import Function
     from router._sync.pools import NodePool
     from router._sync.slots import Gate, Slots
     from router.core.choose import Request

@@ -17,7 +17,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
 
-from router._runtime import Flag, Guard, Isolated, Loosely, call, can_spawn, consult, cut, join, spawn
+from router._runtime.calls import Isolated, Loosely, call, consult
+from router._runtime.flags import Flag, Guard
+from router._runtime.sockets import cut
+from router._runtime.workers import can_spawn, join, spawn
 from router._sync.opener import is_undeclared
 from router._sync.pools import original_of
 from router._sync.scripts import cursor_of, send
@@ -31,7 +34,8 @@ if TYPE_CHECKING:
     from psycopg import Connection
     from psycopg.rows import TupleRow
 
-    from router._runtime import Function, Source, Worker
+    from router._runtime.calls import Function, Source
+    from router._runtime.workers import Worker
     from router._sync.checkout import Checkout
     from router._sync.pools import NodePool
     from router.core.directory import DirectoryStats

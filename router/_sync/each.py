@@ -7,7 +7,9 @@ from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING, TypeVar
 
-from router._runtime import call, concurrently, sleep
+from router._runtime.calls import call
+from router._runtime.flags import sleep
+from router._runtime.workers import concurrently
 from router.context import CURRENT, carried
 from router.core.errors import DirectoryUnavailable, PoolExhausted, UnknownTenant
 from router.core.outcomes import ALL, Outcomes, needs_list, selected
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from psycopg import Connection
     from psycopg.rows import TupleRow
 
-    from router._runtime import Function
+    from router._runtime.calls import Function
     from router._sync.checkout import Checkout
     from router._sync.routing import Routing
     from router.context import Use

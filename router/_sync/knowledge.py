@@ -8,7 +8,8 @@ from random import random
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from router._runtime import Flag, Guard, Isolated
+from router._runtime.calls import Isolated
+from router._runtime.flags import Flag, Guard
 from router._sync.monitor import Monitor
 from router.core.choose import Request, Tier, standings
 from router.core.events import ConnectionsCut, Event, changes, fall_back, succeed

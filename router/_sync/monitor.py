@@ -14,7 +14,11 @@ from typing import TYPE_CHECKING
 import psycopg
 from psycopg import Connection
 
-from router._runtime import Flag, Guard, Isolated, Limited, cut, join, knock, sleep, spawn, untraced
+from router._runtime.calls import Isolated
+from router._runtime.flags import Flag, Guard, sleep
+from router._runtime.limited import Limited
+from router._runtime.sockets import cut, knock
+from router._runtime.workers import join, spawn, untraced
 from router._sync.opener import Unable
 from router._sync.silence import Silence
 from router._sync.slots import BudgetSpent
@@ -26,7 +30,8 @@ if TYPE_CHECKING:
 
     from psycopg.rows import TupleRow
 
-    from router._runtime import Function, Worker
+    from router._runtime.calls import Function
+    from router._runtime.workers import Worker
     from router._sync.opener import Opener
     from router._sync.pools import NodePool
     from router._sync.silence import Silent

@@ -15,8 +15,9 @@ import psycopg
 from psycopg import Connection
 from psycopg.conninfo import make_conninfo
 
-from router._login import OWN, LoginFailed
-from router._runtime import Names, consult
+from router._runtime.calls import consult
+from router._runtime.login import OWN, LoginFailed
+from router._runtime.names import Names
 from router._sync.scripts import NOT_THERE, NodeConnection, PooledConnection, TooLate, send, why_not_there
 from router._sync.slots import BudgetSpent
 from router.core import sql
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
     from psycopg.rows import TupleRow
 
-    from router._runtime import Configure, Function, Password
+    from router._runtime.calls import Configure, Function, Password
     from router._sync.slots import Slots
     from router.core.health import Seen
     from router.core.topology import Cluster, Node, Server

@@ -33,7 +33,9 @@ from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout, TooManyRequest
 from psycopg_pool._acompat import Lock
 from psycopg_pool.pool import AddConnection, MaintenanceTask
 
-from router._runtime import Flag, Guard, Isolated, cut, is_free, uncancelled
+from router._runtime.calls import Isolated, uncancelled
+from router._runtime.flags import Flag, Guard, is_free
+from router._runtime.sockets import cut
 from router._sync.opener import Refused
 from router._sync.scripts import PooledConnection, begin_of
 from router.core.budget import Claim, Idle

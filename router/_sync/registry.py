@@ -8,7 +8,9 @@ from time import monotonic
 from typing import TYPE_CHECKING
 from weakref import ref
 
-from router._runtime import Flag, Guard, Isolated, settled, uncancelled
+from router._runtime.calls import Isolated, uncancelled
+from router._runtime.flags import Flag, Guard
+from router._runtime.workers import settled
 from router._sync.pools import NodePool
 from router._sync.scoped import SharedPool
 from router.core.budget import to_close

@@ -10,7 +10,10 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Self, TypeVar
 from warnings import warn
 
-from router._runtime import Loosely, check_locks, claimed, gone, survive_fork
+from router._runtime.calls import Loosely
+from router._runtime.flags import check_locks
+from router._runtime.forks import survive_fork
+from router._runtime.workers import claimed, gone
 from router._sync.checkout import AskingCheckout, Checkout, ScopedCheckout, TrackedCheckout
 from router._sync.directory import Directory, SqlSource
 from router._sync.each import each, tenants_of
@@ -36,7 +39,7 @@ if TYPE_CHECKING:
     from psycopg.abc import Params, Query
     from psycopg.rows import TupleRow
 
-    from router._runtime import Configure, Function, Password, Source
+    from router._runtime.calls import Configure, Function, Password, Source
     from router._sync.checkout import Lane
     from router.core.choose import Route
     from router.core.events import Observer

@@ -16,7 +16,10 @@ from weakref import WeakValueDictionary
 import psycopg
 from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 
-from router._runtime import Flag, Guard, Isolated, check_locks, cut, join, settled, sleep, spawn
+from router._runtime.calls import Isolated
+from router._runtime.flags import Flag, Guard, check_locks, sleep
+from router._runtime.sockets import cut
+from router._runtime.workers import join, settled, spawn
 from router._sync.checkout import Lane
 from router._sync.knowledge import Knowledge
 from router._sync.opener import Opener
@@ -48,7 +51,8 @@ if TYPE_CHECKING:
     from psycopg import Connection
     from psycopg.rows import TupleRow
 
-    from router._runtime import Configure, Password, Worker
+    from router._runtime.calls import Configure, Password
+    from router._runtime.workers import Worker
     from router._sync.directory import Directory
     from router._sync.pools import NodePool
     from router.core.choose import Route

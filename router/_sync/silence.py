@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from psycopg.pq import TransactionStatus
 
-from router._runtime import quiet_for
+from router._runtime.sockets import quiet_for
 from router._sync.scripts import NodeConnection
 
 if TYPE_CHECKING:

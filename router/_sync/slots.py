@@ -13,7 +13,8 @@ from weakref import ref
 
 import psycopg
 
-from router._runtime import Flag, Guard, Isolated, sleep
+from router._runtime.calls import Isolated
+from router._runtime.flags import Flag, Guard, sleep
 from router.core.budget import full, grant, yields_to
 
 if TYPE_CHECKING:
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 
     from psycopg import Connection
 
-    from router._runtime import Function, Loop
+    from router._runtime.calls import Function
+    from router._runtime.workers import Loop
     from router.core.budget import Claim, Limits
 
 

@@ -13,7 +13,8 @@ import psycopg
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
-from router._runtime import Guard, call, sleep
+from router._runtime.calls import call
+from router._runtime.flags import Guard, sleep
 from router._sync.pools import original_of
 from router._sync.scripts import PooledConnection, is_spoilt, is_stale, text_of
 from router.core.errors import Unavailable

@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedCo
 from rich.text import Text
 
 from router import Router
-from router._runtime import concurrently
+from router._runtime.workers import concurrently
 from router.cli._common import BAD_USAGE, FAILED, AsJson, Config, fail, load, print_json
 from router.cli._journal import Journal, JournalError
 from router.cli._screen import Column, console, in_terminal, table

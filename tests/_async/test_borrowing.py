@@ -11,7 +11,8 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import dict_row, tuple_row
 
 from router import AsyncRouter
-from router._runtime import AFlag, cut
+from router._runtime.flags import AFlag
+from router._runtime.sockets import cut
 from tests.support import aall_of, aeventually, new_name, run, settings
 
 if TYPE_CHECKING:

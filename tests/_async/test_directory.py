@@ -12,7 +12,7 @@ import pytest
 
 from router import AsyncRouter, RouterClosed, RouterError
 from router._async.directory import ASKING, AsyncDirectory, AsyncSqlSource
-from router._runtime import AFlag
+from router._runtime.flags import AFlag
 from router.core import sql
 from router.core.errors import ConfigError, DirectoryUnavailable, UnknownTenant
 from router.core.topology import DirectoryPolicy, Home

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from router import AsyncRouter, UnknownTenant, UnknownVersion
-from router._runtime import AFlag
+from router._runtime.flags import AFlag
 from router.core.errors import DirectoryUnavailable, TenantLocked
 from tests.support import PATIENCE, new_name, run, settings
 

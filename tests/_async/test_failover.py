@@ -17,7 +17,7 @@ from psycopg import AsyncConnection
 from router import AsyncRouter, NoPrimary, NoReplica, Role, Server, Unavailable
 from router._async.knowledge import HURRIED
 from router._async.pools import AsyncNodePool, Reroute
-from router._runtime import asleep
+from router._runtime.flags import asleep
 from tests.support import aall_of, aeventually, aoutside, port, run, settings
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import pytest
 
 from router import AsyncRouter
 from router._async.scoped import AsyncLine, AsyncSharedPool
-from router._runtime import AFlag, asleep
+from router._runtime.flags import AFlag, asleep
 from tests.support import PATIENCE, aall_of, aeventually, new_name, run, settings
 
 if TYPE_CHECKING:

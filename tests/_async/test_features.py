@@ -22,7 +22,7 @@ from psycopg.types.string import StrDumper
 
 from router import AsyncRouter
 from router._async import pools
-from router._runtime import AFlag
+from router._runtime.flags import AFlag
 from tests.support import aall_of, aeventually, new_name, run, settings
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import pytest
 
 from router import AsyncRouter
 from router._async.pools import Original, original_of
-from router._runtime import cut
+from router._runtime.sockets import cut
 from tests.support import aeventually, new_name, run, settings
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import pytest
 
 from router import AsyncRouter, NoPrimary, PoolExhausted, UnknownTenant
 from router._async.scripts import AsyncNodeConnection
-from router._login import LoginFailed
+from router._runtime.login import LoginFailed
 from tests.proxy import Proxy
 from tests.support import aeventually, new_name, run, settings
 

@@ -14,7 +14,7 @@ from psycopg._compat import Interpolation, Template
 from psycopg.adapt import Dumper
 
 from router import AsyncRouter, NoReplica, TransactionOutcomeUnknown, UnknownVersion
-from router._runtime import AFlag
+from router._runtime.flags import AFlag
 from tests.support import PATIENCE, aall_of, aeventually, new_name, run, settings
 
 if TYPE_CHECKING:

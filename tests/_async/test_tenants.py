@@ -26,7 +26,7 @@ from router import (
     UnknownTenant,
 )
 from router._async.pools import original_of
-from router._runtime import asleep
+from router._runtime.flags import asleep
 from router.core.events import UndeclaredPooler
 from router.core.topology import Server
 from tests.pooler import PgBouncer, Pooler

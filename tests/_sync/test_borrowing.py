@@ -12,7 +12,8 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import dict_row, tuple_row
 
 from router import Router
-from router._runtime import Flag, cut
+from router._runtime.flags import Flag
+from router._runtime.sockets import cut
 from tests.support import all_of, eventually, new_name, run, settings
 
 if TYPE_CHECKING:

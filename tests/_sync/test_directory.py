@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 from router import Router, RouterClosed, RouterError
-from router._runtime import Flag
+from router._runtime.flags import Flag
 from router._sync.directory import ASKING, Directory, SqlSource
 from router.core import sql
 from router.core.errors import ConfigError, DirectoryUnavailable, UnknownTenant

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from router import Router, UnknownTenant, UnknownVersion
-from router._runtime import Flag
+from router._runtime.flags import Flag
 from router.core.errors import DirectoryUnavailable, TenantLocked
 from tests.support import PATIENCE, new_name, run, settings
 

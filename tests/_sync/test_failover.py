@@ -16,7 +16,7 @@ import pytest
 from psycopg import Connection
 
 from router import NoPrimary, NoReplica, Role, Router, Server, Unavailable
-from router._runtime import sleep
+from router._runtime.flags import sleep
 from router._sync.knowledge import HURRIED
 from router._sync.pools import NodePool, Reroute
 from tests.support import all_of, eventually, outside, port, run, settings

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from router import Router
-from router._runtime import Flag, sleep
+from router._runtime.flags import Flag, sleep
 from router._sync.scoped import Line, SharedPool
 from tests.support import PATIENCE, all_of, eventually, new_name, run, settings
 

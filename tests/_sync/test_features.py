@@ -22,7 +22,7 @@ from psycopg.types.json import set_json_dumps, set_json_loads
 from psycopg.types.string import StrDumper
 
 from router import Router
-from router._runtime import Flag
+from router._runtime.flags import Flag
 from router._sync import pools
 from tests.support import all_of, eventually, new_name, run, settings
 

@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 from router import Router
-from router._runtime import cut
+from router._runtime.sockets import cut
 from router._sync.pools import Original, original_of
 from tests.support import eventually, new_name, run, settings
 

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from router import NoPrimary, PoolExhausted, Router, UnknownTenant
-from router._login import LoginFailed
+from router._runtime.login import LoginFailed
 from router._sync.scripts import NodeConnection
 from tests.proxy import Proxy
 from tests.support import eventually, new_name, run, settings

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 
-from router import NoPrimary, PoolExhausted, Router, _login
-from router._runtime import knock, sleep
+from router import NoPrimary, PoolExhausted, Router
+from router._runtime import login
+from router._runtime.flags import sleep
+from router._runtime.sockets import knock
 from router.core.events import Event, ServerDown
 from tests.proxy import Proxy
 from tests.support import eventually, settings
@@ -118,7 +120,7 @@ def test_a_name_that_has_never_been_resolved_is_what_the_error_tells(
 @pytest.fixture
 def no_ipv6(monkeypatch: pytest.MonkeyPatch) -> str:
     """An address that this process cannot use: another reason stands for what the system says of one without IPv6."""
-    monkeypatch.setattr(_login, "OWN", (errno.ENETUNREACH,))
+    monkeypatch.setattr(login, "OWN", (errno.ENETUNREACH,))
     return "255.255.255.255"
 
 

@@ -17,7 +17,7 @@ import pytest
 from psycopg import Connection
 
 from router import NoReplica, Router, TokenRefused, TransactionOutcomeUnknown
-from router._runtime import sleep
+from router._runtime.flags import sleep
 from router._sync.knowledge import HURRIED
 from router._sync.pools import NodePool
 from router.context import CURRENT

@@ -15,7 +15,7 @@ from psycopg._compat import Interpolation, Template
 from psycopg.adapt import Dumper
 
 from router import NoReplica, Router, TransactionOutcomeUnknown, UnknownVersion
-from router._runtime import Flag
+from router._runtime.flags import Flag
 from tests.support import PATIENCE, all_of, eventually, new_name, run, settings
 
 if TYPE_CHECKING:

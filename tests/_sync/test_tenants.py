@@ -26,7 +26,7 @@ from router import (
     Unavailable,
     UnknownTenant,
 )
-from router._runtime import sleep
+from router._runtime.flags import sleep
 from router._sync.pools import original_of
 from router.core.events import UndeclaredPooler
 from router.core.topology import Server

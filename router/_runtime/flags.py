@@ -1,0 +1,117 @@
+"""Flags, locks and pauses, in pairs: the async shell uses the first of each, the generated one the second."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from contextlib import suppress
+from typing import Self
+
+
+class AFlag(asyncio.Event):
+    """A flag that can be waited for with a timeout, as ``threading.Event``'s ``wait`` can."""
+
+    async def wait_for(self, timeout: float) -> bool:
+        """Wait until the flag is set.
+
+        Args:
+            timeout: The most to wait, in seconds.
+
+        Returns:
+            Whether it was set in time.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await self.wait()
+        return self.is_set()
+
+
+class Flag(threading.Event):
+    """The same for threads."""
+
+    def wait_for(self, timeout: float) -> bool:
+        """Wait until the flag is set.
+
+        Args:
+            timeout: The most to wait, in seconds.
+
+        Returns:
+            Whether it was set in time.
+        """
+        return self.wait(timeout)
+
+
+class AGuard:
+    """Keeps a section to one at a time: for asyncio nothing is needed where nothing is awaited."""
+
+    def __enter__(self) -> Self:
+        """Enter the section."""
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Leave it."""
+
+
+Guard = threading.Lock
+
+
+def acheck_locks() -> None:
+    """Do nothing: tasks have no locks."""
+
+
+def check_locks() -> None:
+    """Fail where greenlets have taken the place of threads since this was imported.
+
+    The locks of psycopg_pool and of this package would be real ones: a greenlet that waits for one stops all of them,
+    and so the one that holds it while a thread is started, say.
+
+    Raises:
+        RuntimeError: It is so.
+    """
+    if threading.Lock is not Guard and (by := threading.Lock.__module__.partition(".")[0]) in ("gevent", "eventlet"):
+        raise RuntimeError(
+            f"{by} has patched threading after router and psycopg were imported, and greenlets would wait for each "
+            "other for ever: patch first, before anything else is imported (with gunicorn --preload, at the top of its "
+            "configuration file), or import the application in the workers only"
+        )
+
+
+asleep = asyncio.sleep
+sleep = time.sleep
+
+
+async def ais_free(lock: asyncio.Lock, timeout: float) -> bool:
+    """Wait until nobody holds a lock.
+
+    Args:
+        lock: The lock.
+        timeout: The most to wait, in seconds.
+
+    Returns:
+        Whether it was free in time.
+    """
+    # No asyncio.timeout(), which cancels the task that began to wait: auncancelled() goes on in another.
+    taking = asyncio.ensure_future(lock.acquire())
+    try:
+        await asyncio.wait({taking}, timeout=timeout)
+    finally:
+        if not (late := taking.cancel()):
+            lock.release()
+    return not late
+
+
+def is_free(lock: threading.Lock, timeout: float) -> bool:
+    """Wait until nobody holds a lock.
+
+    Args:
+        lock: The lock.
+        timeout: The most to wait, in seconds.
+
+    Returns:
+        Whether it was free in time.
+    """
+    if not lock.acquire(timeout=timeout):
+        return False
+    lock.release()
+    return True

@@ -1,0 +1,34 @@
+"""What happens to the routers of a process in the child of a ``fork()``."""
+
+from __future__ import annotations
+
+import os
+from typing import Protocol
+from weakref import WeakSet
+
+from router._runtime.calls import Isolated
+
+
+class _Forkable(Protocol):
+    def abandon(self) -> None: ...
+
+
+_inherited_by_fork: WeakSet[_Forkable] = WeakSet()
+
+
+def survive_fork(router: _Forkable) -> None:
+    """Have a router drop, in the child of a ``fork()``, what belongs to the parent.
+
+    Args:
+        router: Its ``abandon()`` is called in the child, before anything else runs there.
+    """
+    _inherited_by_fork.add(router)
+
+
+def _after_fork() -> None:
+    for router in list(_inherited_by_fork):
+        with Isolated("could not start anew in the child of a fork"):
+            router.abandon()
+
+
+os.register_at_fork(after_in_child=_after_fork)

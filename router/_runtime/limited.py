@@ -1,0 +1,159 @@
+"""A function that is waited for only for a limited time, in a pair for tasks and for threads."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from concurrent.futures import Future, InvalidStateError, wait
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from router._runtime.workers import spawn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from router._runtime.calls import AFunction, Function, T
+
+
+SLICE = 0.1
+"""Seconds for which a limited function is waited for at once: of a wait that took longer, because the event loop was
+blocked or another thread had the GIL, only so much counts."""
+
+LATE = 0.05
+"""Seconds of its time that a limited function gets after the rest of it, for reading what came while nothing ran."""
+
+
+class ALimited:
+    """Runs one function at a time, and waits for it for a limited time only, in which this process runs.
+
+    What takes longer is left to itself: to cancel a query, psycopg waits for the server, which may never answer.
+    """
+
+    def __init__(self) -> None:
+        self._task: asyncio.Task[None] | None = None
+        self._timeout = self._left = 0.0
+
+    def restart(self) -> None:
+        """Give the function that runs all of its time once more."""
+        self._left = self._timeout - LATE
+
+    async def run(self, function: AFunction[[], T], timeout: float, too_late: AFunction[[T], None]) -> T:
+        """Run a function.
+
+        Args:
+            function: What to run.
+            timeout: The most to wait for it, and before that for one that was left to itself, in seconds.
+            too_late: Takes what the function returned, should that come after the timeout.
+
+        Returns:
+            What it returned.
+
+        Raises:
+            TimeoutError: It took longer.
+        """
+        self._timeout = timeout
+        self.restart()
+        if self._task is not None and not await self._ends(self._task):
+            raise TimeoutError
+        outcome: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+
+        async def work() -> None:
+            try:
+                value = await function()
+            except Exception as error:  # noqa: BLE001  (it is raised to whoever waits)
+                if not outcome.done():
+                    outcome.set_exception(error)
+                return
+            if outcome.done():
+                await too_late(value)
+            else:
+                outcome.set_result(value)
+
+        self._task = asyncio.create_task(work())
+        try:
+            if await self._ends(outcome):
+                return outcome.result()
+            raise TimeoutError
+        finally:
+            if not outcome.cancel() and not outcome.cancelled():
+                outcome.exception()  # nobody waits for it any more: it counts as seen
+
+    async def _ends(self, future: asyncio.Future[Any]) -> bool:
+        while True:
+            is_last, begun = self._left <= 0.0, time.monotonic()
+            if (await asyncio.wait({future}, timeout=LATE if is_last else min(self._left, SLICE)))[0]:
+                return True
+            if is_last:
+                return False
+            self._left -= min(time.monotonic() - begun, SLICE)
+
+
+class Limited:
+    """The same for threads."""
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._timeout = self._left = 0.0
+
+    def restart(self) -> None:
+        """Give the function that runs all of its time once more."""
+        self._left = self._timeout - LATE
+
+    def run(self, function: Function[[], T], timeout: float, too_late: Function[[T], None]) -> T:
+        """Run a function.
+
+        Args:
+            function: What to run.
+            timeout: The most to wait for it, and before that for one that was left to itself, in seconds.
+            too_late: Takes what the function returned, should that come after the timeout.
+
+        Returns:
+            What it returned.
+
+        Raises:
+            TimeoutError: It took longer.
+            RuntimeError: No thread can be started.
+        """
+        self._timeout = timeout
+        self.restart()
+        if self._thread is not None and not self._ends(partial(_has_ended, self._thread)):
+            raise TimeoutError
+        outcome: Future[T] = Future()
+
+        def work() -> None:
+            try:
+                value = function()
+            except Exception as error:  # noqa: BLE001  (it is raised to whoever waits)
+                with suppress(InvalidStateError):
+                    outcome.set_exception(error)
+                return
+            try:
+                outcome.set_result(value)
+            except InvalidStateError:
+                too_late(value)
+
+        self._thread = spawn(work, f"{threading.current_thread().name} now")
+        if self._ends(partial(_is_done, outcome)) or not outcome.cancel():  # it came at the last moment
+            return outcome.result()
+        raise TimeoutError
+
+    def _ends(self, ended: Callable[[float], bool]) -> bool:
+        while True:
+            is_last, begun = self._left <= 0.0, time.monotonic()
+            if ended(LATE if is_last else min(self._left, SLICE)):
+                return True
+            if is_last:
+                return False
+            self._left -= min(time.monotonic() - begun, SLICE)
+
+
+def _has_ended(thread: threading.Thread, timeout: float) -> bool:
+    thread.join(timeout)
+    return not thread.is_alive()
+
+
+def _is_done(future: Future[Any], timeout: float) -> bool:
+    return bool(wait({future}, timeout).done)

@@ -1,0 +1,126 @@
+"""What is asked of a socket rather than of a session: whether a server reacts, how long it has been quiet, its end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import struct
+import sys
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from psycopg import AsyncConnection, Connection
+
+
+_ASKS_FOR_TLS = (8).to_bytes(4, "big") + (80877103).to_bytes(4, "big")  # as PostgreSQL's protocol has it
+
+
+async def aknock(addresses: Sequence[str], port: int, timeout: float) -> bool:
+    """See whether a PostgreSQL server, or a pooler, reacts at all, without a session: it is asked whether it takes TLS.
+
+    Args:
+        addresses: Its addresses, or the directory of its socket.
+        port: Its port.
+        timeout: The most to wait, in seconds; whoever waits for less takes it for silent before.
+
+    Returns:
+        Whether it does; true as well if this process can ask at none of them.
+    """
+    asked = False
+    for address in addresses:
+        try:
+            async with asyncio.timeout(timeout):
+                if address.startswith("/"):
+                    reader, writer = await asyncio.open_unix_connection(f"{address}/.s.PGSQL.{port}")
+                else:
+                    reader, writer = await asyncio.open_connection(address, port)
+                try:
+                    writer.write(_ASKS_FOR_TLS)
+                    await reader.read(1)
+                finally:
+                    writer.close()
+        except (ConnectionError, FileNotFoundError, TimeoutError):
+            asked = True
+        except OSError:  # this process cannot, without IPv6 say
+            pass
+        else:
+            return True
+    return not asked
+
+
+def knock(addresses: Sequence[str], port: int, timeout: float) -> bool:
+    """See whether a PostgreSQL server, or a pooler, reacts at all, without a session: it is asked whether it takes TLS.
+
+    Args:
+        addresses: Its addresses, or the directory of its socket.
+        port: Its port.
+        timeout: The most to wait for each step, in seconds; whoever waits for less takes it for silent before.
+
+    Returns:
+        Whether it does; true as well if this process can ask at none of them.
+    """
+    asked = False
+    for address in addresses:
+        try:
+            if address.startswith("/"):
+                door = socket.socket(socket.AF_UNIX)
+                door.settimeout(timeout)
+                with door:
+                    door.connect(f"{address}/.s.PGSQL.{port}")
+                    door.sendall(_ASKS_FOR_TLS)
+                    door.recv(1)
+            else:
+                with socket.create_connection((address, port), timeout) as door:
+                    door.sendall(_ASKS_FOR_TLS)
+                    door.recv(1)
+        except (ConnectionError, FileNotFoundError, TimeoutError):
+            asked = True
+        except OSError:  # this process cannot, without IPv6 say
+            pass
+        else:
+            return True
+    return not asked
+
+
+def cut(connection: AsyncConnection[Any] | Connection[Any]) -> None:
+    """Shut a connection's socket down, whoever is using it: their query fails with a lost connection.
+
+    Closing it here instead would free memory that libpq is using in another thread or a suspended task.
+
+    Args:
+        connection: The connection to cut.
+    """
+    with (
+        suppress(OSError, psycopg.OperationalError),  # it is closed already
+        socket.socket(fileno=os.dup(connection.pgconn.socket)) as duplicate,
+    ):
+        duplicate.shutdown(socket.SHUT_RDWR)
+
+
+def quiet_for(connection: AsyncConnection[Any] | Connection[Any]) -> float:
+    """Tell for how long nothing has been sent or received over a connection, not even a part of a message.
+
+    Args:
+        connection: The connection.
+
+    Returns:
+        That, in seconds; 0 where the system does not tell: it does so on Linux, for TCP.
+    """
+    if sys.platform == "linux":
+        with (
+            suppress(OSError, psycopg.OperationalError),
+            socket.socket(fileno=os.dup(connection.pgconn.socket)) as duplicate,
+        ):
+            told = duplicate.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
+            sent, received = _TCP_INFO.unpack(told)
+            return float(min(sent, received)) / 1000.0
+    return 0.0
+
+
+_TCP_INFO = struct.Struct("44x I 4x I")  # of the kernel's: milliseconds since data was sent, and since it was received
