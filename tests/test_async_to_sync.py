@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         ("x = [y async for y in await z()]", "x = [y for y in z()]"),
         ("x = f'{await y} {z}'", "x = f'{y} {z}'"),
         ("x = f'{{await y}} {{{await z}'", "x = f'{{y}} {{{z}'"),
-        ("from router._async.pools import AsyncRouter", "from router._sync.pools import Router"),
+        ("from router._async.pool.node_pool import AsyncRouter", "from router._sync.pool.node_pool import Router"),
         ("x: 'AsyncRouter'", "x: 'Router'"),
         ("x: Callable[[], Awaitable[tuple[int, str]]]", "x: Callable[[], tuple[int, str]]"),
         ("MyAsyncRouter, AsyncRouters", "MyAsyncRouter, AsyncRouters"),

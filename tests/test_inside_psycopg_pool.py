@@ -18,7 +18,7 @@ from psycopg.types import TypeInfo, TypesRegistry
 from psycopg.types.string import ByteaLoader, BytesDumper
 from psycopg_pool._acompat import ALock
 
-from router._async.pools import OF_THE_POOL
+from router._async.pool.session_state import OF_THE_POOL
 from tests.support import aeventually, eventually
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ from tests.support import eventually, settings
 if TYPE_CHECKING:
     from types import FrameType
 
-    from router._sync.pools import NodePool
+    from router._sync.pool.node_pool import NodePool
+
     from tests.conftest import Postgres
 
 pytestmark = pytest.mark.docker

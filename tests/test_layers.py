@@ -24,8 +24,9 @@ RUNTIME = [
 BELOW_THE_SHELL = [*CORE, "_first_use", "dsn", "_sources", "settings", "context", "sessions", *RUNTIME]
 # The modules of `_async`, and the same ones of `_sync`; neither shell imports from the other.
 SHELL = [
-    "slots", "scripts", "opener", "pools", "scoped", "registry", "silence", "monitor", "knowledge", "checkout",
-    "directory", "routing", "statements", "each", "router",
+    "slots", "pool.scripts", "pool.connection", "pool.opener", "pool.session_state", "pool.waiter", "pool.node_pool",
+    "pool.shared_pool", "pool.registry", "silence", "monitor", "knowledge", "checkout", "directory", "routing",
+    "statements", "each", "router",
 ]  # fmt: skip
 ABOVE_THE_SHELL = ["events", "_default", "aio", "__init__", "testing", "cli"]
 # The packages whose modules are listed.
@@ -157,9 +158,17 @@ def test_a_package_that_is_listed_by_its_modules_imports_nothing() -> None:
             ["router.core.topology imports core.errors"],
         ),
         ("router.core.topology", "if TYPE_CHECKING:\n    from router.core.errors import X", []),
-        ("router._sync.pools", "import router._async.slots", ["router._sync.pools imports _async.slots"]),
-        ("router._sync.slots", "import router._sync.pools", ["router._sync.slots imports _sync.pools"]),
-        ("router._sync.pools", "import router._sync.slots\nfrom router._runtime import flags", []),
+        (
+            "router._sync.pool.opener",
+            "import router._async.slots",
+            ["router._sync.pool.opener imports _async.slots"],
+        ),
+        (
+            "router._sync.slots",
+            "import router._sync.pool.opener",
+            ["router._sync.slots imports _sync.pool.opener"],
+        ),
+        ("router._sync.pool.opener", "import router._sync.slots\nfrom router._runtime import flags", []),
         ("router.testing.cluster", "from router.core.errors import X", ["router.testing.cluster imports core.errors"]),
         ("router.testing.cluster", "from router.testing import cluster", []),
         ("router.cli.demo", "from router.testing import X\nfrom router import Router", []),

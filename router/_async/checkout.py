@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 import psycopg
 from psycopg.pq import TransactionStatus
 
-from router._async.pools import USERS, original_of, was_given_up
-from router._async.scoped import enter
-from router._async.scripts import AsyncNodeConnection, TooLate, commit, in_pipeline, send
+from router._async.pool.connection import AsyncNodeConnection, commit
+from router._async.pool.node_pool import USERS
+from router._async.pool.scripts import TooLate, in_pipeline, send
+from router._async.pool.session_state import session_of, was_given_up
+from router._async.pool.shared_pool import enter
 from router._runtime.calls import Isolated
 from router._runtime.workers import aclaimed, arunning_loop
 from router.core import sql
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from psycopg import AsyncConnection
     from psycopg.rows import TupleRow
 
-    from router._async.pools import AsyncNodePool
+    from router._async.pool.node_pool import AsyncNodePool
     from router._async.slots import AsyncGate, AsyncSlots
     from router._runtime.calls import AFunction
     from router.core.choose import Request
@@ -258,7 +260,7 @@ class AsyncCheckout:
         if pool.inherited:
             return
         _tell(pool, connection, error)
-        if error is not None and (reason := original_of(connection).cut_because):
+        if error is not None and (reason := session_of(connection).cut_because):
             error.add_note(f"the router cut this connection: {reason}")
         written: tuple[int, int] | None = None
         idle = connection.pgconn.transaction_status == TransactionStatus.IDLE
@@ -447,7 +449,7 @@ class AsyncScopedCheckout(AsyncTrackedCheckout):
             raise error
         try:
             connection = await self._enter(lane, deadline)
-            self._pool.gates[original_of(connection)] = lane.gate
+            self._pool.gates[session_of(connection)] = lane.gate
         except BaseException:
             lane.gate.leave()
             raise
@@ -463,12 +465,12 @@ class AsyncScopedCheckout(AsyncTrackedCheckout):
         while True:
             if pool is None or connection is None:
                 pool, connection = await lane.acquire(lane, deadline, pool, self._request)
-            pool.expendable.add(original_of(connection))
+            pool.expendable.add(session_of(connection))
             try:
                 await enter(connection, target.scope, deadline, begin=self._begin)
             except BaseException as error:
                 # Whoever had it before may have spoilt it for every reset; a fresh one is as it will be the next time.
-                used = original_of(connection).scope is not None
+                used = session_of(connection).scope is not None
                 again = isinstance(error, psycopg.Error) and (used or connection.broken or isinstance(error, TooLate))
                 _tell(pool, connection, error)
                 if isinstance(error, TooLate):
@@ -482,8 +484,8 @@ class AsyncScopedCheckout(AsyncTrackedCheckout):
                     raise
                 connection = None
                 continue
-            pool.expendable.discard(original_of(connection))
-            original_of(connection).target = target
+            pool.expendable.discard(session_of(connection))
+            session_of(connection).target = target
             self._pool, self._connection = pool, connection
             return connection
 
@@ -494,7 +496,7 @@ class AsyncScopedCheckout(AsyncTrackedCheckout):
         connection, gate = self._connection, None
         try:
             if connection is not None:  # given back, it may be another's; closed, its place is free already
-                gate = self._pool.gates.pop(original_of(connection), None)
+                gate = self._pool.gates.pop(session_of(connection), None)
             await super().__aexit__(kind, error, traceback)
         finally:
             if gate is not None and not self._pool.inherited:

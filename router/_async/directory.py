@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
 
-from router._async.opener import is_undeclared
-from router._async.pools import original_of
-from router._async.scripts import cursor_of, send
+from router._async.pool.opener import is_undeclared
+from router._async.pool.scripts import cursor_of, send
+from router._async.pool.session_state import session_of
 from router._runtime.calls import Isolated, Loosely, acall, aconsult
 from router._runtime.flags import AFlag, AGuard
 from router._runtime.sockets import cut
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from psycopg.rows import TupleRow
 
     from router._async.checkout import AsyncCheckout
-    from router._async.pools import AsyncNodePool
+    from router._async.pool.node_pool import AsyncNodePool
     from router._runtime.calls import AFunction, ASource
     from router._runtime.workers import AWorker
     from router.core.directory import DirectoryStats
@@ -506,7 +506,7 @@ class AsyncSqlSource:
                     raise RouterClosed("the router is closed")
                 self._in_use.add(connection)
             try:
-                checkout.pool.expendable.add(original_of(connection))
+                checkout.pool.expendable.add(session_of(connection))
                 await connection.set_autocommit(True)
                 return await use(checkout.pool, connection)
             finally:
@@ -554,7 +554,7 @@ class AsyncSqlSource:
                 "are seen when directory.ttl ends",
                 pool.node,
             )
-        original_of(connection).spent = True
+        session_of(connection).spent = True
         _keep_alive(connection)
         said = list[str]()  # libpq takes for a notice why the server ends a session that waits
 

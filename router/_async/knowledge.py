@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from typing import TypeAlias
 
-    from router._async.opener import AsyncOpener
-    from router._async.pools import AsyncNodePool, Original
+    from router._async.pool.node_pool import AsyncNodePool
+    from router._async.pool.opener import AsyncOpener
+    from router._async.pool.session_state import SessionState
     from router._async.silence import Silent
     from router.core.choose import Standing
     from router.core.events import Leader, Observer
@@ -309,7 +310,7 @@ class AsyncKnowledge:
 
     async def _cut_silent(self, silent: list[Silent]) -> None:
         """Cut connections that hear nothing from a server that is well."""
-        by_pool: dict[AsyncNodePool, list[Original]] = {}
+        by_pool: dict[AsyncNodePool, list[SessionState]] = {}
         for one in silent:
             by_pool.setdefault(one.pool, []).append(one.original)
         for pool, originals in by_pool.items():

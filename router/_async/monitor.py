@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import psycopg
 from psycopg import AsyncConnection
 
-from router._async.opener import Unable
+from router._async.pool.opener import Unable
 from router._async.silence import AsyncSilence
 from router._async.slots import BudgetSpent
 from router._runtime.calls import Isolated
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
     from psycopg.rows import TupleRow
 
-    from router._async.opener import AsyncOpener
-    from router._async.pools import AsyncNodePool
+    from router._async.pool.node_pool import AsyncNodePool
+    from router._async.pool.opener import AsyncOpener
     from router._async.silence import Silent
     from router._runtime.calls import AFunction
     from router._runtime.workers import AWorker

@@ -17,9 +17,10 @@ from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 
 from router._async.checkout import AsyncLane
 from router._async.knowledge import AsyncKnowledge
-from router._async.opener import AsyncOpener
-from router._async.pools import Reroute, original_of
-from router._async.registry import AsyncPools
+from router._async.pool.node_pool import Reroute
+from router._async.pool.opener import AsyncOpener
+from router._async.pool.registry import AsyncPools
+from router._async.pool.session_state import session_of
 from router._async.slots import AsyncGate, AsyncSlots
 from router._runtime.calls import Isolated
 from router._runtime.flags import AFlag, AGuard, acheck_locks, asleep
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
     from psycopg.rows import TupleRow
 
     from router._async.directory import AsyncDirectory
-    from router._async.pools import AsyncNodePool
+    from router._async.pool.node_pool import AsyncNodePool
     from router._runtime.calls import AConfigure, APassword
     from router._runtime.workers import AWorker
     from router.core.choose import Route
@@ -547,7 +548,7 @@ class AsyncRouting:
         between, and a standby begins anew at an earlier position, or stands now where the primary was. And where
         several servers answer, it is known of the one that the last look led to.
         """
-        original, after = original_of(connection), request.after
+        original, after = session_of(connection), request.after
         state = self.known.health.get(pool.node.server, UNKNOWN)
         is_primary = state.role is Role.PRIMARY
         here = original.process == state.process or (pool.node.pooler is not None and not state.several)
@@ -602,7 +603,7 @@ class AsyncRouting:
         finally:
             if alone:
                 self._asked.discard(server)
-        original_of(connection).process = seen.process
+        session_of(connection).process = seen.process
         after = request.after
         if after is None or not here:
             # Not after what is known: that may be of another server.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from psycopg.pq import TransactionStatus
 
-from router._async.scripts import AsyncNodeConnection
+from router._async.pool.connection import AsyncNodeConnection
 from router._runtime.sockets import quiet_for
 
 if TYPE_CHECKING:
@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from psycopg import AsyncConnection
     from psycopg.rows import TupleRow
 
-    from router._async.opener import Session
-    from router._async.pools import AsyncNodePool, Original
+    from router._async.pool.node_pool import AsyncNodePool
+    from router._async.pool.opener import Session
+    from router._async.pool.session_state import SessionState
     from router.core.topology import Server
 
 SAMPLE = 15.0
@@ -45,14 +46,14 @@ class Silent(NamedTuple):
     """
 
     pool: AsyncNodePool
-    original: Original
+    original: SessionState
     pid: int
     began: bytes
 
 
 class _Asked(NamedTuple):
     pool: AsyncNodePool
-    original: Original
+    original: SessionState
     pid: int
     waits: bool
 
@@ -71,7 +72,7 @@ class AsyncSilence:
         self._pools = pools
         self._due = self._sampled_at = -inf
         self._asked: list[_Asked] = []
-        self._at_rest: dict[Original, bytes] = {}  # whose session was at rest at the last sample, and since when
+        self._at_rest: dict[SessionState, bytes] = {}  # whose session was at rest at the last sample, and since when
 
     def due(self) -> list[int]:
         """Begin a sample, if it is time for one.
@@ -86,7 +87,7 @@ class AsyncSilence:
         for pool in self._pools():
             if pool.node.server != self._server or pool.node.pooler is not None or pool.inherited:
                 continue
-            for original in pool.originals():
+            for original in pool.session_states():
                 if (connection := original.connection()) is not None:
                     waits = _waits(connection, SAMPLE)
                     if waits or original.began is None:
@@ -135,7 +136,7 @@ def _waits(connection: AsyncConnection[TupleRow], seconds: float) -> bool:
     )
 
 
-def _identify(original: Original, session: Session | None, process: str, now: float) -> None:
+def _identify(original: SessionState, session: Session | None, process: str, now: float) -> None:
     """Note when a session began, if the one that the server has under its number is the connection's."""
     original.began = b""
     if session is None or session.age is None or original.process not in {"", process}:

@@ -12,8 +12,9 @@ import psycopg
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
-from router._async.pools import original_of
-from router._async.scripts import AsyncPooledConnection, is_spoilt, is_stale, text_of
+from router._async.pool.connection import AsyncPooledConnection, is_spoilt, is_stale
+from router._async.pool.scripts import text_of
+from router._async.pool.session_state import session_of
 from router._runtime.calls import acall
 from router._runtime.flags import AGuard, asleep
 from router.core.errors import Unavailable
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from psycopg.rows import TupleRow
 
     from router._async.checkout import AsyncCheckout
-    from router._async.pools import AsyncNodePool
+    from router._async.pool.node_pool import AsyncNodePool
     from router.core.topology import Node
 
 T = TypeVar("T")
@@ -145,11 +146,11 @@ class AsyncStatements:
         for attempt in count():
             avoid: Node | None = None
             async with checkout as connection:
-                if not original_of(connection).refuses_writes:
+                if not session_of(connection).refuses_writes:
                     raise _Unguarded
-                checkout.pool.expendable.add(original_of(connection))
+                checkout.pool.expendable.add(session_of(connection))
                 if spent:
-                    original_of(connection).spent = True
+                    session_of(connection).spent = True
                 try:
                     return await _result(connection, query, params)
                 except psycopg.OperationalError as error:
@@ -176,7 +177,7 @@ class AsyncStatements:
         for attempt in count():
             async with writing() as connection:
                 if spent:
-                    original_of(connection).spent = True
+                    session_of(connection).spent = True
                 try:
                     return await _result(connection, query, params, text)
                 except psycopg.Error as error:
@@ -282,7 +283,7 @@ async def _result(
             status=cursor.statusmessage or "",
         )
         if _leaves_something(cursor):
-            original_of(connection).spent = True
+            session_of(connection).spent = True
         return result
 
 

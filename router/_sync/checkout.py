@@ -15,9 +15,11 @@ from psycopg.pq import TransactionStatus
 
 from router._runtime.calls import Isolated
 from router._runtime.workers import claimed
-from router._sync.pools import USERS, original_of, was_given_up
-from router._sync.scoped import enter
-from router._sync.scripts import NodeConnection, TooLate, commit, in_pipeline, send
+from router._sync.pool.connection import NodeConnection, commit
+from router._sync.pool.node_pool import USERS
+from router._sync.pool.scripts import TooLate, in_pipeline, send
+from router._sync.pool.session_state import session_of, was_given_up
+from router._sync.pool.shared_pool import enter
 from router.core import sql
 from router.core.choose import PAIRS, pairs, rotation
 from router.core.errors import PoolExhausted, TransactionOutcomeUnknown, UnknownTenant
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from psycopg.rows import TupleRow
 
     from router._runtime.calls import Function
-    from router._sync.pools import NodePool
+    from router._sync.pool.node_pool import NodePool
     from router._sync.slots import Gate, Slots
     from router.core.choose import Request
     from router.core.errors import Unavailable
@@ -257,7 +259,7 @@ class Checkout:
         if pool.inherited:
             return
         _tell(pool, connection, error)
-        if error is not None and (reason := original_of(connection).cut_because):
+        if error is not None and (reason := session_of(connection).cut_because):
             error.add_note(f"the router cut this connection: {reason}")
         written: tuple[int, int] | None = None
         idle = connection.pgconn.transaction_status == TransactionStatus.IDLE
@@ -446,7 +448,7 @@ class ScopedCheckout(TrackedCheckout):
             raise error
         try:
             connection = self._enter(lane, deadline)
-            self._pool.gates[original_of(connection)] = lane.gate
+            self._pool.gates[session_of(connection)] = lane.gate
         except BaseException:
             lane.gate.leave()
             raise
@@ -462,12 +464,12 @@ class ScopedCheckout(TrackedCheckout):
         while True:
             if pool is None or connection is None:
                 pool, connection = lane.acquire(lane, deadline, pool, self._request)
-            pool.expendable.add(original_of(connection))
+            pool.expendable.add(session_of(connection))
             try:
                 enter(connection, target.scope, deadline, begin=self._begin)
             except BaseException as error:
                 # Whoever had it before may have spoilt it for every reset; a fresh one is as it will be the next time.
-                used = original_of(connection).scope is not None
+                used = session_of(connection).scope is not None
                 again = isinstance(error, psycopg.Error) and (used or connection.broken or isinstance(error, TooLate))
                 _tell(pool, connection, error)
                 if isinstance(error, TooLate):
@@ -481,8 +483,8 @@ class ScopedCheckout(TrackedCheckout):
                     raise
                 connection = None
                 continue
-            pool.expendable.discard(original_of(connection))
-            original_of(connection).target = target
+            pool.expendable.discard(session_of(connection))
+            session_of(connection).target = target
             self._pool, self._connection = pool, connection
             return connection
 
@@ -493,7 +495,7 @@ class ScopedCheckout(TrackedCheckout):
         connection, gate = self._connection, None
         try:
             if connection is not None:  # given back, it may be another's; closed, its place is free already
-                gate = self._pool.gates.pop(original_of(connection), None)
+                gate = self._pool.gates.pop(session_of(connection), None)
             super().__exit__(kind, error, traceback)
         finally:
             if gate is not None and not self._pool.inherited:

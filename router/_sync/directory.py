@@ -21,9 +21,9 @@ from router._runtime.calls import Isolated, Loosely, call, consult
 from router._runtime.flags import Flag, Guard
 from router._runtime.sockets import cut
 from router._runtime.workers import can_spawn, join, spawn
-from router._sync.opener import is_undeclared
-from router._sync.pools import original_of
-from router._sync.scripts import cursor_of, send
+from router._sync.pool.opener import is_undeclared
+from router._sync.pool.scripts import cursor_of, send
+from router._sync.pool.session_state import session_of
 from router.core import sql
 from router.core.directory import Answers, in_words
 from router.core.errors import DirectoryUnavailable, RouterClosed, RouterError, UnknownTenant
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from router._runtime.calls import Function, Source
     from router._runtime.workers import Worker
     from router._sync.checkout import Checkout
-    from router._sync.pools import NodePool
+    from router._sync.pool.node_pool import NodePool
     from router.core.directory import DirectoryStats
     from router.core.topology import DirectoryPolicy, Home
 
@@ -507,7 +507,7 @@ class SqlSource:
                     raise RouterClosed("the router is closed")
                 self._in_use.add(connection)
             try:
-                checkout.pool.expendable.add(original_of(connection))
+                checkout.pool.expendable.add(session_of(connection))
                 connection.set_autocommit(True)
                 return use(checkout.pool, connection)
             finally:
@@ -555,7 +555,7 @@ class SqlSource:
                 "are seen when directory.ttl ends",
                 pool.node,
             )
-        original_of(connection).spent = True
+        session_of(connection).spent = True
         _keep_alive(connection)
         said = list[str]()  # libpq takes for a notice why the server ends a session that waits
 

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from typing import TypeAlias
 
-    from router._sync.opener import Opener
-    from router._sync.pools import NodePool, Original
+    from router._sync.pool.node_pool import NodePool
+    from router._sync.pool.opener import Opener
+    from router._sync.pool.session_state import SessionState
     from router._sync.silence import Silent
     from router.core.choose import Standing
     from router.core.events import Leader, Observer
@@ -310,7 +311,7 @@ class Knowledge:
 
     def _cut_silent(self, silent: list[Silent]) -> None:
         """Cut connections that hear nothing from a server that is well."""
-        by_pool: dict[NodePool, list[Original]] = {}
+        by_pool: dict[NodePool, list[SessionState]] = {}
         for one in silent:
             by_pool.setdefault(one.pool, []).append(one.original)
         for pool, originals in by_pool.items():

@@ -19,7 +19,7 @@ from router._runtime.flags import Flag, Guard, sleep
 from router._runtime.limited import Limited
 from router._runtime.sockets import cut, knock
 from router._runtime.workers import join, spawn, untraced
-from router._sync.opener import Unable
+from router._sync.pool.opener import Unable
 from router._sync.silence import Silence
 from router._sync.slots import BudgetSpent
 from router.core.budget import Claim, Idle, to_close
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
     from router._runtime.calls import Function
     from router._runtime.workers import Worker
-    from router._sync.opener import Opener
-    from router._sync.pools import NodePool
+    from router._sync.pool.node_pool import NodePool
+    from router._sync.pool.opener import Opener
     from router._sync.silence import Silent
     from router.core.budget import Limits
     from router.core.health import Health, Looked, Seen

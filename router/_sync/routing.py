@@ -22,9 +22,10 @@ from router._runtime.sockets import cut
 from router._runtime.workers import join, settled, spawn
 from router._sync.checkout import Lane
 from router._sync.knowledge import Knowledge
-from router._sync.opener import Opener
-from router._sync.pools import Reroute, original_of
-from router._sync.registry import Pools
+from router._sync.pool.node_pool import Reroute
+from router._sync.pool.opener import Opener
+from router._sync.pool.registry import Pools
+from router._sync.pool.session_state import session_of
 from router._sync.slots import Gate, Slots
 from router.core.budget import Claim, Full, Limits, full
 from router.core.choose import Request, choose, limits_lag, standings
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
     from router._runtime.calls import Configure, Password
     from router._runtime.workers import Worker
     from router._sync.directory import Directory
-    from router._sync.pools import NodePool
+    from router._sync.pool.node_pool import NodePool
     from router.core.choose import Route
     from router.core.consistency import Position
     from router.core.events import Observer
@@ -548,7 +549,7 @@ class Routing:
         between, and a standby begins anew at an earlier position, or stands now where the primary was. And where
         several servers answer, it is known of the one that the last look led to.
         """
-        original, after = original_of(connection), request.after
+        original, after = session_of(connection), request.after
         state = self.known.health.get(pool.node.server, UNKNOWN)
         is_primary = state.role is Role.PRIMARY
         here = original.process == state.process or (pool.node.pooler is not None and not state.several)
@@ -603,7 +604,7 @@ class Routing:
         finally:
             if alone:
                 self._asked.discard(server)
-        original_of(connection).process = seen.process
+        session_of(connection).process = seen.process
         after = request.after
         if after is None or not here:
             # Not after what is known: that may be of another server.

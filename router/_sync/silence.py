@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from psycopg.pq import TransactionStatus
 
 from router._runtime.sockets import quiet_for
-from router._sync.scripts import NodeConnection
+from router._sync.pool.connection import NodeConnection
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from psycopg import Connection
     from psycopg.rows import TupleRow
 
-    from router._sync.opener import Session
-    from router._sync.pools import NodePool, Original
+    from router._sync.pool.node_pool import NodePool
+    from router._sync.pool.opener import Session
+    from router._sync.pool.session_state import SessionState
     from router.core.topology import Server
 
 SAMPLE = 15.0
@@ -46,14 +47,14 @@ class Silent(NamedTuple):
     """
 
     pool: NodePool
-    original: Original
+    original: SessionState
     pid: int
     began: bytes
 
 
 class _Asked(NamedTuple):
     pool: NodePool
-    original: Original
+    original: SessionState
     pid: int
     waits: bool
 
@@ -72,7 +73,7 @@ class Silence:
         self._pools = pools
         self._due = self._sampled_at = -inf
         self._asked: list[_Asked] = []
-        self._at_rest: dict[Original, bytes] = {}  # whose session was at rest at the last sample, and since when
+        self._at_rest: dict[SessionState, bytes] = {}  # whose session was at rest at the last sample, and since when
 
     def due(self) -> list[int]:
         """Begin a sample, if it is time for one.
@@ -87,7 +88,7 @@ class Silence:
         for pool in self._pools():
             if pool.node.server != self._server or pool.node.pooler is not None or pool.inherited:
                 continue
-            for original in pool.originals():
+            for original in pool.session_states():
                 if (connection := original.connection()) is not None:
                     waits = _waits(connection, SAMPLE)
                     if waits or original.began is None:
@@ -136,7 +137,7 @@ def _waits(connection: Connection[TupleRow], seconds: float) -> bool:
     )
 
 
-def _identify(original: Original, session: Session | None, process: str, now: float) -> None:
+def _identify(original: SessionState, session: Session | None, process: str, now: float) -> None:
     """Note when a session began, if the one that the server has under its number is the connection's."""
     original.began = b""
     if session is None or session.age is None or original.process not in {"", process}:

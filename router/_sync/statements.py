@@ -15,8 +15,9 @@ from psycopg.rows import tuple_row
 
 from router._runtime.calls import call
 from router._runtime.flags import Guard, sleep
-from router._sync.pools import original_of
-from router._sync.scripts import PooledConnection, is_spoilt, is_stale, text_of
+from router._sync.pool.connection import PooledConnection, is_spoilt, is_stale
+from router._sync.pool.scripts import text_of
+from router._sync.pool.session_state import session_of
 from router.core.errors import Unavailable
 from router.core.result import Result
 from router.core.statement import can_be_repeated, needs_primary, without_comments
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from psycopg.rows import TupleRow
 
     from router._sync.checkout import Checkout
-    from router._sync.pools import NodePool
+    from router._sync.pool.node_pool import NodePool
     from router.core.topology import Node
 
 T = TypeVar("T")
@@ -146,11 +147,11 @@ class Statements:
         for attempt in count():
             avoid: Node | None = None
             with checkout as connection:
-                if not original_of(connection).refuses_writes:
+                if not session_of(connection).refuses_writes:
                     raise _Unguarded
-                checkout.pool.expendable.add(original_of(connection))
+                checkout.pool.expendable.add(session_of(connection))
                 if spent:
-                    original_of(connection).spent = True
+                    session_of(connection).spent = True
                 try:
                     return _result(connection, query, params)
                 except psycopg.OperationalError as error:
@@ -177,7 +178,7 @@ class Statements:
         for attempt in count():
             with writing() as connection:
                 if spent:
-                    original_of(connection).spent = True
+                    session_of(connection).spent = True
                 try:
                     return _result(connection, query, params, text)
                 except psycopg.Error as error:
@@ -281,7 +282,7 @@ def _result(connection: Connection[TupleRow], query: Query, params: Params | Non
             status=cursor.statusmessage or "",
         )
         if _leaves_something(cursor):
-            original_of(connection).spent = True
+            session_of(connection).spent = True
         return result
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import psycopg
 
-from router._sync.opener import Opener
+from router._sync.pool.opener import Opener
 from router._sync.slots import Slots
 from router.core.budget import Limits
 from router.core.health import Failed, Looked, observe

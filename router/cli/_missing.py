@@ -6,7 +6,7 @@ from collections import defaultdict
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from router._sync.scripts import NOT_THERE, send, why_not_there
+from router._sync.pool.scripts import NOT_THERE, send, why_not_there
 from router.cli._look import look_at
 from router.core import sql
 from router.core.errors import RouterError

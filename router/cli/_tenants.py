@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import psycopg
 
 from router import Router
-from router._sync.scripts import cursor_of
+from router._sync.pool.scripts import cursor_of
 from router.core import sql
 from router.core.errors import ConfigError, RouterError, UnknownTenant
 from router.core.outcomes import needs_list, selected

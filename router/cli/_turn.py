@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 import psycopg
 
 from router._sync.each import STALLED
-from router._sync.scripts import cursor_of
+from router._sync.pool.scripts import cursor_of
 from router.cli import _child
 from router.cli._libpq import environment, find
 from router.core import sql

@@ -11,7 +11,7 @@ import psycopg
 import typer
 from rich.text import Text
 
-from router._sync.scripts import cursor_of
+from router._sync.pool.scripts import cursor_of
 from router.cli._common import FAILED, AsJson, Config, load, print_json
 from router.cli._look import learn, look_at
 from router.cli._missing import missing

@@ -14,7 +14,7 @@ from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
-from router._sync.scripts import cursor_of
+from router._sync.pool.scripts import cursor_of
 from router.cli._common import FAILED, AsJson, Config, load, print_json
 from router.cli._look import Looker, learn
 from router.cli._screen import Column, InPlace, console, in_terminal, listed, table

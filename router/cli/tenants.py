@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from router._sync.scripts import cursor_of
+from router._sync.pool.scripts import cursor_of
 from router.cli import _screen
 from router.cli._common import FAILED, AsJson, Config, load, print_json
 from router.cli._look import look_at

@@ -15,9 +15,9 @@ from router import AsyncRouter
 from router._async.directory import ASKING, AsyncDirectory
 from router._async.knowledge import AsyncKnowledge
 from router._async.monitor import AsyncMonitor, AsyncWatcher
-from router._async.opener import AsyncOpener
-from router._async.pools import AsyncNodePool
-from router._async.registry import AsyncPools
+from router._async.pool.node_pool import AsyncNodePool
+from router._async.pool.opener import AsyncOpener
+from router._async.pool.registry import AsyncPools
 from router._async.routing import AsyncRouting
 from router._async.slots import AsyncSlots
 from router.core.errors import DirectoryUnavailable

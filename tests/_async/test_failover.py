@@ -16,7 +16,7 @@ from psycopg import AsyncConnection
 
 from router import AsyncRouter, NoPrimary, NoReplica, Role, Server, Unavailable
 from router._async.knowledge import HURRIED
-from router._async.pools import AsyncNodePool, Reroute
+from router._async.pool.node_pool import AsyncNodePool, Reroute
 from router._runtime.flags import asleep
 from tests.support import aall_of, aeventually, aoutside, port, run, settings
 

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from router import AsyncRouter
-from router._async.scoped import AsyncLine, AsyncSharedPool
+from router._async.pool.shared_pool import AsyncLine, AsyncSharedPool
 from router._runtime.flags import AFlag, asleep
 from tests.support import PATIENCE, aall_of, aeventually, new_name, run, settings
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from router._async.pools import AsyncPlace
+    from router._async.pool.waiter import AsyncPlace
     from tests.conftest import Postgres
 
 OTHERS = 20

@@ -14,7 +14,7 @@ from tests.support import aall_of, aeventually, new_name, port, run, settings
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from router._async.pools import AsyncNodePool
+    from router._async.pool.node_pool import AsyncNodePool
     from router.testing import PostgresCluster
     from tests.conftest import Postgres
 

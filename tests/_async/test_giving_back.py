@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from router import AsyncRouter
-from router._async.pools import Original, original_of
+from router._async.pool.session_state import SessionState, session_of
 from router._runtime.sockets import cut
 from tests.support import aeventually, new_name, run, settings
 
@@ -87,9 +87,9 @@ async def test_what_raises_in_giving_back_loses_nothing_and_leaves_the_blocks_ou
                 match step:
                     case "restore":
                         connection.prepare_threshold = 7
-                        patched.setattr(Original, "restore", fail)
+                        patched.setattr(SessionState, "restore", fail)
                     case "suspect":
-                        original_of(connection).in_hot_standby = b"?"
+                        session_of(connection).in_hot_standby = b"?"
                         patched.setattr(pool, "suspect", fail)
                     case "expiry":
                         del connection._expire_at

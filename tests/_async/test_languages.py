@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from router import AsyncRouter, NoPrimary, PoolExhausted, UnknownTenant
-from router._async.scripts import AsyncNodeConnection
+from router._async.pool.connection import AsyncNodeConnection
 from router._runtime.login import LoginFailed
 from tests.proxy import Proxy
 from tests.support import aeventually, new_name, run, settings

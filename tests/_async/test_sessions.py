@@ -17,7 +17,7 @@ from psycopg import AsyncConnection
 
 from router import AsyncRouter, NoReplica, TokenRefused, TransactionOutcomeUnknown
 from router._async.knowledge import HURRIED
-from router._async.pools import AsyncNodePool
+from router._async.pool.node_pool import AsyncNodePool
 from router._runtime.flags import asleep
 from router.context import CURRENT
 from router.core.consistency import Position, Token

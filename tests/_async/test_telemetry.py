@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from router import AsyncRouter, UnknownTenant
-from router._async.scripts import AsyncNodeConnection
+from router._async.pool.connection import AsyncNodeConnection
 from tests.support import aeventually, new_name, run, settings
 
 if TYPE_CHECKING:

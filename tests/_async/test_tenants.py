@@ -25,7 +25,7 @@ from router import (
     Unavailable,
     UnknownTenant,
 )
-from router._async.pools import original_of
+from router._async.pool.session_state import session_of
 from router._runtime.flags import asleep
 from router.core.events import UndeclaredPooler
 from router.core.topology import Server
@@ -376,7 +376,7 @@ async def test_nobody_is_warned_when_a_session_is_set(world: World) -> None:
         for read_only in (True, False):
             async with router.connection(tenant=world.keys[0], read_only=read_only) as connection:
                 connection.add_notice_handler(hear)
-                original_of(connection).notice_handlers.append(hear)
+                session_of(connection).notice_handlers.append(hear)
         for turn in range(6):
             async with router.connection(tenant=world.keys[turn % 2], read_only=turn < 3) as connection:
                 assert connection._notice_handlers == [hear]

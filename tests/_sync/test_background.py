@@ -16,9 +16,9 @@ from router import Router
 from router._sync.directory import ASKING, Directory
 from router._sync.knowledge import Knowledge
 from router._sync.monitor import Monitor, Watcher
-from router._sync.opener import Opener
-from router._sync.pools import NodePool
-from router._sync.registry import Pools
+from router._sync.pool.node_pool import NodePool
+from router._sync.pool.opener import Opener
+from router._sync.pool.registry import Pools
 from router._sync.routing import Routing
 from router._sync.slots import Slots
 from router.core.errors import DirectoryUnavailable

@@ -18,7 +18,7 @@ from psycopg import Connection
 from router import NoPrimary, NoReplica, Role, Router, Server, Unavailable
 from router._runtime.flags import sleep
 from router._sync.knowledge import HURRIED
-from router._sync.pools import NodePool, Reroute
+from router._sync.pool.node_pool import NodePool, Reroute
 from tests.support import all_of, eventually, outside, port, run, settings
 
 if TYPE_CHECKING:

@@ -11,13 +11,13 @@ import pytest
 
 from router import Router
 from router._runtime.flags import Flag, sleep
-from router._sync.scoped import Line, SharedPool
+from router._sync.pool.shared_pool import Line, SharedPool
 from tests.support import PATIENCE, all_of, eventually, new_name, run, settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from router._sync.pools import Place
+    from router._sync.pool.waiter import Place
     from tests.conftest import Postgres
 
 OTHERS = 20

@@ -15,7 +15,7 @@ from tests.support import all_of, eventually, new_name, port, run, settings
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from router._sync.pools import NodePool
+    from router._sync.pool.node_pool import NodePool
     from router.testing import PostgresCluster
     from tests.conftest import Postgres
 

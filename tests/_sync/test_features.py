@@ -23,7 +23,7 @@ from psycopg.types.string import StrDumper
 
 from router import Router
 from router._runtime.flags import Flag
-from router._sync import pools
+from router._sync.pool import node_pool
 from tests.support import all_of, eventually, new_name, run, settings
 
 if TYPE_CHECKING:
@@ -310,7 +310,7 @@ def names(cluster: PostgresCluster) -> list[str]:
 
 @pytest.fixture
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pools, "LETTING_GO", 0.05)
+    monkeypatch.setattr(node_pool, "LETTING_GO", 0.05)
 
 
 def pool_of_one(cluster: PostgresCluster, **options: Any) -> RouterSettings:

@@ -13,7 +13,7 @@ import pytest
 
 from router import Router
 from router._runtime.sockets import cut
-from router._sync.pools import Original, original_of
+from router._sync.pool.session_state import SessionState, session_of
 from tests.support import eventually, new_name, run, settings
 
 if TYPE_CHECKING:
@@ -88,9 +88,9 @@ def test_what_raises_in_giving_back_loses_nothing_and_leaves_the_blocks_outcome_
                 match step:
                     case "restore":
                         connection.prepare_threshold = 7
-                        patched.setattr(Original, "restore", fail)
+                        patched.setattr(SessionState, "restore", fail)
                     case "suspect":
-                        original_of(connection).in_hot_standby = b"?"
+                        session_of(connection).in_hot_standby = b"?"
                         patched.setattr(pool, "suspect", fail)
                     case "expiry":
                         del connection._expire_at

@@ -11,7 +11,7 @@ import pytest
 
 from router import NoPrimary, PoolExhausted, Router, UnknownTenant
 from router._runtime.login import LoginFailed
-from router._sync.scripts import NodeConnection
+from router._sync.pool.connection import NodeConnection
 from tests.proxy import Proxy
 from tests.support import eventually, new_name, run, settings
 

@@ -19,7 +19,7 @@ from psycopg import Connection
 from router import NoReplica, Router, TokenRefused, TransactionOutcomeUnknown
 from router._runtime.flags import sleep
 from router._sync.knowledge import HURRIED
-from router._sync.pools import NodePool
+from router._sync.pool.node_pool import NodePool
 from router.context import CURRENT
 from router.core.consistency import Position, Token
 from tests.proxy import Proxy

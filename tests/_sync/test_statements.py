@@ -484,7 +484,7 @@ def test_where_a_session_is_not_known_to_refuse_writes_nothing_is_tried_in_it(
 ) -> None:
     table = new_name()
     run(tapped.cluster.dsn(), f"CREATE TABLE {table} (i int)")
-    monkeypatch.setattr("router._sync.opener.READ_ONLY", "")  # as a pooler does that drops startup options
+    monkeypatch.setattr("router._sync.pool.opener.READ_ONLY", "")  # as a pooler does that drops startup options
     with Router(settings(primary=tapped.version()["primary"])) as router:
         tapped.cut(tapped.primary, on="INSERT", before=False)
         with pytest.raises(TransactionOutcomeUnknown):  # and not once more, as a read

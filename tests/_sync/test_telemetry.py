@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from router import Router, UnknownTenant
-from router._sync.scripts import NodeConnection
+from router._sync.pool.connection import NodeConnection
 from tests.support import eventually, new_name, run, settings
 
 if TYPE_CHECKING:

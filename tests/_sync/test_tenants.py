@@ -27,7 +27,7 @@ from router import (
     UnknownTenant,
 )
 from router._runtime.flags import sleep
-from router._sync.pools import original_of
+from router._sync.pool.session_state import session_of
 from router.core.events import UndeclaredPooler
 from router.core.topology import Server
 from tests.pooler import PgBouncer, Pooler
@@ -371,7 +371,7 @@ def test_nobody_is_warned_when_a_session_is_set(world: World) -> None:
         for read_only in (True, False):
             with router.connection(tenant=world.keys[0], read_only=read_only) as connection:
                 connection.add_notice_handler(hear)
-                original_of(connection).notice_handlers.append(hear)
+                session_of(connection).notice_handlers.append(hear)
         for turn in range(6):
             with router.connection(tenant=world.keys[turn % 2], read_only=turn < 3) as connection:
                 assert connection._notice_handlers == [hear]

@@ -1,3 +1,4 @@
+# Generated from router/_async/pool/shared_pool.py by tools/async_to_sync.py: do not edit.
 """How a connection passes from one tenant to the next: a pool that tenants share, fairly, and what is reset between."""
 
 # ruff: noqa: SLF001  (as pools.py, and for the same reason)
@@ -11,17 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 
-from router._async.pools import AsyncNodePool, original_of
-from router._async.scripts import NOT_THERE, AsyncPooledConnection, begin_of, send, why_not_there
+from router._sync.pool.connection import PooledConnection
+from router._sync.pool.node_pool import NodePool
+from router._sync.pool.scripts import NOT_THERE, begin_of, send, why_not_there
+from router._sync.pool.session_state import session_of
 from router.core import sql
 from router.core.budget import next_in_line
 from router.core.errors import UnknownTenant
 
 if TYPE_CHECKING:
-    from psycopg import AsyncConnection
+    from psycopg import Connection
     from psycopg.rows import TupleRow
 
-    from router._async.pools import AsyncPlace
+    from router._sync.pool.waiter import Place
     from router.core.topology import Scope
 
 LEAST = 0.5
@@ -29,31 +32,31 @@ LEAST = 0.5
 cost a connection, a crowd would have them closed faster than they open."""
 
 
-class AsyncLine(deque[Any]):
+class Line(deque[Any]):
     """Those who wait for a connection of a shared pool: the next is not always the first, so that all get their share.
 
     psycopg_pool takes it for the deque that it would have made itself. Whoever brings a connection back still counts as
     having it: else they had one fewer than all others, and would get it again.
     """
 
-    def __init__(self, pool: AsyncSharedPool) -> None:
+    def __init__(self, pool: SharedPool) -> None:
         super().__init__()
         self._pool = pool
         self._crowd: dict[str, int] = {}  # how many of each tenant wait
 
-    def append(self, place: AsyncPlace) -> None:
+    def append(self, place: Place) -> None:
         """Get in line."""
         super().append(place)
         self._crowd[place.tenant] = self._crowd.get(place.tenant, 0) + 1
 
-    def popleft(self) -> AsyncPlace:
+    def popleft(self) -> Place:
         """Take out the one to be served next."""
         held, waiting = Counter(self._pool.holders()), (place.tenant for place in self)
-        place: AsyncPlace = self[next_in_line(waiting, self._crowd, held)]
+        place: Place = self[next_in_line(waiting, self._crowd, held)]
         self.remove(place)
         return place
 
-    def remove(self, place: AsyncPlace) -> None:
+    def remove(self, place: Place) -> None:
         """Take out one."""
         super().remove(place)
         self._crowd[place.tenant] -= 1
@@ -66,7 +69,7 @@ class AsyncLine(deque[Any]):
         self._crowd.clear()
 
 
-class AsyncSharedPool(AsyncNodePool):
+class SharedPool(NodePool):
     """The connections of one node for one use, for all tenants of its database.
 
     psycopg_pool serves those who wait in order of arrival; here each tenant gets its share first.
@@ -76,17 +79,17 @@ class AsyncSharedPool(AsyncNodePool):
         """Make the pool; nothing is opened yet.
 
         Args:
-            *args: As for :class:`AsyncNodePool`.
-            **kwargs: As for :class:`AsyncNodePool`.
+            *args: As for :class:`NodePool`.
+            **kwargs: As for :class:`NodePool`.
         """
         super().__init__(*args, **kwargs)
-        self._waiting = AsyncLine(self)
+        self._waiting = Line(self)
 
     def holders(self) -> list[str]:
         """List the tenants of the connections that are out, one for each."""
         return [original.tenant for original in list(self.borrowed)]
 
-    async def take_for(self, scope: Scope) -> AsyncConnection[TupleRow] | None:
+    def take_for(self, scope: Scope) -> Connection[TupleRow] | None:
         """Borrow a connection that is ready, best one that the tenant had last.
 
         Args:
@@ -97,20 +100,20 @@ class AsyncSharedPool(AsyncNodePool):
         """
         idle, tenant = self.idle, scope.tenant
         if idle:
-            async with self._lock:  # guards _pool
+            with self._lock:  # guards _pool
                 for place, connection in enumerate(idle):
-                    had = original_of(connection).scope
+                    had = session_of(connection).scope
                     if had is not None and had.tenant == tenant:
                         del idle[place]
                         idle.appendleft(connection)  # where it is taken from
                         break
-        taken = await self.take()
+        taken = self.take()
         if taken is not None:
-            original_of(taken).tenant = tenant
+            session_of(taken).tenant = tenant
         return taken
 
 
-async def enter(connection: AsyncConnection[TupleRow], scope: Scope, deadline: float, *, begin: bool) -> None:
+def enter(connection: Connection[TupleRow], scope: Scope, deadline: float, *, begin: bool) -> None:
     """Make a borrowed connection a tenant's: no round trip if it was the last to have it, else one.
 
     Args:
@@ -124,8 +127,8 @@ async def enter(connection: AsyncConnection[TupleRow], scope: Scope, deadline: f
         TooLate: The server has not answered in time; the connection must not be used.
         psycopg.Error: It could not be done; the connection must not be used.
     """
-    original = original_of(connection)
-    if isinstance(connection, AsyncPooledConnection):
+    original = session_of(connection)
+    if isinstance(connection, PooledConnection):
         connection.prelude = _prelude(scope)
         original.scope = scope
         return
@@ -141,10 +144,10 @@ async def enter(connection: AsyncConnection[TupleRow], scope: Scope, deadline: f
     if text:
         deadline = max(deadline, monotonic() + LEAST)
         try:
-            await send(connection, text, deadline)
+            send(connection, text, deadline)
         except NOT_THERE as error:  # all is as it was, but for what had been prepared
             if begin:
-                await send(connection, b"ROLLBACK", deadline)
+                send(connection, b"ROLLBACK", deadline)
             _forget_prepared(connection)
             raise UnknownTenant(scope.tenant, why_not_there(error)) from None
         except psycopg.Error as error:
@@ -171,7 +174,7 @@ def _prelude(scope: Scope) -> bytes:
     return f"SELECT {found}".encode() if found else b""
 
 
-def _forget_prepared(connection: AsyncConnection[TupleRow]) -> None:
+def _forget_prepared(connection: Connection[TupleRow]) -> None:
     """Have psycopg forget what it has prepared, since the server does, too; it need not tell the server."""
     prepared = connection._prepared
     prepared._counts.clear()

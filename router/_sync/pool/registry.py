@@ -1,4 +1,4 @@
-# Generated from router/_async/registry.py by tools/async_to_sync.py: do not edit.
+# Generated from router/_async/pool/registry.py by tools/async_to_sync.py: do not edit.
 """Which pools are open: each opens at first use, and is closed when nobody has used it for long, or for another one."""
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from weakref import ref
 from router._runtime.calls import Isolated, uncancelled
 from router._runtime.flags import Flag, Guard
 from router._runtime.workers import settled
-from router._sync.pools import NodePool
-from router._sync.scoped import SharedPool
+from router._sync.pool.node_pool import NodePool
+from router._sync.pool.shared_pool import SharedPool
 from router.core.budget import to_close
 from router.core.errors import RouterClosed
 from router.core.events import PoolClosed, PoolOpened
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from typing import TypeAlias
 
-    from router._sync.opener import Opener
-    from router._sync.pools import Counts, Suspect
+    from router._sync.pool.node_pool import Counts, Suspect
+    from router._sync.pool.opener import Opener
     from router.core.budget import Claim, Limits
     from router.core.events import Event
     from router.core.topology import Node, Target

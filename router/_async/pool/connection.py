@@ -1,35 +1,21 @@
-"""The connections that are lent; the router's own statements; and what a transaction pooler needs.
+"""The connections that are lent."""
 
-This file and ``pools.py`` use what is inside psycopg: here its generators, ``_connect_gen()``,
-``_get_tx_start_command()``, ``_start_query()``, ``_exec_command()``, ``_tpc_prepare_gen()``, ``_tpc_finish_gen()``,
-``_prepared``, and ``_adapters`` of a cursor, as
-``tests/test_inside_psycopg_pool.py`` checks.
-"""
-
-# ruff: noqa: SLF001  (see above)
+# ruff: noqa: SLF001  (as scripts.py, and for the same reason)
 
 from __future__ import annotations
 
 from contextlib import suppress
-from functools import cache
 from math import inf
-from time import monotonic
 from typing import TYPE_CHECKING, Any, LiteralString, Self, TypeVar
 
 import psycopg
-from psycopg import AsyncConnection, AsyncCursor, generators, postgres
-from psycopg._compat import Interpolation, Template  # Python's own, where it has them
+from psycopg import AsyncConnection
 from psycopg._preparing import PrepareManager
-from psycopg.adapt import AdaptersMap, Loader
-from psycopg.errors import error_from_result
 from psycopg.pq import ExecStatus, Format, TransactionStatus
-from psycopg.rows import DictRow, TupleRow, dict_row
-from psycopg.sql import Composable
-from psycopg.types import TypesRegistry
-from psycopg.types.array import register_all_arrays
+from psycopg.rows import TupleRow
 
+from router._async.pool.scripts import answers, check, rows_of, send, sent
 from router._runtime.login import log_in
-from router.core import sql
 from router.core.errors import TransactionOutcomeUnknown
 from router.core.statement import commits
 
@@ -37,230 +23,10 @@ if TYPE_CHECKING:
     from psycopg import Xid
     from psycopg._preparing import Key, Prepare
     from psycopg._queries import PostgresQuery
-    from psycopg.abc import Buffer, PQGen, PQGenConn, QueryNoTemplate
-    from psycopg.pq.abc import PGconn, PGresult
+    from psycopg.abc import PQGen, PQGenConn, QueryNoTemplate
+    from psycopg.pq.abc import PGconn
 
 T = TypeVar("T")
-
-
-NOT_THERE = (
-    psycopg.errors.InvalidSchemaName,
-    psycopg.errors.InvalidParameterValue,
-    psycopg.errors.InsufficientPrivilege,
-)
-"""How the expressions of ``sql.settings()`` fail: the first two for a search path, the last two for a role."""
-
-UNKNOWN = 0
-"""The OID under which psycopg keeps what loads the types that it does not know."""
-
-INTERVAL = 0.1
-"""Seconds between two looks at the time, at most, while a server is waited for."""
-
-
-class TooLate(psycopg.OperationalError):
-    """The server has not answered until the deadline."""
-
-
-def why_not_there(error: psycopg.Error) -> str:
-    """Say why a search path or a role cannot be used.
-
-    Args:
-        error: One of ``NOT_THERE``.
-
-    Returns:
-        The reason.
-    """
-    text = error.diag.message_primary or ""
-    _, no_usage, name = text.partition(sql.NO_USAGE)
-    return no_usage + name[:-1].rstrip() if no_usage else text  # as the server quotes it
-
-
-def begin_of(connection: AsyncConnection[Any]) -> bytes:
-    """Tell what psycopg would begin a transaction with.
-
-    Args:
-        connection: The connection, with the isolation level and the like that it has now.
-
-    Returns:
-        The statement.
-    """
-    return connection._get_tx_start_command()
-
-
-def in_pipeline(connection: AsyncConnection[Any]) -> bool:
-    """Tell whether a pipeline is open.
-
-    Args:
-        connection: The connection.
-
-    Returns:
-        Whether one is.
-    """
-    return connection._pipeline is not None
-
-
-async def send(
-    connection: AsyncConnection[Any], script: bytes, deadline: float = inf
-) -> list[tuple[bytes | None, ...]]:
-    """Run statements in one round trip, whatever a borrower or ``configure=`` has set on the connection object.
-
-    No cursor class, row factory, adapter, prepared statement or transaction of psycopg's takes part.
-
-    Args:
-        connection: The connection.
-        script: The statements, in ASCII.
-        deadline: Until when to wait for the answer, on the monotonic clock.
-
-    Returns:
-        The rows of the last statement, each value as PostgreSQL writes it.
-
-    Raises:
-        TooLate: There was no answer until then; the connection must not be used any more.
-        psycopg.Error: One of them failed; those after it were not run.
-    """
-    interval = max(min(deadline - monotonic(), INTERVAL), 0.001)
-    async with connection.lock:
-        result = await connection.wait(_sent(connection, script, deadline), interval)
-    return _rows(result)
-
-
-async def commit(connection: AsyncConnection[Any], then: bytes) -> list[tuple[bytes | None, ...]]:
-    """Commit a transaction, and ask something after that in the same round trip.
-
-    Args:
-        connection: The connection, in a transaction.
-        then: What to ask, in ASCII.
-
-    Returns:
-        The rows; none if the question failed: the transaction is committed all the same.
-
-    Raises:
-        psycopg.ProgrammingError: psycopg would not commit here: a ``transaction()`` is open, say.
-        psycopg.Error: It could not be committed.
-    """
-    if connection._num_transactions or connection._tpc or connection._pipeline:
-        await connection.commit()
-        if connection._pipeline:  # where no script can be sent
-            connection.pgconn.exit_pipeline_mode()
-        with suppress(psycopg.Error):
-            return await send(connection, then)
-        return []
-    async with connection.lock:
-        return await connection.wait(_committed(connection, b"COMMIT; " + then))
-
-
-def cursor_of(connection: AsyncConnection[Any]) -> AsyncCursor[DictRow]:
-    """Make a cursor that is psycopg's own, whatever ``configure=`` has set on the connection, or for all of psycopg.
-
-    Args:
-        connection: The connection.
-
-    Returns:
-        The cursor: its rows are dicts, and text is ``str`` in them, in a session with the encoding SQL_ASCII, too.
-    """
-    cursor = AsyncCursor(connection, row_factory=dict_row)
-    cursor._adapters = AdaptersMap(_adapters())
-    return cursor
-
-
-@cache
-def _adapters() -> AdaptersMap:
-    adapters = AdaptersMap(types=TypesRegistry(postgres.types))
-    postgres.register_default_adapters(adapters)
-    register_all_arrays(adapters)
-    for kind in (UNKNOWN, "bpchar", "name", "text", "varchar"):
-        adapters.register_loader(kind, _TextLoader)
-    return adapters
-
-
-class _TextLoader(Loader):
-    """Loads text as ``str``, where psycopg's gives bytes because SQL_ASCII does not say what they mean."""
-
-    def load(self, data: Buffer) -> str:
-        encoding = self.connection.info.encoding if self.connection else "utf-8"
-        return bytes(data).decode("utf-8" if encoding == "ascii" else encoding, errors="replace")
-
-
-def text_of(query: Any) -> str:
-    """Give the text of a statement, where psycopg takes it in any of its forms.
-
-    Args:
-        query: The statement.
-
-    Returns:
-        Its text; what is the same but for parameters is the same text.
-
-    Raises:
-        TypeError: It is no statement.
-    """
-    if isinstance(query, str):
-        return query
-    if isinstance(query, bytes):
-        return query.decode(errors="replace")
-    if isinstance(query, Template):
-        return "".join(map(_text_of_part, query))
-    if not isinstance(query, Composable):
-        raise TypeError(
-            "execute() takes a statement: a str, bytes, what psycopg.sql makes, or a template string; "
-            f"not {type(query).__name__}"
-        )
-    try:
-        return query.as_string(None)
-    except psycopg.ProgrammingError:  # only the connections may know how to write one of its literals
-        return repr(query)
-
-
-def _text_of_part(part: str | Interpolation[Any]) -> str:
-    """Write a part of a template string: what becomes SQL as it is, and parameters and literals all alike."""
-    if isinstance(part, str):
-        return part
-    if isinstance(part.value, (Template, Composable)):
-        return text_of(part.value)
-    return f'"{part.value}"' if part.format_spec == "i" else " ? "
-
-
-def _rows(result: PGresult) -> list[tuple[bytes | None, ...]]:
-    return [tuple(result.get_value(row, column) for column in range(result.nfields)) for row in range(result.ntuples)]
-
-
-def _sent(connection: AsyncConnection[Any], script: bytes, deadline: float) -> PQGen[PGresult]:
-    results = yield from _answers(connection, script, deadline)
-    for result in results:
-        _check(connection, result)
-    return results[-1]
-
-
-def _committed(connection: AsyncConnection[Any], script: bytes) -> PQGen[list[tuple[bytes | None, ...]]]:
-    committed, *asked = yield from _answers(connection, script, inf)
-    _check(connection, committed)
-    return _rows(asked[0]) if asked and asked[0].status == ExecStatus.TUPLES_OK else []
-
-
-def _check(connection: AsyncConnection[Any], result: PGresult) -> None:
-    if result.status == ExecStatus.FATAL_ERROR:
-        raise error_from_result(result, encoding=connection.pgconn._encoding)
-
-
-def _answers(connection: AsyncConnection[Any], script: bytes, deadline: float) -> PQGen[list[PGresult]]:
-    connection._check_connection_ok()
-    if script.startswith(b"COMMIT") and isinstance(connection, AsyncNodeConnection):
-        connection._death = COMMITTING
-    connection.pgconn.send_query(script)
-    return (yield from _until(deadline, generators.execute(connection.pgconn)))
-
-
-def _until(deadline: float, answer: PQGen[list[PGresult]]) -> PQGen[list[PGresult]]:
-    """Wait for what another generator waits for; whoever waits says now and then that nothing has come yet."""
-    try:
-        wanted = next(answer)
-        while True:
-            ready = yield wanted
-            if not ready and monotonic() >= deadline:
-                raise TooLate("the server has not answered in time")
-            wanted = answer.send(ready)
-    except StopIteration as end:
-        results: list[PGresult] = end.value
-        return results
 
 
 UNREAD = ("25P03", "57P05")
@@ -469,9 +235,42 @@ class AsyncPooledConnection(AsyncNodeConnection):
     def _exec_command(self, command: QueryNoTemplate, result_format: Format = Format.TEXT) -> PQGen[Any]:
         if not self.prelude or not isinstance(command, bytes) or not command.endswith(self.prelude):
             return super()._exec_command(command, result_format)
-        return self._begin_in_pipeline(command, result_format) if self._pipeline else _sent(self, command, inf)
+        return self._begin_in_pipeline(command, result_format) if self._pipeline else sent(self, command, inf)
 
     def _begin_in_pipeline(self, command: bytes, result_format: Format) -> PQGen[None]:
         """Send both statements by themselves: in a pipeline each goes alone, and costs no round trip."""
         yield from super()._exec_command(command.removesuffix(b"; " + self.prelude), result_format)
         yield from super()._exec_command(self.prelude, result_format)
+
+
+async def commit(connection: AsyncConnection[Any], then: bytes) -> list[tuple[bytes | None, ...]]:
+    """Commit a transaction, and ask something after that in the same round trip.
+
+    Args:
+        connection: The connection, in a transaction.
+        then: What to ask, in ASCII.
+
+    Returns:
+        The rows; none if the question failed: the transaction is committed all the same.
+
+    Raises:
+        psycopg.ProgrammingError: psycopg would not commit here: a ``transaction()`` is open, say.
+        psycopg.Error: It could not be committed.
+    """
+    if connection._num_transactions or connection._tpc or connection._pipeline:
+        await connection.commit()
+        if connection._pipeline:  # where no script can be sent
+            connection.pgconn.exit_pipeline_mode()
+        with suppress(psycopg.Error):
+            return await send(connection, then)
+        return []
+    async with connection.lock:
+        return await connection.wait(_committed(connection, b"COMMIT; " + then))
+
+
+def _committed(connection: AsyncConnection[Any], script: bytes) -> PQGen[list[tuple[bytes | None, ...]]]:
+    if isinstance(connection, AsyncNodeConnection):
+        connection._death = COMMITTING
+    committed, *asked = yield from answers(connection, script, inf)
+    check(connection, committed)
+    return rows_of(asked[0]) if asked and asked[0].status == ExecStatus.TUPLES_OK else []

@@ -7,8 +7,8 @@ from time import monotonic
 from typing import TYPE_CHECKING
 from weakref import ref
 
-from router._async.pools import AsyncNodePool
-from router._async.scoped import AsyncSharedPool
+from router._async.pool.node_pool import AsyncNodePool
+from router._async.pool.shared_pool import AsyncSharedPool
 from router._runtime.calls import Isolated, auncancelled
 from router._runtime.flags import AFlag, AGuard
 from router._runtime.workers import asettled
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from typing import TypeAlias
 
-    from router._async.opener import AsyncOpener
-    from router._async.pools import Counts, Suspect
+    from router._async.pool.node_pool import Counts, Suspect
+    from router._async.pool.opener import AsyncOpener
     from router.core.budget import Claim, Limits
     from router.core.events import Event
     from router.core.topology import Node, Target

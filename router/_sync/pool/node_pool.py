@@ -1,3 +1,4 @@
+# Generated from router/_async/pool/node_pool.py by tools/async_to_sync.py: do not edit.
 """A pool for one node, to read or to write: ``psycopg_pool``'s, with the few things that a router needs besides.
 
 This file alone uses what is inside ``psycopg_pool``: ``_pool``, ``_nconns``, ``_nconns_min``, ``_waiting``, ``_lock``,
@@ -11,32 +12,26 @@ can change on a connection without a public name to tell.
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
-import select
-import sys
 import warnings
 from collections import deque
-from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import ref
 
 import psycopg
-from psycopg import AsyncConnection
-from psycopg.adapt import AdaptersMap
+from psycopg import Connection
 from psycopg.rows import TupleRow
-from psycopg.types import TypesRegistry
-from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
-from psycopg_pool._acompat import ALock
-from psycopg_pool.pool_async import AddConnection, MaintenanceTask
+from psycopg_pool import ConnectionPool, PoolClosed, TooManyRequests
+from psycopg_pool._acompat import Lock
+from psycopg_pool.pool import AddConnection, MaintenanceTask
 
-from router._async.opener import Refused
-from router._async.scripts import AsyncPooledConnection, begin_of
-from router._runtime.calls import Isolated, auncancelled
-from router._runtime.flags import AFlag, AGuard, ais_free
+from router._runtime.calls import Isolated, uncancelled
+from router._runtime.flags import is_free
 from router._runtime.sockets import cut
+from router._sync.pool.opener import Refused
+from router._sync.pool.session_state import SessionState, borrower, session_of, shows_resource_warnings
+from router._sync.pool.waiter import Place
 from router.core.budget import Claim, Idle
 from router.core.measures import PoolStats
 
@@ -44,11 +39,8 @@ if TYPE_CHECKING:
     from collections import Counter
     from collections.abc import Collection
 
-    from psycopg.abc import Dumper, Loader
-    from psycopg.types import TypeInfo
-
-    from router._async.opener import AsyncOpener
-    from router._async.slots import AsyncGate
+    from router._sync.pool.opener import Opener
+    from router._sync.slots import Gate
     from router.core.health import Looked
     from router.core.topology import Node, Scope, Server, Target
 
@@ -58,9 +50,6 @@ USERS = "a stream() or notifies() that was left half way, or another task or thr
 
 LETTING_GO = 1.0
 """Seconds that whatever still uses a connection when its block has ended has to let go of it."""
-
-OF_THE_POOL = {"_pool", "_created_at", "_expire_at", "_router"}
-"""The attributes that a connection gets after it was opened, from psycopg_pool and from here."""
 
 SURE = 1.0
 """Seconds after a doubt for which there is no other one."""
@@ -152,15 +141,15 @@ class Counts:
         }
 
 
-class _RoutedConnection(AsyncConnection[TupleRow]):
+class _RoutedConnection(Connection[TupleRow]):
     """What the pool is told to connect with; what it gets is a plain connection, opened by the router."""
 
     @classmethod
-    async def connect(cls, _: str = "", *, pool: AsyncNodePool) -> AsyncConnection[TupleRow]:  # type: ignore[override]
-        return await pool.open_connection()
+    def connect(cls, _: str = "", *, pool: NodePool) -> Connection[TupleRow]:  # type: ignore[override]
+        return pool.open_connection()
 
 
-class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
+class NodePool(ConnectionPool[Connection[TupleRow]]):
     """The connections of one node for one use.
 
     Attributes:
@@ -199,7 +188,7 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         self,
         node: Node,
         target: Target,
-        opener: AsyncOpener,
+        opener: Opener,
         suspect: Suspect,
         *,
         read_only: bool,
@@ -235,7 +224,7 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
             num_workers=1,
         )
         # An async pool has none before open(), and what happens to its server meanwhile does not wait for that.
-        self._lock = ALock()
+        self._lock = Lock()
         self.node = node
         self.cluster = cluster
         self.read_only = read_only
@@ -246,15 +235,15 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         self.keys: set[Any] = set()
         self.idle = self._pool
         self.doubted_at = 0.0
-        self.borrowed: set[Original] = set()
+        self.borrowed: set[SessionState] = set()
         self.lost = False
-        self.gates: dict[Original, AsyncGate] = {}  # its pop() is atomic
+        self.gates: dict[SessionState, Gate] = {}  # its pop() is atomic
         self.notes_where = shows_resource_warnings()
         # Guarded by _lock: _nconns is how many there are of both, but for what an exception has interrupted.
-        self._sessions: set[Original] = set()  # of all connections that have been opened and not been counted out
+        self._sessions: set[SessionState] = set()  # of all connections that have been opened and not been counted out
         self._adding: set[_Adding] = set()  # attempts to open one, from when they are decided on until they have ended
         self.expected: list[None] = []  # its append() and pop() are atomic
-        self.expendable: set[Original] = set()
+        self.expendable: set[SessionState] = set()
         self.suspect = suspect
         self.inherited = False
         self.barred = ""
@@ -277,7 +266,7 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
     def used_at(self) -> float:
         """When it was last used, on the monotonic clock."""
         try:
-            return max(original_of(self._pool[-1]).idle_since, self._used_at)
+            return max(session_of(self._pool[-1]).idle_since, self._used_at)
         except IndexError:
             return self._used_at
 
@@ -285,7 +274,7 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
     def longest_idle(self) -> Idle | None:
         """Its connection that has been idle longest, as the budget looks at it."""
         try:
-            since = original_of(self._pool[0]).idle_since
+            since = session_of(self._pool[0]).idle_since
         except IndexError:
             return None
         return Idle(self.claim, since, warm=self._nconns <= self.min_size)
@@ -314,7 +303,7 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         """Whether it has opened all that it may."""
         return self._nconns >= self.max_size
 
-    async def take(self) -> AsyncConnection[TupleRow] | None:
+    def take(self) -> Connection[TupleRow] | None:
         """Borrow a connection that is ready: the part of ``getconn()`` that this takes, and the hot path.
 
         Returns:
@@ -322,15 +311,15 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         """
         idle = self.idle
         while idle:
-            async with self._lock:  # guards _pool, _nconns_min
+            with self._lock:  # guards _pool, _nconns_min
                 if not idle:
                     return None
                 connection = idle.popleft()
                 self._nconns_min = min(self._nconns_min, len(idle))  # what shrinking goes by
             # Nobody asked anything: if there is something to read, it is most likely the end.
             original = connection.__dict__["_router"]
-            if original.unasked(0) and not await self._lives(connection):
-                async with self._lock:  # guards _nconns
+            if original.unasked(0) and not self._lives(connection):
+                with self._lock:  # guards _nconns
                     self._count_out(original)
                 continue
             self._stats[self._REQUESTS_NUM] += 1
@@ -339,27 +328,27 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
             if self.notes_where:
                 original.borrowed_at = borrower()
             if self.barred:
-                await connection.close()
-                await self.give_back(connection)
+                connection.close()
+                self.give_back(connection)
                 return None
             return connection
         return None
 
-    async def _lives(self, connection: AsyncConnection[TupleRow]) -> bool:
+    def _lives(self, connection: Connection[TupleRow]) -> bool:
         """Read what came unasked on an idle connection: a notification does no harm, its end means it is closed."""
-        unasked = original_of(connection).unasked
+        unasked = session_of(connection).unasked
         try:
             while unasked(0):
                 connection.pgconn.consume_input()
             while not connection._notify_handlers and connection.pgconn.notifies() is not None:
                 pass  # it was for an earlier borrower
         except psycopg.OperationalError:
-            await connection.close()
+            connection.close()
             self.suspect(self.node.server)
             return False
         return True
 
-    async def take_for(self, scope: Scope) -> AsyncConnection[TupleRow] | None:
+    def take_for(self, scope: Scope) -> Connection[TupleRow] | None:
         """Borrow a connection that is ready, best one that the tenant had last.
 
         Args:
@@ -369,9 +358,9 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
             The connection, or ``None`` when none is ready.
         """
         del scope  # all are the same tenant's here
-        return await self.take()
+        return self.take()
 
-    async def borrow(self, timeout: float, scope: Scope | None = None) -> AsyncConnection[TupleRow]:
+    def borrow(self, timeout: float, scope: Scope | None = None) -> Connection[TupleRow]:
         """Borrow a connection, opening the pool if this is its first use.
 
         Args:
@@ -389,55 +378,55 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         """
         self._used_at = monotonic()
         if self._closed:
-            await self._begin()
+            self._begin()
         if self.lost:
-            await self.reclaim()
-        place, begun = AsyncPlace(self, "" if scope is None else scope.tenant), monotonic()
+            self.reclaim()
+        place, begun = Place(self, "" if scope is None else scope.tenant), monotonic()
         try:
             while True:
                 # Which, other than getconn(), passes over those that are dead.
-                if (ready := await (self.take() if scope is None else self.take_for(scope))) is not None:
+                if (ready := (self.take() if scope is None else self.take_for(scope))) is not None:
                     return ready
-                if await self._get_in_line(place):
+                if self._get_in_line(place):
                     break
-            connection = await place.wait(timeout)
+            connection = place.wait(timeout)
         except BaseException:
-            await self._leave_line(place)
+            self._leave_line(place)
             raise
         finally:
             self._stats[self._REQUESTS_WAIT_MS] += int(1000.0 * (monotonic() - begun))
         if self.notes_where:
-            original_of(connection).borrowed_at = borrower()
+            session_of(connection).borrowed_at = borrower()
         if self.barred:
-            await connection.close()
-            await self.give_back(connection)
+            connection.close()
+            self.give_back(connection)
             raise Reroute
         return connection
 
-    async def _begin(self) -> None:
+    def _begin(self) -> None:
         try:
-            await self.open()
+            self.open()
         except psycopg.OperationalError as error:  # it has been closed meanwhile
             raise PoolClosed(str(error)) from error
         except BaseException:
-            await self._undo_open()
+            self._undo_open()
             raise
         if self.retired:
-            await self.close()
+            self.close()
 
-    @auncancelled
-    async def _undo_open(self) -> None:
+    @uncancelled
+    def _undo_open(self) -> None:
         """Be as before :meth:`open`, which failed half-way: without a worker, nobody here would ever be served."""
-        async with self._lock:  # guards _closed, _growing
+        with self._lock:  # guards _closed, _growing
             if not self._closed:
-                await self._signal_stop_worker()
+                self._signal_stop_worker()
                 self._closed, self._opened, self._growing = True, False, False  # what is counted is opened next time
                 self._adding.clear()
-        await self.reroute()
+        self.reroute()
 
-    async def _get_in_line(self, place: AsyncPlace) -> bool:
+    def _get_in_line(self, place: Place) -> bool:
         """Get in line, and have the pool grow if it can; whether it is so, for a connection may have become ready."""
-        async with self._lock:  # guards _pool, _waiting, _closed, _growing
+        with self._lock:  # guards _pool, _waiting, _closed, _growing
             if self._closed:
                 raise PoolClosed(f"the pool {self.name!r} is closed")
             if self.idle:
@@ -452,16 +441,16 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
                 self._maybe_grow_pool()
             return True
 
-    @auncancelled
-    async def _leave_line(self, place: AsyncPlace) -> None:
+    @uncancelled
+    def _leave_line(self, place: Place) -> None:
         """Leave the line, or give back what was handed over at the last moment."""
-        async with self._lock:  # guards _waiting
+        with self._lock:  # guards _waiting
             if place in self._waiting:
                 self._waiting.remove(place)
         if place.connection is not None:
-            await self.give_back(place.connection)
+            self.give_back(place.connection)
 
-    async def open_connection(self) -> AsyncConnection[TupleRow]:
+    def open_connection(self) -> Connection[TupleRow]:
         """Open one more connection, for the pool's own worker; if that fails, those who wait choose again.
 
         Returns:
@@ -477,7 +466,7 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         spare = self._nconns > 1  # this one is counted already
         self.counts.opened += 1  # by the pool's only worker
         try:
-            connection = await self._opener.open(
+            connection = self._opener.open(
                 self.node,
                 self.cluster,
                 self.claim,
@@ -495,18 +484,18 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         except Exception:
             self.counts.failed += 1
             self._failing = True
-            await self.reroute()
+            self.reroute()
             raise
         self._failing = False
         self.refusal = ""
         try:
-            connection.__dict__["_router"] = original = Original(connection)
+            connection.__dict__["_router"] = original = SessionState(connection)
             if self.read_only:
-                original.process = await self._opener.recognize(connection, self.node, self.cluster)
+                original.process = self._opener.recognize(connection, self.node, self.cluster)
             original.connection = ref(connection, self._note_lost)
             self._sessions.add(original)
         except BaseException:
-            await connection.close()
+            connection.close()
             raise
         return connection
 
@@ -514,7 +503,7 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         """Whether somebody waits for one more connection."""
         return bool(self._waiting)
 
-    async def look(self, connection: AsyncConnection[TupleRow]) -> Looked:
+    def look(self, connection: Connection[TupleRow]) -> Looked:
         """Ask over a borrowed connection what its server is and how far it is.
 
         Args:
@@ -526,9 +515,9 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         Raises:
             psycopg.Error: It does not say.
         """
-        self.expendable.add(original_of(connection))
-        seen = await self._opener.look(connection, self.node)
-        self.expendable.discard(original_of(connection))
+        self.expendable.add(session_of(connection))
+        seen = self._opener.look(connection, self.node)
+        self.expendable.discard(session_of(connection))
         return seen
 
     def doubt(self) -> None:
@@ -538,48 +527,48 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
             self.doubted_at = now
             self.idle = deque()
 
-    @auncancelled
-    async def trust(self) -> None:
+    @uncancelled
+    def trust(self) -> None:
         """Lend idle connections again, first to those who wait."""
-        async with self._lock:  # guards _pool, _waiting
+        with self._lock:  # guards _pool, _waiting
             self._sure_until = monotonic() + SURE
             self.idle = self._pool
             lent = [self._pool.popleft() for _ in range(min(len(self._pool), len(self._waiting)))]
-            self.borrowed.update(map(original_of, lent))
+            self.borrowed.update(map(session_of, lent))
             if len(self._waiting) > len(lent) and not self._closed:  # what they waited for has been closed meanwhile
                 self._maybe_grow_pool()
         for connection in lent:
             connection._pool = self
-            await self.give_back(connection)
+            self.give_back(connection)
 
-    async def reroute(self) -> None:
+    def reroute(self) -> None:
         """Send everyone who waits for a connection of this pool to choose again."""
         if not self._waiting:
             return
-        async with self._lock:  # guards _waiting; taken for a moment, as every use of it in psycopg_pool
+        with self._lock:  # guards _waiting; taken for a moment, as every use of it in psycopg_pool
             waiting = list(self._waiting)
             self._waiting.clear()
         for client in waiting:
             with Isolated("a request that waited for %s could not be told to go elsewhere", self.node):
-                await client.fail(Reroute())
+                client.fail(Reroute())
 
-    async def evict_idle(self) -> None:
+    def evict_idle(self) -> None:
         """Close the connection that has been idle longest, if there is one, so that another may be opened."""
-        if (connection := await self._take_out()) is not None:
-            await self._opener.make_way(connection, self.claim)
+        if (connection := self._take_out()) is not None:
+            self._opener.make_way(connection, self.claim)
 
-    async def _take_out(self) -> AsyncConnection[TupleRow] | None:
+    def _take_out(self) -> Connection[TupleRow] | None:
         """Have the connection that has been idle longest no more."""
         if not self._pool:
             return None
-        async with self._lock:  # guards _pool and _nconns
+        with self._lock:  # guards _pool and _nconns
             if not self._pool:
                 return None
             connection = self._pool.popleft()
-            self._count_out(original_of(connection))
+            self._count_out(session_of(connection))
             return connection
 
-    def _count_out(self, original: Original) -> None:
+    def _count_out(self, original: SessionState) -> None:
         """Count a connection no more, unless that was done before; under the lock."""
         if original in self._sessions:
             self._sessions.discard(original)
@@ -589,12 +578,12 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         """Note that a connection was collected, wherever that happened to be; nothing else must be touched here."""
         self.lost = True
 
-    def originals(self) -> list[Original]:
+    def session_states(self) -> list[SessionState]:
         """List what is kept of each of its connections."""
         return list(self._sessions)
 
-    @auncancelled
-    async def reclaim(self) -> None:
+    @uncancelled
+    def reclaim(self) -> None:
         """Have the places back of connections that were dropped or closed by whoever borrowed them, or lost on the way.
 
         An exception may come at any moment, out of a signal handler: so what is counted is compared with what is there.
@@ -604,10 +593,10 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
             connection = original.connection()
             if connection is None or (connection.closed and original in self.borrowed):
                 dropped = connection is None and original in self.borrowed
-                await self._replace(original)
+                self._replace(original)
                 if dropped:
                     self._warn_of_dropped(original)
-        async with self._lock:  # guards all of this
+        with self._lock:  # guards all of this
             if self._closed:
                 return
             self._nconns = min(self._nconns, len(self._sessions) + len(self._adding))
@@ -618,7 +607,7 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
             if len(self._waiting) > len(self._pool):
                 self._maybe_grow_pool()
 
-    def _warn_of_dropped(self, original: Original) -> None:
+    def _warn_of_dropped(self, original: SessionState) -> None:
         asked, at = original.target, original.borrowed_at
         whom = "" if asked is None else f" for {f'tenant {asked.tenant!r}' if asked.tenant else asked.version}"
         where = "; where is noted from now on" if at is None else f" in {at[0]}, line {at[1]}"
@@ -629,9 +618,9 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         with Isolated("%s", what):  # warnings may be errors here
             warnings.warn_explicit(what, ResourceWarning, file, line)
 
-    async def _replace(self, original: Original) -> None:
+    def _replace(self, original: SessionState) -> None:
         """Count a connection that was lent no more, unless that was done before, and have another one opened."""
-        async with self._lock:  # guards _nconns, _sessions
+        with self._lock:  # guards _nconns, _sessions
             self.borrowed.discard(original)
             self.expendable.discard(original)
             if (gate := self.gates.pop(original, None)) is not None:
@@ -643,8 +632,8 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
                 else:
                     self.run_task(AddConnection(self))
 
-    @auncancelled
-    async def close_lent(self, connection: AsyncConnection[TupleRow]) -> None:
+    @uncancelled
+    def close_lent(self, connection: Connection[TupleRow]) -> None:
         """Close a connection that was lent, and have its place back: what its ``close()`` does.
 
         Args:
@@ -654,9 +643,9 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
             return
         connection._pool = None  # it is no longer lent: its close() closes it
         try:
-            await connection.close()
+            connection.close()
         finally:
-            await self._replace(original_of(connection))
+            self._replace(session_of(connection))
 
     def run_task(self, task: MaintenanceTask) -> None:
         """Have the pool's worker do something.
@@ -666,14 +655,14 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         """
         super().run_task(self._kept_in_mind(task))
 
-    async def schedule_task(self, task: MaintenanceTask, delay: float) -> None:
+    def schedule_task(self, task: MaintenanceTask, delay: float) -> None:
         """Have the pool's worker do something later.
 
         Args:
             task: What.
             delay: In how many seconds.
         """
-        await super().schedule_task(self._kept_in_mind(task), delay)
+        super().schedule_task(self._kept_in_mind(task), delay)
 
     def _kept_in_mind(self, task: MaintenanceTask) -> MaintenanceTask:
         if type(task) is AddConnection:
@@ -682,21 +671,21 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
             self._adding.add(task)
         return task
 
-    async def _close_connection(self, connection: AsyncConnection[TupleRow]) -> None:
+    def _close_connection(self, connection: Connection[TupleRow]) -> None:
         """Close a connection that psycopg_pool has counted out."""
-        self._sessions.discard(original_of(connection))
-        await super()._close_connection(connection)
+        self._sessions.discard(session_of(connection))
+        super()._close_connection(connection)
 
-    async def keep_warm(self) -> None:
+    def keep_warm(self) -> None:
         """Open one of the connections that are to be kept open, if there are too few: some may have made room."""
         if self._nconns < self.min_size:
-            async with self._lock:  # guards _nconns
+            with self._lock:  # guards _nconns
                 if self._closed or self._nconns >= self.min_size:
                     return
                 self._nconns += 1
                 self.run_task(AddConnection(self))
 
-    async def drop(self, why_borrowed: str) -> int:
+    def drop(self, why_borrowed: str) -> int:
         """Part with the connections of a server that must not be used: nobody waits for them, none stays idle.
 
         Args:
@@ -705,15 +694,15 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         Returns:
             How many of those that are out were cut, but for the expendable.
         """
-        await self.reroute()
-        while (connection := await self._take_out()) is not None:
+        self.reroute()
+        while (connection := self._take_out()) is not None:
             with Isolated("could not close a connection to %s", self.node):
-                await connection.close()
+                connection.close()
         doomed = list(self.borrowed if why_borrowed else self.expendable)
         _cut_off(doomed, why_borrowed)
         return len(doomed) if why_borrowed else 0
 
-    async def drop_silent(self, silent: Collection[Original], reason: str) -> None:
+    def drop_silent(self, silent: Collection[SessionState], reason: str) -> None:
         """Cut connections that hear nothing from a server that is well; those that are idle may hear nothing either.
 
         Args:
@@ -721,9 +710,9 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
             reason: Why they are cut.
         """
         _cut_off(silent, reason)
-        await self.drop("")
+        self.drop("")
 
-    async def let_go(self, connection: AsyncConnection[TupleRow], *, wait: bool = True) -> bool:
+    def let_go(self, connection: Connection[TupleRow], *, wait: bool = True) -> bool:
         """Wait for whatever still uses a connection whose block has ended, for a moment; else cut it off.
 
         What holds psycopg's lock is another task or thread, or the generator of a ``stream()`` or ``notifies()`` that
@@ -737,11 +726,11 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
             Whether nothing uses it any more. Else it is cut, and must not even be closed: that would free memory which
             another thread may be using.
         """
-        original = original_of(connection)
+        original = session_of(connection)
         if not connection.lock.locked():
             return True
         if not original.cut_because:
-            if await ais_free(connection.lock, LETTING_GO if wait else 0.0):
+            if is_free(connection.lock, LETTING_GO if wait else 0.0):
                 return True
             original.cut_because = "its block had ended, but something still used it"
             logger.warning(
@@ -752,8 +741,8 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
             cut(connection)
         return False
 
-    @auncancelled
-    async def part_with(self, connection: AsyncConnection[TupleRow]) -> None:
+    @uncancelled
+    def part_with(self, connection: Connection[TupleRow]) -> None:
         """Close a borrowed connection for good, so that another pool may open one; those who wait here get another.
 
         Args:
@@ -761,20 +750,20 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         """
         if self.inherited:
             return
-        original = original_of(connection)
+        original = session_of(connection)
         with Isolated("could not close a connection to %s", self.node):
-            close, connection._pool = await self.let_go(connection), None  # no longer lent: its close() closes it
-            await self._opener.make_way(connection, self.claim, close=close)
-        async with self._lock:  # guards _nconns, _growing, _waiting
+            close, connection._pool = self.let_go(connection), None  # no longer lent: its close() closes it
+            self._opener.make_way(connection, self.claim, close=close)
+        with self._lock:  # guards _nconns, _growing, _waiting
             self.borrowed.discard(original)
             self.expendable.discard(original)
             self._count_out(original)
             if self._waiting and not self._closed:
                 self._maybe_grow_pool()
 
-    @auncancelled
-    async def give_back(  # noqa: C901, PLR0912  (the hot path: a call in it costs more than the rest of a line)
-        self, connection: AsyncConnection[TupleRow]
+    @uncancelled
+    def give_back(  # noqa: C901, PLR0912  (the hot path: a call in it costs more than the rest of a line)
+        self, connection: Connection[TupleRow]
     ) -> None:
         """Take a borrowed connection back, such as it was when it was opened.
 
@@ -784,11 +773,11 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         if self.inherited:
             return
         state, place = connection.__dict__, None
-        original: Original = state["_router"]
+        original: SessionState = state["_router"]
         pgconn = connection.pgconn
         try:
-            if connection.lock.locked() and not await self.let_go(connection):
-                await self.part_with(connection)
+            if connection.lock.locked() and not self.let_go(connection):
+                self.part_with(connection)
                 return
             if pgconn.transaction_status or original.spent:
                 pass
@@ -802,20 +791,20 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
                     or (prepared := connection._prepared).prepare_threshold != original.prepare_threshold
                     or prepared.prepared_max != original.prepared_max
                 ):
-                    await original.restore(connection)
+                    original.restore(connection)
                 pgconn.untrace()  # nothing tells whether it is traced
                 original.idle_since = now = monotonic()
                 self.expendable.discard(original)
                 if (
                     not connection.closed
                     and now < connection._expire_at
-                    and (not self._waiting or await self._lives(connection))  # as whoever takes an idle one finds out
+                    and (not self._waiting or self._lives(connection))  # as whoever takes an idle one finds out
                 ):
-                    async with self._lock:  # guards _pool, _waiting, _closed
+                    with self._lock:  # guards _pool, _waiting, _closed
                         if not self._closed:
                             while self._waiting:  # until it is handed over, whoever brings it counts as having it
                                 place = self._waiting.popleft()
-                                if await place.set(connection):
+                                if place.set(connection):
                                     return
                             connection._pool = None
                             self.borrowed.discard(original)
@@ -824,12 +813,12 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         except BaseException as error:
             # Whatever this is, the block has had its own outcome by now; unless it comes from outside of all this.
             if connection not in self._pool and (place is None or place.connection is not connection):
-                await self.close_lent(connection)
+                self.close_lent(connection)
             if not isinstance(error, Exception):
                 raise
             logger.exception("a connection to %s was closed: it could not be given back", self.node)
         else:
-            await self.close_lent(connection)
+            self.close_lent(connection)
 
     def abandon(self) -> None:
         """Leave it all to the parent process, after a fork."""
@@ -863,281 +852,24 @@ class _Adding(AddConnection):
         self._begun = False
         self._rounds = 0
 
-    async def _run(self, pool: AsyncConnectionPool[Any]) -> None:
+    def _run(self, pool: ConnectionPool[Any]) -> None:
         if self._begun:
             return
         self._begun = True
         try:
-            await super()._run(pool)
+            super()._run(pool)
         finally:
             pool._adding.discard(self)  # type: ignore[attr-defined]
 
-    def queue_again(self, pool: AsyncNodePool) -> None:
+    def queue_again(self, pool: NodePool) -> None:
         """Get in the worker's queue again if nothing has begun for long: whoever was to do it was interrupted."""
         self._rounds += 1
         if self._rounds == OVERDUE and not self._begun:
             pool.run_task(self)
 
 
-class AsyncPlace:
-    """The place of a request in the line for a connection, in the way of psycopg_pool's ``WaitingClient``.
-
-    Nobody who hands a connection over has to wait for the request to take it, and from then on it counts as borrowed.
-
-    Attributes:
-        tenant: Whom the request is for; empty where that does not matter.
-        connection: The one handed over.
-        error: Why there will be none.
-    """
-
-    __slots__ = ("_flag", "_guard", "_pool", "connection", "error", "tenant")
-
-    def __init__(self, pool: AsyncNodePool, tenant: str) -> None:
-        """Make the place; it is not in the line yet.
-
-        Args:
-            pool: Whose line it is.
-            tenant: Whom the request is for.
-        """
-        self.tenant = tenant
-        self.connection: AsyncConnection[TupleRow] | None = None
-        self.error: BaseException | None = None
-        self._pool = pool
-        self._flag = AFlag()
-        self._guard = AGuard()  # guards connection and error: the first of them that is set counts
-
-    async def wait(self, timeout: float) -> AsyncConnection[TupleRow]:
-        """Wait for a connection.
-
-        Args:
-            timeout: The most to wait, in seconds.
-
-        Returns:
-            The connection.
-
-        Raises:
-            PoolTimeout: There was none in time.
-            Reroute: Another node may be better by now.
-            PoolClosed: The pool was closed.
-        """
-        try:
-            if not await self._flag.wait_for(timeout):
-                await self.fail(PoolTimeout(f"the pool {self._pool.name!r} had no connection within {timeout:.3g} s"))
-        except BaseException as error:
-            await self.fail(error)
-            raise
-        if self.connection is None:
-            assert self.error is not None  # noqa: S101  (one of the two is set by now)
-            raise self.error
-        return self.connection
-
-    async def set(self, connection: AsyncConnection[TupleRow]) -> bool:
-        """Hand a connection over.
-
-        Args:
-            connection: The connection.
-
-        Returns:
-            Whether the request still waited.
-        """
-        with self._guard:
-            if self.connection is not None or self.error is not None:
-                return False
-            original_of(connection).tenant = self.tenant
-            connection._pool = self._pool
-            self._pool.borrowed.add(original_of(connection))
-            self.connection = connection
-        self._flag.set()
-        return True
-
-    async def fail(self, error: BaseException) -> bool:
-        """Say that there will be none.
-
-        Args:
-            error: Why.
-
-        Returns:
-            Whether the request still waited.
-        """
-        with self._guard:
-            if self.connection is not None or self.error is not None:
-                return False
-            self.error = error
-        self._flag.set()
-        return True
-
-
-class Original:
-    """What a connection was like when it was opened, and what it was like when that was last found still true.
-
-    Comparing all its attributes with those seen last is a quick way to see that nothing changed: only when something
-    did, often just a cache of psycopg's own, is each setting looked at.
-
-    Attributes:
-        opened_at: When it had been opened, on the monotonic clock.
-        process: Which run of which server it leads to; empty while that is not known.
-        began: When its server process began, in the server's words: empty if the server did not show the session as its
-            own when it was asked, ``None`` if it has not been asked.
-        idle_since: When it was last returned.
-        scope: What its session is set to; ``None`` for what it was opened with.
-        tenant: Of a pool that tenants share, who has it, or had it last.
-        application_name: What the server called the session when it was last set.
-        refuses_writes: Whether the server is known to refuse writes in this session; a pooler may have dropped that
-            option.
-        connection: The connection, as long as it is there.
-        borrowed_at: File and line of where it was borrowed last, if that is noted.
-        target: What whoever has it, or had it last, asked for.
-        spent: Set to have it closed once it is given back: its session is not fit for another borrower.
-        cut_because: Why it was cut while it was out; empty if it was not.
-        adapters: Those that it had when it was opened.
-        adapted: Set when a borrower has registered an adapter or a type on it.
-        unasked: Polls its socket.
-    """
-
-    __slots__ = (
-        "_attributes", "adapted", "adapters", "application_name", "began", "borrowed_at", "client_encoding",
-        "connection", "cut_because", "idle_since", "in_hot_standby", "notice_handlers", "notify_handlers", "opened_at",
-        "prepare_threshold", "prepared_max", "process", "refuses_writes", "scope", "seen", "spent", "target", "tenant",
-        "unasked",
-    )  # fmt: skip
-
-    def __init__(self, connection: AsyncConnection[TupleRow]) -> None:
-        begin_of(connection)  # which psycopg keeps: to do so later is no change
-        self.connection = ref(connection)
-        self.borrowed_at: tuple[str, int] | None = None
-        self.adapted = False
-        self.adapters = connection.adapters
-        connection._adapters = _Adapters(self)
-        self._attributes = dict(connection.__dict__)
-        self.notice_handlers = connection._notice_handlers.copy()
-        self.notify_handlers = connection._notify_handlers.copy()
-        self.prepare_threshold = connection.prepare_threshold
-        self.prepared_max = connection.prepared_max
-        self.seen: dict[str, Any] = {}
-        self.opened_at = self.idle_since = monotonic()
-        self.process = ""
-        self.began: bytes | None = None
-        self.scope: Scope | None = None
-        self.target: Target | None = None
-        self.tenant = ""
-        self.application_name: bytes | None = None
-        self.spent = False
-        self.cut_because = ""
-        self.client_encoding = connection.pgconn.parameter_status(b"client_encoding")
-        self.in_hot_standby = connection.pgconn.parameter_status(b"in_hot_standby")
-        self.refuses_writes = b"on" in (
-            self.in_hot_standby,
-            connection.pgconn.parameter_status(b"default_transaction_read_only"),
-        ) or (isinstance(connection, AsyncPooledConnection) and connection.read_only is True)
-        poll = select.poll()
-        poll.register(connection.pgconn.socket, select.POLLIN)
-        self.unasked = poll.poll
-
-    async def restore(self, connection: AsyncConnection[TupleRow]) -> None:
-        """Put every attribute of an idle connection back; close it if what was left open could still act on it."""
-        state = connection.__dict__
-        if connection._pipeline is not None or connection._tpc is not None or connection._num_transactions:
-            await connection.close()
-            return
-        for name in state.keys() - self._attributes.keys() - OF_THE_POOL:
-            del state[name]
-        if self.adapted:
-            self.adapted = False
-            self._attributes["_adapters"] = _Adapters(self)
-        state.update(self._attributes)
-        connection._notice_handlers[:] = self.notice_handlers
-        connection._notify_handlers[:] = self.notify_handlers
-        state["_notifies_backlog"].clear()
-        connection.prepare_threshold = self.prepare_threshold
-        connection.prepared_max = self.prepared_max
-        self.seen = {name: value.copy() if isinstance(value, list) else value for name, value in state.items()}
-
-
-def _cut_off(doomed: Collection[Original], reason: str) -> None:
+def _cut_off(doomed: Collection[SessionState], reason: str) -> None:
     for original in doomed:
         original.cut_because = reason
         if (lent := original.connection()) is not None:
             cut(lent)
-
-
-class _Adapters(AdaptersMap):
-    """The adapters of a connection, which note that a borrower has registered one of its own.
-
-    psycopg copies its maps when they are written to, so those that these are made from stay as they are.
-    """
-
-    def __init__(self, original: Original) -> None:
-        super().__init__(original.adapters)
-        self.types = _Types(original)
-        self._original = original
-
-    def register_dumper(self, cls: type | str | None, dumper: type[Dumper]) -> None:
-        self._original.adapted = True
-        super().register_dumper(cls, dumper)
-
-    def register_loader(self, oid: int | str, loader: type[Loader]) -> None:
-        self._original.adapted = True
-        super().register_loader(oid, loader)
-
-
-class _Types(TypesRegistry):
-    """What a connection knows of types, likewise."""
-
-    def __init__(self, original: Original) -> None:
-        super().__init__(original.adapters.types)
-        self._original = original
-
-    def add(self, info: TypeInfo) -> None:
-        self._original.adapted = True
-        super().add(info)
-
-
-def shows_resource_warnings() -> bool:
-    """Tell whether a ``ResourceWarning`` would be shown, as in Python's development mode."""
-    for action, message, category, module, _ in warnings.filters:
-        if message is None and module is None and issubclass(ResourceWarning, category):
-            return action != "ignore"
-    return True
-
-
-def borrower() -> tuple[str, int]:
-    """Find out who borrows a connection now.
-
-    Returns:
-        File and line of the nearest caller outside of the router and of ``contextlib``.
-    """
-    frame, found = sys._getframe(1), None
-    while frame is not None:
-        found, file = frame, frame.f_code.co_filename
-        if not file.startswith(_OWN_FILES):
-            break
-        frame = frame.f_back  # type: ignore[assignment]
-    return found.f_code.co_filename, found.f_lineno
-
-
-_OWN_FILES = (f"{Path(__file__).parents[1]}{os.sep}", contextlib.__file__)
-
-
-def was_given_up(connection: AsyncConnection[TupleRow]) -> bool:
-    """Tell whether psycopg gave up a broken connection itself, because its client was cancelled or interrupted twice.
-
-    Args:
-        connection: The connection, broken.
-
-    Returns:
-        Whether it did; then its end says nothing of the server.
-    """
-    return getattr(connection.pgconn, "pgconn_ptr", 0) is None  # one whose server hung up still has a struct of libpq's
-
-
-def original_of(connection: AsyncConnection[TupleRow]) -> Original:
-    """Tell what is kept of a connection.
-
-    Args:
-        connection: One of a pool of the router's.
-
-    Returns:
-        What it was like when it was opened, and what has been noted since.
-    """
-    original: Original = connection.__dict__["_router"]
-    return original

@@ -14,7 +14,8 @@ import psycopg
 from psycopg import AsyncConnection
 from psycopg.conninfo import make_conninfo
 
-from router._async.scripts import NOT_THERE, AsyncNodeConnection, AsyncPooledConnection, TooLate, send, why_not_there
+from router._async.pool.connection import AsyncNodeConnection, AsyncPooledConnection
+from router._async.pool.scripts import NOT_THERE, TooLate, send, why_not_there
 from router._async.slots import BudgetSpent
 from router._runtime.calls import aconsult
 from router._runtime.login import OWN, LoginFailed

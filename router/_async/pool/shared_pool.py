@@ -1,4 +1,3 @@
-# Generated from router/_async/scoped.py by tools/async_to_sync.py: do not edit.
 """How a connection passes from one tenant to the next: a pool that tenants share, fairly, and what is reset between."""
 
 # ruff: noqa: SLF001  (as pools.py, and for the same reason)
@@ -12,17 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 
-from router._sync.pools import NodePool, original_of
-from router._sync.scripts import NOT_THERE, PooledConnection, begin_of, send, why_not_there
+from router._async.pool.connection import AsyncPooledConnection
+from router._async.pool.node_pool import AsyncNodePool
+from router._async.pool.scripts import NOT_THERE, begin_of, send, why_not_there
+from router._async.pool.session_state import session_of
 from router.core import sql
 from router.core.budget import next_in_line
 from router.core.errors import UnknownTenant
 
 if TYPE_CHECKING:
-    from psycopg import Connection
+    from psycopg import AsyncConnection
     from psycopg.rows import TupleRow
 
-    from router._sync.pools import Place
+    from router._async.pool.waiter import AsyncPlace
     from router.core.topology import Scope
 
 LEAST = 0.5
@@ -30,31 +31,31 @@ LEAST = 0.5
 cost a connection, a crowd would have them closed faster than they open."""
 
 
-class Line(deque[Any]):
+class AsyncLine(deque[Any]):
     """Those who wait for a connection of a shared pool: the next is not always the first, so that all get their share.
 
     psycopg_pool takes it for the deque that it would have made itself. Whoever brings a connection back still counts as
     having it: else they had one fewer than all others, and would get it again.
     """
 
-    def __init__(self, pool: SharedPool) -> None:
+    def __init__(self, pool: AsyncSharedPool) -> None:
         super().__init__()
         self._pool = pool
         self._crowd: dict[str, int] = {}  # how many of each tenant wait
 
-    def append(self, place: Place) -> None:
+    def append(self, place: AsyncPlace) -> None:
         """Get in line."""
         super().append(place)
         self._crowd[place.tenant] = self._crowd.get(place.tenant, 0) + 1
 
-    def popleft(self) -> Place:
+    def popleft(self) -> AsyncPlace:
         """Take out the one to be served next."""
         held, waiting = Counter(self._pool.holders()), (place.tenant for place in self)
-        place: Place = self[next_in_line(waiting, self._crowd, held)]
+        place: AsyncPlace = self[next_in_line(waiting, self._crowd, held)]
         self.remove(place)
         return place
 
-    def remove(self, place: Place) -> None:
+    def remove(self, place: AsyncPlace) -> None:
         """Take out one."""
         super().remove(place)
         self._crowd[place.tenant] -= 1
@@ -67,7 +68,7 @@ class Line(deque[Any]):
         self._crowd.clear()
 
 
-class SharedPool(NodePool):
+class AsyncSharedPool(AsyncNodePool):
     """The connections of one node for one use, for all tenants of its database.
 
     psycopg_pool serves those who wait in order of arrival; here each tenant gets its share first.
@@ -77,17 +78,17 @@ class SharedPool(NodePool):
         """Make the pool; nothing is opened yet.
 
         Args:
-            *args: As for :class:`NodePool`.
-            **kwargs: As for :class:`NodePool`.
+            *args: As for :class:`AsyncNodePool`.
+            **kwargs: As for :class:`AsyncNodePool`.
         """
         super().__init__(*args, **kwargs)
-        self._waiting = Line(self)
+        self._waiting = AsyncLine(self)
 
     def holders(self) -> list[str]:
         """List the tenants of the connections that are out, one for each."""
         return [original.tenant for original in list(self.borrowed)]
 
-    def take_for(self, scope: Scope) -> Connection[TupleRow] | None:
+    async def take_for(self, scope: Scope) -> AsyncConnection[TupleRow] | None:
         """Borrow a connection that is ready, best one that the tenant had last.
 
         Args:
@@ -98,20 +99,20 @@ class SharedPool(NodePool):
         """
         idle, tenant = self.idle, scope.tenant
         if idle:
-            with self._lock:  # guards _pool
+            async with self._lock:  # guards _pool
                 for place, connection in enumerate(idle):
-                    had = original_of(connection).scope
+                    had = session_of(connection).scope
                     if had is not None and had.tenant == tenant:
                         del idle[place]
                         idle.appendleft(connection)  # where it is taken from
                         break
-        taken = self.take()
+        taken = await self.take()
         if taken is not None:
-            original_of(taken).tenant = tenant
+            session_of(taken).tenant = tenant
         return taken
 
 
-def enter(connection: Connection[TupleRow], scope: Scope, deadline: float, *, begin: bool) -> None:
+async def enter(connection: AsyncConnection[TupleRow], scope: Scope, deadline: float, *, begin: bool) -> None:
     """Make a borrowed connection a tenant's: no round trip if it was the last to have it, else one.
 
     Args:
@@ -125,8 +126,8 @@ def enter(connection: Connection[TupleRow], scope: Scope, deadline: float, *, be
         TooLate: The server has not answered in time; the connection must not be used.
         psycopg.Error: It could not be done; the connection must not be used.
     """
-    original = original_of(connection)
-    if isinstance(connection, PooledConnection):
+    original = session_of(connection)
+    if isinstance(connection, AsyncPooledConnection):
         connection.prelude = _prelude(scope)
         original.scope = scope
         return
@@ -142,10 +143,10 @@ def enter(connection: Connection[TupleRow], scope: Scope, deadline: float, *, be
     if text:
         deadline = max(deadline, monotonic() + LEAST)
         try:
-            send(connection, text, deadline)
+            await send(connection, text, deadline)
         except NOT_THERE as error:  # all is as it was, but for what had been prepared
             if begin:
-                send(connection, b"ROLLBACK", deadline)
+                await send(connection, b"ROLLBACK", deadline)
             _forget_prepared(connection)
             raise UnknownTenant(scope.tenant, why_not_there(error)) from None
         except psycopg.Error as error:
@@ -172,7 +173,7 @@ def _prelude(scope: Scope) -> bytes:
     return f"SELECT {found}".encode() if found else b""
 
 
-def _forget_prepared(connection: Connection[TupleRow]) -> None:
+def _forget_prepared(connection: AsyncConnection[TupleRow]) -> None:
     """Have psycopg forget what it has prepared, since the server does, too; it need not tell the server."""
     prepared = connection._prepared
     prepared._counts.clear()

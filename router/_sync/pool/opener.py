@@ -1,4 +1,4 @@
-# Generated from router/_async/opener.py by tools/async_to_sync.py: do not edit.
+# Generated from router/_async/pool/opener.py by tools/async_to_sync.py: do not edit.
 """How one connection is opened: password, role, budget, and what is learnt from the attempt."""
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from psycopg.conninfo import make_conninfo
 from router._runtime.calls import consult
 from router._runtime.login import OWN, LoginFailed
 from router._runtime.names import Names
-from router._sync.scripts import NOT_THERE, NodeConnection, PooledConnection, TooLate, send, why_not_there
+from router._sync.pool.connection import NodeConnection, PooledConnection
+from router._sync.pool.scripts import NOT_THERE, TooLate, send, why_not_there
 from router._sync.slots import BudgetSpent
 from router.core import sql
 from router.core.budget import Claim

@@ -1,0 +1,222 @@
+"""The connections that are lent; the router's own statements; and what a transaction pooler needs.
+
+This file and ``pools.py`` use what is inside psycopg: here its generators, ``_connect_gen()``,
+``_get_tx_start_command()``, ``_start_query()``, ``_exec_command()``, ``_tpc_prepare_gen()``, ``_tpc_finish_gen()``,
+``_prepared``, and ``_adapters`` of a cursor, as
+``tests/test_inside_psycopg_pool.py`` checks.
+"""
+
+# ruff: noqa: SLF001  (see above)
+
+from __future__ import annotations
+
+from functools import cache
+from math import inf
+from time import monotonic
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import psycopg
+from psycopg import AsyncConnection, AsyncCursor, generators, postgres
+from psycopg._compat import Interpolation, Template  # Python's own, where it has them
+from psycopg.adapt import AdaptersMap, Loader
+from psycopg.errors import error_from_result
+from psycopg.pq import ExecStatus
+from psycopg.rows import DictRow, dict_row
+from psycopg.sql import Composable
+from psycopg.types import TypesRegistry
+from psycopg.types.array import register_all_arrays
+
+from router.core import sql
+
+if TYPE_CHECKING:
+    from psycopg.abc import Buffer, PQGen
+    from psycopg.pq.abc import PGresult
+
+T = TypeVar("T")
+
+
+NOT_THERE = (
+    psycopg.errors.InvalidSchemaName,
+    psycopg.errors.InvalidParameterValue,
+    psycopg.errors.InsufficientPrivilege,
+)
+"""How the expressions of ``sql.settings()`` fail: the first two for a search path, the last two for a role."""
+
+UNKNOWN = 0
+"""The OID under which psycopg keeps what loads the types that it does not know."""
+
+INTERVAL = 0.1
+"""Seconds between two looks at the time, at most, while a server is waited for."""
+
+
+class TooLate(psycopg.OperationalError):
+    """The server has not answered until the deadline."""
+
+
+def why_not_there(error: psycopg.Error) -> str:
+    """Say why a search path or a role cannot be used.
+
+    Args:
+        error: One of ``NOT_THERE``.
+
+    Returns:
+        The reason.
+    """
+    text = error.diag.message_primary or ""
+    _, no_usage, name = text.partition(sql.NO_USAGE)
+    return no_usage + name[:-1].rstrip() if no_usage else text  # as the server quotes it
+
+
+def begin_of(connection: AsyncConnection[Any]) -> bytes:
+    """Tell what psycopg would begin a transaction with.
+
+    Args:
+        connection: The connection, with the isolation level and the like that it has now.
+
+    Returns:
+        The statement.
+    """
+    return connection._get_tx_start_command()
+
+
+def in_pipeline(connection: AsyncConnection[Any]) -> bool:
+    """Tell whether a pipeline is open.
+
+    Args:
+        connection: The connection.
+
+    Returns:
+        Whether one is.
+    """
+    return connection._pipeline is not None
+
+
+async def send(
+    connection: AsyncConnection[Any], script: bytes, deadline: float = inf
+) -> list[tuple[bytes | None, ...]]:
+    """Run statements in one round trip, whatever a borrower or ``configure=`` has set on the connection object.
+
+    No cursor class, row factory, adapter, prepared statement or transaction of psycopg's takes part.
+
+    Args:
+        connection: The connection.
+        script: The statements, in ASCII.
+        deadline: Until when to wait for the answer, on the monotonic clock.
+
+    Returns:
+        The rows of the last statement, each value as PostgreSQL writes it.
+
+    Raises:
+        TooLate: There was no answer until then; the connection must not be used any more.
+        psycopg.Error: One of them failed; those after it were not run.
+    """
+    interval = max(min(deadline - monotonic(), INTERVAL), 0.001)
+    async with connection.lock:
+        result = await connection.wait(sent(connection, script, deadline), interval)
+    return rows_of(result)
+
+
+def cursor_of(connection: AsyncConnection[Any]) -> AsyncCursor[DictRow]:
+    """Make a cursor that is psycopg's own, whatever ``configure=`` has set on the connection, or for all of psycopg.
+
+    Args:
+        connection: The connection.
+
+    Returns:
+        The cursor: its rows are dicts, and text is ``str`` in them, in a session with the encoding SQL_ASCII, too.
+    """
+    cursor = AsyncCursor(connection, row_factory=dict_row)
+    cursor._adapters = AdaptersMap(_adapters())
+    return cursor
+
+
+@cache
+def _adapters() -> AdaptersMap:
+    adapters = AdaptersMap(types=TypesRegistry(postgres.types))
+    postgres.register_default_adapters(adapters)
+    register_all_arrays(adapters)
+    for kind in (UNKNOWN, "bpchar", "name", "text", "varchar"):
+        adapters.register_loader(kind, _TextLoader)
+    return adapters
+
+
+class _TextLoader(Loader):
+    """Loads text as ``str``, where psycopg's gives bytes because SQL_ASCII does not say what they mean."""
+
+    def load(self, data: Buffer) -> str:
+        encoding = self.connection.info.encoding if self.connection else "utf-8"
+        return bytes(data).decode("utf-8" if encoding == "ascii" else encoding, errors="replace")
+
+
+def text_of(query: Any) -> str:
+    """Give the text of a statement, where psycopg takes it in any of its forms.
+
+    Args:
+        query: The statement.
+
+    Returns:
+        Its text; what is the same but for parameters is the same text.
+
+    Raises:
+        TypeError: It is no statement.
+    """
+    if isinstance(query, str):
+        return query
+    if isinstance(query, bytes):
+        return query.decode(errors="replace")
+    if isinstance(query, Template):
+        return "".join(map(_text_of_part, query))
+    if not isinstance(query, Composable):
+        raise TypeError(
+            "execute() takes a statement: a str, bytes, what psycopg.sql makes, or a template string; "
+            f"not {type(query).__name__}"
+        )
+    try:
+        return query.as_string(None)
+    except psycopg.ProgrammingError:  # only the connections may know how to write one of its literals
+        return repr(query)
+
+
+def _text_of_part(part: str | Interpolation[Any]) -> str:
+    """Write a part of a template string: what becomes SQL as it is, and parameters and literals all alike."""
+    if isinstance(part, str):
+        return part
+    if isinstance(part.value, (Template, Composable)):
+        return text_of(part.value)
+    return f'"{part.value}"' if part.format_spec == "i" else " ? "
+
+
+def rows_of(result: PGresult) -> list[tuple[bytes | None, ...]]:
+    return [tuple(result.get_value(row, column) for column in range(result.nfields)) for row in range(result.ntuples)]
+
+
+def sent(connection: AsyncConnection[Any], script: bytes, deadline: float) -> PQGen[PGresult]:
+    results = yield from answers(connection, script, deadline)
+    for result in results:
+        check(connection, result)
+    return results[-1]
+
+
+def check(connection: AsyncConnection[Any], result: PGresult) -> None:
+    if result.status == ExecStatus.FATAL_ERROR:
+        raise error_from_result(result, encoding=connection.pgconn._encoding)
+
+
+def answers(connection: AsyncConnection[Any], script: bytes, deadline: float) -> PQGen[list[PGresult]]:
+    connection._check_connection_ok()
+    connection.pgconn.send_query(script)
+    return (yield from _until(deadline, generators.execute(connection.pgconn)))
+
+
+def _until(deadline: float, answer: PQGen[list[PGresult]]) -> PQGen[list[PGresult]]:
+    """Wait for what another generator waits for; whoever waits says now and then that nothing has come yet."""
+    try:
+        wanted = next(answer)
+        while True:
+            ready = yield wanted
+            if not ready and monotonic() >= deadline:
+                raise TooLate("the server has not answered in time")
+            wanted = answer.send(ready)
+    except StopIteration as end:
+        results: list[PGresult] = end.value
+        return results

@@ -1,0 +1,106 @@
+"""A request that waits for a connection of a pool."""
+
+# ruff: noqa: SLF001  (as node_pool.py, and for the same reason)
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from psycopg_pool import PoolTimeout
+
+from router._async.pool.session_state import session_of
+from router._runtime.flags import AFlag, AGuard
+
+if TYPE_CHECKING:
+    from psycopg import AsyncConnection
+    from psycopg.rows import TupleRow
+
+    from router._async.pool.node_pool import AsyncNodePool
+
+
+class AsyncPlace:
+    """The place of a request in the line for a connection, in the way of psycopg_pool's ``WaitingClient``.
+
+    Nobody who hands a connection over has to wait for the request to take it, and from then on it counts as borrowed.
+
+    Attributes:
+        tenant: Whom the request is for; empty where that does not matter.
+        connection: The one handed over.
+        error: Why there will be none.
+    """
+
+    __slots__ = ("_flag", "_guard", "_pool", "connection", "error", "tenant")
+
+    def __init__(self, pool: AsyncNodePool, tenant: str) -> None:
+        """Make the place; it is not in the line yet.
+
+        Args:
+            pool: Whose line it is.
+            tenant: Whom the request is for.
+        """
+        self.tenant = tenant
+        self.connection: AsyncConnection[TupleRow] | None = None
+        self.error: BaseException | None = None
+        self._pool = pool
+        self._flag = AFlag()
+        self._guard = AGuard()  # guards connection and error: the first of them that is set counts
+
+    async def wait(self, timeout: float) -> AsyncConnection[TupleRow]:
+        """Wait for a connection.
+
+        Args:
+            timeout: The most to wait, in seconds.
+
+        Returns:
+            The connection.
+
+        Raises:
+            PoolTimeout: There was none in time.
+            Reroute: Another node may be better by now.
+            PoolClosed: The pool was closed.
+        """
+        try:
+            if not await self._flag.wait_for(timeout):
+                await self.fail(PoolTimeout(f"the pool {self._pool.name!r} had no connection within {timeout:.3g} s"))
+        except BaseException as error:
+            await self.fail(error)
+            raise
+        if self.connection is None:
+            assert self.error is not None  # noqa: S101  (one of the two is set by now)
+            raise self.error
+        return self.connection
+
+    async def set(self, connection: AsyncConnection[TupleRow]) -> bool:
+        """Hand a connection over.
+
+        Args:
+            connection: The connection.
+
+        Returns:
+            Whether the request still waited.
+        """
+        with self._guard:
+            if self.connection is not None or self.error is not None:
+                return False
+            session_of(connection).tenant = self.tenant
+            connection._pool = self._pool
+            self._pool.borrowed.add(session_of(connection))
+            self.connection = connection
+        self._flag.set()
+        return True
+
+    async def fail(self, error: BaseException) -> bool:
+        """Say that there will be none.
+
+        Args:
+            error: Why.
+
+        Returns:
+            Whether the request still waited.
+        """
+        with self._guard:
+            if self.connection is not None or self.error is not None:
+                return False
+            self.error = error
+        self._flag.set()
+        return True
