@@ -11,7 +11,7 @@ from router.core.errors import TokenRefused
 
 if TYPE_CHECKING:
     from router.core.consistency import Position
-    from router.core.topology import TokenPolicy
+    from router.core.policies import TokenPolicy
 
 
 class Session(Block):

@@ -35,27 +35,20 @@ from pydantic_settings import BaseSettings, InitSettingsSource, SettingsConfigDi
 from router import _sources
 from router._first_use import first_use
 from router.core.errors import ConfigError, like_connection_string, masked, nearest
-from router.core.resolve import Misnamed, names_of, rendered, texts_of, twins
-from router.core.topology import (
-    TENANT_PATTERN,
-    Cluster,
+from router.core.names import Misnamed, names_of, rendered, texts_of
+from router.core.policies import (
     DirectoryPolicy,
     Foreign,
     HealthPolicy,
-    Home,
     Hygiene,
-    Node,
-    Pooler,
     Pooling,
     PoolPolicy,
     ReadPolicy,
-    Role,
-    Secrets,
-    Tenancy,
     TenantPolicy,
     TokenPolicy,
-    Topology,
 )
+from router.core.resolve import twins
+from router.core.topology import TENANT_PATTERN, Cluster, Home, Node, Pooler, Role, Secrets, Tenancy, Topology
 from router.dsn import Dsn
 
 if TYPE_CHECKING:

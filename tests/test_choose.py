@@ -14,30 +14,23 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from router.core.choose import (
-    PAIRS,
-    Request,
-    Tier,
-    choose,
-    cumulate,
-    draw,
-    draw_two,
-    fresh,
-    objection,
-    pairs,
-    rotation,
-    standings,
-)
+from router.core.balance import PAIRS, cumulate, draw, draw_two, pairs, rotation
+from router.core.choose import choose
 from router.core.consistency import UNSURE, Position
-from router.core.health import Failed, Lag, Looked, State, Use, observe, role_of, state_of
-from router.core.topology import Cluster, HealthPolicy, Node, ReadPolicy, Role, Secrets, Server, Target
+from router.core.health import State, Use, observe, role_of, state_of
+from router.core.observations import Failed, Looked
+from router.core.policies import HealthPolicy, ReadPolicy
+from router.core.replication import Lag
+from router.core.standing import Request, Tier, fresh, objection, standings
+from router.core.topology import Cluster, Node, Role, Secrets, Server, Target
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from router.core.choose import Route
-    from router.core.health import Health, Seen
-    from router.core.topology import Fallback
+    from router.core.health import Health
+    from router.core.observations import Seen
+    from router.core.policies import Fallback
 
 # A machine as busy as CI's now and then stops for longer than hypothesis' deadline.
 relaxed = settings(deadline=None)

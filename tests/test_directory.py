@@ -15,8 +15,9 @@ from router._async.directory import ASKING, AsyncDirectory
 from router.core import sql
 from router.core.directory import KNOWN_MAX, SPREAD, UNKNOWN_MAX, UNUSED_TTLS, Answers, in_words
 from router.core.errors import DirectoryUnavailable
-from router.core.resolve import quoted
-from router.core.topology import TENANT_PATTERN, DirectoryPolicy, Home
+from router.core.names import quoted
+from router.core.policies import DirectoryPolicy
+from router.core.topology import TENANT_PATTERN, Home
 from tests.support import PATIENCE, aeventually, new_name
 
 if TYPE_CHECKING:

@@ -10,23 +10,19 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from router.core.choose import Standing, Tier
-from router.core.events import (
-    ConnectionsCut,
-    Event,
+from router.core.changes import Leader, changes, fall_back, succeed
+from router.core.events import ConnectionsCut, Event, PoolClosed, PoolOpened, ReadOnPrimary, Repeated, RequestFailed
+from router.core.health import observe
+from router.core.observations import Connected, Failed, Looked
+from router.core.policies import HealthPolicy
+from router.core.server_events import (
     FailedOver,
     Fenced,
-    Leader,
     LeftBehind,
     LoginRefused,
     OtherSystem,
-    PoolClosed,
-    PoolOpened,
-    ReadOnPrimary,
     ReadsFellBack,
     ReadsReturned,
-    Repeated,
-    RequestFailed,
     RoleChanged,
     ServerBanned,
     ServerDown,
@@ -34,17 +30,15 @@ from router.core.events import (
     SeveralServers,
     UndeclaredPooler,
     WritesRefused,
-    changes,
-    fall_back,
-    succeed,
 )
-from router.core.health import Connected, Failed, Looked, observe
-from router.core.topology import Cluster, HealthPolicy, Node, Role, Secrets, Server
+from router.core.standing import Standing, Tier
+from router.core.topology import Cluster, Node, Role, Secrets, Server
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from router.core.health import Health, Seen
+    from router.core.health import Health
+    from router.core.observations import Seen
 
 PRIMARY, REPLICA = Role.PRIMARY, Role.REPLICA
 POLICY = HealthPolicy(ban=0.5, ban_max=15.0)

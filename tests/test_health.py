@@ -15,31 +15,23 @@ from router.core.health import (
     REFUSES_WRITES,
     TRAIL,
     UNKNOWN,
-    Connected,
-    Elsewhere,
-    Failed,
-    Lag,
-    Looked,
-    PoolerFound,
     State,
     Use,
-    failed,
-    fenced,
-    foreign,
     hindrance,
-    lag_of,
     login_of,
     observe,
-    primary_of,
     role_of,
     same_system,
     state_of,
-    undecided,
 )
-from router.core.topology import Cluster, HealthPolicy, Node, Role, Server
+from router.core.observations import Connected, Elsewhere, Failed, Looked, PoolerFound, failed
+from router.core.policies import HealthPolicy
+from router.core.replication import Lag, fenced, foreign, lag_of, primary_of, undecided
+from router.core.topology import Cluster, Node, Role, Server
 
 if TYPE_CHECKING:
-    from router.core.health import Health, Seen
+    from router.core.health import Health
+    from router.core.observations import Seen
 
 PRIMARY, REPLICA = Role.PRIMARY, Role.REPLICA
 POLICY = HealthPolicy(interval=1.0, timeout=0.5, ban=0.5, ban_max=15.0)

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from router._sync.pool.node_pool import NodePool
-
     from tests.conftest import Postgres
 
 pytestmark = pytest.mark.docker

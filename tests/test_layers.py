@@ -14,8 +14,10 @@ import router
 # From the bottom up: a module imports only from those listed before it. A package that is not listed by its modules
 # counts as one, its insides free.
 CORE = [
-    "core.topology", "core.errors", "core.consistency", "core.resolve", "core.health", "core.choose", "core.budget",
-    "core.events", "core.directory", "core.measures", "core.result", "core.outcomes", "core.statement", "core.sql",
+    "core.policies", "core.topology", "core.errors", "core.consistency", "core.names", "core.resolve",
+    "core.observations", "core.health", "core.replication", "core.standing", "core.balance", "core.choose",
+    "core.budget", "core.events", "core.server_events", "core.changes", "core.directory", "core.measures",
+    "core.result", "core.outcomes", "core.statement", "core.sql",
 ]  # fmt: skip
 RUNTIME = [
     "_runtime.flags", "_runtime.calls", "_runtime.workers", "_runtime.limited", "_runtime.names", "_runtime.sockets",

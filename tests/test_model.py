@@ -13,16 +13,20 @@ from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from router.core.choose import Request, Tier, choose, standings
+from router.core.choose import choose
 from router.core.consistency import Position
-from router.core.health import Connected, Failed, Looked, observe
-from router.core.topology import Cluster, HealthPolicy, Node, ReadPolicy, Role, Server, Target
+from router.core.health import observe
+from router.core.observations import Connected, Failed, Looked
+from router.core.policies import HealthPolicy, ReadPolicy
+from router.core.standing import Request, Tier, standings
+from router.core.topology import Cluster, Node, Role, Server, Target
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from router.core.choose import Route
-    from router.core.health import Health, Seen
+    from router.core.health import Health
+    from router.core.observations import Seen
 
 PRIMARY, REPLICA = Role.PRIMARY, Role.REPLICA
 POLICY = HealthPolicy(interval=1.0, timeout=0.5, ban=4.0, ban_max=30.0)

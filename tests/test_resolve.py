@@ -17,20 +17,9 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from router.core.errors import UnknownTenant, UnknownVersion
+from router.core.policies import PoolPolicy, TenantPolicy
 from router.core.resolve import resolve
-from router.core.topology import (
-    TENANT_PATTERN,
-    Cluster,
-    Home,
-    Node,
-    PoolPolicy,
-    Scope,
-    Server,
-    Target,
-    Tenancy,
-    TenantPolicy,
-    Topology,
-)
+from router.core.topology import TENANT_PATTERN, Cluster, Home, Node, Scope, Server, Target, Tenancy, Topology
 from router.settings import RouterSettings
 
 if TYPE_CHECKING:

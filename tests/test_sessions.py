@@ -11,7 +11,7 @@ import pytest
 from router import AsyncRouter, Router
 from router.context import CURRENT
 from router.core.consistency import Position
-from router.core.topology import TokenPolicy
+from router.core.policies import TokenPolicy
 from router.sessions import Session, current
 from tests.support import new_name, run, settings
 

@@ -29,21 +29,8 @@ from pydantic import ValidationError
 
 from router import _sources, dsn
 from router.core.errors import ConfigError
-from router.core.topology import (
-    Cluster,
-    DirectoryPolicy,
-    HealthPolicy,
-    Home,
-    Node,
-    PoolPolicy,
-    ReadPolicy,
-    Role,
-    Secrets,
-    Server,
-    Tenancy,
-    TenantPolicy,
-    Topology,
-)
+from router.core.policies import DirectoryPolicy, HealthPolicy, PoolPolicy, ReadPolicy, TenantPolicy
+from router.core.topology import Cluster, Home, Node, Role, Secrets, Server, Tenancy, Topology
 from router.dsn import Dsn
 from router.settings import SERVERS, RouterSettings, TenantSettings
 from tools import generate

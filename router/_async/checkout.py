@@ -20,7 +20,7 @@ from router._async.pool.shared_pool import enter
 from router._runtime.calls import Isolated
 from router._runtime.workers import aclaimed, arunning_loop
 from router.core import sql
-from router.core.choose import PAIRS, pairs, rotation
+from router.core.balance import PAIRS, pairs, rotation
 from router.core.errors import PoolExhausted, TransactionOutcomeUnknown, UnknownTenant
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from router._async.pool.node_pool import AsyncNodePool
     from router._async.slots import AsyncGate, AsyncSlots
     from router._runtime.calls import AFunction
-    from router.core.choose import Request
     from router.core.errors import Unavailable
+    from router.core.standing import Request
     from router.core.topology import Node, Target
 
     Note: TypeAlias = Callable[[Node, tuple[int, int] | None], None]

@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from router._runtime.calls import AFunction, ASource
     from router._runtime.workers import AWorker
     from router.core.directory import DirectoryStats
-    from router.core.topology import DirectoryPolicy, Home
+    from router.core.policies import DirectoryPolicy
+    from router.core.topology import Home
 
 ASKING = 4
 """How many tenants are asked for at the same time at most."""

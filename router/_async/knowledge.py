@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 from router._async.monitor import AsyncMonitor
 from router._runtime.calls import Isolated
 from router._runtime.flags import AFlag, AGuard
-from router.core.choose import Request, Tier, standings
-from router.core.events import ConnectionsCut, Event, changes, fall_back, succeed
-from router.core.health import UNKNOWN, Connected, Elsewhere, Failed, Use, login_of, observe
+from router.core.changes import changes, fall_back, succeed
+from router.core.events import ConnectionsCut, Event
+from router.core.health import UNKNOWN, Use, login_of, observe
+from router.core.observations import Connected, Elsewhere, Failed
+from router.core.standing import Request, Tier, standings
 from router.core.topology import Role, Server
 
 if TYPE_CHECKING:
@@ -23,10 +25,13 @@ if TYPE_CHECKING:
     from router._async.pool.opener import AsyncOpener
     from router._async.pool.session_state import SessionState
     from router._async.silence import Silent
-    from router.core.choose import Standing
-    from router.core.events import Leader, Observer
-    from router.core.health import Health, Seen
-    from router.core.topology import Cluster, HealthPolicy, Node
+    from router.core.changes import Leader
+    from router.core.events import Observer
+    from router.core.health import Health
+    from router.core.observations import Seen
+    from router.core.policies import HealthPolicy
+    from router.core.standing import Standing
+    from router.core.topology import Cluster, Node
 
     Standings: TypeAlias = Mapping[Server, Standing]
 

@@ -22,7 +22,8 @@ from router._runtime.limited import ALimited
 from router._runtime.sockets import aknock, cut
 from router._runtime.workers import ajoin, aspawn, untraced
 from router.core.budget import Claim, Idle, to_close
-from router.core.health import UNKNOWN, Failed, Unseen, Use
+from router.core.health import UNKNOWN, Use
+from router.core.observations import Failed, Unseen
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -35,8 +36,10 @@ if TYPE_CHECKING:
     from router._runtime.calls import AFunction
     from router._runtime.workers import AWorker
     from router.core.budget import Limits
-    from router.core.health import Health, Looked, Seen
-    from router.core.topology import Cluster, HealthPolicy, Node, Server
+    from router.core.health import Health
+    from router.core.observations import Looked, Seen
+    from router.core.policies import HealthPolicy
+    from router.core.topology import Cluster, Node, Server
 
 logger = logging.getLogger("router")
 

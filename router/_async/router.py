@@ -19,14 +19,16 @@ from router._runtime.flags import acheck_locks
 from router._runtime.forks import survive_fork
 from router._runtime.workers import aclaimed, agone, arunning_loop
 from router.context import CURRENT, Use, named
-from router.core.choose import Request
 from router.core.consistency import UNSURE, Position, settled
 from router.core.errors import TokenRefused, UnknownTenant
-from router.core.health import UNKNOWN, fenced, hindrance, lag_of, primary_of, role_of, state_of
+from router.core.health import UNKNOWN, hindrance, role_of, state_of
 from router.core.measures import NodeStats, Stats, TenantPoolStats, VersionStats
 from router.core.outcomes import needs_list
+from router.core.policies import PoolPolicy
+from router.core.replication import fenced, lag_of, primary_of
 from router.core.resolve import check_key
-from router.core.topology import PoolPolicy, Role, Tenancy
+from router.core.standing import Request
+from router.core.topology import Role, Tenancy
 from router.sessions import Session, current, parsed
 from router.settings import TENANT_KEYS, RouterSettings
 

@@ -27,7 +27,7 @@ from router._runtime.flags import AFlag, AGuard, acheck_locks, asleep
 from router._runtime.sockets import cut
 from router._runtime.workers import ajoin, asettled, aspawn
 from router.core.budget import Claim, Full, Limits, full
-from router.core.choose import Request, choose, limits_lag, standings
+from router.core.choose import choose
 from router.core.consistency import UNSURE, later
 from router.core.errors import (
     NoPrimary,
@@ -40,8 +40,11 @@ from router.core.errors import (
     UnknownTenant,
 )
 from router.core.events import ReadOnPrimary, Repeated, RequestFailed
-from router.core.health import UNKNOWN, Elsewhere, Use, login_of, observe, primary_of, same_system, state_of, undecided
+from router.core.health import UNKNOWN, Use, login_of, observe, same_system, state_of
+from router.core.observations import Elsewhere
+from router.core.replication import primary_of, undecided
 from router.core.resolve import check_key, resolve
+from router.core.standing import Request, limits_lag, standings
 from router.core.topology import Node, Role
 
 if TYPE_CHECKING:
@@ -58,7 +61,8 @@ if TYPE_CHECKING:
     from router.core.choose import Route
     from router.core.consistency import Position
     from router.core.events import Observer
-    from router.core.health import Seen, State
+    from router.core.health import State
+    from router.core.observations import Seen
     from router.core.topology import Cluster, Server, Target, Topology
 
     Key: TypeAlias = str | tuple[str | None, str] | None  # a version, or a version and a tenant

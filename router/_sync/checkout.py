@@ -21,7 +21,7 @@ from router._sync.pool.scripts import TooLate, in_pipeline, send
 from router._sync.pool.session_state import session_of, was_given_up
 from router._sync.pool.shared_pool import enter
 from router.core import sql
-from router.core.choose import PAIRS, pairs, rotation
+from router.core.balance import PAIRS, pairs, rotation
 from router.core.errors import PoolExhausted, TransactionOutcomeUnknown, UnknownTenant
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from router._runtime.calls import Function
     from router._sync.pool.node_pool import NodePool
     from router._sync.slots import Gate, Slots
-    from router.core.choose import Request
     from router.core.errors import Unavailable
+    from router.core.standing import Request
     from router.core.topology import Node, Target
 
     Note: TypeAlias = Callable[[Node, tuple[int, int] | None], None]

@@ -39,7 +39,8 @@ if TYPE_CHECKING:
     from router._sync.checkout import Checkout
     from router._sync.pool.node_pool import NodePool
     from router.core.directory import DirectoryStats
-    from router.core.topology import DirectoryPolicy, Home
+    from router.core.policies import DirectoryPolicy
+    from router.core.topology import Home
 
 ASKING = 4
 """How many tenants are asked for at the same time at most."""

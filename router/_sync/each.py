@@ -13,8 +13,8 @@ from router._runtime.workers import concurrently
 from router.context import CURRENT, carried
 from router.core.errors import DirectoryUnavailable, PoolExhausted, UnknownTenant
 from router.core.outcomes import ALL, Outcomes, needs_list, selected
+from router.core.policies import PoolPolicy
 from router.core.resolve import lives_in
-from router.core.topology import PoolPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

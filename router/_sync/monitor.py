@@ -23,7 +23,8 @@ from router._sync.pool.opener import Unable
 from router._sync.silence import Silence
 from router._sync.slots import BudgetSpent
 from router.core.budget import Claim, Idle, to_close
-from router.core.health import UNKNOWN, Failed, Unseen, Use
+from router.core.health import UNKNOWN, Use
+from router.core.observations import Failed, Unseen
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -36,8 +37,10 @@ if TYPE_CHECKING:
     from router._sync.pool.opener import Opener
     from router._sync.silence import Silent
     from router.core.budget import Limits
-    from router.core.health import Health, Looked, Seen
-    from router.core.topology import Cluster, HealthPolicy, Node, Server
+    from router.core.health import Health
+    from router.core.observations import Looked, Seen
+    from router.core.policies import HealthPolicy
+    from router.core.topology import Cluster, Node, Server
 
 logger = logging.getLogger("router")
 

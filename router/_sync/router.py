@@ -20,14 +20,16 @@ from router._sync.each import each, tenants_of
 from router._sync.routing import NotKnownYet, Routing
 from router._sync.statements import Statements
 from router.context import CURRENT, Use, named
-from router.core.choose import Request
 from router.core.consistency import UNSURE, Position, settled
 from router.core.errors import TokenRefused, UnknownTenant
-from router.core.health import UNKNOWN, fenced, hindrance, lag_of, primary_of, role_of, state_of
+from router.core.health import UNKNOWN, hindrance, role_of, state_of
 from router.core.measures import NodeStats, Stats, TenantPoolStats, VersionStats
 from router.core.outcomes import needs_list
+from router.core.policies import PoolPolicy
+from router.core.replication import fenced, lag_of, primary_of
 from router.core.resolve import check_key
-from router.core.topology import PoolPolicy, Role, Tenancy
+from router.core.standing import Request
+from router.core.topology import Role, Tenancy
 from router.sessions import Session, current, parsed
 from router.settings import TENANT_KEYS, RouterSettings
 

@@ -10,7 +10,7 @@ from urllib.parse import quote, urlencode
 from psycopg import pq
 
 from router.core.errors import RouterError
-from router.core.resolve import option
+from router.core.names import option
 
 if TYPE_CHECKING:
     from router import Router

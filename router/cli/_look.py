@@ -13,7 +13,8 @@ import psycopg
 from router._sync.pool.opener import Opener
 from router._sync.slots import Slots
 from router.core.budget import Limits
-from router.core.health import Failed, Looked, observe
+from router.core.health import observe
+from router.core.observations import Failed, Looked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     from psycopg.rows import TupleRow
 
     from router.core.health import Health
-    from router.core.topology import Cluster, HealthPolicy, Node
+    from router.core.policies import HealthPolicy
+    from router.core.topology import Cluster, Node
 
 T = TypeVar("T")
 

@@ -10,8 +10,9 @@ from router._sync.pool.scripts import NOT_THERE, send, why_not_there
 from router.cli._look import look_at
 from router.core import sql
 from router.core.errors import RouterError
-from router.core.health import Looked
-from router.core.resolve import quoted, rendered, resolve, versions_of
+from router.core.names import quoted, rendered
+from router.core.observations import Looked
+from router.core.resolve import resolve, versions_of
 from router.core.topology import Role
 
 if TYPE_CHECKING:

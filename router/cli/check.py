@@ -17,9 +17,12 @@ from router.cli._look import learn, look_at
 from router.cli._missing import missing
 from router.cli._screen import Column, console, listed, table
 from router.core import sql
-from router.core.health import REFUSES_WRITES, Looked, fenced, foreign
+from router.core.health import REFUSES_WRITES
+from router.core.observations import Looked
+from router.core.policies import HealthPolicy, PoolPolicy
+from router.core.replication import fenced, foreign
 from router.core.resolve import resolve, versions_of
-from router.core.topology import HealthPolicy, PoolPolicy, Role
+from router.core.topology import Role
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence

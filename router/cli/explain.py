@@ -9,10 +9,12 @@ import typer
 from router.cli._common import BAD_USAGE, FAILED, AsJson, Config, ReadOnly, Tenant, Version, fail, load, print_json
 from router.cli._look import Looker, learn
 from router.cli._tenants import home_as_json, in_words, named
-from router.core.choose import Request, choose
+from router.core.choose import choose
 from router.core.errors import ConfigError
 from router.core.health import role_of, state_of
-from router.core.resolve import rendered, resolve
+from router.core.names import rendered
+from router.core.resolve import resolve
+from router.core.standing import Request
 
 if TYPE_CHECKING:
     from router.core.choose import Route

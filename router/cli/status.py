@@ -19,9 +19,11 @@ from router.cli._common import FAILED, AsJson, Config, load, print_json
 from router.cli._look import Looker, learn
 from router.cli._screen import Column, InPlace, console, in_terminal, listed, table
 from router.core import sql
-from router.core.choose import fresh
-from router.core.health import REFUSES_WRITES, Looked, fenced, foreign, lag_of, primary_of, role_of, state_of
+from router.core.health import REFUSES_WRITES, role_of, state_of
+from router.core.observations import Looked
+from router.core.replication import fenced, foreign, lag_of, primary_of
 from router.core.resolve import resolve
+from router.core.standing import fresh
 from router.core.topology import Role
 
 if TYPE_CHECKING:
@@ -31,8 +33,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from router.cli._look import Look
-    from router.core.health import Health, Lag
-    from router.core.topology import Cluster, HealthPolicy, Node
+    from router.core.health import Health
+    from router.core.policies import HealthPolicy
+    from router.core.replication import Lag
+    from router.core.topology import Cluster, Node
 
 
 class _Activity(NamedTuple):

@@ -14,9 +14,10 @@ from router.cli._look import look_at
 from router.cli._tenants import home_as_json, in_words, meant
 from router.core import sql
 from router.core.errors import ConfigError, RouterError
-from router.core.health import Looked
+from router.core.names import rendered
+from router.core.observations import Looked
 from router.core.outcomes import ALL
-from router.core.resolve import rendered, resolve
+from router.core.resolve import resolve
 from router.core.topology import Home, Tenancy
 
 if TYPE_CHECKING:

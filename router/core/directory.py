@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from router.core.errors import RouterError
 
 if TYPE_CHECKING:
-    from router.core.topology import DirectoryPolicy, Home
+    from router.core.policies import DirectoryPolicy
+    from router.core.topology import Home
 
 KNOWN_MAX = 50_000
 """How many answers are kept at most: with more, those go that were unused for longest, a tenth at a time."""

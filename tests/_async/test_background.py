@@ -21,7 +21,7 @@ from router._async.pool.registry import AsyncPools
 from router._async.routing import AsyncRouting
 from router._async.slots import AsyncSlots
 from router.core.errors import DirectoryUnavailable
-from router.core.events import ReadsFellBack, ReadsReturned
+from router.core.server_events import ReadsFellBack, ReadsReturned
 from tests.proxy import Proxy
 from tests.support import acurrent, aeventually, arunning, settings
 

@@ -15,7 +15,8 @@ from router._async.directory import ASKING, AsyncDirectory, AsyncSqlSource
 from router._runtime.flags import AFlag
 from router.core import sql
 from router.core.errors import ConfigError, DirectoryUnavailable, UnknownTenant
-from router.core.topology import DirectoryPolicy, Home
+from router.core.policies import DirectoryPolicy
+from router.core.topology import Home
 from tests.proxy import Proxy
 from tests.support import PATIENCE, aall_of, aeventually, atogether, new_name, settings
 

@@ -18,7 +18,7 @@ from router import AsyncRouter, NoPrimary, PoolExhausted
 from router._runtime import login
 from router._runtime.flags import asleep
 from router._runtime.sockets import aknock
-from router.core.events import Event, ServerDown
+from router.core.server_events import ServerDown
 from tests.proxy import Proxy
 from tests.support import aeventually, settings
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from router.core.events import Event
     from router.testing import PostgresCluster
 
 FAST = {"interval": 0.05, "timeout": 0.3}

@@ -10,7 +10,7 @@ import pytest
 from psycopg import sql
 
 from router import AsyncRouter
-from router.core.events import SeveralServers
+from router.core.server_events import SeveralServers
 from tests.proxy import Proxy
 from tests.support import aeventually, aoutside, new_name, run, settings
 

@@ -8,7 +8,7 @@ import psycopg
 import pytest
 
 from router import AsyncRouter, NoPrimary, NoReplica
-from router.core.events import Fenced, OtherSystem
+from router.core.server_events import Fenced, OtherSystem
 from tests.proxy import Proxy
 from tests.support import aeventually, aoutside, settings
 

@@ -27,7 +27,7 @@ from router import (
 )
 from router._async.pool.session_state import session_of
 from router._runtime.flags import asleep
-from router.core.events import UndeclaredPooler
+from router.core.server_events import UndeclaredPooler
 from router.core.topology import Server
 from tests.pooler import PgBouncer, Pooler
 from tests.proxy import Proxy

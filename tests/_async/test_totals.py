@@ -9,13 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from router import AsyncRouter, NoReplica, PoolExhausted, TooManyWaiting
-from router.core.events import (
-    ReadOnPrimary,
-    ReadsFellBack,
-    ReadsReturned,
-    Repeated,
-    RequestFailed,
-)
+from router.core.events import ReadOnPrimary, Repeated, RequestFailed
+from router.core.server_events import ReadsFellBack, ReadsReturned
 from tests.support import aall_of, aeventually, atogether, new_name, run, settings
 from tests.tapped import tap
 

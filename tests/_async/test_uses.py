@@ -9,7 +9,7 @@ import pytest
 from psycopg import sql
 
 from router import AsyncRouter, NoPrimary, NoReplica
-from router.core.events import LoginRefused, ServerDown, WritesRefused
+from router.core.server_events import LoginRefused, ServerDown, WritesRefused
 from tests.proxy import Proxy
 from tests.support import aall_of, aeventually, aoutside, new_name, run, settings
 

@@ -22,7 +22,7 @@ from router._sync.pool.registry import Pools
 from router._sync.routing import Routing
 from router._sync.slots import Slots
 from router.core.errors import DirectoryUnavailable
-from router.core.events import ReadsFellBack, ReadsReturned
+from router.core.server_events import ReadsFellBack, ReadsReturned
 from tests.proxy import Proxy
 from tests.support import current, eventually, running, settings
 

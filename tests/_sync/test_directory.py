@@ -16,7 +16,8 @@ from router._runtime.flags import Flag
 from router._sync.directory import ASKING, Directory, SqlSource
 from router.core import sql
 from router.core.errors import ConfigError, DirectoryUnavailable, UnknownTenant
-from router.core.topology import DirectoryPolicy, Home
+from router.core.policies import DirectoryPolicy
+from router.core.topology import Home
 from tests.proxy import Proxy
 from tests.support import PATIENCE, all_of, eventually, new_name, settings, together
 

@@ -19,7 +19,7 @@ from router import NoPrimary, PoolExhausted, Router
 from router._runtime import login
 from router._runtime.flags import sleep
 from router._runtime.sockets import knock
-from router.core.events import Event, ServerDown
+from router.core.server_events import ServerDown
 from tests.proxy import Proxy
 from tests.support import eventually, settings
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from router.core.events import Event
     from router.testing import PostgresCluster
 
 FAST = {"interval": 0.05, "timeout": 0.3}

@@ -11,7 +11,7 @@ import pytest
 from psycopg import sql
 
 from router import Router
-from router.core.events import SeveralServers
+from router.core.server_events import SeveralServers
 from tests.proxy import Proxy
 from tests.support import eventually, new_name, outside, run, settings
 

@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from router import NoPrimary, NoReplica, Router
-from router.core.events import Fenced, OtherSystem
+from router.core.server_events import Fenced, OtherSystem
 from tests.proxy import Proxy
 from tests.support import eventually, outside, settings
 

@@ -10,13 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from router import NoReplica, PoolExhausted, Router, TooManyWaiting
-from router.core.events import (
-    ReadOnPrimary,
-    ReadsFellBack,
-    ReadsReturned,
-    Repeated,
-    RequestFailed,
-)
+from router.core.events import ReadOnPrimary, Repeated, RequestFailed
+from router.core.server_events import ReadsFellBack, ReadsReturned
 from tests.support import all_of, eventually, new_name, run, settings, together
 from tests.tapped import tap
 

@@ -10,7 +10,7 @@ import pytest
 from psycopg import sql
 
 from router import NoPrimary, NoReplica, Router
-from router.core.events import LoginRefused, ServerDown, WritesRefused
+from router.core.server_events import LoginRefused, ServerDown, WritesRefused
 from tests.proxy import Proxy
 from tests.support import all_of, eventually, new_name, outside, run, settings
 

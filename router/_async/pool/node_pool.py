@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from router._async.pool.opener import AsyncOpener
     from router._async.slots import AsyncGate
-    from router.core.health import Looked
+    from router.core.observations import Looked
     from router.core.topology import Node, Scope, Server, Target
 
 

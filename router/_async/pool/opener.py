@@ -22,9 +22,10 @@ from router._runtime.login import OWN, LoginFailed
 from router._runtime.names import Names
 from router.core import sql
 from router.core.budget import Claim
-from router.core.choose import objection
 from router.core.errors import masked
-from router.core.health import REFUSES_WRITES, Connected, Elsewhere, Failed, Looked, PoolerFound, failed
+from router.core.health import REFUSES_WRITES
+from router.core.observations import Connected, Elsewhere, Failed, Looked, PoolerFound, failed
+from router.core.standing import objection
 from router.core.topology import Role
 from router.dsn import KEEPALIVE
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
     from router._async.slots import AsyncSlots
     from router._runtime.calls import AConfigure, AFunction, APassword
-    from router.core.health import Seen
+    from router.core.observations import Seen
     from router.core.topology import Cluster, Node, Server
 
 READ_ONLY = "-c default_transaction_read_only=on"

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from router._sync.pool.opener import Opener
     from router._sync.slots import Gate
-    from router.core.health import Looked
+    from router.core.observations import Looked
     from router.core.topology import Node, Scope, Server, Target
 
 

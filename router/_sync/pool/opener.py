@@ -23,9 +23,10 @@ from router._sync.pool.scripts import NOT_THERE, TooLate, send, why_not_there
 from router._sync.slots import BudgetSpent
 from router.core import sql
 from router.core.budget import Claim
-from router.core.choose import objection
 from router.core.errors import masked
-from router.core.health import REFUSES_WRITES, Connected, Elsewhere, Failed, Looked, PoolerFound, failed
+from router.core.health import REFUSES_WRITES
+from router.core.observations import Connected, Elsewhere, Failed, Looked, PoolerFound, failed
+from router.core.standing import objection
 from router.core.topology import Role
 from router.dsn import KEEPALIVE
 
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
     from router._runtime.calls import Configure, Function, Password
     from router._sync.slots import Slots
-    from router.core.health import Seen
+    from router.core.observations import Seen
     from router.core.topology import Cluster, Node, Server
 
 READ_ONLY = "-c default_transaction_read_only=on"

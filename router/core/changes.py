@@ -1,0 +1,152 @@
+"""Which events an observation makes: told from what was known before and what is known after."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from router.core.health import UNKNOWN, Use
+from router.core.replication import fenced, foreign, left_behind, primary_of, undecided
+from router.core.server_events import (
+    FailedOver,
+    Fenced,
+    LeftBehind,
+    LoginRefused,
+    OtherSystem,
+    ReadsFellBack,
+    ReadsReturned,
+    RoleChanged,
+    ServerBanned,
+    ServerDown,
+    ServerUp,
+    SeveralServers,
+    UndeclaredPooler,
+    WritesRefused,
+)
+from router.core.standing import Tier
+from router.core.topology import Node, Server
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from router.core.events import Event
+    from router.core.health import Health, State
+    from router.core.standing import Standing
+    from router.core.topology import Cluster
+
+
+def changes(before: Health, after: Health, clusters: Iterable[Cluster], *, now: float) -> Iterator[Event]:
+    """Tell what an observation changed.
+
+    Args:
+        before: What was known.
+        after: What is known.
+        clusters: Those in use.
+        now: The caller's clock, in seconds.
+
+    Yields:
+        The events.
+    """
+    for key, state in after.items():
+        was = before.get(key, UNKNOWN)
+        if isinstance(key, Server):
+            yield from _of_server(key, was, state, now)
+        elif was.up is not False:
+            node, read_only = key if isinstance(key, Use) else (key, None)
+            yield LoginRefused(node, state.reason, read_only)
+    for cluster in clusters:
+        known = {(type(event), event.node) for event in _of_cluster(before, cluster)}
+        yield from (event for event in _of_cluster(after, cluster) if (type(event), event.node) not in known)
+
+
+def _of_cluster(health: Health, cluster: Cluster) -> Iterator[OtherSystem | Fenced | LeftBehind]:
+    """What is wrong between the nodes of a cluster, as far as each has been looked at since it became so."""
+    if undecided(health, cluster):
+        return
+    out, others = fenced(health, cluster), foreign(health, cluster)
+    primary = primary_of(health, cluster, out)
+    leader = UNKNOWN if primary is None else health[primary.server]
+    since = leader.led_since if leader.led else leader.primary_since
+    for node in cluster.nodes:
+        state = health.get(node.server, UNKNOWN)
+        if not state.up or (state.led < leader.led and state.position_at < since):
+            continue  # in a failover, the old primary is seen down a moment after the new one is seen
+        if node in others:
+            yield OtherSystem(cluster.name, node, others[node])
+        elif node in out:
+            yield Fenced(cluster.name, node, out[node])
+        elif left_behind(health, node, primary):
+            yield LeftBehind(cluster.name, node, state.timeline)
+
+
+def _of_server(server: Server, known: State, state: State, now: float) -> Iterator[Event]:
+    if state.up and not known.up:
+        yield ServerUp(server, state.role, state.server_version)
+        if now < state.banned_until and state.failures > 1:
+            yield ServerBanned(server, state.failures, state.banned_until - now)
+    if state.up is False and known.up is not False:
+        yield ServerDown(server, state.reason)
+    if known.role and state.role and known.role is not state.role:
+        yield RoleChanged(server, state.role, state.timeline)
+    if state.undeclared_pooler and not known.undeclared_pooler:
+        yield UndeclaredPooler(server)
+    if state.several and not known.several:
+        yield SeveralServers(server)
+    if state.up and known.refuses_writes != state.refuses_writes:
+        yield WritesRefused(server, state.refuses_writes)
+
+
+def fall_back(
+    version: str, standings: Mapping[Node, Standing], *, fell_back: bool
+) -> tuple[bool, ReadsFellBack | ReadsReturned | None]:
+    """Follow whether the primary serves the reads of a version because no other node can.
+
+    Args:
+        version: The version's key.
+        standings: What its nodes are worth for reading.
+        fell_back: Whether it did.
+
+    Returns:
+        Whether it does, and the event if that is new.
+    """
+    tiers = {standing.tier for standing in standings.values()}
+    if Tier.BEST in tiers:
+        return False, ReadsReturned(version) if fell_back else None
+    primary = next((node for node, standing in standings.items() if standing.tier is Tier.FALLBACK), None)
+    if fell_back or primary is None or len(standings) == 1 or Tier.UNSEEN in tiers:
+        return fell_back, None
+    reason = "; ".join(f"{node}: {standing.note}" for node, standing in standings.items() if node != primary)
+    return True, ReadsFellBack(version, primary, reason)
+
+
+class Leader(NamedTuple):
+    """The primary that a version had last.
+
+    Attributes:
+        node: It.
+        lost_at: Since when there has been none, on the caller's clock; ``None`` while it is in office.
+    """
+
+    node: Node
+    lost_at: float | None = None
+
+
+def succeed(
+    version: str, leader: Leader | None, node: Node | None, *, now: float
+) -> tuple[Leader | None, FailedOver | None]:
+    """Follow who is the primary of a version.
+
+    Args:
+        version: The version's key.
+        leader: Who was.
+        node: Who can be written to now; ``None`` for nobody.
+        now: The caller's clock, in seconds.
+
+    Returns:
+        Who is, and the failover if this is one.
+    """
+    if node is None:
+        return leader and (leader if leader.lost_at is not None else Leader(leader.node, now)), None
+    if leader is None or leader.node == node:
+        return Leader(node), None
+    lost_at = now if leader.lost_at is None else leader.lost_at
+    return Leader(node), FailedOver(version, leader.node, node, now - lost_at)

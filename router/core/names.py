@@ -1,0 +1,144 @@
+"""The names that a tenant's and a version's key make: of schemas, roles, databases and hosts, rendered and quoted."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from router.core.topology import Home, Node
+
+
+NAME_BYTES = 63
+"""How many bytes of a name PostgreSQL looks at; it cuts the rest off, and two tenants might become one."""
+
+_PLACEHOLDER = re.compile(r"\{(tenant|version)\}")
+# What means something of its own where a schema stands in search_path, and where a role stands.
+_NO_SCHEMA = re.compile(r"pg_.*|information_schema|\$user", re.DOTALL)
+_NO_ROLE = re.compile(r"pg_.*|none|public", re.DOTALL)
+_RESERVED = {"schema": _NO_SCHEMA, "role": _NO_ROLE, "user": _NO_ROLE}
+# These exist already: no key of a tenant may lead to one.
+_EVERYBODYS = frozenset({"public", "postgres", "template0", "template1"})
+_PLAIN = re.compile(r"\w[\w.-]*")
+_LABEL = re.compile(r"[A-Za-z0-9_-]+")
+
+
+def names_of(home: Home) -> list[str]:
+    """List what may keep tenants apart by their keys.
+
+    Args:
+        home: Where a tenant lives.
+
+    Returns:
+        The names, and the parameters of servers of its own.
+    """
+    own = () if home.cluster is None else home.cluster.nodes
+    return [home.database, home.user, home.role, *home.schema, *(value for node in own for _, value in node.params)]
+
+
+class Misnamed(ValueError):
+    """The keys make a name that PostgreSQL, or libpq, would take for something else; the message says which."""
+
+
+def rendered(home: Home, tenant: str, version: str) -> Home:
+    """Put the keys where a home has ``{tenant}`` and ``{version}``, in one pass: what a key holds stays as it is.
+
+    Args:
+        home: Where a tenant lives.
+        tenant: The tenant.
+        version: The version.
+
+    Returns:
+        The home, without placeholders.
+
+    Raises:
+        Misnamed: The result would not be this tenant's, and its alone.
+    """
+    keys = {"tenant": tenant, "version": version}
+    cluster = home.cluster
+    if cluster is not None:
+        cluster = cluster._replace(nodes=tuple(_rendered_node(node, keys) for node in cluster.nodes))
+    return home._replace(
+        cluster=cluster,
+        database=_name("database", home.database, keys),
+        user=_name("user", home.user, keys),
+        schema=tuple(_name("schema", schema, keys) for schema in home.schema),
+        role=_name("role", home.role, keys),
+    )
+
+
+def _rendered_node(node: Node, keys: Mapping[str, str]) -> Node:
+    """A node of a tenant's own servers; each value is its own, nothing to quote."""
+    if not any("{" in text for text in texts_of(node)):
+        return node
+    params = tuple((param, _value(param, value, keys)) for param, value in node.params)
+    server = replace(node.server, host=_render(node.server.host, keys), database=_render(node.server.database, keys))
+    file = node.password_file and type(node.password_file)(_value("password_file", str(node.password_file), keys))
+    return replace(node, server=server, params=params, password_file=file)
+
+
+def texts_of(node: Node) -> list[str]:
+    """List what may hold a placeholder in a node.
+
+    Args:
+        node: A node of a tenant's own servers.
+
+    Returns:
+        The values of its parameters that are not secret, and its password file.
+    """
+    return [*(value for _, value in node.params), *([str(node.password_file)] if node.password_file else [])]
+
+
+def _value(param: str, template: str, keys: Mapping[str, str]) -> str:
+    """A parameter of libpq; in most of them some characters begin another host, directory or option."""
+    if param in ("dbname", "user"):
+        return _name("database" if param == "dbname" else param, template, keys)
+    for key in _PLACEHOLDER.findall(template):
+        # Versions are named by the settings alone; a tenant's key may be anybody's, and a dot leads to another host.
+        in_host = key == "tenant" and param in ("host", "hostaddr")
+        if not (_LABEL if in_host else _PLAIN).fullmatch(keys[key]):
+            takes = "ASCII letters, digits, _ and -" if in_host else "letters, digits, _, . and -"
+            raise Misnamed(f"the key {keys[key]!r} cannot stand in {param}: there it takes {takes}")
+    return _render(template, keys)
+
+
+def _name(kind: str, template: str, keys: Mapping[str, str]) -> str:
+    name = _render(template, keys) if "{" in template else template
+    if len(name) > NAME_BYTES // 4 and len(name.encode()) > NAME_BYTES:  # a character has up to 4 bytes
+        raise Misnamed(f"the name of its {kind} is longer than {NAME_BYTES} bytes")
+    reserved = _RESERVED.get(kind)
+    if (reserved and reserved.fullmatch(name)) or (name in _EVERYBODYS and name != template):
+        raise Misnamed(f"{name!r} is not a {kind} of a tenant's own")
+    return name
+
+
+def _render(text: str, keys: Mapping[str, str]) -> str:
+    return _PLACEHOLDER.sub(lambda match: keys[match[1]], text)
+
+
+def quoted(name: str) -> str:
+    """Quote a name, by PostgreSQL's rules.
+
+    Args:
+        name: The name of a schema, say.
+
+    Returns:
+        The name as it stands in SQL, and in ``search_path``.
+    """
+    return '"' + name.replace('"', '""') + '"'
+
+
+def option(name: str, value: str) -> str:
+    """Write a setting as a startup option.
+
+    Args:
+        name: The setting.
+        value: Its value.
+
+    Returns:
+        What goes into libpq's ``options``, where white space and backslashes are escaped.
+    """
+    return "-c " + re.sub(r"([\s\\])", r"\\\1", f"{name}={value}")

@@ -1,0 +1,224 @@
+"""How the nodes of a cluster relate: which is its primary, which must not be used, how far a replica is behind."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import Counter
+from operator import itemgetter
+from typing import TYPE_CHECKING, NamedTuple
+
+from router.core.health import UNKNOWN, Health, State, Use, same_system
+from router.core.topology import Node, Role
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from router.core.topology import Cluster
+
+
+class Lag(NamedTuple):
+    """How far a replica is behind its primary.
+
+    Attributes:
+        bytes: Of WAL; ``None`` while it is not known where the primary is.
+        seconds: How long ago the primary was where the replica is; ``None`` while that is not known.
+    """
+
+    bytes: int | None
+    seconds: float | None
+
+
+def foreign(health: Health, cluster: Cluster) -> Mapping[Node, str]:
+    """Find the nodes that are of another system than their cluster: they hold other data, whatever their role.
+
+    The cluster's system is that of the configured primary, once it was seen. Until then, and where no primary is
+    configured, it is the one that most of the nodes seen are of; if there is none, all of them count as foreign.
+
+    Args:
+        health: What is known.
+        cluster: The nodes to compare.
+
+    Returns:
+        For each such node, the reason.
+    """
+    known = {node: system for node in cluster.nodes if (system := health.get(node.server, UNKNOWN).system)}
+    appointed = configured_primary(cluster)
+    if appointed is not None and appointed in known:
+        system, whose = known[appointed], f"{appointed.server} ({known[appointed]}), the configured primary"
+    elif (most := _majority(known.values(), len(known))) is not None:
+        system, whose = most, f"most of the version's nodes ({most})"
+    else:
+        listing = ", ".join(f"{node.server} ({system})" for node, system in known.items())
+        advice = "wait for the configured primary" if appointed else "name one as `primary` in the settings"
+        reason = f"is of one of several systems, and none has a majority of the nodes seen: {listing}; {advice}"
+        return dict.fromkeys(known, reason)
+    return {
+        node: f"is of another system ({own}) than {whose}: its data are not the version's"
+        for node, own in known.items()
+        if own != system
+    }
+
+
+def _majority(systems: Iterable[int], of: int) -> int | None:
+    """The system that more than half of so many nodes are of."""
+    [(system, votes)] = Counter(systems).most_common(1) or [(0, 0)]
+    return system if 2 * votes > of else None
+
+
+def undecided(health: Health, cluster: Cluster) -> bool:
+    """Tell whether a node that nobody has looked at yet may show which system the cluster is of.
+
+    Args:
+        health: What is known.
+        cluster: The cluster.
+
+    Returns:
+        Whether it may.
+    """
+    if (appointed := configured_primary(cluster)) is not None:
+        return not _was_tried(health, appointed)
+    untried = [node for node in cluster.nodes if not _was_tried(health, node)]
+    known = [system for node in cluster.nodes if (system := health.get(node.server, UNKNOWN).system)]
+    return bool(untried) and _majority(known, len(known) + len(untried)) is None
+
+
+def configured_primary(cluster: Cluster) -> Node | None:
+    """Find the node that the settings name as the primary.
+
+    Args:
+        cluster: The cluster.
+
+    Returns:
+        The node; ``None`` where roles are discovered.
+    """
+    return next((node for node in cluster.nodes if node.role is Role.PRIMARY), None)
+
+
+def _was_tried(health: Health, node: Node) -> bool:
+    """Whether anybody has looked at a node's server, be it in vain."""
+    known = health.get(node.server, UNKNOWN)
+    refused = (key for key in health if isinstance(key, (Node, Use)))
+    return known.up is not None or known.role is not None or any(key.server == node.server for key in refused)
+
+
+def fenced(health: Health, cluster: Cluster) -> Mapping[Node, str]:
+    """Find the nodes that must not be used whatever they say: foreign ones, and primaries that are not the cluster's.
+
+    Timelines tell: each promotion begins a higher one. They compare within one system only; where they do not tell,
+    the configured primary counts, or else the primary seen first.
+
+    Args:
+        health: What is known.
+        cluster: The nodes to compare.
+
+    Returns:
+        For each such node, the reason.
+    """
+    reasons = dict(foreign(health, cluster))
+    states = [(node, health.get(node.server, UNKNOWN)) for node in cluster.nodes if node not in reasons]
+    appointed = configured_primary(cluster)
+    heirs = []
+    for node, state in states:
+        if state.role is not Role.PRIMARY:
+            continue
+        later = next((rival for rival in states if rival[1].timeline > state.timeline > 0), None)
+        if later is not None:
+            reasons[node] = (
+                f"fenced: it is a primary on timeline {state.timeline}, "
+                f"and {later[0].server} is on the later {later[1].timeline}"
+            )
+        elif (
+            appointed is not None and node is not appointed and (why := _not_promoted(health, appointed, node, states))
+        ):
+            reasons[node] = f"fenced: it is a primary, is configured as a replica, and {why}"
+        elif state.up:
+            heirs.append((node is not appointed, state.primary_since, node))
+    if len(heirs) > 1:
+        *_, first = min(heirs, key=lambda heir: heir[:2])
+        for *_, node in heirs:
+            if node is not first:
+                reasons[node] = f"fenced: it is a primary, and so is {first.server}, which was seen first"
+    return reasons
+
+
+def _not_promoted(health: Health, appointed: Node, node: Node, states: Sequence[tuple[Node, State]]) -> str | None:
+    """Say why a primary that is configured as a replica has not taken over from another one, if it has not."""
+    own, known = health[node.server], health.get(appointed.server, UNKNOWN)
+    if not _was_tried(health, appointed):
+        return f"nobody has looked at {appointed.server} yet, the configured primary"
+    swapped = known.role is Role.REPLICA and not known.led  # the settings have the roles the wrong way round
+    if own.timeline <= 1 and not swapped:
+        return "was never promoted: it is on timeline 1" if own.timeline else "its timeline is not known"
+    for other, rival in states:
+        first = other is appointed or rival.led_since < own.led_since
+        if other is not node and first and 0 < own.timeline <= rival.led:
+            return f"was not promoted: {other.server} was a primary on timeline {rival.led} before"
+    return None
+
+
+def primary_of(health: Health, cluster: Cluster, out: Mapping[Node, str] | None = None) -> Node | None:
+    """Find the node that is the cluster's primary as far as is known, be it up or down.
+
+    Args:
+        health: What is known.
+        cluster: The cluster.
+        out: From :func:`fenced`, where that is at hand.
+
+    Returns:
+        The node; ``None`` when no node has been seen as primary, or none that has may be believed.
+    """
+    out = fenced(health, cluster) if out is None else out
+    seen = [node for node in cluster.nodes if node not in out and health.get(node.server, UNKNOWN).role is Role.PRIMARY]
+    return max(seen, key=lambda node: (health[node.server].up is True, health[node.server].primary_since), default=None)
+
+
+def left_behind(health: Health, node: Node, primary: Node | None) -> bool:
+    """Tell whether a replica has not followed the primary over a promotion, so that it gets nothing new.
+
+    Args:
+        health: What is known.
+        node: The replica.
+        primary: The primary, from :func:`primary_of`.
+
+    Returns:
+        Whether its timeline is an earlier one than that of a primary that is up.
+    """
+    own = health.get(node.server, UNKNOWN)
+    source = UNKNOWN if primary is None else health.get(primary.server, UNKNOWN)
+    follows = own.role is Role.REPLICA and same_system(own.system, source.system)
+    return follows and source.up is True and 0 < own.timeline < source.timeline
+
+
+def lag_of(health: Health, node: Node, primary: Node | None, *, now: float) -> Lag | None:
+    """Tell how far a replica is behind, as last seen.
+
+    What the primary's clock and the replica's say of the last commit grows while nobody writes. So the replica's
+    position is compared with those that the primary had at each look: it is as old as the last of them that it has
+    reached.
+
+    Args:
+        health: What is known.
+        node: The replica.
+        primary: The primary, from :func:`primary_of`.
+        now: The caller's clock, in seconds.
+
+    Returns:
+        The lag; ``None`` when what is known of either is too little or too old: unknown is not fresh.
+    """
+    own = health.get(node.server, UNKNOWN)
+    source = UNKNOWN if primary is None else health.get(primary.server, UNKNOWN)
+    diverged = own.timeline and source.timeline and own.timeline != source.timeline
+    diverged = diverged or not same_system(own.system, source.system)
+    if not own.position or now > own.known_until or not source.trail or diverged:
+        return None
+    current = source.up is True and now <= source.known_until
+    latest_at, latest = source.trail[-1]
+    if own.position >= latest:
+        return Lag(0 if current else None, 0.0 if current else now - latest_at)
+    reached = bisect_right(source.trail, own.position, key=itemgetter(1))
+    ages = [] if own.replay_age is None else [own.replay_age]
+    if reached:
+        ages.append(own.position_at - source.trail[reached - 1][0])
+    # The primary was further by then, whatever the servers' clocks say.
+    least = max(own.position_at - source.trail[reached][0], 0.0)
+    return Lag(latest - own.position if current else None, max(min(ages), least) if ages else None)

@@ -1,0 +1,274 @@
+"""What happens to servers, and to the clusters that they make, as frozen values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from router.core.events import ERROR, WARNING, Event
+from router.core.health import REFUSES_WRITES, SEVERAL
+
+if TYPE_CHECKING:
+    from router.core.topology import Node, Role, Server
+
+
+@dataclass(slots=True, repr=False, eq=False)
+class ServerUp(Event):
+    """A server answers, for the first time or again.
+
+    Attributes:
+        server: The server.
+        role: What it says it is.
+        server_version: As libpq counts.
+    """
+
+    server: Server
+    role: Role | None
+    server_version: int
+
+    def __str__(self) -> str:
+        return f"{self.server} is up: {self.role}, PostgreSQL {self.server_version // 10000}"
+
+
+@dataclass(slots=True, repr=False, eq=False)
+class ServerDown(Event):
+    """A server cannot be used.
+
+    Attributes:
+        server: The server.
+        reason: Why.
+    """
+
+    server: Server
+    reason: str
+    level: ClassVar[int] = WARNING
+
+    def __str__(self) -> str:
+        return f"{self.server} is down: {self.reason}"
+
+
+@dataclass(slots=True, repr=False, eq=False)
+class LoginRefused(Event):
+    """A server is well, and a node on it cannot be used: its login is refused, or cannot be tried.
+
+    Attributes:
+        node: The node.
+        reason: Why.
+        read_only: Whether it is so for reading, or for writing; ``None`` for both.
+    """
+
+    node: Node
+    reason: str
+    read_only: bool | None = None
+    level: ClassVar[int] = WARNING
+
+    def __str__(self) -> str:
+        whose = dict(self.node.params).get("application_name")  # a tenant's, say
+        use = "" if self.read_only is None else " for reading" if self.read_only else " for writing"
+        return f"{self.node}{f' ({whose})' if whose else ''} cannot be logged in to{use}: {self.reason}"
+
+
+@dataclass(slots=True, repr=False, eq=False)
+class SeveralServers(Event):
+    """Several servers answer at one address: what is seen of one is true of the connections to that one only.
+
+    Attributes:
+        server: The address.
+    """
+
+    server: Server
+    level: ClassVar[int] = WARNING
+
+    def __str__(self) -> str:
+        return (
+            f"{self.server}: {SEVERAL}; reads that have to be fresh ask over each connection, or go to the primary: "
+            "give each server an address of its own"
+        )
+
+
+@dataclass(slots=True, repr=False, eq=False)
+class WritesRefused(Event):
+    """A primary refuses writes by a setting, ``default_transaction_read_only``, so that they wait; or no longer does.
+
+    Attributes:
+        server: The server.
+        refused: Whether it refuses them now.
+    """
+
+    server: Server
+    refused: bool
+    level: ClassVar[int] = WARNING
+
+    def __str__(self) -> str:
+        how = "refuses writes" if self.refused else "takes writes again"
+        return f"{self.server} {how}: {REFUSES_WRITES if self.refused else 'default_transaction_read_only is off'}"
+
+
+@dataclass(slots=True, repr=False, eq=False)
+class UndeclaredPooler(Event):
+    """A pooler answers for a server, and the settings do not say so: tenants kept apart by sessions are refused there.
+
+    Attributes:
+        server: The server.
+    """
+
+    server: Server
+    level: ClassVar[int] = WARNING
+
+    def __str__(self) -> str:
+        return (
+            f"{self.server} is a pooler that the settings do not declare: tenants that share it, or are kept apart by "
+            'a schema, role or setting, are refused there until pooler = "transaction" or "session" is set on the node'
+        )
+
+
+@dataclass(slots=True, repr=False, eq=False)
+class ServerBanned(Event):
+    """A server is back, and used only if there is no other for a while, because it failed before.
+
+    Attributes:
+        server: The server.
+        failures: How often it went down without staying up for ``health.ban_max`` in between.
+        seconds: For how long.
+    """
+
+    server: Server
+    failures: int
+    seconds: float
+
+    def __str__(self) -> str:
+        return f"{self.server} is avoided for {self.seconds:.1f} s more: it went down {self.failures} times lately"
+
+
+@dataclass(slots=True, repr=False, eq=False)
+class RoleChanged(Event):
+    """A server has another role than before.
+
+    Attributes:
+        server: The server.
+        role: What it says it is now.
+        timeline: The timeline it is on; 0 while unknown.
+    """
+
+    server: Server
+    role: Role
+    timeline: int
+    level: ClassVar[int] = WARNING
+
+    def __str__(self) -> str:
+        on = f", on timeline {self.timeline}" if self.timeline else ""
+        return f"{self.server} is a {self.role} now{on}"
+
+
+@dataclass(slots=True, repr=False, eq=False)
+class Fenced(Event):
+    """A node says it is primary, and is used no more, because another one has taken over: see to it.
+
+    Attributes:
+        version: The version whose node it is.
+        node: The node.
+        reason: How that is known.
+    """
+
+    version: str
+    node: Node
+    reason: str
+    level: ClassVar[int] = ERROR
+
+    def __str__(self) -> str:
+        return f"{self.version}: {self.node} is {self.reason}"
+
+
+@dataclass(slots=True, repr=False, eq=False)
+class OtherSystem(Event):
+    """A node is of another system than its version, so that it holds other data, and is used no more: see to it.
+
+    Attributes:
+        version: The version whose node it is.
+        node: The node.
+        reason: How that is known.
+    """
+
+    version: str
+    node: Node
+    reason: str
+    level: ClassVar[int] = ERROR
+
+    def __str__(self) -> str:
+        return f"{self.version}: {self.node} {self.reason}"
+
+
+@dataclass(slots=True, repr=False, eq=False)
+class LeftBehind(Event):
+    """A replica has not followed the new primary; until it does, it is read from only if there is no other.
+
+    Attributes:
+        version: The version whose node it is.
+        node: The replica.
+        timeline: The timeline it is on.
+    """
+
+    version: str
+    node: Node
+    timeline: int
+    level: ClassVar[int] = WARNING
+
+    def __str__(self) -> str:
+        return f"{self.version}: {self.node} is still on timeline {self.timeline}, and does not follow the new primary"
+
+
+@dataclass(slots=True, repr=False, eq=False)
+class FailedOver(Event):
+    """A version has another primary than before.
+
+    Attributes:
+        version: The version.
+        old: The primary that was.
+        new: The primary that is.
+        seconds: How long there was none, as far as was seen.
+    """
+
+    version: str
+    old: Node
+    new: Node
+    seconds: float
+    level: ClassVar[int] = WARNING
+
+    def __str__(self) -> str:
+        return (
+            f"{self.version}: the primary is {self.new.server} now, no longer {self.old.server}; "
+            f"there was none for {self.seconds:.2f} s"
+        )
+
+
+@dataclass(slots=True, repr=False, eq=False)
+class ReadsFellBack(Event):
+    """From now on the primary serves the reads of a version, because none of its other nodes can.
+
+    Attributes:
+        version: The version.
+        node: The primary.
+        reason: Why not the others.
+    """
+
+    version: str
+    node: Node
+    reason: str
+    level: ClassVar[int] = WARNING
+
+    def __str__(self) -> str:
+        return f"{self.version}: reads go to the primary {self.node} now: {self.reason}"
+
+
+@dataclass(slots=True, repr=False, eq=False)
+class ReadsReturned(Event):
+    """Replicas serve the reads of a version again.
+
+    Attributes:
+        version: The version.
+    """
+
+    version: str
+
+    def __str__(self) -> str:
+        return f"{self.version}: reads go to replicas again"
