@@ -27,8 +27,8 @@ BELOW_THE_SHELL = [*CORE, "_first_use", "dsn", "_sources", "settings", "context"
 # The modules of `_async`, and the same ones of `_sync`; neither shell imports from the other.
 SHELL = [
     "slots", "pool.scripts", "pool.connection", "pool.opener", "pool.session_state", "pool.waiter", "pool.node_pool",
-    "pool.shared_pool", "pool.registry", "silence", "monitor", "knowledge", "checkout", "directory", "routing",
-    "statements", "each", "router",
+    "pool.shared_pool", "pool.registry", "silence", "monitor", "knowledge", "unavailable", "acquire",
+    "checkout", "lanes", "directory", "routing", "statements", "each", "router",
 ]  # fmt: skip
 ABOVE_THE_SHELL = ["events", "_default", "aio", "__init__", "testing", "cli"]
 # The packages whose modules are listed.

@@ -23,7 +23,6 @@ RENAMES = {
     # modules
     "_async": "_sync",
     # router
-    "AsyncAcquire": "Acquire",
     "AsyncCheckout": "Checkout",
     "AsyncDirectory": "Directory",
     "AsyncKnowledge": "Knowledge",

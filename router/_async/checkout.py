@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import logging
-from copy import copy
-from itertools import count
-from random import getrandbits
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import psycopg
 from psycopg.pq import TransactionStatus
 
+from router._async.acquire import acquire
 from router._async.pool.connection import AsyncNodeConnection, commit
 from router._async.pool.node_pool import USERS
 from router._async.pool.scripts import TooLate, in_pipeline, send
@@ -20,7 +18,6 @@ from router._async.pool.shared_pool import enter
 from router._runtime.calls import Isolated
 from router._runtime.workers import aclaimed, arunning_loop
 from router.core import sql
-from router.core.balance import PAIRS, pairs, rotation
 from router.core.errors import PoolExhausted, TransactionOutcomeUnknown, UnknownTenant
 
 if TYPE_CHECKING:
@@ -30,16 +27,14 @@ if TYPE_CHECKING:
     from psycopg import AsyncConnection
     from psycopg.rows import TupleRow
 
+    from router._async.lanes import AsyncLane
     from router._async.pool.node_pool import AsyncNodePool
-    from router._async.slots import AsyncGate, AsyncSlots
     from router._runtime.calls import AFunction
-    from router.core.errors import Unavailable
     from router.core.standing import Request
-    from router.core.topology import Node, Target
+    from router.core.topology import Node
 
     Note: TypeAlias = Callable[[Node, tuple[int, int] | None], None]
 
-PAIRS_BITS = PAIRS.bit_length() - 1
 A_LONG_TIME = 1e8
 """Seconds; what threads and event loops can wait for has an end, and ``inf`` is past it."""
 
@@ -55,110 +50,6 @@ READ_ONLY = "25006"
 """The SQLSTATE that may tell that it is a standby."""
 
 logger = logging.getLogger("router")
-
-
-class AsyncAcquire(Protocol):
-    """The way to a connection when none is ready: the router's."""
-
-    async def __call__(
-        self, lane: AsyncLane, deadline: float, prefer: AsyncNodePool | None, request: Request | None
-    ) -> tuple[AsyncNodePool, AsyncConnection[TupleRow]]:
-        """Get a connection for a request, and the pool it is from; raises ``Unavailable``."""
-
-
-class AsyncLane:
-    """The pools over which requests for one key are spread; made anew when what is known of the servers changes.
-
-    Attributes:
-        target: What the key resolved to.
-        read_only: Whether the requests only read.
-        timeout: Their deadline if they name none, in seconds.
-        pools: The pools of the best nodes; empty while none is known to be up.
-        acquire: Gets a connection when the pool picked has none ready.
-        slots: The process's budget.
-        checkout: What borrows from it.
-        gate: Lets so many requests of a tenant in at a time; ``None`` for any number.
-        key: What the requests name.
-        unlist: Told of the lane of a tenant that turned out not to be there.
-        failed: Told of a request that got no connection.
-    """
-
-    __slots__ = (
-        "_pairs", "_rotation", "_turns", "acquire", "checkout", "failed", "gate", "key", "pools", "read_only", "slots",
-        "target", "timeout", "unlist",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        target: Target,
-        pools: tuple[AsyncNodePool, ...],
-        acquire: AsyncAcquire,
-        slots: AsyncSlots,
-        *,
-        read_only: bool,
-        unlist: Callable[[AsyncLane], None],
-        failed: Callable[[AsyncLane, Unavailable], None],
-    ) -> None:
-        """Prepare the choice between the pools.
-
-        Args:
-            target: What the key resolved to.
-            pools: The pools of the best nodes.
-            acquire: Gets a connection when the pool picked has none ready.
-            slots: The process's budget.
-            read_only: Whether the requests only read.
-            unlist: Told of the lane of a tenant that turned out not to be there.
-            failed: Told of a request that got no connection.
-        """
-        self.target = target
-        self.unlist = unlist
-        self.failed = failed
-        self.read_only = read_only
-        self.timeout = target.cluster.pool.timeout
-        self.pools = pools
-        self.acquire = acquire
-        self.slots = slots
-        self.checkout: type[AsyncCheckout] = AsyncCheckout if target.scope is None else AsyncScopedCheckout
-        self.gate: AsyncGate | None = None
-        self.key: Any = None
-        weights = [pool.node.weight for pool in pools]
-        balance = target.cluster.read.balance
-        self._pairs: tuple[tuple[AsyncNodePool, AsyncNodePool, float, float], ...] = ()
-        self._rotation: tuple[AsyncNodePool, ...] = ()
-        self._turns = count()  # its next() is atomic
-        if len(pools) > 1 and balance != "round_robin":
-            drawn = ((one, one if balance == "random" else two) for one, two in pairs(weights))
-            self._pairs = tuple((pools[one], pools[two], weights[one], weights[two]) for one, two in drawn)
-        elif pools:
-            self._rotation = tuple(pools[place] for place in rotation(weights))
-
-    def of(self, target: Target, gate: AsyncGate | None) -> AsyncLane:
-        """Make the lane of another tenant that uses the same pools.
-
-        Args:
-            target: What its key resolved to.
-            gate: Lets so many of its requests in at a time.
-
-        Returns:
-            The lane; it has the choice between the pools in common with this one.
-        """
-        other = copy(self)
-        other.target = target
-        other.gate = gate
-        return other
-
-    def pick(self) -> AsyncNodePool | None:
-        """Pick the pool for the next request, as ``read.balance`` says.
-
-        Returns:
-            The pool, or ``None`` when no node is known to be up.
-        """
-        if self._pairs:
-            one, two, weight_one, weight_two = self._pairs[getrandbits(PAIRS_BITS)]
-            return one if len(one.borrowed) * weight_two <= len(two.borrowed) * weight_one else two
-        if self._rotation:
-            return self._rotation[next(self._turns) % len(self._rotation)]
-        return None
 
 
 class AsyncCheckout:
@@ -216,7 +107,7 @@ class AsyncCheckout:
             self._pool = pool
         else:
             deadline = monotonic() + min(self._timeout, A_LONG_TIME)
-            self._pool, connection = await lane.acquire(lane, deadline, pool, self._request)
+            self._pool, connection = await acquire(lane, deadline, pool, self._request)
         connection.__dict__["_router"].target = lane.target
         self._connection = connection
         return connection
@@ -445,7 +336,7 @@ class AsyncScopedCheckout(AsyncTrackedCheckout):
                 version=lane.target.requested,
                 tenant=lane.target.tenant,
             )
-            lane.failed(lane, error)
+            lane.routing.failed(lane, error)
             raise error
         try:
             connection = await self._enter(lane, deadline)
@@ -464,7 +355,7 @@ class AsyncScopedCheckout(AsyncTrackedCheckout):
         connection = None if pool is None else await pool.take_for(target.scope)
         while True:
             if pool is None or connection is None:
-                pool, connection = await lane.acquire(lane, deadline, pool, self._request)
+                pool, connection = await acquire(lane, deadline, pool, self._request)
             pool.expendable.add(session_of(connection))
             try:
                 await enter(connection, target.scope, deadline, begin=self._begin)
@@ -476,7 +367,7 @@ class AsyncScopedCheckout(AsyncTrackedCheckout):
                 if isinstance(error, TooLate):
                     pool.suspect(pool.node.server)
                 if isinstance(error, UnknownTenant):
-                    lane.unlist(lane)
+                    lane.routing.unlist(lane)
                 else:
                     await connection.close()
                 await pool.give_back(connection)

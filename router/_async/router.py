@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from psycopg.abc import Params, Query
     from psycopg.rows import TupleRow
 
-    from router._async.checkout import AsyncLane
+    from router._async.lanes import AsyncLane
     from router._runtime.calls import AConfigure, AFunction, APassword, ASource
     from router.core.choose import Route
     from router.core.events import Observer

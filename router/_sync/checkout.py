@@ -4,24 +4,21 @@
 from __future__ import annotations
 
 import logging
-from copy import copy
-from itertools import count
-from random import getrandbits
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import psycopg
 from psycopg.pq import TransactionStatus
 
 from router._runtime.calls import Isolated
 from router._runtime.workers import claimed
+from router._sync.acquire import acquire
 from router._sync.pool.connection import NodeConnection, commit
 from router._sync.pool.node_pool import USERS
 from router._sync.pool.scripts import TooLate, in_pipeline, send
 from router._sync.pool.session_state import session_of, was_given_up
 from router._sync.pool.shared_pool import enter
 from router.core import sql
-from router.core.balance import PAIRS, pairs, rotation
 from router.core.errors import PoolExhausted, TransactionOutcomeUnknown, UnknownTenant
 
 if TYPE_CHECKING:
@@ -32,15 +29,13 @@ if TYPE_CHECKING:
     from psycopg.rows import TupleRow
 
     from router._runtime.calls import Function
+    from router._sync.lanes import Lane
     from router._sync.pool.node_pool import NodePool
-    from router._sync.slots import Gate, Slots
-    from router.core.errors import Unavailable
     from router.core.standing import Request
-    from router.core.topology import Node, Target
+    from router.core.topology import Node
 
     Note: TypeAlias = Callable[[Node, tuple[int, int] | None], None]
 
-PAIRS_BITS = PAIRS.bit_length() - 1
 A_LONG_TIME = 1e8
 """Seconds; what threads and event loops can wait for has an end, and ``inf`` is past it."""
 
@@ -56,110 +51,6 @@ READ_ONLY = "25006"
 """The SQLSTATE that may tell that it is a standby."""
 
 logger = logging.getLogger("router")
-
-
-class Acquire(Protocol):
-    """The way to a connection when none is ready: the router's."""
-
-    def __call__(
-        self, lane: Lane, deadline: float, prefer: NodePool | None, request: Request | None
-    ) -> tuple[NodePool, Connection[TupleRow]]:
-        """Get a connection for a request, and the pool it is from; raises ``Unavailable``."""
-
-
-class Lane:
-    """The pools over which requests for one key are spread; made anew when what is known of the servers changes.
-
-    Attributes:
-        target: What the key resolved to.
-        read_only: Whether the requests only read.
-        timeout: Their deadline if they name none, in seconds.
-        pools: The pools of the best nodes; empty while none is known to be up.
-        acquire: Gets a connection when the pool picked has none ready.
-        slots: The process's budget.
-        checkout: What borrows from it.
-        gate: Lets so many requests of a tenant in at a time; ``None`` for any number.
-        key: What the requests name.
-        unlist: Told of the lane of a tenant that turned out not to be there.
-        failed: Told of a request that got no connection.
-    """
-
-    __slots__ = (
-        "_pairs", "_rotation", "_turns", "acquire", "checkout", "failed", "gate", "key", "pools", "read_only", "slots",
-        "target", "timeout", "unlist",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        target: Target,
-        pools: tuple[NodePool, ...],
-        acquire: Acquire,
-        slots: Slots,
-        *,
-        read_only: bool,
-        unlist: Callable[[Lane], None],
-        failed: Callable[[Lane, Unavailable], None],
-    ) -> None:
-        """Prepare the choice between the pools.
-
-        Args:
-            target: What the key resolved to.
-            pools: The pools of the best nodes.
-            acquire: Gets a connection when the pool picked has none ready.
-            slots: The process's budget.
-            read_only: Whether the requests only read.
-            unlist: Told of the lane of a tenant that turned out not to be there.
-            failed: Told of a request that got no connection.
-        """
-        self.target = target
-        self.unlist = unlist
-        self.failed = failed
-        self.read_only = read_only
-        self.timeout = target.cluster.pool.timeout
-        self.pools = pools
-        self.acquire = acquire
-        self.slots = slots
-        self.checkout: type[Checkout] = Checkout if target.scope is None else ScopedCheckout
-        self.gate: Gate | None = None
-        self.key: Any = None
-        weights = [pool.node.weight for pool in pools]
-        balance = target.cluster.read.balance
-        self._pairs: tuple[tuple[NodePool, NodePool, float, float], ...] = ()
-        self._rotation: tuple[NodePool, ...] = ()
-        self._turns = count()  # its next() is atomic
-        if len(pools) > 1 and balance != "round_robin":
-            drawn = ((one, one if balance == "random" else two) for one, two in pairs(weights))
-            self._pairs = tuple((pools[one], pools[two], weights[one], weights[two]) for one, two in drawn)
-        elif pools:
-            self._rotation = tuple(pools[place] for place in rotation(weights))
-
-    def of(self, target: Target, gate: Gate | None) -> Lane:
-        """Make the lane of another tenant that uses the same pools.
-
-        Args:
-            target: What its key resolved to.
-            gate: Lets so many of its requests in at a time.
-
-        Returns:
-            The lane; it has the choice between the pools in common with this one.
-        """
-        other = copy(self)
-        other.target = target
-        other.gate = gate
-        return other
-
-    def pick(self) -> NodePool | None:
-        """Pick the pool for the next request, as ``read.balance`` says.
-
-        Returns:
-            The pool, or ``None`` when no node is known to be up.
-        """
-        if self._pairs:
-            one, two, weight_one, weight_two = self._pairs[getrandbits(PAIRS_BITS)]
-            return one if len(one.borrowed) * weight_two <= len(two.borrowed) * weight_one else two
-        if self._rotation:
-            return self._rotation[next(self._turns) % len(self._rotation)]
-        return None
 
 
 class Checkout:
@@ -217,7 +108,7 @@ class Checkout:
             self._pool = pool
         else:
             deadline = monotonic() + min(self._timeout, A_LONG_TIME)
-            self._pool, connection = lane.acquire(lane, deadline, pool, self._request)
+            self._pool, connection = acquire(lane, deadline, pool, self._request)
         connection.__dict__["_router"].target = lane.target
         self._connection = connection
         return connection
@@ -444,7 +335,7 @@ class ScopedCheckout(TrackedCheckout):
                 version=lane.target.requested,
                 tenant=lane.target.tenant,
             )
-            lane.failed(lane, error)
+            lane.routing.failed(lane, error)
             raise error
         try:
             connection = self._enter(lane, deadline)
@@ -463,7 +354,7 @@ class ScopedCheckout(TrackedCheckout):
         connection = None if pool is None else pool.take_for(target.scope)
         while True:
             if pool is None or connection is None:
-                pool, connection = lane.acquire(lane, deadline, pool, self._request)
+                pool, connection = acquire(lane, deadline, pool, self._request)
             pool.expendable.add(session_of(connection))
             try:
                 enter(connection, target.scope, deadline, begin=self._begin)
@@ -475,7 +366,7 @@ class ScopedCheckout(TrackedCheckout):
                 if isinstance(error, TooLate):
                     pool.suspect(pool.node.server)
                 if isinstance(error, UnknownTenant):
-                    lane.unlist(lane)
+                    lane.routing.unlist(lane)
                 else:
                     connection.close()
                 pool.give_back(connection)

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from psycopg.rows import TupleRow
 
     from router._runtime.calls import Configure, Function, Password, Source
-    from router._sync.checkout import Lane
+    from router._sync.lanes import Lane
     from router.core.choose import Route
     from router.core.events import Observer
     from router.core.outcomes import Outcomes

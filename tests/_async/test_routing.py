@@ -8,6 +8,7 @@ import psycopg
 import pytest
 
 from router import AsyncRouter, NoPrimary, NoReplica, Role, RouterClosed, RouterSettings, UnknownVersion
+from router._async import acquire
 from router.core.events import PoolClosed, PoolOpened
 from tests.proxy import Proxy
 from tests.support import aeventually, atogether, new_name, port, run, settings
@@ -275,13 +276,13 @@ async def test_a_request_is_served_although_its_servers_are_forgotten_meanwhile(
     options = settings(primary=cluster.primary.dsn(), replicas=[server.dsn() for server in cluster.standbys])
     async with AsyncRouter(options) as router:
         routing = router._routing
-        may_serve = routing._may_serve
+        may_serve = acquire._may_serve
 
         async def as_the_last_pool_is_closed(*args: Any) -> bool:
             routing.known.health = {}
             return await may_serve(*args)
 
-        monkeypatch.setattr(routing, "_may_serve", as_the_last_pool_is_closed)
+        monkeypatch.setattr(acquire, "_may_serve", as_the_last_pool_is_closed)
         async with router.connection(read_only=True) as connection:
             await connection.execute("SELECT 1")
 

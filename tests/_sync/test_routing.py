@@ -9,6 +9,7 @@ import psycopg
 import pytest
 
 from router import NoPrimary, NoReplica, Role, Router, RouterClosed, RouterSettings, UnknownVersion
+from router._sync import acquire
 from router.core.events import PoolClosed, PoolOpened
 from tests.proxy import Proxy
 from tests.support import eventually, new_name, port, run, settings, together
@@ -276,13 +277,13 @@ def test_a_request_is_served_although_its_servers_are_forgotten_meanwhile(
     options = settings(primary=cluster.primary.dsn(), replicas=[server.dsn() for server in cluster.standbys])
     with Router(options) as router:
         routing = router._routing
-        may_serve = routing._may_serve
+        may_serve = acquire._may_serve
 
         def as_the_last_pool_is_closed(*args: Any) -> bool:
             routing.known.health = {}
             return may_serve(*args)
 
-        monkeypatch.setattr(routing, "_may_serve", as_the_last_pool_is_closed)
+        monkeypatch.setattr(acquire, "_may_serve", as_the_last_pool_is_closed)
         with router.connection(read_only=True) as connection:
             connection.execute("SELECT 1")
 

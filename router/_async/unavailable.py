@@ -1,0 +1,110 @@
+"""Why a request got no connection, in words."""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import partial
+from itertools import starmap
+from typing import TYPE_CHECKING, Any
+
+from router.core.budget import Claim, Full, full
+from router.core.errors import NoPrimary, NoReplica, PoolExhausted, Unavailable, UnknownTenant
+from router.core.health import login_of, state_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from router._async.pool.node_pool import AsyncNodePool
+    from router._async.routing import AsyncRouting
+    from router.core.choose import Route
+    from router.core.health import State
+    from router.core.standing import Request
+    from router.core.topology import Node, Target
+
+
+def unavailable(routing: AsyncRouting, route: Route, request: Request, *, late: bool) -> Unavailable | UnknownTenant:
+    target = route.target
+    asked, whom = asked_for(target), whom_for(target)
+    in_time = f"no connection {whom} in time"
+    health, read_only = routing.known.health, request.read_only
+    down = [node for node in target.cluster.nodes if state_of(health, node, read_only=read_only).up is False]
+    silent, ready = {}, route.nodes[: route.ready]
+    for node in ready or (target.cluster.nodes if late and not down else ()):
+        pool = routing.pools.get(target, node, read_only=route.read_only)
+        claim = Claim(node.server, "", None) if pool is None else pool.claim  # without a pool: for a look at it
+        if pool is not None and pool.refusal:
+            why = f"{node} {pool.refusal}"
+        elif pool is not None and pool.grown and not pool.doubted:
+            most = _holding_most([pool]) if pool.shared else ""
+            why = f"all {pool.max_size} to {node} are in use (pool.max_size){most}"
+        elif not late or not (why := _spent(routing, claim)):
+            if node in ready:
+                asking = node in route.ask
+                silent[node] = "has not replayed yet what is to be seen" if asking else "gave no connection in time"
+            continue
+        return PoolExhausted(f"{in_time}: {why}", **asked)
+    refused = {**route.refused, **route.notes, **silent}
+    nodes = list(target.cluster.nodes)
+    if target.watched is not None and target.watched.name not in routing.topology.versions:
+        nodes += target.watched.nodes
+    logins = {node: login for node in nodes if (login := login_of(health, node, read_only=read_only)) is not None}
+    if target.tenant is not None and logins and all(starmap(partial(_is_missing, routing), logins.items())):
+        return UnknownTenant(target.tenant, next(iter(logins.values())).reason, version=target.requested)
+    kind, use = (NoReplica, "read from") if request.read_only else (NoPrimary, "written to")
+    return kind(
+        f"no node {whom_for(target, 'of')} can be {use} now",
+        attempts=len(down) + len(silent),
+        refused=refused,
+        **asked,
+    )
+
+
+def _spent(routing: AsyncRouting, claim: Claim) -> str:
+    """Say which limit keeps one more connection from being opened, and who has most of it; empty if none does."""
+    limits = routing.slots.limits
+    match full(limits, routing.slots.taken, claim):
+        case Full.HOLDER:
+            return f"{claim.holder} has all {claim.cap} that it may (tenancy.max_connections)"
+        case Full.SERVER:
+            most = _holding_most(pool for pool in routing.pools if pool.node.server == claim.server)
+            return f"all {limits.server} to {claim.server} are open (max_connections_per_server){most}"
+        case Full.PROCESS:
+            return f"all {limits.process} of the process are open (max_connections){_holding_most(routing.pools)}"
+        case None if any(turn.claim is claim for turn in list(routing.slots.waiting)):
+            return "others came first for those of the process (max_connections)"  # and go on coming
+        case None:
+            return ""
+
+
+def _is_missing(routing: AsyncRouting, node: Node, refused: State) -> bool:
+    """Whether a login failed because something of the tenant's own is not there."""
+    if refused.lacks not in {"dbname", "user"}:
+        return bool(refused.lacks)
+    name = dict(node.params).get(refused.lacks)
+    return not any(
+        name == dict(other.params).get(refused.lacks)
+        for cluster in routing.topology.versions.values()
+        for other in cluster.nodes
+    )
+
+
+def _holding_most(pools: Iterable[AsyncNodePool]) -> str:
+    """Say who has most connections out; empty if nobody has any."""
+    holders = Counter[str]()
+    for pool in pools:
+        if pool.shared or pool.tenant:
+            holders.update(f"tenant {tenant}" for tenant in pool.holders())
+        else:
+            holders[pool.cluster.name] += len(pool.borrowed)
+    return "".join(f"; {holder} holds {number} of them" for holder, number in holders.most_common(1) if number)
+
+
+def asked_for(target: Target) -> dict[str, Any]:
+    return {"version": target.requested, "tenant": target.tenant}
+
+
+def whom_for(target: Target, preposition: str = "for") -> str:
+    """Whom a request is for, in an error."""
+    if target.tenant is None:
+        return f"{preposition} version {target.requested!r}"
+    return f"{preposition} tenant {target.tenant!r}" + (f" in version {target.requested!r}" if target.requested else "")
