@@ -27,12 +27,14 @@ from psycopg import pq
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from pydantic import ValidationError
 
-from router import _sources, dsn
 from router.core.errors import ConfigError
 from router.core.policies import DirectoryPolicy, HealthPolicy, PoolPolicy, ReadPolicy, TenantPolicy
 from router.core.topology import Cluster, Home, Node, Role, Secrets, Server, Tenancy, Topology
-from router.dsn import Dsn
-from router.settings import SERVERS, RouterSettings, TenantSettings
+from router.settings import RouterSettings, TenantSettings, dsn
+from router.settings.dsn import Dsn
+from router.settings.servers import SERVERS
+from router.settings.sources import RESERVED
+from router.settings.words import quoted
 from tools import generate
 
 if TYPE_CHECKING:
@@ -189,7 +191,7 @@ def test_a_key_may_be_any_text(key: str) -> None:
 def test_what_is_no_key(key: str) -> None:
     (problem,) = problems(versions={key: "host=h"})
     assert problem == (
-        f"argument: versions.{_sources.quoted(key)}: "
+        f"argument: versions.{quoted(key)}: "
         "is no key: one has at least one character, none that cannot be printed, no space around it"
     )
 
@@ -1618,7 +1620,7 @@ def test_the_example_of_the_environment_has_every_variable() -> None:
     tables = {row.variable for row in ROWS if "table" in row.kind}
     assert {row.variable for row in ROWS} - general <= tables
     assert general - {row.variable for row in ROWS} == {
-        *(f"ROUTER_{name.upper()}" for name in _sources.RESERVED - {"tenant"}),  # which `router each` sets
+        *(f"ROUTER_{name.upper()}" for name in RESERVED - {"tenant"}),  # which `router each` sets
         "ROUTER_VERSIONS__NAME__POOL__MAX_SIZE",
         "ROUTER_TENANT_TEMPLATE__VERSION",
         "ROUTER_TENANT_TEMPLATE__SCHEMA",

@@ -27,7 +27,7 @@ from router.core.health import REFUSES_WRITES
 from router.core.observations import Connected, Elsewhere, Failed, Looked, PoolerFound, failed
 from router.core.standing import objection
 from router.core.topology import Role
-from router.dsn import KEEPALIVE
+from router.settings.dsn import KEEPALIVE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

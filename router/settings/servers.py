@@ -1,0 +1,193 @@
+"""Nodes, what has servers, and versions, as they are written."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Self
+
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, SecretStr, WithJsonSchema, model_validator
+
+from router.core.errors import like_connection_string
+from router.core.policies import PoolPolicy, ReadPolicy
+from router.core.topology import Cluster, Node, Pooler, Role, Secrets
+from router.settings.dsn import Dsn
+from router.settings.table import Pool, Read, Table, about
+from router.settings.words import MISPLACED, Fault
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def _checked_key(key: str) -> str:
+    if not key or key != key.strip() or not key.isprintable():
+        raise ValueError("is no key: one has at least one character, none that cannot be printed, no space around it")
+    if like_connection_string(key):
+        raise ValueError(f"is no key but {MISPLACED}")
+    return key
+
+
+def _parsed(value: object) -> Dsn:
+    if isinstance(value, Dsn):
+        return value
+    if not isinstance(value, str):
+        raise ValueError("must be a connection string")  # noqa: TRY004 (pydantic collects ValueError only)
+    return Dsn.parse(value)
+
+
+Key = Annotated[str, AfterValidator(_checked_key)]
+_Dsn = Annotated[Dsn, PlainValidator(_parsed), WithJsonSchema({"type": "string"})]
+
+
+class NodeSettings(Table):
+    """A node: its connection string, and what is said apart from it."""
+
+    dsn: _Dsn = Field(description="Connection string: a URI or libpq's `key=value` form, with any libpq parameter.")
+    weight: float = Field(default=1.0, gt=0, description=about(Node).get("weight"))
+    password: SecretStr | None = Field(
+        default=None, description="The password; stronger than one in `dsn`. Without any, libpq looks for one."
+    )
+    password_file: Path | None = Field(default=None, description=about(Node).get("password_file"))
+    pooler: Pooler | None = Field(
+        default=None,
+        description=f"{about(Node).get('pooler')} The servers behind it may differ by database.",
+    )
+
+    _as_string = "a connection string"
+
+    @classmethod
+    def _prepared(cls, data: Any) -> Any:
+        if isinstance(data, str):
+            data = {"dsn": data}
+        if not isinstance(data, Mapping) or any(data.get(key) is not None for key in ("password", "password_file")):
+            return data
+        try:
+            dsn = _parsed(data.get("dsn"))
+        except ValueError:
+            return data  # the field itself says why
+        return {**data, "dsn": dsn, "password": dsn.password}
+
+    @classmethod
+    def _faults(cls, data: Mapping[str, Any]) -> Iterator[Fault]:
+        if data.get("password") is not None and data.get("password_file") is not None:
+            yield ("password_file",), "stands beside password: only one of them can be it"
+
+    def nodes(self, role: Role | None) -> Iterator[Node]:
+        """One node for each host that the connection string names.
+
+        Args:
+            role: What the nodes are configured for; ``None`` when that is discovered.
+
+        Yields:
+            The nodes, in their order.
+        """
+        values = dict(self.dsn.secrets)
+        if self.password is not None:
+            values["password"] = self.password.get_secret_value()
+        secrets = Secrets(tuple(sorted(values.items())))
+        for server, params in self.dsn.nodes:
+            named = dict(params)
+            database = (named.get("dbname") or named.get("user", "")) if self.pooler else ""
+            yield Node(
+                replace(server, database=database), params, role, self.weight, secrets, self.password_file, self.pooler
+            )
+
+
+def _any_role(node: NodeSettings) -> NodeSettings:
+    if dict(node.dsn.nodes[0][1]).get("target_session_attrs", "any") != "any":
+        raise ValueError(
+            "has target_session_attrs: leave it out, the router itself observes which server has which role"
+        )
+    return node
+
+
+def _one_host(node: NodeSettings) -> NodeSettings:
+    if (count := len(node.dsn.nodes)) > 1:
+        raise ValueError(
+            f"names {count} hosts, and has one role: several hosts go into `nodes`, their roles discovered"
+        )
+    return node
+
+
+def _listed(value: object) -> object:
+    """A list of nodes: one node is a list too, and so are several URIs with white space between them."""
+    if isinstance(value, str):
+        return re.split(r"\s+(?=postgres(?:ql)?://)", value.strip())
+    return [value] if isinstance(value, (Mapping, NodeSettings)) else value
+
+
+SERVERS = ("primary", "replicas", "nodes")
+"""The keys under which servers stand."""
+
+PLACES = ("schema", "database", "user", "role", "row", *SERVERS)
+"""The keys that may keep a tenant apart from others."""
+
+_Listed = BeforeValidator(_listed, json_schema_input_type=NodeSettings | list[NodeSettings])
+
+
+class Servers(Table):
+    """What has servers: `primary` and `replicas`, or `nodes`; a plain string is short for `nodes`."""
+
+    primary: Annotated[NodeSettings, AfterValidator(_one_host), AfterValidator(_any_role)] | None = Field(
+        default=None, description="The node that takes writes."
+    )
+    replicas: Annotated[
+        tuple[Annotated[NodeSettings, AfterValidator(_one_host), AfterValidator(_any_role)], ...], _Listed
+    ] = Field(default=(), description="The nodes that follow the primary and take reads.")
+    nodes: Annotated[tuple[Annotated[NodeSettings, AfterValidator(_any_role)], ...], _Listed] = Field(
+        default=(), description="Instead of both: nodes whose roles are discovered. Each may name several hosts."
+    )
+
+    _as_string = "a connection string (of nodes whose roles are discovered)"
+
+    @classmethod
+    def _prepared(cls, data: Any) -> Any:
+        return {"nodes": data} if isinstance(data, str) else data
+
+    @classmethod
+    def _faults(cls, data: Mapping[str, Any]) -> Iterator[Fault]:
+        primary, replicas, nodes = (data.get(key) for key in ("primary", "replicas", "nodes"))
+        if nodes and (primary or replicas):
+            yield ("nodes",), "stands beside primary or replicas: use those if the roles are fixed, else nodes alone"
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        seen = set()
+        for node in self._nodes():
+            if node.server in seen:
+                raise ValueError(f"lists {node.server} twice")
+            seen.add(node.server)
+        return self
+
+    def _nodes(self) -> Iterator[Node]:
+        if self.primary is not None:
+            yield from self.primary.nodes(Role.PRIMARY)
+        for listed, role in ((self.replicas, Role.REPLICA), (self.nodes, None)):
+            for settings in listed:
+                yield from settings.nodes(role)
+
+
+class VersionSettings(Servers):
+    """A version: `primary` and `replicas`, or `nodes`; a plain string is short for `nodes`."""
+
+    pool: Pool = Field(default=PoolPolicy(), description="Keys of `[pool]` that differ for this version.")
+    read: Read = Field(default=ReadPolicy(), description="Keys of `[read]` that differ for this version.")
+
+    @classmethod
+    def _faults(cls, data: Mapping[str, Any]) -> Iterator[Fault]:
+        yield from super()._faults(data)
+        if not (data.get("primary") or data.get("nodes")) and data.keys() <= cls._keys():  # a misspelt key explains it
+            yield (), "needs `primary`, or `nodes` if the roles are to be discovered"
+
+    def cluster(self, name: str) -> Cluster:
+        """What the version is made of.
+
+        Args:
+            name: The version's key.
+
+        Returns:
+            Its nodes and policies.
+        """
+        return Cluster(name, tuple(self._nodes()), self.pool, self.read)
