@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from router.core.balance import PAIRS, cumulate, draw, draw_two, pairs, rotation
 from router.core.choose import choose
 from router.core.consistency import UNSURE, Position
-from router.core.health import State, Use, observe, role_of, state_of
-from router.core.observations import Failed, Looked
+from router.core.health import NodeUse, State, node_state, observe, role_of
+from router.core.observations import AttemptFailed, ProbeResult
 from router.core.policies import HealthPolicy, ReadPolicy
 from router.core.replication import Lag
-from router.core.standing import Request, Tier, fresh, objection, standings
+from router.core.standing import Request, Tier, fresh, role_mismatch, standings
 from router.core.topology import Cluster, Node, Role, Secrets, Server, Target
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from router.core.choose import Route
     from router.core.health import Health
-    from router.core.observations import Seen
+    from router.core.observations import Observation
     from router.core.policies import Fallback
 
 # A machine as busy as CI's now and then stops for longer than hypothesis' deadline.
@@ -55,8 +55,8 @@ def up(role: Role, *, banned_until: float = 0.0) -> State:
     """A server that was looked at just now; of primaries, the one seen last is fenced."""
     return State(
         up=True, role=role, server_version=180000, system=SYSTEM, timeline=1, known_until=NOW + 1.0, position=1000,
-        position_at=NOW, heard_at=NOW, banned_until=banned_until, failures=int(banned_until > NOW),
-        trail=((NOW, 1000),) if role is PRIMARY else (), led=int(role is PRIMARY),
+        position_at=NOW, answered_at=NOW, banned_until=banned_until, failures=int(banned_until > NOW),
+        history=((NOW, 1000),) if role is PRIMARY else (), led_timeline=int(role is PRIMARY),
     )  # fmt: skip
 
 
@@ -69,7 +69,7 @@ def hosts(nodes: Sequence[Node]) -> str:
 
 
 def chosen(target: Target, health: Health, request: Request = READ, *, now: float = NOW, turn: float = 0.0) -> Route:
-    return choose(target, health, request, now=now, turn=turn)
+    return choose(target, health, request, now=now, tie_break=turn)
 
 
 class Case(NamedTuple):
@@ -88,14 +88,14 @@ class Case(NamedTuple):
             self.health,
             self.request,
             now=NOW,
-            turn=self.turn,
+            tie_break=self.turn,
             load=self.loads.__getitem__,
             prefer=self.prefer,
         )
 
     def standing(self, node: Node) -> str:  # noqa: PLR0911  (one a standing)
         """What a node is to this request: one of ``ORDER``, or forbidden."""
-        state, role = state_of(self.health, node), role_of(self.health, node)
+        state, role = node_state(self.health, node), role_of(self.health, node)
         if state.up is not None:
             if self.request.read_only and role is PRIMARY and self.target.cluster.read.fallback != "primary":
                 return "forbidden"
@@ -143,7 +143,7 @@ def cases(draw: st.DrawFn) -> Case:
     is_primary = draw(st.integers(0, count)) if draw(st.booleans()) else None  # or all roles are to be discovered
     roles = [None if is_primary is None else PRIMARY if n == is_primary else REPLICA for n in range(count)]
     nodes = [make_node(f"db{n}", role, draw(weights)) for n, role in enumerate(roles)]
-    health: dict[Server | Node | Use, State] = {}
+    health: dict[Server | Node | NodeUse, State] = {}
     for node in nodes:
         if (state := draw(servers_states)) is not None:
             health[node.server] = state
@@ -198,7 +198,7 @@ def test_best_counts_the_leading_nodes_known_to_be_up_and_equally_good(case: Cas
 @given(cases())
 def test_ready_counts_the_leading_nodes_known_to_be_up(case: Case) -> None:
     route = case.choose()
-    assert [state_of(case.health, node).up is True for node in route.nodes] == [
+    assert [node_state(case.health, node).up is True for node in route.nodes] == [
         place < route.ready for place in range(len(route.nodes))
     ]
 
@@ -273,7 +273,7 @@ def test_the_order_for_a_primary_and_three_replicas(
 
 def test_tiers_are_in_the_order_of_what_is_best() -> None:
     assert [tier.name for tier in sorted(Tier)] == [
-        "BEST", "FALLBACK", "STALE", "BANNED", "UNSEEN", "REFUSES_WRITES", "DOWN", "REFUSED",
+        "BEST", "FALLBACK", "STALE", "BANNED", "UNPROBED", "REFUSES_WRITES", "DOWN", "LOGIN_FAILED",
     ]  # fmt: skip
 
 
@@ -307,7 +307,7 @@ def test_a_read_that_must_not_fall_back_is_told_why_the_primary_is_left_out(fall
 def test_what_a_role_is_not_good_for(
     role: Role | None, read_only: bool, fallback: Fallback, expected: str | None
 ) -> None:
-    assert objection(make_target(fallback=fallback).cluster, role, read_only=read_only) == expected
+    assert role_mismatch(make_target(fallback=fallback).cluster, role, read_only=read_only) == expected
 
 
 def test_a_refused_login_leaves_other_nodes_of_the_server_in_use() -> None:
@@ -319,7 +319,7 @@ def test_a_refused_login_leaves_other_nodes_of_the_server_in_use() -> None:
 
 def test_what_an_undeclared_pooler_is_good_for() -> None:
     (primary, replica, other), cluster = CLUSTER[:3], make_target(*CLUSTER[:3])
-    health: dict[Server | Node | Use, State] = {
+    health: dict[Server | Node | NodeUse, State] = {
         node.server: up(PRIMARY if node is primary else REPLICA) for node in CLUSTER[:3]
     }
     health[replica.server] = replace(health[replica.server], undeclared_pooler=True)
@@ -360,7 +360,7 @@ def test_standings_say_what_changes_them_and_nothing_else() -> None:
     cluster = make_target(*CLUSTER).cluster
     health: Health = {P: up(PRIMARY), R1: up(REPLICA, banned_until=NOW + 1.0), R2: down("a")}
     found = standings(cluster, health, READ, now=NOW)
-    assert [standing.tier for standing in found.values()] == [Tier.FALLBACK, Tier.BANNED, Tier.DOWN, Tier.UNSEEN]
+    assert [standing.tier for standing in found.values()] == [Tier.FALLBACK, Tier.BANNED, Tier.DOWN, Tier.UNPROBED]
     assert list(found) == list(CLUSTER)
     assert standings(cluster, {**health, R2: down("b")}, READ, now=NOW) == found
     assert standings(cluster, health, READ, now=NOW + 1.0) != found
@@ -391,7 +391,7 @@ def test_a_primary_that_refuses_writes_is_waited_for_and_read_from() -> None:
     by_login: Health = {
         P: up(PRIMARY),
         R1: up(REPLICA),
-        Use(CLUSTER[0], read_only=False): replace(down("on"), refuses_writes=True),
+        NodeUse(CLUSTER[0], read_only=False): replace(down("on"), refuses_writes=True),
     }
     for health in (by_server, by_login):
         route = chosen(target, health, WRITE)
@@ -405,7 +405,7 @@ def test_a_primary_that_refuses_writes_is_waited_for_and_read_from() -> None:
 @pytest.mark.parametrize("read_only", [True, False])
 def test_a_login_that_is_refused_for_one_use_is_there_for_the_other(read_only: bool) -> None:
     target = make_target(CLUSTER[0])
-    health: Health = {P: up(PRIMARY), Use(CLUSTER[0], read_only): down("no such option")}
+    health: Health = {P: up(PRIMARY), NodeUse(CLUSTER[0], read_only): down("no such option")}
     one, other = (chosen(target, health, Request(use)) for use in (read_only, not read_only))
     assert (one.ready, one.pending, other.ready) == (0, False, 1)
     assert one.notes[CLUSTER[0]] == "primary, login refused: no such option"
@@ -413,7 +413,7 @@ def test_a_login_that_is_refused_for_one_use_is_there_for_the_other(read_only: b
 
 @pytest.mark.parametrize("limits", [{"max_lag": 1.0}, {"max_lag_bytes": 1}, {}])
 def test_where_several_servers_answer_what_has_to_be_fresh_is_asked_for(limits: dict[str, Any]) -> None:
-    health: Health = {P: up(PRIMARY), R1: replace(up(REPLICA), several=True), R2: up(REPLICA)}
+    health: Health = {P: up(PRIMARY), R1: replace(up(REPLICA), several_servers=True), R2: up(REPLICA)}
     target = make_target(*CLUSTER[:3], **limits)
     route = chosen(target, health)
     assert (hosts(route.nodes), route.best) == (("r2 r1 p", 1) if limits else ("r1 r2 p", 2))
@@ -478,7 +478,7 @@ def behind(seconds: float, position: int) -> State:
 
 
 LAGGING: Health = {
-    P: replace(up(PRIMARY), trail=((NOW - 9.0, 500), (NOW - 3.0, 900), (NOW, 1000))),
+    P: replace(up(PRIMARY), history=((NOW - 9.0, 500), (NOW - 3.0, 900), (NOW, 1000))),
     R1: behind(3.0, 900),
     R2: up(REPLICA),
     R3: behind(9.0, 500),
@@ -526,21 +526,21 @@ def test_a_write_does_not_care_for_lag() -> None:
     assert chosen(target, LAGGING, Request(read_only=False, max_lag=0.0)) == chosen(target, LAGGING, WRITE)
 
 
-def see(health: Health, *seen: Seen, now: float) -> Health:
+def see(health: Health, *seen: Observation, now: float) -> Health:
     for one in seen:
         health = observe(health, one, now=now, jitter=0.0, policy=POLICY)
     return health
 
 
-def looked(node: Node, role: Role, position: int, timeline: int = 1) -> Looked:
-    return Looked(node, role, 180000, position, timeline, SYSTEM, None if role is PRIMARY else 0.0)
+def looked(node: Node, role: Role, position: int, timeline: int = 1) -> ProbeResult:
+    return ProbeResult(node, role, 180000, position, timeline, SYSTEM, None if role is PRIMARY else 0.0)
 
 
 def test_a_replica_behind_its_max_lag_bytes_stays_stale_when_the_primary_is_stopped() -> None:
     target, (primary, replica) = make_target(*CLUSTER[:2], max_lag_bytes=50), CLUSTER[:2]
     health = see({}, looked(primary, PRIMARY, 1000), looked(replica, REPLICA, 900), now=1.0)
     assert chosen(target, health, now=1.0).nodes == (primary,)
-    health = see(health, Failed(primary, "Connection refused", answered=False), now=1.5)
+    health = see(health, AttemptFailed(primary, "Connection refused", answered=False), now=1.5)
     for now in range(2, 1000):
         health = see(health, looked(replica, REPLICA, 900), now=float(now))
         route = chosen(target, health, now=float(now))
@@ -713,7 +713,7 @@ ALL_UP: Health = {node.server: up(REPLICA) for node in REPLICAS}
 def test_the_load_counts_relative_to_the_weight(loads: tuple[float, ...], expected: str) -> None:
     load = dict(zip(REPLICAS, loads, strict=True)).__getitem__
     for turn in (0.0, 0.3, 0.9):
-        assert hosts(choose(make_target(*REPLICAS), ALL_UP, READ, now=NOW, turn=turn, load=load).nodes) == expected
+        assert hosts(choose(make_target(*REPLICAS), ALL_UP, READ, now=NOW, tie_break=turn, load=load).nodes) == expected
 
 
 OTHERS = (make_node("p", PRIMARY, 3.0), make_node("dead", REPLICA, 7.0), make_node("busy", REPLICA, 2.0))
@@ -728,7 +728,9 @@ def test_equal_loads_are_spread_by_weight_whoever_else_stands_between(position: 
     def load(node: Node) -> float:
         return float(node.server.host == "busy")
 
-    first = Counter(choose(target, known, READ, now=NOW, turn=(k + 0.5) / 80, load=load).nodes[0] for k in range(80))
+    first = Counter(
+        choose(target, known, READ, now=NOW, tie_break=(k + 0.5) / 80, load=load).nodes[0] for k in range(80)
+    )
     assert [first[node] for node in REPLICAS] == [10, 20, 50]
 
 

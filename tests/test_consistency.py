@@ -17,7 +17,7 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from router.core.consistency import UNSURE, Position, Token, later, lsn, lsn_text, settled
+from router.core.consistency import UNSURE, Position, Token, later, lsn, lsn_text, without_page_header
 from router.core.errors import TokenRefused
 from tests.support import eventually, new_name, run
 
@@ -108,7 +108,7 @@ def test_what_is_no_position_is_not_read(text: str) -> None:
     ],
 )
 def test_just_after_a_header_is_settled_at_the_start_of_the_page(position: str, expected: str) -> None:
-    assert lsn_text(settled(lsn(position))) == expected
+    assert lsn_text(without_page_header(lsn(position))) == expected
 
 
 PAGES = 3  # of a segment: the fewest that have all kinds of borders
@@ -144,7 +144,7 @@ def test_a_standby_is_past_the_settled_position_just_if_it_has_replayed_the_writ
     written = list(accumulate(sizes))
     for write, size in enumerate(written):
         for replayed, replayed_size in enumerate(written):
-            assert (end_of_last(replayed_size) >= settled(next_record(size))) == (replayed >= write)
+            assert (end_of_last(replayed_size) >= without_page_header(next_record(size))) == (replayed >= write)
 
 
 def inserted(connection: psycopg.Connection[Any]) -> int:
@@ -189,7 +189,7 @@ def test_a_standby_at_rest_reports_the_settled_position_not_the_insert_position(
                 break
         else:
             pytest.fail("the servers never came to rest")
-    assert reported == settled(position) == page < position
+    assert reported == without_page_header(position) == page < position
 
 
 # Positions

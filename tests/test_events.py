@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from router.core.changes import Leader, changes, fall_back, succeed
+from router.core.changes import LastPrimary, changes, track_fallback, track_primary
 from router.core.events import ConnectionsCut, Event, PoolClosed, PoolOpened, ReadOnPrimary, Repeated, RequestFailed
 from router.core.health import observe
-from router.core.observations import Connected, Failed, Looked
+from router.core.observations import AttemptFailed, Connected, ProbeResult
 from router.core.policies import HealthPolicy
 from router.core.server_events import (
     FailedOver,
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from router.core.health import Health
-    from router.core.observations import Seen
+    from router.core.observations import Observation
 
 PRIMARY, REPLICA = Role.PRIMARY, Role.REPLICA
 POLICY = HealthPolicy(ban=0.5, ban_max=15.0)
@@ -50,19 +50,19 @@ A, B, C = (
 ONE, OTHER = Cluster("v1", (A, B, C)), Cluster("v2", (A, B))
 
 
-def looked(node: Node, role: Role, timeline: int = 1) -> Looked:
-    return Looked(node, role, 180001, 1000, timeline, 7)
+def looked(node: Node, role: Role, timeline: int = 1) -> ProbeResult:
+    return ProbeResult(node, role, 180001, 1000, timeline, 7)
 
 
-def gone(node: Node, reason: str = "Connection refused") -> Failed:
-    return Failed(node, reason, answered=False)
+def gone(node: Node, reason: str = "Connection refused") -> AttemptFailed:
+    return AttemptFailed(node, reason, answered=False)
 
 
-def refused(node: Node) -> Failed:
-    return Failed(node, "FATAL: no such role", answered=True)
+def refused(node: Node) -> AttemptFailed:
+    return AttemptFailed(node, "FATAL: no such role", answered=True)
 
 
-def told(*moments: tuple[float, Seen], clusters: tuple[Cluster, ...] = (ONE,)) -> list[list[Event]]:
+def told(*moments: tuple[float, Observation], clusters: tuple[Cluster, ...] = (ONE,)) -> list[list[Event]]:
     """The events of each observation."""
     health: Health = {}
     found = []
@@ -211,32 +211,32 @@ def test_a_node_of_another_system_is_told_once() -> None:
 
 
 def test_a_failover_is_told_once_with_how_long_there_was_no_primary() -> None:
-    leader: Leader | None = None
+    leader: LastPrimary | None = None
     found = []
     for now, node in [(1.0, A), (2.0, A), (3.0, None), (4.0, None), (5.5, B), (6.0, B)]:
-        leader, failover = succeed("v1", leader, node, now=now)
+        leader, failover = track_primary("v1", leader, node, now=now)
         found.append(failover)
     assert found == [None, None, None, None, FailedOver("v1", A, B, 2.5), None]
-    assert leader == Leader(B)
+    assert leader == LastPrimary(B)
 
 
 @pytest.mark.parametrize(
     ("leader", "node", "expected"),
     [
         (None, None, (None, None)),
-        (None, A, (Leader(A), None)),
-        (Leader(A), None, (Leader(A, 10.0), None)),
-        (Leader(A, 0.0), None, (Leader(A, 0.0), None)),  # lost when the clock showed nought
-        (Leader(A, 7.0), A, (Leader(A), None)),  # it came back
-        (Leader(A), B, (Leader(B), FailedOver("v1", A, B, 0.0))),  # without a gap that was seen
-        (Leader(A, 7.0), B, (Leader(B), FailedOver("v1", A, B, 3.0))),
-        (Leader(A, 0.0), B, (Leader(B), FailedOver("v1", A, B, 10.0))),
+        (None, A, (LastPrimary(A), None)),
+        (LastPrimary(A), None, (LastPrimary(A, 10.0), None)),
+        (LastPrimary(A, 0.0), None, (LastPrimary(A, 0.0), None)),  # lost when the clock showed nought
+        (LastPrimary(A, 7.0), A, (LastPrimary(A), None)),  # it came back
+        (LastPrimary(A), B, (LastPrimary(B), FailedOver("v1", A, B, 0.0))),  # without a gap that was seen
+        (LastPrimary(A, 7.0), B, (LastPrimary(B), FailedOver("v1", A, B, 3.0))),
+        (LastPrimary(A, 0.0), B, (LastPrimary(B), FailedOver("v1", A, B, 10.0))),
     ],
 )
 def test_who_is_the_primary_after_whom(
-    leader: Leader | None, node: Node | None, expected: tuple[Leader | None, FailedOver | None]
+    leader: LastPrimary | None, node: Node | None, expected: tuple[LastPrimary | None, FailedOver | None]
 ) -> None:
-    assert succeed("v1", leader, node, now=10.0) == expected
+    assert track_primary("v1", leader, node, now=10.0) == expected
 
 
 # Who serves the reads
@@ -244,7 +244,7 @@ def test_who_is_the_primary_after_whom(
 
 def test_reads_fall_back_once_it_is_known_that_no_replica_can_serve_them() -> None:
     best, fallback = Standing(Tier.BEST), Standing(Tier.FALLBACK)
-    down, unseen = Standing(Tier.DOWN, note="down: no answer"), Standing(Tier.UNSEEN)
+    down, unseen = Standing(Tier.DOWN, note="down: no answer"), Standing(Tier.UNPROBED)
     began = ReadsFellBack("v1", A, f"{B}: down: no answer")
     turns: list[tuple[Mapping[Node, Standing], bool, tuple[bool, Event | None]]] = [
         ({A: fallback, B: unseen}, False, (False, None)),
@@ -257,7 +257,7 @@ def test_reads_fall_back_once_it_is_known_that_no_replica_can_serve_them() -> No
         ({A: fallback}, False, (False, None)),  # there never was another
     ]
     for standings, fell_back, expected in turns:
-        assert fall_back("v1", standings, fell_back=fell_back) == expected
+        assert track_fallback("v1", standings, fell_back=fell_back) == expected
 
 
 # Reading an event

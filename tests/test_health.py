@@ -12,26 +12,26 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from router.core.health import (
+    HISTORY,
     REFUSES_WRITES,
-    TRAIL,
     UNKNOWN,
+    NodeUse,
     State,
-    Use,
-    hindrance,
-    login_of,
+    login_failure,
+    node_state,
     observe,
+    restrictions_of,
     role_of,
     same_system,
-    state_of,
 )
-from router.core.observations import Connected, Elsewhere, Failed, Looked, PoolerFound, failed
+from router.core.observations import AttemptFailed, Connected, OtherProcess, PoolerFound, ProbeResult, read_failure
 from router.core.policies import HealthPolicy
 from router.core.replication import Lag, fenced, foreign, lag_of, primary_of, undecided
 from router.core.topology import Cluster, Node, Role, Server
 
 if TYPE_CHECKING:
     from router.core.health import Health
-    from router.core.observations import Seen
+    from router.core.observations import Observation
 
 PRIMARY, REPLICA = Role.PRIMARY, Role.REPLICA
 POLICY = HealthPolicy(interval=1.0, timeout=0.5, ban=0.5, ban_max=15.0)
@@ -43,8 +43,8 @@ SIBLING = Node(NEAR, (("dbname", "other"),))
 DISTANT = Node(FAR, (("dbname", "app"),))
 NODES = (NODE, SIBLING, DISTANT)
 
-REFUSED = Failed(NODE, "Connection refused", answered=False)
-BAD_LOGIN = Failed(NODE, "FATAL: no such role", answered=True)
+REFUSED = AttemptFailed(NODE, "Connection refused", answered=False)
+BAD_LOGIN = AttemptFailed(NODE, "FATAL: no such role", answered=True)
 
 
 def looked(
@@ -56,14 +56,14 @@ def looked(
     system: int = SYSTEM,
     age: float | None = None,
     latency: float = 0.0,
-) -> Looked:
-    return Looked(node, role, 180001, position, timeline, system, age, latency)
+) -> ProbeResult:
+    return ProbeResult(node, role, 180001, position, timeline, system, age, latency)
 
 
 UP = looked(NODE, PRIMARY)
 
 
-def after(*seen: Seen, now: float = 100.0, jitter: float = 0.0, health: Health | None = None) -> Health:
+def after(*seen: Observation, now: float = 100.0, jitter: float = 0.0, health: Health | None = None) -> Health:
     """What is known once all of this was seen, at one moment."""
     known: Health = {} if health is None else health
     for one in seen:
@@ -71,7 +71,7 @@ def after(*seen: Seen, now: float = 100.0, jitter: float = 0.0, health: Health |
     return known
 
 
-def over_time(*moments: tuple[float, Seen]) -> Health:
+def over_time(*moments: tuple[float, Observation]) -> Health:
     """What is known once each of this was seen at its moment."""
     known: Health = {}
     for now, seen in moments:
@@ -83,7 +83,7 @@ def over_time(*moments: tuple[float, Seen]) -> Health:
 
 
 def test_of_what_nobody_looked_at_nothing_is_known() -> None:
-    assert state_of({}, NODE) == UNKNOWN == State(up=None, role=None, server_version=0, failures=0, reason="")
+    assert node_state({}, NODE) == UNKNOWN == State(up=None, role=None, server_version=0, failures=0, reason="")
     assert [role_of({}, node) for node in NODES] == [REPLICA, None, None]
 
 
@@ -93,7 +93,7 @@ def test_a_look_tells_of_every_node_of_the_server() -> None:
     assert list(health) == [NEAR]
     assert (state.up, state.role, state.server_version) == (True, PRIMARY, 180001)
     assert (state.position, state.timeline, state.system) == (4711, 3, SYSTEM)
-    assert [state_of(health, node).up for node in NODES] == [True, True, None]
+    assert [node_state(health, node).up for node in NODES] == [True, True, None]
     assert [role_of(health, node) for node in NODES] == [PRIMARY, PRIMARY, None]
 
 
@@ -104,7 +104,7 @@ def test_a_look_clears_what_went_wrong_before_but_not_how_often() -> None:
 
 
 def test_only_a_look_over_a_new_connection_finds_that_a_pooler_is_gone() -> None:
-    def after(health: Health, *seen: Seen) -> bool:
+    def after(health: Health, *seen: Observation) -> bool:
         for one in seen:
             health = observe(health, one, now=1.0, jitter=0.0, policy=POLICY)
         return health[NEAR].undeclared_pooler
@@ -121,14 +121,14 @@ def test_a_look_that_changes_nothing_that_matters_gives_equal_knowledge() -> Non
     once = after(UP)
     again = after(looked(NODE, PRIMARY, 2000, latency=0.2), now=101.0, health=once)
     assert again == once
-    assert (again[NEAR].heard_at, again[NEAR].position_at, again[NEAR].position) == (101.0, 100.8, 2000)
+    assert (again[NEAR].answered_at, again[NEAR].position_at, again[NEAR].position) == (101.0, 100.8, 2000)
 
 
 @pytest.mark.parametrize(
     "other",
     [looked(NODE, REPLICA), looked(NODE, PRIMARY, timeline=2), looked(NODE, PRIMARY, system=SYSTEM + 1), REFUSED],
 )
-def test_what_may_change_where_requests_go_makes_a_difference(other: Seen) -> None:
+def test_what_may_change_where_requests_go_makes_a_difference(other: Observation) -> None:
     assert after(UP, other) != after(UP)
 
 
@@ -141,43 +141,43 @@ def test_a_look_that_a_later_one_has_overtaken_tells_nothing_of_the_server() -> 
 
 def test_a_failed_server_is_down_for_each_of_its_nodes_and_for_no_other_server() -> None:
     health = after(looked(DISTANT, REPLICA), UP, REFUSED)
-    assert [state_of(health, node).up for node in NODES] == [False, False, True]
-    assert state_of(health, SIBLING).reason == "Connection refused"
+    assert [node_state(health, node).up for node in NODES] == [False, False, True]
+    assert node_state(health, SIBLING).reason == "Connection refused"
 
 
 def test_what_a_server_was_is_kept_while_it_is_down_but_not_how_far() -> None:
     up = after(looked(NODE, PRIMARY, 5000, 4))
     known, down = up[NEAR], after(REFUSED, now=101.0, health=up)[NEAR]
-    assert (down.role, down.timeline, down.system, down.trail) == (PRIMARY, 4, SYSTEM, known.trail)
-    assert (down.position, down.heard_at) == (0, 100.0)
+    assert (down.role, down.timeline, down.system, down.history) == (PRIMARY, 4, SYSTEM, known.history)
+    assert (down.position, down.answered_at) == (0, 100.0)
 
 
 def test_a_refused_login_is_out_of_use_alone() -> None:
     health = after(UP, BAD_LOGIN)
-    assert [state_of(health, node).up for node in NODES] == [False, True, None]
-    assert state_of(health, NODE).reason == "FATAL: no such role"
+    assert [node_state(health, node).up for node in NODES] == [False, True, None]
+    assert node_state(health, NODE).reason == "FATAL: no such role"
     assert role_of(health, NODE) is PRIMARY
 
 
 @pytest.mark.parametrize("seen", [looked(SIBLING, PRIMARY), Connected(SIBLING, PRIMARY)])
-def test_nobody_vouches_for_a_login_that_is_refused_to_another(seen: Seen) -> None:
-    assert state_of(after(UP, BAD_LOGIN, seen), NODE).reason == "FATAL: no such role"
+def test_nobody_vouches_for_a_login_that_is_refused_to_another(seen: Observation) -> None:
+    assert node_state(after(UP, BAD_LOGIN, seen), NODE).reason == "FATAL: no such role"
 
 
 @pytest.mark.parametrize("seen", [looked(NODE, REPLICA), Connected(NODE, REPLICA)])
-def test_a_login_that_worked_is_in_use_again(seen: Seen) -> None:
+def test_a_login_that_worked_is_in_use_again(seen: Observation) -> None:
     assert NODE not in after(UP, BAD_LOGIN, seen)
 
 
 @pytest.mark.parametrize("before", [[], [UP], [UP, REFUSED]])
-def test_a_connection_tells_of_its_login_only(before: list[Seen]) -> None:
+def test_a_connection_tells_of_its_login_only(before: list[Observation]) -> None:
     assert after(*before, Connected(NODE, REPLICA)) == after(*before)
 
 
 @pytest.mark.parametrize("before", [[], [BAD_LOGIN], [UP]])
-def test_a_server_that_refuses_a_login_is_not_down_until_a_look_says_so(before: list[Seen]) -> None:
+def test_a_server_that_refuses_a_login_is_not_down_until_a_look_says_so(before: list[Observation]) -> None:
     health = after(*before, REFUSED, BAD_LOGIN)
-    assert [state_of(health, node).up for node in (NODE, SIBLING)] == [False, None]
+    assert [node_state(health, node).up for node in (NODE, SIBLING)] == [False, None]
     assert health[NEAR].role is (PRIMARY if UP in before else None)
 
 
@@ -188,35 +188,35 @@ def test_a_login_that_is_refused_says_nothing_of_a_server_that_is_up_or_was_neve
 
 def test_of_a_node_whose_login_was_refused_what_its_server_says_counts_while_that_is_down() -> None:
     health = after(REFUSED, now=101.0, health=after(UP, BAD_LOGIN))
-    assert state_of(health, NODE).reason == "Connection refused"
-    assert state_of(after(looked(SIBLING, PRIMARY), now=102.0, health=health), NODE).reason == "FATAL: no such role"
+    assert node_state(health, NODE).reason == "Connection refused"
+    assert node_state(after(looked(SIBLING, PRIMARY), now=102.0, health=health), NODE).reason == "FATAL: no such role"
 
 
 @pytest.mark.parametrize("read_only", [True, False])
 def test_a_login_refused_for_one_use_is_kept_for_that_use_until_such_a_session_is_there(read_only: bool) -> None:
     refused = BAD_LOGIN._replace(read_only=read_only)
     health = after(UP, refused)
-    assert [state_of(health, NODE, read_only=use).up for use in (read_only, not read_only)] == [False, True]
-    assert state_of(health, NODE).up is True
-    assert login_of(health, NODE, read_only=read_only) == health[Use(NODE, read_only)]
+    assert [node_state(health, NODE, read_only=use).up for use in (read_only, not read_only)] == [False, True]
+    assert node_state(health, NODE).up is True
+    assert login_failure(health, NODE, read_only=read_only) == health[NodeUse(NODE, read_only)]
     for other in (UP, Connected(NODE, PRIMARY), Connected(NODE, PRIMARY, not read_only), looked(SIBLING, PRIMARY)):
-        assert after(other, health=health)[Use(NODE, read_only)] == health[Use(NODE, read_only)]
+        assert after(other, health=health)[NodeUse(NODE, read_only)] == health[NodeUse(NODE, read_only)]
     assert list(after(Connected(NODE, PRIMARY, read_only), health=health)) == [NEAR]
     # What a look's login is refused is refused to all, and once it is not, each use is tried again.
     both = after(BAD_LOGIN, health=health)
-    assert [state_of(both, NODE, read_only=use).up for use in (True, False, None)] == [False] * 3
+    assert [node_state(both, NODE, read_only=use).up for use in (True, False, None)] == [False] * 3
     assert list(after(UP, health=both)) == [NEAR]
 
 
 def test_what_refuses_writes_by_a_setting_is_tried_again_soon_however_often_it_did() -> None:
     health, now = after(UP), 100.0
     for _ in range(9):
-        seen = Failed(NODE, "on", answered=True, read_only=False, refuses_writes=True)
+        seen = AttemptFailed(NODE, "on", answered=True, read_only=False, refuses_writes=True)
         health = after(seen, now=now, health=health)
-        assert health[Use(NODE, read_only=False)].banned_until - now == POLICY.ban
-        now = health[Use(NODE, read_only=False)].banned_until
-    assert hindrance(health, NODE) == "cannot be written to: on"
-    assert hindrance(after(UP._replace(refuses_writes=True)), NODE) == f"cannot be written to: {REFUSES_WRITES}"
+        assert health[NodeUse(NODE, read_only=False)].banned_until - now == POLICY.ban
+        now = health[NodeUse(NODE, read_only=False)].banned_until
+    assert restrictions_of(health, NODE) == "cannot be written to: on"
+    assert restrictions_of(after(UP._replace(refuses_writes=True)), NODE) == f"cannot be written to: {REFUSES_WRITES}"
     assert not after(looked(NODE, REPLICA)._replace(refuses_writes=True))[NEAR].refuses_writes
 
 
@@ -231,30 +231,30 @@ ONE, TWO, THREE = (looked(NODE, REPLICA)._replace(process=run) for run in "123")
 
 
 @pytest.mark.parametrize(
-    ("seen", "several"),
+    ("seen", "several_servers"),
     [
         ([ONE, ONE], False),
         # a server that was restarted, or an address that leads elsewhere by now
         ([ONE, TWO, TWO, THREE], False),
-        ([ONE, Elsewhere(NODE, "2"), TWO, TWO], False),
+        ([ONE, OtherProcess(NODE, "2"), TWO, TWO], False),
         ([ONE, REFUSED, TWO], False),
         ([ONE, REFUSED, TWO, REFUSED, ONE], False),
         ([ONE, TWO, REFUSED, ONE], False),
         # what answered before still does
         ([ONE, TWO, ONE], True),
-        ([ONE, Elsewhere(NODE, "2"), ONE], True),
-        ([ONE, Elsewhere(NODE, "2"), ONE._replace(latency=0.5)], False),  # asked before that
+        ([ONE, OtherProcess(NODE, "2"), ONE], True),
+        ([ONE, OtherProcess(NODE, "2"), ONE._replace(latency=0.5)], False),  # asked before that
         ([ONE, TWO, ONE, ONE, REFUSED, TWO, TWO], True),  # and it stays so
         ([UP, UP], False),  # which it does not tell
         ([UP, ONE, UP], False),
     ],
 )
 def test_several_servers_answer_where_one_that_answered_before_another_does_so_again(
-    seen: list[Seen], several: bool
+    seen: list[Observation], several_servers: bool
 ) -> None:
     health = over_time(*((n / 4, one) for n, one in enumerate(seen, 1)))
-    assert health[NEAR].several is several
-    assert ("several servers answer" in hindrance(health, NODE)) is several
+    assert health[NEAR].several_servers is several_servers
+    assert ("several servers answer" in restrictions_of(health, NODE)) is several_servers
 
 
 def test_a_system_identifier_that_is_not_known_may_be_any() -> None:
@@ -308,7 +308,7 @@ def test_a_ban_is_never_longer_than_the_most_even_at_first() -> None:
 
 def test_a_server_that_stays_down_goes_down_once_however_often_that_is_seen() -> None:
     once = after(REFUSED, health=after(UP, now=99.0))
-    again = after(Failed(NODE, "no answer", answered=False), now=500.0, jitter=1.0, health=once)
+    again = after(AttemptFailed(NODE, "no answer", answered=False), now=500.0, jitter=1.0, health=once)
     assert again[NEAR] == replace(once[NEAR], reason="no answer")
     assert again[NEAR].since == 100.0
 
@@ -339,7 +339,7 @@ class Observing(RuleBasedStateMachine):
         self.went_up: dict[Server, float] = {}
         self.history: dict[Server, int] = {}
 
-    def see(self, seen: Seen, *touched: Server | Node, jitter: float = 0.0) -> None:
+    def see(self, seen: Observation, *touched: Server | Node, jitter: float = 0.0) -> None:
         before = MappingProxyType(self.health)
         copy = dict(before)
         self.health = observe(before, seen, now=self.now, jitter=jitter, policy=POLICY)
@@ -362,9 +362,9 @@ class Observing(RuleBasedStateMachine):
         if self.rested(node.server):
             self.history.pop(node.server, None)
         self.went_up.setdefault(node.server, self.now)
-        state = state_of(self.health, node)
+        state = node_state(self.health, node)
         assert (state.up, state.role, state.position, state.timeline) == (True, role, position, tl)
-        assert (state.heard_at, state.since) == (self.now, self.went_up[node.server])
+        assert (state.answered_at, state.since) == (self.now, self.went_up[node.server])
 
     @rule(node=st.sampled_from(NODES), role=st.sampled_from(Role))
     def a_connection_is_opened(self, node: Node, role: Role) -> None:
@@ -378,19 +378,19 @@ class Observing(RuleBasedStateMachine):
             count = self.down[server] = 1 if self.rested(server) else self.history.get(server, 0) + 1
             self.history[server] = count
             self.went_up.pop(server, None)
-            self.see(Failed(node, "gone", answered=False), server, jitter=jitter)
+            self.see(AttemptFailed(node, "gone", answered=False), server, jitter=jitter)
             longest = min(POLICY.ban * 2.0 ** (count - 1), POLICY.ban_max)
             assert 0.75 * longest - 1e-9 <= self.health[server].banned_until - self.now <= longest + 1e-9
         else:
             known = self.health[server]
-            self.see(Failed(node, "gone", answered=False), server, jitter=jitter)
+            self.see(AttemptFailed(node, "gone", answered=False), server, jitter=jitter)
             assert self.health[server] == known
 
     @rule(node=st.sampled_from(NODES), jitter=st.floats(0.0, 1.0))
     def the_login_is_refused(self, node: Node, jitter: float) -> None:
         server, known = node.server, self.health.get(node, UNKNOWN)
         was_down = self.down.pop(server, None) is not None
-        self.see(Failed(node, "refused", answered=True), node, *([server] if was_down else []), jitter=jitter)
+        self.see(AttemptFailed(node, "refused", answered=True), node, *([server] if was_down else []), jitter=jitter)
         assert server not in self.health or self.health[server].up is (None if was_down else self.health[server].up)
         if node in self.down and self.now < known.banned_until:
             assert self.health[node] == known
@@ -414,12 +414,12 @@ class Observing(RuleBasedStateMachine):
     @invariant()
     def only_a_primary_leaves_a_trail_and_it_only_goes_up(self) -> None:
         for state in self.health.values():
-            assert not state.trail or state.role is PRIMARY
-            assert list(state.trail) == sorted(state.trail)
-            positions = [position for _, position in state.trail]
+            assert not state.history or state.role is PRIMARY
+            assert list(state.history) == sorted(state.history)
+            positions = [position for _, position in state.history]
             assert positions == sorted(positions)
             assert all(positions.count(position) <= 2 for position in positions)
-            assert len(positions) <= TRAIL
+            assert len(positions) <= HISTORY
 
 
 TestObserving = Observing.TestCase
@@ -449,9 +449,9 @@ def claimants(health: Health) -> tuple[Node | None, list[Node]]:
         ([looked(B, PRIMARY, timeline=2), looked(A, PRIMARY)], B, [A]),
         ([looked(A, PRIMARY, timeline=3), looked(B, PRIMARY, timeline=2), looked(C, PRIMARY)], A, [B, C]),
         # … also while its server is down, and when only a replica has followed it
-        ([looked(B, PRIMARY, timeline=2), Failed(B, "gone", answered=False), looked(A, PRIMARY)], B, [A]),
+        ([looked(B, PRIMARY, timeline=2), AttemptFailed(B, "gone", answered=False), looked(A, PRIMARY)], B, [A]),
         ([looked(A, PRIMARY), looked(C, REPLICA, timeline=2)], None, [A]),
-        ([looked(C, REPLICA, timeline=2), Failed(C, "gone", answered=False), looked(A, PRIMARY)], None, [A]),
+        ([looked(C, REPLICA, timeline=2), AttemptFailed(C, "gone", answered=False), looked(A, PRIMARY)], None, [A]),
         # on the same timeline, and where it does not tell, the one seen first
         ([looked(B, PRIMARY), looked(A, PRIMARY)], A, [B]),  # at the same moment: the order of the settings
         ([looked(A, PRIMARY, timeline=0), looked(B, REPLICA, timeline=2)], A, []),
@@ -459,14 +459,14 @@ def claimants(health: Health) -> tuple[Node | None, list[Node]]:
         # a system that is not known is not another one
         ([looked(A, PRIMARY), looked(B, PRIMARY, timeline=2, system=0)], B, [A]),
         # what is down claims nothing, but is the primary as long as nobody else is
-        ([looked(A, PRIMARY), Failed(A, "gone", answered=False)], A, []),
-        ([looked(A, PRIMARY), Failed(A, "gone", answered=False), looked(B, PRIMARY)], B, []),
+        ([looked(A, PRIMARY), AttemptFailed(A, "gone", answered=False)], A, []),
+        ([looked(A, PRIMARY), AttemptFailed(A, "gone", answered=False), looked(B, PRIMARY)], B, []),
         # demoted, or built anew as a copy of the old primary: its old timeline is forgotten
         ([looked(A, PRIMARY), looked(B, PRIMARY, timeline=2), looked(A, REPLICA, timeline=2)], B, []),
         ([looked(A, PRIMARY), looked(B, PRIMARY, timeline=2), looked(B, REPLICA)], A, []),
     ],
 )
-def test_who_is_the_primary_and_who_is_fenced(seen: list[Seen], primary: Node | None, out: list[Node]) -> None:
+def test_who_is_the_primary_and_who_is_fenced(seen: list[Observation], primary: Node | None, out: list[Node]) -> None:
     assert claimants(after(*seen)) == (primary, out)
 
 
@@ -474,7 +474,7 @@ def test_on_one_timeline_the_primary_seen_first_stays_until_it_goes_down() -> No
     health = over_time((1.0, looked(B, PRIMARY)), (2.0, looked(A, PRIMARY)), (3.0, looked(B, PRIMARY)))
     assert claimants(health) == (B, [A])
     assert fenced(health, CLUSTER)[A] == "fenced: it is a primary, and so is b:5432, which was seen first"
-    health = after(Failed(B, "gone", answered=False), now=4.0, health=health)
+    health = after(AttemptFailed(B, "gone", answered=False), now=4.0, health=health)
     assert claimants(health) == (A, [])
     assert claimants(after(looked(B, PRIMARY), now=5.0, health=health)) == (A, [B])
 
@@ -532,10 +532,10 @@ def test_of_primaries_that_are_up_one_is_left_unless_a_later_timeline_was_seen(
 P, R, S = (replace(node, role=role) for node, role in zip((A, B, C), (PRIMARY, REPLICA, REPLICA), strict=True))
 HINTED = Cluster("v", (P, R, S))
 OTHER = SYSTEM + 1
-GONE = Failed(P, "gone", answered=False)
+GONE = AttemptFailed(P, "gone", answered=False)
 
 
-def hinted(*seen: Seen) -> tuple[Node | None, list[Node], list[Node]]:
+def hinted(*seen: Observation) -> tuple[Node | None, list[Node], list[Node]]:
     """The primary, who is out, and who of them is so for its system, once all of this was seen, a second apart."""
     health = over_time(*((float(n), one) for n, one in enumerate(seen)))
     return primary_of(health, HINTED), list(fenced(health, HINTED)), list(foreign(health, HINTED))
@@ -562,7 +562,7 @@ def hinted(*seen: Seen) -> tuple[Node | None, list[Node], list[Node]]:
         ([looked(P, PRIMARY), looked(R, REPLICA, system=0)], P, []),
     ],
 )
-def test_who_is_of_another_system_is_out(seen: list[Seen], primary: Node | None, out: list[Node]) -> None:
+def test_who_is_of_another_system_is_out(seen: list[Observation], primary: Node | None, out: list[Node]) -> None:
     assert hinted(*seen) == (primary, out, out)
 
 
@@ -588,7 +588,7 @@ def test_who_is_of_another_system_is_out(seen: list[Seen], primary: Node | None,
                 looked(P, PRIMARY),
                 looked(R, PRIMARY, timeline=2),
                 looked(S, PRIMARY, timeline=2),
-                Failed(R, "gone", answered=False),
+                AttemptFailed(R, "gone", answered=False),
                 looked(R, PRIMARY, timeline=2),
             ],
             R,
@@ -597,7 +597,7 @@ def test_who_is_of_another_system_is_out(seen: list[Seen], primary: Node | None,
         # what was promoted while the configured primary was away for as long as anybody looks
         ([GONE, looked(R, PRIMARY, timeline=2)], R, []),
         ([GONE, looked(R, PRIMARY, timeline=2), looked(S, REPLICA, timeline=1)], R, []),
-        ([Failed(P, "no such role", answered=True), looked(R, PRIMARY, timeline=2)], R, []),
+        ([AttemptFailed(P, "no such role", answered=True), looked(R, PRIMARY, timeline=2)], R, []),
         ([GONE, looked(R, PRIMARY)], None, [R]),
         ([GONE, looked(R, PRIMARY, timeline=0)], None, [R]),
         # nobody has tried the configured primary yet
@@ -608,13 +608,13 @@ def test_who_is_of_another_system_is_out(seen: list[Seen], primary: Node | None,
     ],
 )
 def test_a_configured_replica_is_the_primary_only_once_it_was_promoted(
-    seen: list[Seen], primary: Node | None, out: list[Node]
+    seen: list[Observation], primary: Node | None, out: list[Node]
 ) -> None:
     assert hinted(*seen) == (primary, out, [])
 
 
 @given(st.permutations([looked(P, PRIMARY), looked(R, PRIMARY, timeline=3, system=OTHER)]), st.booleans())
-def test_it_does_not_matter_who_of_two_systems_answers_first(seen: list[Looked], away: bool) -> None:
+def test_it_does_not_matter_who_of_two_systems_answers_first(seen: list[ProbeResult], away: bool) -> None:
     assert hinted(*seen, *[GONE] * away) == (P, [R], [R])
 
 
@@ -639,7 +639,7 @@ def test_where_no_primary_is_configured_most_nodes_decide_or_else_nobody() -> No
     assert claimants(after(looks[0])) == (A, [])
     assert claimants(after(*looks[:2])) == (None, [A, B])
     assert claimants(after(*looks)) == (A, [B])
-    assert claimants(after(*looks, Failed(C, "gone", answered=False))) == (A, [B])
+    assert claimants(after(*looks, AttemptFailed(C, "gone", answered=False))) == (A, [B])
     reason = (
         "is of one of several systems, and none has a majority of the nodes seen: "
         f"a:5432 ({SYSTEM}), b:5432 ({OTHER}); name one as `primary` in the settings"
@@ -653,19 +653,19 @@ def test_where_no_primary_is_configured_most_nodes_decide_or_else_nobody() -> No
         (HINTED, [], True),
         (HINTED, [looked(R, REPLICA)], True),
         (HINTED, [looked(R, REPLICA), GONE], False),
-        (HINTED, [looked(R, REPLICA), Failed(P, "no such role", answered=True)], False),
+        (HINTED, [looked(R, REPLICA), AttemptFailed(P, "no such role", answered=True)], False),
         (HINTED, [looked(P, PRIMARY)], False),
         (CLUSTER, [looked(A, PRIMARY)], True),
         (CLUSTER, [looked(A, PRIMARY), looked(B, REPLICA)], False),  # the third cannot outvote them
         (CLUSTER, [looked(A, PRIMARY), looked(B, REPLICA, system=OTHER)], True),
         (CLUSTER, [looked(A, PRIMARY), looked(B, REPLICA, system=0)], True),
-        (CLUSTER, [looked(A, PRIMARY), Failed(B, "gone", answered=False)], True),
-        (CLUSTER, [looked(A, PRIMARY), *(Failed(node, "gone", answered=False) for node in (B, C))], False),
+        (CLUSTER, [looked(A, PRIMARY), AttemptFailed(B, "gone", answered=False)], True),
+        (CLUSTER, [looked(A, PRIMARY), *(AttemptFailed(node, "gone", answered=False) for node in (B, C))], False),
         (Cluster("v", (A,)), [looked(A, PRIMARY)], False),
     ],
 )
 def test_what_nobody_has_looked_at_may_decide_of_which_system_a_cluster_is(
-    cluster: Cluster, seen: list[Seen], expected: bool
+    cluster: Cluster, seen: list[Observation], expected: bool
 ) -> None:
     assert undecided(after(*seen), cluster) is expected
 
@@ -677,7 +677,7 @@ def lag(health: Health, now: float) -> Lag | None:
     return lag_of(health, B, primary_of(health, CLUSTER), now=now)
 
 
-def writing(*positions: int, start: float = 0.0) -> list[tuple[float, Seen]]:
+def writing(*positions: int, start: float = 0.0) -> list[tuple[float, Observation]]:
     """Looks at the primary, one a second."""
     return [(start + n, looked(A, PRIMARY, position)) for n, position in enumerate(positions)]
 
@@ -709,7 +709,7 @@ def test_a_replica_is_as_old_as_the_primary_was_when_it_was_there(
 def test_a_replica_of_an_idle_primary_is_not_behind_however_long_nobody_writes() -> None:
     health = over_time(*writing(*[500] * 600), (599.5, looked(B, REPLICA, 500, age=600.0)))
     assert lag(health, 600.0) == Lag(0, 0.0)
-    assert health[A.server].trail == ((0.0, 500), (599.0, 500))
+    assert health[A.server].history == ((0.0, 500), (599.0, 500))
     # nor is it for longer than since the first look that found more
     health = after(looked(A, PRIMARY, 600), now=600.0, health=health)
     assert lag(health, 600.0) == Lag(100, 0.5)
@@ -745,24 +745,24 @@ def test_a_replica_that_receives_nothing_is_further_behind_with_each_look() -> N
 def test_what_a_crash_of_the_primary_lost_is_no_longer_waited_for() -> None:
     health = over_time(
         *writing(100, 200, 300),
-        (2.5, Failed(A, "gone", answered=False)),
+        (2.5, AttemptFailed(A, "gone", answered=False)),
         (3.0, looked(A, PRIMARY, 250)),
         (3.5, looked(B, REPLICA, 250)),
     )
     assert lag(health, 3.5) == Lag(0, 0.0)
-    assert health[A.server].trail == ((0.0, 100), (1.0, 200), (3.0, 250))
+    assert health[A.server].history == ((0.0, 100), (1.0, 200), (3.0, 250))
 
 
 def test_the_trail_is_of_one_timeline_and_one_system() -> None:
     health = over_time(*writing(100, 200), (2.0, looked(A, PRIMARY, 300, 2)))
-    assert health[A.server].trail == ((2.0, 300),)
+    assert health[A.server].history == ((2.0, 300),)
     health = after(looked(A, PRIMARY, 400, 2, system=9), now=3.0, health=health)
-    assert health[A.server].trail == ((3.0, 400),)
+    assert health[A.server].history == ((3.0, 400),)
 
 
 def test_of_a_trail_the_latest_are_kept() -> None:
-    trail = over_time(*writing(*range(1, 1000)))[A.server].trail
-    assert [position for _, position in trail] == list(range(1000 - TRAIL, 1000))
+    history = over_time(*writing(*range(1, 1000)))[A.server].history
+    assert [position for _, position in history] == list(range(1000 - HISTORY, 1000))
 
 
 def test_a_slow_look_shows_what_was_when_it_began() -> None:
@@ -779,7 +779,7 @@ def test_a_slow_look_shows_what_was_when_it_began() -> None:
         [],
         [(1.0, looked(A, PRIMARY))],
         [(1.0, looked(B, REPLICA))],
-        [(1.0, looked(A, PRIMARY)), (1.0, looked(B, REPLICA)), (1.5, Failed(B, "gone", answered=False))],
+        [(1.0, looked(A, PRIMARY)), (1.0, looked(B, REPLICA)), (1.5, AttemptFailed(B, "gone", answered=False))],
         [(1.0, looked(A, PRIMARY, timeline=2)), (1.0, looked(B, REPLICA, timeline=1))],
         [(1.0, looked(A, PRIMARY)), (1.0, looked(B, REPLICA, system=9))],
         [(1.0, looked(A, PRIMARY)), (1.0, looked(B, REPLICA)), (1.1, looked(C, REPLICA, timeline=2))],
@@ -787,7 +787,9 @@ def test_a_slow_look_shows_what_was_when_it_began() -> None:
     ],
     ids=["nothing", "no replica", "no primary", "down", "timeline", "system", "fenced primary", "no position"],
 )
-def test_how_far_behind_is_not_known_where_positions_are_not_or_do_not_compare(seen: list[tuple[float, Seen]]) -> None:
+def test_how_far_behind_is_not_known_where_positions_are_not_or_do_not_compare(
+    seen: list[tuple[float, Observation]],
+) -> None:
     assert lag(over_time(*seen), 2.0) is None
 
 
@@ -814,7 +816,7 @@ def test_what_a_slow_look_found_is_as_old_as_when_it_began() -> None:
 
 
 def test_when_the_primary_is_down_how_many_bytes_are_missing_is_not_known_and_seconds_grow() -> None:
-    stopped = over_time(*writing(100, 200, 300), (2.5, Failed(A, "gone", answered=False)))
+    stopped = over_time(*writing(100, 200, 300), (2.5, AttemptFailed(A, "gone", answered=False)))
     for now in (3.0, 30.0):
         assert lag(after(looked(B, REPLICA, 300), now=now, health=stopped), now) == Lag(None, now - 2.0)
         behind = after(looked(B, REPLICA, 200, age=now - 1.0), now=now, health=stopped)
@@ -848,7 +850,7 @@ SEVERAL = "Multiple connection attempts failed. All failures were:\n- host: 'db'
 )
 def test_a_server_that_cannot_be_used_is_told_by_what_is_wrong(where: str, said: str) -> None:
     reason = said.partition("\n")[0].replace(":  ", ": ")
-    assert failed(NODE, where + said) == Failed(NODE, reason, answered=False)
+    assert read_failure(NODE, where + said) == AttemptFailed(NODE, reason, answered=False)
 
 
 @pytest.mark.parametrize(
@@ -862,8 +864,8 @@ def test_a_server_that_cannot_be_used_is_told_by_what_is_wrong(where: str, said:
 )
 def test_what_went_wrong_before_any_server_was_met_is_told_as_it_is(before: str, reason: str) -> None:
     message = before + reason
-    observed = [failed(NODE, text) for text in (message, f"{message}\n{SEVERAL}'::1': {AT}FATAL:  no such role")]
-    assert observed == [Failed(NODE, reason, answered=False)] * 2
+    observed = [read_failure(NODE, text) for text in (message, f"{message}\n{SEVERAL}'::1': {AT}FATAL:  no such role")]
+    assert observed == [AttemptFailed(NODE, reason, answered=False)] * 2
 
 
 @pytest.mark.parametrize(
@@ -888,8 +890,8 @@ def test_what_went_wrong_before_any_server_was_met_is_told_as_it_is(before: str,
 )
 def test_a_refused_login_is_told_by_the_servers_words_in_any_language(said: str) -> None:
     reason = said.partition("\n")[0].replace(":  ", ": ").removeprefix("ÖLÜMCÜL ")
-    expected = Failed(NODE, reason, answered=True)
-    assert [failed(NODE, where + said) for where in (AT, ON_SOCKET, IN_GERMAN, IN_FRENCH, "")] == [expected] * 5
+    expected = AttemptFailed(NODE, reason, answered=True)
+    assert [read_failure(NODE, where + said) for where in (AT, ON_SOCKET, IN_GERMAN, IN_FRENCH, "")] == [expected] * 5
 
 
 IN_ANY_LANGUAGE = ["FATAL:  the words", "SCHWERWIEGEND:  »die« Worte", "FATAL:  les « mots »", '致命错误:  "词"']
@@ -898,12 +900,12 @@ IN_ANY_LANGUAGE = ["FATAL:  the words", "SCHWERWIEGEND:  »die« Worte", "FATAL:
 @pytest.mark.parametrize("said", IN_ANY_LANGUAGE)
 @pytest.mark.parametrize("sqlstate", ["57P01", "57P02", "57P03"])
 def test_a_server_that_starts_up_or_shuts_down_cannot_be_used_whatever_it_says(said: str, sqlstate: str) -> None:
-    assert not failed(NODE, AT + said, sqlstate).answered
+    assert not read_failure(NODE, AT + said, sqlstate).answered
 
 
 @pytest.mark.parametrize("said", IN_ANY_LANGUAGE)
 @pytest.mark.parametrize(
-    ("sqlstate", "routine", "full", "lacks"),
+    ("sqlstate", "routine", "server_full", "missing"),
     [
         ("53300", "ProcessStartupPacket", True, ""),
         ("53300", "InitializeSessionUserId", True, ""),
@@ -917,39 +919,41 @@ def test_a_server_that_starts_up_or_shuts_down_cannot_be_used_whatever_it_says(s
     ],
 )
 def test_why_a_login_is_refused_is_told_by_its_sqlstate(
-    said: str, sqlstate: str | None, routine: str, full: bool, lacks: str
+    said: str, sqlstate: str | None, routine: str, server_full: bool, missing: str
 ) -> None:
-    observed = failed(NODE, AT + said, sqlstate, routine)
-    assert observed == Failed(NODE, said.replace(":  ", ": "), answered=True, full=full, lacks=lacks)
+    observed = read_failure(NODE, AT + said, sqlstate, routine)
+    assert observed == AttemptFailed(
+        NODE, said.replace(":  ", ": "), answered=True, server_full=server_full, missing=missing
+    )
 
 
 @pytest.mark.parametrize("sqlstate", ["22023", "42501"])
 def test_a_role_that_a_session_is_to_be_set_to_and_that_is_not_there_is_told_by_its_name(sqlstate: str) -> None:
     node = Node(NEAR, (("options", r"-c a=b -c role=the\ one -c search_path=x"),))
-    for said, lacks in [("Rolle »the one« existiert nicht", "role"), ("ungültiger Wert für »a«", "")]:
-        observed = failed(node, f"{AT}FATAL:  {said}", sqlstate, "call_string_check_hook")
-        assert (observed.answered, observed.lacks) == (True, lacks)
+    for said, missing in [("Rolle »the one« existiert nicht", "role"), ("ungültiger Wert für »a«", "")]:
+        observed = read_failure(node, f"{AT}FATAL:  {said}", sqlstate, "call_string_check_hook")
+        assert (observed.answered, observed.missing) == (True, missing)
 
 
 def test_pgbouncer_says_in_english_that_it_is_full() -> None:
-    assert failed(NODE, f"{AT}FATAL:  no more connections allowed (max_client_conn)", "08P01").full
+    assert read_failure(NODE, f"{AT}FATAL:  no more connections allowed (max_client_conn)", "08P01").server_full
 
 
 def test_a_password_that_is_missing_is_a_matter_of_the_login() -> None:
     reason = "fe_sendauth: no password supplied"
-    assert failed(NODE, AT + reason) == Failed(NODE, reason, answered=True)
+    assert read_failure(NODE, AT + reason) == AttemptFailed(NODE, reason, answered=True)
 
 
 def test_of_two_attempts_with_and_without_encryption_the_first_ones_reason_is_given() -> None:
     entry = 'FATAL:  no pg_hba.conf entry for host "10.0.0.9", user "app", database "app", '
-    observed = failed(NODE, f"{AT}{entry}SSL encryption\n{AT.partition(': ')[2]}{entry}no encryption")
-    assert observed == Failed(NODE, f"{entry}SSL encryption".replace(":  ", ": "), answered=True)
+    observed = read_failure(NODE, f"{AT}{entry}SSL encryption\n{AT.partition(': ')[2]}{entry}no encryption")
+    assert observed == AttemptFailed(NODE, f"{entry}SSL encryption".replace(":  ", ": "), answered=True)
 
 
 @given(st.text())
 @example(" failed: \n")
 def test_whatever_libpq_says_the_reason_is_one_line_of_it(text: str) -> None:
-    observed = failed(NODE, f"{AT}x{text}")
+    observed = read_failure(NODE, f"{AT}x{text}")
     assert observed.node == NODE
     assert observed.reason
     assert "\n" not in observed.reason

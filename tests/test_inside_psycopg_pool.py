@@ -68,14 +68,14 @@ def test_idle_connections_are_in_one_deque_the_oldest_first(postgres: Postgres) 
 
 
 def test_a_waiting_client_can_be_failed(pool: psycopg_pool.ConnectionPool[Any]) -> None:
-    class Elsewhere(Exception): ...
+    class OtherProcess(Exception): ...
 
     outcome: list[BaseException] = []
 
     def wait() -> None:
         try:
             pool.getconn(timeout=20)
-        except Elsewhere as error:
+        except OtherProcess as error:
             outcome.append(error)
 
     connection = pool.getconn(timeout=20)
@@ -86,8 +86,8 @@ def test_a_waiting_client_can_be_failed(pool: psycopg_pool.ConnectionPool[Any]) 
         waiting = list(pool._waiting)
         pool._waiting.clear()
     assert [client.error for client in waiting] == [None]
-    assert [client.fail(Elsewhere()) for client in waiting] == [True]
-    assert [type(client.error) for client in waiting] == [Elsewhere]
+    assert [client.fail(OtherProcess()) for client in waiting] == [True]
+    assert [type(client.error) for client in waiting] == [OtherProcess]
     thread.join()
     assert len(outcome) == 1
     pool.putconn(connection)

@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from router.core.choose import choose
 from router.core.consistency import Position
 from router.core.health import observe
-from router.core.observations import Connected, Failed, Looked
+from router.core.observations import AttemptFailed, Connected, ProbeResult
 from router.core.policies import HealthPolicy, ReadPolicy
 from router.core.standing import Request, Tier, standings
 from router.core.topology import Cluster, Node, Role, Server, Target
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from router.core.choose import Route
     from router.core.health import Health
-    from router.core.observations import Seen
+    from router.core.observations import Observation
 
 PRIMARY, REPLICA = Role.PRIMARY, Role.REPLICA
 POLICY = HealthPolicy(interval=1.0, timeout=0.5, ban=4.0, ban_max=30.0)
@@ -72,12 +72,12 @@ class Look:
     """What a look found, with the truth at that moment."""
 
     begun: float
-    seen: Seen
+    seen: Observation
     truth: Machine
 
     @property
     def timeline(self) -> int:
-        return self.seen.timeline if isinstance(self.seen, Looked) else 0
+        return self.seen.timeline if isinstance(self.seen, ProbeResult) else 0
 
 
 @dataclass
@@ -238,15 +238,15 @@ class Model(RuleBasedStateMachine):
 
     def found(self, place: int, node: Node) -> Look:
         machine = self.machines[place]
-        seen: Seen
+        seen: Observation
         if machine.state != "well":
-            seen = Failed(node, machine.state, answered=False)
+            seen = AttemptFailed(node, machine.state, answered=False)
         elif machine.refuses and node is self.nodes[place]:
-            seen = Failed(node, "no such role", answered=True)
+            seen = AttemptFailed(node, "no such role", answered=True)
         else:
             source = self.streams(machine) if machine.role is REPLICA else None
             timeline = machine.timeline if source is None else source.timeline  # received is enough
-            seen = Looked(
+            seen = ProbeResult(
                 node,
                 machine.role,
                 180000,
@@ -260,7 +260,7 @@ class Model(RuleBasedStateMachine):
     def report(self, place: int, node: Node, look: Look) -> None:
         seen, account = look.seen, self.account
         account.tried.add(place)
-        if isinstance(seen, Looked):
+        if isinstance(seen, ProbeResult):
             seen = seen._replace(latency=self.now - look.begun)
             if node is self.nodes[place]:
                 account.refused.discard(place)
@@ -270,7 +270,7 @@ class Model(RuleBasedStateMachine):
                 if look.truth.rebuilt:
                     self.proved.pop(place, None)
                     self.machines[place].rebuilt = False
-        elif isinstance(seen, Failed) and seen.answered:
+        elif isinstance(seen, AttemptFailed) and seen.answered:
             account.refused.add(place)
         else:
             account.away.add(place)
@@ -323,7 +323,7 @@ class Model(RuleBasedStateMachine):
     # What must hold
 
     def choose(self, request: Request) -> Route:
-        return choose(self.target, self.health, request, now=self.now, turn=0.5)
+        return choose(self.target, self.health, request, now=self.now, tie_break=0.5)
 
     def reads(self) -> Iterable[Request]:
         yield Request(read_only=True)

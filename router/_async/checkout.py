@@ -16,7 +16,7 @@ from router._async.pool.scripts import TooLate, in_pipeline, send
 from router._async.pool.session_state import session_of, was_given_up
 from router._async.pool.shared_pool import enter
 from router._runtime.calls import Isolated
-from router._runtime.workers import aclaimed, arunning_loop
+from router._runtime.workers import abind_loop, arunning_loop
 from router.core import sql
 from router.core.errors import PoolExhausted, TransactionOutcomeUnknown, UnknownTenant
 
@@ -101,7 +101,7 @@ class AsyncCheckout:
             raise RuntimeError("this checkout is in use: call connection() once for each block")
         lane = self._lane
         if lane.slots.loop is not arunning_loop():
-            lane.slots.loop = aclaimed(lane.slots.loop)
+            lane.slots.loop = abind_loop(lane.slots.loop)
         pool = lane.pick() if self._request is None else None
         if pool is not None and (connection := await pool.take()) is not None:
             self._pool = pool
@@ -326,7 +326,7 @@ class AsyncScopedCheckout(AsyncTrackedCheckout):
             raise RuntimeError("this checkout is in use: call connection() once for each block")
         lane, deadline = self._lane, monotonic() + min(self._timeout, A_LONG_TIME)
         if lane.slots.loop is not arunning_loop():
-            lane.slots.loop = aclaimed(lane.slots.loop)
+            lane.slots.loop = abind_loop(lane.slots.loop)
         if lane.gate is None:
             return await self._enter(lane, deadline)
         if not await lane.gate.enter(deadline - monotonic()):

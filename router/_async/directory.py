@@ -19,7 +19,7 @@ import psycopg
 from router._async.pool.opener import is_undeclared
 from router._async.pool.scripts import cursor_of, send
 from router._async.pool.session_state import session_of
-from router._runtime.calls import Isolated, Loosely, acall, aconsult
+from router._runtime.calls import Isolated, WeakCall, acall, aconsult
 from router._runtime.flags import AFlag, AGuard
 from router._runtime.sockets import cut
 from router._runtime.workers import acan_spawn, ajoin, aspawn
@@ -115,8 +115,8 @@ class AsyncDirectory:
         self._lookup = _lookup_of(source)
         self._tenants = getattr(source, "tenants", None)
         if self._table is None:
-            self._lookup = Loosely(self._lookup, keep)
-            self._tenants = None if self._tenants is None else Loosely(self._tenants, keep)
+            self._lookup = WeakCall(self._lookup, keep)
+            self._tenants = None if self._tenants is None else WeakCall(self._tenants, keep)
         self.lists = self._tenants is not None
         self._read = read
         self._forgotten = forgotten

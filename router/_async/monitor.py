@@ -19,11 +19,11 @@ from router._async.slots import BudgetSpent
 from router._runtime.calls import Isolated
 from router._runtime.flags import AFlag, AGuard, asleep
 from router._runtime.limited import ALimited
-from router._runtime.sockets import aknock, cut
+from router._runtime.sockets import aping, cut
 from router._runtime.workers import ajoin, aspawn, untraced
 from router.core.budget import Claim, Idle, to_close
-from router.core.health import UNKNOWN, Use
-from router.core.observations import Failed, Unseen
+from router.core.health import UNKNOWN, NodeUse
+from router.core.observations import AttemptFailed, NotProbed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from router._runtime.workers import AWorker
     from router.core.budget import Limits
     from router.core.health import Health
-    from router.core.observations import Looked, Seen
+    from router.core.observations import Observation, ProbeResult
     from router.core.policies import HealthPolicy
     from router.core.topology import Cluster, Node, Server
 
@@ -72,7 +72,7 @@ class AsyncMonitor:
         policy: HealthPolicy,
         *,
         health: Callable[[], Health],
-        report: AFunction[[Seen], None],
+        report: AFunction[[Observation], None],
         looked: AFunction[[Server, float], None],
         pause: Callable[[Server], float],
         pools: Callable[[], Iterable[AsyncNodePool]],
@@ -246,14 +246,14 @@ class AsyncWatcher:
             for connection in used:
                 await connection.close()
             raise
-        trouble = seen.reason if isinstance(seen, Unseen) else ""
+        trouble = seen.reason if isinstance(seen, NotProbed) else ""
         if trouble and trouble != self._trouble:
             logger.warning("could not look at %s: %s", self._server, trouble)
         self._trouble = trouble
         if seen is not None and not self.closed:  # else it may have been cut for that
             await self._monitor.report(seen)
 
-    async def _ask(self, node: Node, used: list[AsyncConnection[TupleRow]]) -> Seen | None:
+    async def _ask(self, node: Node, used: list[AsyncConnection[TupleRow]]) -> Observation | None:
         """Ask what the server is; ``None`` if there is no answer, and that says nothing."""
         timeout = self._monitor.policy.timeout
         try:
@@ -263,32 +263,32 @@ class AsyncWatcher:
             for connection in used:
                 cut(connection)
             if self._asks:
-                return Failed(node, f"no answer within {timeout:g} s", answered=False)
-            return Unseen(node, f"this process has not come to ask it within {timeout:g} s")
+                return AttemptFailed(node, f"no answer within {timeout:g} s", answered=False)
+            return NotProbed(node, f"this process has not come to ask it within {timeout:g} s")
         except psycopg.errors.ConnectionTimeout:
             self.hurry.set()  # which comes first only where this process did not run
             return None
         except (Unable, OSError, RuntimeError, MemoryError) as error:
             for connection in used:
                 await self._hold(node, connection)
-            return Unseen(node, str(error))
+            return NotProbed(node, str(error))
         except psycopg.Error as error:
             failure = self._monitor.opener.failure(node, error)
-            return None if failure.full else failure  # it lives; the next look may get in
+            return None if failure.server_full else failure  # it lives; the next look may get in
         await self._hold(node, connection)
         return looked
 
-    async def _knock(self, node: Node) -> Seen | None:
+    async def _knock(self, node: Node) -> Observation | None:
         """See whether the server reacts at all: if it is frozen, connections to it would keep the budget for ever."""
         timeout, port = self._monitor.policy.timeout, self._server.port
         try:
             addresses = await self._monitor.opener.addresses(self._server, timeout)
-            reacts = await self._limited.run(partial(aknock, addresses, port, 2.0 * timeout), timeout, _never_mind)
+            reacts = await self._limited.run(partial(aping, addresses, port, 2.0 * timeout), timeout, _never_mind)
         except TimeoutError:
             reacts = False
         except (Unable, RuntimeError) as error:
-            return Unseen(node, str(error))
-        return None if reacts else Failed(node, f"no answer within {timeout:g} s", answered=False)
+            return NotProbed(node, str(error))
+        return None if reacts else AttemptFailed(node, f"no answer within {timeout:g} s", answered=False)
 
     async def _hold(self, node: Node, connection: AsyncConnection[TupleRow]) -> None:
         with self._guard:
@@ -298,13 +298,13 @@ class AsyncWatcher:
 
     async def _attempt(
         self, node: Node, used: list[AsyncConnection[TupleRow]]
-    ) -> tuple[Looked, AsyncConnection[TupleRow]]:
+    ) -> tuple[ProbeResult, AsyncConnection[TupleRow]]:
         with untraced():
             return await self._answer(node, used)
 
     async def _answer(
         self, node: Node, used: list[AsyncConnection[TupleRow]]
-    ) -> tuple[Looked, AsyncConnection[TupleRow]]:
+    ) -> tuple[ProbeResult, AsyncConnection[TupleRow]]:
         opener, timeout = self._monitor.opener, self._monitor.policy.timeout
         if used:
             self._asks = True
@@ -379,7 +379,7 @@ class AsyncWatcher:
                     connection, _ = await opener.connect(node, cluster, [], autocommit=True, wanted=wanted)
                     await connection.close()
             for read_only in (True, False):
-                if self._is_due(Use(node, read_only)):
+                if self._is_due(NodeUse(node, read_only)):
                     use = partial(self._use, node, cluster, wanted, read_only=read_only)
                     with suppress(Exception):  # what failed was reported; the user's configure= may not even end
                         connection = await self._tried.run(use, self._monitor.policy.timeout, AsyncConnection.close)
@@ -395,7 +395,7 @@ class AsyncWatcher:
                 node, cluster, claim, read_only=read_only, startup=None, spare=False, wanted=wanted
             )
 
-    def _is_due(self, login: Node | Use) -> bool:
+    def _is_due(self, login: Node | NodeUse) -> bool:
         """Whether a login was refused, and may be tried again."""
         refused = self._monitor.health().get(login)
         return refused is not None and monotonic() >= refused.banned_until
@@ -439,7 +439,7 @@ class AsyncWatcher:
         return True
 
 
-async def _too_late(outcome: tuple[Looked, AsyncConnection[TupleRow]]) -> None:
+async def _too_late(outcome: tuple[ProbeResult, AsyncConnection[TupleRow]]) -> None:
     await outcome[1].close()
 
 

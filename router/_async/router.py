@@ -14,14 +14,14 @@ from router._async.directory import AsyncDirectory, AsyncSqlSource
 from router._async.each import each, tenants_of
 from router._async.routing import AsyncRouting, NotKnownYet
 from router._async.statements import AsyncStatements
-from router._runtime.calls import Loosely
+from router._runtime.calls import WeakCall
 from router._runtime.flags import acheck_locks
 from router._runtime.forks import survive_fork
-from router._runtime.workers import aclaimed, agone, arunning_loop
+from router._runtime.workers import abind_loop, aloop_closed, arunning_loop
 from router.context import CURRENT, Use, named
-from router.core.consistency import UNSURE, Position, settled
+from router.core.consistency import UNSURE, Position, without_page_header
 from router.core.errors import TokenRefused, UnknownTenant
-from router.core.health import UNKNOWN, hindrance, role_of, state_of
+from router.core.health import UNKNOWN, node_state, restrictions_of, role_of
 from router.core.measures import NodeStats, Stats, TenantPoolStats, VersionStats
 from router.core.outcomes import needs_list
 from router.core.policies import PoolPolicy
@@ -99,9 +99,9 @@ class AsyncRouter:
         self._given: list[object] = []
         self._routing = AsyncRouting(
             self._topology,
-            password=None if password is None else Loosely(password, self._given),
-            configure=None if configure is None else Loosely(configure, self._given),
-            observers=[Loosely(observer, self._given, quiet=True) for observer in observers],
+            password=None if password is None else WeakCall(password, self._given),
+            configure=None if configure is None else WeakCall(configure, self._given),
+            observers=[WeakCall(observer, self._given, quiet=True) for observer in observers],
         )
         self._routing.directory = self._ask_of()
         self._statements = AsyncStatements(self._routing.repeated)
@@ -382,14 +382,14 @@ class AsyncRouter:
             }
             nodes = []
             for node in cluster.nodes:
-                state, role = state_of(health, node), role_of(health, node)
+                state, role = node_state(health, node), role_of(health, node)
                 lag = lag_of(health, node, primary, now=now) if state.up and role is Role.REPLICA else None
                 nodes.append(
                     NodeStats(
                         node=node,
                         role=role,
                         state="unknown" if state.up is None else "up" if state.up else "down",
-                        reason=state.reason or out.get(node) or hindrance(health, node),
+                        reason=state.reason or out.get(node) or restrictions_of(health, node),
                         server_version=state.server_version,
                         timeline=state.timeline,
                         lag=None if lag is None else lag.seconds,
@@ -426,7 +426,7 @@ class AsyncRouter:
         Returns:
             How many borrowed connections were cut because they did not come back in time; their queries fail.
         """
-        if agone(self._routing.slots.loop):
+        if aloop_closed(self._routing.slots.loop):
             return self._routing.discard()
         self._belongs_here()
         return await self._routing.close(timeout)
@@ -452,7 +452,7 @@ class AsyncRouter:
         routing: AsyncRouting | None = getattr(self, "_routing", None)  # there is none if __init__ failed
         if routing is not None and routing.begun:
             # This may run in any thread, whatever that holds: nothing is waited for, and no lock is taken.
-            if agone(routing.slots.loop):
+            if aloop_closed(routing.slots.loop):
                 routing.discard()
             routing.dropped = True
             _warn(f"unclosed {self!r}: call close(), or use it in a `with`", ResourceWarning, source=self)
@@ -520,7 +520,7 @@ class AsyncRouter:
     def _belongs_here(self) -> None:
         slots = self._routing.slots
         if slots.loop is not arunning_loop():
-            slots.loop = aclaimed(slots.loop)
+            slots.loop = abind_loop(slots.loop)
 
     def _ask_of(self) -> AsyncDirectory | None:
         """The directory, if there is one."""
@@ -557,7 +557,7 @@ class AsyncRouter:
     def _note(self, session: Session, version: str, node: Node, written: tuple[int, int] | None) -> None:
         known = self._routing.known.health.get(node.server, UNKNOWN)
         position, timeline = (UNSURE, known.timeline) if written is None else written
-        session.wrote(version, Position(known.system, timeline, settled(position)))
+        session.wrote(version, Position(known.system, timeline, without_page_header(position)))
 
 
 def _lane(routing: AsyncRouting, version: str | None, tenant: str | None, *, read_only: bool) -> AsyncLane:

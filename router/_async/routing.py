@@ -16,7 +16,7 @@ from router._async.slots import AsyncGate, AsyncSlots
 from router._runtime.calls import Isolated
 from router._runtime.flags import AFlag, AGuard, asleep
 from router._runtime.sockets import cut
-from router._runtime.workers import ajoin, asettled, aspawn
+from router._runtime.workers import ajoin, aspawn, await_quietly
 from router.core.budget import Claim, Limits
 from router.core.choose import choose
 from router.core.consistency import UNSURE, later
@@ -27,7 +27,7 @@ from router.core.errors import (
     Unavailable,
 )
 from router.core.events import Repeated, RequestFailed
-from router.core.health import UNKNOWN, Use, login_of, same_system
+from router.core.health import UNKNOWN, NodeUse, login_failure, same_system
 from router.core.replication import primary_of
 from router.core.resolve import check_key, resolve
 from router.core.standing import Request
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from router.core.choose import Route
     from router.core.consistency import Position
     from router.core.events import Observer
-    from router.core.observations import Seen
+    from router.core.observations import Observation
     from router.core.topology import Cluster, Node, Server, Target, Topology
 
     Key: TypeAlias = str | tuple[str | None, str] | None  # a version, or a version and a tenant
@@ -149,7 +149,7 @@ class AsyncRouting:
             tell=self.known.tell,
         )
 
-    async def _report(self, seen: Seen) -> None:
+    async def _report(self, seen: Observation) -> None:
         await self.known.report(seen)
 
     def _suspect(self, server: Server) -> None:
@@ -315,16 +315,16 @@ class AsyncRouting:
             refused = [
                 login
                 for node in target.cluster.nodes
-                for login in (node, Use(node, request.read_only))
+                for login in (node, NodeUse(node, request.read_only))
                 if login in health
             ]
             again = {login for login in refused if not logins or now >= health[login].banned_until}
             health = {key: state for key, state in health.items() if key not in again} if again else health
             if target.watched.name not in self.topology.versions:  # servers of its own: looks log in as it does
                 pairs = zip(target.cluster.nodes, target.watched.nodes, strict=True)
-                theirs = {node: login_of(health, seen, read_only=request.read_only) for node, seen in pairs}
+                theirs = {node: login_failure(health, seen, read_only=request.read_only) for node, seen in pairs}
                 health = {**{node: login for node, login in theirs.items() if login is not None}, **health}
-        return choose(target, health, request, now=now, turn=random(), load=load, prefer=prefer)
+        return choose(target, health, request, now=now, tie_break=random(), load=load, prefer=prefer)
 
     def failed(self, lane: AsyncLane, error: Unavailable) -> None:
         """Count a request that got no connection, and tell of it."""
@@ -491,7 +491,7 @@ class AsyncRouting:
             with Isolated("could not close the pool to %s", pool.node):
                 if not pool.closed:
                     await pool.drop("")  # which psycopg_pool comes to only if its workers end as they should
-                    await asettled(pool.close, max(deadline - monotonic(), 0.1))
+                    await await_quietly(pool.close, max(deadline - monotonic(), 0.1))
             self.pools.forget(pool)
         if self._housekeeper is not None:
             await ajoin(self._housekeeper, max(deadline - monotonic(), 0.0))

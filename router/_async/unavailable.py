@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from router.core.budget import Claim, Full, full
 from router.core.errors import NoPrimary, NoReplica, PoolExhausted, Unavailable, UnknownTenant
-from router.core.health import login_of, state_of
+from router.core.health import login_failure, node_state
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -27,7 +27,7 @@ def unavailable(routing: AsyncRouting, route: Route, request: Request, *, late: 
     asked, whom = asked_for(target), whom_for(target)
     in_time = f"no connection {whom} in time"
     health, read_only = routing.known.health, request.read_only
-    down = [node for node in target.cluster.nodes if state_of(health, node, read_only=read_only).up is False]
+    down = [node for node in target.cluster.nodes if node_state(health, node, read_only=read_only).up is False]
     silent, ready = {}, route.nodes[: route.ready]
     for node in ready or (target.cluster.nodes if late and not down else ()):
         pool = routing.pools.get(target, node, read_only=route.read_only)
@@ -47,7 +47,7 @@ def unavailable(routing: AsyncRouting, route: Route, request: Request, *, late: 
     nodes = list(target.cluster.nodes)
     if target.watched is not None and target.watched.name not in routing.topology.versions:
         nodes += target.watched.nodes
-    logins = {node: login for node in nodes if (login := login_of(health, node, read_only=read_only)) is not None}
+    logins = {node: login for node in nodes if (login := login_failure(health, node, read_only=read_only)) is not None}
     if target.tenant is not None and logins and all(starmap(partial(_is_missing, routing), logins.items())):
         return UnknownTenant(target.tenant, next(iter(logins.values())).reason, version=target.requested)
     kind, use = (NoReplica, "read from") if request.read_only else (NoPrimary, "written to")
@@ -78,11 +78,11 @@ def _spent(routing: AsyncRouting, claim: Claim) -> str:
 
 def _is_missing(routing: AsyncRouting, node: Node, refused: State) -> bool:
     """Whether a login failed because something of the tenant's own is not there."""
-    if refused.lacks not in {"dbname", "user"}:
-        return bool(refused.lacks)
-    name = dict(node.params).get(refused.lacks)
+    if refused.missing not in {"dbname", "user"}:
+        return bool(refused.missing)
+    name = dict(node.params).get(refused.missing)
     return not any(
-        name == dict(other.params).get(refused.lacks)
+        name == dict(other.params).get(refused.missing)
         for cluster in routing.topology.versions.values()
         for other in cluster.nodes
     )

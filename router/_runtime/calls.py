@@ -142,7 +142,7 @@ def _resume(work: Coroutine[Any, Any, None], awaited: object) -> Generator[objec
     yield from work.__await__()
 
 
-def auncancelled(function: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, Coroutine[Any, Any, None]]:
+def ashielded(function: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, Coroutine[Any, Any, None]]:
     """Make a function run to its end even if its caller is cancelled; the cancellation is raised afterwards.
 
     The usual case, where nothing has to be waited for, costs one ``send``; only what suspends gets a task of its own.
@@ -181,7 +181,7 @@ async def _finish(work: Awaitable[None]) -> None:
     await work
 
 
-def uncancelled(function: Callable[P, None]) -> Callable[P, None]:
+def shielded(function: Callable[P, None]) -> Callable[P, None]:
     """Leave a function as it is: a thread is not cancelled.
 
     Args:
@@ -193,7 +193,7 @@ def uncancelled(function: Callable[P, None]) -> Callable[P, None]:
     return function
 
 
-class Loosely:
+class WeakCall:
     """Calls what its owner keeps, and does not keep it: what users give a router often leads back to the router.
 
     The threads and tasks of a router are kept by Python itself, and so is all that they lead to.

@@ -31,7 +31,7 @@ _SQLSTATE = re.compile(r"(?<!\S)(\S+:  )([0-9A-Z]{5}): ")
 _LOCATION = re.compile(r"\n[^\n]*?:\s+(\w+), [^\n,]+:\d+(?=\n|\Z)")
 
 
-OWN = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL)
+LOCAL_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL)
 """How the system says that a process has no file descriptor, memory or port left."""
 
 
@@ -92,7 +92,7 @@ def _failure(verbose: str, pgconn: abc.PGconn) -> LoginFailed | OSError:
     silent = not pgconn.error_message  # as libpq 18 is if it gets no socket
     error = LoginFailed(verbose, finish_pgconn(pgconn))
     if error.sqlstate is None:
-        for number in OWN:  # libpq has its words from where Python has them, in the same language
+        for number in LOCAL_ERRORS:  # libpq has its words from where Python has them, in the same language
             if os.strerror(number) in verbose:
                 return OSError(number, os.strerror(number))
         if silent:

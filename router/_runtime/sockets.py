@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _ASKS_FOR_TLS = (8).to_bytes(4, "big") + (80877103).to_bytes(4, "big")  # as PostgreSQL's protocol has it
 
 
-async def aknock(addresses: Sequence[str], port: int, timeout: float) -> bool:
+async def aping(addresses: Sequence[str], port: int, timeout: float) -> bool:
     """See whether a PostgreSQL server, or a pooler, reacts at all, without a session: it is asked whether it takes TLS.
 
     Args:
@@ -54,7 +54,7 @@ async def aknock(addresses: Sequence[str], port: int, timeout: float) -> bool:
     return not asked
 
 
-def knock(addresses: Sequence[str], port: int, timeout: float) -> bool:
+def ping(addresses: Sequence[str], port: int, timeout: float) -> bool:
     """See whether a PostgreSQL server, or a pooler, reacts at all, without a session: it is asked whether it takes TLS.
 
     Args:

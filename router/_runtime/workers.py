@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 arunning_loop = asyncio.get_running_loop  # for threads, the call becomes None
 
 
-def aclaimed(loop: ALoop) -> ALoop:
+def abind_loop(loop: ALoop) -> ALoop:
     """Take the running event loop for the one that a router belongs to.
 
     Args:
@@ -37,14 +37,14 @@ def aclaimed(loop: ALoop) -> ALoop:
     """
     if loop is None:
         return arunning_loop()
-    gone = "which is closed" if loop.is_closed() else "and this is another one"
+    why = "which is closed" if loop.is_closed() else "and this is another one"
     raise RuntimeError(
-        f"an AsyncRouter belongs to the event loop in which it is first used, {gone}: "
+        f"an AsyncRouter belongs to the event loop in which it is first used, {why}: "
         "make one in each asyncio.run(), or use router.aio, which keeps one for each loop"
     )
 
 
-def agone(loop: ALoop) -> bool:
+def aloop_closed(loop: ALoop) -> bool:
     """Tell whether nothing of a router can run any more.
 
     Args:
@@ -56,7 +56,7 @@ def agone(loop: ALoop) -> bool:
     return loop is not None and loop.is_closed()
 
 
-def gone(loop: Loop) -> bool:
+def loop_closed(loop: Loop) -> bool:
     """Tell whether nothing of a router can run any more.
 
     Args:
@@ -68,7 +68,7 @@ def gone(loop: Loop) -> bool:
     return loop is not None
 
 
-def claimed(loop: Loop) -> Loop:
+def bind_loop(loop: Loop) -> Loop:
     """Let any thread use a router.
 
     Args:
@@ -159,7 +159,7 @@ async def ajoin(task: AWorker, timeout: float) -> None:
         await asyncio.wait({task})
 
 
-async def asettled(function: Callable[P, Coroutine[Any, Any, None]], *args: P.args, **kwargs: P.kwargs) -> None:
+async def await_quietly(function: Callable[P, Coroutine[Any, Any, None]], *args: P.args, **kwargs: P.kwargs) -> None:
     """Call a function that waits for tasks of its own; if somebody has cancelled those, it ends early and says nothing.
 
     Args:
@@ -173,7 +173,7 @@ async def asettled(function: Callable[P, Coroutine[Any, Any, None]], *args: P.ar
         task.result()
 
 
-def settled(function: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
+def wait_quietly(function: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
     """Call a function.
 
     Args:

@@ -18,8 +18,8 @@ from router._sync.unavailable import asked_for, unavailable, whom_for
 from router.core.choose import choose
 from router.core.errors import PoolExhausted, TooManyWaiting, Unavailable, UnknownTenant
 from router.core.events import ReadOnPrimary
-from router.core.health import UNKNOWN, observe, state_of
-from router.core.observations import Elsewhere
+from router.core.health import UNKNOWN, node_state, observe
+from router.core.observations import OtherProcess
 from router.core.replication import undecided
 from router.core.standing import Request, limits_lag, standings
 from router.core.topology import Role
@@ -119,7 +119,7 @@ def _acquire_best(
             return pool, connection
         # Where several servers answer, the next connection may lead to the same one.
         request = request._replace(
-            avoid=node if routing.known.health.get(node.server, UNKNOWN).several else request.avoid
+            avoid=node if routing.known.health.get(node.server, UNKNOWN).several_servers else request.avoid
         )
 
 
@@ -145,7 +145,7 @@ def _served(routing: Routing, target: Target, request: Request, node: Node) -> N
     if request.after is None or routing.known.health.get(node.server, UNKNOWN).role is not Role.PRIMARY:
         return
     # Not what checks first whether the router was closed: the connection has been borrowed.
-    otherwise = choose(target, routing.known.health, request._replace(after=None), now=monotonic(), turn=0.0)
+    otherwise = choose(target, routing.known.health, request._replace(after=None), now=monotonic(), tie_break=0.0)
     if otherwise.nodes[:1] == (node,):
         return
     routing.pools.count("for_token", target.cluster.name, read_only=True)
@@ -160,7 +160,7 @@ def _next(routing: Routing, route: Route, since: float) -> Node | None:
     best = route.nodes[0]
     if best not in route.ask:
         return best
-    asked_at = max(state_of(routing.known.health, node).position_at for node in route.ask)
+    asked_at = max(node_state(routing.known.health, node).position_at for node in route.ask)
     if asked_at < since:
         return best
     sure = next((node for node in route.nodes[: route.ready] if node not in route.ask), None)
@@ -174,7 +174,7 @@ def _unsettled(routing: Routing, route: Route) -> bool:
     """Whether a server that nobody has looked at yet may change what is best."""
     if route.read_only and routing.known.health.get(route.nodes[0].server, UNKNOWN).role is not Role.PRIMARY:
         return undecided(routing.known.health, route.target.cluster)
-    return any(state_of(routing.known.health, node).up is None for node in route.target.cluster.nodes)
+    return any(node_state(routing.known.health, node).up is None for node in route.target.cluster.nodes)
 
 
 def _wait(routing: Routing, changed: Flag, cluster: Cluster, left: float, *, pause: float) -> None:
@@ -192,8 +192,8 @@ def _may_serve(routing: Routing, pool: NodePool, connection: Connection[TupleRow
     original, after = session_of(connection), request.after
     state = routing.known.health.get(pool.node.server, UNKNOWN)
     is_primary = state.role is Role.PRIMARY
-    here = original.process == state.process or (pool.node.pooler is not None and not state.several)
-    if after is None and ((here and not state.several) or not limits_lag(pool.cluster, request)):
+    here = original.process == state.process or (pool.node.pooler is not None and not state.several_servers)
+    if after is None and ((here and not state.several_servers) or not limits_lag(pool.cluster, request)):
         return True
     if is_primary and connection.pgconn.parameter_status(b"in_hot_standby") == b"off":
         return True
@@ -205,7 +205,7 @@ def _may_serve(routing: Routing, pool: NodePool, connection: Connection[TupleRow
     if _ask_over(routing, pool, connection, request, state, alone=alone):
         return True
     pool.give_back(connection)
-    if state.several:
+    if state.several_servers:
         sleep(ASK_AGAIN)
     return False
 
@@ -232,8 +232,8 @@ def _ask_over(
             return False
     try:
         seen = pool.look(connection)
-        here = seen.process == state.process or not state.several
-        routing.known.report(seen if here else Elsewhere(pool.node, seen.process))
+        here = seen.process == state.process or not state.several_servers
+        routing.known.report(seen if here else OtherProcess(pool.node, seen.process))
     except psycopg.Error:
         pool.suspect(server)
         connection.close()
@@ -258,6 +258,6 @@ def _ask_over(
 
 def _is_fit(routing: Routing, pool: NodePool, request: Request, state: State) -> bool:
     """Whether a server in such a state may serve a read, without having to be asked."""
-    health = {**routing.known.health, pool.node.server: replace(state, several=False)}
+    health = {**routing.known.health, pool.node.server: replace(state, several_servers=False)}
     standing = standings(pool.cluster, health, request, now=monotonic())[pool.node]
     return standing.tier is not None and not standing.ask

@@ -11,7 +11,7 @@ import psycopg
 from psycopg.pq import TransactionStatus
 
 from router._runtime.calls import Isolated
-from router._runtime.workers import claimed
+from router._runtime.workers import bind_loop
 from router._sync.acquire import acquire
 from router._sync.pool.connection import NodeConnection, commit
 from router._sync.pool.node_pool import USERS
@@ -102,7 +102,7 @@ class Checkout:
             raise RuntimeError("this checkout is in use: call connection() once for each block")
         lane = self._lane
         if lane.slots.loop is not None:
-            lane.slots.loop = claimed(lane.slots.loop)
+            lane.slots.loop = bind_loop(lane.slots.loop)
         pool = lane.pick() if self._request is None else None
         if pool is not None and (connection := pool.take()) is not None:
             self._pool = pool
@@ -325,7 +325,7 @@ class ScopedCheckout(TrackedCheckout):
             raise RuntimeError("this checkout is in use: call connection() once for each block")
         lane, deadline = self._lane, monotonic() + min(self._timeout, A_LONG_TIME)
         if lane.slots.loop is not None:
-            lane.slots.loop = claimed(lane.slots.loop)
+            lane.slots.loop = bind_loop(lane.slots.loop)
         if lane.gate is None:
             return self._enter(lane, deadline)
         if not lane.gate.enter(deadline - monotonic()):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
 
-from router._runtime.calls import Isolated, Loosely, call, consult
+from router._runtime.calls import Isolated, WeakCall, call, consult
 from router._runtime.flags import Flag, Guard
 from router._runtime.sockets import cut
 from router._runtime.workers import can_spawn, join, spawn
@@ -116,8 +116,8 @@ class Directory:
         self._lookup = _lookup_of(source)
         self._tenants = getattr(source, "tenants", None)
         if self._table is None:
-            self._lookup = Loosely(self._lookup, keep)
-            self._tenants = None if self._tenants is None else Loosely(self._tenants, keep)
+            self._lookup = WeakCall(self._lookup, keep)
+            self._tenants = None if self._tenants is None else WeakCall(self._tenants, keep)
         self.lists = self._tenants is not None
         self._read = read
         self._forgotten = forgotten

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 from router._runtime.calls import Isolated
 from router._runtime.flags import Flag, Guard
 from router._sync.monitor import Monitor
-from router.core.changes import changes, fall_back, succeed
+from router.core.changes import changes, track_fallback, track_primary
 from router.core.events import ConnectionsCut, Event
-from router.core.health import UNKNOWN, Use, login_of, observe
-from router.core.observations import Connected, Elsewhere, Failed
+from router.core.health import UNKNOWN, NodeUse, login_failure, observe
+from router.core.observations import AttemptFailed, Connected, OtherProcess
 from router.core.standing import Request, Tier, standings
 from router.core.topology import Role, Server
 
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from router._sync.pool.opener import Opener
     from router._sync.pool.session_state import SessionState
     from router._sync.silence import Silent
-    from router.core.changes import Leader
+    from router.core.changes import LastPrimary
     from router.core.events import Observer
     from router.core.health import Health
-    from router.core.observations import Seen
+    from router.core.observations import Observation
     from router.core.policies import HealthPolicy
     from router.core.standing import Standing
     from router.core.topology import Cluster, Node
@@ -96,7 +96,7 @@ class Knowledge:
         self._in_use: dict[Server, tuple[Cluster, ...]] = {}
         self._standings: dict[str, tuple[Standings, Standings]] = {}  # to read, to write
         self._watched: set[str] = set()  # the clusters in use, once all their servers are watched
-        self._leaders: dict[str, Leader | None] = {}
+        self._leaders: dict[str, LastPrimary | None] = {}
         self._doubted: set[Server] = set()  # those of which pools may be in doubt
         self._fell_back = frozenset[str]()  # the clusters whose reads the primary serves, for want of replicas
         self._wanted: dict[str, float] = {}  # when a request last waited for a server of a cluster
@@ -140,7 +140,7 @@ class Knowledge:
             self.health = {
                 key: state
                 for key, state in self.health.items()
-                if node not in (key, key.node if isinstance(key, Use) else None)
+                if node not in (key, key.node if isinstance(key, NodeUse) else None)
             }
 
     def leave(self, name: str) -> None:
@@ -174,7 +174,7 @@ class Knowledge:
             for node in cluster.nodes:
                 self._opener.forget(node)
 
-    def report(self, seen: Seen) -> None:
+    def report(self, seen: Observation) -> None:
         """Take note of what was observed, and do what follows from it.
 
         Args:
@@ -183,23 +183,23 @@ class Knowledge:
         with Isolated("could not take note of what was seen of %s", seen.node):
             self._report(seen)
 
-    def _report(self, seen: Seen) -> None:
+    def _report(self, seen: Observation) -> None:
         server = seen.node.server
         if isinstance(seen, Connected):
             known = self.health.get(server, UNKNOWN)
             if known.role is not seen.role:
                 self.monitor.hurry(server)
-            if login_of(self.health, seen.node, read_only=seen.read_only) is None:
+            if login_failure(self.health, seen.node, read_only=seen.read_only) is None:
                 return
-        if isinstance(seen, Elsewhere):
+        if isinstance(seen, OtherProcess):
             known = self.health.get(server, UNKNOWN)
-            if known.several or not known.process or seen.process in {"", known.process}:
+            if known.several_servers or not known.process or seen.process in {"", known.process}:
                 return
             self.monitor.hurry(server)  # whether what it led to before still answers
         now, events = monotonic(), list[Event]()
         names, moved = self._learn(seen, events, now)
         for pool in list(self._pools()):  # before anybody is told: observers may be slow
-            pool.behind |= pool.cluster.name in (names if moved or isinstance(seen, Failed) else ())
+            pool.behind |= pool.cluster.name in (names if moved or isinstance(seen, AttemptFailed) else ())
             if pool.behind and pool.cluster.name in names:
                 with Isolated("the pool to %s could not follow what is known of it", pool.node):
                     cut_off = self._follow(pool, now, moved=pool.cluster.name in moved)
@@ -208,7 +208,7 @@ class Knowledge:
                         events.append(cut_off)
         self.tell(events)
 
-    def _learn(self, seen: Seen, events: list[Event], now: float) -> tuple[set[str], set[str]]:
+    def _learn(self, seen: Observation, events: list[Event], now: float) -> tuple[set[str], set[str]]:
         """Replace what is known; the names of the clusters it is about, and of those that it makes a difference to."""
         with self._guard:
             before, was = self.health, (self.health, self._standings, self._leaders, self._fell_back)
@@ -241,9 +241,9 @@ class Knowledge:
         )
         self._standings = {**self._standings, cluster.name: new}
         primary = next((node for node, standing in writing.items() if standing.tier is Tier.BEST), None)
-        leader, failover = succeed(cluster.name, self._leaders.get(cluster.name), primary, now=now)
+        leader, failover = track_primary(cluster.name, self._leaders.get(cluster.name), primary, now=now)
         self._leaders = {**self._leaders, cluster.name: leader}
-        fell_back, reads = fall_back(cluster.name, reading, fell_back=cluster.name in self._fell_back)
+        fell_back, reads = track_fallback(cluster.name, reading, fell_back=cluster.name in self._fell_back)
         self._fell_back = self._fell_back | {cluster.name} if fell_back else self._fell_back - {cluster.name}
         events += [event for event in (failover, reads) if event is not None]
         return known != new
@@ -276,7 +276,7 @@ class Knowledge:
                 return None
             state = self.health[node.server]
             # Not from before it was found down: nobody may have asked it for long, for want of a slot, say.
-            silent = now - max(state.heard_at, state.since)
+            silent = now - max(state.answered_at, state.since)
             if silent >= self._policy.cut_after:
                 reason = f"the server has not answered for {silent:.0f} s"
         count = pool.drop(reason)

@@ -17,14 +17,14 @@ from psycopg import Connection
 from router._runtime.calls import Isolated
 from router._runtime.flags import Flag, Guard, sleep
 from router._runtime.limited import Limited
-from router._runtime.sockets import cut, knock
+from router._runtime.sockets import cut, ping
 from router._runtime.workers import join, spawn, untraced
 from router._sync.pool.opener import Unable
 from router._sync.silence import Silence
 from router._sync.slots import BudgetSpent
 from router.core.budget import Claim, Idle, to_close
-from router.core.health import UNKNOWN, Use
-from router.core.observations import Failed, Unseen
+from router.core.health import UNKNOWN, NodeUse
+from router.core.observations import AttemptFailed, NotProbed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from router._sync.silence import Silent
     from router.core.budget import Limits
     from router.core.health import Health
-    from router.core.observations import Looked, Seen
+    from router.core.observations import Observation, ProbeResult
     from router.core.policies import HealthPolicy
     from router.core.topology import Cluster, Node, Server
 
@@ -73,7 +73,7 @@ class Monitor:
         policy: HealthPolicy,
         *,
         health: Callable[[], Health],
-        report: Function[[Seen], None],
+        report: Function[[Observation], None],
         looked: Function[[Server, float], None],
         pause: Callable[[Server], float],
         pools: Callable[[], Iterable[NodePool]],
@@ -247,14 +247,14 @@ class Watcher:
             for connection in used:
                 connection.close()
             raise
-        trouble = seen.reason if isinstance(seen, Unseen) else ""
+        trouble = seen.reason if isinstance(seen, NotProbed) else ""
         if trouble and trouble != self._trouble:
             logger.warning("could not look at %s: %s", self._server, trouble)
         self._trouble = trouble
         if seen is not None and not self.closed:  # else it may have been cut for that
             self._monitor.report(seen)
 
-    def _ask(self, node: Node, used: list[Connection[TupleRow]]) -> Seen | None:
+    def _ask(self, node: Node, used: list[Connection[TupleRow]]) -> Observation | None:
         """Ask what the server is; ``None`` if there is no answer, and that says nothing."""
         timeout = self._monitor.policy.timeout
         try:
@@ -264,32 +264,32 @@ class Watcher:
             for connection in used:
                 cut(connection)
             if self._asks:
-                return Failed(node, f"no answer within {timeout:g} s", answered=False)
-            return Unseen(node, f"this process has not come to ask it within {timeout:g} s")
+                return AttemptFailed(node, f"no answer within {timeout:g} s", answered=False)
+            return NotProbed(node, f"this process has not come to ask it within {timeout:g} s")
         except psycopg.errors.ConnectionTimeout:
             self.hurry.set()  # which comes first only where this process did not run
             return None
         except (Unable, OSError, RuntimeError, MemoryError) as error:
             for connection in used:
                 self._hold(node, connection)
-            return Unseen(node, str(error))
+            return NotProbed(node, str(error))
         except psycopg.Error as error:
             failure = self._monitor.opener.failure(node, error)
-            return None if failure.full else failure  # it lives; the next look may get in
+            return None if failure.server_full else failure  # it lives; the next look may get in
         self._hold(node, connection)
         return looked
 
-    def _knock(self, node: Node) -> Seen | None:
+    def _knock(self, node: Node) -> Observation | None:
         """See whether the server reacts at all: if it is frozen, connections to it would keep the budget for ever."""
         timeout, port = self._monitor.policy.timeout, self._server.port
         try:
             addresses = self._monitor.opener.addresses(self._server, timeout)
-            reacts = self._limited.run(partial(knock, addresses, port, 2.0 * timeout), timeout, _never_mind)
+            reacts = self._limited.run(partial(ping, addresses, port, 2.0 * timeout), timeout, _never_mind)
         except TimeoutError:
             reacts = False
         except (Unable, RuntimeError) as error:
-            return Unseen(node, str(error))
-        return None if reacts else Failed(node, f"no answer within {timeout:g} s", answered=False)
+            return NotProbed(node, str(error))
+        return None if reacts else AttemptFailed(node, f"no answer within {timeout:g} s", answered=False)
 
     def _hold(self, node: Node, connection: Connection[TupleRow]) -> None:
         with self._guard:
@@ -297,11 +297,11 @@ class Watcher:
         if self.closed:  # maybe after close() has looked what is held
             self.let_go()
 
-    def _attempt(self, node: Node, used: list[Connection[TupleRow]]) -> tuple[Looked, Connection[TupleRow]]:
+    def _attempt(self, node: Node, used: list[Connection[TupleRow]]) -> tuple[ProbeResult, Connection[TupleRow]]:
         with untraced():
             return self._answer(node, used)
 
-    def _answer(self, node: Node, used: list[Connection[TupleRow]]) -> tuple[Looked, Connection[TupleRow]]:
+    def _answer(self, node: Node, used: list[Connection[TupleRow]]) -> tuple[ProbeResult, Connection[TupleRow]]:
         opener, timeout = self._monitor.opener, self._monitor.policy.timeout
         if used:
             self._asks = True
@@ -376,7 +376,7 @@ class Watcher:
                     connection, _ = opener.connect(node, cluster, [], autocommit=True, wanted=wanted)
                     connection.close()
             for read_only in (True, False):
-                if self._is_due(Use(node, read_only)):
+                if self._is_due(NodeUse(node, read_only)):
                     use = partial(self._use, node, cluster, wanted, read_only=read_only)
                     with suppress(Exception):  # what failed was reported; the user's configure= may not even end
                         connection = self._tried.run(use, self._monitor.policy.timeout, Connection.close)
@@ -392,7 +392,7 @@ class Watcher:
                 node, cluster, claim, read_only=read_only, startup=None, spare=False, wanted=wanted
             )
 
-    def _is_due(self, login: Node | Use) -> bool:
+    def _is_due(self, login: Node | NodeUse) -> bool:
         """Whether a login was refused, and may be tried again."""
         refused = self._monitor.health().get(login)
         return refused is not None and monotonic() >= refused.banned_until
@@ -436,7 +436,7 @@ class Watcher:
         return True
 
 
-def _too_late(outcome: tuple[Looked, Connection[TupleRow]]) -> None:
+def _too_late(outcome: tuple[ProbeResult, Connection[TupleRow]]) -> None:
     outcome[1].close()
 
 

@@ -10,19 +10,19 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Self, TypeVar
 from warnings import warn
 
-from router._runtime.calls import Loosely
+from router._runtime.calls import WeakCall
 from router._runtime.flags import check_locks
 from router._runtime.forks import survive_fork
-from router._runtime.workers import claimed, gone
+from router._runtime.workers import bind_loop, loop_closed
 from router._sync.checkout import AskingCheckout, Checkout, ScopedCheckout, TrackedCheckout
 from router._sync.directory import Directory, SqlSource
 from router._sync.each import each, tenants_of
 from router._sync.routing import NotKnownYet, Routing
 from router._sync.statements import Statements
 from router.context import CURRENT, Use, named
-from router.core.consistency import UNSURE, Position, settled
+from router.core.consistency import UNSURE, Position, without_page_header
 from router.core.errors import TokenRefused, UnknownTenant
-from router.core.health import UNKNOWN, hindrance, role_of, state_of
+from router.core.health import UNKNOWN, node_state, restrictions_of, role_of
 from router.core.measures import NodeStats, Stats, TenantPoolStats, VersionStats
 from router.core.outcomes import needs_list
 from router.core.policies import PoolPolicy
@@ -100,9 +100,9 @@ class Router:
         self._given: list[object] = []
         self._routing = Routing(
             self._topology,
-            password=None if password is None else Loosely(password, self._given),
-            configure=None if configure is None else Loosely(configure, self._given),
-            observers=[Loosely(observer, self._given, quiet=True) for observer in observers],
+            password=None if password is None else WeakCall(password, self._given),
+            configure=None if configure is None else WeakCall(configure, self._given),
+            observers=[WeakCall(observer, self._given, quiet=True) for observer in observers],
         )
         self._routing.directory = self._ask_of()
         self._statements = Statements(self._routing.repeated)
@@ -383,14 +383,14 @@ class Router:
             }
             nodes = []
             for node in cluster.nodes:
-                state, role = state_of(health, node), role_of(health, node)
+                state, role = node_state(health, node), role_of(health, node)
                 lag = lag_of(health, node, primary, now=now) if state.up and role is Role.REPLICA else None
                 nodes.append(
                     NodeStats(
                         node=node,
                         role=role,
                         state="unknown" if state.up is None else "up" if state.up else "down",
-                        reason=state.reason or out.get(node) or hindrance(health, node),
+                        reason=state.reason or out.get(node) or restrictions_of(health, node),
                         server_version=state.server_version,
                         timeline=state.timeline,
                         lag=None if lag is None else lag.seconds,
@@ -427,7 +427,7 @@ class Router:
         Returns:
             How many borrowed connections were cut because they did not come back in time; their queries fail.
         """
-        if gone(self._routing.slots.loop):
+        if loop_closed(self._routing.slots.loop):
             return self._routing.discard()
         self._belongs_here()
         return self._routing.close(timeout)
@@ -453,7 +453,7 @@ class Router:
         routing: Routing | None = getattr(self, "_routing", None)  # there is none if __init__ failed
         if routing is not None and routing.begun:
             # This may run in any thread, whatever that holds: nothing is waited for, and no lock is taken.
-            if gone(routing.slots.loop):
+            if loop_closed(routing.slots.loop):
                 routing.discard()
             routing.dropped = True
             _warn(f"unclosed {self!r}: call close(), or use it in a `with`", ResourceWarning, source=self)
@@ -521,7 +521,7 @@ class Router:
     def _belongs_here(self) -> None:
         slots = self._routing.slots
         if slots.loop is not None:
-            slots.loop = claimed(slots.loop)
+            slots.loop = bind_loop(slots.loop)
 
     def _ask_of(self) -> Directory | None:
         """The directory, if there is one."""
@@ -558,7 +558,7 @@ class Router:
     def _note(self, session: Session, version: str, node: Node, written: tuple[int, int] | None) -> None:
         known = self._routing.known.health.get(node.server, UNKNOWN)
         position, timeline = (UNSURE, known.timeline) if written is None else written
-        session.wrote(version, Position(known.system, timeline, settled(position)))
+        session.wrote(version, Position(known.system, timeline, without_page_header(position)))
 
 
 def _lane(routing: Routing, version: str | None, tenant: str | None, *, read_only: bool) -> Lane:

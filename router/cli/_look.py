@@ -14,7 +14,7 @@ from router._sync.pool.opener import Opener
 from router._sync.slots import Slots
 from router.core.budget import Limits
 from router.core.health import observe
-from router.core.observations import Failed, Looked
+from router.core.observations import AttemptFailed, ProbeResult
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -41,7 +41,7 @@ class Look(Generic[T]):
         error: Why the question failed.
     """
 
-    seen: Looked | Failed
+    seen: ProbeResult | AttemptFailed
     answer: T | None = None
     error: str = ""
 
@@ -78,7 +78,7 @@ class Looker(Generic[T]):
         self._late = late | {node: look for node, look in looks.items() if look not in done}
         silent = f"no answer within {timeout:g} s"
         return {
-            node: Look(Failed(node, silent, answered=False)) if node in self._late else looks[node].result()
+            node: Look(AttemptFailed(node, silent, answered=False)) if node in self._late else looks[node].result()
             for node in self._nodes
         }
 
@@ -124,7 +124,7 @@ def learn(health: Health, looks: Iterable[Look[Any]], *, now: float, policy: Hea
         What is known now.
     """
     for look in looks:
-        seen = look.seen._replace(latency=0.0) if isinstance(look.seen, Looked) else look.seen
+        seen = look.seen._replace(latency=0.0) if isinstance(look.seen, ProbeResult) else look.seen
         health = observe(health, seen, now=now, jitter=0.0, policy=policy)
     return health
 

@@ -11,7 +11,7 @@ from router.cli._look import look_at
 from router.core import sql
 from router.core.errors import RouterError
 from router.core.names import quoted, rendered
-from router.core.observations import Looked
+from router.core.observations import ProbeResult
 from router.core.resolve import resolve, versions_of
 from router.core.topology import Role
 
@@ -58,7 +58,7 @@ def missing(topology: Topology, looks: Mapping[Node, Look[Any]], timeout: float)
             for whose, reason in look.answer.items():
                 yield f"{whose}: {node}: {reason}: create or grant it, or correct the settings"
         else:
-            reason = look.error if isinstance(look.seen, Looked) else look.seen.reason
+            reason = look.error if isinstance(look.seen, ProbeResult) else look.seen.reason
             for whose in wanted[node]:
                 yield f"{whose}: {node} cannot be used: {reason}: create what is not there, or correct the settings"
 
@@ -69,7 +69,7 @@ def _node(target: Target, looks: Mapping[Node, Look[Any]]) -> Node | None:
     up = {
         index: seen.role
         for index, node in enumerate(base.nodes)
-        if node in looks and isinstance(seen := looks[node].seen, Looked)
+        if node in looks and isinstance(seen := looks[node].seen, ProbeResult)
     }
     if not up:
         return None

@@ -18,7 +18,7 @@ from router.cli._missing import missing
 from router.cli._screen import Column, console, listed, table
 from router.core import sql
 from router.core.health import REFUSES_WRITES
-from router.core.observations import Looked
+from router.core.observations import ProbeResult
 from router.core.policies import HealthPolicy, PoolPolicy
 from router.core.replication import fenced, foreign
 from router.core.resolve import resolve, versions_of
@@ -165,7 +165,7 @@ def _identity(connection: psycopg.Connection[TupleRow], _: Node) -> tuple[str, .
 def _pooled(clusters: Iterable[Cluster], looks: Mapping[Node, Look[_Facts]]) -> Iterator[str]:
     for cluster in clusters:
         for node in cluster.nodes:
-            if isinstance(seen := looks[node].seen, Looked) and seen.undeclared_pooler:
+            if isinstance(seen := looks[node].seen, ProbeResult) and seen.undeclared_pooler:
                 yield (
                     f'{cluster.name}: {node} is a pooler, such as PgBouncer: say so by pooler = "transaction" or '
                     '"session" of the node, or tenants may be mixed up there'
@@ -215,7 +215,7 @@ def _problems(cluster: Cluster, looks: Mapping[Node, Look[_Facts]]) -> Iterator[
     primaries = []
     for node in cluster.nodes:
         seen = looks[node].seen
-        if isinstance(seen, Looked):
+        if isinstance(seen, ProbeResult):
             if seen.role is Role.PRIMARY:
                 primaries.append(node)
                 if seen.refuses_writes:
@@ -294,7 +294,7 @@ def _behind_bytes(node: Node, cluster: Cluster, looks: Mapping[Node, Look[_Facts
     primaries = [
         found.answer
         for other in cluster.nodes
-        if (found := looks[other]).answer and isinstance(found.seen, Looked) and found.seen.role is Role.PRIMARY
+        if (found := looks[other]).answer and isinstance(found.seen, ProbeResult) and found.seen.role is Role.PRIMARY
     ]
     if own is None or own.position_bytes is None or len(primaries) != 1 or primaries[0].position_bytes is None:
         return None
@@ -324,7 +324,7 @@ def _print(report: _Report) -> None:
         for node in cluster.nodes:
             found, server = report.looks[node], node.server
             answer = found.answer
-            if isinstance(found.seen, Looked):
+            if isinstance(found.seen, ProbeResult):
                 state = [found.seen.role, _release(found.seen.server_version), _replication(node, cluster, report)]
             else:
                 state = [f"{node.role or 'unknown'}, down", "", ""]
@@ -347,7 +347,7 @@ def _print(report: _Report) -> None:
 
 def _replication(node: Node, cluster: Cluster, report: _Report) -> str:
     found = report.looks[node]
-    if not found.answer or not isinstance(found.seen, Looked) or found.seen.role is Role.PRIMARY:
+    if not found.answer or not isinstance(found.seen, ProbeResult) or found.seen.role is Role.PRIMARY:
         return ""
     behind = _behind_bytes(node, cluster, report.looks)
     parts = ["paused" if found.answer.paused else found.answer.receiver or "no receiver"]
@@ -373,7 +373,7 @@ def _as_json(report: _Report) -> dict[str, Any]:
 
 def _node_as_json(node: Node, cluster: Cluster, report: _Report) -> dict[str, Any]:
     found = report.looks[node]
-    up = found.seen if isinstance(found.seen, Looked) else None
+    up = found.seen if isinstance(found.seen, ProbeResult) else None
     answer = found.answer
     return {
         "node": str(node),
@@ -381,7 +381,7 @@ def _node_as_json(node: Node, cluster: Cluster, report: _Report) -> dict[str, An
         "port": node.server.port,
         "configured_role": node.role,
         "up": up is not None,
-        "reason": None if isinstance(found.seen, Looked) else found.seen.reason,
+        "reason": None if isinstance(found.seen, ProbeResult) else found.seen.reason,
         "role": up and up.role,
         "server_version": up and _release(up.server_version),
         "wal_receiver": answer and answer.receiver,

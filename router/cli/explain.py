@@ -11,7 +11,7 @@ from router.cli._look import Looker, learn
 from router.cli._tenants import home_as_json, in_words, named
 from router.core.choose import choose
 from router.core.errors import ConfigError
-from router.core.health import role_of, state_of
+from router.core.health import node_state, role_of
 from router.core.names import rendered
 from router.core.resolve import resolve
 from router.core.standing import Request
@@ -64,7 +64,7 @@ def explain(
         nodes = dict.fromkeys(target.cluster.nodes, target.cluster)
         looks = Looker(nodes, lambda *_: None).look(timeout)
         health = learn(health, looks.values(), now=0.0, policy=topology.health)
-    route = choose(target, health, Request(read_only), now=0.0, turn=0.0)
+    route = choose(target, health, Request(read_only), now=0.0, tie_break=0.0)
     if home is not None and tenant is not None:
         home = rendered(home, tenant, topology.aliases.get(target.requested, target.requested))
     if as_json:
@@ -96,7 +96,7 @@ def _as_json(route: Route, health: Health, home: Home | None) -> dict[str, Any]:
             {
                 "node": str(node),
                 "role": role_of(health, node),
-                "up": state_of(health, node).up,
+                "up": node_state(health, node).up,
                 "note": route.notes.get(node),
                 "refused": route.refused.get(node),
             }

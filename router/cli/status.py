@@ -19,8 +19,8 @@ from router.cli._common import FAILED, AsJson, Config, load, print_json
 from router.cli._look import Looker, learn
 from router.cli._screen import Column, InPlace, console, in_terminal, listed, table
 from router.core import sql
-from router.core.health import REFUSES_WRITES, role_of, state_of
-from router.core.observations import Looked
+from router.core.health import REFUSES_WRITES, node_state, role_of
+from router.core.observations import ProbeResult
 from router.core.replication import fenced, foreign, lag_of, primary_of
 from router.core.resolve import resolve
 from router.core.standing import fresh
@@ -156,12 +156,12 @@ def _version(cluster: Cluster, health: Health, looks: Mapping[Node, Look[_Activi
 
 def _status(node: Node, cluster: Cluster, health: Health, look: Look[_Activity], now: float) -> _Status:
     role, seen = role_of(health, node), look.seen
-    if not isinstance(seen, Looked):
+    if not isinstance(seen, ProbeResult):
         if seen.answered:
             return _Status(node, role, "login refused", problems=(f"refuses the login: {seen.reason}",))
         return _Status(node, role, "down", problems=(f"is down: {seen.reason}",))
     lag = lag_of(health, node, primary_of(health, cluster), now=now) if role is Role.REPLICA else None
-    state, policy = state_of(health, node), cluster.read
+    state, policy = node_state(health, node), cluster.read
     use: Literal["up", "fenced", "other system", "read-only"] = "up"
     problems = list[str]()
     if (reason := foreign(health, cluster).get(node)) is not None:

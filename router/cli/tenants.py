@@ -15,7 +15,7 @@ from router.cli._tenants import home_as_json, in_words, meant
 from router.core import sql
 from router.core.errors import ConfigError, RouterError
 from router.core.names import rendered
-from router.core.observations import Looked
+from router.core.observations import ProbeResult
 from router.core.outcomes import ALL
 from router.core.resolve import resolve
 from router.core.topology import Home, Tenancy
@@ -134,7 +134,7 @@ def _ask(listed: Iterable[_Tenant], timeout: float) -> tuple[dict[Server, list[_
         if look.answer is not None:
             seen[node.server] = look.answer
         else:
-            silent[node.server] = look.error if isinstance(look.seen, Looked) else look.seen.reason
+            silent[node.server] = look.error if isinstance(look.seen, ProbeResult) else look.seen.reason
     return seen, silent
 
 

@@ -27,30 +27,30 @@ def cumulate(weights: Sequence[float]) -> tuple[float, ...]:
     return tuple(accumulate(weights))
 
 
-def draw(totals: Sequence[float], turn: float) -> int:
+def draw(totals: Sequence[float], number: float) -> int:
     """Draw one place, each as likely as its weight.
 
     Args:
         totals: From :func:`cumulate`.
-        turn: A random number, at least 0 and less than 1.
+        number: A random number, at least 0 and less than 1.
 
     Returns:
         The place, from 0.
     """
-    return min(bisect_right(totals, turn * totals[-1]), len(totals) - 1)
+    return min(bisect_right(totals, number * totals[-1]), len(totals) - 1)
 
 
-def draw_two(totals: Sequence[float], turn: float) -> tuple[int, int]:
+def draw_two(totals: Sequence[float], number: float) -> tuple[int, int]:
     """Draw two different places, for the power of two choices (Mitzenmacher, 2001); one random number is enough.
 
     Args:
         totals: From :func:`cumulate`, of at least two weights.
-        turn: A random number, at least 0 and less than 1.
+        number: A random number, at least 0 and less than 1.
 
     Returns:
         The places, from 0.
     """
-    point = turn * totals[-1]
+    point = number * totals[-1]
     last = len(totals) - 1
     one = min(bisect_right(totals, point), last)
     if last == 1:

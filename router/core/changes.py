@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from router.core.health import UNKNOWN, Use
+from router.core.health import UNKNOWN, NodeUse
 from router.core.replication import fenced, foreign, left_behind, primary_of, undecided
 from router.core.server_events import (
     FailedOver,
@@ -51,7 +51,7 @@ def changes(before: Health, after: Health, clusters: Iterable[Cluster], *, now: 
         if isinstance(key, Server):
             yield from _of_server(key, was, state, now)
         elif was.up is not False:
-            node, read_only = key if isinstance(key, Use) else (key, None)
+            node, read_only = key if isinstance(key, NodeUse) else (key, None)
             yield LoginRefused(node, state.reason, read_only)
     for cluster in clusters:
         known = {(type(event), event.node) for event in _of_cluster(before, cluster)}
@@ -65,10 +65,10 @@ def _of_cluster(health: Health, cluster: Cluster) -> Iterator[OtherSystem | Fenc
     out, others = fenced(health, cluster), foreign(health, cluster)
     primary = primary_of(health, cluster, out)
     leader = UNKNOWN if primary is None else health[primary.server]
-    since = leader.led_since if leader.led else leader.primary_since
+    since = leader.led_since if leader.led_timeline else leader.primary_since
     for node in cluster.nodes:
         state = health.get(node.server, UNKNOWN)
-        if not state.up or (state.led < leader.led and state.position_at < since):
+        if not state.up or (state.led_timeline < leader.led_timeline and state.position_at < since):
             continue  # in a failover, the old primary is seen down a moment after the new one is seen
         if node in others:
             yield OtherSystem(cluster.name, node, others[node])
@@ -89,13 +89,13 @@ def _of_server(server: Server, known: State, state: State, now: float) -> Iterat
         yield RoleChanged(server, state.role, state.timeline)
     if state.undeclared_pooler and not known.undeclared_pooler:
         yield UndeclaredPooler(server)
-    if state.several and not known.several:
+    if state.several_servers and not known.several_servers:
         yield SeveralServers(server)
     if state.up and known.refuses_writes != state.refuses_writes:
         yield WritesRefused(server, state.refuses_writes)
 
 
-def fall_back(
+def track_fallback(
     version: str, standings: Mapping[Node, Standing], *, fell_back: bool
 ) -> tuple[bool, ReadsFellBack | ReadsReturned | None]:
     """Follow whether the primary serves the reads of a version because no other node can.
@@ -112,13 +112,13 @@ def fall_back(
     if Tier.BEST in tiers:
         return False, ReadsReturned(version) if fell_back else None
     primary = next((node for node, standing in standings.items() if standing.tier is Tier.FALLBACK), None)
-    if fell_back or primary is None or len(standings) == 1 or Tier.UNSEEN in tiers:
+    if fell_back or primary is None or len(standings) == 1 or Tier.UNPROBED in tiers:
         return fell_back, None
     reason = "; ".join(f"{node}: {standing.note}" for node, standing in standings.items() if node != primary)
     return True, ReadsFellBack(version, primary, reason)
 
 
-class Leader(NamedTuple):
+class LastPrimary(NamedTuple):
     """The primary that a version had last.
 
     Attributes:
@@ -130,9 +130,9 @@ class Leader(NamedTuple):
     lost_at: float | None = None
 
 
-def succeed(
-    version: str, leader: Leader | None, node: Node | None, *, now: float
-) -> tuple[Leader | None, FailedOver | None]:
+def track_primary(
+    version: str, leader: LastPrimary | None, node: Node | None, *, now: float
+) -> tuple[LastPrimary | None, FailedOver | None]:
     """Follow who is the primary of a version.
 
     Args:
@@ -145,8 +145,8 @@ def succeed(
         Who is, and the failover if this is one.
     """
     if node is None:
-        return leader and (leader if leader.lost_at is not None else Leader(leader.node, now)), None
+        return leader and (leader if leader.lost_at is not None else LastPrimary(leader.node, now)), None
     if leader is None or leader.node == node:
-        return Leader(node), None
+        return LastPrimary(node), None
     lost_at = now if leader.lost_at is None else leader.lost_at
-    return Leader(node), FailedOver(version, leader.node, node, now - lost_at)
+    return LastPrimary(node), FailedOver(version, leader.node, node, now - lost_at)

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from router.core.balance import cumulate, draw
-from router.core.health import UNKNOWN, login_of, role_of
+from router.core.health import UNKNOWN, login_failure, role_of
 from router.core.standing import Request, Standing, Tier, for_session, standings
 from router.core.topology import Role
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from router.core.topology import Cluster, Node, Target
 
 
-_NOT_NOW = (Tier.UNSEEN, Tier.REFUSES_WRITES, Tier.DOWN, Tier.REFUSED)
+_NOT_NOW = (Tier.UNPROBED, Tier.REFUSES_WRITES, Tier.DOWN, Tier.LOGIN_FAILED)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -67,7 +67,7 @@ def choose(
     request: Request,
     *,
     now: float,
-    turn: float,
+    tie_break: float,
     load: Callable[[Node], float] = lambda _: 0.0,
     prefer: Node | None = None,
 ) -> Route:
@@ -81,7 +81,7 @@ def choose(
         health: What is known of the servers.
         request: What it asks for.
         now: The caller's clock, in seconds.
-        turn: From 0 to 1, at random or in rotation: breaks ties.
+        tie_break: From 0 to 1, at random or in rotation: which of several equally good nodes comes first.
         load: How busy a node is now.
         prefer: A node to put first if it is among the best.
 
@@ -100,7 +100,7 @@ def choose(
     for _, tied in groupby(ranks, key=itemgetter(0, 1, 2)):
         # Drawn among the tied alone: a node left out or of another tier would pass its share on to its neighbour.
         places = [rank[3] for rank in tied]
-        start = draw(cumulate([found[place][0].weight for place in places]), turn) if len(places) > 1 else 0
+        start = draw(cumulate([found[place][0].weight for place in places]), tie_break) if len(places) > 1 else 0
         order += places[start:] + places[:start]
     ready = sum(rank[0] not in _NOT_NOW for rank in ranks)
     best = sum(rank[:2] == ranks[0][:2] for rank in ranks) if ready else 0
@@ -122,16 +122,16 @@ def choose(
 def _pending(cluster: Cluster, health: Health, found: Sequence[tuple[Node, Standing]], request: Request) -> bool:
     """Whether waiting makes sense: not where nothing is missing but a login that the server refuses."""
     tiers = {standing.tier for _, standing in found}
-    if Tier.UNSEEN in tiers or Tier.REFUSES_WRITES in tiers:
+    if Tier.UNPROBED in tiers or Tier.REFUSES_WRITES in tiers:
         return True
     if request.read_only and cluster.read.fallback == "error":
         return False
-    return Tier.REFUSED not in tiers or any(
+    return Tier.LOGIN_FAILED not in tiers or any(
         standing.ask
         or health.get(node.server, UNKNOWN).up is not True
         or _may_catch_up(health, node, standing, request)
         for node, standing in found
-        if login_of(health, node, read_only=request.read_only) is None
+        if login_failure(health, node, read_only=request.read_only) is None
     )
 
 

@@ -7,7 +7,7 @@ a job.
 Positions are read as PostgreSQL computes them in ``src/backend/access/transam/xlog.c``: ``XLogBytePosToRecPtr()`` gives
 where a record starts, after a page's header, and ``pg_current_wal_insert_lsn()`` reports that;
 ``XLogBytePosToEndRecPtr()`` gives where one ends, before the header, and a standby reports that
-(:func:`settled` brings the two together). Only positions of one system and one timeline compare.
+(:func:`without_page_header` brings the two together). Only positions of one system and one timeline compare.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def lsn_text(position: int) -> str:
     return f"{position >> 32:X}/{position & 0xFFFFFFFF:X}"
 
 
-def settled(position: int) -> int:
+def without_page_header(position: int) -> int:
     """Return the position that a standby reports at least, once it has replayed all up to an insert position.
 
     When the last record fills its page, ``pg_current_wal_insert_lsn()`` points after the header of the next page, where

@@ -39,7 +39,7 @@ def names_of(home: Home) -> list[str]:
     return [home.database, home.user, home.role, *home.schema, *(value for node in own for _, value in node.params)]
 
 
-class Misnamed(ValueError):
+class InvalidName(ValueError):
     """The keys make a name that PostgreSQL, or libpq, would take for something else; the message says which."""
 
 
@@ -101,17 +101,17 @@ def _value(param: str, template: str, keys: Mapping[str, str]) -> str:
         in_host = key == "tenant" and param in ("host", "hostaddr")
         if not (_LABEL if in_host else _PLAIN).fullmatch(keys[key]):
             takes = "ASCII letters, digits, _ and -" if in_host else "letters, digits, _, . and -"
-            raise Misnamed(f"the key {keys[key]!r} cannot stand in {param}: there it takes {takes}")
+            raise InvalidName(f"the key {keys[key]!r} cannot stand in {param}: there it takes {takes}")
     return _render(template, keys)
 
 
 def _name(kind: str, template: str, keys: Mapping[str, str]) -> str:
     name = _render(template, keys) if "{" in template else template
     if len(name) > NAME_BYTES // 4 and len(name.encode()) > NAME_BYTES:  # a character has up to 4 bytes
-        raise Misnamed(f"the name of its {kind} is longer than {NAME_BYTES} bytes")
+        raise InvalidName(f"the name of its {kind} is longer than {NAME_BYTES} bytes")
     reserved = _RESERVED.get(kind)
     if (reserved and reserved.fullmatch(name)) or (name in _EVERYBODYS and name != template):
-        raise Misnamed(f"{name!r} is not a {kind} of a tenant's own")
+        raise InvalidName(f"{name!r} is not a {kind} of a tenant's own")
     return name
 
 

@@ -9,19 +9,19 @@ if TYPE_CHECKING:
     from router.core.topology import Node, Role
 
 
-class Looked(NamedTuple):
-    """A server answered a look.
+class ProbeResult(NamedTuple):
+    """A server answered a probe.
 
     Attributes:
         node: The node whose login was used.
         role: What the server says it is.
         server_version: As libpq counts.
         position: Where its WAL ends, or how far a replica has replayed it, in bytes.
-        timeline: The timeline of that position; 0 where we may not ask.
-        system: Its system identifier; 0 where we may not ask.
+        timeline: The timeline of that position; 0 where the login may not ask.
+        system: Its system identifier; 0 where the login may not ask.
         replay_age: Of a replica, seconds since the commit that it replayed last, by the servers' clocks.
-        latency: Seconds that the look took.
-        undeclared_pooler: Whether a pooler answers of which the settings say nothing; ``None`` when that is not news.
+        latency: Seconds that the probe took.
+        undeclared_pooler: Whether a pooler answers that the settings do not declare; ``None`` if the probe cannot tell.
         refuses_writes: Whether ``default_transaction_read_only`` is on for the whole server.
         process: Which run of which server answers; empty where that is not known.
     """
@@ -44,7 +44,7 @@ class Connected(NamedTuple):
 
     Attributes:
         node: The node.
-        role: What its server says it is; what counts is what a look finds.
+        role: What its server says it is; only what a probe finds counts.
         read_only: Whether it is for reading; ``None`` where it is for neither use.
     """
 
@@ -53,30 +53,30 @@ class Connected(NamedTuple):
     read_only: bool | None = None
 
 
-class Failed(NamedTuple):
-    """A look at a node, or an attempt to connect to it, failed.
+class AttemptFailed(NamedTuple):
+    """A probe of a node, or an attempt to connect to it, failed.
 
     Attributes:
         node: The node.
         reason: Why, in one line without secrets.
         answered: ``True`` when the server refused this login only; ``False`` when it cannot be used at all.
-        full: Whether it refused it only because there are too many connections: that passes.
-        lacks: What is not there: the ``dbname``, ``user``, ``role`` or ``schema``; empty for none.
-        read_only: Whether it was to be for reading; ``None`` for a look.
+        server_full: Whether it refused it only because there are too many connections: that passes.
+        missing: What the login needs that does not exist: ``dbname``, ``user``, ``role`` or ``schema``; or empty.
+        read_only: Whether it was to be for reading; ``None`` for a probe.
         refuses_writes: Whether it was to be for writing, and refuses writes by ``default_transaction_read_only``.
     """
 
     node: Node
     reason: str
     answered: bool
-    full: bool = False
-    lacks: str = ""
+    server_full: bool = False
+    missing: str = ""
     read_only: bool | None = None
     refuses_writes: bool = False
 
 
-class Elsewhere(NamedTuple):
-    """A connection to a node leads to another server than the last look did, or to the same one after a restart.
+class OtherProcess(NamedTuple):
+    """A connection to a node leads to another server than the last probe did, or to the same one after a restart.
 
     Attributes:
         node: The node.
@@ -88,7 +88,7 @@ class Elsewhere(NamedTuple):
 
 
 class PoolerFound(NamedTuple):
-    """A connection to a node was opened, and a pooler answers there of which the settings say nothing.
+    """A connection to a node was opened, and a pooler answers there that the settings do not declare.
 
     Attributes:
         node: The node.
@@ -97,8 +97,8 @@ class PoolerFound(NamedTuple):
     node: Node
 
 
-class Unseen(NamedTuple):
-    """This process could not look at a server: that says nothing of the server.
+class NotProbed(NamedTuple):
+    """This process could not probe a server: that says nothing of the server.
 
     Attributes:
         node: The node.
@@ -109,20 +109,21 @@ class Unseen(NamedTuple):
     reason: str
 
 
-Seen: TypeAlias = Looked | Connected | Failed | Elsewhere | PoolerFound | Unseen
+Observation: TypeAlias = ProbeResult | Connected | AttemptFailed | OtherProcess | PoolerFound | NotProbed
 
 
-# libpq puts "SEVERITY:  ", two spaces, before what a server said, in any language, and never before its own words.
+# libpq puts "SEVERITY:  ", with two spaces, before what a server said, in any language, and never before its own texts.
 _FROM_SERVER = re.compile(r"(?<!\S)\S+:  .*")
 _WHERE = re.compile(r"connection (?:failed|is bad): (?:connection to server .*? failed: )?")
 _NO_PASSWORD = "fe_sendauth: no password supplied"  # noqa: S105  (libpq's own words, in every language)
 _NOT_ACCEPTING = frozenset({"57P01", "57P02", "57P03"})  # shutting down, crashed, starting up or in recovery
-_FULL = "53300"  # the server, the database or the role has all the connections that it may have
-_POOLER_IS_FULL = "no more connections allowed"  # PgBouncer speaks English only, and gives this no SQLSTATE of its own
+_TOO_MANY_CONNECTIONS = "53300"  # the server, the database or the role has all the connections that it may have
+# PgBouncer speaks English only, and gives this no SQLSTATE of its own.
+_POOLER_IS_FULL = "no more connections allowed"
 _ROLE_OPTION = re.compile(r"(?:^|\s)-c role=((?:\\.|[^\s\\])+)")
 
 
-def failed(node: Node, message: str, sqlstate: str | None = None, routine: str = "") -> Failed:
+def read_failure(node: Node, message: str, sqlstate: str | None = None, routine: str = "") -> AttemptFailed:
     """Read what is known of a failed attempt to connect.
 
     Args:
@@ -136,27 +137,27 @@ def failed(node: Node, message: str, sqlstate: str | None = None, routine: str =
     """
     line = message.strip().partition("\n")[0]
     if match := _FROM_SERVER.search(line):
-        return Failed(
+        return AttemptFailed(
             node,
             match[0].replace(":  ", ": ", 1),
             answered=sqlstate not in _NOT_ACCEPTING,
-            full=sqlstate == _FULL or _POOLER_IS_FULL in line,
-            lacks=_lacks(node, line, sqlstate, routine),
+            server_full=sqlstate == _TOO_MANY_CONNECTIONS or _POOLER_IS_FULL in line,
+            missing=_missing(node, line, sqlstate, routine),
         )
-    return Failed(node, _WHERE.sub("", line, count=1), answered=line.endswith(_NO_PASSWORD))
+    return AttemptFailed(node, _WHERE.sub("", line, count=1), answered=line.endswith(_NO_PASSWORD))
 
 
-def _lacks(node: Node, line: str, sqlstate: str | None, routine: str) -> str:
-    """What a login needs and is not there; empty for nothing."""
+def _missing(node: Node, line: str, sqlstate: str | None, routine: str) -> str:
+    """Say what a login needs that does not exist; empty for nothing."""
     match sqlstate, routine:
         case "3D000", _:
             return "dbname"
         case "28000", "InitializeSessionUserId":  # elsewhere it is about pg_hba.conf
             return "user"
         case (
-            ("22023" | "42501"),
+            "22023" | "42501",
             "call_string_check_hook",
-        ):  # of a startup option: not there, or not for this user
+        ):  # a startup option names what is not there, or not for this user
             role = _ROLE_OPTION.search(dict(node.params).get("options", ""))
             if role is not None and re.sub(r"\\(.)", r"\1", role[1]) in line:
                 return "role"

@@ -7,7 +7,7 @@ from collections import Counter
 from operator import itemgetter
 from typing import TYPE_CHECKING, NamedTuple
 
-from router.core.health import UNKNOWN, Health, State, Use, same_system
+from router.core.health import UNKNOWN, Health, NodeUse, State, same_system
 from router.core.topology import Node, Role
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def configured_primary(cluster: Cluster) -> Node | None:
 def _was_tried(health: Health, node: Node) -> bool:
     """Whether anybody has looked at a node's server, be it in vain."""
     known = health.get(node.server, UNKNOWN)
-    refused = (key for key in health if isinstance(key, (Node, Use)))
+    refused = (key for key in health if isinstance(key, (Node, NodeUse)))
     return known.up is not None or known.role is not None or any(key.server == node.server for key in refused)
 
 
@@ -146,13 +146,13 @@ def _not_promoted(health: Health, appointed: Node, node: Node, states: Sequence[
     own, known = health[node.server], health.get(appointed.server, UNKNOWN)
     if not _was_tried(health, appointed):
         return f"nobody has looked at {appointed.server} yet, the configured primary"
-    swapped = known.role is Role.REPLICA and not known.led  # the settings have the roles the wrong way round
+    swapped = known.role is Role.REPLICA and not known.led_timeline  # the settings have the roles the wrong way round
     if own.timeline <= 1 and not swapped:
         return "was never promoted: it is on timeline 1" if own.timeline else "its timeline is not known"
     for other, rival in states:
         first = other is appointed or rival.led_since < own.led_since
-        if other is not node and first and 0 < own.timeline <= rival.led:
-            return f"was not promoted: {other.server} was a primary on timeline {rival.led} before"
+        if other is not node and first and 0 < own.timeline <= rival.led_timeline:
+            return f"was not promoted: {other.server} was a primary on timeline {rival.led_timeline} before"
     return None
 
 
@@ -209,16 +209,16 @@ def lag_of(health: Health, node: Node, primary: Node | None, *, now: float) -> L
     source = UNKNOWN if primary is None else health.get(primary.server, UNKNOWN)
     diverged = own.timeline and source.timeline and own.timeline != source.timeline
     diverged = diverged or not same_system(own.system, source.system)
-    if not own.position or now > own.known_until or not source.trail or diverged:
+    if not own.position or now > own.known_until or not source.history or diverged:
         return None
     current = source.up is True and now <= source.known_until
-    latest_at, latest = source.trail[-1]
+    latest_at, latest = source.history[-1]
     if own.position >= latest:
         return Lag(0 if current else None, 0.0 if current else now - latest_at)
-    reached = bisect_right(source.trail, own.position, key=itemgetter(1))
+    reached = bisect_right(source.history, own.position, key=itemgetter(1))
     ages = [] if own.replay_age is None else [own.replay_age]
     if reached:
-        ages.append(own.position_at - source.trail[reached - 1][0])
+        ages.append(own.position_at - source.history[reached - 1][0])
     # The primary was further by then, whatever the servers' clocks say.
-    least = max(own.position_at - source.trail[reached][0], 0.0)
+    least = max(own.position_at - source.history[reached][0], 0.0)
     return Lag(latest - own.position if current else None, max(min(ages), least) if ages else None)

@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from router.core.errors import UnknownTenant, UnknownVersion
-from router.core.names import Misnamed, names_of, option, quoted, rendered, texts_of
+from router.core.names import InvalidName, names_of, option, quoted, rendered, texts_of
 from router.core.topology import Cluster, Home, Node, Scope, Target
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def _of_tenant(topology: Topology, version: str | None, tenant: str, home: Home)
     try:
         written, home = home, rendered(home, tenant, base.name)
         _keep_off(topology, written, home)
-    except Misnamed as error:
+    except InvalidName as error:
         raise UnknownTenant(tenant, str(error), version=version) from None
     if home.cluster is not None:
         base = home.cluster._replace(name=f"tenant {tenant}" + (f" in {base.name}" if requested else ""))
@@ -191,7 +191,7 @@ def versions_of(topology: Topology, home: Home) -> list[str | None]:
     return [version for version in topology.versions if lives_in(topology, version, home)] or [None]
 
 
-def twins(topology: Topology, *, by_template: bool) -> dict[str, str]:
+def same_homes(topology: Topology, *, by_template: bool) -> dict[str, str]:
     """Find listed tenants that live where another key leads, too.
 
     Args:
@@ -255,13 +255,13 @@ def _keep_off(topology: Topology, written: Home, home: Home) -> None:
     for kind, names in taken.items():
         name = getattr(home, kind)
         if name != getattr(written, kind) and name in names:
-            raise Misnamed(f"{name!r} is a version's own {kind}")
+            raise InvalidName(f"{name!r} is a version's own {kind}")
     if home.cluster is not None and written.cluster is not None:
         own = {(node.server, name) for node in nodes for name in _login(node)}
         for before, node in zip(written.cluster.nodes, home.cluster.nodes, strict=True):
             for kind, was, name in zip(("database", "user"), _login(before), _login(node), strict=True):
                 if (node.server, name) in own and (before.server, was) != (node.server, name):
-                    raise Misnamed(f"{name!r} is a version's own {kind}")
+                    raise InvalidName(f"{name!r} is a version's own {kind}")
 
 
 def _login(node: Node) -> tuple[str, str]:

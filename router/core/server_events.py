@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from router.core.events import ERROR, WARNING, Event
-from router.core.health import REFUSES_WRITES, SEVERAL
+from router.core.health import REFUSES_WRITES, SEVERAL_SERVERS
 
 if TYPE_CHECKING:
     from router.core.topology import Node, Role, Server
@@ -81,7 +81,8 @@ class SeveralServers(Event):
 
     def __str__(self) -> str:
         return (
-            f"{self.server}: {SEVERAL}; reads that have to be fresh ask over each connection, or go to the primary: "
+            f"{self.server}: {SEVERAL_SERVERS}; "
+            "reads that have to be fresh ask over each connection, or go to the primary: "
             "give each server an address of its own"
         )
 

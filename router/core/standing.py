@@ -7,7 +7,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
 
 from router.core.consistency import UNSURE
-from router.core.health import REFUSES_WRITES, SEVERAL, UNKNOWN, role_of, same_system, state_of
+from router.core.health import REFUSES_WRITES, SEVERAL_SERVERS, UNKNOWN, node_state, role_of, same_system
 from router.core.replication import fenced, lag_of, left_behind, primary_of
 from router.core.topology import Role
 
@@ -28,10 +28,10 @@ class Tier(IntEnum):
     FALLBACK = 1
     STALE = 2
     BANNED = 3
-    UNSEEN = 4
+    UNPROBED = 4
     REFUSES_WRITES = 5
     DOWN = 6
-    REFUSED = 7
+    LOGIN_FAILED = 7
 
 
 class Request(NamedTuple):
@@ -84,18 +84,18 @@ def standings(cluster: Cluster, health: Health, request: Request, *, now: float)
     primary = primary_of(health, cluster, out) if request.read_only else None
     found = {}
     for node in cluster.nodes:
-        state, role = state_of(health, node, read_only=request.read_only), role_of(health, node)
+        state, role = node_state(health, node, read_only=request.read_only), role_of(health, node)
         is_down = health.get(node.server, UNKNOWN).up is False
         seen = None if state.up is None else role  # until somebody has looked, the role is what the settings say
-        if reason := out.get(node) or objection(cluster, seen, read_only=request.read_only):
+        if reason := out.get(node) or role_mismatch(cluster, seen, read_only=request.read_only):
             standing = Standing(None, note=reason)
         elif state.up is None:
             why = f": {state.reason}" if state.reason else ""
-            standing = Standing(Tier.UNSEEN, note=f"{role or 'role unknown'}, not looked at yet{why}")
+            standing = Standing(Tier.UNPROBED, note=f"{role or 'role unknown'}, not looked at yet{why}")
         elif not request.read_only and state.refuses_writes and not is_down:
             standing = Standing(Tier.REFUSES_WRITES, note=f"{role}, up, refuses writes: {REFUSES_WRITES}")
         elif not state.up:
-            tier, wrong = (Tier.DOWN, "down") if is_down else (Tier.REFUSED, "login refused")
+            tier, wrong = (Tier.DOWN, "down") if is_down else (Tier.LOGIN_FAILED, "login refused")
             standing = Standing(tier, note=f"{role or 'role unknown'}, {wrong}: {state.reason}")
         elif not request.read_only:
             standing = Standing(Tier.BEST, note=f"{role}, up")
@@ -127,10 +127,10 @@ def for_session(standing: Standing) -> Standing:
     """
     if not standing.undeclared_pooler or standing.tier in (None, Tier.DOWN):
         return standing
-    return replace(standing, tier=Tier.REFUSED, ask=False, note=UNDECLARED_POOLER)
+    return replace(standing, tier=Tier.LOGIN_FAILED, ask=False, note=UNDECLARED_POOLER)
 
 
-def objection(cluster: Cluster, role: Role | None, *, read_only: bool) -> str | None:
+def role_mismatch(cluster: Cluster, role: Role | None, *, read_only: bool) -> str | None:
     """Say why a node must not serve a use, whatever else is known of it.
 
     Args:
@@ -156,10 +156,14 @@ def _to_read(
     if after is not None and (reason := _cannot_tell(state, after)) is not None:
         return Standing(None, note=reason)
     note = f"{state.role}, up"
-    ask = after is not None and not is_primary and (state.several or not after.reached(state.timeline, state.position))
+    ask = (
+        after is not None
+        and not is_primary
+        and (state.several_servers or not after.reached(state.timeline, state.position))
+    )
     if is_primary:
         tier = Tier.FALLBACK
-    elif state.several and _limits(policy, request.max_lag) != (None, None):
+    elif state.several_servers and _limits(policy, request.max_lag) != (None, None):
         tier, ask = Tier.BEST, True  # how far one of them is behind says nothing of the others
     elif fresh(policy, lag, request.max_lag):
         tier = Tier.STALE if behind else Tier.BEST
@@ -170,7 +174,7 @@ def _to_read(
         return Standing(None, note=f"is stale: {_shown(lag)}")
     if banned:
         tier, note = Tier.BANNED, f"{note}, failed lately"
-    note = f"{note}, {SEVERAL}" if state.several else note
+    note = f"{note}, {SEVERAL_SERVERS}" if state.several_servers else note
     return Standing(tier, ask, f"{note}, to be asked whether it has replayed what is to be seen" if ask else note)
 
 

@@ -24,9 +24,9 @@ from pydantic_settings import BaseSettings, InitSettingsSource, SettingsConfigDi
 
 from router._first_use import first_use
 from router.core.errors import ConfigError, like_connection_string, masked
-from router.core.names import Misnamed, names_of, rendered
+from router.core.names import InvalidName, names_of, rendered
 from router.core.policies import DirectoryPolicy, Foreign, HealthPolicy, PoolPolicy, ReadPolicy, TokenPolicy
-from router.core.resolve import twins
+from router.core.resolve import same_homes
 from router.core.topology import Home, Tenancy, Topology
 from router.settings import files, sources
 from router.settings.servers import PLACES, SERVERS, Key, VersionSettings
@@ -346,7 +346,7 @@ class RouterSettings(BaseSettings, Table):
     def _each_alone(self) -> Self:
         faults: list[Fault] = []
         # With a directory, only that knows of whom else the template is.
-        for tenant, other in twins(self.topology(), by_template=self.directory is None).items():
+        for tenant, other in same_homes(self.topology(), by_template=self.directory is None).items():
             text = f"lives where tenant {other!r} does: the two would be one. Give one of them another home"
             if other not in self.tenants:
                 text = f"lives where tenant_template has {other!r}: the two would be one. Move it, or list both"
@@ -471,7 +471,7 @@ def _shared_faults(tenant: str, settings: TenantSettings, data: Mapping[str, Any
     try:
         for version in sorted(_lived_in(home, data)):
             rendered(home, tenant, version)
-    except Misnamed as error:
+    except InvalidName as error:
         yield str(error)
 
 

@@ -17,7 +17,7 @@ import pytest
 from router import AsyncRouter, NoPrimary, PoolExhausted
 from router._runtime import login
 from router._runtime.flags import asleep
-from router._runtime.sockets import aknock
+from router._runtime.sockets import aping
 from router.core.server_events import ServerDown
 from tests.proxy import Proxy
 from tests.support import aeventually, settings
@@ -120,7 +120,7 @@ async def test_a_name_that_has_never_been_resolved_is_what_the_error_tells(
 @pytest.fixture
 def no_ipv6(monkeypatch: pytest.MonkeyPatch) -> str:
     """An address that this process cannot use: another reason stands for what the system says of one without IPv6."""
-    monkeypatch.setattr(login, "OWN", (errno.ENETUNREACH,))
+    monkeypatch.setattr(login, "LOCAL_ERRORS", (errno.ENETUNREACH,))
     return "255.255.255.255"
 
 
@@ -157,16 +157,16 @@ async def test_a_server_is_asked_whether_it_reacts_at_each_address_that_this_pro
     cluster: PostgresCluster, tmp_path: Path
 ) -> None:
     unusable, port = "255.255.255.255", cluster.primary.port
-    assert await aknock([unusable], port, 1.0)  # nobody knows
-    assert await aknock([unusable, "127.0.0.1"], port, 1.0)
+    assert await aping([unusable], port, 1.0)  # nobody knows
+    assert await aping([unusable, "127.0.0.1"], port, 1.0)
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         port = nobody.getsockname()[1]
-        assert not await aknock(["127.0.0.1", unusable], port, 1.0)
-        assert not await aknock([unusable, "127.0.0.1"], port, 1.0)
+        assert not await aping(["127.0.0.1", unusable], port, 1.0)
+        assert not await aping([unusable, "127.0.0.1"], port, 1.0)
         nobody.listen()  # and answers nothing
-        assert not await aknock(["127.0.0.1"], port, 0.1)
-    assert not await aknock([str(tmp_path)], port, 1.0)  # where no socket is
+        assert not await aping(["127.0.0.1"], port, 0.1)
+    assert not await aping([str(tmp_path)], port, 1.0)  # where no socket is
 
 
 async def test_a_name_is_asked_for_again_whatever_the_resolver_has_raised(
@@ -234,18 +234,18 @@ async def test_a_process_that_does_not_run_puts_no_server_down(cluster: Postgres
                 pid = connection.info.backend_pid
             proxy.slow(0.1)  # a look takes some time
             [node] = router.stats().versions[0].nodes
-            heard_at = 0.0
+            answered_at = 0.0
 
             def last_heard_at() -> float:
-                return router._routing.known.health[node.node.server].heard_at
+                return router._routing.known.health[node.node.server].answered_at
 
             async def answers() -> bool:
-                return last_heard_at() > heard_at
+                return last_heard_at() > answered_at
 
             for moment in (0.05, 0.15, 0.25):
                 watched.end_looks(pid)
                 await asleep(moment)  # so that it is held in different parts of a look
-                heard_at = last_heard_at()
+                answered_at = last_heard_at()
                 hold_the_gil(1_100_000)
                 await aeventually(answers)
             proxy.forward()

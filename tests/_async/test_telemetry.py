@@ -41,7 +41,7 @@ async def looked(router: AsyncRouter) -> None:
 
     async def again() -> bool:
         known = router._routing.known.health
-        return all(known[key].heard_at > state.heard_at for key, state in health.items())
+        return all(known[key].answered_at > state.answered_at for key, state in health.items())
 
     for _ in range(LOOKS):
         health = router._routing.known.health

@@ -18,7 +18,7 @@ import pytest
 from router import NoPrimary, PoolExhausted, Router
 from router._runtime import login
 from router._runtime.flags import sleep
-from router._runtime.sockets import knock
+from router._runtime.sockets import ping
 from router.core.server_events import ServerDown
 from tests.proxy import Proxy
 from tests.support import eventually, settings
@@ -121,7 +121,7 @@ def test_a_name_that_has_never_been_resolved_is_what_the_error_tells(
 @pytest.fixture
 def no_ipv6(monkeypatch: pytest.MonkeyPatch) -> str:
     """An address that this process cannot use: another reason stands for what the system says of one without IPv6."""
-    monkeypatch.setattr(login, "OWN", (errno.ENETUNREACH,))
+    monkeypatch.setattr(login, "LOCAL_ERRORS", (errno.ENETUNREACH,))
     return "255.255.255.255"
 
 
@@ -158,16 +158,16 @@ def test_a_server_is_asked_whether_it_reacts_at_each_address_that_this_process_c
     cluster: PostgresCluster, tmp_path: Path
 ) -> None:
     unusable, port = "255.255.255.255", cluster.primary.port
-    assert knock([unusable], port, 1.0)  # nobody knows
-    assert knock([unusable, "127.0.0.1"], port, 1.0)
+    assert ping([unusable], port, 1.0)  # nobody knows
+    assert ping([unusable, "127.0.0.1"], port, 1.0)
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         port = nobody.getsockname()[1]
-        assert not knock(["127.0.0.1", unusable], port, 1.0)
-        assert not knock([unusable, "127.0.0.1"], port, 1.0)
+        assert not ping(["127.0.0.1", unusable], port, 1.0)
+        assert not ping([unusable, "127.0.0.1"], port, 1.0)
         nobody.listen()  # and answers nothing
-        assert not knock(["127.0.0.1"], port, 0.1)
-    assert not knock([str(tmp_path)], port, 1.0)  # where no socket is
+        assert not ping(["127.0.0.1"], port, 0.1)
+    assert not ping([str(tmp_path)], port, 1.0)  # where no socket is
 
 
 def test_a_name_is_asked_for_again_whatever_the_resolver_has_raised(
@@ -235,18 +235,18 @@ def test_a_process_that_does_not_run_puts_no_server_down(cluster: PostgresCluste
                 pid = connection.info.backend_pid
             proxy.slow(0.1)  # a look takes some time
             [node] = router.stats().versions[0].nodes
-            heard_at = 0.0
+            answered_at = 0.0
 
             def last_heard_at() -> float:
-                return router._routing.known.health[node.node.server].heard_at
+                return router._routing.known.health[node.node.server].answered_at
 
             def answers() -> bool:
-                return last_heard_at() > heard_at
+                return last_heard_at() > answered_at
 
             for moment in (0.05, 0.15, 0.25):
                 watched.end_looks(pid)
                 sleep(moment)  # so that it is held in different parts of a look
-                heard_at = last_heard_at()
+                answered_at = last_heard_at()
                 hold_the_gil(1_100_000)
                 eventually(answers)
             proxy.forward()

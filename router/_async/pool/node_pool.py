@@ -28,7 +28,7 @@ from psycopg_pool.pool_async import AddConnection, MaintenanceTask
 from router._async.pool.opener import Refused
 from router._async.pool.session_state import SessionState, borrower, session_of, shows_resource_warnings
 from router._async.pool.waiter import AsyncPlace
-from router._runtime.calls import Isolated, auncancelled
+from router._runtime.calls import Isolated, ashielded
 from router._runtime.flags import ais_free
 from router._runtime.sockets import cut
 from router.core.budget import Claim, Idle
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from router._async.pool.opener import AsyncOpener
     from router._async.slots import AsyncGate
-    from router.core.observations import Looked
+    from router.core.observations import ProbeResult
     from router.core.topology import Node, Scope, Server, Target
 
 
@@ -413,7 +413,7 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         if self.retired:
             await self.close()
 
-    @auncancelled
+    @ashielded
     async def _undo_open(self) -> None:
         """Be as before :meth:`open`, which failed half-way: without a worker, nobody here would ever be served."""
         async with self._lock:  # guards _closed, _growing
@@ -440,7 +440,7 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
                 self._maybe_grow_pool()
             return True
 
-    @auncancelled
+    @ashielded
     async def _leave_line(self, place: AsyncPlace) -> None:
         """Leave the line, or give back what was handed over at the last moment."""
         async with self._lock:  # guards _waiting
@@ -502,7 +502,7 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         """Whether somebody waits for one more connection."""
         return bool(self._waiting)
 
-    async def look(self, connection: AsyncConnection[TupleRow]) -> Looked:
+    async def look(self, connection: AsyncConnection[TupleRow]) -> ProbeResult:
         """Ask over a borrowed connection what its server is and how far it is.
 
         Args:
@@ -526,7 +526,7 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
             self.doubted_at = now
             self.idle = deque()
 
-    @auncancelled
+    @ashielded
     async def trust(self) -> None:
         """Lend idle connections again, first to those who wait."""
         async with self._lock:  # guards _pool, _waiting
@@ -581,7 +581,7 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         """List what is kept of each of its connections."""
         return list(self._sessions)
 
-    @auncancelled
+    @ashielded
     async def reclaim(self) -> None:
         """Have the places back of connections that were dropped or closed by whoever borrowed them, or lost on the way.
 
@@ -631,7 +631,7 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
                 else:
                     self.run_task(AddConnection(self))
 
-    @auncancelled
+    @ashielded
     async def close_lent(self, connection: AsyncConnection[TupleRow]) -> None:
         """Close a connection that was lent, and have its place back: what its ``close()`` does.
 
@@ -740,7 +740,7 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
             cut(connection)
         return False
 
-    @auncancelled
+    @ashielded
     async def part_with(self, connection: AsyncConnection[TupleRow]) -> None:
         """Close a borrowed connection for good, so that another pool may open one; those who wait here get another.
 
@@ -760,7 +760,7 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
             if self._waiting and not self._closed:
                 self._maybe_grow_pool()
 
-    @auncancelled
+    @ashielded
     async def give_back(  # noqa: C901, PLR0912  (the hot path: a call in it costs more than the rest of a line)
         self, connection: AsyncConnection[TupleRow]
     ) -> None:

@@ -18,14 +18,14 @@ from router._async.pool.connection import AsyncNodeConnection, AsyncPooledConnec
 from router._async.pool.scripts import NOT_THERE, TooLate, send, why_not_there
 from router._async.slots import BudgetSpent
 from router._runtime.calls import aconsult
-from router._runtime.login import OWN, LoginFailed
+from router._runtime.login import LOCAL_ERRORS, LoginFailed
 from router._runtime.names import Names
 from router.core import sql
 from router.core.budget import Claim
 from router.core.errors import masked
 from router.core.health import REFUSES_WRITES
-from router.core.observations import Connected, Elsewhere, Failed, Looked, PoolerFound, failed
-from router.core.standing import objection
+from router.core.observations import AttemptFailed, Connected, OtherProcess, PoolerFound, ProbeResult, read_failure
+from router.core.standing import role_mismatch
 from router.core.topology import Role
 from router.settings.dsn import KEEPALIVE
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from router._async.slots import AsyncSlots
     from router._runtime.calls import AConfigure, AFunction, APassword
-    from router.core.observations import Seen
+    from router.core.observations import Observation
     from router.core.topology import Cluster, Node, Server
 
 READ_ONLY = "-c default_transaction_read_only=on"
@@ -94,7 +94,7 @@ class AsyncOpener:
     def __init__(
         self,
         slots: AsyncSlots,
-        report: AFunction[[Seen], None],
+        report: AFunction[[Observation], None],
         suspect: Callable[[Server], None],
         *,
         password: APassword | None,
@@ -166,12 +166,12 @@ class AsyncOpener:
             read_only=read_only,
         )
         try:
-            if (reason := objection(cluster, role, read_only=read_only)) is not None:
+            if (reason := role_mismatch(cluster, role, read_only=read_only)) is not None:
                 await self._report(Connected(node, role, read_only))
                 raise WrongRole(reason)
             if refuses_writes and not read_only:
                 await self._report(
-                    Failed(node, REFUSES_WRITES, answered=True, read_only=read_only, refuses_writes=True)
+                    AttemptFailed(node, REFUSES_WRITES, answered=True, read_only=read_only, refuses_writes=True)
                 )
                 raise WrongRole(REFUSES_WRITES)
             if isinstance(connection, AsyncPooledConnection):
@@ -237,7 +237,7 @@ class AsyncOpener:
         connection.prepare_threshold = None  # behind a pooler, the next look may have another server process
         return connection
 
-    async def look(self, connection: AsyncConnection[TupleRow], node: Node, *, new: bool = False) -> Looked:
+    async def look(self, connection: AsyncConnection[TupleRow], node: Node, *, new: bool = False) -> ProbeResult:
         """Ask a server what it is and how far it is: one round trip.
 
         Args:
@@ -263,7 +263,7 @@ class AsyncOpener:
             self._without_control.add(node.server)
             return await self.look(connection, node, new=new)
         pooled = is_undeclared(connection, node, pid)
-        return Looked(
+        return ProbeResult(
             node,
             Role.REPLICA if standby == b"t" else Role.PRIMARY,
             connection.pgconn.server_version,
@@ -326,7 +326,7 @@ class AsyncOpener:
             return ""
         [(process,)] = await _told(connection, f"SELECT {sql.PROCESS}", cluster)
         found = process.decode() if process else ""
-        await self._report(Elsewhere(node, found))
+        await self._report(OtherProcess(node, found))
         return found
 
     async def connect(
@@ -394,14 +394,14 @@ class AsyncOpener:
             raise
         except Exception as error:
             seen = self.failure(node, error)._replace(read_only=read_only)
-            if (seen.answered and spare) or seen.full:
+            if (seen.answered and spare) or seen.server_full:
                 raise Refused(f"takes no further connection: {seen.reason}") from None
             await self._report(seen)
             raise
         return connection, role, refuses_writes
 
     @staticmethod
-    def failure(node: Node, error: Exception) -> Failed:
+    def failure(node: Node, error: Exception) -> AttemptFailed:
         """Say what a failed attempt to connect shows.
 
         Args:
@@ -412,14 +412,14 @@ class AsyncOpener:
             The observation.
         """
         if isinstance(error, Unable):
-            return Failed(node, str(error), answered=False)
+            return AttemptFailed(node, str(error), answered=False)
         if isinstance(error, NoPassword):
-            return Failed(node, str(error), answered=True)
+            return AttemptFailed(node, str(error), answered=True)
         if isinstance(error, LoginFailed):
-            return failed(node, str(error), error.sqlstate, error.routine)
+            return read_failure(node, str(error), error.sqlstate, error.routine)
         if isinstance(error, psycopg.OperationalError):
-            return failed(node, str(error))
-        return Failed(node, type(error).__name__, answered=True)  # its text may hold anything
+            return read_failure(node, str(error))
+        return AttemptFailed(node, type(error).__name__, answered=True)  # its text may hold anything
 
     async def _connect(
         self,
@@ -527,7 +527,7 @@ class AsyncOpener:
             try:
                 return node.password_file.read_text(encoding="utf-8").partition("\n")[0].rstrip("\r")
             except (OSError, UnicodeDecodeError) as error:
-                if isinstance(error, OSError) and error.errno in OWN:
+                if isinstance(error, OSError) and error.errno in LOCAL_ERRORS:
                     raise
                 why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
                 # A name without a directory may be the password itself.
@@ -549,7 +549,7 @@ class AsyncOpener:
             [(pid, begun, *_)] = await _told(connection, sql.session(startup), cluster)
         except NOT_THERE as error:
             why = why_not_there(error)
-            await self._report(Failed(node, why, answered=True, lacks="schema", read_only=read_only))
+            await self._report(AttemptFailed(node, why, answered=True, missing="schema", read_only=read_only))
             raise
         if is_undeclared(connection, node, pid):
             await self._report(PoolerFound(node))
@@ -560,7 +560,7 @@ class AsyncOpener:
                 f"a pooler there drops the startup options that make a session the tenant's ({names}): have it pass "
                 'on `options`, or set pooling = "shared"'
             )
-            await self._report(Failed(node, reason, answered=True, read_only=read_only))
+            await self._report(AttemptFailed(node, reason, answered=True, read_only=read_only))
             raise NotItsOwn(reason)
 
     async def _run_configure(
@@ -573,7 +573,7 @@ class AsyncOpener:
         except Exception:
             logger.exception("the router's configure callable failed for a connection to %s", node)
             why = "the configure callable failed; its error is in the log"
-            await self._report(Failed(node, why, answered=True, read_only=read_only))
+            await self._report(AttemptFailed(node, why, answered=True, read_only=read_only))
             raise
 
 

@@ -9,9 +9,9 @@ from weakref import ref
 
 from router._async.pool.node_pool import AsyncNodePool
 from router._async.pool.shared_pool import AsyncSharedPool
-from router._runtime.calls import Isolated, auncancelled
+from router._runtime.calls import Isolated, ashielded
 from router._runtime.flags import AFlag, AGuard
-from router._runtime.workers import asettled
+from router._runtime.workers import await_quietly
 from router.core.budget import to_close
 from router.core.errors import RouterClosed
 from router.core.events import PoolClosed, PoolOpened
@@ -195,7 +195,7 @@ class AsyncPools:
                 if unused or pool.outdated:
                     await self.retire(pool)
 
-    @auncancelled
+    @ashielded
     async def retire(self, pool: AsyncNodePool) -> None:
         """Close a pool; whoever has one of its connections keeps it for the length of the block.
 
@@ -212,7 +212,7 @@ class AsyncPools:
         with Isolated("could not empty the pool to %s", pool.node):
             await pool.drop("")
         with Isolated("could not close the pool to %s", pool.node):
-            await asettled(pool.close, 1.0)
+            await await_quietly(pool.close, 1.0)
         self._tell([PoolClosed(pool.cluster.name, pool.node, pool.read_only, pool.tenant)])
 
     def forget(self, pool: AsyncNodePool) -> None:

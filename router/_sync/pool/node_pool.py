@@ -26,7 +26,7 @@ from psycopg_pool import ConnectionPool, PoolClosed, TooManyRequests
 from psycopg_pool._acompat import Lock
 from psycopg_pool.pool import AddConnection, MaintenanceTask
 
-from router._runtime.calls import Isolated, uncancelled
+from router._runtime.calls import Isolated, shielded
 from router._runtime.flags import is_free
 from router._runtime.sockets import cut
 from router._sync.pool.opener import Refused
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from router._sync.pool.opener import Opener
     from router._sync.slots import Gate
-    from router.core.observations import Looked
+    from router.core.observations import ProbeResult
     from router.core.topology import Node, Scope, Server, Target
 
 
@@ -414,7 +414,7 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         if self.retired:
             self.close()
 
-    @uncancelled
+    @shielded
     def _undo_open(self) -> None:
         """Be as before :meth:`open`, which failed half-way: without a worker, nobody here would ever be served."""
         with self._lock:  # guards _closed, _growing
@@ -441,7 +441,7 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
                 self._maybe_grow_pool()
             return True
 
-    @uncancelled
+    @shielded
     def _leave_line(self, place: Place) -> None:
         """Leave the line, or give back what was handed over at the last moment."""
         with self._lock:  # guards _waiting
@@ -503,7 +503,7 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         """Whether somebody waits for one more connection."""
         return bool(self._waiting)
 
-    def look(self, connection: Connection[TupleRow]) -> Looked:
+    def look(self, connection: Connection[TupleRow]) -> ProbeResult:
         """Ask over a borrowed connection what its server is and how far it is.
 
         Args:
@@ -527,7 +527,7 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
             self.doubted_at = now
             self.idle = deque()
 
-    @uncancelled
+    @shielded
     def trust(self) -> None:
         """Lend idle connections again, first to those who wait."""
         with self._lock:  # guards _pool, _waiting
@@ -582,7 +582,7 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         """List what is kept of each of its connections."""
         return list(self._sessions)
 
-    @uncancelled
+    @shielded
     def reclaim(self) -> None:
         """Have the places back of connections that were dropped or closed by whoever borrowed them, or lost on the way.
 
@@ -632,7 +632,7 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
                 else:
                     self.run_task(AddConnection(self))
 
-    @uncancelled
+    @shielded
     def close_lent(self, connection: Connection[TupleRow]) -> None:
         """Close a connection that was lent, and have its place back: what its ``close()`` does.
 
@@ -741,7 +741,7 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
             cut(connection)
         return False
 
-    @uncancelled
+    @shielded
     def part_with(self, connection: Connection[TupleRow]) -> None:
         """Close a borrowed connection for good, so that another pool may open one; those who wait here get another.
 
@@ -761,7 +761,7 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
             if self._waiting and not self._closed:
                 self._maybe_grow_pool()
 
-    @uncancelled
+    @shielded
     def give_back(  # noqa: C901, PLR0912  (the hot path: a call in it costs more than the rest of a line)
         self, connection: Connection[TupleRow]
     ) -> None:

@@ -16,7 +16,7 @@ from psycopg import Connection
 from psycopg.conninfo import make_conninfo
 
 from router._runtime.calls import consult
-from router._runtime.login import OWN, LoginFailed
+from router._runtime.login import LOCAL_ERRORS, LoginFailed
 from router._runtime.names import Names
 from router._sync.pool.connection import NodeConnection, PooledConnection
 from router._sync.pool.scripts import NOT_THERE, TooLate, send, why_not_there
@@ -25,8 +25,8 @@ from router.core import sql
 from router.core.budget import Claim
 from router.core.errors import masked
 from router.core.health import REFUSES_WRITES
-from router.core.observations import Connected, Elsewhere, Failed, Looked, PoolerFound, failed
-from router.core.standing import objection
+from router.core.observations import AttemptFailed, Connected, OtherProcess, PoolerFound, ProbeResult, read_failure
+from router.core.standing import role_mismatch
 from router.core.topology import Role
 from router.settings.dsn import KEEPALIVE
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from router._runtime.calls import Configure, Function, Password
     from router._sync.slots import Slots
-    from router.core.observations import Seen
+    from router.core.observations import Observation
     from router.core.topology import Cluster, Node, Server
 
 READ_ONLY = "-c default_transaction_read_only=on"
@@ -95,7 +95,7 @@ class Opener:
     def __init__(
         self,
         slots: Slots,
-        report: Function[[Seen], None],
+        report: Function[[Observation], None],
         suspect: Callable[[Server], None],
         *,
         password: Password | None,
@@ -167,11 +167,13 @@ class Opener:
             read_only=read_only,
         )
         try:
-            if (reason := objection(cluster, role, read_only=read_only)) is not None:
+            if (reason := role_mismatch(cluster, role, read_only=read_only)) is not None:
                 self._report(Connected(node, role, read_only))
                 raise WrongRole(reason)
             if refuses_writes and not read_only:
-                self._report(Failed(node, REFUSES_WRITES, answered=True, read_only=read_only, refuses_writes=True))
+                self._report(
+                    AttemptFailed(node, REFUSES_WRITES, answered=True, read_only=read_only, refuses_writes=True)
+                )
                 raise WrongRole(REFUSES_WRITES)
             if isinstance(connection, PooledConnection):
                 connection.set_read_only(read_only or None)
@@ -236,7 +238,7 @@ class Opener:
         connection.prepare_threshold = None  # behind a pooler, the next look may have another server process
         return connection
 
-    def look(self, connection: Connection[TupleRow], node: Node, *, new: bool = False) -> Looked:
+    def look(self, connection: Connection[TupleRow], node: Node, *, new: bool = False) -> ProbeResult:
         """Ask a server what it is and how far it is: one round trip.
 
         Args:
@@ -262,7 +264,7 @@ class Opener:
             self._without_control.add(node.server)
             return self.look(connection, node, new=new)
         pooled = is_undeclared(connection, node, pid)
-        return Looked(
+        return ProbeResult(
             node,
             Role.REPLICA if standby == b"t" else Role.PRIMARY,
             connection.pgconn.server_version,
@@ -325,7 +327,7 @@ class Opener:
             return ""
         [(process,)] = _told(connection, f"SELECT {sql.PROCESS}", cluster)
         found = process.decode() if process else ""
-        self._report(Elsewhere(node, found))
+        self._report(OtherProcess(node, found))
         return found
 
     def connect(
@@ -393,14 +395,14 @@ class Opener:
             raise
         except Exception as error:
             seen = self.failure(node, error)._replace(read_only=read_only)
-            if (seen.answered and spare) or seen.full:
+            if (seen.answered and spare) or seen.server_full:
                 raise Refused(f"takes no further connection: {seen.reason}") from None
             self._report(seen)
             raise
         return connection, role, refuses_writes
 
     @staticmethod
-    def failure(node: Node, error: Exception) -> Failed:
+    def failure(node: Node, error: Exception) -> AttemptFailed:
         """Say what a failed attempt to connect shows.
 
         Args:
@@ -411,14 +413,14 @@ class Opener:
             The observation.
         """
         if isinstance(error, Unable):
-            return Failed(node, str(error), answered=False)
+            return AttemptFailed(node, str(error), answered=False)
         if isinstance(error, NoPassword):
-            return Failed(node, str(error), answered=True)
+            return AttemptFailed(node, str(error), answered=True)
         if isinstance(error, LoginFailed):
-            return failed(node, str(error), error.sqlstate, error.routine)
+            return read_failure(node, str(error), error.sqlstate, error.routine)
         if isinstance(error, psycopg.OperationalError):
-            return failed(node, str(error))
-        return Failed(node, type(error).__name__, answered=True)  # its text may hold anything
+            return read_failure(node, str(error))
+        return AttemptFailed(node, type(error).__name__, answered=True)  # its text may hold anything
 
     def _connect(
         self,
@@ -526,7 +528,7 @@ class Opener:
             try:
                 return node.password_file.read_text(encoding="utf-8").partition("\n")[0].rstrip("\r")
             except (OSError, UnicodeDecodeError) as error:
-                if isinstance(error, OSError) and error.errno in OWN:
+                if isinstance(error, OSError) and error.errno in LOCAL_ERRORS:
                     raise
                 why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
                 # A name without a directory may be the password itself.
@@ -548,7 +550,7 @@ class Opener:
             [(pid, begun, *_)] = _told(connection, sql.session(startup), cluster)
         except NOT_THERE as error:
             why = why_not_there(error)
-            self._report(Failed(node, why, answered=True, lacks="schema", read_only=read_only))
+            self._report(AttemptFailed(node, why, answered=True, missing="schema", read_only=read_only))
             raise
         if is_undeclared(connection, node, pid):
             self._report(PoolerFound(node))
@@ -559,7 +561,7 @@ class Opener:
                 f"a pooler there drops the startup options that make a session the tenant's ({names}): have it pass "
                 'on `options`, or set pooling = "shared"'
             )
-            self._report(Failed(node, reason, answered=True, read_only=read_only))
+            self._report(AttemptFailed(node, reason, answered=True, read_only=read_only))
             raise NotItsOwn(reason)
 
     def _run_configure(
@@ -572,7 +574,7 @@ class Opener:
         except Exception:
             logger.exception("the router's configure callable failed for a connection to %s", node)
             why = "the configure callable failed; its error is in the log"
-            self._report(Failed(node, why, answered=True, read_only=read_only))
+            self._report(AttemptFailed(node, why, answered=True, read_only=read_only))
             raise
 
 

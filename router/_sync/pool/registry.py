@@ -8,9 +8,9 @@ from time import monotonic
 from typing import TYPE_CHECKING
 from weakref import ref
 
-from router._runtime.calls import Isolated, uncancelled
+from router._runtime.calls import Isolated, shielded
 from router._runtime.flags import Flag, Guard
-from router._runtime.workers import settled
+from router._runtime.workers import wait_quietly
 from router._sync.pool.node_pool import NodePool
 from router._sync.pool.shared_pool import SharedPool
 from router.core.budget import to_close
@@ -196,7 +196,7 @@ class Pools:
                 if unused or pool.outdated:
                     self.retire(pool)
 
-    @uncancelled
+    @shielded
     def retire(self, pool: NodePool) -> None:
         """Close a pool; whoever has one of its connections keeps it for the length of the block.
 
@@ -213,7 +213,7 @@ class Pools:
         with Isolated("could not empty the pool to %s", pool.node):
             pool.drop("")
         with Isolated("could not close the pool to %s", pool.node):
-            settled(pool.close, 1.0)
+            wait_quietly(pool.close, 1.0)
         self._tell([PoolClosed(pool.cluster.name, pool.node, pool.read_only, pool.tenant)])
 
     def forget(self, pool: NodePool) -> None:
