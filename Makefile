@@ -7,7 +7,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench bench-failover bench-tenants lint types generate generated check lock clean
+.PHONY: help demo test bench bench-failover bench-tenants bench-strays lint types generate generated check lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,7 +18,7 @@ demo: $(READY)  ## writers and readers routed across PostgreSQL 16 and 18, live
 test: $(READY)  ## the tests; ARGS="-k name --postgres=docker" goes to pytest
 	@$(BIN)/python -m pytest $(ARGS)
 
-bench: $(READY)  ## the cost of a routed checkout, as ratios, and of a failover
+bench: $(READY)  ## the cost of a routed checkout, as ratios, of waiting and of a failover
 	@$(BIN)/python -m bench $(ARGS)
 
 bench-failover: $(READY)  ## how long writes wait, and which reads fail, when the primary dies: beside hasql's
@@ -26,6 +26,9 @@ bench-failover: $(READY)  ## how long writes wait, and which reads fail, when th
 
 bench-tenants: $(READY)  ## 10,000 tenants under a cap of 50, beside a plain pool and SQLAlchemy; and a flood of one
 	@$(BIN)/python -m bench tenants $(ARGS)
+
+bench-strays: $(READY)  ## 1,000,000 checkouts with references kept from earlier blocks and used; ARGS=10000 for fewer
+	@$(BIN)/python -m bench.strays $(ARGS)
 
 lint: $(READY)  ## ruff: rules and layout
 	@$(BIN)/ruff check

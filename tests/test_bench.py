@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from bench import failover, tenants
-from bench.__main__ import ROWS, main
+from bench.__main__ import APART, ROWS, main
 from bench.failover import Tally
 from bench.figures import Bar, Figure, ratio
 from bench.tenants import Held, Request
@@ -82,7 +82,7 @@ def test_an_unknown_row_is_named_with_those_there_are(capsys: pytest.CaptureFixt
     with pytest.raises(SystemExit) as ended:
         main(["chekout"])
     assert ended.value.code == 2
-    assert "no row chekout; there are round_trips, checkout, import, failover" in capsys.readouterr().err
+    assert "no row chekout; there are round_trips, checkout, contention, import" in capsys.readouterr().err
 
 
 def test_a_ratio_is_the_same_on_a_machine_that_changes_its_pace() -> None:
@@ -140,9 +140,9 @@ def test_what_takes_minutes_is_measured_only_when_named(
     for name in ROWS:
         monkeypatch.setitem(ROWS, name, lambda: FIGURES[:1])
     main(["--json"])
-    assert [figure["row"] for figure in json.loads(capsys.readouterr().out)] == [*ROWS][:-1]
-    main(["tenants", "--json"])
-    assert [figure["row"] for figure in json.loads(capsys.readouterr().out)] == ["tenants"]
+    assert [figure["row"] for figure in json.loads(capsys.readouterr().out)] == [*ROWS][: -len(APART)]
+    main([*APART, "--json"])
+    assert [figure["row"] for figure in json.loads(capsys.readouterr().out)] == [*APART]
 
 
 async def test_connections_are_counted_where_psycopg_opens_them(cluster: PostgresCluster) -> None:
