@@ -750,7 +750,7 @@ def test_a_route_reads_as_one_line_a_node() -> None:
         "Route to v2 (alias live) for reading",
         "  1. app@r2:5432/app  replica, up",
         "  2. app@p:5432/app  primary, up",
-        "  3. app@[::1]:5432/app  role unknown, not looked at yet",
+        "  3. app@[::1]:5432/app  role unknown, not probed yet",
         "  4. app@r1:5432/app  replica, down: Connection refused",
         '  5. app@r3:5432/app  replica, login refused: FATAL: role "app" does not exist',
     ]

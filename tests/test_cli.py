@@ -539,7 +539,7 @@ def test_explain_offline_connects_to_nobody(cli: Cli, versions: Callable[..., No
     versions(v1={"nodes": [REFUSED]})
     result = cli("explain", "--version", "v1", "--offline")
     assert result.code == 0
-    assert result.out == "Route to v1 for writing\n  1. app@127.0.0.1:1/app  role unknown, not looked at yet\n"
+    assert result.out == "Route to v1 for writing\n  1. app@127.0.0.1:1/app  role unknown, not probed yet\n"
 
 
 def test_explain_fails_when_no_node_can_serve(cli: Cli, versions: Callable[..., None]) -> None:

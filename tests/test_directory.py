@@ -13,7 +13,7 @@ import pytest
 from router import RouterError
 from router._async.directory import ASKING, AsyncDirectory
 from router.core import sql
-from router.core.directory import KNOWN_MAX, SPREAD, UNKNOWN_MAX, UNUSED_TTLS, Answers, in_words
+from router.core.directory import KNOWN_MAX, SPREAD, UNKNOWN_MAX, UNUSED_TTLS, Answers, describe_failure
 from router.core.errors import DirectoryUnavailable
 from router.core.names import quoted
 from router.core.policies import DirectoryPolicy
@@ -60,7 +60,7 @@ def test_what_is_due_is_told_once(answers: Answers) -> None:
 def test_what_nobody_uses_is_dropped_unless_that_cannot_be_told(answers: Answers) -> None:
     for tenant in ("used", "unused", "unconfirmed"):
         answers.keep(tenant, HERE, 0.0, 0.0)
-    answers.doubt("unconfirmed", 0.0)
+    answers.mark_unconfirmed("unconfirmed", 0.0)
     answers.keep("unused", HERE, TTL, 0.0)  # that it is kept up to date is no use
     answers.use("used", 1.0)
     answers.tick(UNUSED_TTLS * TTL + 0.5)
@@ -71,10 +71,10 @@ def test_what_nobody_uses_is_dropped_unless_that_cannot_be_told(answers: Answers
 
 def test_a_doubtful_answer_becomes_due_again_and_again(answers: Answers) -> None:
     answers.keep("acme", HERE, 0.0, 0.0)
-    assert answers.doubt("acme", TTL / 2)
+    assert answers.mark_unconfirmed("acme", TTL / 2)
     assert answers.tick(TTL) == []
     assert answers.tick(1.5 * TTL) == ["acme"]
-    assert answers.doubt("acme", 2 * TTL)
+    assert answers.mark_unconfirmed("acme", 2 * TTL)
     assert answers.tick(3 * TTL) == ["acme"]
     answers.recover()
     assert answers.tick(3 * TTL) == ["acme"]
@@ -114,14 +114,14 @@ def test_unknown_keys_are_remembered_for_a_while_and_not_without_end(answers: An
 def test_a_change_makes_an_answer_count_no_more(answers: Answers) -> None:
     answers.keep("acme", HERE, 0.0, 0.0)
     answers.keep("globex", None, 0.0, 0.0)
-    answers.change("acme")
-    answers.change("globex")
+    answers.mark_changed("acme")
+    answers.mark_changed("globex")
     assert answers.use("acme", 0.0) == (None, False)
     assert answers.has("acme")
     assert not answers.is_unknown("globex", 0.0)
     assert answers.stats(0.0).unconfirmed == 1
-    assert answers.doubt("acme", 0.0)
-    assert not answers.doubt("globex", 0.0)
+    assert answers.mark_unconfirmed("acme", 0.0)
+    assert not answers.mark_unconfirmed("globex", 0.0)
     assert answers.use("acme", TTL - 1.0) == (HERE, False)
     assert answers.unconfirmed == ["acme"]
     answers.recover()
@@ -134,18 +134,18 @@ def test_a_change_makes_an_answer_count_no_more(answers: Answers) -> None:
 def test_any_change_makes_every_answer_one_to_confirm(answers: Answers) -> None:
     answers.keep("acme", HERE, 0.0, 0.0)
     answers.keep("globex", None, 0.0, 0.0)
-    answers.change_any()
+    answers.mark_all_changed()
     assert answers.use("acme", 0.0) == (HERE, True)
     assert not answers.is_unknown("globex", 0.0)
 
 
 def test_errors_in_words() -> None:
-    assert in_words(RouterError("what the router says")) == "what the router says"
-    assert in_words(ValueError("password=secret")) == "ValueError"
-    assert in_words(psycopg.errors.UndefinedTable("password=secret")) == "UndefinedTable (42P01)"
+    assert describe_failure(RouterError("what the router says")) == "what the router says"
+    assert describe_failure(ValueError("password=secret")) == "ValueError"
+    assert describe_failure(psycopg.errors.UndefinedTable("password=secret")) == "UndefinedTable (42P01)"
     with pytest.raises(KeyError) as raised:
         {"public": 1}["secret"]
-    assert in_words(raised.value).startswith("KeyError in test_directory.py, line ")
+    assert describe_failure(raised.value).startswith("KeyError in test_directory.py, line ")
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ sleep = time.sleep
 
 
 async def ais_free(lock: asyncio.Lock, timeout: float) -> bool:
-    """Wait until nobody holds a lock.
+    """Wait until a lock is free.
 
     Args:
         lock: The lock.
@@ -102,7 +102,7 @@ async def ais_free(lock: asyncio.Lock, timeout: float) -> bool:
 
 
 def is_free(lock: threading.Lock, timeout: float) -> bool:
-    """Wait until nobody holds a lock.
+    """Wait until a lock is free.
 
     Args:
         lock: The lock.

@@ -63,7 +63,7 @@ class ALimited:
         async def work() -> None:
             try:
                 value = await function()
-            except Exception as error:  # noqa: BLE001  (it is raised to whoever waits)
+            except Exception as error:  # noqa: BLE001  (it is raised where the function is waited for)
                 if not outcome.done():
                     outcome.set_exception(error)
                 return
@@ -79,7 +79,7 @@ class ALimited:
             raise TimeoutError
         finally:
             if not outcome.cancel() and not outcome.cancelled():
-                outcome.exception()  # nobody waits for it any more: it counts as seen
+                outcome.exception()  # it is not waited for any more: asyncio must not log it
 
     async def _ends(self, future: asyncio.Future[Any]) -> bool:
         while True:
@@ -126,7 +126,7 @@ class Limited:
         def work() -> None:
             try:
                 value = function()
-            except Exception as error:  # noqa: BLE001  (it is raised to whoever waits)
+            except Exception as error:  # noqa: BLE001  (it is raised where the function is waited for)
                 with suppress(InvalidStateError):
                     outcome.set_exception(error)
                 return

@@ -10,7 +10,7 @@ from typing import Any
 
 from router._runtime.workers import spawn
 
-KNOWN = 0.25
+KNOWN_TIMEOUT = 0.25
 """Seconds that a host name has to be resolved, if its addresses are known from before: after that, those are used."""
 
 
@@ -45,7 +45,7 @@ class Names:
             future = asyncio.wrap_future(self._ask(host))
             future.add_done_callback(_see)
             try:
-                await asyncio.wait({future}, timeout=timeout if known is None else min(KNOWN, timeout))
+                await asyncio.wait({future}, timeout=timeout if known is None else min(KNOWN_TIMEOUT, timeout))
                 return _outcome(host, future, timeout)
             finally:
                 future.cancel()
@@ -71,7 +71,7 @@ class Names:
         known = self._known.get(host)
         try:
             future = self._ask(host)
-            wait({future}, timeout if known is None else min(KNOWN, timeout))
+            wait({future}, timeout if known is None else min(KNOWN_TIMEOUT, timeout))
             return _outcome(host, future, timeout)
         except (OSError, RuntimeError):
             if known is None:
@@ -93,7 +93,7 @@ class Names:
         try:
             answers = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
             found = list(dict.fromkeys(str(answer[4][0]) for answer in answers))
-        except Exception as error:  # noqa: BLE001  (whatever it is, nobody may wait for this thread for ever)
+        except Exception as error:  # noqa: BLE001  (whatever it is, no request may wait for this thread for ever)
             failure = OSError(f"the host name {host!r} cannot be resolved: {getattr(error, 'strerror', None) or error}")
         with self._guard:
             del self._asked[host]

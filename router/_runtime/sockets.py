@@ -22,12 +22,12 @@ _ASKS_FOR_TLS = (8).to_bytes(4, "big") + (80877103).to_bytes(4, "big")  # as Pos
 
 
 async def aping(addresses: Sequence[str], port: int, timeout: float) -> bool:
-    """See whether a PostgreSQL server, or a pooler, reacts at all, without a session: it is asked whether it takes TLS.
+    """Tell whether a PostgreSQL server, or a pooler, reacts at all, without a session: it is asked if it takes TLS.
 
     Args:
         addresses: Its addresses, or the directory of its socket.
         port: Its port.
-        timeout: The most to wait, in seconds; whoever waits for less takes it for silent before.
+        timeout: The most to wait, in seconds; a caller that waits for less takes it for silent before.
 
     Returns:
         Whether it does; true as well if this process can ask at none of them.
@@ -55,12 +55,12 @@ async def aping(addresses: Sequence[str], port: int, timeout: float) -> bool:
 
 
 def ping(addresses: Sequence[str], port: int, timeout: float) -> bool:
-    """See whether a PostgreSQL server, or a pooler, reacts at all, without a session: it is asked whether it takes TLS.
+    """Tell whether a PostgreSQL server, or a pooler, reacts at all, without a session: it is asked if it takes TLS.
 
     Args:
         addresses: Its addresses, or the directory of its socket.
         port: Its port.
-        timeout: The most to wait for each step, in seconds; whoever waits for less takes it for silent before.
+        timeout: The most to wait for each step, in seconds; a caller that waits for less takes it for silent before.
 
     Returns:
         Whether it does; true as well if this process can ask at none of them.
@@ -89,7 +89,7 @@ def ping(addresses: Sequence[str], port: int, timeout: float) -> bool:
 
 
 def cut(connection: AsyncConnection[Any] | Connection[Any]) -> None:
-    """Shut a connection's socket down, whoever is using it: their query fails with a lost connection.
+    """Shut a connection's socket down, although it may be in use: a query over it fails with a lost connection.
 
     Closing it here instead would free memory that libpq is using in another thread or a suspended task.
 

@@ -114,7 +114,7 @@ def spawn(function: Callable[P, None], name: str, *args: P.args, **kwargs: P.kwa
 
 @contextmanager
 def untraced() -> Generator[None]:
-    """Have OpenTelemetry, where the application uses it, record nothing of a block: each look would be a trace.
+    """Have OpenTelemetry, where the application uses it, record nothing of a block: each probe would be a trace.
 
     Yields:
         Nothing.
@@ -160,7 +160,7 @@ async def ajoin(task: AWorker, timeout: float) -> None:
 
 
 async def await_quietly(function: Callable[P, Coroutine[Any, Any, None]], *args: P.args, **kwargs: P.kwargs) -> None:
-    """Call a function that waits for tasks of its own; if somebody has cancelled those, it ends early and says nothing.
+    """Call a function that waits for tasks of its own; if those were cancelled, it ends early, and that is no error.
 
     Args:
         function: What to call.

@@ -25,7 +25,7 @@ from router._sync.pool.opener import is_undeclared
 from router._sync.pool.scripts import cursor_of, send
 from router._sync.pool.session_state import session_of
 from router.core import sql
-from router.core.directory import Answers, in_words
+from router.core.directory import Answers, describe_failure
 from router.core.errors import DirectoryUnavailable, RouterClosed, RouterError, UnknownTenant
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ class Directory:
             with self._guard:
                 if question.unknown:
                     raise UnknownTenant(tenant, known=self._answers.tenants)
-                if reason and not self._closed and not self._answers.doubt(tenant, monotonic()):
+                if reason and not self._closed and not self._answers.mark_unconfirmed(tenant, monotonic()):
                     raise DirectoryUnavailable(tenant, reason)
             # It is known now, unless a change has been heard of again.
         return home
@@ -202,10 +202,10 @@ class Directory:
         """
         with self._guard:
             if tenant is None:
-                self._answers.change_any()
+                self._answers.mark_all_changed()
                 overtaken = list(self._questions.values())
             else:
-                self._answers.change(tenant)
+                self._answers.mark_changed(tenant)
                 overtaken = [self._questions[tenant]] if tenant in self._questions else []
             for question in overtaken:
                 question.overtaken = True
@@ -330,7 +330,7 @@ class Directory:
                 self._answers.drop(question.tenant)
             else:
                 question.reason = "asking for it was cancelled"
-                self._answers.doubt(question.tenant, monotonic())
+                self._answers.mark_unconfirmed(question.tenant, monotonic())
         question.answered.set()
 
     def _ask_source(self, tenant: str) -> tuple[Home | None, str, bool]:
@@ -347,11 +347,11 @@ class Directory:
         try:
             return self._read(tenant, said), "", True
         except Exception as error:  # noqa: BLE001  (one tenant's fault must not end the asking for others)
-            return None, f"what the directory says is wrong: {in_words(error)}", True
+            return None, f"what the directory says is wrong: {describe_failure(error)}", True
 
     def _fails(self, error: Exception) -> str:
         """Take note that the source fails; why."""
-        reason = f"the directory fails: {in_words(error)}"
+        reason = f"the directory fails: {describe_failure(error)}"
         if not isinstance(error, RouterClosed):
             with self._guard:
                 first = self._failing is None
@@ -378,7 +378,7 @@ class Directory:
                 return False
             del self._questions[tenant]
             if not answered:
-                self._answers.doubt(tenant, monotonic())
+                self._answers.mark_unconfirmed(tenant, monotonic())
             elif reason:  # where it lived is not where it lives
                 moved = self._answers.drop(tenant)
             else:

@@ -1,4 +1,4 @@
-"""Which events an observation makes: told from what was known before and what is known after."""
+"""Which events an observation causes: what was known before is compared with what is known after."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def changes(before: Health, after: Health, clusters: Iterable[Cluster], *, now: 
 
 
 def _of_cluster(health: Health, cluster: Cluster) -> Iterator[OtherSystem | Fenced | LeftBehind]:
-    """What is wrong between the nodes of a cluster, as far as each has been looked at since it became so."""
+    """Find what is wrong between the nodes of a cluster, as far as each was probed since the primary became one."""
     if undecided(health, cluster):
         return
     out, others = fenced(health, cluster), foreign(health, cluster)
@@ -69,7 +69,7 @@ def _of_cluster(health: Health, cluster: Cluster) -> Iterator[OtherSystem | Fenc
     for node in cluster.nodes:
         state = health.get(node.server, UNKNOWN)
         if not state.up or (state.led_timeline < leader.led_timeline and state.position_at < since):
-            continue  # in a failover, the old primary is seen down a moment after the new one is seen
+            continue  # in a failover, the new primary may be probed a moment before the old one is found down
         if node in others:
             yield OtherSystem(cluster.name, node, others[node])
         elif node in out:
@@ -122,8 +122,8 @@ class LastPrimary(NamedTuple):
     """The primary that a version had last.
 
     Attributes:
-        node: It.
-        lost_at: Since when there has been none, on the caller's clock; ``None`` while it is in office.
+        node: The primary.
+        lost_at: Since when there has been none, on the caller's clock; ``None`` while this one can be written to.
     """
 
     node: Node
@@ -131,22 +131,22 @@ class LastPrimary(NamedTuple):
 
 
 def track_primary(
-    version: str, leader: LastPrimary | None, node: Node | None, *, now: float
+    version: str, last: LastPrimary | None, node: Node | None, *, now: float
 ) -> tuple[LastPrimary | None, FailedOver | None]:
-    """Follow who is the primary of a version.
+    """Follow which node is the primary of a version.
 
     Args:
         version: The version's key.
-        leader: Who was.
-        node: Who can be written to now; ``None`` for nobody.
+        last: The primary that it had last; ``None`` before the first one.
+        node: The node that can be written to now; ``None`` for none.
         now: The caller's clock, in seconds.
 
     Returns:
-        Who is, and the failover if this is one.
+        The primary that it has, or had last, and the failover if this is one.
     """
     if node is None:
-        return leader and (leader if leader.lost_at is not None else LastPrimary(leader.node, now)), None
-    if leader is None or leader.node == node:
+        return last and (last if last.lost_at is not None else LastPrimary(last.node, now)), None
+    if last is None or last.node == node:
         return LastPrimary(node), None
-    lost_at = now if leader.lost_at is None else leader.lost_at
-    return LastPrimary(node), FailedOver(version, leader.node, node, now - lost_at)
+    lost_at = now if last.lost_at is None else last.lost_at
+    return LastPrimary(node), FailedOver(version, last.node, node, now - lost_at)

@@ -120,7 +120,7 @@ def choose(
 
 
 def _pending(cluster: Cluster, health: Health, found: Sequence[tuple[Node, Standing]], request: Request) -> bool:
-    """Whether waiting makes sense: not where nothing is missing but a login that the server refuses."""
+    """Tell whether waiting makes sense: it does not where only a login is missing that the server refuses."""
     tiers = {standing.tier for _, standing in found}
     if Tier.UNPROBED in tiers or Tier.REFUSES_WRITES in tiers:
         return True

@@ -67,7 +67,7 @@ def without_page_header(position: int) -> int:
 
     On a page that is not the first of its segment, offset 40 may also be the end of a record continued from the page
     before. The page's start will do there as well: replay positions are where records end, this record began before
-    the page did, so whoever has replayed up to the page's start or beyond has replayed it.
+    the page did, so a standby that has replayed up to the page's start or beyond has replayed it.
 
     This holds for the default ``wal_block_size`` of 8192 bytes.
 
@@ -82,7 +82,7 @@ def without_page_header(position: int) -> int:
 
 
 UNSURE = 2**64 - 1
-"""A position that nobody ever replays: of writes of which it is not known how far they went, or if at all."""
+"""A position that is never replayed: it stands for writes of which it is not known how far they went, or if at all."""
 
 
 class Position(NamedTuple):
@@ -102,7 +102,7 @@ class Position(NamedTuple):
         return f"{lsn_text(self.lsn)} on timeline {self.timeline}"
 
     def reached(self, timeline: int, lsn: int) -> bool:
-        """Tell whether a replica of this system has replayed this position; on another timeline nobody knows.
+        """Tell whether a replica of this system has replayed this position; on another timeline that is not known.
 
         Args:
             timeline: The timeline that the replica is on.

@@ -1,4 +1,4 @@
-"""What a directory of tenants has said, and how far each answer may still be believed: pure."""
+"""What a directory of tenants has answered, and for how long each answer counts: pure."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class DirectoryStats:
 
     Attributes:
         known: Tenants whose home is known.
-        unknown: Keys remembered as those of nobody.
+        unknown: Keys remembered as those of no tenant.
         unconfirmed: How many of the known could not be confirmed when that was last tried, or not yet since a change
             was heard of.
         failing_for: Seconds since the directory began to fail; ``None`` while it works.
@@ -58,10 +58,10 @@ class _Answer:
         used: When it was last used.
         changed: Whether it must be asked for again before it is used, because a change was heard of.
         unconfirmed: Whether that failed.
-        told: Whether it has been told that it is due.
+        reported: Whether :meth:`Answers.tick` has reported that it is due.
     """
 
-    __slots__ = ("changed", "due", "home", "told", "unconfirmed", "used")
+    __slots__ = ("changed", "due", "home", "reported", "unconfirmed", "used")
 
     def __init__(self, home: Home, due: float, used: float) -> None:
         self.home = home
@@ -69,11 +69,11 @@ class _Answer:
         self.used = used
         self.changed = False
         self.unconfirmed = False
-        self.told = False
+        self.reported = False
 
 
 class Answers:
-    """All that is known of tenants. Whoever has several threads lets one in at a time."""
+    """All that is known of tenants. It is not safe for threads: its owner calls it under a lock."""
 
     __slots__ = ("_known", "_numbers", "_order", "_policy", "_unknown")
 
@@ -87,7 +87,7 @@ class Answers:
         self._known: dict[str, _Answer] = {}
         self._unknown: OrderedDict[str, float] = OrderedDict()  # until when; the oldest first
         self._numbers = count()
-        # When each answer is to be looked at next, the soonest first; what has been replaced since is passed over.
+        # When each answer is to be checked next, the soonest first; an answer that was replaced since is skipped.
         self._order: list[tuple[float, int, str, _Answer]] = []
 
     def use(self, tenant: str, now: float) -> tuple[Home | None, bool]:
@@ -119,7 +119,7 @@ class Answers:
         return now < self._unknown.get(tenant, -inf)
 
     def has(self, tenant: str) -> bool:
-        """Tell whether a home is known to fall back on, be it out of date.
+        """Tell whether a home is known to fall back on, even one that is out of date.
 
         Args:
             tenant: The key.
@@ -139,7 +139,7 @@ class Answers:
         """Those whose homes could not be confirmed."""
         return [tenant for tenant, answer in self._known.items() if answer.unconfirmed]
 
-    def change(self, tenant: str) -> None:
+    def mark_changed(self, tenant: str) -> None:
         """Note that a tenant has changed: it is asked for before it is used again.
 
         Args:
@@ -149,7 +149,7 @@ class Answers:
         if (answer := self._known.get(tenant)) is not None:
             answer.changed = True
 
-    def change_any(self) -> None:
+    def mark_all_changed(self) -> None:
         """Note that any tenant may have changed: each is asked for when it is next used, which need not wait for it."""
         self._unknown.clear()
         self.recover(everyone=True)
@@ -162,18 +162,18 @@ class Answers:
         """
         for answer in self._known.values():
             if everyone or answer.unconfirmed:
-                answer.due, answer.told = -inf, False
+                answer.due, answer.reported = -inf, False
         self._order = [(answer.due, next(self._numbers), tenant, answer) for tenant, answer in self._known.items()]
         heapify(self._order)
 
-    def keep(self, tenant: str, home: Home | None, now: float, chance: float) -> bool:
+    def keep(self, tenant: str, home: Home | None, now: float, jitter: float) -> bool:
         """Note what the directory says.
 
         Args:
             tenant: The key.
             home: Where it lives; ``None`` if there is no such tenant.
             now: The time.
-            chance: A random number, from 0 to 1.
+            jitter: A random number, from 0 to 1.
 
         Returns:
             Whether something else was known before.
@@ -185,9 +185,9 @@ class Answers:
             self._forget_unknown(now, leave=UNKNOWN_MAX - 1)
             self._unknown[tenant] = now + self._policy.unknown_ttl
             return before is not None
-        due = now + self._policy.ttl * (1.0 - SPREAD * chance)
+        due = now + self._policy.ttl * (1.0 - SPREAD * jitter)
         answer = self._known[tenant] = _Answer(home, due, now if before is None else before.used)
-        self._look_at(tenant, answer, due)
+        self._schedule(tenant, answer, due)
         return before is not None and before.home != home
 
     def drop(self, tenant: str) -> bool:
@@ -201,7 +201,7 @@ class Answers:
         """
         return self._known.pop(tenant, None) is not None
 
-    def doubt(self, tenant: str, now: float) -> bool:
+    def mark_unconfirmed(self, tenant: str, now: float) -> bool:
         """Note that a tenant's home could not be confirmed: what is known of it goes on counting.
 
         Args:
@@ -215,11 +215,11 @@ class Answers:
         if answer is None:
             return False
         answer.changed, answer.unconfirmed = False, True
-        answer.due, answer.told = now + self._policy.ttl, False
+        answer.due, answer.reported = now + self._policy.ttl, False
         return True
 
     def tick(self, now: float) -> list[str]:
-        """Drop what nobody uses, and find what is to be asked for again.
+        """Drop what is not used any more, and find what is to be asked for again.
 
         Args:
             now: The time.
@@ -233,20 +233,20 @@ class Answers:
             _, _, tenant, answer = heappop(self._order)
             if self._known.get(tenant) is not answer:
                 continue
-            # One that could not be confirmed may be in use all the time: nobody is sent here to ask for it again.
+            # One that could not be confirmed may be in use all the time: such use does not reach this object.
             if answer.used < now - kept and not answer.unconfirmed:
                 del self._known[tenant]
                 continue
-            if now >= answer.due and not answer.told:
-                answer.told = True
+            if now >= answer.due and not answer.reported:
+                answer.reported = True
                 due.append(tenant)
             last = now + self._policy.ttl if answer.unconfirmed else answer.used + kept
-            again.append((tenant, answer, last if answer.told else answer.due))
+            again.append((tenant, answer, last if answer.reported else answer.due))
         for tenant, answer, when in again:
-            self._look_at(tenant, answer, when)
+            self._schedule(tenant, answer, when)
         return due + self._evict()
 
-    def _look_at(self, tenant: str, answer: _Answer, when: float) -> None:
+    def _schedule(self, tenant: str, answer: _Answer, when: float) -> None:
         heappush(self._order, (when, next(self._numbers), tenant, answer))
 
     def _evict(self) -> list[str]:
@@ -282,7 +282,7 @@ class Answers:
             del self._unknown[oldest]
 
 
-def in_words(error: Exception) -> str:
+def describe_failure(error: Exception) -> str:
     """Say how asking a directory failed, with nothing of what others write, which may hold a connection string.
 
     Args:

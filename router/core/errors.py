@@ -13,7 +13,7 @@
         NoPrimary                               no node can be written to
         NoReplica                               no node may be read from
         PoolExhausted                           nodes are fine, the pool or the budget is full
-          TooManyWaiting                        refused at the door: too many wait already
+          TooManyWaiting                        refused at once: too many wait already
         TransactionOutcomeUnknown               the connection died when something that commits was under way
       TokenRefused (ValueError)                 a token that is damaged, or of another cluster or key
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """Find the name that somebody may have meant.
+    """Find the known name that is most like the one that was written.
 
     Args:
         name: What was written.
@@ -56,11 +56,11 @@ _CONNECTION_STRING = re.compile(
 )
 
 SEARCHED = 1000
-"""How much of a text is searched for a connection string, in characters: anybody may send a key of any length."""
+"""How much of a text is searched for a connection string, in characters: a key may be of any length."""
 
 
 def like_connection_string(text: str) -> bool:
-    """Tell whether a text in some other place looks like a connection string, or a part of one, password and all.
+    """Tell whether a text looks like a connection string, or a part of one, with its password.
 
     Args:
         text: A key, say.
@@ -132,7 +132,7 @@ class UnknownVersion(RouterError, LookupError):
 SHOWN = 60
 """How much of an unknown key an error shows, in characters."""
 
-LOOKED_THROUGH = 200
+COMPARED = 200
 """How many known tenants an unknown one is compared with, at most."""
 
 
@@ -159,7 +159,7 @@ class UnknownTenant(RouterError, LookupError):
             message += f": {reason}"
         elif isinstance(tenant, str):
             alike = (key for key in known if key[:1] == tenant[:1] and abs(len(key) - len(tenant)) <= 2)  # noqa: PLR2004
-            if near := nearest(tenant[:SHOWN], islice(alike, LOOKED_THROUGH)):
+            if near := nearest(tenant[:SHOWN], islice(alike, COMPARED)):
                 message += f"; did you mean {near!r}?"
         super().__init__(message)
 
@@ -228,7 +228,7 @@ class PoolExhausted(Unavailable):
 
 
 class TooManyWaiting(PoolExhausted):
-    """Refused at the door: ``pool.max_waiting`` requests wait for a connection already."""
+    """Refused at once: ``pool.max_waiting`` requests wait for a connection already."""
 
 
 class TransactionOutcomeUnknown(Unavailable):

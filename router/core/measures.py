@@ -54,13 +54,13 @@ class NodeStats:
     Attributes:
         node: The node.
         role: Its role as observed, else as configured; ``None`` when neither is known.
-        state: ``up``, ``down``, or ``unknown`` while nobody has tried it.
+        state: ``up``, ``down``, or ``unknown`` before the first probe.
         reason: Why it is down, or not believed.
         server_version: As libpq counts: 160004 is 16.4; 0 while unknown.
         timeline: The WAL timeline it is on; 0 while unknown.
         lag: Of a replica, how many seconds it is behind the primary; ``None`` while that is not known.
         lag_bytes: The same in bytes of WAL.
-        latency: Seconds that the last look at it took.
+        latency: Seconds that the last probe of it took.
         failures: How often it went down without staying up for ``health.ban_max`` in between.
         read: Its pool for reading, once opened.
         write: Its pool for writing, once opened.

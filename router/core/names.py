@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 NAME_BYTES = 63
-"""How many bytes of a name PostgreSQL looks at; it cuts the rest off, and two tenants might become one."""
+"""How many bytes of a name PostgreSQL reads; it cuts the rest off, and two tenants might become one."""
 
 _PLACEHOLDER = re.compile(r"\{(tenant|version)\}")
 # What means something of its own where a schema stands in search_path, and where a role stands.
@@ -97,7 +97,7 @@ def _value(param: str, template: str, keys: Mapping[str, str]) -> str:
     if param in ("dbname", "user"):
         return _name("database" if param == "dbname" else param, template, keys)
     for key in _PLACEHOLDER.findall(template):
-        # Versions are named by the settings alone; a tenant's key may be anybody's, and a dot leads to another host.
+        # Versions are named by the settings alone; a tenant's key may come from outside, and a dot leads elsewhere.
         in_host = key == "tenant" and param in ("host", "hostaddr")
         if not (_LABEL if in_host else _PLAIN).fullmatch(keys[key]):
             takes = "ASCII letters, digits, _ and -" if in_host else "letters, digits, _, . and -"

@@ -87,7 +87,7 @@ def selected(wanted: str, listed: Iterable[str]) -> list[str]:
         Their keys, each once, in the order of the parts, and of the list.
 
     Raises:
-        UnknownTenant: A pattern matches nobody.
+        UnknownTenant: A pattern matches no tenant.
     """
     listed = list(listed)
     found: dict[str, None] = {}

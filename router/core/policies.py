@@ -28,7 +28,7 @@ class PoolPolicy:
         max_waiting: Requests that may wait for a connection before further ones are refused; 0 for no limit.
         max_idle: Connections over ``min_size`` unused for this many seconds are closed.
         max_lifetime: A connection older than this many seconds is replaced when it is next returned.
-        max_unused: A pool from which nobody has borrowed for this many seconds is closed.
+        max_unused: A pool from which nothing has been borrowed for this many seconds is closed.
     """
 
     min_size: int = 0
@@ -72,9 +72,9 @@ class HealthPolicy:
     """How servers are watched; durations in seconds.
 
     Attributes:
-        interval: How many seconds pass between two looks at a server, give or take a tenth; 0.1 while a version
+        interval: How many seconds pass between two probes of a server, give or take a tenth; 0.1 while a version
             has no primary.
-        timeout: How many seconds a server has to answer a look, connecting included, before it counts as down.
+        timeout: How many seconds a server has to answer a probe, connecting included, before it counts as down.
         cut_after: A query that runs on a server which has not answered for this many seconds is cut.
         ban: How many seconds a server that failed is used only if there is no other, although it is back; it doubles
             with each failure, until the server has been up for `ban_max`. A login that is refused is tried again so.

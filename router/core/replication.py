@@ -42,14 +42,14 @@ def foreign(health: Health, cluster: Cluster) -> Mapping[Node, str]:
         For each such node, the reason.
     """
     known = {node: system for node in cluster.nodes if (system := health.get(node.server, UNKNOWN).system)}
-    appointed = configured_primary(cluster)
-    if appointed is not None and appointed in known:
-        system, whose = known[appointed], f"{appointed.server} ({known[appointed]}), the configured primary"
+    configured = configured_primary(cluster)
+    if configured is not None and configured in known:
+        system, whose = known[configured], f"{configured.server} ({known[configured]}), the configured primary"
     elif (most := _majority(known.values(), len(known))) is not None:
         system, whose = most, f"most of the version's nodes ({most})"
     else:
         listing = ", ".join(f"{node.server} ({system})" for node, system in known.items())
-        advice = "wait for the configured primary" if appointed else "name one as `primary` in the settings"
+        advice = "wait for the configured primary" if configured else "name one as `primary` in the settings"
         reason = f"is of one of several systems, and none has a majority of the nodes seen: {listing}; {advice}"
         return dict.fromkeys(known, reason)
     return {
@@ -60,13 +60,13 @@ def foreign(health: Health, cluster: Cluster) -> Mapping[Node, str]:
 
 
 def _majority(systems: Iterable[int], of: int) -> int | None:
-    """The system that more than half of so many nodes are of."""
+    """Find the system that more than half of so many nodes are of."""
     [(system, votes)] = Counter(systems).most_common(1) or [(0, 0)]
     return system if 2 * votes > of else None
 
 
 def undecided(health: Health, cluster: Cluster) -> bool:
-    """Tell whether a node that nobody has looked at yet may show which system the cluster is of.
+    """Tell whether a node that has not been probed yet may show which system the cluster is of.
 
     Args:
         health: What is known.
@@ -75,8 +75,8 @@ def undecided(health: Health, cluster: Cluster) -> bool:
     Returns:
         Whether it may.
     """
-    if (appointed := configured_primary(cluster)) is not None:
-        return not _was_tried(health, appointed)
+    if (configured := configured_primary(cluster)) is not None:
+        return not _was_tried(health, configured)
     untried = [node for node in cluster.nodes if not _was_tried(health, node)]
     known = [system for node in cluster.nodes if (system := health.get(node.server, UNKNOWN).system)]
     return bool(untried) and _majority(known, len(known) + len(untried)) is None
@@ -95,7 +95,7 @@ def configured_primary(cluster: Cluster) -> Node | None:
 
 
 def _was_tried(health: Health, node: Node) -> bool:
-    """Whether anybody has looked at a node's server, be it in vain."""
+    """Tell whether a node's server has been probed, whatever came of it."""
     known = health.get(node.server, UNKNOWN)
     refused = (key for key in health if isinstance(key, (Node, NodeUse)))
     return known.up is not None or known.role is not None or any(key.server == node.server for key in refused)
@@ -105,7 +105,7 @@ def fenced(health: Health, cluster: Cluster) -> Mapping[Node, str]:
     """Find the nodes that must not be used whatever they say: foreign ones, and primaries that are not the cluster's.
 
     Timelines tell: each promotion begins a higher one. They compare within one system only; where they do not tell,
-    the configured primary counts, or else the primary seen first.
+    the configured primary counts, or else the one that has been a primary for longer.
 
     Args:
         health: What is known.
@@ -116,48 +116,50 @@ def fenced(health: Health, cluster: Cluster) -> Mapping[Node, str]:
     """
     reasons = dict(foreign(health, cluster))
     states = [(node, health.get(node.server, UNKNOWN)) for node in cluster.nodes if node not in reasons]
-    appointed = configured_primary(cluster)
-    heirs = []
+    configured = configured_primary(cluster)
+    candidates = []
     for node, state in states:
         if state.role is not Role.PRIMARY:
             continue
-        later = next((rival for rival in states if rival[1].timeline > state.timeline > 0), None)
+        later = next((other for other in states if other[1].timeline > state.timeline > 0), None)
         if later is not None:
             reasons[node] = (
                 f"fenced: it is a primary on timeline {state.timeline}, "
                 f"and {later[0].server} is on the later {later[1].timeline}"
             )
-        elif (
-            appointed is not None and node is not appointed and (why := _not_promoted(health, appointed, node, states))
-        ):
+        elif why := _not_promoted(health, configured, node, states):
             reasons[node] = f"fenced: it is a primary, is configured as a replica, and {why}"
         elif state.up:
-            heirs.append((node is not appointed, state.primary_since, node))
-    if len(heirs) > 1:
-        *_, first = min(heirs, key=lambda heir: heir[:2])
-        for *_, node in heirs:
+            candidates.append((node is not configured, state.primary_since, node))
+    if len(candidates) > 1:
+        *_, first = min(candidates, key=lambda candidate: candidate[:2])
+        for *_, node in candidates:
             if node is not first:
                 reasons[node] = f"fenced: it is a primary, and so is {first.server}, which was seen first"
     return reasons
 
 
-def _not_promoted(health: Health, appointed: Node, node: Node, states: Sequence[tuple[Node, State]]) -> str | None:
-    """Say why a primary that is configured as a replica has not taken over from another one, if it has not."""
-    own, known = health[node.server], health.get(appointed.server, UNKNOWN)
-    if not _was_tried(health, appointed):
-        return f"nobody has looked at {appointed.server} yet, the configured primary"
+def _not_promoted(
+    health: Health, configured: Node | None, node: Node, states: Sequence[tuple[Node, State]]
+) -> str | None:
+    """Say why a primary that is configured as a replica cannot have taken over; ``None`` if it may have."""
+    if configured is None or node is configured:
+        return None
+    own, known = health[node.server], health.get(configured.server, UNKNOWN)
+    if not _was_tried(health, configured):
+        return f"{configured.server}, the configured primary, has not been probed yet"
     swapped = known.role is Role.REPLICA and not known.led_timeline  # the settings have the roles the wrong way round
     if own.timeline <= 1 and not swapped:
         return "was never promoted: it is on timeline 1" if own.timeline else "its timeline is not known"
-    for other, rival in states:
-        first = other is appointed or rival.led_since < own.led_since
-        if other is not node and first and 0 < own.timeline <= rival.led_timeline:
-            return f"was not promoted: {other.server} was a primary on timeline {rival.led_timeline} before"
+    for other, state in states:
+        was_first = other is configured or state.led_since < own.led_since
+        if other is not node and was_first and 0 < own.timeline <= state.led_timeline:
+            return f"was not promoted: {other.server} was a primary on timeline {state.led_timeline} before"
     return None
 
 
 def primary_of(health: Health, cluster: Cluster, out: Mapping[Node, str] | None = None) -> Node | None:
-    """Find the node that is the cluster's primary as far as is known, be it up or down.
+    """Find the node that is the cluster's primary as far as is known, whether it is up or down.
 
     Args:
         health: What is known.
@@ -192,9 +194,8 @@ def left_behind(health: Health, node: Node, primary: Node | None) -> bool:
 def lag_of(health: Health, node: Node, primary: Node | None, *, now: float) -> Lag | None:
     """Tell how far a replica is behind, as last seen.
 
-    What the primary's clock and the replica's say of the last commit grows while nobody writes. So the replica's
-    position is compared with those that the primary had at each look: it is as old as the last of them that it has
-    reached.
+    The age of the last commit, by the servers' clocks, grows while nothing is written. So the replica's position is
+    compared with those that the primary had at each probe: it is as old as the last of them that it has reached.
 
     Args:
         health: What is known.

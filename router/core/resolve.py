@@ -218,7 +218,7 @@ def same_homes(topology: Topology, *, by_template: bool) -> dict[str, str]:
             if template is None or (pattern := made.get(version)) is None:
                 continue
             for key in {match["key"] for name in names_of(there) if (match := pattern.fullmatch(name))}:
-                with suppress(UnknownTenant):  # the key is nobody's
+                with suppress(UnknownTenant):  # there is no such tenant
                     reached = key not in tenancy.homes and resolve(topology, version, key)
                     if reached and _place(base, rendered(template, key, version or ""), key) == place:
                         found.setdefault(tenant, key)

@@ -32,7 +32,7 @@ PROCESS = "extract(epoch FROM pg_postmaster_start_time())::text"
 _RECEIVED_TIMELINE = "(SELECT received_tli FROM pg_stat_wal_receiver)"
 
 
-def _look(replicas_timeline: str, system: str) -> str:
+def _probe(replicas_timeline: str, system: str) -> str:
     return f"""
 SELECT
     pg_is_in_recovery(), {_POSITION},
@@ -44,11 +44,11 @@ SELECT
 """
 
 
-# What a look asks: role, position, timeline, system identifier, seconds since the last replayed commit, whether writes
+# What a probe asks: role, position, timeline, system identifier, seconds since the last replayed commit, whether writes
 # are refused, and the number of the process that answers. A replica tells its timeline to members of pg_read_all_stats
-# only; its control file, which anybody may ask, tells it later. Whoever has received WAL of a timeline, and replayed
-# past the point where it began, has replayed along it.
-LOOK = _look(
+# only; its control file, which every login may read, tells it later. A standby that has received WAL of a timeline, and
+# replayed past the point where it began, has replayed along it.
+PROBE = _probe(
     f"""greatest(
         {_RECEIVED_TIMELINE},
         (SELECT min_recovery_end_timeline FROM pg_control_recovery()),
@@ -57,7 +57,7 @@ LOOK = _look(
     "(SELECT system_identifier FROM pg_control_system())",
 )
 # The same where the functions that read the control file are not for everybody.
-LOOK_WITHOUT_CONTROL = _look(_RECEIVED_TIMELINE, "NULL")
+PROBE_WITHOUT_CONTROL = _probe(_RECEIVED_TIMELINE, "NULL")
 
 # Where the WAL ends, with its timeline. After COMMIT: before it, the position is that of the COMMIT record's start.
 WRITTEN = f"SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint, {_PRIMARYS_TIMELINE}"
@@ -137,7 +137,7 @@ NO_USAGE = "no USAGE on schema "
 def settings(pairs: Iterable[tuple[str, str]], *, local: bool) -> list[str]:
     """Write what sets PostgreSQL's settings, and fails where a part of a search path would be passed over.
 
-    Functions are qualified: whoever had the session before may have had names found elsewhere.
+    Functions are qualified: an earlier borrower of the session may have had names found elsewhere.
 
     Args:
         pairs: Names and values; the names in a search path are quoted.
@@ -206,7 +206,7 @@ GROUP BY 1, 2, 3
 
 # What tells later, after a crash, whether the transaction it is asked in was committed: its number, and the timeline.
 TRANSACTION = f"SELECT pg_current_xact_id()::text, {_PRIMARYS_TIMELINE}"
-# In what state it is now; null when it is so old that nobody knows any more. Fails with 22023 if there was none yet.
+# In what state it is now; null when it is too old for the server to know. Fails with 22023 if there was none yet.
 TRANSACTION_STATE = f"SELECT pg_xact_status(%s::text::xid8), {_PRIMARYS_TIMELINE}"
 
 TENANTS_CHANNEL = "router_tenant"

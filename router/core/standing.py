@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Tier(IntEnum):
-    """How good a node is for a request, best first; nobody borrows from those after ``BANNED`` before that changes."""
+    """How good a node is for a request, best first; those after ``BANNED`` serve none before that changes."""
 
     BEST = 0
     FALLBACK = 1
@@ -58,7 +58,7 @@ class Standing:
         tier: How good it is; ``None`` when it must not serve.
         ask: Whether it must be asked first if it has replayed what the request must see.
         note: Why, in words; two standings that differ only in this are equal.
-        undeclared_pooler: Whether a pooler answers there of which the settings say nothing.
+        undeclared_pooler: Whether a pooler answers there that the settings do not declare.
     """
 
     tier: Tier | None
@@ -68,7 +68,7 @@ class Standing:
 
 
 def standings(cluster: Cluster, health: Health, request: Request, *, now: float) -> Mapping[Node, Standing]:
-    """Say of each node of a cluster what it is worth to a request.
+    """Work out what each node of a cluster is worth to a request.
 
     Args:
         cluster: The cluster.
@@ -80,18 +80,18 @@ def standings(cluster: Cluster, health: Health, request: Request, *, now: float)
         The standings, in the order of the nodes; equal as long as nothing changed that matters.
     """
     out, policy = fenced(health, cluster), cluster.read
-    limited = request.read_only and _limits(policy, request.max_lag) != (None, None)
+    limited = limits_lag(cluster, request)
     primary = primary_of(health, cluster, out) if request.read_only else None
     found = {}
     for node in cluster.nodes:
         state, role = node_state(health, node, read_only=request.read_only), role_of(health, node)
         is_down = health.get(node.server, UNKNOWN).up is False
-        seen = None if state.up is None else role  # until somebody has looked, the role is what the settings say
+        seen = None if state.up is None else role  # before the first probe, the role is only what the settings say
         if reason := out.get(node) or role_mismatch(cluster, seen, read_only=request.read_only):
             standing = Standing(None, note=reason)
         elif state.up is None:
             why = f": {state.reason}" if state.reason else ""
-            standing = Standing(Tier.UNPROBED, note=f"{role or 'role unknown'}, not looked at yet{why}")
+            standing = Standing(Tier.UNPROBED, note=f"{role or 'role unknown'}, not probed yet{why}")
         elif not request.read_only and state.refuses_writes and not is_down:
             standing = Standing(Tier.REFUSES_WRITES, note=f"{role}, up, refuses writes: {REFUSES_WRITES}")
         elif not state.up:
@@ -131,7 +131,7 @@ def for_session(standing: Standing) -> Standing:
 
 
 def role_mismatch(cluster: Cluster, role: Role | None, *, read_only: bool) -> str | None:
-    """Say why a node must not serve a use, whatever else is known of it.
+    """Say why the role of a node keeps it from serving a use.
 
     Args:
         cluster: The node's cluster.
@@ -152,15 +152,13 @@ def role_mismatch(cluster: Cluster, role: Role | None, *, read_only: bool) -> st
 def _to_read(
     policy: ReadPolicy, state: State, lag: Lag | None, request: Request, *, behind: bool, banned: bool
 ) -> Standing:
+    """Work out what a node that is up is worth to a read."""
     after, is_primary = request.after, state.role is Role.PRIMARY
-    if after is not None and (reason := _cannot_tell(state, after)) is not None:
+    if after is not None and (reason := _not_comparable(state, after)) is not None:
         return Standing(None, note=reason)
     note = f"{state.role}, up"
-    ask = (
-        after is not None
-        and not is_primary
-        and (state.several_servers or not after.reached(state.timeline, state.position))
-    )
+    reached = after is None or (not state.several_servers and after.reached(state.timeline, state.position))
+    ask = not is_primary and not reached
     if is_primary:
         tier = Tier.FALLBACK
     elif state.several_servers and _limits(policy, request.max_lag) != (None, None):
@@ -178,13 +176,13 @@ def _to_read(
     return Standing(tier, ask, f"{note}, to be asked whether it has replayed what is to be seen" if ask else note)
 
 
-def _cannot_tell(state: State, after: Position) -> str | None:
-    """Why a node must not serve what is to be seen, however far it is."""
+def _not_comparable(state: State, after: Position) -> str | None:
+    """Say why a node must not serve what is to be seen, however far it has replayed."""
     is_primary = state.role is Role.PRIMARY
     if not same_system(after.system, state.system):
         return "is of another system than what is to be seen"
     # A primary has what was written on earlier timelines, as far as it survived. A replica on a later one may have
-    # left the token's before or after that position: nobody can tell.
+    # left the token's timeline before that position or after it: that cannot be told.
     if state.timeline < after.timeline if is_primary else state.timeline > after.timeline:
         return f"is on timeline {state.timeline}, what is to be seen on {after.timeline}"
     if not is_primary and after.lsn == UNSURE:
@@ -195,7 +193,7 @@ def _cannot_tell(state: State, after: Position) -> str | None:
 
 
 def fresh(policy: ReadPolicy, lag: Lag | None, max_lag: float | None = None) -> bool:
-    """Say whether a replica is as fresh as it has to be; unknown is not fresh.
+    """Tell whether a replica is as fresh as it has to be; unknown is not fresh.
 
     Args:
         policy: The cluster's limits.
@@ -213,20 +211,20 @@ def fresh(policy: ReadPolicy, lag: Lag | None, max_lag: float | None = None) -> 
 
 
 def limits_lag(cluster: Cluster, request: Request) -> bool:
-    """Tell whether a request may be served only by what is not too far behind.
+    """Tell whether a limit on lag applies to a request.
 
     Args:
         cluster: Where it goes.
         request: What it asks for.
 
     Returns:
-        Whether it may.
+        Whether one does.
     """
     return request.read_only and _limits(cluster.read, request.max_lag) != (None, None)
 
 
 def _limits(policy: ReadPolicy, max_lag: float | None) -> tuple[float | None, int | None]:
-    """The most seconds and the most bytes that a replica may be behind."""
+    """Find the most seconds and the most bytes that a replica may be behind."""
     return policy.max_lag if max_lag is None else max_lag, policy.max_lag_bytes
 
 

@@ -55,13 +55,13 @@ class Server:
 
 
 class Secrets:
-    """libpq parameters that nobody may see: never shown, and no copy, pickle or ``asdict()`` has them.
+    """libpq parameters that must not be seen: never shown, and no copy, pickle or ``asdict()`` has them.
 
     Attributes:
         values: The parameters, such as ``password``, in alphabetical order.
     """
 
-    __slots__ = ("values",)  # no dataclass: those are taken apart by whoever writes events or stats to a log
+    __slots__ = ("values",)  # no dataclass: observers take those apart to write events or stats to a log
 
     def __init__(self, values: tuple[tuple[str, str], ...] = ()) -> None:
         self.values = values
@@ -203,7 +203,7 @@ class Target(NamedTuple):
 
 
 TENANT_PATTERN = "[a-z0-9][a-z0-9_-]{0,47}"
-"""What a tenant's key looks like, unless the settings say otherwise; no two of these are alike to the eye."""
+"""What a tenant's key looks like, unless the settings say otherwise; no two such keys look alike."""
 
 
 class Tenancy(NamedTuple):

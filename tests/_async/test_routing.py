@@ -157,7 +157,7 @@ async def test_a_single_version_is_the_default(cluster: PostgresCluster) -> None
 async def test_roles_are_discovered(cluster: PostgresCluster) -> None:
     nodes = [server.dsn() for server in reversed(cluster.servers)]
     async with AsyncRouter(settings(nodes=nodes)) as router:
-        assert "role unknown, not looked at yet" in repr(router.explain())
+        assert "role unknown, not probed yet" in repr(router.explain())
         async with router.connection() as connection:
             assert port(connection) == cluster.primary.port
 

@@ -55,7 +55,9 @@ async def test_a_server_of_another_system_among_the_replicas_takes_neither_write
         options = settings(primary=through(proxy, cluster.primary), replicas=[stranger.dsn()], health=FAST)
         async with AsyncRouter(options, observers=[told.append]) as router:
             proxy.deaf()  # for long enough that a request may as well give up
-            with pytest.raises(NoPrimary, match=f"nobody has looked at {proxy.host}:{proxy.port} yet"):
+            with pytest.raises(
+                NoPrimary, match=f"{proxy.host}:{proxy.port}, the configured primary, has not been probed yet"
+            ):
                 await release(router, timeout=0.3)
             proxy.forward()
             assert await release(router) == await release(router, read_only=True) == 18

@@ -158,7 +158,7 @@ def test_a_single_version_is_the_default(cluster: PostgresCluster) -> None:
 def test_roles_are_discovered(cluster: PostgresCluster) -> None:
     nodes = [server.dsn() for server in reversed(cluster.servers)]
     with Router(settings(nodes=nodes)) as router:
-        assert "role unknown, not looked at yet" in repr(router.explain())
+        assert "role unknown, not probed yet" in repr(router.explain())
         with router.connection() as connection:
             assert port(connection) == cluster.primary.port
 

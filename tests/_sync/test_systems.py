@@ -56,7 +56,9 @@ def test_a_server_of_another_system_among_the_replicas_takes_neither_writes_nor_
         options = settings(primary=through(proxy, cluster.primary), replicas=[stranger.dsn()], health=FAST)
         with Router(options, observers=[told.append]) as router:
             proxy.deaf()  # for long enough that a request may as well give up
-            with pytest.raises(NoPrimary, match=f"nobody has looked at {proxy.host}:{proxy.port} yet"):
+            with pytest.raises(
+                NoPrimary, match=f"{proxy.host}:{proxy.port}, the configured primary, has not been probed yet"
+            ):
                 release(router, timeout=0.3)
             proxy.forward()
             assert release(router) == release(router, read_only=True) == 18

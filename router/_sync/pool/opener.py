@@ -253,13 +253,13 @@ class Opener:
             psycopg.Error: It does not say.
         """
         begun = monotonic()
-        query = sql.LOOK_WITHOUT_CONTROL if node.server in self._without_control else sql.LOOK
+        query = sql.PROBE_WITHOUT_CONTROL if node.server in self._without_control else sql.PROBE
         try:
             [(standby, position, timeline, system, replay_age, refuses, pid, process)] = send(
                 connection, query.encode()
             )
         except psycopg.errors.InsufficientPrivilege:
-            if query is sql.LOOK_WITHOUT_CONTROL:
+            if query is sql.PROBE_WITHOUT_CONTROL:
                 raise
             self._without_control.add(node.server)
             return self.look(connection, node, new=new)
