@@ -15,13 +15,14 @@ import router
 # counts as one, its insides free.
 CORE = [
     "core.policies", "core.topology", "core.errors", "core.consistency", "core.names", "core.resolve",
+    "core.faults", "core.duplicates", "core.validate",
     "core.observations", "core.health", "core.replication", "core.standing", "core.balance", "core.choose",
     "core.budget", "core.events", "core.server_events", "core.changes", "core.directory", "core.measures",
     "core.result", "core.outcomes", "core.statement", "core.sql",
 ]  # fmt: skip
 SETTINGS = [
     "settings.words", "settings.dsn", "settings.sources", "settings.files", "settings.table", "settings.servers",
-    "settings.tenants", "settings.models", "settings",
+    "settings.tenants", "settings.tokens", "settings.models", "settings",
 ]  # fmt: skip
 RUNTIME = [
     "_runtime.flags", "_runtime.calls", "_runtime.workers", "_runtime.limited", "_runtime.names", "_runtime.sockets",

@@ -28,13 +28,13 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from pydantic import ValidationError
 
 from router.core.errors import ConfigError
+from router.core.faults import quoted
 from router.core.policies import DirectoryPolicy, HealthPolicy, PoolPolicy, ReadPolicy, TenantPolicy
 from router.core.topology import Cluster, Home, Node, Role, Secrets, Server, Tenancy, Topology
 from router.settings import RouterSettings, TenantSettings, dsn
 from router.settings.dsn import Dsn
 from router.settings.servers import SERVERS
 from router.settings.sources import RESERVED
-from router.settings.words import quoted
 from tools import generate
 
 if TYPE_CHECKING:

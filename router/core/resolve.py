@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from router.core.errors import UnknownTenant, UnknownVersion
-from router.core.names import InvalidName, names_of, option, quoted, rendered, texts_of
+from router.core.names import InvalidName, option, quoted, rendered, texts_of
 from router.core.topology import Cluster, Home, Node, Scope, Target
 
 if TYPE_CHECKING:
@@ -191,59 +190,6 @@ def versions_of(topology: Topology, home: Home) -> list[str | None]:
     return [version for version in topology.versions if lives_in(topology, version, home)] or [None]
 
 
-def same_homes(topology: Topology, *, by_template: bool) -> dict[str, str]:
-    """Find listed tenants that live where another key leads, too.
-
-    Args:
-        topology: What is configured.
-        by_template: Whether the template alone says where those live that are not listed.
-
-    Returns:
-        For each of them the other key: one listed before it, or one that the template has live there.
-    """
-    tenancy = topology.tenancy
-    if tenancy is None:
-        return {}
-    template = tenancy.template if by_template else None
-    made = {} if template is None else {one: _made_by(template, one or "") for one in versions_of(topology, template)}
-    found: dict[str, str] = {}
-    first: dict[object, str] = {}  # by place, whichever version it is in: two may be in one database
-    for tenant, home in tenancy.homes.items():
-        for version in versions_of(topology, home):
-            base = topology.versions.get(version or "")
-            there = rendered(home, tenant, version or "")
-            place = _place(base, there, tenant)
-            if (other := first.setdefault(place, tenant)) != tenant:
-                found.setdefault(tenant, other)
-            if template is None or (pattern := made.get(version)) is None:
-                continue
-            for key in {match["key"] for name in names_of(there) if (match := pattern.fullmatch(name))}:
-                with suppress(UnknownTenant):  # there is no such tenant
-                    reached = key not in tenancy.homes and resolve(topology, version, key)
-                    if reached and _place(base, rendered(template, key, version or ""), key) == place:
-                        found.setdefault(tenant, key)
-    return found
-
-
-def _place(base: Cluster | None, there: Home, tenant: str) -> tuple[object, ...]:
-    """What keeps a tenant apart from others: two of whom it is the same are one."""
-    cluster = there.cluster or base
-    nodes = frozenset(
-        (node.server, there.database or _login(node)[0], there.user or _login(node)[1])
-        for node in (cluster.nodes if cluster else ())
-    )
-    return nodes, there.schema, there.role, there.row and (there.row, tenant)
-
-
-def _made_by(template: Home, version: str) -> re.Pattern[str] | None:
-    """What one of the names in a home looks like that the template makes of a key."""
-    written = next((name for name in names_of(template) if "{tenant}" in name), None)
-    if written is None:
-        return None
-    pattern = re.escape(written.replace("{version}", version))
-    return re.compile(pattern.replace(r"\{tenant\}", "(?P<key>.+)", 1).replace(r"\{tenant\}", "(?P=key)"))
-
-
 def _keep_off(topology: Topology, written: Home, home: Home) -> None:
     """Keep keys off what a version itself connects to or as: its database, or its login, which sees all tenants."""
     if home is written:
@@ -257,15 +203,22 @@ def _keep_off(topology: Topology, written: Home, home: Home) -> None:
         if name != getattr(written, kind) and name in names:
             raise InvalidName(f"{name!r} is a version's own {kind}")
     if home.cluster is not None and written.cluster is not None:
-        own = {(node.server, name) for node in nodes for name in _login(node)}
+        own = {(node.server, name) for node in nodes for name in login(node)}
         for before, node in zip(written.cluster.nodes, home.cluster.nodes, strict=True):
-            for kind, was, name in zip(("database", "user"), _login(before), _login(node), strict=True):
+            for kind, was, name in zip(("database", "user"), login(before), login(node), strict=True):
                 if (node.server, name) in own and (before.server, was) != (node.server, name):
                     raise InvalidName(f"{name!r} is a version's own {kind}")
 
 
-def _login(node: Node) -> tuple[str, str]:
-    """The database and the user that a node connects to and as."""
+def login(node: Node) -> tuple[str, str]:
+    """Say what a node connects to and as.
+
+    Args:
+        node: The node.
+
+    Returns:
+        The database and the user.
+    """
     params = dict(node.params)
     user = params.get("user", "")
     return params.get("dbname") or user, user

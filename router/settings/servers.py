@@ -6,16 +6,17 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, SecretStr, WithJsonSchema, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, SecretStr, WithJsonSchema
 
 from router.core.errors import like_connection_string
+from router.core.faults import Fault
 from router.core.policies import PoolPolicy, ReadPolicy
 from router.core.topology import Cluster, Node, Pooler, Role, Secrets
 from router.settings.dsn import Dsn
 from router.settings.table import Pool, Read, Table, about
-from router.settings.words import MISPLACED, Fault
+from router.settings.words import MISPLACED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -72,7 +73,7 @@ class NodeSettings(Table):
     @classmethod
     def _faults(cls, data: Mapping[str, Any]) -> Iterator[Fault]:
         if data.get("password") is not None and data.get("password_file") is not None:
-            yield ("password_file",), "stands beside password: only one of them can be it"
+            yield Fault(("password_file",), "stands beside password: only one of them can be it")
 
     def nodes(self, role: Role | None) -> Iterator[Node]:
         """One node for each host that the connection string names.
@@ -127,6 +128,18 @@ PLACES = ("schema", "database", "user", "role", "row", *SERVERS)
 _Listed = BeforeValidator(_listed, json_schema_input_type=NodeSettings | list[NodeSettings])
 
 
+def as_servers(data: Any) -> Any:
+    """Spell out a plain string where servers may stand.
+
+    Args:
+        data: What is written there.
+
+    Returns:
+        A connection string as the table that it is short for; whatever else was given, as it is.
+    """
+    return {"nodes": data} if isinstance(data, str) else data
+
+
 class Servers(Table):
     """What has servers: `primary` and `replicas`, or `nodes`; a plain string is short for `nodes`."""
 
@@ -144,22 +157,14 @@ class Servers(Table):
 
     @classmethod
     def _prepared(cls, data: Any) -> Any:
-        return {"nodes": data} if isinstance(data, str) else data
+        return as_servers(data)
 
     @classmethod
     def _faults(cls, data: Mapping[str, Any]) -> Iterator[Fault]:
         primary, replicas, nodes = (data.get(key) for key in ("primary", "replicas", "nodes"))
         if nodes and (primary or replicas):
-            yield ("nodes",), "stands beside primary or replicas: use those if the roles are fixed, else nodes alone"
-
-    @model_validator(mode="after")
-    def _distinct(self) -> Self:
-        seen = set()
-        for node in self._nodes():
-            if node.server in seen:
-                raise ValueError(f"lists {node.server} twice")
-            seen.add(node.server)
-        return self
+            text = "stands beside primary or replicas: use those if the roles are fixed, else nodes alone"
+            yield Fault(("nodes",), text)
 
     def _nodes(self) -> Iterator[Node]:
         if self.primary is not None:
@@ -174,12 +179,6 @@ class VersionSettings(Servers):
 
     pool: Pool = Field(default=PoolPolicy(), description="Keys of `[pool]` that differ for this version.")
     read: Read = Field(default=ReadPolicy(), description="Keys of `[read]` that differ for this version.")
-
-    @classmethod
-    def _faults(cls, data: Mapping[str, Any]) -> Iterator[Fault]:
-        yield from super()._faults(data)
-        if not (data.get("primary") or data.get("nodes")) and data.keys() <= cls._keys():  # a misspelt key explains it
-            yield (), "needs `primary`, or `nodes` if the roles are to be discovered"
 
     def cluster(self, name: str) -> Cluster:
         """What the version is made of.

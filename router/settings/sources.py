@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from router.core.errors import nearest
-from router.settings.words import Fault, KeyPath, dotted, quoted
+from router.core.faults import dotted, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from router.core.faults import Fault, KeyPath
 
 PREFIX = "ROUTER_"
 DELIMITER = "__"

@@ -15,21 +15,36 @@ from pydantic import (
     Field,
     GetPydanticSchema,
     ValidationError,
-    ValidationInfo,
     create_model,
-    field_validator,
     model_validator,
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError, core_schema
 
+from router.core.errors import like_connection_string
+from router.core.faults import Fault
 from router.core.policies import DirectoryPolicy, HealthPolicy, PoolPolicy, ReadPolicy
-from router.settings.words import Fault, in_words
+from router.core.validate import health_faults, pool_faults
+from router.settings.words import MISPLACED, in_words
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
     from pydantic import GetJsonSchemaHandler, ModelWrapValidatorHandler
     from pydantic.json_schema import JsonSchemaValue
+
+    from router.core.faults import KeyPath
+
+
+def as_table(data: Any) -> Any:
+    """Take a policy, which may be given as a value, for the table of its keys.
+
+    Args:
+        data: What is given.
+
+    Returns:
+        The table; whatever else was given, as it is.
+    """
+    return asdict(data) if is_dataclass(data) and not isinstance(data, type) else data
 
 
 class Table(BaseModel):
@@ -49,7 +64,7 @@ class Table(BaseModel):
     @classmethod
     def _prepared(cls, data: Any) -> Any:
         """``data`` as the table it stands for."""
-        return asdict(data) if is_dataclass(data) and not isinstance(data, type) else data
+        return as_table(data)
 
     @classmethod
     def _faults(cls, data: Mapping[str, Any]) -> Iterator[Fault]:  # noqa: ARG003 (for subclasses)
@@ -59,15 +74,20 @@ class Table(BaseModel):
     @model_validator(mode="wrap")
     @classmethod
     def _explain(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        data = cls._prepared(data)
-        faults = list(cls._faults(data)) if isinstance(data, Mapping) else []
-        try:
-            made = handler(data)
-        except ValidationError as error:
-            faults = [(details["loc"], cls._in_words(details)) for details in error.errors(include_url=False)] + faults
-        if faults:
+        made, faults = cls._read(cls._prepared(data), handler)
+        if made is None or faults:
             raise validation_error(cls.__name__, faults)
         return made
+
+    @classmethod
+    def _read(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> tuple[Self | None, list[Fault]]:
+        """Make the table, or find all that is wrong with it."""
+        faults = list(cls._faults(data)) if isinstance(data, Mapping) else []
+        try:
+            return handler(data), faults
+        except ValidationError as error:
+            found = [Fault(details["loc"], cls._in_words(details)) for details in error.errors(include_url=False)]
+        return None, found + faults
 
     @classmethod
     def _keys(cls) -> frozenset[str]:
@@ -112,6 +132,59 @@ def validation_error(title: str, faults: Iterable[Fault]) -> ValidationError:
     )
 
 
+def without(data: Any, paths: Iterable[KeyPath]) -> Any:
+    """Leave out what could not be read.
+
+    Args:
+        data: Tables and lists.
+        paths: Where the faults are, with any number of keys below what is there.
+
+    Returns:
+        The same without what stands at those places, or else nearest above.
+    """
+    below: dict[str | int, list[KeyPath]] = {}
+    for path in paths:
+        if not path:
+            return {}
+        below.setdefault(path[0], []).append(path[1:])
+    if isinstance(data, Mapping):
+        return {
+            key: without(value, below[key]) if key in below else value
+            for key, value in data.items()
+            if key not in below or _leads_on(value, below[key])
+        }
+    return [
+        without(value, below[index]) if index in below else value
+        for index, value in enumerate(data)
+        if index not in below or _leads_on(value, below[index])
+    ]
+
+
+def _leads_on(value: Any, paths: Iterable[KeyPath]) -> bool:
+    """Whether each path leads to something in ``value``."""
+    keys = range(len(value)) if isinstance(value, (list, tuple)) else value if isinstance(value, Mapping) else ()
+    return all(path and path[0] in keys for path in paths)
+
+
+def apart(faults: Iterable[Fault], known: Collection[Fault]) -> list[Fault]:
+    """Leave out the faults that may only follow from others.
+
+    Args:
+        faults: What was found once the others were left out.
+        known: The others.
+
+    Returns:
+        The faults that are neither above nor below one of those.
+    """
+    paths = {fault.path for fault in known}
+    above = {path[:length] for path in paths for length in range(len(path))}
+    return [
+        fault
+        for fault in faults
+        if fault.path not in above and not any(fault.path[:length] in paths for length in range(len(fault.path) + 1))
+    ]
+
+
 @cache
 def about(described: type) -> Mapping[str, str]:
     """What the ``Attributes:`` of a docstring say of each field; nothing where Python strips docstrings (-OO)."""
@@ -120,8 +193,19 @@ def about(described: type) -> Mapping[str, str]:
     return {name: re.sub(r"\s+", " ", text).replace("``", "`") for name, text in found}
 
 
-def table_of(policy: Any, *, ascending: tuple[str, str] | None = None, **limits: dict[str, Any]) -> GetPydanticSchema:
-    """Reads a table into one of topology's policies, which alone says its fields, types, defaults and meanings."""
+def table_of(
+    policy: Any, check: Callable[[Any], Iterable[Fault]] = lambda _: (), **limits: dict[str, Any]
+) -> GetPydanticSchema:
+    """Read a table into one of the topology's policies, which alone says its fields, types, defaults and meanings.
+
+    Args:
+        policy: The class of the policy.
+        check: Finds what is wrong between the policy's values.
+        **limits: Arguments of pydantic's ``Field`` for each key that has limits.
+
+    Returns:
+        What makes a field of that class such a table.
+    """
     types = get_type_hints(policy)
     keys: dict[str, Any] = {
         field.name: (
@@ -130,30 +214,26 @@ def table_of(policy: Any, *, ascending: tuple[str, str] | None = None, **limits:
         )
         for field in fields(policy)
     }
-    order = {"ascending": _ascending(*ascending)} if ascending else {}
-    model = create_model(
-        policy.__name__,
-        __base__=Table,
-        __doc__=(policy.__doc__ or "").partition("\n")[0],
-        __validators__=order,
-        **keys,
-    )
+    model = create_model(policy.__name__, __base__=Table, __doc__=(policy.__doc__ or "").partition("\n")[0], **keys)
+
+    def made(table: Table) -> Any:
+        value = policy(**dict(table))
+        if faults := list(check(value)):
+            raise validation_error(policy.__name__, faults)
+        return value
+
     return GetPydanticSchema(
         lambda _, handler: core_schema.no_info_after_validator_function(
-            lambda table: policy(**dict(table)),
+            made,
             handler.generate_schema(model),
             serialization=core_schema.plain_serializer_function_ser_schema(asdict),
         )
     )
 
 
-def _ascending(low: str, high: str) -> Any:
-    def check(value: float, info: ValidationInfo) -> float:
-        if (least := info.data.get(low, value)) > value:
-            raise ValueError(f"must be at least {low}, which is {least}; it is {value}")
-        return value
-
-    return field_validator(high)(check)
+def _no_connection_string(policy: DirectoryPolicy) -> Iterator[Fault]:
+    if like_connection_string(policy.table):
+        yield Fault(("table",), f"is no table but {MISPLACED}")
 
 
 _SECONDS = {"gt": 0}
@@ -161,7 +241,7 @@ Pool = Annotated[
     PoolPolicy,
     table_of(
         PoolPolicy,
-        ascending=("min_size", "max_size"),
+        pool_faults,
         min_size={"ge": 0},
         max_size={"ge": 1},
         timeout=_SECONDS,
@@ -180,7 +260,7 @@ Health = Annotated[
     HealthPolicy,
     table_of(
         HealthPolicy,
-        ascending=("ban", "ban_max"),
+        health_faults,
         interval=_SECONDS,
         timeout=_SECONDS,
         cut_after=_SECONDS,
@@ -190,5 +270,5 @@ Health = Annotated[
 ]
 Directory = Annotated[
     DirectoryPolicy,
-    table_of(DirectoryPolicy, table={"min_length": 1}, ttl=_SECONDS, unknown_ttl={"ge": 0}),
+    table_of(DirectoryPolicy, _no_connection_string, table={"min_length": 1}, ttl=_SECONDS, unknown_ttl={"ge": 0}),
 ]

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import lru_cache
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 
 from router.core.errors import like_connection_string
 from router.core.names import texts_of
 from router.core.policies import Hygiene, Pooling, PoolPolicy, ReadPolicy, TenantPolicy
 from router.core.topology import TENANT_PATTERN, Cluster, Home, Tenancy
-from router.settings.servers import SERVERS, Key, NodeSettings, Servers
+from router.settings.servers import SERVERS, Key, NodeSettings, Servers, as_servers
 from router.settings.table import Table, about
-from router.settings.words import MISPLACED, Fault
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+from router.settings.words import MISPLACED
 
 
 class TenancySettings(Table):
@@ -42,16 +40,6 @@ class TenancySettings(Table):
             raise ValueError(f"is no regular expression but {MISPLACED}")
         return pattern
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        for problem in at_odds(self.policy()):
-            raise ValueError(problem)
-        return self
-
-    def policy(self) -> TenantPolicy:
-        """The same as one of topology's policies."""
-        return _policy(self.pooling, self.hygiene, self.max_connections, self.min_size)
-
 
 @lru_cache
 def _policy(pooling: Pooling, hygiene: Hygiene, max_connections: int | None, min_size: int) -> TenantPolicy:
@@ -59,22 +47,20 @@ def _policy(pooling: Pooling, hygiene: Hygiene, max_connections: int | None, min
     return TenantPolicy(pooling, hygiene, max_connections, min_size)
 
 
-def at_odds(policy: TenantPolicy) -> Iterator[str]:
-    """Find what cannot be met together.
+def policy_of(tenancy: TenancySettings | None) -> TenantPolicy:
+    """Say how tenants are kept apart of whom nothing else is said.
 
     Args:
-        policy: How a tenant is kept apart.
+        tenancy: What holds for all; ``None`` where nothing is written of it.
 
-    Yields:
-        What is wrong.
+    Returns:
+        The policy.
     """
-    if policy.min_size and policy.pooling == "shared":
-        yield 'min_size keeps connections open for one tenant alone, which needs pooling = "dedicated"'
-    if policy.max_connections is not None and policy.min_size > policy.max_connections:
-        yield f"min_size is {policy.min_size}, more than max_connections, which is {policy.max_connections}"
+    if tenancy is None:
+        return _policy(*TenantPolicy())
+    return _policy(tenancy.pooling, tenancy.hygiene, tenancy.max_connections, tenancy.min_size)
 
 
-GENERAL = TenancySettings()
 _PLACEHOLDERS = {"{tenant}", "{version}"}
 
 
@@ -138,16 +124,6 @@ class TenantSettings(Servers):
     max_connections: int | None = Field(default=None, ge=1, description="As `tenancy.max_connections`.")
     min_size: int | None = Field(default=None, ge=0, description="As `tenancy.min_size`.")
 
-    @classmethod
-    def _faults(cls, data: Mapping[str, Any]) -> Iterator[Fault]:
-        yield from super()._faults(data)
-        if data.get("replicas") and not (data.get("primary") or data.get("nodes")):
-            yield ("replicas",), "stands without primary: add that, or list them as nodes if the roles are unknown"
-        if any(map(data.get, SERVERS)):
-            for key in ("database", "user"):
-                if data.get(key) is not None:
-                    yield (key,), "stands beside servers of its own: write it in their connection strings instead"
-
     @field_validator(*SERVERS)
     @classmethod
     def _placeholders(cls, servers: Any) -> Any:
@@ -162,19 +138,12 @@ class TenantSettings(Servers):
                     )
         return servers
 
-    def _written(self) -> dict[str, Any]:
-        """The keys that are set, as they are written, with their values."""
-        found = {name: getattr(self, name) for name in self.model_fields_set}
-        return {
-            (type(self).model_fields[name].alias or name): value for name, value in found.items() if value is not None
-        }
-
-    def home(self, cluster: str, tenancy: TenancySettings, pool: PoolPolicy, read: ReadPolicy) -> Home:
+    def home(self, cluster: str, general: TenantPolicy, pool: PoolPolicy, read: ReadPolicy) -> Home:
         """Where the tenant lives.
 
         Args:
             cluster: What to call servers of its own.
-            tenancy: What holds for all tenants.
+            general: How tenants are kept apart of whom nothing else is said.
             pool: How pools on servers of its own behave.
             read: How reads are spread there.
 
@@ -183,10 +152,10 @@ class TenantSettings(Servers):
         """
         nodes = tuple(self._nodes())
         policy = _policy(
-            self.pooling or tenancy.pooling,
-            self.hygiene or tenancy.hygiene,
-            tenancy.max_connections if self.max_connections is None else self.max_connections,
-            tenancy.min_size if self.min_size is None else self.min_size,
+            self.pooling or general.pooling,
+            self.hygiene or general.hygiene,
+            general.max_connections if self.max_connections is None else self.max_connections,
+            general.min_size if self.min_size is None else self.min_size,
         )
         return Home(
             self.version,
@@ -200,5 +169,42 @@ class TenantSettings(Servers):
         )
 
 
-TENANT_KEYS = TenantSettings._keys()  # noqa: SLF001 (of this module)
+_WRITTEN = {name: field.alias or name for name, field in TenantSettings.model_fields.items()}
+
+TENANT_KEYS = frozenset(_WRITTEN.values())
 """What may be said of a tenant: the keys of ``[tenants.NAME]``, and of what a directory answers."""
+
+
+def as_written(tenant: Any) -> Any:
+    """Say what is written of a tenant.
+
+    Args:
+        tenant: Its settings, a mapping of their keys, or a connection string.
+
+    Returns:
+        The keys that are set, with their values; whatever else was given, as it is.
+    """
+    if isinstance(tenant, TenantSettings):
+        return {
+            _WRITTEN[name]: value for name in tenant.model_fields_set if (value := getattr(tenant, name)) is not None
+        }
+    return as_servers(tenant)
+
+
+def over_template(answer: Any, template: TenantSettings | None) -> Any:
+    """Complete what a directory answered by what holds for all its tenants.
+
+    Args:
+        answer: The keys of a tenant, as written.
+        template: Says what the answer leaves open.
+
+    Returns:
+        The keys of both; whatever else was given, as it is.
+    """
+    if not isinstance(answer, Mapping):
+        return answer
+    said = {key: value for key, value in answer.items() if value is not None}
+    general = {} if template is None else as_written(template)
+    if any(map(said.get, SERVERS)):
+        general = {key: value for key, value in general.items() if key not in (*SERVERS, "database", "user")}
+    return {**general, **said}

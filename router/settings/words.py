@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import re
 from typing import TYPE_CHECKING, Any
 
 from router.core.errors import nearest
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection
 
-KeyPath = tuple[str | int, ...]
-Fault = tuple[KeyPath, str]  # where it is, and what is wrong there
-
+NO_VERSION = (
+    "there is none: `router init` writes a router.toml to start from (ROUTER_CONFIG or --config names another file); "
+    "or set ROUTER_VERSIONS__NAME__PRIMARY, or DATABASE_URL"
+)
 MISPLACED = "a connection string, which goes into `primary` or `nodes`"
 
 
@@ -50,47 +49,3 @@ def in_words(details: Any, keys: Collection[str], as_string: str | None) -> str:
             # Of all input only a number out of range is shown: that is no secret, anything else may be.
             text += f", not {details['input']}" if kind.startswith(("greater_than", "less_than")) else ""
     return text
-
-
-def unknown(name: str, known: Iterable[str]) -> str:
-    """Say that a name is that of no version, and which it may have been meant to be.
-
-    Args:
-        name: What was written.
-        known: The keys of all versions and aliases.
-
-    Returns:
-        The fault's text.
-    """
-    near = nearest(name, known)
-    hint = f"did you mean {quoted(near)}?" if near else f"known: {', '.join(map(quoted, known))}"
-    return f"names no version or alias; {hint}"
-
-
-def dotted(path: KeyPath) -> str:
-    """Write a key's path as TOML does, with an index in brackets.
-
-    Args:
-        path: The keys, from the top level down.
-
-    Returns:
-        Such as ``versions."2026-11".replicas[0]``.
-    """
-    text = ""
-    for key in path:
-        text += f"[{key}]" if isinstance(key, int) else f".{quoted(key)}"
-    return text.removeprefix(".") or "the top level"
-
-
-def quoted(key: str) -> str:
-    """Write a key as TOML does, unless it looks like a connection string in the wrong place.
-
-    Args:
-        key: The key.
-
-    Returns:
-        The key, in quotes where it needs them.
-    """
-    if re.search(r"://|[@=]", key):
-        return '"…"'
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key, ensure_ascii=False)
