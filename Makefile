@@ -2,12 +2,15 @@
 PYTHON ?= $(or $(firstword $(foreach name,python3 python3.14 python3.13 python3.12 python3.11,\
 	$(shell $(name) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(name)))),python3)
 ARGS ?=
+# More processes than cores, for many tests wait; one that has run out of tests takes some of another's.
+PARALLEL ?= -n 4 --dist=worksteal --max-worker-restart=0
 
 BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench bench-failover bench-tenants bench-strays lint types generate generated check lock clean
+.PHONY: help demo test test-slow bench bench-failover bench-tenants bench-strays lint types generate generated check lock \
+	clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -15,8 +18,11 @@ help:  ## this list
 demo: $(READY)  ## writers and readers routed across PostgreSQL 16 and 18, live
 	@$(BIN)/router demo $(ARGS)
 
-test: $(READY)  ## the tests; ARGS="-k name --postgres=docker" goes to pytest
-	@$(BIN)/python -m pytest $(ARGS)
+test: $(READY)  ## the tests, but those marked slow; ARGS="-k name --postgres=docker" goes to pytest
+	@$(BIN)/python -m pytest $(PARALLEL) -m "not slow" $(ARGS)
+
+test-slow: $(READY)  ## the tests marked slow, and those by hypothesis with all their examples
+	@$(BIN)/python -m pytest $(PARALLEL) -m "slow or hypothesis" --hypothesis-profile=thorough $(ARGS)
 
 bench: $(READY)  ## the cost of a routed checkout, as ratios, of waiting and of a failover
 	@$(BIN)/python -m bench $(ARGS)

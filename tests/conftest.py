@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A machine as busy as CI's now and then stops for longer than hypothesis' deadline.
-hypothesis.settings.register_profile("busy", deadline=None)
-hypothesis.settings.load_profile("busy")
+hypothesis.settings.register_profile("thorough", deadline=None)
+hypothesis.settings.register_profile("quick", deadline=None, max_examples=20)
+hypothesis.settings.load_profile("quick")  # --hypothesis-profile names another
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -10,6 +10,7 @@ from itertools import count
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, LiteralString, TypeVar
 
+import hypothesis
 import psycopg
 
 from router import RouterSettings
@@ -31,6 +32,11 @@ def settings(**arguments: Any) -> RouterSettings:
     version = {key: arguments.pop(key) for key in ("primary", "replicas", "nodes") if key in arguments}
     versions = {"v1": version} if version else arguments.pop("versions")
     return RouterSettings(**{"default_version": next(iter(versions)), "versions": versions, **arguments})
+
+
+def examples(thorough: int) -> int:
+    """How many examples a property gets that has so many in a thorough run, which has 100 where nothing is said."""
+    return max(1, thorough * hypothesis.settings().max_examples // 100)
 
 
 def new_name() -> LiteralString:

@@ -17,6 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from router.core.budget import KEPT, Claim, Idle, Limits, full, grant, next_in_line, share, to_close, yields_to
 from router.core.topology import Server
+from tests.support import examples
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -89,7 +90,7 @@ class Moment(NamedTuple):
 
 caps = st.fixed_dictionaries({holder: st.none() | st.integers(1, 3) for holder in HOLDERS})
 bounds = st.builds(Limits, st.integers(1, 8), st.none() | st.integers(1, 4))
-many = settings(max_examples=500)  # it takes some luck that two limits are reached and both matter
+many = settings(max_examples=examples(500))  # it takes some luck that two limits are reached and both matter
 
 
 @st.composite
@@ -715,7 +716,7 @@ class Budget(RuleBasedStateMachine):
 
 TestBudget = Budget.TestCase
 # Without Phase.explain, which traces every line and would take longer than all else.
-TestBudget.settings = settings(max_examples=200, stateful_step_count=40, phases=set(Phase) - {Phase.explain})
+TestBudget.settings = settings(max_examples=examples(200), stateful_step_count=40, phases=set(Phase) - {Phase.explain})
 
 
 # A flood
@@ -733,7 +734,7 @@ def crowd(limits: Limits, size: int) -> tuple[Process, Pool, list[Pool]]:
     return process, flood, others
 
 
-@settings(max_examples=50)
+@settings(max_examples=examples(50))
 @given(st.integers(1, 30), st.lists(st.integers(0, OTHERS - 1), min_size=1, max_size=60), st.data())
 def test_a_flood_delays_each_other_holder_by_a_few_returns_only(
     limit: int, asking: list[int], data: st.DataObject

@@ -23,6 +23,7 @@ from router.core.policies import HealthPolicy, ReadPolicy
 from router.core.replication import Lag
 from router.core.standing import Request, Tier, fresh, role_mismatch, standings
 from router.core.topology import Cluster, Node, Role, Secrets, Server, Target
+from tests.support import examples
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -814,7 +815,7 @@ def test_each_place_is_drawn_as_often_as_its_weight_says(weights: list[int]) -> 
     assert [drawn[place] for place in range(len(weights))] == [10 * weight for weight in weights]
 
 
-@settings(relaxed, max_examples=40)
+@settings(relaxed, max_examples=examples(40))
 @given(shares)
 def test_two_are_drawn_as_often_as_one_after_the_other_without_putting_back(weights: list[int]) -> None:
     count, total, totals = 5000, sum(weights), cumulate(weights)

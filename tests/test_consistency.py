@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from router.core.consistency import UNSURE, Position, Token, later, lsn, lsn_text, without_page_header
 from router.core.errors import TokenRefused
-from tests.support import eventually, new_name, run
+from tests.support import eventually, examples, new_name, run
 
 if TYPE_CHECKING:
     from router.testing import PostgresCluster
@@ -421,7 +421,7 @@ spoilt = st.builds(
 anything = st.text() | st.text(st.characters()) | st.binary().map(encoded) | nearly | spoilt
 
 
-@settings(max_examples=500)
+@settings(max_examples=examples(500))
 @given(anything, st.none() | st.just(KEY))
 def test_whatever_comes_it_is_a_token_or_refused(text: str, key: bytes | None) -> None:
     try:

@@ -28,6 +28,7 @@ from router.core.observations import AttemptFailed, Connected, OtherProcess, Poo
 from router.core.policies import HealthPolicy
 from router.core.replication import Lag, fenced, foreign, lag_of, primary_of, undecided
 from router.core.topology import Cluster, Node, Role, Server
+from tests.support import examples
 
 if TYPE_CHECKING:
     from router.core.health import Health
@@ -423,7 +424,7 @@ class Observing(RuleBasedStateMachine):
 
 
 TestObserving = Observing.TestCase
-TestObserving.settings = settings(deadline=None, max_examples=60, stateful_step_count=30)
+TestObserving.settings = settings(deadline=None, max_examples=examples(60), stateful_step_count=30)
 
 
 # Who is the primary

@@ -20,6 +20,7 @@ from router.core.observations import AttemptFailed, Connected, ProbeResult
 from router.core.policies import HealthPolicy, ReadPolicy
 from router.core.standing import Request, Tier, standings
 from router.core.topology import Cluster, Node, Role, Server, Target
+from tests.support import examples
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -460,6 +461,6 @@ TestModel = Model.TestCase
 TestHinted = Hinted.TestCase
 # Without Phase.explain, which traces every line and would take longer than all else.
 TestModel.settings = settings(
-    deadline=None, max_examples=110, stateful_step_count=40, phases=set(Phase) - {Phase.explain}
+    deadline=None, max_examples=examples(110), stateful_step_count=40, phases=set(Phase) - {Phase.explain}
 )
-TestHinted.settings = settings(TestModel.settings, max_examples=40)
+TestHinted.settings = settings(TestModel.settings, max_examples=examples(40))

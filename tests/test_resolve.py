@@ -21,6 +21,7 @@ from router.core.policies import PoolPolicy, TenantPolicy
 from router.core.resolve import resolve
 from router.core.topology import TENANT_PATTERN, Cluster, Home, Node, Scope, Server, Target, Tenancy, Topology
 from router.settings import RouterSettings
+from tests.support import examples
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -414,7 +415,7 @@ NAMES = (
 )
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(NAMES)
 @example('a"b')
 @example('"')

@@ -341,7 +341,8 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Iterator[st
 
             stack.callback(end)
             yield line
-            yield from process.stdout
+            for line in process.stdout:  # `yield from` would close it with this generator, and break its pipe
+                yield line
 
         yield start
 

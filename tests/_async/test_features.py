@@ -90,13 +90,13 @@ async def copy_that_is_dropped(connection: AsyncConnection[Any], table: str) -> 
 
 
 async def stream(connection: AsyncConnection[Any], _: str) -> object:
-    rows = connection.cursor().stream(ROWS)
+    rows = connection.cursor().stream(MORE_THAN_IS_BUFFERED)
     await anext(rows)
     return rows
 
 
 async def stream_that_is_dropped(connection: AsyncConnection[Any], _: str) -> object:
-    async for _row in connection.cursor().stream(ROWS):
+    async for _row in connection.cursor().stream(MORE_THAN_IS_BUFFERED):
         break
     return None
 
@@ -313,7 +313,9 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pool_of_one(cluster: PostgresCluster, **options: Any) -> RouterSettings:
-    return settings(primary=cluster.dsn(), replicas=[cluster.standbys[0].dsn()], pool={"max_size": 1}, **options)
+    """One connection to write, and one to read, which is never the primary's."""
+    only = {"pool": {"max_size": 1}, "read": {"fallback": "error"}}
+    return settings(primary=cluster.dsn(), replicas=[cluster.standbys[0].dsn()], **only, **options)
 
 
 @pytest.mark.usefixtures("_impatient")

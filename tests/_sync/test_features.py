@@ -91,13 +91,13 @@ def copy_that_is_dropped(connection: Connection[Any], table: str) -> object:
 
 
 def stream(connection: Connection[Any], _: str) -> object:
-    rows = connection.cursor().stream(ROWS)
+    rows = connection.cursor().stream(MORE_THAN_IS_BUFFERED)
     next(rows)
     return rows
 
 
 def stream_that_is_dropped(connection: Connection[Any], _: str) -> object:
-    for _row in connection.cursor().stream(ROWS):
+    for _row in connection.cursor().stream(MORE_THAN_IS_BUFFERED):
         break
     return None
 
@@ -314,7 +314,9 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pool_of_one(cluster: PostgresCluster, **options: Any) -> RouterSettings:
-    return settings(primary=cluster.dsn(), replicas=[cluster.standbys[0].dsn()], pool={"max_size": 1}, **options)
+    """One connection to write, and one to read, which is never the primary's."""
+    only = {"pool": {"max_size": 1}, "read": {"fallback": "error"}}
+    return settings(primary=cluster.dsn(), replicas=[cluster.standbys[0].dsn()], **only, **options)
 
 
 @pytest.mark.usefixtures("_impatient")
