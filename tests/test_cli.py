@@ -850,9 +850,10 @@ def test_demo_fails_when_a_request_fails_or_a_write_is_lost(
     monkeypatch: pytest.MonkeyPatch, cli: Cli, broken: dict[str, Any], found: str | None
 ) -> None:
     from router.cli import demo
+    from router.cli._service import RELEASES
 
-    old, new = demo._RELEASES
-    monkeypatch.setattr(demo, "_RELEASES", (old, replace(new, **broken)))
+    old, new = RELEASES
+    monkeypatch.setattr(demo, "RELEASES", (old, replace(new, **broken)))
     result = cli("demo", "--seconds", "0.5", "--json")
     assert result.code == 1
     summary = result.json()
@@ -880,7 +881,7 @@ def test_demo_fails_when_a_request_fails_or_a_write_is_lost(
 def test_demo_excuses_a_write_in_flight_on_the_killed_primary_once_a_writer_and_nothing_else(
     dead_at: float, error: Exception, in_flight: int
 ) -> None:
-    from router.cli import demo
+    from router.cli._service import RELEASES, Load
 
     class Broken:
         def fail(self, *arguments: Any, **options: Any) -> None:
@@ -888,7 +889,8 @@ def test_demo_excuses_a_write_in_flight_on_the_killed_primary_once_a_writer_and_
 
         connection = execute = fail
 
-    load = demo._Load(Broken(), SimpleNamespace(version="v2", dead_at=dead_at))  # type: ignore[arg-type]
+    accidents: Any = SimpleNamespace(version="v2", dead_at=dead_at)
+    load = Load(Broken(), accidents, RELEASES)  # type: ignore[arg-type]
     with load.running():
         eventually(lambda: len(load.failures) > 100)
     assert [(failure.version, failure.use) for failure in load.in_flight] == [("v2", "write")] * in_flight

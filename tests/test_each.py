@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, LiteralString, NamedTuple
 import psycopg
 import pytest
 
-from router.cli import _turn, main
+from router.cli import _job, main
 from router.cli._tenants import UNLISTED
 from router.testing._binaries import account, cache_directory, programs
 from tests.support import PATIENCE, eventually, new_name, run
@@ -172,7 +172,7 @@ def crowded(server: PostgresCluster, tenants: Callable[..., list[str]], monkeypa
     """Configures two tenants, whose login may have one connection, and another one by which its server is watched."""
     role = new_name()
     run(server.dsn(), f"CREATE ROLE {role} LOGIN PASSWORD '{CANARY}' CONNECTION LIMIT 2 IN ROLE pg_write_all_data")
-    monkeypatch.setattr(_turn, "STALLED", 0.5)
+    monkeypatch.setattr(_job, "STALLED", 0.5)
     dsn = server.dsn(user=role, password=CANARY)
     tenants(2, versions={"v1": {"primary": dsn}}, tenancy={"pooling": "shared"}, pool={"timeout": 0.2})
     return dsn

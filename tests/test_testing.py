@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 
-from router.testing import ClusterError, PostgresCluster, PostgresServer, _binaries, _cluster
+from router.testing import ClusterError, PostgresCluster, PostgresServer, _binaries, _server, _setup
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -416,11 +416,11 @@ def test_the_password_is_asked_for_and_shown_nowhere() -> None:
 
 
 def test_a_port_taken_meanwhile_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    free = _cluster._free_port
+    free = _setup.free_port
     with socket.create_server(("127.0.0.1", 0)) as squatter:
         taken = squatter.getsockname()[1]
         offers = iter([taken, taken, taken])
-        monkeypatch.setattr(_cluster, "_free_port", lambda: next(offers, None) or free())
+        monkeypatch.setattr(_server, "free_port", lambda: next(offers, None) or free())
         with PostgresCluster() as pg:
             assert taken not in {server.port for server in pg.servers}
             pg.wait_replayed()

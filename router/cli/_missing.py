@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from router._sync.pool.scripts import NOT_THERE, send, why_not_there
-from router.cli._look import look_at
+from router.cli._probe import probe_all
 from router.core import sql
 from router.core.errors import RouterError
 from router.core.names import quoted, rendered
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
     import psycopg
     from psycopg.rows import TupleRow
 
-    from router.cli._look import Look
+    from router.cli._probe import Probe
     from router.core.topology import Cluster, Home, Node, Target, Topology
 
 Settings: TypeAlias = tuple[tuple[str, str], ...]
 """The role and the search path that a session is set to."""
 
 
-def missing(topology: Topology, looks: Mapping[Node, Look[Any]], timeout: float) -> Iterator[str]:
-    """Look for what listed tenants need, as a request would find it, on one server of each.
+def missing(topology: Topology, probes: Mapping[Node, Probe[Any]], timeout: float) -> Iterator[str]:
+    """Find what listed tenants need and is missing, as a request would find it, on one server of each.
 
     Args:
         topology: What is configured.
-        looks: What was seen of the nodes of versions, and of tenants' own servers; what did not answer is left out.
-        timeout: The most to wait for the nodes that are looked at together, in seconds.
+        probes: What was seen of the nodes of versions, and of tenants' own servers; what did not answer is left out.
+        timeout: The most to wait for the nodes that are probed together, in seconds.
 
     Yields:
         What is wrong, a line a tenant and version.
@@ -48,28 +48,28 @@ def missing(topology: Topology, looks: Mapping[Node, Look[Any]], timeout: float)
             except RouterError as error:
                 yield f"tenant {tenant}: {error}"
                 continue
-            if (node := _node(target, looks)) is not None:
+            if (node := _node(target, probes)) is not None:
                 whose = f"tenant {tenant}" + (f" in {target.requested}" if target.requested else "")
                 wanted[node][whose] = _settings(rendered(home, tenant, version or ""))
                 clusters[node] = target.cluster
-    found = look_at(clusters, lambda connection, node: _refused(connection, wanted[node]), timeout)
-    for node, look in found.items():
-        if look.answer is not None:
-            for whose, reason in look.answer.items():
+    found = probe_all(clusters, lambda connection, node: _refused(connection, wanted[node]), timeout)
+    for node, probe in found.items():
+        if probe.answer is not None:
+            for whose, reason in probe.answer.items():
                 yield f"{whose}: {node}: {reason}: create or grant it, or correct the settings"
         else:
-            reason = look.error if isinstance(look.seen, ProbeResult) else look.seen.reason
+            reason = probe.error if isinstance(probe.seen, ProbeResult) else probe.seen.reason
             for whose in wanted[node]:
                 yield f"{whose}: {node} cannot be used: {reason}: create what is not there, or correct the settings"
 
 
-def _node(target: Target, looks: Mapping[Node, Look[Any]]) -> Node | None:
-    """Where to look, as whoever the tenant logs in as; the primary, if it answers: others may not have replayed yet."""
+def _node(target: Target, probes: Mapping[Node, Probe[Any]]) -> Node | None:
+    """Choose the node to ask, by the tenant's login: the primary if it answers, as replicas may be behind."""
     base = target.watched or target.cluster
     up = {
         index: seen.role
         for index, node in enumerate(base.nodes)
-        if node in looks and isinstance(seen := looks[node].seen, ProbeResult)
+        if node in probes and isinstance(seen := probes[node].seen, ProbeResult)
     }
     if not up:
         return None

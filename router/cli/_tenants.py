@@ -45,7 +45,7 @@ def meant(settings: RouterSettings, topology: Topology, pattern: str, version: s
 
     Raises:
         UnknownVersion: There is no such version.
-        UnknownTenant: The pattern stands for nobody.
+        UnknownTenant: The pattern matches no tenant.
         RouterError: The directory's table cannot be read.
     """
     if version is not None:

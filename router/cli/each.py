@@ -23,16 +23,16 @@ from rich.text import Text
 from router import Router
 from router._runtime.workers import concurrently
 from router.cli._common import BAD_USAGE, FAILED, AsJson, Config, fail, load, print_json
+from router.cli._job import CommandJob, SqlJob
 from router.cli._journal import Journal, JournalError
 from router.cli._screen import Column, console, in_terminal, table
 from router.cli._tenants import meant
-from router.cli._turn import CommandTurn, SqlTurn
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from router import RouterSettings
-    from router.cli._turn import Failure, Turn
+    from router.cli._job import Failure, Job
 
 WIDTH = 200
 """How much is shown of what was said last, in characters."""
@@ -131,21 +131,21 @@ def each(
     todo = [key for key in keys if journal.entries.get(key, {}).get("code") != 0]
     with closing(journal):
         with Router(_limited(settings, jobs)) as router:
-            turn: Turn
+            job: Job
             if text is None:
-                turn = CommandTurn(router, version, journal, command or [], redo=redo)
+                job = CommandJob(router, version, journal, command or [], redo=redo)
             else:
-                turn = SqlTurn(router, version, journal, text, redo=redo)
-            turns = _Turns(turn, screen, stop_on_error=stop_on_error)
-            with screen.showing(len(todo)), turns.interruptible():
-                turns.take(todo[:canary], jobs)
-                if not turns.failures:
-                    turns.take(todo[canary:], jobs)
-        left = [key for key in todo if key not in turns.taken]
+                job = SqlJob(router, version, journal, text, redo=redo)
+            runner = _Runner(job, screen, stop_on_error=stop_on_error)
+            with screen.showing(len(todo)), runner.interruptible():
+                runner.run(todo[:canary], jobs)
+                if not runner.failures:
+                    runner.run(todo[canary:], jobs)
+        left = [key for key in todo if key not in runner.done]
         if not left:
             journal.note({"end": True})
-    screen.end(len(keys), turns.failures, left)
-    if turns.failures or left:
+    screen.end(len(keys), runner.failures, left)
+    if runner.failures or left:
         raise typer.Exit(FAILED)
 
 
@@ -169,36 +169,36 @@ def _read(file: Path) -> str:
 
 
 def _digest(what: object) -> str:
-    """Something to know a command or SQL by that says nothing of it: it may hold a secret."""
+    """Make a digest of a command or SQL, which may hold a secret: the log must not show it."""
     return sha256(json.dumps(what).encode()).hexdigest()[:16]
 
 
 def _limited(settings: RouterSettings, jobs: int) -> RouterSettings:
-    """The settings with as few connections as needed: commands open their own, which those here must not keep out."""
+    """Limit the connections to those needed: commands open their own, and need room for them."""
     servers = {node.server for cluster in settings.topology().versions.values() for node in cluster.nodes}
     needed = jobs + len(servers) + _FOR_DIRECTORY
     return settings.model_copy(update={"max_connections": min(settings.max_connections, needed)})
 
 
-class _Turns:
-    """Tenants that are taken one after the other, several at a time.
+class _Runner:
+    """Runs the job for one tenant after the other, several at a time.
 
     Attributes:
-        taken: Those whose turn it was, and is over.
-        failures: Why of them some are not done.
+        done: The tenants for whom it has ended, well or not.
+        failures: Why it failed, for those for whom it did.
     """
 
-    def __init__(self, turn: Turn, screen: _Screen, *, stop_on_error: bool) -> None:
-        self.taken: set[str] = set()
+    def __init__(self, job: Job, screen: _Screen, *, stop_on_error: bool) -> None:
+        self.done: set[str] = set()
         self.failures: dict[str, Failure] = {}
-        self._turn = turn
+        self._job = job
         self._screen = screen
         self._stop_on_error = stop_on_error
         self._todo: deque[str] = deque()
         self._stopped = False
 
-    def take(self, tenants: Sequence[str], jobs: int) -> None:
-        """Let each have its turn, unless all is stopped before."""
+    def run(self, tenants: Sequence[str], jobs: int) -> None:
+        """Run it for each tenant, unless all is stopped before."""
         if not self._stopped:
             self._todo = deque(tenants)
             concurrently(self._work, min(jobs, len(tenants)), self._todo.clear)
@@ -227,8 +227,8 @@ class _Turns:
                 tenant = self._todo.popleft()
             except IndexError:  # another thread took the last one
                 return
-            failure = self._turn.take(tenant, partial(self._screen.show, tenant))
-            self.taken.add(tenant)
+            failure = self._job.run(tenant, partial(self._screen.show, tenant))
+            self.done.add(tenant)
             if failure is not None:
                 self.failures[tenant] = failure
                 if self._stop_on_error:
@@ -276,7 +276,7 @@ class _Screen:
         return last
 
     def over(self, tenant: str, failure: Failure | None) -> None:
-        """Show that a tenant's turn is over."""
+        """Show that the job has ended for a tenant."""
         with self._guard:
             self._over += 1
             if self._bar is not None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from router.cli._common import BAD_USAGE, FAILED, AsJson, Config, ReadOnly, Tenant, Version, fail, load, print_json
-from router.cli._look import Looker, learn
+from router.cli._probe import Prober, observe_all
 from router.cli._tenants import home_as_json, in_words, named
 from router.core.choose import choose
 from router.core.errors import ConfigError
@@ -28,7 +28,7 @@ def explain(
     tenant: Tenant = None,
     read_only: ReadOnly = False,
     offline: Annotated[
-        bool, typer.Option("--offline", help="Connect to nobody: show what a router that just started knows.")
+        bool, typer.Option("--offline", help="Connect to no server: show what a router that just started knows.")
     ] = False,
     timeout: Annotated[float, typer.Option(min=0.1, help="The most to wait for the nodes, in seconds.")] = 5.0,
     as_json: AsJson = False,
@@ -39,7 +39,7 @@ def explain(
     It connects to the version's nodes first, so that roles and states are real. Where several nodes are equally good,
     the router spreads requests over them as read.balance says. Fails if no node can serve the request.
 
-    Of a tenant it tries database and login, but does not look whether its schema is there, nor, if pooling is shared,
+    Of a tenant it tries database and login, but does not check whether its schema is there, nor, if pooling is shared,
     its role: `router psql --tenant` finds out.
 
     \b
@@ -62,8 +62,8 @@ def explain(
     health: Health = {}
     if not offline:
         nodes = dict.fromkeys(target.cluster.nodes, target.cluster)
-        looks = Looker(nodes, lambda *_: None).look(timeout)
-        health = learn(health, looks.values(), now=0.0, policy=topology.health)
+        probes = Prober(nodes, lambda *_: None).probe(timeout)
+        health = observe_all(health, probes.values(), now=0.0, policy=topology.health)
     route = choose(target, health, Request(read_only), now=0.0, tie_break=0.0)
     if home is not None and tenant is not None:
         home = rendered(home, tenant, topology.aliases.get(target.requested, target.requested))

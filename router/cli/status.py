@@ -16,7 +16,7 @@ from rich.text import Text
 
 from router._sync.pool.scripts import cursor_of
 from router.cli._common import FAILED, AsJson, Config, load, print_json
-from router.cli._look import Looker, learn
+from router.cli._probe import Prober, observe_all
 from router.cli._screen import Column, InPlace, console, in_terminal, listed, table
 from router.core import sql
 from router.core.health import REFUSES_WRITES, node_state, role_of
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from psycopg.rows import TupleRow
     from rich.console import Console
 
-    from router.cli._look import Look
+    from router.cli._probe import Probe
     from router.core.health import Health
     from router.core.policies import HealthPolicy
     from router.core.replication import Lag
@@ -56,7 +56,7 @@ class _Status(NamedTuple):
         state: What it can be used for.
         lag: Of a replica, how far it is behind; ``None`` while that is not known.
         activity: Its connections; ``None`` when they could not be counted.
-        latency: Seconds that the look took, connecting not included; ``None`` if it failed.
+        latency: Seconds that the probe took, connecting not included; ``None`` if it failed.
         problems: What is wrong.
     """
 
@@ -92,7 +92,7 @@ def status(
     version: Annotated[
         str | None, typer.Option("--version", metavar="KEY", help="A version or an alias.", show_default="all")
     ] = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Look again every health.interval, until Ctrl-C.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Probe again every health.interval, until Ctrl-C.")] = False,
     timeout: Annotated[
         float | None,
         typer.Option(min=0.1, help="The most to wait for the nodes, in seconds.", show_default="health.timeout"),
@@ -102,16 +102,16 @@ def status(
 ) -> None:
     """Show each version's nodes: role, state, lag, connections, latency, and what is wrong.
 
-    It connects to every node, with --watch anew for each look. It cannot see into the processes that use a router:
+    It connects to every node, with --watch anew for each probe. It cannot see into the processes that use a router:
     connections are what the server counts for the node's user and database, over all processes. In use are those that
     run something or are in a transaction; waiting are those of them that wait for a lock. The latency is that of one
     query. A replica's lag in seconds is the most that it can be, the age of the last commit it replayed; --watch
-    measures it from look to look. Fails if a node is not up, or a version has no primary that can be written to.
+    measures it from probe to probe. Fails if a node is not up, or a version has no primary that can be written to.
 
     \b
     router status --version v2
     router status --watch
-    router status --watch --json >> status.jsonl     # one line a look
+    router status --watch --json >> status.jsonl     # one line a probe
     """  # noqa: D301  (\b keeps the lines as they are)
     topology = load(config).topology()
     clusters = tuple(topology.versions.values()) if version is None else (resolve(topology, version).cluster,)
@@ -131,14 +131,14 @@ def status(
 
 
 def _rounds(clusters: Sequence[Cluster], policy: HealthPolicy, timeout: float) -> Iterator[tuple[_Version, ...]]:
-    """Look at every node once an interval, and remember what was seen."""
-    looker = Looker({node: cluster for cluster in clusters for node in cluster.nodes}, _ask)
+    """Probe every node once an interval, and remember what was seen."""
+    prober = Prober({node: cluster for cluster in clusters for node in cluster.nodes}, _ask)
     health: Health = {}
     while True:
         now = monotonic()
-        looks = looker.look(timeout)
-        health = learn(health, looks.values(), now=now, policy=policy)
-        yield tuple(_version(cluster, health, looks, now) for cluster in clusters)
+        probes = prober.probe(timeout)
+        health = observe_all(health, probes.values(), now=now, policy=policy)
+        yield tuple(_version(cluster, health, probes, now) for cluster in clusters)
         sleep(max(now + policy.interval - monotonic(), 0.0))
 
 
@@ -147,15 +147,15 @@ def _ask(connection: psycopg.Connection[TupleRow], _: Node) -> _Activity:
     return _Activity(**activity)
 
 
-def _version(cluster: Cluster, health: Health, looks: Mapping[Node, Look[_Activity]], now: float) -> _Version:
-    nodes = tuple(_status(node, cluster, health, looks[node], now) for node in cluster.nodes)
+def _version(cluster: Cluster, health: Health, probes: Mapping[Node, Probe[_Activity]], now: float) -> _Version:
+    nodes = tuple(_status(node, cluster, health, probes[node], now) for node in cluster.nodes)
     primary = primary_of(health, cluster)
     can_write = any(status.node == primary and status.state == "up" for status in nodes)
     return _Version(cluster.name, primary if can_write else None, nodes)
 
 
-def _status(node: Node, cluster: Cluster, health: Health, look: Look[_Activity], now: float) -> _Status:
-    role, seen = role_of(health, node), look.seen
+def _status(node: Node, cluster: Cluster, health: Health, probe: Probe[_Activity], now: float) -> _Status:
+    role, seen = role_of(health, node), probe.seen
     if not isinstance(seen, ProbeResult):
         if seen.answered:
             return _Status(node, role, "login refused", problems=(f"refuses the login: {seen.reason}",))
@@ -178,9 +178,9 @@ def _status(node: Node, cluster: Cluster, health: Health, look: Look[_Activity],
         problems.append(f"is stale: {allowed}")
     if (left := state.banned_until - now) > 0:
         problems.append(f"is avoided for {left:.1f} s more: it went down {state.failures} times lately")
-    if look.answer is None:
-        problems.append(f"does not tell its connections: {look.error}")
-    return _Status(node, role, use, lag, look.answer, seen.latency, tuple(problems))
+    if probe.answer is None:
+        problems.append(f"does not tell its connections: {probe.error}")
+    return _Status(node, role, use, lag, probe.answer, seen.latency, tuple(problems))
 
 
 def _watch(rounds: Iterator[tuple[_Version, ...]], *, as_json: bool) -> None:

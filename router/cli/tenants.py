@@ -10,7 +10,7 @@ import typer
 from router._sync.pool.scripts import cursor_of
 from router.cli import _screen
 from router.cli._common import FAILED, AsJson, Config, load, print_json
-from router.cli._look import look_at
+from router.cli._probe import probe_all
 from router.cli._tenants import home_as_json, in_words, meant
 from router.core import sql
 from router.core.errors import ConfigError, RouterError
@@ -43,9 +43,9 @@ class _Tenant(NamedTuple):
 
     Attributes:
         key: Its key.
-        home: Where it lives, with the keys of the first of its versions in their places; ``None`` if nobody can say.
+        home: Where it lives, with the keys of the first of its versions in their places; ``None`` if it is not known.
         targets: What requests for it resolve to, in each of its versions.
-        problem: Why nobody can say where it lives.
+        problem: Why it is not known where it lives.
     """
 
     key: str
@@ -62,7 +62,7 @@ def tenants(
         typer.Option("--version", metavar="KEY", help="Those who live in it, and where there.", show_default="any"),
     ] = None,
     ddl: Annotated[
-        bool, typer.Option("--sql", help="List nobody: print how to make the table of [directory].")
+        bool, typer.Option("--sql", help="List no tenant: print how to make the table of [directory].")
     ] = False,
     timeout: Annotated[float, typer.Option(min=0.1, help="The most to wait for the servers, in seconds.")] = 5.0,
     as_json: AsJson = False,
@@ -130,11 +130,11 @@ def _ask(listed: Iterable[_Tenant], timeout: float) -> tuple[dict[Server, list[_
                 places.setdefault(node.server, (node, cluster))
     seen: dict[Server, list[_Alike]] = {}
     silent: dict[Server, str] = {}
-    for node, look in look_at(dict(places.values()), _count, timeout).items():
-        if look.answer is not None:
-            seen[node.server] = look.answer
+    for node, probe in probe_all(dict(places.values()), _count, timeout).items():
+        if probe.answer is not None:
+            seen[node.server] = probe.answer
         else:
-            silent[node.server] = look.error if isinstance(look.seen, ProbeResult) else look.seen.reason
+            silent[node.server] = probe.error if isinstance(probe.seen, ProbeResult) else probe.seen.reason
     return seen, silent
 
 

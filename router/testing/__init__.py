@@ -22,7 +22,8 @@ All clusters of one major version have the same system identifier, since they be
 With pytest, the fixtures ``postgres_cluster`` and ``make_postgres_cluster`` are there once the package is installed.
 """
 
-from router.testing._cluster import PostgresCluster, PostgresServer
+from router.testing._cluster import PostgresCluster
 from router.testing._keeper import ClusterError
+from router.testing._server import PostgresServer
 
 __all__ = ["ClusterError", "PostgresCluster", "PostgresServer"]

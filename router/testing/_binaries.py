@@ -161,7 +161,7 @@ def cached(base: Path, name: str, build: Callable[[Path], None]) -> Path:
         build: Makes the tree at the path it is given.
 
     Raises:
-        ClusterError: The cache directory belongs to somebody else, or others may write to it.
+        ClusterError: The cache directory belongs to another account, or others may write to it.
     """
     directory = base / f"psycopg-router-{os.geteuid()}"
     directory.mkdir(mode=0o755, exist_ok=True)

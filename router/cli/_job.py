@@ -1,4 +1,4 @@
-"""One tenant's turn in ``router each``: a command, or SQL.
+"""What ``router each`` runs for each tenant: a command, or SQL.
 
 What runs a command writes into the log itself that it begins and how it ended (``_child.py``). With SQL, the number of
 the transaction is in the log before COMMIT is sent: if nothing follows it there, PostgreSQL is asked what became of it.
@@ -50,28 +50,28 @@ class Failure(NamedTuple):
     text: str
 
 
-CUT_OFF = Failure("unknown", "was cut off, and may be done or not: look, then --resume --redo does it again")
+CUT_OFF = Failure("unknown", "was cut off, and may be done or not: check it, then --resume --redo does it again")
 
 
 class _Progress:
-    """How far all turns together are, to tell whose connections one waits for: theirs, or those of others."""
+    """How far all jobs together are: whether the connections that one waits for are held by the others."""
 
     def __init__(self) -> None:
-        self._busy: list[None] = []  # an entry for each turn that does its work now
+        self._busy: list[None] = []  # an entry for each tenant whose work is done now
         self._at = monotonic()  # when the last one ended
 
     @contextmanager
     def under_way(self) -> Iterator[None]:
-        """Do the work of a turn, for which connections may be in use."""
+        """Do the work for a tenant, for which connections may be in use."""
         self._busy.append(None)
         try:
             yield
         finally:
-            self._at = monotonic()  # first: else a thread that waits would see nobody busy, and a moment long ago
+            self._at = monotonic()  # first: else a thread that waits could see nothing busy, and a moment long ago
             self._busy.pop()
 
-    def patiently(self, do: Callable[[], T]) -> T:
-        """Do it, if need be when other turns have given their connections back."""
+    def when_free(self, do: Callable[[], T]) -> T:
+        """Do it, if need be once the work for other tenants has given its connections back."""
         while True:
             try:
                 return do()
@@ -81,10 +81,10 @@ class _Progress:
                 sleep(AGAIN)
 
 
-class Turn(Protocol):
-    """How it is done for a tenant."""
+class Job(Protocol):
+    """What is run for each tenant."""
 
-    def take(self, tenant: str, show: Show) -> Failure | None:
+    def run(self, tenant: str, show: Show) -> Failure | None:
         """Do it, and note that in the log.
 
         Args:
@@ -96,7 +96,7 @@ class Turn(Protocol):
         """
 
 
-class CommandTurn:
+class CommandJob:
     """Runs a command, which goes on when this process is killed."""
 
     def __init__(
@@ -118,12 +118,12 @@ class CommandTurn:
         self._redo = redo
         self._progress = _Progress()
 
-    def take(self, tenant: str, show: Show) -> Failure | None:
+    def run(self, tenant: str, show: Show) -> Failure | None:
         """Run it for a tenant."""
         if not self._redo and "code" not in self._journal.entries.get(tenant, {"code": None}):
             return CUT_OFF
         try:
-            place = self._progress.patiently(lambda: find(self._router, self._version, tenant))
+            place = self._progress.when_free(lambda: find(self._router, self._version, tenant))
         except (RouterError, psycopg.Error) as error:
             return _noted(self._journal, tenant, error)
         entry, log = json.dumps({"tenant": tenant})[:-1], self._journal.descriptor
@@ -148,7 +148,7 @@ class CommandTurn:
         return CUT_OFF if code is None else Failure(str(code), last)
 
 
-class SqlTurn:
+class SqlJob:
     """Runs SQL, in one transaction and in the session of the tenant's requests."""
 
     def __init__(self, router: Router, version: str | None, journal: Journal, text: str, *, redo: bool) -> None:
@@ -159,7 +159,7 @@ class SqlTurn:
             version: The version to work in; ``None`` for each tenant's first.
             journal: The log.
             text: The statements.
-            redo: Whether to run them again where nobody knows whether they were committed.
+            redo: Whether to run them again where it is not known whether they were committed.
         """
         self._router = router
         self._version = version
@@ -168,7 +168,7 @@ class SqlTurn:
         self._redo = redo
         self._progress = _Progress()
 
-    def take(self, tenant: str, show: Show) -> Failure | None:
+    def run(self, tenant: str, show: Show) -> Failure | None:
         """Run them for a tenant."""
         before = self._journal.entries.get(tenant, {})
         said: list[str] = []
@@ -177,7 +177,7 @@ class SqlTurn:
             if committed is None and not self._redo:
                 return CUT_OFF
             if not committed:
-                self._progress.patiently(lambda: self._run(tenant, said))
+                self._progress.when_free(lambda: self._run(tenant, said))
         except TransactionOutcomeUnknown:  # what is in the log now is the truth
             return Failure("unknown", "the connection died during COMMIT: --resume finds out whether it is committed")
         except (RouterError, psycopg.Error) as error:
@@ -208,7 +208,7 @@ class SqlTurn:
             self._journal.note({"tenant": tenant, "transaction": number, "timeline": timeline})
 
     def _was_committed(self, tenant: str, before: Any) -> bool | None:
-        """Whether the transaction of an earlier process was committed; ``None`` if nobody knows."""
+        """Whether the transaction of an earlier process was committed; ``None`` if that is not known."""
 
         def ask() -> tuple[str | None, int]:
             state: str | None
@@ -221,7 +221,7 @@ class SqlTurn:
                     return "aborted", before["timeline"]
                 return state, timeline
 
-        while (found := self._progress.patiently(ask))[0] == "in progress":
+        while (found := self._progress.when_free(ask))[0] == "in progress":
             sleep(AGAIN)
         state, timeline = found
         if state == "aborted":

@@ -1,4 +1,4 @@
-"""Looking at nodes directly, all at the same time, the way the router itself connects."""
+"""Probing nodes directly, all at the same time, the way the router itself connects."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 AT_ONCE = 64
-"""How many nodes are looked at at the same time: there may be thousands, when tenants have their own."""
+"""How many nodes are probed at the same time: there may be thousands, when tenants have their own."""
 
 
 @dataclass(frozen=True, slots=True)
-class Look(Generic[T]):
-    """What one look at a node showed.
+class Probe(Generic[T]):
+    """What one probe of a node showed.
 
     Attributes:
         seen: What the server says it is, or how the attempt to connect failed.
@@ -46,14 +46,14 @@ class Look(Generic[T]):
     error: str = ""
 
 
-class Looker(Generic[T]):
-    """Looks at nodes, each time over new connections.
+class Prober(Generic[T]):
+    """Probes nodes, each time over new connections.
 
-    A node that never answers holds one thread and one connection, however often it is to be looked at.
+    A node that never answers holds one thread and one connection, however often it is to be probed.
     """
 
     def __init__(self, nodes: Mapping[Node, Cluster], ask: Callable[[psycopg.Connection[TupleRow], Node], T]) -> None:
-        """Look at nobody yet.
+        """Prepare it; nothing is probed yet.
 
         Args:
             nodes: The nodes, each with the cluster it serves.
@@ -61,9 +61,9 @@ class Looker(Generic[T]):
         """
         self._nodes = nodes
         self._ask = ask
-        self._late: dict[Node, Future[Look[T]]] = {}
+        self._late: dict[Node, Future[Probe[T]]] = {}
 
-    def look(self, timeout: float) -> dict[Node, Look[T]]:
+    def probe(self, timeout: float) -> dict[Node, Probe[T]]:
         """Connect to every node for reading, and ask each the same; none waits for another.
 
         Args:
@@ -72,80 +72,80 @@ class Looker(Generic[T]):
         Returns:
             What was seen of each node, in their order.
         """
-        late = {node: look for node, look in self._late.items() if not look.done()}
-        looks = {node: self._start(node, cluster) for node, cluster in self._nodes.items() if node not in late}
-        done = wait(looks.values(), timeout).done
-        self._late = late | {node: look for node, look in looks.items() if look not in done}
+        late = {node: probe for node, probe in self._late.items() if not probe.done()}
+        probes = {node: self._start(node, cluster) for node, cluster in self._nodes.items() if node not in late}
+        done = wait(probes.values(), timeout).done
+        self._late = late | {node: probe for node, probe in probes.items() if probe not in done}
         silent = f"no answer within {timeout:g} s"
         return {
-            node: Look(AttemptFailed(node, silent, answered=False)) if node in self._late else looks[node].result()
+            node: Probe(AttemptFailed(node, silent, answered=False)) if node in self._late else probes[node].result()
             for node in self._nodes
         }
 
-    def _start(self, node: Node, cluster: Cluster) -> Future[Look[T]]:
-        look: Future[Look[T]] = Future()
-        # A server that hangs may never let go of its thread: it must not keep the process.
-        Thread(target=lambda: look.set_result(_look(node, cluster, self._ask)), daemon=True).start()
-        return look
+    def _start(self, node: Node, cluster: Cluster) -> Future[Probe[T]]:
+        probe: Future[Probe[T]] = Future()
+        # A server that hangs may hold its thread for ever: it must not keep the process.
+        Thread(target=lambda: probe.set_result(_probe(node, cluster, self._ask)), daemon=True).start()
+        return probe
 
 
-def look_at(
+def probe_all(
     nodes: Mapping[Node, Cluster], ask: Callable[[psycopg.Connection[TupleRow], Node], T], timeout: float
-) -> dict[Node, Look[T]]:
-    """Look once at however many nodes, :data:`AT_ONCE` at a time.
+) -> dict[Node, Probe[T]]:
+    """Probe any number of nodes once, :data:`AT_ONCE` at a time.
 
     Args:
         nodes: The nodes, each with the cluster it serves.
-        ask: As for :class:`Looker`.
-        timeout: The most to wait for those that are looked at together, in seconds.
+        ask: As for :class:`Prober`.
+        timeout: The most to wait for those that are probed together, in seconds.
 
     Returns:
         What was seen of each node, in their order.
     """
-    looks: dict[Node, Look[T]] = {}
+    probes: dict[Node, Probe[T]] = {}
     left = iter(nodes.items())
     while batch := dict(islice(left, AT_ONCE)):
-        looks |= Looker(batch, ask).look(timeout)
-    return looks
+        probes |= Prober(batch, ask).probe(timeout)
+    return probes
 
 
-def learn(health: Health, looks: Iterable[Look[Any]], *, now: float, policy: HealthPolicy) -> Health:
-    """Say what is known after a round of looks, which counts as one moment.
+def observe_all(health: Health, probes: Iterable[Probe[Any]], *, now: float, policy: HealthPolicy) -> Health:
+    """Say what is known after a round of probes, which counts as one moment.
 
-    So which of two primaries was seen first does not hang on whose thread was faster: it is the first one configured.
+    So which of two primaries was seen first does not depend on which thread was faster: it is the one configured first.
 
     Args:
         health: What was known before.
-        looks: What was seen of each node, in their order.
+        probes: What was seen of each node, in their order.
         now: When the round began, in seconds.
         policy: How servers are watched.
 
     Returns:
         What is known now.
     """
-    for look in looks:
-        seen = look.seen._replace(latency=0.0) if isinstance(look.seen, ProbeResult) else look.seen
+    for probe in probes:
+        seen = probe.seen._replace(latency=0.0) if isinstance(probe.seen, ProbeResult) else probe.seen
         health = observe(health, seen, now=now, jitter=0.0, policy=policy)
     return health
 
 
-def _look(node: Node, cluster: Cluster, ask: Callable[[psycopg.Connection[TupleRow], Node], T]) -> Look[T]:
+def _probe(node: Node, cluster: Cluster, ask: Callable[[psycopg.Connection[TupleRow], Node], T]) -> Probe[T]:
     opener = Opener(
         Slots(Limits(1, None), lambda *_: None), lambda _: None, lambda _: None, password=None, configure=None
     )
     try:
         connection, _ = opener.connect(node, cluster, [], autocommit=True)  # as sessions for writing begin
-    except Exception as error:  # noqa: BLE001  (a host name that cannot be encoded, say; nobody else would report it)
-        return Look(opener.failure(node, error))
+    except Exception as error:  # noqa: BLE001  (a host name that cannot be encoded, say; it would be reported nowhere else)
+        return Probe(opener.failure(node, error))
     try:
         seen = opener.look(connection, node, new=True)
         if connection.pgconn.parameter_status(b"default_transaction_read_only") == b"on":  # for this role, say
             seen = seen._replace(refuses_writes=True)
         try:
-            return Look(seen, ask(connection, node))
+            return Probe(seen, ask(connection, node))
         except psycopg.Error as error:
-            return Look(seen, error=str(error).partition("\n")[0])
+            return Probe(seen, error=str(error).partition("\n")[0])
     except psycopg.Error as error:
-        return Look(opener.failure(node, error))
+        return Probe(opener.failure(node, error))
     finally:
         connection.close()
