@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from tempfile import TemporaryFile
 from time import monotonic, sleep
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import psycopg
 
@@ -81,9 +82,25 @@ class _Progress:
                 sleep(AGAIN)
 
 
-class Job(Protocol):
+class Job(ABC):
     """What is run for each tenant."""
 
+    def __init__(self, router: Router, version: str | None, journal: Journal, *, redo: bool) -> None:
+        """Prepare it.
+
+        Args:
+            router: Finds the tenants' databases.
+            version: The version to work in; ``None`` for each tenant's first.
+            journal: The log.
+            redo: Whether to run it again where it was cut off, and it is not known how far it came.
+        """
+        self._router = router
+        self._version = version
+        self._journal = journal
+        self._redo = redo
+        self._progress = _Progress()
+
+    @abstractmethod
     def run(self, tenant: str, show: Show) -> Failure | None:
         """Do it, and note that in the log.
 
@@ -95,28 +112,22 @@ class Job(Protocol):
             Why it is not done; ``None`` if it is.
         """
 
+    def _failed(self, tenant: str, error: Exception) -> Failure:
+        said = error.diag.message_primary if isinstance(error, psycopg.Error) else None
+        code = getattr(error, "sqlstate", None) or type(error).__name__
+        self._journal.note({"tenant": tenant, "code": code})
+        return Failure(code, said or " ".join(str(error).split()))
 
-class CommandJob:
+
+class CommandJob(Job):
     """Runs a command, which goes on when this process is killed."""
 
     def __init__(
         self, router: Router, version: str | None, journal: Journal, command: Sequence[str], *, redo: bool
     ) -> None:
-        """Prepare it.
-
-        Args:
-            router: Finds the tenants' databases.
-            version: The version to work in; ``None`` for each tenant's first.
-            journal: The log.
-            command: The command.
-            redo: Whether to run it again where it was cut off.
-        """
-        self._router = router
-        self._version = version
-        self._journal = journal
+        """Prepare it; ``command`` is what is run, all else as for :class:`Job`."""
+        super().__init__(router, version, journal, redo=redo)
         self._command = command
-        self._redo = redo
-        self._progress = _Progress()
 
     def run(self, tenant: str, show: Show) -> Failure | None:
         """Run it for a tenant."""
@@ -125,7 +136,7 @@ class CommandJob:
         try:
             place = self._progress.when_free(lambda: find(self._router, self._version, tenant))
         except (RouterError, psycopg.Error) as error:
-            return _noted(self._journal, tenant, error)
+            return self._failed(tenant, error)
         entry, log = json.dumps({"tenant": tenant})[:-1], self._journal.descriptor
         # Into a file: to write into a pipe whose reader was killed would end the command, too.
         with self._progress.under_way(), TemporaryFile() as output:
@@ -148,25 +159,13 @@ class CommandJob:
         return CUT_OFF if code is None else Failure(str(code), last)
 
 
-class SqlJob:
+class SqlJob(Job):
     """Runs SQL, in one transaction and in the session of the tenant's requests."""
 
     def __init__(self, router: Router, version: str | None, journal: Journal, text: str, *, redo: bool) -> None:
-        """Prepare it.
-
-        Args:
-            router: Gives connections.
-            version: The version to work in; ``None`` for each tenant's first.
-            journal: The log.
-            text: The statements.
-            redo: Whether to run them again where it is not known whether they were committed.
-        """
-        self._router = router
-        self._version = version
-        self._journal = journal
+        """Prepare it; ``text`` is the statements, all else as for :class:`Job`."""
+        super().__init__(router, version, journal, redo=redo)
         self._text = text
-        self._redo = redo
-        self._progress = _Progress()
 
     def run(self, tenant: str, show: Show) -> Failure | None:
         """Run them for a tenant."""
@@ -182,7 +181,7 @@ class SqlJob:
             return Failure("unknown", "the connection died during COMMIT: --resume finds out whether it is committed")
         except (RouterError, psycopg.Error) as error:
             show(said)
-            return _noted(self._journal, tenant, error)
+            return self._failed(tenant, error)
         self._journal.note({"tenant": tenant, "code": 0})
         show(said)
         return None
@@ -228,10 +227,3 @@ class SqlJob:
             return False
         # After a failover, another transaction may have had the number.
         return True if state == "committed" and timeline == before["timeline"] else None
-
-
-def _noted(journal: Journal, tenant: str, error: Exception) -> Failure:
-    said = error.diag.message_primary if isinstance(error, psycopg.Error) else None
-    code = getattr(error, "sqlstate", None) or type(error).__name__
-    journal.note({"tenant": tenant, "code": code})
-    return Failure(code, said or " ".join(str(error).split()))
