@@ -5,6 +5,10 @@ ARGS ?=
 # More processes than cores, for many tests wait; one that has run out of tests takes some of another's.
 PARALLEL ?= -n 4 --dist=worksteal --max-worker-restart=0
 
+# Bytecode is kept, whatever the environment says of it: else each process, and each command that a test starts,
+# compiles everything anew.
+test test-slow: export PYTHONDONTWRITEBYTECODE =
+
 BIN := .venv/bin
 READY := .venv/.ready
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, LiteralString, TypeVar
 
 import hypothesis
 import psycopg
+import pytest
 
 from router import RouterSettings
 
@@ -37,6 +38,11 @@ def settings(**arguments: Any) -> RouterSettings:
 def examples(thorough: int) -> int:
     """How many examples a property gets that has so many in a thorough run, which has 100 where nothing is said."""
     return max(1, thorough * hypothesis.settings().max_examples // 100)
+
+
+def short_and_long(short: T, long: T) -> list[Any]:
+    """The values of a parameter that says how long a test goes on: the long one is of the slow set."""
+    return [short, pytest.param(long, marks=pytest.mark.slow)]
 
 
 def new_name() -> LiteralString:

@@ -745,6 +745,7 @@ BACK = "v2's killed servers are back as standbys: :, :"
 WRITERS_OF_V2 = 2
 
 
+@pytest.mark.slow
 def test_demo_routes_across_two_versions_through_accidents_and_leaves_nothing_behind() -> None:
     with start_demo("--seconds", "3") as process:
         keepers = serving(process)
@@ -781,6 +782,7 @@ def test_demo_says_how_long_writes_waited_and_that_nothing_was_lost(cli: Cli) ->
     assert re.search(r"\n0 of [\d,]+ acknowledged writes were lost, 0 of [\d,]+ reads failed\n", shown)
 
 
+@pytest.mark.slow
 def test_demo_ends_early_by_ctrl_c_with_its_summary() -> None:
     with start_demo("--seconds", "600") as process:
         keepers = serving(process)
@@ -792,6 +794,7 @@ def test_demo_ends_early_by_ctrl_c_with_its_summary() -> None:
     assert not any(Path(f"/proc/{pid}").exists() or Path(directory).exists() for pid, directory in keepers.items())
 
 
+@pytest.mark.slow
 def test_demo_that_ctrl_c_ends_during_an_accident_finishes_it() -> None:
     with start_demo("--seconds", "2") as process:
         keepers = serving(process)
@@ -805,6 +808,7 @@ def test_demo_that_ctrl_c_ends_during_an_accident_finishes_it() -> None:
     assert not any(Path(f"/proc/{pid}").exists() or Path(directory).exists() for pid, directory in keepers.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("interrupted", [False, True])
 def test_demo_keeps_its_servers_and_says_how_to_use_and_to_stop_them(cli: Cli, interrupted: bool) -> None:
     with start_demo("--seconds", "3" if interrupted else "0.5", "--keep") as process:
@@ -838,6 +842,7 @@ LOST_WRITE = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("broken", "found"),
     [

@@ -19,7 +19,7 @@ import pytest
 from router.cli import _job, main
 from router.cli._tenants import UNLISTED
 from router.testing._binaries import account, cache_directory, programs
-from tests.support import PATIENCE, eventually, new_name, run
+from tests.support import PATIENCE, eventually, new_name, run, short_and_long
 from tests.terminal import on_terminal
 
 if TYPE_CHECKING:
@@ -137,33 +137,35 @@ INSERT = "INSERT INTO public.done VALUES (current_schema())"
 
 
 @pytest.mark.usefixtures("psql")
-def test_three_hundred_tenants_are_done_once_by_a_command_that_is_killed_and_resumed(
-    server: PostgresCluster, tenants: Callable[..., list[str]], each: Callable[..., Result]
+@pytest.mark.parametrize("many", short_and_long(60, MANY))
+def test_many_tenants_are_done_once_by_a_command_that_is_killed_and_resumed(
+    server: PostgresCluster, tenants: Callable[..., list[str]], each: Callable[..., Result], many: int
 ) -> None:
-    keys = tenants(MANY)
+    keys = tenants(many)
     command = ("--", "psql", "-Xqc", INSERT)
-    killed_after(30, "--tenants", "all", *command)
-    killed_after(80, "--tenants", "all", "--resume", *command)
+    killed_after(many // 10, "--tenants", "all", *command)
+    killed_after(many // 4, "--tenants", "all", "--resume", *command)
     before = ended()
-    assert before < MANY
+    assert before < many
     result = each("--tenants", "all", "--resume", "--json", *command)
     assert (result.code, result.json()) == (
         0,
-        {"ok": True, "log": "router-each.log", "done": MANY, "failed": {}, "left": []},
+        {"ok": True, "log": "router-each.log", "done": many, "failed": {}, "left": []},
     )
     assert done(server) == Counter(keys)
 
 
-def test_three_hundred_tenants_are_done_once_by_sql_that_is_killed_and_resumed(
-    server: PostgresCluster, tenants: Callable[..., list[str]], each: Callable[..., Result]
+@pytest.mark.parametrize("many", short_and_long(60, MANY))
+def test_many_tenants_are_done_once_by_sql_that_is_killed_and_resumed(
+    server: PostgresCluster, tenants: Callable[..., list[str]], each: Callable[..., Result], many: int
 ) -> None:
-    keys = tenants(MANY, tenancy={"pooling": "shared"})
+    keys = tenants(many, tenancy={"pooling": "shared"})
     SQL.write_text(f"{INSERT}; SELECT 1", encoding="utf-8")
-    killed_after(30, "--tenants", "all", "--sql", SQL)
-    killed_after(120, "--tenants", "all", "--sql", SQL, "--resume")
+    killed_after(many // 10, "--tenants", "all", "--sql", SQL)
+    killed_after(many // 4, "--tenants", "all", "--sql", SQL, "--resume")
     result = each("--tenants", "all", "--sql", SQL, "--resume")
     assert result.code == 0
-    assert result.out.endswith("300 of 300 done, 0 failed, 0 left; log: router-each.log\n")
+    assert result.out.endswith(f"{many} of {many} done, 0 failed, 0 left; log: router-each.log\n")
     assert done(server) == Counter(keys)
 
 

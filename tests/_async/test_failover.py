@@ -18,7 +18,7 @@ from router import AsyncRouter, NoPrimary, NoReplica, Role, Server, Unavailable
 from router._async.knowledge import HURRIED
 from router._async.pool.node_pool import AsyncNodePool, Reroute
 from router._runtime.flags import asleep
-from tests.support import aall_of, aeventually, aoutside, port, run, settings
+from tests.support import aall_of, aeventually, aoutside, port, run, settings, short_and_long
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -156,7 +156,7 @@ async def some_time(seconds: float) -> None:
     await asleep(seconds)
 
 
-@pytest.mark.parametrize("hints", [False, True])
+@pytest.mark.parametrize("hints", [False, pytest.param(True, marks=pytest.mark.slow)])
 async def test_a_failover_is_a_pause_for_writers_and_nothing_for_readers(
     make_postgres_cluster: MakeCluster, hints: bool
 ) -> None:
@@ -202,6 +202,7 @@ async def test_a_failover_is_a_pause_for_writers_and_nothing_for_readers(
         assert roles[old.port][1] == "down"
 
 
+@pytest.mark.slow
 async def test_writes_leave_a_frozen_primary_when_another_is_promoted(make_postgres_cluster: MakeCluster) -> None:
     cluster = make_postgres_cluster(version=18, standbys=2, synchronous=True)
     old = cluster.primary
@@ -278,6 +279,7 @@ async def test_an_old_primary_that_comes_back_is_fenced(make_postgres_cluster: M
         assert f"v1: the primary is {new.host}:{new.port} now" in "\n".join(told)
 
 
+@pytest.mark.slow
 async def test_a_frozen_replica_is_left_and_used_again(make_postgres_cluster: MakeCluster) -> None:
     cluster = make_postgres_cluster(version=18, standbys=2)
     frozen, sound = cluster.standbys
@@ -348,7 +350,10 @@ async def test_a_killed_replica_costs_only_the_blocks_that_were_on_it(make_postg
         assert load.failed_writes == []
 
 
-async def test_everything_is_down_for_ten_seconds_and_comes_back(make_postgres_cluster: MakeCluster) -> None:
+@pytest.mark.parametrize("seconds", short_and_long(2.0, 10.0))
+async def test_everything_is_down_for_seconds_and_comes_back(
+    make_postgres_cluster: MakeCluster, seconds: float
+) -> None:
     cluster = make_postgres_cluster(version=18, standbys=1)
     async with AsyncRouter(settings(**cluster.version_settings())) as router:
         load = make_load(cluster, router)
@@ -357,7 +362,7 @@ async def test_everything_is_down_for_ten_seconds_and_comes_back(make_postgres_c
             await some_time(0.5)
             for server in cluster.servers:
                 await aoutside(server.kill)
-            await some_time(10.0)
+            await some_time(seconds)
             for server in cluster.servers:
                 await aoutside(server.start)
             back = time.monotonic()

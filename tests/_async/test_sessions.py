@@ -22,7 +22,7 @@ from router._runtime.flags import asleep
 from router.context import CURRENT
 from router.core.consistency import Position, Token
 from tests.proxy import Proxy
-from tests.support import aall_of, aeventually, aoutside, new_name, port, run, settings
+from tests.support import aall_of, aeventually, aoutside, new_name, port, run, settings, short_and_long
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
@@ -719,8 +719,9 @@ async def test_a_primary_that_turns_out_to_be_a_standby_serves_nothing_stale(
 # Many
 
 
+@pytest.mark.parametrize("many", short_and_long(500, 10_000))
 async def test_ten_thousand_reads_after_writes_are_never_stale_and_replicas_serve_some(
-    delayed: PostgresCluster, table: LiteralString
+    delayed: PostgresCluster, table: LiteralString, many: int
 ) -> None:
     numbers, stale, served = count(), list[int](), Counter[int]()
     async with AsyncRouter(settings(**delayed.version_settings())) as router:
@@ -734,7 +735,7 @@ async def test_ten_thousand_reads_after_writes_are_never_stale_and_replicas_serv
                 served[port(connection)] += 1
 
         async def pairs() -> None:
-            while (value := next(numbers)) < 10_000:
+            while (value := next(numbers)) < many:
                 with router.session():
                     await insert(router, table, value)
                     await look(value)

@@ -19,7 +19,7 @@ from router import NoPrimary, NoReplica, Role, Router, Server, Unavailable
 from router._runtime.flags import sleep
 from router._sync.knowledge import HURRIED
 from router._sync.pool.node_pool import NodePool, Reroute
-from tests.support import all_of, eventually, outside, port, run, settings
+from tests.support import all_of, eventually, outside, port, run, settings, short_and_long
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -157,7 +157,7 @@ def some_time(seconds: float) -> None:
     sleep(seconds)
 
 
-@pytest.mark.parametrize("hints", [False, True])
+@pytest.mark.parametrize("hints", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_failover_is_a_pause_for_writers_and_nothing_for_readers(
     make_postgres_cluster: MakeCluster, hints: bool
 ) -> None:
@@ -203,6 +203,7 @@ def test_a_failover_is_a_pause_for_writers_and_nothing_for_readers(
         assert roles[old.port][1] == "down"
 
 
+@pytest.mark.slow
 def test_writes_leave_a_frozen_primary_when_another_is_promoted(make_postgres_cluster: MakeCluster) -> None:
     cluster = make_postgres_cluster(version=18, standbys=2, synchronous=True)
     old = cluster.primary
@@ -279,6 +280,7 @@ def test_an_old_primary_that_comes_back_is_fenced(make_postgres_cluster: MakeClu
         assert f"v1: the primary is {new.host}:{new.port} now" in "\n".join(told)
 
 
+@pytest.mark.slow
 def test_a_frozen_replica_is_left_and_used_again(make_postgres_cluster: MakeCluster) -> None:
     cluster = make_postgres_cluster(version=18, standbys=2)
     frozen, sound = cluster.standbys
@@ -349,7 +351,8 @@ def test_a_killed_replica_costs_only_the_blocks_that_were_on_it(make_postgres_cl
         assert load.failed_writes == []
 
 
-def test_everything_is_down_for_ten_seconds_and_comes_back(make_postgres_cluster: MakeCluster) -> None:
+@pytest.mark.parametrize("seconds", short_and_long(2.0, 10.0))
+def test_everything_is_down_for_seconds_and_comes_back(make_postgres_cluster: MakeCluster, seconds: float) -> None:
     cluster = make_postgres_cluster(version=18, standbys=1)
     with Router(settings(**cluster.version_settings())) as router:
         load = make_load(cluster, router)
@@ -358,7 +361,7 @@ def test_everything_is_down_for_ten_seconds_and_comes_back(make_postgres_cluster
             some_time(0.5)
             for server in cluster.servers:
                 outside(server.kill)
-            some_time(10.0)
+            some_time(seconds)
             for server in cluster.servers:
                 outside(server.start)
             back = time.monotonic()

@@ -23,7 +23,7 @@ from router._sync.pool.node_pool import NodePool
 from router.context import CURRENT
 from router.core.consistency import Position, Token
 from tests.proxy import Proxy
-from tests.support import all_of, eventually, new_name, outside, port, run, settings
+from tests.support import all_of, eventually, new_name, outside, port, run, settings, short_and_long
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
@@ -712,8 +712,9 @@ def test_a_primary_that_turns_out_to_be_a_standby_serves_nothing_stale(
 # Many
 
 
+@pytest.mark.parametrize("many", short_and_long(500, 10_000))
 def test_ten_thousand_reads_after_writes_are_never_stale_and_replicas_serve_some(
-    delayed: PostgresCluster, table: LiteralString
+    delayed: PostgresCluster, table: LiteralString, many: int
 ) -> None:
     numbers, stale, served = count(), list[int](), Counter[int]()
     with Router(settings(**delayed.version_settings())) as router:
@@ -727,7 +728,7 @@ def test_ten_thousand_reads_after_writes_are_never_stale_and_replicas_serve_some
                 served[port(connection)] += 1
 
         def pairs() -> None:
-            while (value := next(numbers)) < 10_000:
+            while (value := next(numbers)) < many:
                 with router.session():
                     insert(router, table, value)
                     look(value)

@@ -32,7 +32,7 @@ from router.core.server_events import UndeclaredPooler
 from router.core.topology import Server
 from tests.pooler import PgBouncer, Pooler
 from tests.proxy import Proxy
-from tests.support import PATIENCE, all_of, eventually, new_name, port, run, settings, together
+from tests.support import PATIENCE, all_of, eventually, new_name, port, run, settings, short_and_long, together
 from tests.tapped import tap
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from tests.pooler import Mode
 
 SHARED = {"pooling": "shared"}
-ALTERNATIONS = 1000
+ALTERNATIONS = short_and_long(100, 1000)
 """So often two tenants take turns, over all kinds of what they leave behind, for each way of keeping them apart."""
 WAYS = ("database", "schema", "role", "user", "row")
 HOMES: dict[str, dict[str, Any]] = {
@@ -297,7 +297,8 @@ def alternate(router: Router, world: World, way: str, times: int, *, shared: boo
     return served
 
 
-@pytest.mark.parametrize(("hygiene", "times"), [("transaction", ALTERNATIONS), ("full", 400)])
+@pytest.mark.parametrize("times", ALTERNATIONS)
+@pytest.mark.parametrize("hygiene", ["transaction", "full"])
 @pytest.mark.parametrize("way", ["schema", "role", "row"])
 def test_nothing_is_left_for_the_next_tenant_of_a_shared_connection(
     world: World, way: str, hygiene: str, times: int
@@ -308,15 +309,16 @@ def test_nothing_is_left_for_the_next_tenant_of_a_shared_connection(
         assert len(served) == 2  # one to write, one to read
 
 
+@pytest.mark.parametrize("times", ALTERNATIONS)
 @pytest.mark.parametrize(
     ("way", "pooling"), [*((way, "dedicated") for way in WAYS), ("database", "shared"), ("user", "shared")]
 )
 def test_nothing_is_left_for_the_next_borrower_of_a_tenants_own_connection(
-    world: World, way: str, pooling: str
+    world: World, way: str, pooling: str, times: int
 ) -> None:
     options = world.settings(way, tenancy={"pooling": pooling, "hygiene": "full"}, pool={"max_size": 1})
     with Router(options) as router:
-        served = alternate(router, world, way, ALTERNATIONS, shared=pooling == "shared")
+        served = alternate(router, world, way, times, shared=pooling == "shared")
         assert len(served) == 4
 
 
@@ -1097,13 +1099,14 @@ SELECT current_database(), current_user, session_user, current_schema(),
 """
 
 
+@pytest.mark.parametrize("times", short_and_long(100, 500))
 @pytest.mark.parametrize("pooling", ["dedicated", "shared"])
 @pytest.mark.parametrize("way", ["schema", "role", "row"])
 def test_behind_a_transaction_pooler_a_tenant_is_itself_in_each_transaction(
-    world: World, pooler: Pooler | PgBouncer, way: str, pooling: str
+    world: World, pooler: Pooler | PgBouncer, way: str, pooling: str, times: int
 ) -> None:
     with Router(behind(pooler, world, way, tenancy={"pooling": pooling}, pool={"max_size": 2})) as router:
-        turns = iter(range(500))
+        turns = iter(range(times))
         served = set()
 
         def look(connection: Connection[Any], key: str) -> None:
