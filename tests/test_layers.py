@@ -21,8 +21,8 @@ CORE = [
     "core.result", "core.outcomes", "core.statement", "core.sql",
 ]  # fmt: skip
 SETTINGS = [
-    "settings.words", "settings.dsn", "settings.sources", "settings.files", "settings.table", "settings.servers",
-    "settings.tenants", "settings.tokens", "settings.models", "settings",
+    "settings.words", "settings.dsn", "settings.variables", "settings.layers", "settings.files", "settings.sources",
+    "settings.table", "settings.servers", "settings.tenants", "settings.tokens", "settings.models", "settings",
 ]  # fmt: skip
 RUNTIME = [
     "_runtime.flags", "_runtime.calls", "_runtime.workers", "_runtime.limited", "_runtime.names", "_runtime.sockets",

@@ -34,7 +34,7 @@ from router.core.topology import Cluster, Home, Node, Role, Secrets, Server, Ten
 from router.settings import RouterSettings, TenantSettings, dsn
 from router.settings.dsn import Dsn
 from router.settings.servers import SERVERS
-from router.settings.sources import RESERVED
+from router.settings.variables import RESERVED
 from tests.support import short_and_long
 from tools import generate
 

@@ -55,7 +55,7 @@ def rendered(home: Home, tenant: str, version: str) -> Home:
         The home, without placeholders.
 
     Raises:
-        Misnamed: The result would not be this tenant's, and its alone.
+        InvalidName: The result would not be this tenant's, and its alone.
     """
     keys = {"tenant": tenant, "version": version}
     cluster = home.cluster

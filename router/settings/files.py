@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from router.core.errors import ConfigError, like_connection_string
-from router.settings.sources import PREFIX, Variable
+from router.settings.variables import PREFIX, Variable
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from inspect import getdoc
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Any, Self, cast
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, InitSettingsSource, SettingsConfigDict
@@ -19,23 +18,20 @@ from router.core.errors import ConfigError, masked
 from router.core.faults import Fault, dotted
 from router.core.policies import DirectoryPolicy, HealthPolicy, PoolPolicy, ReadPolicy
 from router.core.topology import TENANT_PATTERN, Home, Tenancy, Topology
-from router.settings import files, sources
+from router.settings import sources
+from router.settings.layers import Layers
 from router.settings.servers import PLACES, Key, VersionSettings, as_servers
 from router.settings.table import Directory, Health, Pool, Read, Table, about, apart, as_table, without
 from router.settings.tenants import TenancySettings, TenantSettings, as_written, over_template, policy_of
 from router.settings.tokens import TokenSettings
+from router.settings.variables import PREFIX
 from router.settings.words import NO_VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pydantic import ModelWrapValidatorHandler
-    from pydantic_settings import (
-        DotEnvSettingsSource,
-        EnvSettingsSource,
-        PydanticBaseSettingsSource,
-        SecretsSettingsSource,
-    )
+    from pydantic_settings import PydanticBaseSettingsSource
 
 
 def _schema_root(schema: dict[str, Any]) -> None:
@@ -45,25 +41,6 @@ def _schema_root(schema: dict[str, Any]) -> None:
         "$schema": {"type": "string", "description": "This schema, for editors."},
         **schema["properties"],
     }
-
-
-_FILE = "router.toml"  # as `router init` writes it
-_WITHOUT_FILE = (
-    "if this file belongs to another program, do without it: "
-    "ROUTER_CONFIG names another file, RouterSettings(_config_file=None) reads none"
-)
-_URL = "DATABASE_URL"  # what hosting platforms, and `router each`, call the one database that there is
-
-
-def _is_ours(url: str) -> bool:
-    return re.match(r"postgres(ql)?[+:]", url) is not None
-
-
-_ENV_FILE = ".env"
-_WITHOUT_ENV_FILE = (
-    "if this file belongs to another program, do without it: "
-    "ROUTER_ENV_FILE=/dev/null, or RouterSettings(_env_file=None)"
-)
 
 
 class RouterSettings(BaseSettings, Table):
@@ -78,9 +55,9 @@ class RouterSettings(BaseSettings, Table):
     """
 
     model_config = SettingsConfigDict(
-        case_sensitive=True,  # names reach us as written, for errors; `sources` compares them in lower case
-        env_prefix=sources.PREFIX,
-        env_file=_ENV_FILE,
+        case_sensitive=True,  # names reach us as written, for errors; `variables` compares them in lower case
+        env_prefix=PREFIX,
+        env_file=sources.ENV_FILE,
         env_file_encoding="utf-8-sig",  # some editors begin a file with a byte order mark
         env_ignore_empty=True,
         title="Settings of psycopg-router",
@@ -100,7 +77,7 @@ class RouterSettings(BaseSettings, Table):
     pool: Pool = Field(default=PoolPolicy(), description="How every pool behaves; a version may differ.")
     read: Read = Field(default=ReadPolicy(), description="How reads are spread; a version may differ.")
     health: Health = Field(default=HealthPolicy(), description=about(Topology).get("health"))
-    tokens: TokenSettings = Field(default=TokenSettings(), description=about(Topology).get("tokens"))
+    tokens: TokenSettings = Field(default=TokenSettings.model_construct(), description=about(Topology).get("tokens"))
     versions: dict[Key, VersionSettings] = Field(default={}, description="Every version, by key; at least one.")
     aliases: dict[Key, Annotated[Key, Field(description="A version, or another alias.")]] = Field(
         default={}, description="Other names for versions."
@@ -119,13 +96,13 @@ class RouterSettings(BaseSettings, Table):
         with first_use:
             TenantSettings.model_rebuild()
             type(self).model_rebuild()
-        layers = sources.Layers(type(self).model_fields)
+        layers = Layers(type(self).model_fields)
         faults: list[Fault] = []
         env_file = values.setdefault(
             "_env_file", os.environ.get("ROUTER_ENV_FILE") or self.model_config.get("env_file")
         )
-        if env_file == _ENV_FILE:
-            layers.may_be_foreign(_ENV_FILE, _WITHOUT_ENV_FILE)
+        if env_file == sources.ENV_FILE:
+            layers.may_be_foreign(sources.ENV_FILE, sources.WITHOUT_ENV_FILE)
         try:
             super().__init__(**values, _layers=layers)
         except ValidationError as error:
@@ -164,28 +141,16 @@ class RouterSettings(BaseSettings, Table):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Let pydantic-settings read its sources, and merge what they hold into one."""
         arguments = dict(init_settings())
-        layers: sources.Layers = arguments.pop("_layers")
-        load_file: bool | Path | None = arguments.pop("_config_file", True)
-        environment = cast("EnvSettingsSource", env_settings).env_vars
-        dotenv = cast("DotEnvSettingsSource", dotenv_settings)
-        written = sources.variables(dotenv.env_vars, lambda _: str(dotenv.env_file))
-        exported = sources.variables(environment, lambda name: f"environment variable {name}")
-        named = {variable.key: Path(variable.text) for variable in (*written, *exported)}
-        file = named.get("config") if load_file is True else load_file
-        if load_file is True and file is None and Path(_FILE).is_file():
-            file = Path(_FILE)
-            layers.may_be_foreign(_FILE, _WITHOUT_FILE)
-        if file:
-            layers.add_table(files.read_file(file), str(file))
-        directories = cast("SecretsSettingsSource", file_secret_settings).secrets_dir or named.get("secrets_dir") or ()
-        for directory in (directories,) if isinstance(directories, (str, Path)) else directories:
-            layers.add_variables(files.secret_files(Path(directory)), arguments)
-        layers.add_variables(written, arguments)
-        layers.add_variables(exported, arguments)
-        layers.add_table(arguments, "argument")
-        urls = [variable for variable in (*exported, *written) if variable.name == _URL and _is_ours(variable.text)]
-        if urls and not layers.values().get("versions"):
-            layers.add_table({"versions": {"default": urls[0].text}}, urls[0].source)
+        layers: Layers = arguments.pop("_layers")
+        file: Path | bool | None = arguments.pop("_config_file", True)
+        sources.read(
+            layers,
+            arguments,
+            file=file,
+            environment=env_settings,
+            dotenv=dotenv_settings,
+            secrets=file_secret_settings,
+        )
         return (InitSettingsSource(settings_cls, init_kwargs=layers.values()),)
 
     @classmethod

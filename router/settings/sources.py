@@ -1,310 +1,97 @@
-"""All sources of the settings merged key by key, each value with the source it came from."""
+"""Where settings come from, in order: a file, secrets, ``.env``, the environment, arguments.
+
+pydantic-settings reads the environment and ``.env``. The rest it cannot do for us, for it takes one source after the
+other, from the strongest to the weakest, and each for itself:
+
+- A variable's name is matched with the keys that the user chose in weaker sources (``2026_11`` is ``2026-11``).
+- A connection string and the table it is short for merge, and a password goes with the connection string beside it.
+- Each fault names the source of its value, all faults are told at once, and none shows a value: its readers of TOML,
+  YAML, JSON and secrets stop at the first problem, pass over a file that is missing, and quote what they read.
+"""
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
-from router.core.errors import nearest
-from router.core.faults import dotted, quoted
+from router.settings.files import read_file, secret_files
+from router.settings.variables import variables
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from pydantic_settings import (
+        DotEnvSettingsSource,
+        EnvSettingsSource,
+        PydanticBaseSettingsSource,
+        SecretsSettingsSource,
+    )
 
-    from router.core.faults import Fault, KeyPath
+    from router.settings.layers import Layers
 
-PREFIX = "ROUTER_"
-DELIMITER = "__"
-RESERVED = frozenset({"config", "env_file", "secrets_dir", "tenant"})  # variables of the router that are no settings
-
-_KEYED = ("versions", "aliases", "tenants")  # tables whose keys the user chooses
-_NAMED = 3  # how many variables of another program an error names
-# Kubernetes sets these in every container for a Service called "router", or "router-" and anything:
-# https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
-_OF_SERVICE = re.compile(
-    r"(\w+_)?(service_host|service_port(_\w+)?|port_\d+_(tcp|udp|sctp)(_(proto|port|addr))?)=.*|(\w+_)?port=\w+://.*",
-    re.DOTALL,
+ENV_FILE = ".env"
+WITHOUT_ENV_FILE = (
+    "if this file belongs to another program, do without it: "
+    "ROUTER_ENV_FILE=/dev/null, or RouterSettings(_env_file=None)"
 )
+"""What errors in ``.env`` add."""
+
+FILE = "router.toml"
+"""The file that is read if none is named, as `router init` writes it."""
+
+WITHOUT_FILE = (
+    "if this file belongs to another program, do without it: "
+    "ROUTER_CONFIG names another file, RouterSettings(_config_file=None) reads none"
+)
+"""What errors in that file add."""
+
+URL = "DATABASE_URL"
+"""What hosting platforms, and `router each`, call the one database that there is."""
 
 
-class Variable(NamedTuple):
-    """A setting written flat, as in the environment.
-
-    Attributes:
-        name: Its name, prefix included, in any case.
-        text: Its value.
-        source: What to call it in an error.
-    """
-
-    name: str
-    text: str
-    source: str
-
-    @property
-    def key(self) -> str:
-        """The name without its prefix, in lower case; empty if it is not the router's to read."""
-        key = self.name.lower()
-        return key.removeprefix(PREFIX.lower()) if key.startswith(PREFIX.lower()) else ""
-
-
-def _of_service(variable: Variable) -> bool:
-    return _OF_SERVICE.fullmatch(f"{variable.key}={variable.text}") is not None
-
-
-class _Leaf(NamedTuple):
-    value: Any
-    source: str
-
-
-class Layers:
-    """All sources in one tree, added from the weakest to the strongest.
-
-    Attributes:
-        problems: What could not be read, in words; the rest is merged all the same.
-    """
-
-    def __init__(self, sections: Iterable[str]) -> None:
-        """Hold nothing yet.
-
-        Args:
-            sections: The keys of the top level.
-        """
-        self.problems: list[str] = []
-        self._sections = frozenset(sections)
-        self._without: dict[str, str] = {}
-        self._tree: dict[str, Any] = {}
-        self._spelt: dict[str, dict[str, set[str]]] = {section: {} for section in _KEYED}
-
-    def add_table(self, table: Mapping[Any, Any], source: str) -> None:
-        """Merge a nested table over what is there.
-
-        Args:
-            table: Nested mappings; anything else is a value.
-            source: What to call it in an error.
-        """
-        self._merge(self._tree, table, source, ())
-
-    def may_be_foreign(self, source: str, without: str) -> None:
-        """Note that a source was found, not named: what it says may be meant for another program.
-
-        Args:
-            source: What it is called in errors.
-            without: What its errors add: how to do without it.
-        """
-        self._without[source] = without
-
-    def add_variables(self, variables: Iterable[Variable], keys_above: Mapping[str, Any]) -> None:
-        """Merge flat variables over what is there; among them, the more deeply nested name is the stronger.
-
-        Args:
-            variables: Those that are not the router's are passed over.
-            keys_above: A table from a stronger source: its version, alias and tenant keys can be named here too.
-        """
-        for section in _KEYED:
-            if isinstance(above := keys_above.get(section), Mapping):
-                self._spell(section, above)
-        own = self._own(variables)
-        for variable in sorted(own, key=lambda variable: (variable.key.count(DELIMITER), variable.key)):
-            try:
-                path = self._path(variable.key)
-                value = _decoded(path, variable.text)
-            except ValueError as error:
-                self.problems.append(f"{variable.source}: {error}")
-                continue
-            for key in reversed(path):
-                value = {key: value}
-            self.add_table(value, variable.source)
-
-    def _own(self, variables: Iterable[Variable]) -> list[Variable]:
-        """Those that are settings, or are meant to be; what is wrong with the names of others is noted."""
-        own: list[Variable] = []
-        foreign: dict[str, list[str]] = {}
-        for variable in variables:
-            section = variable.key.partition(DELIMITER)[0]
-            if (
-                not variable.key
-                or variable.key in RESERVED
-                or (section not in self._sections and _of_service(variable))
-            ):
-                continue
-            if not re.fullmatch(r"[\w.-]+", variable.name):  # what else stands there may be the value
-                source = variable.source.replace(variable.name, "…")
-                self.problems.append(f"{source}: a name has letters, digits, _, . and - only: is a = missing?")
-            elif variable.source in self._without and not (
-                section in self._sections or nearest(section, self._sections)
-            ):
-                foreign.setdefault(variable.source, []).append(variable.name)
-            else:
-                own.append(variable)
-        for source, names in foreign.items():
-            more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-            what = "is no setting" if len(names) == 1 else "are no settings"
-            listed = f"{', '.join(names[:_NAMED])}{more} {what} of psycopg-router"
-            self.problems.append(self.line(source, listed))
-        return own
-
-    def values(self) -> dict[str, Any]:
-        """The merged settings, as plain nested dicts."""
-        return _plain(self._tree)
-
-    def lines(self, faults: Sequence[Fault]) -> Iterator[str]:
-        """Each fault with the source and the keys it is in.
-
-        Args:
-            faults: What is wrong with :meth:`values`.
-
-        Yields:
-            One line a fault.
-        """
-        told = set(faults)
-        for path, text in faults:
-            place = path[:-1] if path[-1:] == ("[key]",) else path
-            inner, steps = self._walk(place)
-            inherited = steps < len(place) and (place[2:], text) in told  # by a version, from [pool] or [read]
-            if not inherited:
-                source = next(_sources(inner), "settings")
-                if isinstance(inner, _Leaf) and inner.value is None and source.lower().endswith((".yaml", ".yml")):
-                    # In `{primary: postgresql://app:a,b@db/app}` YAML takes what is after the comma for a key.
-                    place = (*place[:-1], "=")  # which is not shown
-                line = f"{dotted(place)}: {text}"
-                # A source that names keys further down is meant for us.
-                yield self.line(source, line) if len(place) <= 1 else f"{source}: {line}"
-
-    def line(self, source: str, problem: str) -> str:
-        """Say what is wrong with a source, and how to do without it if it may be another program's.
-
-        Args:
-            source: What it is called.
-            problem: What is wrong.
-
-        Returns:
-            One line.
-        """
-        without = self._without.get(source)
-        return f"{source}: {problem}{f'; {without}' if without else ''}"
-
-    def _walk(self, path: KeyPath) -> tuple[Any, int]:
-        """The innermost part of the tree on the way to ``path``, and how many steps it took."""
-        place: Any = self._tree
-        for steps, key in enumerate(path):
-            if not isinstance(place, dict) or key not in place:
-                return place, steps
-            place = place[key]
-        return place, len(path)
-
-    def _merge(self, tree: dict[str, Any], table: Mapping[Any, Any], source: str, above: tuple[str, ...]) -> None:
-        if len(above) == 1 and above[0] in _KEYED:
-            self._spell(above[0], table)
-        for key, value in table.items():
-            if not isinstance(key, str):
-                self.problems.append(f"{source}: {dotted(above)}: a key here is no text: put it in quotes")
-                continue
-            path = (*above, key)
-            below = tree.get(key)
-            if isinstance(value, Mapping) and (value or isinstance(below, dict)):
-                if not isinstance(below, dict):
-                    tree[key] = _opened(below, path)
-                self._merge(tree[key], value, source, path)
-            elif isinstance(value, str) and isinstance(below, dict) and (short := shorthand(path)):
-                _renew(below, short, _Leaf(value, source))
-            else:
-                tree[key] = _Leaf(value, source)
-
-    def _spell(self, section: str, keys: Iterable[Any]) -> None:
-        """Note how the keys of a table are written in a variable's name."""
-        spelt = self._spelt[section]
-        for key in keys:
-            if isinstance(key, str) and key:
-                spelt.setdefault(spelling(key), set()).add(key)
-
-    def _path(self, name: str) -> tuple[str, ...]:
-        """The keys that a variable's name stands for; one that the user chose is found by its spelling."""
-        section, _, below = name.partition(DELIMITER)
-        if section not in _KEYED or not below:
-            return tuple(name.split(DELIMITER))
-        ends = (end for end in range(len(below), 0, -1) if end == len(below) or below.startswith(DELIMITER, end))
-        for spelt in (below[:end] for end in ends):
-            if keys := self._spelt[section].get(spelt):
-                if len(keys) > 1 and spelt not in keys:
-                    both = " and ".join(map(quoted, sorted(keys)))
-                    raise ValueError(f"{section}: the name stands for {both} alike: set it as JSON in {section}")
-                rest = below[len(spelt) + len(DELIMITER) :]
-                return (section, spelt if spelt in keys else min(keys), *(rest.split(DELIMITER) if rest else ()))
-        return (section, *below.split(DELIMITER))
-
-
-def variables(found: Mapping[str, str | None], source: Callable[[str], str]) -> list[Variable]:
-    """The variables in ``found`` that have a value.
+def read(
+    layers: Layers,
+    arguments: dict[str, Any],
+    *,
+    file: Path | bool | None,
+    environment: PydanticBaseSettingsSource,
+    dotenv: PydanticBaseSettingsSource,
+    secrets: PydanticBaseSettingsSource,
+) -> None:
+    """Read all sources, from the weakest to the strongest.
 
     Args:
-        found: Names and values.
-        source: Makes from a name what to call it in an error.
+        layers: What to merge them into.
+        arguments: Those of the constructor that are settings.
+        file: The file to read; ``None`` for none, ``True`` for the one that ``ROUTER_CONFIG`` names, or else
+            ``router.toml`` if it is there.
+        environment: pydantic-settings' source of the environment.
+        dotenv: Its source of ``.env``, or of the file named instead.
+        secrets: Its source of secrets, which may name directories.
 
-    Returns:
-        One for each.
+    Raises:
+        ConfigError: The file or a directory of secrets cannot be read.
     """
-    return [Variable(name, text, source(name)) for name, text in found.items() if text]
+    env_file = str(cast("DotEnvSettingsSource", dotenv).env_file)
+    written = variables(cast("DotEnvSettingsSource", dotenv).env_vars, lambda _: env_file)
+    exported = variables(cast("EnvSettingsSource", environment).env_vars, lambda name: f"environment variable {name}")
+    named = {variable.key: Path(variable.text) for variable in (*written, *exported)}
+    if file is True:
+        file = named.get("config")
+        if file is None and Path(FILE).is_file():
+            file = Path(FILE)
+            layers.may_be_foreign(FILE, WITHOUT_FILE)
+    if file:
+        layers.add_table(read_file(Path(file)), str(file))
+    directories = cast("SecretsSettingsSource", secrets).secrets_dir or named.get("secrets_dir") or ()
+    for directory in (directories,) if isinstance(directories, (str, Path)) else directories:
+        layers.add_variables(secret_files(Path(directory)), arguments)
+    layers.add_variables(written, arguments)
+    layers.add_variables(exported, arguments)
+    layers.add_table(arguments, "argument")
+    urls = [variable for variable in (*exported, *written) if variable.name == URL and _is_postgres(variable.text)]
+    if urls and not layers.values().get("versions"):
+        layers.add_table({"versions": {"default": urls[0].text}}, urls[0].source)
 
 
-def spelling(key: str) -> str:
-    """How a user's key is written in a variable's name: lower case, ``_`` for all but letters and digits."""
-    return re.sub(r"[^a-z0-9]", "_", key.lower())
-
-
-def shorthand(path: tuple[str, ...]) -> str | None:
-    """The key of a table that a plain string stands for, where the table may be written as a string."""
-    match path:
-        case ("versions" | "tenants", _) | ("tenant_template",):
-            return "nodes"
-        case ("versions" | "tenants", _, "primary" | "replicas" | "nodes"):
-            return "dsn"
-        case ("tenant_template", "primary" | "replicas" | "nodes"):
-            return "dsn"
-    return None
-
-
-def _opened(leaf: _Leaf | None, path: tuple[str, ...]) -> dict[str, Any]:
-    """The table to merge into where a weaker source has none: it keeps what a string there stands for."""
-    key = shorthand(path)
-    return {key: leaf} if leaf is not None and key is not None and isinstance(leaf.value, str) else {}
-
-
-def _renew(table: dict[str, Any], key: str, leaf: _Leaf) -> None:
-    """Put what a plain string stands for into a weaker source's table; what is not about the nodes stays."""
-    if key == "nodes":
-        gone = {"primary", "replicas"}
-    else:  # a password goes with the connection string it stood beside: it is not for another server
-        beside = getattr(table.get("dsn"), "source", None)
-        gone = {part for part in ("password", "password_file") if getattr(table.get(part), "source", "") == beside}
-    for part in gone & table.keys():
-        del table[part]
-    table[key] = leaf
-
-
-def _plain(tree: dict[str, Any]) -> dict[str, Any]:
-    return {key: below.value if isinstance(below, _Leaf) else _plain(below) for key, below in tree.items()}
-
-
-def _sources(place: Any) -> Iterator[str]:
-    if isinstance(place, _Leaf):
-        yield place.source
-    else:
-        for below in place.values():
-            yield from _sources(below)
-
-
-def _decoded(path: tuple[str, ...], text: str) -> Any:
-    """A variable's value: JSON where a table or a list belongs and the text begins as one, not as ``{tenant}``."""
-    match path:
-        case (_,) | ("versions" | "tenants", _) | ("versions" | "tenants", _, _) | ("tenant_template", _):
-            may_nest = re.match(r"\s*[\[{](?!\w+\})", text) is not None
-        case _:
-            may_nest = False
-    if not may_nest:
-        return text
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{dotted(path)}: is not valid JSON: {error.msg}, column {error.pos + 1}") from None
+def _is_postgres(url: str) -> bool:
+    return re.match(r"postgres(ql)?[+:]", url) is not None
