@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     Password: TypeAlias = Callable[[Node], str]
     AConfigure: TypeAlias = Callable[[AsyncConnection[TupleRow]], Awaitable[None] | None]
     Configure: TypeAlias = Callable[[Connection[TupleRow]], None]
-    Said: TypeAlias = Mapping[str, Any] | None
-    ASource: TypeAlias = Callable[[str], Said | Awaitable[Said]] | "ALooksUp"
-    Source: TypeAlias = Callable[[str], Said] | "LooksUp"
+    Answer: TypeAlias = Mapping[str, Any] | None
+    ASource: TypeAlias = Callable[[str], Answer | Awaitable[Answer]] | "ALookup"
+    Source: TypeAlias = Callable[[str], Answer] | "Lookup"
 
 
 logger = logging.getLogger("router")
@@ -68,18 +68,18 @@ class Isolated:
         return True
 
 
-class ALooksUp(Protocol):
-    """An object that says where a tenant lives."""
+class ALookup(Protocol):
+    """An object that finds where a tenant lives."""
 
-    def lookup(self, tenant: str, /) -> Said | Awaitable[Said]:
-        """Say it; ``None`` if there is no such tenant."""
+    def lookup(self, tenant: str, /) -> Answer | Awaitable[Answer]:
+        """Find it; ``None`` if there is no such tenant."""
 
 
-class LooksUp(Protocol):
+class Lookup(Protocol):
     """The same for threads."""
 
-    def lookup(self, tenant: str, /) -> Said:
-        """Say it; ``None`` if there is no such tenant."""
+    def lookup(self, tenant: str, /) -> Answer:
+        """Find it; ``None`` if there is no such tenant."""
 
 
 async def acall(function: Callable[..., T | Awaitable[T]], *args: object) -> T:

@@ -191,7 +191,7 @@ class Answers:
         return before is not None and before.home != home
 
     def drop(self, tenant: str) -> bool:
-        """Note that what the directory says of a tenant cannot be used, and what it said before does not count.
+        """Note that the answer for a tenant cannot be used, and that an earlier one does not count any more.
 
         Args:
             tenant: The key.

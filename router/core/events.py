@@ -1,4 +1,4 @@
-"""What happens, as frozen values: told to observers, and logged. Here are those of pools and requests."""
+"""What happens, as frozen values for observers and the log: the base of all, and what happens to pools and requests."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class PoolOpened(Event):
     level: ClassVar[int] = DEBUG
 
     def __str__(self) -> str:
-        return f"{_whose(self)}: opened the pool to {_use(self)} {self.node}"
+        return f"{_subject(self)}: opened the pool to {_use(self)} {self.node}"
 
 
 @dataclass(slots=True, repr=False, eq=False)
@@ -106,7 +106,7 @@ class PoolClosed(Event):
     level: ClassVar[int] = DEBUG
 
     def __str__(self) -> str:
-        return f"{_whose(self)}: closed the pool to {_use(self)} {self.node}"
+        return f"{_subject(self)}: closed the pool to {_use(self)} {self.node}"
 
 
 @dataclass(slots=True, repr=False, eq=False)
@@ -114,7 +114,7 @@ class RequestFailed(Event):
     """A request got no connection.
 
     This event, :class:`Repeated` and :class:`ReadOnPrimary` come as often as requests do; ``stats().totals`` counts
-    them. They are told at the level DEBUG, since the request that suffers is told, too.
+    them. Their level is DEBUG, since the caller of the request learns of it anyway.
 
     Attributes:
         version: The version it was for.
@@ -133,7 +133,7 @@ class RequestFailed(Event):
 
     def __str__(self) -> str:
         what = "read" if self.read_only else "write"
-        return f"{_whose(self)}: a request to {what} failed with {self.error}: {self.reason}"
+        return f"{_subject(self)}: a request to {what} failed with {self.error}: {self.reason}"
 
 
 @dataclass(slots=True, repr=False, eq=False)
@@ -157,7 +157,7 @@ class Repeated(Event):
 
     def __str__(self) -> str:
         what = "a read" if self.read_only else "a transaction"
-        return f"{_whose(self)}: {what} that failed on {self.node} is run again: {self.reason}"
+        return f"{_subject(self)}: {what} that failed on {self.node} is run again: {self.reason}"
 
 
 @dataclass(slots=True, repr=False, eq=False)
@@ -176,10 +176,10 @@ class ReadOnPrimary(Event):
     level: ClassVar[int] = DEBUG
 
     def __str__(self) -> str:
-        return f"{_whose(self)}: a read goes to the primary {self.node}: no replica has what it must see"
+        return f"{_subject(self)}: a read goes to the primary {self.node}: no replica has what it must see"
 
 
-def _whose(event: PoolOpened | PoolClosed | RequestFailed | Repeated | ReadOnPrimary) -> str:
+def _subject(event: PoolOpened | PoolClosed | RequestFailed | Repeated | ReadOnPrimary) -> str:
     return event.version if event.tenant is None else f"{event.version}, tenant {event.tenant}"
 
 

@@ -112,15 +112,17 @@ class NotProbed(NamedTuple):
 Observation: TypeAlias = ProbeResult | Connected | AttemptFailed | OtherProcess | PoolerFound | NotProbed
 
 
+# Each pattern is compiled at its first use, and kept by `re`: importing the router need not wait for them.
+
 # libpq puts "SEVERITY:  ", with two spaces, before what a server said, in any language, and never before its own texts.
-_FROM_SERVER = re.compile(r"(?<!\S)\S+:  .*")
-_WHERE = re.compile(r"connection (?:failed|is bad): (?:connection to server .*? failed: )?")
+_FROM_SERVER = r"(?<!\S)\S+:  .*"
+_WHERE = r"connection (?:failed|is bad): (?:connection to server .*? failed: )?"
 _NO_PASSWORD = "fe_sendauth: no password supplied"  # noqa: S105  (libpq's own words, in every language)
 _NOT_ACCEPTING = frozenset({"57P01", "57P02", "57P03"})  # shutting down, crashed, starting up or in recovery
 _TOO_MANY_CONNECTIONS = "53300"  # the server, the database or the role has all the connections that it may have
 # PgBouncer speaks English only, and gives this no SQLSTATE of its own.
 _POOLER_IS_FULL = "no more connections allowed"
-_ROLE_OPTION = re.compile(r"(?:^|\s)-c role=((?:\\.|[^\s\\])+)")
+_ROLE_OPTION = r"(?:^|\s)-c role=((?:\\.|[^\s\\])+)"
 
 
 def read_failure(node: Node, message: str, sqlstate: str | None = None, routine: str = "") -> AttemptFailed:
@@ -129,14 +131,14 @@ def read_failure(node: Node, message: str, sqlstate: str | None = None, routine:
     Args:
         node: The node that was tried.
         message: The text of the ``psycopg.OperationalError``, in any language.
-        sqlstate: What the server refused it with; ``None`` if it said nothing.
-        routine: Where in PostgreSQL's source; empty if it did not say.
+        sqlstate: With which SQLSTATE the server refused it; ``None`` if it sent none.
+        routine: Where in PostgreSQL's source it was refused; empty if the server did not tell.
 
     Returns:
         The observation, its reason shortened to what was wrong.
     """
     line = message.strip().partition("\n")[0]
-    if match := _FROM_SERVER.search(line):
+    if match := re.search(_FROM_SERVER, line):
         return AttemptFailed(
             node,
             match[0].replace(":  ", ": ", 1),
@@ -144,7 +146,7 @@ def read_failure(node: Node, message: str, sqlstate: str | None = None, routine:
             server_full=sqlstate == _TOO_MANY_CONNECTIONS or _POOLER_IS_FULL in line,
             missing=_missing(node, line, sqlstate, routine),
         )
-    return AttemptFailed(node, _WHERE.sub("", line, count=1), answered=line.endswith(_NO_PASSWORD))
+    return AttemptFailed(node, re.sub(_WHERE, "", line, count=1), answered=line.endswith(_NO_PASSWORD))
 
 
 def _missing(node: Node, line: str, sqlstate: str | None, routine: str) -> str:
@@ -158,7 +160,7 @@ def _missing(node: Node, line: str, sqlstate: str | None, routine: str) -> str:
             "22023" | "42501",
             "call_string_check_hook",
         ):  # a startup option names what is not there, or not for this user
-            role = _ROLE_OPTION.search(dict(node.params).get("options", ""))
+            role = re.search(_ROLE_OPTION, dict(node.params).get("options", ""))
             if role is not None and re.sub(r"\\(.)", r"\1", role[1]) in line:
                 return "role"
     return ""

@@ -44,16 +44,16 @@ def foreign(health: Health, cluster: Cluster) -> Mapping[Node, str]:
     known = {node: system for node in cluster.nodes if (system := health.get(node.server, UNKNOWN).system)}
     configured = configured_primary(cluster)
     if configured is not None and configured in known:
-        system, whose = known[configured], f"{configured.server} ({known[configured]}), the configured primary"
+        system, owner = known[configured], f"{configured.server} ({known[configured]}), the configured primary"
     elif (most := _majority(known.values(), len(known))) is not None:
-        system, whose = most, f"most of the version's nodes ({most})"
+        system, owner = most, f"most of the version's nodes ({most})"
     else:
         listing = ", ".join(f"{node.server} ({system})" for node, system in known.items())
         advice = "wait for the configured primary" if configured else "name one as `primary` in the settings"
         reason = f"is of one of several systems, and none has a majority of the nodes seen: {listing}; {advice}"
         return dict.fromkeys(known, reason)
     return {
-        node: f"is of another system ({own}) than {whose}: its data are not the version's"
+        node: f"is of another system ({own}) than {owner}: its data are not the version's"
         for node, own in known.items()
         if own != system
     }

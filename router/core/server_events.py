@@ -63,9 +63,9 @@ class LoginRefused(Event):
     level: ClassVar[int] = WARNING
 
     def __str__(self) -> str:
-        whose = dict(self.node.params).get("application_name")  # a tenant's, say
+        application = dict(self.node.params).get("application_name")  # a tenant's, say
         use = "" if self.read_only is None else " for reading" if self.read_only else " for writing"
-        return f"{self.node}{f' ({whose})' if whose else ''} cannot be logged in to{use}: {self.reason}"
+        return f"{self.node}{f' ({application})' if application else ''} cannot be logged in to{use}: {self.reason}"
 
 
 @dataclass(slots=True, repr=False, eq=False)

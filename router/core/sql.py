@@ -156,7 +156,7 @@ def settings(pairs: Iterable[tuple[str, str]], *, local: bool) -> list[str]:
 
 
 def session(startup: Iterable[tuple[str, str]]) -> str:
-    """Write the question whose session this is, and whether it began as it was to.
+    """Write the question which process serves this session, and whether it began with the right settings.
 
     Args:
         startup: The settings that it was to begin with.
@@ -175,7 +175,10 @@ def session(startup: Iterable[tuple[str, str]]) -> str:
 
 
 def _usable(search_path: str) -> str:
-    """Write a search path as an expression whose value is no search path if whatever comes after would be found."""
+    """Write a search path as an expression that is no search path if a schema in it cannot be used.
+
+    PostgreSQL skips such a schema, and names would be found in a later one.
+    """
     names = [name.replace('""', '"') for name in re.findall(r'"((?:[^"]|"")*)"', search_path)]
     refusals = (
         f"WHEN NOT pg_catalog.has_schema_privilege({literal(name)}, 'USAGE') THEN {literal(NO_USAGE + name)} "
@@ -196,7 +199,7 @@ WHERE datname = current_database() AND usename = session_user AND backend_type =
     AND pid <> pg_backend_pid()
 """
 
-# What `router tenants` counts: the sessions of a server, of all users; whose they are is shown without any privilege.
+# What `router tenants` counts: the sessions of a server, of all users; their user is shown without any privilege.
 SESSIONS = """
 SELECT datname, usename, application_name, count(*)::int AS sessions
 FROM pg_stat_activity

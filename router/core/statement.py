@@ -1,4 +1,4 @@
-"""What the text of a statement tells of it, quoted parts and comments told apart: to be sure of it takes the server."""
+"""What can be told of a statement from its text, without quoted parts and comments; only the server knows for sure."""
 
 from __future__ import annotations
 
