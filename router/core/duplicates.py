@@ -70,7 +70,7 @@ def _matching(pattern: re.Pattern[str], version: str | None, home: Home, tenant:
 
 
 def _placed(topology: Topology, version: str | None, template: Home, key: str) -> object:
-    """Where the template has a tenant live; ``None`` if the key is nobody's."""
+    """Where the template has a tenant live; ``None`` if the key is no tenant's."""
     with suppress(UnknownTenant):
         resolve(topology, version, key)
         return _place(topology, version, template, key)

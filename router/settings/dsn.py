@@ -13,7 +13,7 @@ from router.core.errors import nearest
 from router.core.topology import Server
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 _QUOTING = "special characters are percent-encoded in a URI, values with spaces stand in '…' in key=value form"
 
@@ -24,8 +24,8 @@ KEEPALIVE = {
     "keepalives_count": "3",
     "tcp_user_timeout": "45000",
 }
-"""Where neither the connection string nor a service file says anything else: gateways forget idle connections without
-a word, some after 240 s, and the system's own defaults find that out after hours."""
+"""These are set unless the connection string or a service file says otherwise. Gateways drop idle connections silently,
+some after 240 s, and with the system's own defaults that is noticed after hours."""
 
 
 class Dsn(str):
@@ -98,6 +98,20 @@ def _split(
     """
     if "service" in params and not (params.keys() >= {"port"} and params.keys() & {"host", "hostaddr"}):
         raise ValueError("names a service without host and port: add both, the router must know each server itself")
+    inherited = _inherited(params)
+    nodes = []
+    for name, address, port in _hosts(params, defaults):
+        host = name or ("" if address else _socket_directory())
+        place = {"host": host, "hostaddr": address, "port": str(port)}
+        own = {**inherited, **params, **place}
+        # The address decides which process answers; the name beside it is for TLS and .pgpass.
+        server = Server(address or host, port)
+        nodes.append((server, tuple(sorted((key, value) for key, value in own.items() if value or key not in place))))
+    return nodes
+
+
+def _hosts(params: Mapping[str, str], defaults: list[pq.ConninfoOption]) -> Iterator[tuple[str, str, int]]:
+    """For each host its name, its address and its port; name and address may be empty."""
     by_default = {option.keyword.decode(): option.val.decode() for option in defaults if option.val is not None}
     hosts, addresses, ports = (
         params.get(key, by_default.get(key, "")).split(",") for key in ("host", "hostaddr", "port")
@@ -113,18 +127,9 @@ def _split(
         raise ValueError(f"names {len(hosts)} hosts but {count} addresses in hostaddr: give one for each")
     if len(ports) != count:
         raise ValueError(f"names {count} hosts but {len(ports)} ports: give one port for all, or one for each")
-    compiled_port = next(option.compiled for option in defaults if option.keyword == b"port") or b"5432"
-    inherited = _inherited(params)
-    nodes = []
-    for name, address, digits in zip(hosts, addresses, ports, strict=True):
-        host = name or ("" if address else _socket_directory())
-        port = _port(digits or compiled_port.decode())
-        place = {"host": host, "hostaddr": address, "port": str(port)}
-        own = {**inherited, **params, **place}
-        # The address decides which process answers; the name beside it is for TLS and .pgpass.
-        server = Server(address or host, port)
-        nodes.append((server, tuple(sorted((key, value) for key, value in own.items() if value or key not in place))))
-    return nodes
+    built_in = next(option.compiled for option in defaults if option.keyword == b"port") or b"5432"
+    for host, address, port in zip(hosts, addresses, ports, strict=True):
+        yield host, address, _port(port or built_in.decode())
 
 
 def _inherited(params: Mapping[str, str]) -> dict[str, str]:
@@ -153,7 +158,7 @@ def _socket_directory() -> str:
 
 
 def _why_refused(text: str, message: str, known: list[str]) -> str:
-    """What is wrong with ``text``, without libpq's message: that one quotes from it, be it the password."""
+    """What is wrong with ``text``, without libpq's message, which quotes from it, even the password."""
     if re.match(r"\s*postgres\w*\+\w+://", text):
         return "names a driver, which libpq does not know: write postgresql://"
     unknown = re.match(r'invalid (?:connection option|URI query parameter):? "([^"]*)"', message)

@@ -1,4 +1,4 @@
-"""Nodes, what has servers, and versions, as they are written."""
+"""Nodes, and the versions that are made of them, as they are written."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _checked_key(key: str) -> str:
     return key
 
 
-def _parsed(value: object) -> Dsn:
+def _as_dsn(value: object) -> Dsn:
     if isinstance(value, Dsn):
         return value
     if not isinstance(value, str):
@@ -39,11 +39,11 @@ def _parsed(value: object) -> Dsn:
 
 
 Key = Annotated[str, AfterValidator(_checked_key)]
-_Dsn = Annotated[Dsn, PlainValidator(_parsed), WithJsonSchema({"type": "string"})]
+_Dsn = Annotated[Dsn, PlainValidator(_as_dsn), WithJsonSchema({"type": "string"})]
 
 
 class NodeSettings(Table):
-    """A node: its connection string, and what is said apart from it."""
+    """A node: its connection string, and what does not stand in that."""
 
     dsn: _Dsn = Field(description="Connection string: a URI or libpq's `key=value` form, with any libpq parameter.")
     weight: float = Field(default=1.0, gt=0, description=about(Node).get("weight"))
@@ -65,7 +65,7 @@ class NodeSettings(Table):
         if not isinstance(data, Mapping) or any(data.get(key) is not None for key in ("password", "password_file")):
             return data
         try:
-            dsn = _parsed(data.get("dsn"))
+            dsn = _as_dsn(data.get("dsn"))
         except ValueError:
             return data  # the field itself says why
         return {**data, "dsn": dsn, "password": dsn.password}
@@ -96,7 +96,7 @@ class NodeSettings(Table):
             )
 
 
-def _any_role(node: NodeSettings) -> NodeSettings:
+def _without_role(node: NodeSettings) -> NodeSettings:
     if dict(node.dsn.nodes[0][1]).get("target_session_attrs", "any") != "any":
         raise ValueError(
             "has target_session_attrs: leave it out, the router itself observes which server has which role"
@@ -143,13 +143,13 @@ def as_servers(data: Any) -> Any:
 class Servers(Table):
     """What has servers: `primary` and `replicas`, or `nodes`; a plain string is short for `nodes`."""
 
-    primary: Annotated[NodeSettings, AfterValidator(_one_host), AfterValidator(_any_role)] | None = Field(
+    primary: Annotated[NodeSettings, AfterValidator(_one_host), AfterValidator(_without_role)] | None = Field(
         default=None, description="The node that takes writes."
     )
     replicas: Annotated[
-        tuple[Annotated[NodeSettings, AfterValidator(_one_host), AfterValidator(_any_role)], ...], _Listed
+        tuple[Annotated[NodeSettings, AfterValidator(_one_host), AfterValidator(_without_role)], ...], _Listed
     ] = Field(default=(), description="The nodes that follow the primary and take reads.")
-    nodes: Annotated[tuple[Annotated[NodeSettings, AfterValidator(_any_role)], ...], _Listed] = Field(
+    nodes: Annotated[tuple[Annotated[NodeSettings, AfterValidator(_without_role)], ...], _Listed] = Field(
         default=(), description="Instead of both: nodes whose roles are discovered. Each may name several hosts."
     )
 

@@ -57,7 +57,7 @@ class Table(BaseModel):
         allow_inf_nan=False,
         hide_input_in_errors=True,
         serialize_by_alias=True,
-        defer_build=True,  # until settings are first read: whoever only imports the package does not wait for it
+        defer_build=True,  # until settings are first read: importing the package alone does not wait for it
     )
     _as_string: ClassVar[str | None] = None  # what a plain string in its place stands for
 

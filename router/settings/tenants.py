@@ -64,7 +64,7 @@ def policy_of(tenancy: TenancySettings | None) -> TenantPolicy:
 _PLACEHOLDERS = {"{tenant}", "{version}"}
 
 
-def _holds_only_ours(text: str) -> str:
+def _checked_placeholders(text: str) -> str:
     if strange := sorted(set(re.findall(r"\{[^{}]*\}", text)) - _PLACEHOLDERS):
         raise ValueError(f"has a placeholder that is neither {{tenant}} nor {{version}}: {strange[0]}")
     return text
@@ -77,7 +77,7 @@ def _checked_name(name: str) -> str:
         raise ValueError("holds a NUL character, which no name does")
     if like_connection_string(name):
         raise ValueError(f"is no name but {MISPLACED}")
-    return _holds_only_ours(name)
+    return _checked_placeholders(name)
 
 
 def _checked_row(name: str) -> str:
@@ -130,7 +130,7 @@ class TenantSettings(Servers):
         for settings in (servers,) if isinstance(servers, NodeSettings) else servers or ():
             for node in settings.nodes(None):
                 for text in texts_of(node):
-                    _holds_only_ours(text)
+                    _checked_placeholders(text)
                 if any(ours in secret for _, secret in node.secrets.values for ours in _PLACEHOLDERS):
                     raise ValueError(
                         "has {tenant} or {version} in its password, or another secret, where it stays as it is: give "

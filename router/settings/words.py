@@ -1,4 +1,4 @@
-"""Every fault of the settings in words: where it stands, and what is wrong there; never what somebody wrote there."""
+"""What is wrong with a value, in our words: each fault of pydantic in its final form, without the value."""
 
 from __future__ import annotations
 
