@@ -45,7 +45,7 @@ if TYPE_CHECKING:
         UnknownTenant,
         UnknownVersion,
     )
-    from router.core.measures import NodeStats, PoolStats, Stats, TenantPoolStats, VersionStats
+    from router.core.measures import DrainingPoolStats, NodeStats, PoolStats, Stats, TenantPoolStats, VersionStats
     from router.core.outcomes import Outcomes
     from router.core.result import Result
     from router.core.topology import Node, Role, Server
@@ -57,6 +57,7 @@ __all__ = [
     "ConfigError",
     "DirectoryStats",
     "DirectoryUnavailable",
+    "DrainingPoolStats",
     "NoPrimary",
     "NoReplica",
     "Node",

@@ -206,8 +206,19 @@ class Told:
 KEPT: list[object] = []
 
 
+class Homes:
+    def home(self, _: str, said: Mapping[str, Any]) -> Home:
+        return Home(**said)
+
+    def forget(self, tenant: str | None) -> None:
+        pass
+
+    async def follow_tenant(self, tenant: str, home: Home | None) -> None:
+        pass
+
+
 def made(source: Any) -> AsyncDirectory:
-    return AsyncDirectory(source, lambda _, said: Home(**said), DirectoryPolicy(), lambda _: None, keep=KEPT)
+    return AsyncDirectory(source, Homes(), DirectoryPolicy(), Homes(), keep=KEPT)  # type: ignore[arg-type]
 
 
 async def test_one_that_is_cancelled_spoils_it_for_nobody() -> None:

@@ -17,7 +17,7 @@ CORE = [
     "core.policies", "core.topology", "core.errors", "core.consistency", "core.names", "core.resolve",
     "core.faults", "core.duplicates", "core.validate",
     "core.observations", "core.health", "core.replication", "core.standing", "core.balance", "core.choose",
-    "core.budget", "core.events", "core.server_events", "core.changes", "core.directory", "core.measures",
+    "core.budget", "core.events", "core.server_events", "core.changes", "core.view", "core.directory", "core.measures",
     "core.result", "core.outcomes", "core.statement", "core.sql",
 ]  # fmt: skip
 SETTINGS = [
@@ -28,12 +28,13 @@ RUNTIME = [
     "_runtime.flags", "_runtime.calls", "_runtime.workers", "_runtime.limited", "_runtime.names", "_runtime.sockets",
     "_runtime.login", "_runtime.forks",
 ]  # fmt: skip
-BELOW_THE_SHELL = [*CORE, "_first_use", *SETTINGS, "context", "sessions", *RUNTIME]
+BELOW_THE_SHELL = [*CORE, "_first_use", *SETTINGS, "context", "sessions", *RUNTIME, "_observers"]
 # The modules of `_async`, and the same ones of `_sync`; neither shell imports from the other.
 SHELL = [
-    "slots", "pool.scripts", "pool.connection", "pool.opener", "pool.session_state", "pool.waiter", "pool.node_pool",
-    "pool.shared_pool", "pool.registry", "silence", "monitor", "knowledge", "unavailable", "acquire",
-    "checkout", "lanes", "directory", "routing", "statements", "each", "router",
+    "slots", "cluster", "clusters", "pool.scripts", "pool.connection", "pool.opener", "pool.session_state",
+    "pool.waiter", "pool.node_pool", "pool.shared_pool", "pool.registry", "silence", "watcher", "monitor",
+    "unavailable", "acquire", "checkout", "lanes", "directory", "routing", "statements", "each", "snapshot",
+    "router",
 ]  # fmt: skip
 ABOVE_THE_SHELL = ["events", "_default", "aio", "__init__", "testing", "cli"]
 # The packages whose modules are listed; one that stands beside them itself, such as `settings`, offers what they have.

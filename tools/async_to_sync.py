@@ -25,7 +25,10 @@ RENAMES = {
     # router
     "AsyncCheckout": "Checkout",
     "AsyncDirectory": "Directory",
-    "AsyncKnowledge": "Knowledge",
+    "AsyncHomes": "Homes",
+    "AsyncCluster": "SyncCluster",
+    "AsyncClusters": "Clusters",
+    "AsyncServerInUse": "ServerInUse",
     "AsyncLane": "Lane",
     "AsyncMonitor": "Monitor",
     "AsyncNodeConnection": "NodeConnection",

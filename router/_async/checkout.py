@@ -240,7 +240,7 @@ def _tell(pool: AsyncNodePool, connection: AsyncConnection[TupleRow], error: Bas
     if broken or sqlstate in GOES_DOWN or (sqlstate == READ_ONLY and not pool.read_only):
         # A session that ended for a reason of its own, a timeout, has another SQLSTATE.
         lost = broken and not was_given_up(connection)
-        pool.suspect(pool.node.server, dying=lost and (sqlstate is None or sqlstate in GOES_DOWN))
+        pool.watched.suspect(pool.node.server, dying=lost and (sqlstate is None or sqlstate in GOES_DOWN))
 
 
 async def _written(connection: AsyncConnection[TupleRow]) -> tuple[int, int] | None:
@@ -350,7 +350,7 @@ class AsyncScopedCheckout(AsyncTrackedCheckout):
         target = lane.target
         assert target.scope is not None  # noqa: S101  (else it were a plain checkout)
         pool = lane.pick() if self._request is None else None
-        if pool is not None and pool.retired:  # while the request waited at the gate, say
+        if pool is not None and pool.draining:  # while the request waited at the gate, say
             pool = None
         connection = None if pool is None else await pool.take_for(target.scope)
         while True:
@@ -365,7 +365,7 @@ class AsyncScopedCheckout(AsyncTrackedCheckout):
                 again = isinstance(error, psycopg.Error) and (used or connection.broken or isinstance(error, TooLate))
                 _tell(pool, connection, error)
                 if isinstance(error, TooLate):
-                    pool.suspect(pool.node.server)
+                    pool.watched.suspect(pool.node.server)
                 if isinstance(error, UnknownTenant):
                     lane.routing.unlist(lane)
                 else:

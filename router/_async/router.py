@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from functools import partial
 from time import monotonic
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Self, TypeVar
 from warnings import warn
 
@@ -13,6 +11,7 @@ from router._async.checkout import AsyncAskingCheckout, AsyncCheckout, AsyncScop
 from router._async.directory import AsyncDirectory, AsyncSqlSource
 from router._async.each import each, tenants_of
 from router._async.routing import AsyncRouting, NotKnownYet
+from router._async.snapshot import stats
 from router._async.statements import AsyncStatements
 from router._runtime.calls import WeakCall
 from router._runtime.flags import acheck_locks
@@ -21,14 +20,12 @@ from router._runtime.workers import abind_loop, aloop_closed, arunning_loop
 from router.context import CURRENT, Use, named
 from router.core.consistency import UNSURE, Position, without_page_header
 from router.core.errors import TokenRefused, UnknownTenant
-from router.core.health import UNKNOWN, node_state, restrictions_of, role_of
-from router.core.measures import NodeStats, Stats, TenantPoolStats, VersionStats
+from router.core.health import UNKNOWN
 from router.core.outcomes import needs_list
 from router.core.policies import PoolPolicy
-from router.core.replication import fenced, lag_of, primary_of
 from router.core.resolve import check_key
 from router.core.standing import Request
-from router.core.topology import Role, Tenancy
+from router.core.topology import Tenancy
 from router.sessions import Session, current, parsed
 from router.settings import TENANT_KEYS, RouterSettings
 
@@ -44,6 +41,7 @@ if TYPE_CHECKING:
     from router._runtime.calls import AConfigure, AFunction, APassword, ASource
     from router.core.choose import Route
     from router.core.events import Observer
+    from router.core.measures import Stats
     from router.core.outcomes import Outcomes
     from router.core.result import Result
     from router.core.topology import Node, Target
@@ -369,53 +367,7 @@ class AsyncRouter:
         Returns:
             Frozen values; the ``repr`` is for reading.
         """
-        routing, now = self._routing, monotonic()
-        health, pools = routing.known.health, list(routing.pools)
-        versions = []
-        for name, cluster in self._topology.versions.items():
-            out = fenced(health, cluster)
-            primary = primary_of(health, cluster, out)
-            own = {
-                (pool.node, pool.read_only): pool.stats()
-                for pool in pools
-                if pool.cluster.name == name and pool.tenant is None and not pool.shared
-            }
-            nodes = []
-            for node in cluster.nodes:
-                state, role = node_state(health, node), role_of(health, node)
-                lag = lag_of(health, node, primary, now=now) if state.up and role is Role.REPLICA else None
-                nodes.append(
-                    NodeStats(
-                        node=node,
-                        role=role,
-                        state="unknown" if state.up is None else "up" if state.up else "down",
-                        reason=state.reason or out.get(node) or restrictions_of(health, node),
-                        server_version=state.server_version,
-                        timeline=state.timeline,
-                        lag=None if lag is None else lag.seconds,
-                        lag_bytes=None if lag is None else lag.bytes,
-                        latency=state.latency,
-                        failures=state.failures,
-                        read=own.get((node, True)),
-                        write=own.get((node, False)),
-                    )
-                )
-            versions.append(VersionStats(name, tuple(nodes)))
-        tenants = [
-            TenantPoolStats(pool.cluster.name, pool.tenant, pool.node, pool.read_only, pool.stats())
-            for pool in pools
-            if pool.tenant is not None or pool.shared
-        ]
-        in_use = Counter(holder for pool in pools for holder in pool.holders())
-        return Stats(
-            len(routing.slots.taken),
-            self._topology.max_connections,
-            tuple(versions),
-            tuple(tenants),
-            MappingProxyType(dict(in_use.most_common())),
-            None if routing.directory is None else routing.directory.stats(),
-            routing.pools.totals(),
-        )
+        return stats(self._routing)
 
     async def close(self, timeout: float = 5.0) -> int:
         """Close every pool; no further request is served.
@@ -538,7 +490,7 @@ class AsyncRouter:
                 TENANT_KEYS,
                 changed,
             )
-        directory = AsyncDirectory(source, self._settings.home, tenancy.directory, routing.forget, keep=self._given)
+        directory = AsyncDirectory(source, self._settings, tenancy.directory, routing, keep=self._given)
         return directory
 
     def _must_see(self, target: Target, session: Session | None, after: str | None) -> Position | None:
@@ -555,7 +507,7 @@ class AsyncRouter:
         return self._routing.must_see(target, positions)
 
     def _note(self, session: Session, version: str, node: Node, written: tuple[int, int] | None) -> None:
-        known = self._routing.known.health.get(node.server, UNKNOWN)
+        known = self._routing.clusters.health.get(node.server, UNKNOWN)
         position, timeline = (UNSURE, known.timeline) if written is None else written
         session.wrote(version, Position(known.system, timeline, without_page_header(position)))
 

@@ -8,13 +8,15 @@ from time import monotonic
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
-from router._async.knowledge import AsyncKnowledge
+from router._async.clusters import AsyncClusters
 from router._async.lanes import AsyncLane
+from router._async.monitor import AsyncMonitor
 from router._async.pool.opener import AsyncOpener
-from router._async.pool.registry import AsyncPools
+from router._async.pool.registry import AsyncPools, PoolsKey
 from router._async.slots import AsyncGate, AsyncSlots
+from router._observers import Observers
 from router._runtime.calls import Isolated
-from router._runtime.flags import AFlag, AGuard, asleep
+from router._runtime.flags import AFlag, AGuard, acheck_locks, asleep
 from router._runtime.sockets import cut
 from router._runtime.workers import ajoin, aspawn, await_quietly
 from router.core.budget import Claim, Limits
@@ -25,6 +27,8 @@ from router.core.errors import (
     RouterClosed,
     TokenRefused,
     Unavailable,
+    UnknownTenant,
+    UnknownVersion,
 )
 from router.core.events import Repeated, RequestFailed
 from router.core.health import UNKNOWN, NodeUse, login_failure, same_system
@@ -38,6 +42,7 @@ if TYPE_CHECKING:
 
     import psycopg
 
+    from router._async.cluster import AsyncCluster
     from router._async.directory import AsyncDirectory
     from router._async.pool.node_pool import AsyncNodePool
     from router._runtime.calls import AConfigure, APassword
@@ -45,11 +50,9 @@ if TYPE_CHECKING:
     from router.core.choose import Route
     from router.core.consistency import Position
     from router.core.events import Observer
-    from router.core.observations import Observation
-    from router.core.topology import Cluster, Node, Server, Target, Topology
+    from router.core.topology import Home, Node, Server, Target, Topology
 
     Key: TypeAlias = str | tuple[str | None, str] | None  # a version, or a version and a tenant
-    Like: TypeAlias = tuple[str, tuple[Node, ...], bool]  # a cluster's name and nodes, and whether it is for reading
 
 FULL = 1e9
 """The load of a pool that has none to lend or open now: more than any other's."""
@@ -63,9 +66,6 @@ HOUSEKEEPING = 1.0
 REMEMBERED = 20_000
 """How many keys are remembered with what was worked out for them: where a template makes tenants, anybody may name any.
 With more than that, all are worked out anew."""
-
-VISITED = 64
-"""How many tenants' own servers are watched although no pool is open there: those that were asked for last."""
 
 logger = logging.getLogger("router")
 
@@ -82,8 +82,10 @@ class AsyncRouting:
         closed: Whether the router was closed.
         dropped: Whether nobody has the router any more, and it was not closed.
         directory: Says where tenants live that the settings do not list; ``None`` for nobody.
-        known: What is known of the servers.
-        pools: Those that are open.
+        observers: Told of events.
+        clusters: The clusters in use, and what is known of their servers.
+        monitor: Watches the servers.
+        pools: The pools, open and draining.
         readers: The lanes for reading, by what requests name.
         writers: Those for writing.
         slots: The process's budget.
@@ -109,8 +111,8 @@ class AsyncRouting:
         self.closed = False
         self.dropped = False
         self.directory: AsyncDirectory | None = None
+        self.observers = Observers(observers)
         self._callables = (password, configure)
-        self._observers = tuple(observers)
         self._start()
 
     def _start(self) -> None:
@@ -118,42 +120,20 @@ class AsyncRouting:
         # Replaced whole, never edited: a reader needs no guard. All are worked out from what is known and configured.
         self.readers: dict[Key, AsyncLane] = {}
         self.writers: dict[Key, AsyncLane] = {}
-        self._bases: dict[Like, AsyncLane] = {}  # what the lanes of tenants have in common
+        self._bases: dict[PoolsKey, AsyncLane] = {}  # what the lanes of tenants have in common
         self._targets: dict[Key, Target] = {}
         self._forgotten = 0  # how often forget() was called
         self._gates: WeakValueDictionary[str, AsyncGate] = WeakValueDictionary()  # a lane keeps its own
         self.guard = AGuard()  # guards the replacing of all of these, and what begins with the first request
-        self._visited: dict[str, None] = {}  # tenants' own clusters that were asked for last, the latest at the end
         self.asked: set[Server] = set()  # those that a request asks now
         self._closing = AFlag()
         self._housekeeper: AWorker | None = None
         limits = Limits(self.topology.max_connections, self.topology.max_connections_per_server)
         self.slots = AsyncSlots(limits, self._make_room)
-        opener = AsyncOpener(
-            self.slots,
-            self._report,
-            self._suspect,
-            password=password,
-            configure=configure,
-        )
-        self.known = AsyncKnowledge(
-            self.topology.health, opener, self._observers, pools=lambda: self.pools, moved=self._start_lanes_anew
-        )
-        self.pools = AsyncPools(
-            self.topology.max_pools,
-            self.topology.versions,
-            opener,
-            self.known.suspect,
-            judge=self.known.judge,
-            gone=self._gone,
-            tell=self.known.tell,
-        )
-
-    async def _report(self, seen: Observation) -> None:
-        await self.known.report(seen)
-
-    def _suspect(self, server: Server) -> None:
-        self.known.suspect(server)
+        self.clusters = AsyncClusters(self.topology.health, self.observers)
+        self._opener = AsyncOpener(self.slots, self.clusters, password=password, configure=configure)
+        self.monitor = AsyncMonitor(self.clusters, self._opener)
+        self.pools = AsyncPools(self.topology.max_pools, self.topology.versions, self._opener, self.clusters)
 
     def _start_lanes_anew(self) -> None:
         self.readers, self.writers, self._bases = {}, {}, {}
@@ -176,30 +156,30 @@ class AsyncRouting:
             UnknownTenant: There is no such tenant, or it does not live there.
             NotKnownYet: Where the tenant lives has to be asked.
             RouterClosed: The router was closed.
+            RuntimeError: Greenlets have taken the place of threads since the router was made.
         """
+        acheck_locks()
         if len(self.readers if read_only else self.writers) >= REMEMBERED:
             with self.guard:
                 self._start_lanes_anew()
         lanes, bases, forgotten = self.readers if read_only else self.writers, self._bases, self._forgotten
         key: Key = version if tenant is None else (version, tenant)
         target = self.target(version, tenant)
+        cluster = self.clusters.of(target.watched or target.cluster)
+        generation = cluster.generation
         if not target.shared:
             lane = self._lane_over(target, read_only=read_only)
-            if tenant is not None:
-                for pool in lane.pools:
-                    pool.keys.add(key)
-                    pool.outdated |= pool.policy != target.policy
         else:
-            like = (target.cluster.name, target.cluster.nodes, read_only)
+            like = PoolsKey.of(target, read_only=read_only)
             base = bases.get(like)
             if base is None:
                 base = bases[like] = self._lane_over(target, read_only=read_only)
             lane = base.of(target, self._gate(target))
         lane.key = key
-        # If servers changed since `lanes` was looked up, it is no longer in use, and neither is this lane.
         lanes[key] = lane
-        if self._forgotten != forgotten:
-            lanes.pop(key, None)
+        # If a server changed meanwhile, or where the tenant lives, the lane is good for this one request at most.
+        if not self.clusters.add_lane(lane, generation) or self._forgotten != forgotten:
+            self.renew(lane)
         return lane
 
     def _lane_over(self, target: Target, *, read_only: bool) -> AsyncLane:
@@ -258,6 +238,46 @@ class AsyncRouting:
                 for known in (self._targets, self.readers, self.writers):
                     known.pop((version, tenant), None)
 
+    async def follow_tenant(self, tenant: str, home: Home | None) -> None:
+        """Drain the pools that a tenant uses no more, since it lives elsewhere by now, or nowhere.
+
+        Args:
+            tenant: The tenant.
+            home: Where it lives, by what the directory says; ``None`` for nowhere.
+        """
+        for pool in self.pools.open_pools:
+            if pool.target.tenant == tenant:
+                await self._follow_home(pool, home)
+
+    async def _follow_homes(self) -> None:
+        """Do the same for all whose pools are open, even if nobody asks for them: those pools may be kept warm."""
+        tenancy, directory = self.topology.tenancy, self.directory
+        if tenancy is None or directory is None:
+            return
+        for pool in self.pools.open_pools:
+            tenant = pool.target.tenant
+            if tenant is not None and tenant not in tenancy.homes and pool.is_of_one_tenant:
+                is_known, home = directory.confirmed(tenant)
+                if is_known and (home is None or home is not pool.home):
+                    await self._follow_home(pool, home)
+
+    async def _follow_home(self, pool: AsyncNodePool, home: Home | None) -> None:
+        if pool.is_of_one_tenant and not self._serves(pool, home):
+            with Isolated("could not drain the pool to %s", pool.node):
+                await self.pools.drain(pool)
+        pool.home = home
+
+    def _serves(self, pool: AsyncNodePool, home: Home | None) -> bool:
+        """Whether requests of the tenant for which a pool was opened would still go there."""
+        target = pool.target
+        if home is None:
+            return False
+        try:
+            now = resolve(self.topology, target.requested or None, target.tenant, home)
+        except (UnknownTenant, UnknownVersion):
+            return False
+        return PoolsKey.of(now, read_only=pool.read_only) == PoolsKey.of(target, read_only=pool.read_only)
+
     def unlist(self, lane: AsyncLane) -> None:
         """Keep nothing of a tenant that turned out not to be there: anybody may ask for anything.
 
@@ -303,13 +323,13 @@ class AsyncRouting:
         """
         if self.closed:
             raise RouterClosed("the router is closed")
-        pools = self.pools
+        pools = self.pools.serving(target, read_only=request.read_only)
 
         def load(node: Node) -> float:
-            pool = pools.get(target, node, read_only=request.read_only)
+            pool = pools.get(node)
             return 0.0 if pool is None else pool.load + FULL * pool.full
 
-        health, now = self.known.health, monotonic()
+        health, now = self.clusters.health, monotonic()
         if target.watched is not None and target.watched is not target.cluster:
             # Nobody but requests tries a tenant's own logins: one that was refused is tried again when it is time.
             refused = [
@@ -331,9 +351,9 @@ class AsyncRouting:
         target, read_only, name = lane.target, lane.read_only, type(error).__name__
         what = "exhausted" if isinstance(error, PoolExhausted) else "unavailable"
         self.pools.count(what, target.cluster.name, read_only=read_only)
-        if self.known.heard(RequestFailed):
+        if self.observers.hear_of(RequestFailed):
             reason = str(error).replace("\n  -", ";")
-            self.known.tell([RequestFailed(target.cluster.name, target.tenant, read_only, name, reason)])
+            self.observers.tell([RequestFailed(target.cluster.name, target.tenant, read_only, name, reason)])
 
     def repeated(self, pool: AsyncNodePool, tenant: str | None, error: psycopg.Error) -> None:
         """Count what is run again, and tell of it.
@@ -344,16 +364,16 @@ class AsyncRouting:
             error: How it failed.
         """
         self.pools.count("repeated", pool.cluster.name, read_only=pool.read_only)
-        if self.known.heard(Repeated):
+        if self.observers.hear_of(Repeated):
             # Not its text, which may hold data.
             reason = type(error).__name__ + (f" ({error.sqlstate})" if error.sqlstate else "")
-            self.known.tell([Repeated(pool.cluster.name, tenant, pool.read_only, pool.node, reason)])
+            self.observers.tell([Repeated(pool.cluster.name, tenant, pool.read_only, pool.node, reason)])
 
     def renew(self, lane: AsyncLane) -> None:
         """Have a lane worked out anew: one of its pools was opened after it was made."""
-        cluster = lane.target.cluster
         (self.readers if lane.read_only else self.writers).pop(lane.key, None)
-        self._bases.pop((cluster.name, cluster.nodes, lane.read_only), None)
+        if lane.target.shared:
+            self._bases.pop(PoolsKey.of(lane.target, read_only=lane.read_only), None)
 
     def must_see(self, target: Target, positions: Iterable[Position | None]) -> Position | None:
         """Put together what a read must see, without what is foreign to its cluster by what is known now.
@@ -369,8 +389,8 @@ class AsyncRouting:
             TokenRefused: One is foreign, and ``tokens.foreign`` is ``refuse``.
         """
         asked = [position for position in positions if position is not None]
-        primary = primary_of(self.known.health, target.cluster) if asked else None
-        known = UNKNOWN if primary is None else self.known.health.get(primary.server, UNKNOWN)
+        primary = primary_of(self.clusters.health, target.cluster) if asked else None
+        known = UNKNOWN if primary is None else self.clusters.health.get(primary.server, UNKNOWN)
         seen: Position | None = None
         for position in asked:
             foreign = not same_system(known.system, position.system)
@@ -388,26 +408,27 @@ class AsyncRouting:
             seen = later(seen, position)
         return seen
 
-    def use(self, cluster: Cluster) -> None:
-        self.known.use(cluster)
-        if cluster.name not in self.topology.versions:
-            self._visit(cluster.name)
+    def begin_request(self, cluster: AsyncCluster) -> None:
+        """Have a cluster in use, and its servers watched, while a request looks for one of them.
+
+        Args:
+            cluster: The cluster; ``clusters.end_request()`` has to be called, unless this fails.
+        """
+        if not cluster.kept and self.topology.versions.get(cluster.value.name) == cluster.value:
+            self.clusters.keep(cluster, kept=True)
+        self.clusters.begin_request(cluster)
+        try:
+            self.monitor.watch(cluster)
+            self._begin_housekeeping()
+        except BaseException:
+            self.clusters.end_request(cluster)
+            raise
+
+    def _begin_housekeeping(self) -> None:
         if self._housekeeper is None:
             with self.guard:
                 if self._housekeeper is None and not self.closed:
                     self._housekeeper = aspawn(self._keep_house, "router keeps house")
-
-    def _visit(self, name: str) -> None:
-        """Watch a tenant's own servers before any pool is open there, in place of those asked for longest ago."""
-        with self.guard:
-            self._visited.pop(name, None)
-            self._visited[name] = None
-            if len(self._visited) <= VISITED:
-                return
-            oldest = next(iter(self._visited))
-            del self._visited[oldest]
-        if not any(pool.cluster.name == oldest for pool in self.pools):
-            self.known.leave(oldest)
 
     @property
     def begun(self) -> bool:
@@ -439,27 +460,18 @@ class AsyncRouting:
             await self.pools.sweep()
         with Isolated("could not find out which connections have ended"):
             self.slots.sweep()
+        with Isolated("could not drain the pools of tenants that live elsewhere"):
+            await self._follow_homes()
+        with Isolated("could not forget passwords"):
+            self._opener.forget_unused()
         with Isolated("could not ask the directory again"):
             if self.directory is not None:
                 self.directory.tick(monotonic())
 
-    def _gone(self, pool: AsyncNodePool) -> None:
-        """Forget what was worked out with a pool; and the servers of a tenant's own, when it was their last pool."""
-        lanes = self.readers if pool.read_only else self.writers
-        if pool.tenant is None:
-            self._start_lanes_anew()
-        for key in list(pool.keys):
-            lanes.pop(key, None)
-        if pool.tenant is not None and not any(other.node == pool.node for other in self.pools):
-            self.known.forget_login(pool.node)
-        name = pool.cluster.name
-        if name not in self.topology.versions and not any(other.cluster.name == name for other in self.pools):
-            self.known.leave(name)
-
     async def _make_room(self, taken: list[Claim], waiting: list[Claim]) -> int | None:
         limits = self.slots.limits
         index = await self.pools.make_room(limits, taken, waiting)
-        return await self.known.monitor.make_room(limits, taken, waiting) if index is None else index
+        return await self.monitor.make_room(limits, taken, waiting) if index is None else index
 
     # The end
 
@@ -478,7 +490,8 @@ class AsyncRouting:
             self._start_lanes_anew()
         pools = self.pools.close()
         self._closing.set()
-        self.known.changed.set()
+        for cluster in self.clusters:
+            cluster.changed.set()
         with Isolated("could not close the directory of tenants"):
             if self.directory is not None:
                 await self.directory.close(GRACE)
@@ -486,13 +499,13 @@ class AsyncRouting:
         cut_off = await _emptied(pools, deadline)
         deadline = max(deadline, monotonic() + GRACE)
         with Isolated("could not stop looking at the servers"):
-            await self.known.monitor.close(max(deadline - monotonic(), 0.0))
+            await self.monitor.close(max(deadline - monotonic(), 0.0))
         for pool in pools:
             with Isolated("could not close the pool to %s", pool.node):
                 if not pool.closed:
                     await pool.drop("")  # which psycopg_pool comes to only if its workers end as they should
                     await await_quietly(pool.close, max(deadline - monotonic(), 0.1))
-            self.pools.forget(pool)
+            self.clusters.remove(pool)
         if self._housekeeper is not None:
             await ajoin(self._housekeeper, max(deadline - monotonic(), 0.0))
         return cut_off
@@ -516,15 +529,15 @@ class AsyncRouting:
         """Start anew in the child of a fork: what is open is the parent's, and is neither used nor closed here."""
         for pool in self.pools:
             pool.abandon()
-        self.known.monitor.abandon()
-        self._inherited = self.known  # what it holds is not to be closed by being forgotten
+        self.monitor.abandon()
+        self._inherited = self.clusters, self.monitor  # what it holds is not to be closed by being forgotten
         self._start()
 
 
 async def _emptied(pools: Sequence[AsyncNodePool], deadline: float) -> int:
     """Let nobody borrow any more, wait for what is out, and cut the rest; how many that was."""
     for pool in pools:
-        pool.retired = True
+        pool.begin_draining()
         await pool.reroute()
     while any(pool.borrowed for pool in pools) and monotonic() < deadline:
         await asleep(0.01)

@@ -18,15 +18,15 @@ from router._async.pool.connection import AsyncNodeConnection
 from router._runtime.sockets import quiet_for
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Mapping
 
     from psycopg import AsyncConnection
     from psycopg.rows import TupleRow
 
+    from router._async.clusters import AsyncServerInUse
     from router._async.pool.node_pool import AsyncNodePool
     from router._async.pool.opener import Session
     from router._async.pool.session_state import SessionState
-    from router.core.topology import Server
 
 SAMPLE = 15.0
 """Seconds between two samples, and for which a connection has to have been quiet to be sampled at all."""
@@ -61,15 +61,13 @@ class _Asked(NamedTuple):
 class AsyncSilence:
     """What the samples of one server's sessions have shown."""
 
-    def __init__(self, server: Server, pools: Callable[[], Iterable[AsyncNodePool]]) -> None:
+    def __init__(self, there: AsyncServerInUse) -> None:
         """Begin with nothing sampled.
 
         Args:
-            server: The server.
-            pools: Gives the pools that are open.
+            there: The server.
         """
-        self._server = server
-        self._pools = pools
+        self._there = there
         self._due = self._sampled_at = -inf
         self._asked: list[_Asked] = []
         self._at_rest: dict[SessionState, bytes] = {}  # whose session was at rest at the last sample, and since when
@@ -84,8 +82,8 @@ class AsyncSilence:
         if (now := monotonic()) < self._due:
             return []
         self._due, self._asked = now + SAMPLE, []
-        for pool in self._pools():
-            if pool.node.server != self._server or pool.node.pooler is not None or pool.inherited:
+        for pool in self._there.pools:
+            if pool.node.pooler is not None or pool.inherited:
                 continue
             for original in pool.session_states():
                 if (connection := original.connection()) is not None:

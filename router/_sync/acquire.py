@@ -28,12 +28,13 @@ if TYPE_CHECKING:
     from psycopg import Connection
     from psycopg.rows import TupleRow
 
+    from router._sync.cluster import SyncCluster
     from router._sync.lanes import Lane
     from router._sync.pool.node_pool import NodePool
     from router._sync.routing import Routing
     from router.core.choose import Route
     from router.core.health import State
-    from router.core.topology import Cluster, Node, Target
+    from router.core.topology import Node, Target
 
 SETTLE = 0.2
 """Seconds that the first requests of a version wait until all of its servers have been looked at: the one that is slow
@@ -73,35 +74,37 @@ def acquire(
     if direct and prefer is not None and not prefer.closed and (len(lane.pools) == 1 or not prefer.full):
         with suppress(Reroute, TooManyRequests, PoolTimeout, PoolClosed):  # then look closer
             return prefer, prefer.borrow(deadline - monotonic(), lane.target.scope)
+    routing.begin_request(lane.cluster)
     try:
         return _acquire_best(routing, lane, deadline, prefer, request)
     except Unavailable as error:
         routing.failed(lane, error)
         raise
+    finally:
+        routing.clusters.end_request(lane.cluster)
 
 
 def _acquire_best(
     routing: Routing, lane: Lane, deadline: float, prefer: NodePool | None, request: Request | None
 ) -> tuple[NodePool, Connection[TupleRow]]:
-    target, cluster, since = lane.target, lane.target.cluster, monotonic()
+    target, since = lane.target, monotonic()
     request, patience = request or Request(lane.read_only), ASK_AGAIN
     while True:
-        routing.use(target.watched or cluster)
-        changed = routing.known.changed  # taken before what is known is looked at: no change after that goes unnoticed
+        changed = lane.cluster.changed  # taken before what is known is looked at: no change after that goes unnoticed
         preferred = None if prefer is None or prefer.full else prefer.node
         route = routing.choose(target, request, prefer=preferred)
         node, now = _next(routing, route, since), monotonic()
         if node is None and (after := routing.must_see(target, [request.after])) != request.after:
             request = request._replace(after=after)  # the first look has shown that it is foreign
             continue
-        may_catch_up = bool(route.ask) and now < since + cluster.read.catch_up
+        may_catch_up = bool(route.ask) and now < since + target.cluster.read.catch_up
         if now >= deadline or (node is None and not route.pending and not may_catch_up):
             error = unavailable(routing, route, request, late=now >= deadline)
             if isinstance(error, UnknownTenant):
                 routing.drop(lane)
             raise error
         if node is None or (node in route.ask and node.server in routing.asked):
-            _wait(routing, changed, cluster, deadline - now, pause=ASK_AGAIN if route.ask else deadline - now)
+            _wait(lane.cluster, changed, deadline - now, pause=ASK_AGAIN if route.ask else deadline - now)
             continue
         try:
             pool, connection = _borrow(routing, target, node, deadline, read_only=request.read_only)
@@ -119,7 +122,7 @@ def _acquire_best(
             return pool, connection
         # Where several servers answer, the next connection may lead to the same one.
         request = request._replace(
-            avoid=node if routing.known.health.get(node.server, UNKNOWN).several_servers else request.avoid
+            avoid=node if routing.clusters.health.get(node.server, UNKNOWN).several_servers else request.avoid
         )
 
 
@@ -142,15 +145,15 @@ def _borrow(
 
 def _served(routing: Routing, target: Target, request: Request, node: Node) -> None:
     """Count a read that the primary serves only because of what it must see, and tell of it."""
-    if request.after is None or routing.known.health.get(node.server, UNKNOWN).role is not Role.PRIMARY:
+    if request.after is None or routing.clusters.health.get(node.server, UNKNOWN).role is not Role.PRIMARY:
         return
     # Not what checks first whether the router was closed: the connection has been borrowed.
-    otherwise = choose(target, routing.known.health, request._replace(after=None), now=monotonic(), tie_break=0.0)
+    otherwise = choose(target, routing.clusters.health, request._replace(after=None), now=monotonic(), tie_break=0.0)
     if otherwise.nodes[:1] == (node,):
         return
     routing.pools.count("for_token", target.cluster.name, read_only=True)
-    if routing.known.heard(ReadOnPrimary):
-        routing.known.tell([ReadOnPrimary(target.cluster.name, target.tenant, node)])
+    if routing.observers.hear_of(ReadOnPrimary):
+        routing.observers.tell([ReadOnPrimary(target.cluster.name, target.tenant, node)])
 
 
 def _next(routing: Routing, route: Route, since: float) -> Node | None:
@@ -160,7 +163,7 @@ def _next(routing: Routing, route: Route, since: float) -> Node | None:
     best = route.nodes[0]
     if best not in route.ask:
         return best
-    asked_at = max(node_state(routing.known.health, node).position_at for node in route.ask)
+    asked_at = max(node_state(routing.clusters.health, node).position_at for node in route.ask)
     if asked_at < since:
         return best
     sure = next((node for node in route.nodes[: route.ready] if node not in route.ask), None)
@@ -172,13 +175,13 @@ def _next(routing: Routing, route: Route, since: float) -> Node | None:
 
 def _unsettled(routing: Routing, route: Route) -> bool:
     """Whether a server that nobody has looked at yet may change what is best."""
-    if route.read_only and routing.known.health.get(route.nodes[0].server, UNKNOWN).role is not Role.PRIMARY:
-        return undecided(routing.known.health, route.target.cluster)
-    return any(node_state(routing.known.health, node).up is None for node in route.target.cluster.nodes)
+    if route.read_only and routing.clusters.health.get(route.nodes[0].server, UNKNOWN).role is not Role.PRIMARY:
+        return undecided(routing.clusters.health, route.target.cluster)
+    return any(node_state(routing.clusters.health, node).up is None for node in route.target.cluster.nodes)
 
 
-def _wait(routing: Routing, changed: Flag, cluster: Cluster, left: float, *, pause: float) -> None:
-    routing.known.wants(cluster)
+def _wait(cluster: SyncCluster, changed: Flag, left: float, *, pause: float) -> None:
+    cluster.note_waiting()
     changed.wait_for(min(left, pause, SETTLE))
 
 
@@ -190,7 +193,7 @@ def _may_serve(routing: Routing, pool: NodePool, connection: Connection[TupleRow
     several servers answer, it is known of the one that the last look led to.
     """
     original, after = session_of(connection), request.after
-    state = routing.known.health.get(pool.node.server, UNKNOWN)
+    state = routing.clusters.health.get(pool.node.server, UNKNOWN)
     is_primary = state.role is Role.PRIMARY
     here = original.process == state.process or (pool.node.pooler is not None and not state.several_servers)
     if after is None and ((here and not state.several_servers) or not limits_lag(pool.cluster, request)):
@@ -233,9 +236,9 @@ def _ask_over(
     try:
         seen = pool.look(connection)
         here = seen.process == state.process or not state.several_servers
-        routing.known.report(seen if here else OtherProcess(pool.node, seen.process))
+        routing.clusters.report(seen if here else OtherProcess(pool.node, seen.process))
     except psycopg.Error:
-        pool.suspect(server)
+        pool.watched.suspect(server)
         connection.close()
         return False
     except BaseException:
@@ -258,6 +261,6 @@ def _ask_over(
 
 def _is_fit(routing: Routing, pool: NodePool, request: Request, state: State) -> bool:
     """Whether a server in such a state may serve a read, without having to be asked."""
-    health = {**routing.known.health, pool.node.server: replace(state, several_servers=False)}
+    health = {**routing.clusters.health, pool.node.server: replace(state, several_servers=False)}
     standing = standings(pool.cluster, health, request, now=monotonic())[pool.node]
     return standing.tier is not None and not standing.ask

@@ -13,7 +13,7 @@ from dataclasses import replace
 from inspect import signature
 from random import choice, random
 from time import monotonic
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import psycopg
 
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from router.core.directory import DirectoryStats
     from router.core.policies import DirectoryPolicy
     from router.core.topology import Home
+    from router.settings import RouterSettings
 
 ASKING = 4
 """How many tenants are asked for at the same time at most."""
@@ -57,6 +58,25 @@ T = TypeVar("T")
 logger = logging.getLogger("router")
 
 
+class Homes(Protocol):
+    """What uses the homes of tenants, and what was worked out from them: the router's."""
+
+    def forget(self, tenant: str | None) -> None:
+        """Work out anew where a tenant lives, from its next request on.
+
+        Args:
+            tenant: The tenant; ``None`` for all of them.
+        """
+
+    def follow_tenant(self, tenant: str, home: Home | None) -> None:
+        """Do what follows from a tenant's move.
+
+        Args:
+            tenant: The tenant.
+            home: Where it lives now; ``None`` for nowhere.
+        """
+
+
 class _Question:
     """One tenant that is being asked for, by however many.
 
@@ -66,17 +86,18 @@ class _Question:
         overtaken: Whether a change was heard of since it was asked: the answer may be from before that.
         answered: Set when there is an answer, or none is to be had.
         unknown: Whether the answer is that there is no such tenant.
+        moved: Whether it lived elsewhere before.
         reason: Why there is no answer.
     """
 
-    __slots__ = ("answered", "overtaken", "reason", "tenant", "unknown", "waiting")
+    __slots__ = ("answered", "moved", "overtaken", "reason", "tenant", "unknown", "waiting")
 
     def __init__(self, tenant: str) -> None:
         self.tenant = tenant
         self.waiting = 0
         self.overtaken = False
         self.answered = Flag()
-        self.unknown = False
+        self.unknown = self.moved = False
         self.reason = ""
 
 
@@ -91,9 +112,9 @@ class Directory:
     def __init__(
         self,
         source: Source,
-        read: Callable[[str, Mapping[str, Any]], Home],
+        settings: RouterSettings,
         policy: DirectoryPolicy,
-        forgotten: Callable[[str | None], None],
+        homes: Homes,
         *,
         keep: list[object],
     ) -> None:
@@ -102,10 +123,9 @@ class Directory:
         Args:
             source: Says where a tenant lives: a callable that takes its key, or an object with such a ``lookup()``, and
                 with ``tenants()`` if it can list them. It must come to an end by itself.
-            read: Makes a home of a key and what the source says.
+            settings: Those that make a home of a key and what the source says.
             policy: How long an answer counts.
-            forgotten: Told a key when what was worked out from its home must not be used any longer, and ``None`` when
-                that is so for all.
+            homes: Told when a tenant's home is to be used no longer.
             keep: Where a source is kept that is the user's.
 
         Raises:
@@ -119,8 +139,8 @@ class Directory:
             self._lookup = WeakCall(self._lookup, keep)
             self._tenants = None if self._tenants is None else WeakCall(self._tenants, keep)
         self.lists = self._tenants is not None
-        self._read = read
-        self._forgotten = forgotten
+        self._settings = settings
+        self._homes = homes
         self._guard = Guard()  # guards all below
         self._answers = Answers(policy)
         self._questions: dict[str, _Question] = {}
@@ -146,6 +166,25 @@ class Directory:
             if due and not self._closed:
                 self._ask(tenant, self._other)
         return home
+
+    def confirmed(self, tenant: str) -> tuple[bool, Home | None]:
+        """Tell where a tenant lives that has pools of its own, which counts as a use of it, without asking anybody.
+
+        Args:
+            tenant: Its key.
+
+        Returns:
+            Whether it is known, and its home, ``None`` if there is no such tenant. What is not known or out of date is
+            asked for in the background.
+        """
+        if (home := self.known(tenant)) is not None:
+            return True, home
+        with self._guard:
+            if self._answers.is_unknown(tenant, monotonic()):
+                return True, None
+            if not self._closed:
+                self._ask(tenant, self._other)
+        return False, None
 
     def find(self, tenant: str, deadline: float) -> Home:
         """Find out where a tenant lives.
@@ -209,7 +248,7 @@ class Directory:
                 overtaken = [self._questions[tenant]] if tenant in self._questions else []
             for question in overtaken:
                 question.overtaken = True
-        self._forgotten(tenant)
+        self._homes.forget(tenant)
 
     def tick(self, now: float) -> None:
         """Do what time brings: to be called about once a second.
@@ -226,7 +265,7 @@ class Directory:
                     self._staff()
         for tenant in due:
             with Isolated("could not forget where tenant %r lives", tenant):
-                self._forgotten(tenant)
+                self._homes.forget(tenant)
 
     def stats(self) -> DirectoryStats:
         """Return one moment's view of it."""
@@ -318,8 +357,11 @@ class Directory:
                 raise
 
     def _answer(self, question: _Question) -> None:
-        while not self._settle(question, self._ask_source(question.tenant)):
-            pass
+        said = self._ask_source(question.tenant)
+        while not self._settle(question, said):
+            said = self._ask_source(question.tenant)
+        if question.moved:
+            self._homes.follow_tenant(question.tenant, said[0])
 
     def _leave_open(self, question: _Question, error: BaseException) -> None:
         """Say to those who wait that there will be no answer."""
@@ -345,7 +387,7 @@ class Directory:
         if not isinstance(said, Mapping):
             return None, f"lookup() gave a {type(said).__name__}, not a mapping", True
         try:
-            return self._read(tenant, said), "", True
+            return self._settings.home(tenant, said), "", True
         except Exception as error:  # noqa: BLE001  (one tenant's fault must not end the asking for others)
             return None, f"what the directory says is wrong: {describe_failure(error)}", True
 
@@ -370,7 +412,7 @@ class Directory:
 
     def _settle(self, question: _Question, said: tuple[Home | None, str, bool]) -> bool:
         """Take what came of asking; whether it counts: if a change was heard of meanwhile, it is to be asked again."""
-        tenant, moved = question.tenant, False
+        tenant = question.tenant
         home, reason, answered = said
         with self._guard:
             if question.overtaken and self._failing is None and not self._closed:
@@ -380,11 +422,11 @@ class Directory:
             if not answered:
                 self._answers.mark_unconfirmed(tenant, monotonic())
             elif reason:  # where it lived is not where it lives
-                moved = self._answers.drop(tenant)
+                question.moved = self._answers.drop(tenant)
             else:
-                moved = self._answers.keep(tenant, home, monotonic(), random())
-        if moved:
-            self._forgotten(tenant)
+                question.moved = self._answers.keep(tenant, home, monotonic(), random())
+        if question.moved:
+            self._homes.forget(tenant)
             if reason:
                 logger.warning("tenant %r is served no longer: %s", tenant, reason)
         question.unknown = home is None and not reason

@@ -25,6 +25,7 @@ class Lane:
 
     Attributes:
         target: What the key resolved to.
+        cluster: The cluster that it is on.
         read_only: Whether the requests only read.
         timeout: Their deadline if they name none, in seconds.
         pools: The pools of the best nodes; empty while none is known to be up.
@@ -36,8 +37,8 @@ class Lane:
     """
 
     __slots__ = (
-        "_pairs", "_rotation", "_turns", "checkout", "gate", "key", "pools", "read_only", "routing", "slots", "target",
-        "timeout",
+        "__weakref__", "_pairs", "_rotation", "_turns", "checkout", "cluster", "gate", "key", "pools", "read_only",
+        "routing", "slots", "target", "timeout",
     )  # fmt: skip
 
     def __init__(
@@ -57,6 +58,7 @@ class Lane:
             read_only: Whether the requests only read.
         """
         self.target = target
+        self.cluster = routing.clusters.of(target.watched or target.cluster)
         self.read_only = read_only
         self.timeout = target.cluster.pool.timeout
         self.pools = pools
@@ -90,6 +92,10 @@ class Lane:
         other.target = target
         other.gate = gate
         return other
+
+    def invalidate(self) -> None:
+        """Have it worked out anew by the next request: one of its nodes is worth something else than before."""
+        self.routing.renew(self)
 
     def pick(self) -> NodePool | None:
         """Pick the pool for the next request, as ``read.balance`` says.

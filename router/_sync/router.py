@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from functools import partial
 from time import monotonic
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Self, TypeVar
 from warnings import warn
 
@@ -18,18 +16,17 @@ from router._sync.checkout import AskingCheckout, Checkout, ScopedCheckout, Trac
 from router._sync.directory import Directory, SqlSource
 from router._sync.each import each, tenants_of
 from router._sync.routing import NotKnownYet, Routing
+from router._sync.snapshot import stats
 from router._sync.statements import Statements
 from router.context import CURRENT, Use, named
 from router.core.consistency import UNSURE, Position, without_page_header
 from router.core.errors import TokenRefused, UnknownTenant
-from router.core.health import UNKNOWN, node_state, restrictions_of, role_of
-from router.core.measures import NodeStats, Stats, TenantPoolStats, VersionStats
+from router.core.health import UNKNOWN
 from router.core.outcomes import needs_list
 from router.core.policies import PoolPolicy
-from router.core.replication import fenced, lag_of, primary_of
 from router.core.resolve import check_key
 from router.core.standing import Request
-from router.core.topology import Role, Tenancy
+from router.core.topology import Tenancy
 from router.sessions import Session, current, parsed
 from router.settings import TENANT_KEYS, RouterSettings
 
@@ -45,6 +42,7 @@ if TYPE_CHECKING:
     from router._sync.lanes import Lane
     from router.core.choose import Route
     from router.core.events import Observer
+    from router.core.measures import Stats
     from router.core.outcomes import Outcomes
     from router.core.result import Result
     from router.core.topology import Node, Target
@@ -370,53 +368,7 @@ class Router:
         Returns:
             Frozen values; the ``repr`` is for reading.
         """
-        routing, now = self._routing, monotonic()
-        health, pools = routing.known.health, list(routing.pools)
-        versions = []
-        for name, cluster in self._topology.versions.items():
-            out = fenced(health, cluster)
-            primary = primary_of(health, cluster, out)
-            own = {
-                (pool.node, pool.read_only): pool.stats()
-                for pool in pools
-                if pool.cluster.name == name and pool.tenant is None and not pool.shared
-            }
-            nodes = []
-            for node in cluster.nodes:
-                state, role = node_state(health, node), role_of(health, node)
-                lag = lag_of(health, node, primary, now=now) if state.up and role is Role.REPLICA else None
-                nodes.append(
-                    NodeStats(
-                        node=node,
-                        role=role,
-                        state="unknown" if state.up is None else "up" if state.up else "down",
-                        reason=state.reason or out.get(node) or restrictions_of(health, node),
-                        server_version=state.server_version,
-                        timeline=state.timeline,
-                        lag=None if lag is None else lag.seconds,
-                        lag_bytes=None if lag is None else lag.bytes,
-                        latency=state.latency,
-                        failures=state.failures,
-                        read=own.get((node, True)),
-                        write=own.get((node, False)),
-                    )
-                )
-            versions.append(VersionStats(name, tuple(nodes)))
-        tenants = [
-            TenantPoolStats(pool.cluster.name, pool.tenant, pool.node, pool.read_only, pool.stats())
-            for pool in pools
-            if pool.tenant is not None or pool.shared
-        ]
-        in_use = Counter(holder for pool in pools for holder in pool.holders())
-        return Stats(
-            len(routing.slots.taken),
-            self._topology.max_connections,
-            tuple(versions),
-            tuple(tenants),
-            MappingProxyType(dict(in_use.most_common())),
-            None if routing.directory is None else routing.directory.stats(),
-            routing.pools.totals(),
-        )
+        return stats(self._routing)
 
     def close(self, timeout: float = 5.0) -> int:
         """Close every pool; no further request is served.
@@ -539,7 +491,7 @@ class Router:
                 TENANT_KEYS,
                 changed,
             )
-        directory = Directory(source, self._settings.home, tenancy.directory, routing.forget, keep=self._given)
+        directory = Directory(source, self._settings, tenancy.directory, routing, keep=self._given)
         return directory
 
     def _must_see(self, target: Target, session: Session | None, after: str | None) -> Position | None:
@@ -556,7 +508,7 @@ class Router:
         return self._routing.must_see(target, positions)
 
     def _note(self, session: Session, version: str, node: Node, written: tuple[int, int] | None) -> None:
-        known = self._routing.known.health.get(node.server, UNKNOWN)
+        known = self._routing.clusters.health.get(node.server, UNKNOWN)
         position, timeline = (UNSURE, known.timeline) if written is None else written
         session.wrote(version, Position(known.system, timeline, without_page_header(position)))
 

@@ -9,14 +9,16 @@ from time import monotonic
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
+from router._observers import Observers
 from router._runtime.calls import Isolated
-from router._runtime.flags import Flag, Guard, sleep
+from router._runtime.flags import Flag, Guard, check_locks, sleep
 from router._runtime.sockets import cut
 from router._runtime.workers import join, spawn, wait_quietly
-from router._sync.knowledge import Knowledge
+from router._sync.clusters import Clusters
 from router._sync.lanes import Lane
+from router._sync.monitor import Monitor
 from router._sync.pool.opener import Opener
-from router._sync.pool.registry import Pools
+from router._sync.pool.registry import Pools, PoolsKey
 from router._sync.slots import Gate, Slots
 from router.core.budget import Claim, Limits
 from router.core.choose import choose
@@ -26,6 +28,8 @@ from router.core.errors import (
     RouterClosed,
     TokenRefused,
     Unavailable,
+    UnknownTenant,
+    UnknownVersion,
 )
 from router.core.events import Repeated, RequestFailed
 from router.core.health import UNKNOWN, NodeUse, login_failure, same_system
@@ -41,16 +45,15 @@ if TYPE_CHECKING:
 
     from router._runtime.calls import Configure, Password
     from router._runtime.workers import Worker
+    from router._sync.cluster import SyncCluster
     from router._sync.directory import Directory
     from router._sync.pool.node_pool import NodePool
     from router.core.choose import Route
     from router.core.consistency import Position
     from router.core.events import Observer
-    from router.core.observations import Observation
-    from router.core.topology import Cluster, Node, Server, Target, Topology
+    from router.core.topology import Home, Node, Server, Target, Topology
 
     Key: TypeAlias = str | tuple[str | None, str] | None  # a version, or a version and a tenant
-    Like: TypeAlias = tuple[str, tuple[Node, ...], bool]  # a cluster's name and nodes, and whether it is for reading
 
 FULL = 1e9
 """The load of a pool that has none to lend or open now: more than any other's."""
@@ -64,9 +67,6 @@ HOUSEKEEPING = 1.0
 REMEMBERED = 20_000
 """How many keys are remembered with what was worked out for them: where a template makes tenants, anybody may name any.
 With more than that, all are worked out anew."""
-
-VISITED = 64
-"""How many tenants' own servers are watched although no pool is open there: those that were asked for last."""
 
 logger = logging.getLogger("router")
 
@@ -83,8 +83,10 @@ class Routing:
         closed: Whether the router was closed.
         dropped: Whether nobody has the router any more, and it was not closed.
         directory: Says where tenants live that the settings do not list; ``None`` for nobody.
-        known: What is known of the servers.
-        pools: Those that are open.
+        observers: Told of events.
+        clusters: The clusters in use, and what is known of their servers.
+        monitor: Watches the servers.
+        pools: The pools, open and draining.
         readers: The lanes for reading, by what requests name.
         writers: Those for writing.
         slots: The process's budget.
@@ -110,8 +112,8 @@ class Routing:
         self.closed = False
         self.dropped = False
         self.directory: Directory | None = None
+        self.observers = Observers(observers)
         self._callables = (password, configure)
-        self._observers = tuple(observers)
         self._start()
 
     def _start(self) -> None:
@@ -119,42 +121,20 @@ class Routing:
         # Replaced whole, never edited: a reader needs no guard. All are worked out from what is known and configured.
         self.readers: dict[Key, Lane] = {}
         self.writers: dict[Key, Lane] = {}
-        self._bases: dict[Like, Lane] = {}  # what the lanes of tenants have in common
+        self._bases: dict[PoolsKey, Lane] = {}  # what the lanes of tenants have in common
         self._targets: dict[Key, Target] = {}
         self._forgotten = 0  # how often forget() was called
         self._gates: WeakValueDictionary[str, Gate] = WeakValueDictionary()  # a lane keeps its own
         self.guard = Guard()  # guards the replacing of all of these, and what begins with the first request
-        self._visited: dict[str, None] = {}  # tenants' own clusters that were asked for last, the latest at the end
         self.asked: set[Server] = set()  # those that a request asks now
         self._closing = Flag()
         self._housekeeper: Worker | None = None
         limits = Limits(self.topology.max_connections, self.topology.max_connections_per_server)
         self.slots = Slots(limits, self._make_room)
-        opener = Opener(
-            self.slots,
-            self._report,
-            self._suspect,
-            password=password,
-            configure=configure,
-        )
-        self.known = Knowledge(
-            self.topology.health, opener, self._observers, pools=lambda: self.pools, moved=self._start_lanes_anew
-        )
-        self.pools = Pools(
-            self.topology.max_pools,
-            self.topology.versions,
-            opener,
-            self.known.suspect,
-            judge=self.known.judge,
-            gone=self._gone,
-            tell=self.known.tell,
-        )
-
-    def _report(self, seen: Observation) -> None:
-        self.known.report(seen)
-
-    def _suspect(self, server: Server) -> None:
-        self.known.suspect(server)
+        self.clusters = Clusters(self.topology.health, self.observers)
+        self._opener = Opener(self.slots, self.clusters, password=password, configure=configure)
+        self.monitor = Monitor(self.clusters, self._opener)
+        self.pools = Pools(self.topology.max_pools, self.topology.versions, self._opener, self.clusters)
 
     def _start_lanes_anew(self) -> None:
         self.readers, self.writers, self._bases = {}, {}, {}
@@ -177,30 +157,30 @@ class Routing:
             UnknownTenant: There is no such tenant, or it does not live there.
             NotKnownYet: Where the tenant lives has to be asked.
             RouterClosed: The router was closed.
+            RuntimeError: Greenlets have taken the place of threads since the router was made.
         """
+        check_locks()
         if len(self.readers if read_only else self.writers) >= REMEMBERED:
             with self.guard:
                 self._start_lanes_anew()
         lanes, bases, forgotten = self.readers if read_only else self.writers, self._bases, self._forgotten
         key: Key = version if tenant is None else (version, tenant)
         target = self.target(version, tenant)
+        cluster = self.clusters.of(target.watched or target.cluster)
+        generation = cluster.generation
         if not target.shared:
             lane = self._lane_over(target, read_only=read_only)
-            if tenant is not None:
-                for pool in lane.pools:
-                    pool.keys.add(key)
-                    pool.outdated |= pool.policy != target.policy
         else:
-            like = (target.cluster.name, target.cluster.nodes, read_only)
+            like = PoolsKey.of(target, read_only=read_only)
             base = bases.get(like)
             if base is None:
                 base = bases[like] = self._lane_over(target, read_only=read_only)
             lane = base.of(target, self._gate(target))
         lane.key = key
-        # If servers changed since `lanes` was looked up, it is no longer in use, and neither is this lane.
         lanes[key] = lane
-        if self._forgotten != forgotten:
-            lanes.pop(key, None)
+        # If a server changed meanwhile, or where the tenant lives, the lane is good for this one request at most.
+        if not self.clusters.add_lane(lane, generation) or self._forgotten != forgotten:
+            self.renew(lane)
         return lane
 
     def _lane_over(self, target: Target, *, read_only: bool) -> Lane:
@@ -259,6 +239,46 @@ class Routing:
                 for known in (self._targets, self.readers, self.writers):
                     known.pop((version, tenant), None)
 
+    def follow_tenant(self, tenant: str, home: Home | None) -> None:
+        """Drain the pools that a tenant uses no more, since it lives elsewhere by now, or nowhere.
+
+        Args:
+            tenant: The tenant.
+            home: Where it lives, by what the directory says; ``None`` for nowhere.
+        """
+        for pool in self.pools.open_pools:
+            if pool.target.tenant == tenant:
+                self._follow_home(pool, home)
+
+    def _follow_homes(self) -> None:
+        """Do the same for all whose pools are open, even if nobody asks for them: those pools may be kept warm."""
+        tenancy, directory = self.topology.tenancy, self.directory
+        if tenancy is None or directory is None:
+            return
+        for pool in self.pools.open_pools:
+            tenant = pool.target.tenant
+            if tenant is not None and tenant not in tenancy.homes and pool.is_of_one_tenant:
+                is_known, home = directory.confirmed(tenant)
+                if is_known and (home is None or home is not pool.home):
+                    self._follow_home(pool, home)
+
+    def _follow_home(self, pool: NodePool, home: Home | None) -> None:
+        if pool.is_of_one_tenant and not self._serves(pool, home):
+            with Isolated("could not drain the pool to %s", pool.node):
+                self.pools.drain(pool)
+        pool.home = home
+
+    def _serves(self, pool: NodePool, home: Home | None) -> bool:
+        """Whether requests of the tenant for which a pool was opened would still go there."""
+        target = pool.target
+        if home is None:
+            return False
+        try:
+            now = resolve(self.topology, target.requested or None, target.tenant, home)
+        except (UnknownTenant, UnknownVersion):
+            return False
+        return PoolsKey.of(now, read_only=pool.read_only) == PoolsKey.of(target, read_only=pool.read_only)
+
     def unlist(self, lane: Lane) -> None:
         """Keep nothing of a tenant that turned out not to be there: anybody may ask for anything.
 
@@ -304,13 +324,13 @@ class Routing:
         """
         if self.closed:
             raise RouterClosed("the router is closed")
-        pools = self.pools
+        pools = self.pools.serving(target, read_only=request.read_only)
 
         def load(node: Node) -> float:
-            pool = pools.get(target, node, read_only=request.read_only)
+            pool = pools.get(node)
             return 0.0 if pool is None else pool.load + FULL * pool.full
 
-        health, now = self.known.health, monotonic()
+        health, now = self.clusters.health, monotonic()
         if target.watched is not None and target.watched is not target.cluster:
             # Nobody but requests tries a tenant's own logins: one that was refused is tried again when it is time.
             refused = [
@@ -332,9 +352,9 @@ class Routing:
         target, read_only, name = lane.target, lane.read_only, type(error).__name__
         what = "exhausted" if isinstance(error, PoolExhausted) else "unavailable"
         self.pools.count(what, target.cluster.name, read_only=read_only)
-        if self.known.heard(RequestFailed):
+        if self.observers.hear_of(RequestFailed):
             reason = str(error).replace("\n  -", ";")
-            self.known.tell([RequestFailed(target.cluster.name, target.tenant, read_only, name, reason)])
+            self.observers.tell([RequestFailed(target.cluster.name, target.tenant, read_only, name, reason)])
 
     def repeated(self, pool: NodePool, tenant: str | None, error: psycopg.Error) -> None:
         """Count what is run again, and tell of it.
@@ -345,16 +365,16 @@ class Routing:
             error: How it failed.
         """
         self.pools.count("repeated", pool.cluster.name, read_only=pool.read_only)
-        if self.known.heard(Repeated):
+        if self.observers.hear_of(Repeated):
             # Not its text, which may hold data.
             reason = type(error).__name__ + (f" ({error.sqlstate})" if error.sqlstate else "")
-            self.known.tell([Repeated(pool.cluster.name, tenant, pool.read_only, pool.node, reason)])
+            self.observers.tell([Repeated(pool.cluster.name, tenant, pool.read_only, pool.node, reason)])
 
     def renew(self, lane: Lane) -> None:
         """Have a lane worked out anew: one of its pools was opened after it was made."""
-        cluster = lane.target.cluster
         (self.readers if lane.read_only else self.writers).pop(lane.key, None)
-        self._bases.pop((cluster.name, cluster.nodes, lane.read_only), None)
+        if lane.target.shared:
+            self._bases.pop(PoolsKey.of(lane.target, read_only=lane.read_only), None)
 
     def must_see(self, target: Target, positions: Iterable[Position | None]) -> Position | None:
         """Put together what a read must see, without what is foreign to its cluster by what is known now.
@@ -370,8 +390,8 @@ class Routing:
             TokenRefused: One is foreign, and ``tokens.foreign`` is ``refuse``.
         """
         asked = [position for position in positions if position is not None]
-        primary = primary_of(self.known.health, target.cluster) if asked else None
-        known = UNKNOWN if primary is None else self.known.health.get(primary.server, UNKNOWN)
+        primary = primary_of(self.clusters.health, target.cluster) if asked else None
+        known = UNKNOWN if primary is None else self.clusters.health.get(primary.server, UNKNOWN)
         seen: Position | None = None
         for position in asked:
             foreign = not same_system(known.system, position.system)
@@ -389,26 +409,27 @@ class Routing:
             seen = later(seen, position)
         return seen
 
-    def use(self, cluster: Cluster) -> None:
-        self.known.use(cluster)
-        if cluster.name not in self.topology.versions:
-            self._visit(cluster.name)
+    def begin_request(self, cluster: SyncCluster) -> None:
+        """Have a cluster in use, and its servers watched, while a request looks for one of them.
+
+        Args:
+            cluster: The cluster; ``clusters.end_request()`` has to be called, unless this fails.
+        """
+        if not cluster.kept and self.topology.versions.get(cluster.value.name) == cluster.value:
+            self.clusters.keep(cluster, kept=True)
+        self.clusters.begin_request(cluster)
+        try:
+            self.monitor.watch(cluster)
+            self._begin_housekeeping()
+        except BaseException:
+            self.clusters.end_request(cluster)
+            raise
+
+    def _begin_housekeeping(self) -> None:
         if self._housekeeper is None:
             with self.guard:
                 if self._housekeeper is None and not self.closed:
                     self._housekeeper = spawn(self._keep_house, "router keeps house")
-
-    def _visit(self, name: str) -> None:
-        """Watch a tenant's own servers before any pool is open there, in place of those asked for longest ago."""
-        with self.guard:
-            self._visited.pop(name, None)
-            self._visited[name] = None
-            if len(self._visited) <= VISITED:
-                return
-            oldest = next(iter(self._visited))
-            del self._visited[oldest]
-        if not any(pool.cluster.name == oldest for pool in self.pools):
-            self.known.leave(oldest)
 
     @property
     def begun(self) -> bool:
@@ -440,27 +461,18 @@ class Routing:
             self.pools.sweep()
         with Isolated("could not find out which connections have ended"):
             self.slots.sweep()
+        with Isolated("could not drain the pools of tenants that live elsewhere"):
+            self._follow_homes()
+        with Isolated("could not forget passwords"):
+            self._opener.forget_unused()
         with Isolated("could not ask the directory again"):
             if self.directory is not None:
                 self.directory.tick(monotonic())
 
-    def _gone(self, pool: NodePool) -> None:
-        """Forget what was worked out with a pool; and the servers of a tenant's own, when it was their last pool."""
-        lanes = self.readers if pool.read_only else self.writers
-        if pool.tenant is None:
-            self._start_lanes_anew()
-        for key in list(pool.keys):
-            lanes.pop(key, None)
-        if pool.tenant is not None and not any(other.node == pool.node for other in self.pools):
-            self.known.forget_login(pool.node)
-        name = pool.cluster.name
-        if name not in self.topology.versions and not any(other.cluster.name == name for other in self.pools):
-            self.known.leave(name)
-
     def _make_room(self, taken: list[Claim], waiting: list[Claim]) -> int | None:
         limits = self.slots.limits
         index = self.pools.make_room(limits, taken, waiting)
-        return self.known.monitor.make_room(limits, taken, waiting) if index is None else index
+        return self.monitor.make_room(limits, taken, waiting) if index is None else index
 
     # The end
 
@@ -479,7 +491,8 @@ class Routing:
             self._start_lanes_anew()
         pools = self.pools.close()
         self._closing.set()
-        self.known.changed.set()
+        for cluster in self.clusters:
+            cluster.changed.set()
         with Isolated("could not close the directory of tenants"):
             if self.directory is not None:
                 self.directory.close(GRACE)
@@ -487,13 +500,13 @@ class Routing:
         cut_off = _emptied(pools, deadline)
         deadline = max(deadline, monotonic() + GRACE)
         with Isolated("could not stop looking at the servers"):
-            self.known.monitor.close(max(deadline - monotonic(), 0.0))
+            self.monitor.close(max(deadline - monotonic(), 0.0))
         for pool in pools:
             with Isolated("could not close the pool to %s", pool.node):
                 if not pool.closed:
                     pool.drop("")  # which psycopg_pool comes to only if its workers end as they should
                     wait_quietly(pool.close, max(deadline - monotonic(), 0.1))
-            self.pools.forget(pool)
+            self.clusters.remove(pool)
         if self._housekeeper is not None:
             join(self._housekeeper, max(deadline - monotonic(), 0.0))
         return cut_off
@@ -517,15 +530,15 @@ class Routing:
         """Start anew in the child of a fork: what is open is the parent's, and is neither used nor closed here."""
         for pool in self.pools:
             pool.abandon()
-        self.known.monitor.abandon()
-        self._inherited = self.known  # what it holds is not to be closed by being forgotten
+        self.monitor.abandon()
+        self._inherited = self.clusters, self.monitor  # what it holds is not to be closed by being forgotten
         self._start()
 
 
 def _emptied(pools: Sequence[NodePool], deadline: float) -> int:
     """Let nobody borrow any more, wait for what is out, and cut the rest; how many that was."""
     for pool in pools:
-        pool.retired = True
+        pool.begin_draining()
         pool.reroute()
     while any(pool.borrowed for pool in pools) and monotonic() < deadline:
         sleep(0.01)

@@ -27,7 +27,7 @@ def unavailable(routing: Routing, route: Route, request: Request, *, late: bool)
     target = route.target
     asked, whom = asked_for(target), whom_for(target)
     in_time = f"no connection {whom} in time"
-    health, read_only = routing.known.health, request.read_only
+    health, read_only = routing.clusters.health, request.read_only
     down = [node for node in target.cluster.nodes if node_state(health, node, read_only=read_only).up is False]
     silent, ready = {}, route.nodes[: route.ready]
     for node in ready or (target.cluster.nodes if late and not down else ()):

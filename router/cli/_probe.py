@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import psycopg
 
+from router._observers import Observers
+from router._sync.clusters import Clusters
 from router._sync.pool.opener import Opener
 from router._sync.slots import Slots
 from router.core.budget import Limits
 from router.core.health import observe
 from router.core.observations import AttemptFailed, ProbeResult
+from router.core.policies import HealthPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -22,7 +25,6 @@ if TYPE_CHECKING:
     from psycopg.rows import TupleRow
 
     from router.core.health import Health
-    from router.core.policies import HealthPolicy
     from router.core.topology import Cluster, Node
 
 T = TypeVar("T")
@@ -130,9 +132,8 @@ def observe_all(health: Health, probes: Iterable[Probe[Any]], *, now: float, pol
 
 
 def _probe(node: Node, cluster: Cluster, ask: Callable[[psycopg.Connection[TupleRow], Node], T]) -> Probe[T]:
-    opener = Opener(
-        Slots(Limits(1, None), lambda *_: None), lambda _: None, lambda _: None, password=None, configure=None
-    )
+    slots = Slots(Limits(1, None), lambda *_: None)
+    opener = Opener(slots, Clusters(HealthPolicy(), Observers()), password=None, configure=None)
     try:
         connection, _ = opener.connect(node, cluster, [], autocommit=True)  # as sessions for writing begin
     except Exception as error:  # noqa: BLE001  (a host name that cannot be encoded, say; it would be reported nowhere else)

@@ -113,6 +113,25 @@ class TenantPoolStats:
 
 
 @dataclass(frozen=True, slots=True)
+class DrainingPoolStats:
+    """One pool that lends nothing any more, and goes when its last connection is back.
+
+    Attributes:
+        version: The version, or the name of a tenant's own servers.
+        tenant: Whose it is; ``None`` for a version's, and for one that tenants share.
+        node: What it connects to.
+        read_only: Whether it is for reading.
+        pool: The pool.
+    """
+
+    version: str
+    tenant: str | None
+    node: Node
+    read_only: bool
+    pool: PoolStats
+
+
+@dataclass(frozen=True, slots=True)
 class Totals:
     """What has been counted of one version for one use since the router was made: these only grow.
 
@@ -156,6 +175,7 @@ class Stats:
         max_connections: The most it may hold.
         versions: Every version, as configured.
         tenant_pools: The open pools of tenants.
+        draining: The pools of versions and tenants that lend nothing any more, but have connections that are borrowed.
         tenants: For each tenant that uses connections now, how many; the largest number first.
         directory: How the directory of tenants does; ``None`` where there is none.
         totals: What has been counted, by version and use.
@@ -168,6 +188,7 @@ class Stats:
     tenants: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}), hash=False)
     directory: DirectoryStats | None = None
     totals: tuple[Totals, ...] = ()
+    draining: tuple[DrainingPoolStats, ...] = ()
 
     def __repr__(self) -> str:
         """Show it as a person reads it: one line a node."""
@@ -194,6 +215,12 @@ class Stats:
                 f"{idle} idle, {waiting} waiting"
             )
             lines += [f"    {tenant}  {count} in use" for tenant, count in islice(self.tenants.items(), SHOWN)]
+        if self.draining:
+            used = sum(pool.pool.in_use for pool in self.draining)
+            lines.append(f"  draining: {len(self.draining)} pools, {used} in use")
+            for pool in self.draining[:SHOWN]:
+                use = "read" if pool.read_only else "write"
+                lines.append(f"    {pool.node}  {pool.tenant or pool.version}, {use}: {pool.pool.in_use} in use")
         if self.directory is not None:
             lines.append(f"  {self.directory}")
         return "\n".join(lines)

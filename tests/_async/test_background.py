@@ -12,14 +12,17 @@ import psycopg
 import pytest
 
 from router import AsyncRouter
+from router._async.cluster import AsyncCluster
+from router._async.clusters import AsyncClusters
 from router._async.directory import ASKING, AsyncDirectory
-from router._async.knowledge import AsyncKnowledge
-from router._async.monitor import AsyncMonitor, AsyncWatcher
+from router._async.monitor import AsyncMonitor
 from router._async.pool.node_pool import AsyncNodePool
 from router._async.pool.opener import AsyncOpener
 from router._async.pool.registry import AsyncPools
 from router._async.routing import AsyncRouting
 from router._async.slots import AsyncSlots
+from router._async.watcher import AsyncWatcher
+from router._observers import Observers
 from router.core.errors import DirectoryUnavailable
 from router.core.server_events import ReadsFellBack, ReadsReturned
 from tests.proxy import Proxy
@@ -34,14 +37,16 @@ if TYPE_CHECKING:
 # What tasks and threads of the router's own do: each of these raises once.
 STEPS: dict[type[Any], set[str]] = {
     AsyncDirectory: {"_answer", "_ask_source", "_next", "_settle", "_staff", "_works", "tick"},
-    AsyncKnowledge: {"_follow", "_learn", "_looked", "_pause", "_report", "_stand", "judge", "report", "tell"},
+    AsyncCluster: {"follow", "invalidate", "is_urgent", "judge"},
+    AsyncClusters: {"_learn", "_report", "_settle", "end_quarantine", "pause", "remove", "report", "withdraw"},
+    Observers: {"tell"},
     AsyncMonitor: set(),
-    AsyncNodePool: {"_take_out", "drop", "keep_warm", "open_connection", "reroute", "trust"},
-    AsyncOpener: {"_connect", "_log_in", "_password", "connect_to_look", "look", "open"},
-    AsyncPools: {"retire", "sweep"},
-    AsyncRouting: {"_gone", "_report", "_start_lanes_anew", "forget"},
+    AsyncNodePool: {"_take_out", "drop", "end_draining", "keep_warm", "open_connection", "reroute", "trust"},
+    AsyncOpener: {"_connect", "_log_in", "_password", "connect_to_look", "forget_unused", "look", "open"},
+    AsyncPools: {"_drain", "retire", "sweep"},
+    AsyncRouting: {"_follow_homes", "forget"},
     AsyncSlots: {"_count", "_grant", "fill", "sweep", "take", "wake"},
-    AsyncWatcher: {"_ask", "_attempt", "_find_silent", "_look", "_next_node", "_try_logins"},
+    AsyncWatcher: {"_ask", "_attempt", "_find_silent", "_next_node", "_probe", "_try_logins"},
 }
 # The loops: whatever they call must be listed, but for what only lets go of something, and cannot do half of that.
 LOOPS = {"_keep_house", "_keep_house_once", "_listen", "_watch", "_work"}
@@ -199,19 +204,19 @@ async def test_that_reads_fell_back_is_told_although_what_follows_from_it_has_ra
         )
         async with AsyncRouter(options, observers=[events.append]) as router:
             assert await ask(router, read_only=True)
-            known = router._routing.known
-            moved, raised = known._moved, list[Injected]()
+            raised = list[Injected]()
+            invalidate = AsyncCluster.invalidate
 
-            def raise_once() -> None:
-                if known._fell_back and not raised:
+            def raise_once(cluster: AsyncCluster) -> None:
+                if cluster.view.fell_back and not raised:
                     raised.append(Injected())
                     raise raised[0]
-                moved()
+                invalidate(cluster)
 
             async def is_told() -> bool:
                 return any(isinstance(event, ReadsFellBack) for event in events)
 
-            monkeypatch.setattr(known, "_moved", raise_once)
+            monkeypatch.setattr(AsyncCluster, "invalidate", raise_once)
             proxy.stop()
             await aeventually(is_told)
             assert raised

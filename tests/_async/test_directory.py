@@ -84,7 +84,15 @@ class Made:
     ) -> None:
         self.forgotten: list[str | None] = []
         self.kept: list[object] = []
-        self.directory = AsyncDirectory(source, reader, policy, self.forgotten.append, keep=self.kept)
+        self.moved: list[tuple[str, Home | None]] = []
+        self.home: Any = reader
+        self.directory = AsyncDirectory(source, self, policy, self, keep=self.kept)  # type: ignore[arg-type]
+
+    def forget(self, tenant: str | None) -> None:
+        self.forgotten.append(tenant)
+
+    async def follow_tenant(self, tenant: str, home: Home | None) -> None:
+        self.moved.append((tenant, home))
 
     async def schema(self, tenant: str, deadline: float | None = None) -> str:
         [schema] = (await self.directory.find(tenant, soon() if deadline is None else deadline)).schema

@@ -14,8 +14,8 @@ import psycopg
 import pytest
 from psycopg import AsyncConnection
 
-from router import AsyncRouter, NoPrimary, NoReplica, Role, Server, Unavailable
-from router._async.knowledge import HURRIED
+from router import AsyncRouter, NoPrimary, NoReplica, Role, Unavailable
+from router._async.cluster import FAST_INTERVAL
 from router._async.pool.node_pool import AsyncNodePool, Reroute
 from router._runtime.flags import asleep
 from tests.support import aall_of, aeventually, aoutside, port, run, settings, short_and_long
@@ -608,10 +608,10 @@ async def test_the_old_primary_serves_reads_once_it_has_rejoined(make_postgres_c
         async with router.connection() as connection:
             assert port(connection) == old.port
         await aoutside(old.kill)
-        known = router._routing.known
+        clusters = router._routing.clusters
 
         async def hurried() -> bool:  # while there is no primary
-            return all(known._pause(server) == HURRIED for server in known.health if isinstance(server, Server))
+            return all(clusters.pause(server) == FAST_INTERVAL for server in clusters.servers.values())
 
         await aeventually(hurried)
         await aoutside(promote, new)

@@ -279,7 +279,7 @@ async def test_a_request_is_served_although_its_servers_are_forgotten_meanwhile(
         may_serve = acquire._may_serve
 
         async def as_the_last_pool_is_closed(*args: Any) -> bool:
-            routing.known.health = {}
+            routing.clusters.health = {}
             return await may_serve(*args)
 
         monkeypatch.setattr(acquire, "_may_serve", as_the_last_pool_is_closed)

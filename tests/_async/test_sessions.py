@@ -16,7 +16,7 @@ import pytest
 from psycopg import AsyncConnection
 
 from router import AsyncRouter, NoReplica, TokenRefused, TransactionOutcomeUnknown
-from router._async.knowledge import HURRIED
+from router._async.cluster import FAST_INTERVAL, WAITING
 from router._async.pool.node_pool import AsyncNodePool
 from router._runtime.flags import asleep
 from router.context import CURRENT
@@ -100,11 +100,11 @@ async def ready(router: AsyncRouter, *, quiet: bool = False) -> None:
     await aeventually(opened)
 
     async def still() -> bool:
-        known = router._routing.known
-        servers = [node.server for node in router._routing.topology.versions["v1"].nodes]
+        clusters = router._routing.clusters
+        [v1] = clusters
         # The last hurried look was decided on within a second after somebody waited, and begins soon after that.
-        calm = monotonic() > known._wanted["v1"] + 1.0 + 5 * HURRIED
-        return calm and all(known._pause(server) > HURRIED for server in servers)
+        calm = monotonic() > v1.waiting_at + WAITING + 5 * FAST_INTERVAL
+        return calm and all(clusters.pause(server) > FAST_INTERVAL for server in clusters.servers.values())
 
     if quiet:
         await aeventually(still)

@@ -141,10 +141,11 @@ async def test_writes_wait_while_a_primary_refuses_them_by_a_setting(
             async def write() -> None:
                 await attempt(router, insert)
 
-            since = router._routing.known._wanted["v1"]
+            [v1] = router._routing.clusters
+            since = v1.waiting_at
 
             async def waits() -> bool:
-                return router._routing.known._wanted["v1"] > since
+                return v1.waiting_at > since
 
             async def let_them() -> None:
                 await aeventually(waits)

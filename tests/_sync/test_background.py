@@ -13,14 +13,17 @@ import psycopg
 import pytest
 
 from router import Router
+from router._observers import Observers
+from router._sync.cluster import SyncCluster
+from router._sync.clusters import Clusters
 from router._sync.directory import ASKING, Directory
-from router._sync.knowledge import Knowledge
-from router._sync.monitor import Monitor, Watcher
+from router._sync.monitor import Monitor
 from router._sync.pool.node_pool import NodePool
 from router._sync.pool.opener import Opener
 from router._sync.pool.registry import Pools
 from router._sync.routing import Routing
 from router._sync.slots import Slots
+from router._sync.watcher import Watcher
 from router.core.errors import DirectoryUnavailable
 from router.core.server_events import ReadsFellBack, ReadsReturned
 from tests.proxy import Proxy
@@ -35,14 +38,16 @@ if TYPE_CHECKING:
 # What tasks and threads of the router's own do: each of these raises once.
 STEPS: dict[type[Any], set[str]] = {
     Directory: {"_answer", "_ask_source", "_next", "_settle", "_staff", "_works", "tick"},
-    Knowledge: {"_follow", "_learn", "_looked", "_pause", "_report", "_stand", "judge", "report", "tell"},
+    SyncCluster: {"follow", "invalidate", "is_urgent", "judge"},
+    Clusters: {"_learn", "_report", "_settle", "end_quarantine", "pause", "remove", "report", "withdraw"},
+    Observers: {"tell"},
     Monitor: set(),
-    NodePool: {"_take_out", "drop", "keep_warm", "open_connection", "reroute", "trust"},
-    Opener: {"_connect", "_log_in", "_password", "connect_to_look", "look", "open"},
-    Pools: {"retire", "sweep"},
-    Routing: {"_gone", "_report", "_start_lanes_anew", "forget"},
+    NodePool: {"_take_out", "drop", "end_draining", "keep_warm", "open_connection", "reroute", "trust"},
+    Opener: {"_connect", "_log_in", "_password", "connect_to_look", "forget_unused", "look", "open"},
+    Pools: {"_drain", "retire", "sweep"},
+    Routing: {"_follow_homes", "forget"},
     Slots: {"_count", "_grant", "fill", "sweep", "take", "wake"},
-    Watcher: {"_ask", "_attempt", "_find_silent", "_look", "_next_node", "_try_logins"},
+    Watcher: {"_ask", "_attempt", "_find_silent", "_next_node", "_probe", "_try_logins"},
 }
 # The loops: whatever they call must be listed, but for what only lets go of something, and cannot do half of that.
 LOOPS = {"_keep_house", "_keep_house_once", "_listen", "_watch", "_work"}
@@ -200,19 +205,19 @@ def test_that_reads_fell_back_is_told_although_what_follows_from_it_has_raised_o
         )
         with Router(options, observers=[events.append]) as router:
             assert ask(router, read_only=True)
-            known = router._routing.known
-            moved, raised = known._moved, list[Injected]()
+            raised = list[Injected]()
+            invalidate = SyncCluster.invalidate
 
-            def raise_once() -> None:
-                if known._fell_back and not raised:
+            def raise_once(cluster: SyncCluster) -> None:
+                if cluster.view.fell_back and not raised:
                     raised.append(Injected())
                     raise raised[0]
-                moved()
+                invalidate(cluster)
 
             def is_told() -> bool:
                 return any(isinstance(event, ReadsFellBack) for event in events)
 
-            monkeypatch.setattr(known, "_moved", raise_once)
+            monkeypatch.setattr(SyncCluster, "invalidate", raise_once)
             proxy.stop()
             eventually(is_told)
             assert raised

@@ -15,9 +15,9 @@ import psycopg
 import pytest
 from psycopg import Connection
 
-from router import NoPrimary, NoReplica, Role, Router, Server, Unavailable
+from router import NoPrimary, NoReplica, Role, Router, Unavailable
 from router._runtime.flags import sleep
-from router._sync.knowledge import HURRIED
+from router._sync.cluster import FAST_INTERVAL
 from router._sync.pool.node_pool import NodePool, Reroute
 from tests.support import all_of, eventually, outside, port, run, settings, short_and_long
 
@@ -607,10 +607,10 @@ def test_the_old_primary_serves_reads_once_it_has_rejoined(make_postgres_cluster
         with router.connection() as connection:
             assert port(connection) == old.port
         outside(old.kill)
-        known = router._routing.known
+        clusters = router._routing.clusters
 
         def hurried() -> bool:  # while there is no primary
-            return all(known._pause(server) == HURRIED for server in known.health if isinstance(server, Server))
+            return all(clusters.pause(server) == FAST_INTERVAL for server in clusters.servers.values())
 
         eventually(hurried)
         outside(promote, new)

@@ -280,7 +280,7 @@ def test_a_request_is_served_although_its_servers_are_forgotten_meanwhile(
         may_serve = acquire._may_serve
 
         def as_the_last_pool_is_closed(*args: Any) -> bool:
-            routing.known.health = {}
+            routing.clusters.health = {}
             return may_serve(*args)
 
         monkeypatch.setattr(acquire, "_may_serve", as_the_last_pool_is_closed)

@@ -18,7 +18,7 @@ from psycopg import Connection
 
 from router import NoReplica, Router, TokenRefused, TransactionOutcomeUnknown
 from router._runtime.flags import sleep
-from router._sync.knowledge import HURRIED
+from router._sync.cluster import FAST_INTERVAL, WAITING
 from router._sync.pool.node_pool import NodePool
 from router.context import CURRENT
 from router.core.consistency import Position, Token
@@ -101,11 +101,11 @@ def ready(router: Router, *, quiet: bool = False) -> None:
     eventually(opened)
 
     def still() -> bool:
-        known = router._routing.known
-        servers = [node.server for node in router._routing.topology.versions["v1"].nodes]
+        clusters = router._routing.clusters
+        [v1] = clusters
         # The last hurried look was decided on within a second after somebody waited, and begins soon after that.
-        calm = monotonic() > known._wanted["v1"] + 1.0 + 5 * HURRIED
-        return calm and all(known._pause(server) > HURRIED for server in servers)
+        calm = monotonic() > v1.waiting_at + WAITING + 5 * FAST_INTERVAL
+        return calm and all(clusters.pause(server) > FAST_INTERVAL for server in clusters.servers.values())
 
     if quiet:
         eventually(still)

@@ -707,7 +707,7 @@ def test_closing_lets_nobody_in_who_waits_for_a_tenants_turn(world: World) -> No
                     return len(gate._waiting) == 4
 
                 def is_closed() -> bool:
-                    return routing.closed and all(pool.retired for pool in routing.pools)
+                    return routing.closed and all(pool.draining for pool in routing.pools)
 
                 inside.append(True)
                 eventually(all_wait)
@@ -1001,7 +1001,7 @@ def test_of_keys_without_end_only_so_many_are_remembered(world: World, monkeypat
 
 
 def test_of_tenants_servers_that_are_down_only_so_many_are_watched(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("router._sync.routing.VISITED", 3)
+    monkeypatch.setattr("router._sync.clusters.VISITED", 3)
     options = RouterSettings(tenant_template="postgresql://app@127.0.0.{tenant}:1/app", versions={"v1": "host=h"})
     with Router(options) as router:
         routing = router._routing
@@ -1009,8 +1009,8 @@ def test_of_tenants_servers_that_are_down_only_so_many_are_watched(monkeypatch: 
             with pytest.raises(NoPrimary):  # looked at or not, in so short a time
                 with router.connection(tenant=str(number), timeout=0.05):
                     pytest.fail("somebody listens there")
-            assert len(routing.known.monitor._watchers) <= 3
-            assert len(routing.known.health) <= 3
+            assert len(routing.clusters.servers) <= 3
+            assert len(routing.clusters.health) <= 3
 
 
 def test_of_passwords_only_those_in_use_are_remembered(world: World) -> None:
@@ -1026,7 +1026,11 @@ def test_of_passwords_only_those_in_use_are_remembered(world: World) -> None:
                 with router.connection(tenant=f"k{number}"):
                     pytest.fail("it was let in")
         assert len(asked) >= 10
-        assert len(router._routing.known._opener._answers) <= 1  # the version's own
+
+        def are_forgotten() -> bool:
+            return len(router._routing._opener._answers) <= 1  # the version's own
+
+        eventually(are_forgotten)
 
 
 # Keys that PostgreSQL has to be told with care

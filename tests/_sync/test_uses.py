@@ -142,10 +142,11 @@ def test_writes_wait_while_a_primary_refuses_them_by_a_setting(
             def write() -> None:
                 attempt(router, insert)
 
-            since = router._routing.known._wanted["v1"]
+            [v1] = router._routing.clusters
+            since = v1.waiting_at
 
             def waits() -> bool:
-                return router._routing.known._wanted["v1"] > since
+                return v1.waiting_at > since
 
             def let_them() -> None:
                 eventually(waits)

@@ -15,8 +15,8 @@ import logging
 import warnings
 from collections import deque
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Protocol
-from weakref import ref
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet, ref
 
 import psycopg
 from psycopg import AsyncConnection
@@ -38,10 +38,12 @@ if TYPE_CHECKING:
     from collections import Counter
     from collections.abc import Collection
 
+    from router._async.cluster import AsyncCluster
+    from router._async.lanes import AsyncLane
     from router._async.pool.opener import AsyncOpener
     from router._async.slots import AsyncGate
     from router.core.observations import ProbeResult
-    from router.core.topology import Node, Scope, Server, Target
+    from router.core.topology import Home, Node, Scope, Target
 
 
 USERS = "a stream() or notifies() that was left half way, or another task or thread"
@@ -74,18 +76,6 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 
 logging.getLogger("psycopg.pool").addFilter(_is_news)
-
-
-class Suspect(Protocol):
-    """Has a server looked at, because of what a connection showed: the router's."""
-
-    def __call__(self, server: Server, *, dying: bool = False) -> None:
-        """Have it looked at.
-
-        Args:
-            server: The server.
-            dying: Whether its other connections may be about to end as that one did.
-        """
 
 
 class Reroute(Exception):
@@ -153,14 +143,15 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
 
     Attributes:
         node: What it connects to.
-        cluster: The cluster the node serves.
+        target: What it serves.
+        cluster: The cluster the node serves, as it is connected to.
+        watched: The same as it is watched, which has the pool follow what becomes known.
         read_only: Whether its sessions refuse writes.
         tenant: Whose it is; ``None`` for a version's, and for one that tenants share.
         shared: Whether tenants share it.
-        policy: How the tenant is kept apart whose it is.
-        outdated: Whether that has changed since: it is closed, and another one opened.
+        home: Where the tenant lived for which it was opened, when that was last looked at; ``None`` before.
         claim: What each of its connections counts as in the budget.
-        keys: Those of the lanes that use it, if it is one tenant's.
+        lanes: Those that it belongs to.
         idle: The connections ready to be borrowed; empty while the pool is in doubt, whatever it keeps.
         doubted_at: When it was last put in doubt, on the monotonic clock.
         borrowed: What is kept of each connection that is out. There is no strong reference to those themselves: one
@@ -171,12 +162,11 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
             where a ``ResourceWarning`` would be shown, and once a connection was dropped.
         expected: One entry for each request that was given this pool, and has not borrowed from it or given up yet.
         expendable: Those of them whose query is run again elsewhere if they are cut.
-        suspect: Has a server looked at, because of what a connection showed.
         inherited: Whether it belongs to the parent of a fork: nothing of it may be used or closed here.
         barred: Why nobody may use its connections now; empty while they may. Set before :meth:`drop` looks at what is
             out: whoever borrows at that moment sees this, or is seen there.
         behind: Whether something was learnt of its server that it has not followed yet.
-        retired: Whether its router is being closed; set before it is, so that nobody can open it afterwards.
+        draining: Whether it lends nothing any more, and is closed: it goes when its last connection is back.
         refusal: Why there was not one more connection to be had, when there last was none.
         counts: What it has counted.
     """
@@ -187,8 +177,8 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         self,
         node: Node,
         target: Target,
+        watched: AsyncCluster,
         opener: AsyncOpener,
-        suspect: Suspect,
         *,
         read_only: bool,
     ) -> None:
@@ -197,8 +187,8 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         Args:
             node: What to connect to.
             target: What it serves.
+            watched: The cluster that it serves, as it is watched.
             opener: Opens each connection.
-            suspect: Has a server looked at.
             read_only: Whether sessions refuse writes.
         """
         cluster = target.cluster
@@ -225,13 +215,14 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         # An async pool has none before open(), and what happens to its server meanwhile does not wait for that.
         self._lock = ALock()
         self.node = node
+        self.target = target
         self.cluster = cluster
+        self.watched = watched
         self.read_only = read_only
-        self.policy = target.policy
-        self.outdated = False
         cap = None if self.tenant is None else target.policy.max_connections
+        self.home: Home | None = None
+        self.lanes: WeakSet[AsyncLane] = WeakSet()
         self.claim = Claim(node.server, f"tenant {self.tenant}" if self.tenant else cluster.name, cap)
-        self.keys: set[Any] = set()
         self.idle = self._pool
         self.doubted_at = 0.0
         self.borrowed: set[SessionState] = set()
@@ -243,11 +234,10 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         self._adding: set[_Adding] = set()  # attempts to open one, from when they are decided on until they have ended
         self.expected: list[None] = []  # its append() and pop() are atomic
         self.expendable: set[SessionState] = set()
-        self.suspect = suspect
         self.inherited = False
         self.barred = ""
         self.behind = False
-        self.retired = False
+        self.draining = False
         self.refusal = ""
         self.counts = Counts(self._stats)
         self._opener = opener
@@ -255,6 +245,11 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         self._sure_until = 0.0
         self._startup = target.startup if target.in_session else None
         self._used_at = monotonic()  # when somebody last came for a connection that was not ready
+
+    @property
+    def is_of_one_tenant(self) -> bool:
+        """Whether it is one tenant's, or in a database or for a login of its own."""
+        return self.tenant is not None or (self.shared and self.cluster.nodes != self.watched.value.nodes)
 
     @property
     def in_use(self) -> bool:
@@ -290,7 +285,7 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
     @property
     def doubted(self) -> bool:
         """Whether no idle connection is lent, because all of them may be about to end."""
-        return self.idle is not self._pool
+        return self.idle is not self._pool and not self.draining
 
     @property
     def full(self) -> bool:
@@ -343,7 +338,7 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
                 pass  # it was for an earlier borrower
         except psycopg.OperationalError:
             await connection.close()
-            self.suspect(self.node.server)
+            self.watched.suspect(self.node.server)
             return False
         return True
 
@@ -376,6 +371,8 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
             PoolClosed: The pool was closed.
         """
         self._used_at = monotonic()
+        if self.draining:
+            raise PoolClosed(f"the pool {self.name!r} is closed")
         if self._closed:
             await self._begin()
         if self.lost:
@@ -410,7 +407,7 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         except BaseException:
             await self._undo_open()
             raise
-        if self.retired:
+        if self.draining:
             await self.close()
 
     @ashielded
@@ -426,7 +423,7 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
     async def _get_in_line(self, place: AsyncPlace) -> bool:
         """Get in line, and have the pool grow if it can; whether it is so, for a connection may have become ready."""
         async with self._lock:  # guards _pool, _waiting, _closed, _growing
-            if self._closed:
+            if self._closed or self.draining:
                 raise PoolClosed(f"the pool {self.name!r} is closed")
             if self.idle:
                 return False
@@ -519,10 +516,23 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         self.expendable.discard(session_of(connection))
         return seen
 
+    def begin_draining(self) -> None:
+        """Lend nothing any more, also to requests that hold a lane from before; whoever calls this closes the pool."""
+        self.draining = True  # first: what comes back from now on does not become idle
+        self.idle = deque()
+
+    def end_draining(self) -> None:
+        """Be forgotten if it drains and nothing of it is left: what comes back last calls this, and housekeeping."""
+        if self.draining and self._closed and not self.borrowed:
+            # What is taken at this very moment is idle no more, and not noted as borrowed yet.
+            connections = [session.connection() for session in list(self._sessions)]
+            if all(connection is None or connection.closed for connection in connections):
+                self.watched.clusters.remove(self)
+
     def doubt(self) -> None:
         """Lend no idle connection until :meth:`trust`, but not again at once: sessions may go on being ended."""
         now = monotonic()
-        if not self.doubted and now >= self._sure_until:
+        if not self.doubted and not self.draining and now >= self._sure_until:
             self.doubted_at = now
             self.idle = deque()
 
@@ -531,6 +541,8 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         """Lend idle connections again, first to those who wait."""
         async with self._lock:  # guards _pool, _waiting
             self._sure_until = monotonic() + SURE
+            if self.draining:
+                return
             self.idle = self._pool
             lent = [self._pool.popleft() for _ in range(min(len(self._pool), len(self._waiting)))]
             self.borrowed.update(map(session_of, lent))
@@ -596,7 +608,7 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
                 if dropped:
                     self._warn_of_dropped(original)
         async with self._lock:  # guards all of this
-            if self._closed:
+            if self._closed or self.draining:
                 return
             self._nconns = min(self._nconns, len(self._sessions) + len(self._adding))
             if self._growing and not any(adding.growing for adding in self._adding):
@@ -626,10 +638,11 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
                 gate.leave()
             if original in self._sessions:
                 self._sessions.discard(original)
-                if self._closed:
+                if self._closed or self.draining:
                     self._nconns -= 1
                 else:
                     self.run_task(AddConnection(self))
+        self.end_draining()
 
     @ashielded
     async def close_lent(self, connection: AsyncConnection[TupleRow]) -> None:
@@ -679,10 +692,17 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         """Open one of the connections that are to be kept open, if there are too few: some may have made room."""
         if self._nconns < self.min_size:
             async with self._lock:  # guards _nconns
-                if self._closed or self._nconns >= self.min_size:
+                if self._closed or self.draining or self._nconns >= self.min_size:
                     return
                 self._nconns += 1
                 self.run_task(AddConnection(self))
+
+    async def empty(self) -> None:
+        """Send every request elsewhere that waits here, and close what is idle."""
+        await self.reroute()
+        while (connection := await self._take_out()) is not None:
+            with Isolated("could not close a connection to %s", self.node):
+                await connection.close()
 
     async def drop(self, why_borrowed: str) -> int:
         """Part with the connections of a server that must not be used: nobody waits for them, none stays idle.
@@ -693,10 +713,7 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         Returns:
             How many of those that are out were cut, but for the expendable.
         """
-        await self.reroute()
-        while (connection := await self._take_out()) is not None:
-            with Isolated("could not close a connection to %s", self.node):
-                await connection.close()
+        await self.empty()
         doomed = list(self.borrowed if why_borrowed else self.expendable)
         _cut_off(doomed, why_borrowed)
         return len(doomed) if why_borrowed else 0
@@ -759,6 +776,7 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
             self._count_out(original)
             if self._waiting and not self._closed:
                 self._maybe_grow_pool()
+        self.end_draining()
 
     @ashielded
     async def give_back(  # noqa: C901, PLR0912  (the hot path: a call in it costs more than the rest of a line)
@@ -781,7 +799,7 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
             if pgconn.transaction_status or original.spent:
                 pass
             elif pgconn.parameter_status(b"in_hot_standby") != original.in_hot_standby:
-                self.suspect(self.node.server)  # it was promoted, say
+                self.watched.suspect(self.node.server)  # it was promoted, say
             elif pgconn.parameter_status(b"client_encoding") == original.client_encoding:  # psycopg goes by it
                 if (
                     state != original.seen
@@ -800,7 +818,7 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
                     and (not self._waiting or await self._lives(connection))  # as whoever takes an idle one finds out
                 ):
                     async with self._lock:  # guards _pool, _waiting, _closed
-                        if not self._closed:
+                        if not self.draining:
                             while self._waiting:  # until it is handed over, whoever brings it counts as having it
                                 place = self._waiting.popleft()
                                 if await place.set(connection):

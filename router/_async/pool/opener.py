@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 
     from psycopg.rows import TupleRow
 
+    from router._async.clusters import AsyncClusters
     from router._async.slots import AsyncSlots
     from router._runtime.calls import AConfigure, AFunction, APassword
-    from router.core.observations import Observation
     from router.core.topology import Cluster, Node, Server
 
 READ_ONLY = "-c default_transaction_read_only=on"
@@ -94,8 +94,7 @@ class AsyncOpener:
     def __init__(
         self,
         slots: AsyncSlots,
-        report: AFunction[[Observation], None],
-        suspect: Callable[[Server], None],
+        clusters: AsyncClusters,
         *,
         password: APassword | None,
         configure: AConfigure | None,
@@ -104,14 +103,12 @@ class AsyncOpener:
 
         Args:
             slots: The process's budget.
-            report: Told what each attempt shows.
-            suspect: Has a server looked at.
+            clusters: Told what each attempt shows.
             password: Asked for a node's password; its answer is kept until a server turns it down.
             configure: Called with each new connection that requests will use.
         """
         self._slots = slots
-        self._report = report
-        self._suspect = suspect
+        self._clusters = clusters
         self._ask = password
         self._configure = configure
         self._answers: dict[Node, str] = {}
@@ -167,10 +164,10 @@ class AsyncOpener:
         )
         try:
             if (reason := role_mismatch(cluster, role, read_only=read_only)) is not None:
-                await self._report(Connected(node, role, read_only))
+                await self._clusters.report(Connected(node, role, read_only))
                 raise WrongRole(reason)
             if refuses_writes and not read_only:
-                await self._report(
+                await self._clusters.report(
                     AttemptFailed(node, REFUSES_WRITES, answered=True, read_only=read_only, refuses_writes=True)
                 )
                 raise WrongRole(REFUSES_WRITES)
@@ -182,19 +179,18 @@ class AsyncOpener:
                 await self._check_session(connection, node, cluster, startup, read_only=read_only)
             if self._configure is not None:
                 await self._run_configure(self._configure, connection, node, read_only=read_only)
-            await self._report(Connected(node, role, read_only))
+            await self._clusters.report(Connected(node, role, read_only))
         except BaseException:
             await connection.close()
             raise
         return connection
 
-    def forget(self, node: Node) -> None:
-        """Forget the password of a node.
-
-        Args:
-            node: The node, which is used no more.
-        """
-        self._answers.pop(node, None)
+    def forget_unused(self) -> None:
+        """Forget the passwords of nodes that nothing connects to any more."""
+        if self._answers:
+            used = {node for cluster in self._clusters for node in cluster.nodes}
+            for node in self._answers.keys() - used:
+                self._answers.pop(node, None)
 
     async def make_way(self, connection: AsyncConnection[TupleRow], claim: Claim, *, close: bool = True) -> None:
         """Close a connection, so that another may be opened in its place.
@@ -326,7 +322,7 @@ class AsyncOpener:
             return ""
         [(process,)] = await _told(connection, f"SELECT {sql.PROCESS}", cluster)
         found = process.decode() if process else ""
-        await self._report(OtherProcess(node, found))
+        await self._clusters.report(OtherProcess(node, found))
         return found
 
     async def connect(
@@ -361,7 +357,7 @@ class AsyncOpener:
             node, cluster, options, autocommit=autocommit, claim=claim, spare=False, wanted=wanted, read_only=None
         )
         try:
-            await self._report(Connected(node, role))
+            await self._clusters.report(Connected(node, role))
         except BaseException:
             await connection.close()
             raise
@@ -390,13 +386,13 @@ class AsyncOpener:
         except (BudgetSpent, Unable):
             raise
         except (psycopg.errors.ConnectionTimeout, TooLate):
-            self._suspect(node.server)  # it may also be that this process did not run: a look finds out
+            self._clusters.suspect(node.server)  # it may also be that this process did not run: a look finds out
             raise
         except Exception as error:
             seen = self.failure(node, error)._replace(read_only=read_only)
             if (seen.answered and spare) or seen.server_full:
                 raise Refused(f"takes no further connection: {seen.reason}") from None
-            await self._report(seen)
+            await self._clusters.report(seen)
             raise
         return connection, role, refuses_writes
 
@@ -549,10 +545,10 @@ class AsyncOpener:
             [(pid, begun, *_)] = await _told(connection, sql.session(startup), cluster)
         except NOT_THERE as error:
             why = why_not_there(error)
-            await self._report(AttemptFailed(node, why, answered=True, missing="schema", read_only=read_only))
+            await self._clusters.report(AttemptFailed(node, why, answered=True, missing="schema", read_only=read_only))
             raise
         if is_undeclared(connection, node, pid):
-            await self._report(PoolerFound(node))
+            await self._clusters.report(PoolerFound(node))
             raise NotItsOwn("a pooler answers there that the settings do not declare")
         if begun != b"t":
             names = ", ".join(name for name, _ in startup)
@@ -560,7 +556,7 @@ class AsyncOpener:
                 f"a pooler there drops the startup options that make a session the tenant's ({names}): have it pass "
                 'on `options`, or set pooling = "shared"'
             )
-            await self._report(AttemptFailed(node, reason, answered=True, read_only=read_only))
+            await self._clusters.report(AttemptFailed(node, reason, answered=True, read_only=read_only))
             raise NotItsOwn(reason)
 
     async def _run_configure(
@@ -573,7 +569,7 @@ class AsyncOpener:
         except Exception:
             logger.exception("the router's configure callable failed for a connection to %s", node)
             why = "the configure callable failed; its error is in the log"
-            await self._report(AttemptFailed(node, why, answered=True, read_only=read_only))
+            await self._clusters.report(AttemptFailed(node, why, answered=True, read_only=read_only))
             raise
 
 

@@ -1,10 +1,10 @@
-"""Which pools are open: each opens at first use, and is closed when nobody has used it for long, or for another one."""
+"""Which pools there are: each opens at first use, and drains when nobody has used it for long, or for another one."""
 
 from __future__ import annotations
 
 from collections import Counter, deque
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from weakref import ref
 
 from router._async.pool.node_pool import AsyncNodePool
@@ -14,28 +14,64 @@ from router._runtime.flags import AFlag, AGuard
 from router._runtime.workers import await_quietly
 from router.core.budget import to_close
 from router.core.errors import RouterClosed
-from router.core.events import PoolClosed, PoolOpened
+from router.core.events import PoolOpened
 from router.core.measures import Totals
+from router.core.policies import TenantPolicy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
     from typing import TypeAlias
 
-    from router._async.pool.node_pool import Counts, Suspect
+    from router._async.clusters import AsyncClusters
+    from router._async.pool.node_pool import Counts
     from router._async.pool.opener import AsyncOpener
     from router.core.budget import Claim, Limits
-    from router.core.events import Event
-    from router.core.topology import Node, Target
+    from router.core.topology import Cluster, Node, Target
 
     Use: TypeAlias = tuple[str | None, bool]  # a version, none for tenants' own servers; whether it is for reading
-    Key: TypeAlias = tuple[str, Node, bool, bool]
 
 LOOK_AGAIN = 0.01
 """Seconds until one who waits for a pool to become unused looks again."""
 
 
+class PoolsKey(NamedTuple):
+    """What pools are for: a pool for other nodes, other policies or another tenant is another one.
+
+    Attributes:
+        cluster: The cluster, as it is connected to.
+        tenant: Whose they are; ``None`` for a version's, and for those that tenants share.
+        policy: How that tenant is kept apart.
+        shared: Whether tenants share them.
+        read_only: Whether they are for reading.
+    """
+
+    cluster: Cluster
+    tenant: str | None
+    policy: TenantPolicy
+    shared: bool
+    read_only: bool
+
+    @classmethod
+    def of(cls, target: Target, *, read_only: bool) -> PoolsKey:
+        """Tell which pools serve a target.
+
+        Args:
+            target: The target.
+            read_only: Whether they are for reading.
+
+        Returns:
+            The key.
+        """
+        if target.shared:
+            return cls(target.cluster, None, TenantPolicy(), target.shared, read_only)
+        return cls(target.cluster, target.tenant, target.policy, target.shared, read_only)
+
+
 class AsyncPools:
-    """The open pools, by what they are for.
+    """The pools, by what they are for.
+
+    A pool is open or draining. The open ones are found by :meth:`get`; draining ones are no longer, and lend nothing,
+    but they are there for everything else until their last connection is back: iterating gives both.
 
     Attributes:
         closed: Whether none may be opened any more.
@@ -46,11 +82,7 @@ class AsyncPools:
         most: int,
         versions: Iterable[str],
         opener: AsyncOpener,
-        suspect: Suspect,
-        *,
-        judge: Callable[[AsyncNodePool], None],
-        gone: Callable[[AsyncNodePool], None],
-        tell: Callable[[Iterable[Event]], None],
+        clusters: AsyncClusters,
     ) -> None:
         """Begin without any.
 
@@ -58,27 +90,34 @@ class AsyncPools:
             most: How many may be open.
             versions: The versions whose requests are counted apart.
             opener: Opens their connections.
-            suspect: Has a server looked at.
-            judge: Tells a pool what is known of its node.
-            gone: Told of each pool that is no longer there.
-            tell: Told what happens.
+            clusters: The clusters in use, which all pools belong to.
         """
         self.closed = False
         self._most = most
         self._opener = opener
-        self._suspect = suspect
-        self._judge = judge
-        self._gone = gone
-        self._tell = tell
-        self._guard = AGuard()  # guards the replacing of _pools, _totals, _counts
-        self._pools: dict[Key, AsyncNodePool] = {}
+        self._clusters = clusters
+        self._guard = AGuard()  # guards the changes of _open, _totals, _counts
+        self._open: dict[PoolsKey, dict[Node, AsyncNodePool]] = {}  # replaced whole, as what is in it
         uses: list[Use] = [(version, read_only) for version in versions for read_only in (True, False)]
         self._totals = {use: Counter[str]() for use in uses}
         self._counts: list[tuple[ref[AsyncNodePool], Use, Counts]] = []  # of pools that are there, open or not
         self._turns: deque[AFlag] = deque()  # those who wait for a pool to become unused, in order of arrival
 
     def __iter__(self) -> Iterator[AsyncNodePool]:
-        return iter(self._pools.values())
+        """Give all that there are, open or draining."""
+        return (pool for cluster in self._clusters for pool in cluster.pools)
+
+    def serving(self, target: Target, *, read_only: bool) -> Mapping[Node, AsyncNodePool]:
+        """Find the open pools for a target.
+
+        Args:
+            target: What they serve.
+            read_only: Whether they are for reading.
+
+        Returns:
+            The pools, by node.
+        """
+        return self._open.get(PoolsKey.of(target, read_only=read_only), {})
 
     def get(self, target: Target, node: Node, *, read_only: bool) -> AsyncNodePool | None:
         """Find a pool.
@@ -91,7 +130,7 @@ class AsyncPools:
         Returns:
             The pool; ``None`` when it is not open.
         """
-        return self._pools.get((target.cluster.name, node, read_only, target.shared))
+        return self.serving(target, read_only=read_only).get(node)
 
     def open_at_once(self, target: Target, node: Node, *, read_only: bool) -> AsyncNodePool | None:
         """Find a pool, or open it if there may be one more.
@@ -110,17 +149,21 @@ class AsyncPools:
         pool = self.get(target, node, read_only=read_only)
         if pool is not None:
             return pool
+        watched = self._clusters.of(target.watched or target.cluster)
         with self._guard:
             if self.closed:
                 raise RouterClosed("the router is closed")
-            if (pool := self.get(target, node, read_only=read_only)) is not None or len(self._pools) >= self._most:
+            if (pool := self.get(target, node, read_only=read_only)) is not None:
                 return pool
+            if sum(map(len, self._open.values())) >= self._most:
+                return None
             kind = AsyncSharedPool if target.shared else AsyncNodePool
-            pool = kind(node, target, self._opener, self._suspect, read_only=read_only)
-            self._pools = {**self._pools, (target.cluster.name, node, read_only, target.shared): pool}
+            pool = kind(node, target, watched, self._opener, read_only=read_only)
+            key = PoolsKey.of(target, read_only=read_only)
+            self._open = {**self._open, key: {**self._open.get(key, {}), node: pool}}
             self._counts.append((ref(pool), self._use(pool.cluster.name, read_only=read_only), pool.counts))
-            self._judge(pool)  # once it is there: what is learnt from now on, it is told
-        self._tell([PoolOpened(pool.cluster.name, node, read_only, pool.tenant)])
+            self._clusters.add(pool)
+        self._clusters.observers.tell([PoolOpened(pool.cluster.name, node, read_only, pool.tenant)])
         return pool
 
     async def open(self, target: Target, node: Node, *, read_only: bool, timeout: float) -> AsyncNodePool | None:
@@ -174,7 +217,7 @@ class AsyncPools:
         Returns:
             The place of the one for whom it was closed; ``None`` when there was none to close.
         """
-        found = [(pool, idle) for pool in self if (idle := pool.longest_idle) is not None]
+        found = [(pool, idle) for pool in self.open_pools if (idle := pool.longest_idle) is not None]
         chosen = to_close(limits, taken, waiting, [idle for _, idle in found], monotonic())
         if chosen is None:
             return None
@@ -183,7 +226,7 @@ class AsyncPools:
         return index
 
     async def sweep(self) -> None:
-        """Close the pools that are outdated or unused for long, and open the connections that others are to keep."""
+        """Drain the pools that are unused for long, and open the connections that others are to keep."""
         now = monotonic()
         with self._guard:
             self._add_up()
@@ -191,46 +234,63 @@ class AsyncPools:
             with Isolated("could not keep the pool to %s as it should be", pool.node):
                 await pool.reclaim()
                 await pool.keep_warm()
-                unused = not pool.in_use and not pool.min_size and now - pool.used_at > pool.cluster.pool.max_unused
-                if unused or pool.outdated:
+                pool.end_draining()
+                if not pool.in_use and not pool.min_size and now - pool.used_at > pool.cluster.pool.max_unused:
                     await self.retire(pool)
 
+    async def retire(self, pool: AsyncNodePool) -> bool:
+        """Drain a pool that is not needed, unless a request has come for it meanwhile.
+
+        Args:
+            pool: The pool.
+
+        Returns:
+            Whether it drains.
+        """
+        with self._guard:
+            if not pool.expected:
+                self._take_out(pool)
+        if pool.draining:
+            await self._drain(pool)
+        return pool.draining
+
+    async def drain(self, pool: AsyncNodePool) -> None:
+        """Have a pool lend nothing any more, and be forgotten when its last connection is back.
+
+        Whatever waits for it is sent elsewhere, and what is idle is closed at once. A block that has one of its
+        connections keeps that to its end, or until its server is fenced or silent for too long, as in any other pool.
+
+        Args:
+            pool: The pool.
+        """
+        with self._guard:
+            self._take_out(pool)
+        await self._drain(pool)
+
     @ashielded
-    async def retire(self, pool: AsyncNodePool) -> None:
-        """Close a pool; whoever has one of its connections keeps it for the length of the block.
-
-        Args:
-            pool: The pool.
-        """
-        with self._guard:
-            if pool.retired or pool.expected:
-                return
-            pool.retired = True
-            self._forget(pool)
+    async def _drain(self, pool: AsyncNodePool) -> None:
         with Isolated("could not forget what was worked out with the pool to %s", pool.node):
-            self._gone(pool)
+            self._clusters.withdraw(pool)
         with Isolated("could not empty the pool to %s", pool.node):
-            await pool.drop("")
+            await pool.empty()
         with Isolated("could not close the pool to %s", pool.node):
-            await await_quietly(pool.close, 1.0)
-        self._tell([PoolClosed(pool.cluster.name, pool.node, pool.read_only, pool.tenant)])
+            if not pool.closed:
+                await await_quietly(pool.close, 1.0)
+        pool.end_draining()
 
-    def forget(self, pool: AsyncNodePool) -> None:
-        """Have a pool no more that was closed, and tell of it, unless that was done before.
+    def _take_out(self, pool: AsyncNodePool) -> None:
+        """Have a pool among those that are open no more. Under the guard."""
+        pool.begin_draining()
+        key = PoolsKey.of(pool.target, read_only=pool.read_only)
+        left = {node: other for node, other in self._open.get(key, {}).items() if other is not pool}
+        self._open = {**self._open, key: left}
+        if not left:
+            del self._open[key]
 
-        Args:
-            pool: The pool.
-        """
-        with self._guard:
-            known = self._forget(pool)
-        if known:
-            self._tell([PoolClosed(pool.cluster.name, pool.node, pool.read_only, pool.tenant)])
-
-    def _forget(self, pool: AsyncNodePool) -> bool:
-        """Have a pool no more; whether it was there. Under the guard."""
-        left = {key: other for key, other in self._pools.items() if other is not pool}
-        known, self._pools = len(left) < len(self._pools), left
-        return known
+    @property
+    def open_pools(self) -> list[AsyncNodePool]:
+        """Those that are open."""
+        return [pool for pools in self._open.values() for pool in pools.values()]
 
     def count(self, what: str, version: str, *, read_only: bool) -> None:
         """Count something that happened to a request.
@@ -283,15 +343,14 @@ class AsyncPools:
     def _expects(self, pool: AsyncNodePool | None) -> bool:
         """Have a pool expect a request; whether it does, for it may just have been closed."""
         with self._guard:
-            if pool is None or pool.retired:
+            if pool is None or pool.draining:
                 return False
             pool.expected.append(None)
             return True
 
     async def _close_one(self) -> bool:
-        unused = [pool for pool in self if not pool.in_use]
+        unused = [pool for pool in self.open_pools if not pool.in_use]
         pool = min(unused, key=lambda pool: (bool(pool.min_size), bool(pool.idle), pool.used_at), default=None)
         if pool is None:
             return False
-        await self.retire(pool)
-        return pool.retired
+        return await self.retire(pool)

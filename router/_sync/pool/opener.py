@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from psycopg.rows import TupleRow
 
     from router._runtime.calls import Configure, Function, Password
+    from router._sync.clusters import Clusters
     from router._sync.slots import Slots
-    from router.core.observations import Observation
     from router.core.topology import Cluster, Node, Server
 
 READ_ONLY = "-c default_transaction_read_only=on"
@@ -95,8 +95,7 @@ class Opener:
     def __init__(
         self,
         slots: Slots,
-        report: Function[[Observation], None],
-        suspect: Callable[[Server], None],
+        clusters: Clusters,
         *,
         password: Password | None,
         configure: Configure | None,
@@ -105,14 +104,12 @@ class Opener:
 
         Args:
             slots: The process's budget.
-            report: Told what each attempt shows.
-            suspect: Has a server looked at.
+            clusters: Told what each attempt shows.
             password: Asked for a node's password; its answer is kept until a server turns it down.
             configure: Called with each new connection that requests will use.
         """
         self._slots = slots
-        self._report = report
-        self._suspect = suspect
+        self._clusters = clusters
         self._ask = password
         self._configure = configure
         self._answers: dict[Node, str] = {}
@@ -168,10 +165,10 @@ class Opener:
         )
         try:
             if (reason := role_mismatch(cluster, role, read_only=read_only)) is not None:
-                self._report(Connected(node, role, read_only))
+                self._clusters.report(Connected(node, role, read_only))
                 raise WrongRole(reason)
             if refuses_writes and not read_only:
-                self._report(
+                self._clusters.report(
                     AttemptFailed(node, REFUSES_WRITES, answered=True, read_only=read_only, refuses_writes=True)
                 )
                 raise WrongRole(REFUSES_WRITES)
@@ -183,19 +180,18 @@ class Opener:
                 self._check_session(connection, node, cluster, startup, read_only=read_only)
             if self._configure is not None:
                 self._run_configure(self._configure, connection, node, read_only=read_only)
-            self._report(Connected(node, role, read_only))
+            self._clusters.report(Connected(node, role, read_only))
         except BaseException:
             connection.close()
             raise
         return connection
 
-    def forget(self, node: Node) -> None:
-        """Forget the password of a node.
-
-        Args:
-            node: The node, which is used no more.
-        """
-        self._answers.pop(node, None)
+    def forget_unused(self) -> None:
+        """Forget the passwords of nodes that nothing connects to any more."""
+        if self._answers:
+            used = {node for cluster in self._clusters for node in cluster.nodes}
+            for node in self._answers.keys() - used:
+                self._answers.pop(node, None)
 
     def make_way(self, connection: Connection[TupleRow], claim: Claim, *, close: bool = True) -> None:
         """Close a connection, so that another may be opened in its place.
@@ -327,7 +323,7 @@ class Opener:
             return ""
         [(process,)] = _told(connection, f"SELECT {sql.PROCESS}", cluster)
         found = process.decode() if process else ""
-        self._report(OtherProcess(node, found))
+        self._clusters.report(OtherProcess(node, found))
         return found
 
     def connect(
@@ -362,7 +358,7 @@ class Opener:
             node, cluster, options, autocommit=autocommit, claim=claim, spare=False, wanted=wanted, read_only=None
         )
         try:
-            self._report(Connected(node, role))
+            self._clusters.report(Connected(node, role))
         except BaseException:
             connection.close()
             raise
@@ -391,13 +387,13 @@ class Opener:
         except (BudgetSpent, Unable):
             raise
         except (psycopg.errors.ConnectionTimeout, TooLate):
-            self._suspect(node.server)  # it may also be that this process did not run: a look finds out
+            self._clusters.suspect(node.server)  # it may also be that this process did not run: a look finds out
             raise
         except Exception as error:
             seen = self.failure(node, error)._replace(read_only=read_only)
             if (seen.answered and spare) or seen.server_full:
                 raise Refused(f"takes no further connection: {seen.reason}") from None
-            self._report(seen)
+            self._clusters.report(seen)
             raise
         return connection, role, refuses_writes
 
@@ -550,10 +546,10 @@ class Opener:
             [(pid, begun, *_)] = _told(connection, sql.session(startup), cluster)
         except NOT_THERE as error:
             why = why_not_there(error)
-            self._report(AttemptFailed(node, why, answered=True, missing="schema", read_only=read_only))
+            self._clusters.report(AttemptFailed(node, why, answered=True, missing="schema", read_only=read_only))
             raise
         if is_undeclared(connection, node, pid):
-            self._report(PoolerFound(node))
+            self._clusters.report(PoolerFound(node))
             raise NotItsOwn("a pooler answers there that the settings do not declare")
         if begun != b"t":
             names = ", ".join(name for name, _ in startup)
@@ -561,7 +557,7 @@ class Opener:
                 f"a pooler there drops the startup options that make a session the tenant's ({names}): have it pass "
                 'on `options`, or set pooling = "shared"'
             )
-            self._report(AttemptFailed(node, reason, answered=True, read_only=read_only))
+            self._clusters.report(AttemptFailed(node, reason, answered=True, read_only=read_only))
             raise NotItsOwn(reason)
 
     def _run_configure(
@@ -574,7 +570,7 @@ class Opener:
         except Exception:
             logger.exception("the router's configure callable failed for a connection to %s", node)
             why = "the configure callable failed; its error is in the log"
-            self._report(AttemptFailed(node, why, answered=True, read_only=read_only))
+            self._clusters.report(AttemptFailed(node, why, answered=True, read_only=read_only))
             raise
 
 

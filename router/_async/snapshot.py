@@ -1,0 +1,96 @@
+"""One moment's view of a router."""
+
+from __future__ import annotations
+
+from collections import Counter
+from time import monotonic
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from router.core.health import node_state, restrictions_of, role_of
+from router.core.measures import DrainingPoolStats, NodeStats, Stats, TenantPoolStats, VersionStats
+from router.core.replication import fenced, lag_of, primary_of
+from router.core.topology import Role
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from router._async.routing import AsyncRouting
+    from router.core.measures import PoolStats
+    from router.core.topology import Cluster, Node
+
+
+def stats(routing: AsyncRouting) -> Stats:
+    """Count what a router has.
+
+    Args:
+        routing: Everything of it that changes.
+
+    Returns:
+        What ``Router.stats()`` returns.
+    """
+    pools = list(routing.pools)
+    open_pools = [pool for pool in pools if not pool.draining]
+    in_use = Counter(owner for pool in pools for owner in pool.holders())
+    versions = [
+        VersionStats(
+            name,
+            _nodes(
+                routing,
+                cluster,
+                {
+                    (pool.node, pool.read_only): pool.stats()
+                    for pool in open_pools
+                    if pool.cluster.name == name and pool.tenant is None and not pool.shared
+                },
+            ),
+        )
+        for name, cluster in routing.topology.versions.items()
+    ]
+    return Stats(
+        connections=len(routing.slots.taken),
+        max_connections=routing.topology.max_connections,
+        versions=tuple(versions),
+        tenant_pools=tuple(
+            TenantPoolStats(pool.cluster.name, pool.tenant, pool.node, pool.read_only, pool.stats())
+            for pool in open_pools
+            if pool.tenant is not None or pool.shared
+        ),
+        tenants=MappingProxyType(dict(in_use.most_common())),
+        directory=None if routing.directory is None else routing.directory.stats(),
+        totals=routing.pools.totals(),
+        draining=tuple(
+            DrainingPoolStats(pool.cluster.name, pool.tenant, pool.node, pool.read_only, pool.stats())
+            for pool in pools
+            if pool.draining and pool.borrowed
+        ),
+    )
+
+
+def _nodes(
+    routing: AsyncRouting, cluster: Cluster, pools: Mapping[tuple[Node, bool], PoolStats]
+) -> tuple[NodeStats, ...]:
+    health, now = routing.clusters.health, monotonic()
+    out = fenced(health, cluster)
+    primary = primary_of(health, cluster, out)
+    nodes = []
+    for node in cluster.nodes:
+        state, role = node_state(health, node), role_of(health, node)
+        lag = lag_of(health, node, primary, now=now) if state.up and role is Role.REPLICA else None
+        nodes.append(
+            NodeStats(
+                node=node,
+                role=role,
+                state="unknown" if state.up is None else "up" if state.up else "down",
+                reason=state.reason or out.get(node) or restrictions_of(health, node),
+                server_version=state.server_version,
+                timeline=state.timeline,
+                lag=None if lag is None else lag.seconds,
+                lag_bytes=None if lag is None else lag.bytes,
+                latency=state.latency,
+                failures=state.failures,
+                read=pools.get((node, True)),
+                write=pools.get((node, False)),
+            )
+        )
+    return tuple(nodes)

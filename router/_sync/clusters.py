@@ -1,0 +1,394 @@
+# Generated from router/_async/clusters.py by tools/async_to_sync.py: do not edit.
+"""The clusters in use: what is observed of a server comes in here, and what follows goes out to each cluster on it."""
+
+from __future__ import annotations
+
+from random import random
+from time import monotonic
+from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
+
+from router._runtime.calls import Isolated
+from router._runtime.flags import Flag, Guard
+from router._sync.cluster import FAST_INTERVAL, SyncCluster
+from router.core.changes import changes
+from router.core.events import ConnectionsCut, Event, PoolClosed
+from router.core.health import UNKNOWN, NodeUse, login_failure, observe
+from router.core.observations import AttemptFailed, Connected, OtherProcess
+from router.core.topology import Server
+from router.core.view import NOTHING_KNOWN, makes_a_difference, recompute
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from router._observers import Observers
+    from router._sync.lanes import Lane
+    from router._sync.pool.node_pool import NodePool
+    from router._sync.pool.session_state import SessionState
+    from router._sync.silence import Silent
+    from router.core.health import Health
+    from router.core.observations import Observation
+    from router.core.policies import HealthPolicy
+    from router.core.topology import Cluster, Node
+
+VISITED = 64
+"""How many clusters of tenants' own are in use although they have no pool: those that were asked for last."""
+
+FORGOTTEN = "the server has nothing to do for them, and they hear nothing: what is between has forgotten them"
+"""Why connections to a server that is well are cut."""
+
+
+class ServerInUse:
+    """A server that clusters in use have nodes on.
+
+    Attributes:
+        server: The server.
+        clusters: They; replaced whole.
+        probe_now: Set to have it probed at once.
+        quarantined: Whether pools may be in quarantine until a probe has ended.
+    """
+
+    __slots__ = ("clusters", "probe_now", "quarantined", "server")
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.clusters: tuple[SyncCluster, ...] = ()
+        self.probe_now = Flag()
+        self.quarantined = False
+
+    @property
+    def nodes(self) -> dict[Node, Cluster]:
+        """The nodes on it, each with its cluster."""
+        return {
+            node: cluster.value
+            for cluster in self.clusters
+            for node in cluster.value.nodes
+            if node.server == self.server
+        }
+
+    @property
+    def pools(self) -> list[NodePool]:
+        """The pools to it, open and draining."""
+        return [pool for cluster in self.clusters for pool in cluster.pools if pool.node.server == self.server]
+
+
+class Clusters:
+    """The clusters in use, and what is known of their servers.
+
+    A cluster is in use while it has a pool, a request looks for one of its servers, it is a version's that was asked
+    for before, or it is among the last that were asked for.
+
+    A request that begins to use a cluster and whatever leaves it at the same moment must not undo each other. So there
+    is nothing to be undone: all that "in use" follows from is changed under the one guard here, and in the same section
+    it is worked out from that anew, for the clusters and for the servers. The watchers are the only thing that follows
+    outside of it. A watcher ends by itself when it finds that its :class:`ServerInUse` is in use no more, and one
+    that is used again is another such object, for which another watcher is started by who began to use it: after it
+    was put in use, and before the request waits. So whatever the order, a server that is in use has a watcher: if the
+    cluster is left between these two steps, it is left without requests, that is, by nobody who could wait.
+
+    Attributes:
+        policy: How servers are watched.
+        observers: Told of each event.
+        health: What is known of each server, and of logins that are refused; replaced whole.
+        servers: The servers in use; replaced whole.
+    """
+
+    def __init__(self, policy: HealthPolicy, observers: Observers) -> None:
+        """Begin with none.
+
+        Args:
+            policy: How servers are watched.
+            observers: Told of each event.
+        """
+        self.policy = policy
+        self.observers = observers
+        self.health: Health = {}
+        self.servers: Mapping[Server, ServerInUse] = {}
+        self._guard = Guard()  # guards all that is changed here, and in each cluster what its docstring says
+        self._known: WeakValueDictionary[Cluster, SyncCluster] = WeakValueDictionary()
+        self._in_use: dict[SyncCluster, None] = {}
+        self._visited: dict[SyncCluster, None] = {}  # the latest at the end
+
+    def __iter__(self) -> Iterator[SyncCluster]:
+        return iter(list(self._in_use))
+
+    def of(self, value: Cluster) -> SyncCluster:
+        """Find the object for a cluster.
+
+        Args:
+            value: The cluster, as it is watched.
+
+        Returns:
+            The object, in use or not.
+        """
+        with self._guard:
+            cluster = self._known.get(value)
+            if cluster is None:
+                cluster = self._known[value] = SyncCluster(value, self)
+            return cluster
+
+    def begin_request(self, cluster: SyncCluster) -> None:
+        """Have a cluster in use while a request looks for one of its servers, and for a while after that.
+
+        Args:
+            cluster: The cluster; :meth:`end_request` has to be called.
+        """
+        with self._guard:
+            cluster.requests += 1
+            if not cluster.kept:
+                self._visited.pop(cluster, None)
+                self._visited[cluster] = None
+            self._settle(cluster)
+            while len(self._visited) > VISITED:
+                oldest = next(iter(self._visited))
+                del self._visited[oldest]
+                self._settle(oldest)
+
+    def end_request(self, cluster: SyncCluster) -> None:
+        """Note that a request has its connection, or has failed.
+
+        Args:
+            cluster: The cluster.
+        """
+        with self._guard:
+            cluster.requests -= 1
+            if not cluster.requests:
+                self._settle(cluster)
+
+    def keep(self, cluster: SyncCluster, *, kept: bool) -> None:
+        """Have a cluster in use for good, or no longer than something needs it.
+
+        Args:
+            cluster: The cluster.
+            kept: Whether it is in use for good.
+        """
+        with self._guard:
+            cluster.kept = kept
+            self._visited.pop(cluster, None)
+            self._settle(cluster)
+
+    def add(self, pool: NodePool) -> None:
+        """Have a pool follow its cluster from now on.
+
+        Args:
+            pool: The pool.
+        """
+        with self._guard:
+            pool.watched.pools = (*pool.watched.pools, pool)
+            self._settle(pool.watched)
+            pool.watched.judge(pool)  # once it is there: what is learnt from now on, it is told
+
+    def add_lane(self, lane: Lane, generation: int) -> bool:
+        """Have a lane told when it is to be worked out anew.
+
+        Args:
+            lane: The lane.
+            generation: That of its cluster before it was worked out.
+
+        Returns:
+            Whether that is still the same; else it is stale already.
+        """
+        with self._guard:
+            if lane.cluster.generation != generation or any(pool.draining for pool in lane.pools):
+                return False
+            lane.cluster.lanes.add(lane)
+            for pool in lane.pools:
+                pool.lanes.add(lane)
+            return True
+
+    def withdraw(self, pool: NodePool) -> None:
+        """Have the lanes worked out anew that a pool belongs to, which is about to drain.
+
+        Args:
+            pool: The pool.
+        """
+        with self._guard:
+            for lane in list(pool.lanes):
+                lane.invalidate()
+
+    def remove(self, pool: NodePool) -> None:
+        """Forget a pool that has no connections any more, and the login of a tenant that only it has used.
+
+        Args:
+            pool: The pool.
+        """
+        cluster = pool.watched
+        with self._guard:
+            if pool not in cluster.pools:
+                return
+            cluster.pools = tuple(other for other in cluster.pools if other is not pool)
+            if pool.tenant is not None and not any(other.node == pool.node for other in cluster.pools):
+                forgotten = {pool.node, NodeUse(pool.node, read_only=True), NodeUse(pool.node, read_only=False)}
+                self.health = {key: state for key, state in self.health.items() if key not in forgotten}
+            if not cluster.pools:
+                self._visited.pop(cluster, None)
+            self._settle(cluster)
+        self.observers.tell([PoolClosed(pool.cluster.name, pool.node, pool.read_only, pool.tenant)])
+
+    def _settle(self, cluster: SyncCluster) -> None:
+        """Have a cluster in use or not, as it should be. Under the guard."""
+        needed = bool(cluster.kept or cluster.requests or cluster.pools or cluster in self._visited)
+        if needed == (cluster in self._in_use):
+            return
+        servers = dict(self.servers)
+        if needed:
+            self._in_use[cluster] = None
+            for server in cluster.servers:
+                there = servers[server] = servers.get(server) or ServerInUse(server)
+                there.clusters = (*there.clusters, cluster)
+            self.servers = servers
+            return
+        del self._in_use[cluster]
+        for server in cluster.servers:
+            there = servers[server]
+            there.clusters = tuple(other for other in there.clusters if other is not cluster)
+            if not there.clusters:
+                del servers[server]
+                there.probe_now.set()  # its watcher finds that it is not needed any more
+        self.servers, cluster.view = servers, NOTHING_KNOWN
+        self.health = {
+            key: state
+            for key, state in self.health.items()
+            if (key if isinstance(key, Server) else key.server) in servers
+        }
+
+    # What is observed
+
+    def report(self, seen: Observation) -> None:
+        """Take note of what was observed, and do what follows from it.
+
+        Args:
+            seen: The observation.
+        """
+        with Isolated("could not take note of what was seen of %s", seen.node):
+            if self._is_news(seen):
+                self._report(seen)
+
+    def _is_news(self, seen: Observation) -> bool:
+        known = self.health.get(seen.node.server, UNKNOWN)
+        if isinstance(seen, Connected):
+            if known.role is not seen.role:
+                self.probe_now(seen.node.server)
+            return login_failure(self.health, seen.node, read_only=seen.read_only) is not None
+        if isinstance(seen, OtherProcess):
+            if known.several_servers or not known.process or seen.process in {"", known.process}:
+                return False
+            self.probe_now(seen.node.server)  # whether what it led to before still answers
+        return True
+
+    def _report(self, seen: Observation) -> None:
+        now, events = monotonic(), list[Event]()
+        clusters, changed = self._learn(seen, events, now)
+        for cluster in clusters:  # before anybody is told: observers may be slow
+            for pool in cluster.pools:
+                pool.behind |= cluster in changed or isinstance(seen, AttemptFailed)
+                if pool.behind:
+                    with Isolated("the pool to %s could not follow what is known of it", pool.node):
+                        cut_off = cluster.follow(pool, now, changed=cluster in changed)
+                        pool.behind = False
+                        if cut_off:
+                            events.append(cut_off)
+        self.observers.tell(events)
+
+    def _learn(
+        self, seen: Observation, events: list[Event], now: float
+    ) -> tuple[tuple[SyncCluster, ...], list[SyncCluster]]:
+        """Replace what is known; the clusters it is about, and those of them that it makes a difference to."""
+        with self._guard:
+            there = self.servers.get(seen.node.server)
+            if there is None:  # it is in use no more
+                return (), []
+            clusters = there.clusters
+            before, views = self.health, {cluster: cluster.view for cluster in clusters}
+            try:
+                self.health = observe(before, seen, now=now, jitter=random(), policy=self.policy)
+                events += changes(before, self.health, [cluster.value for cluster in clusters], now=now)
+                for cluster, view in views.items():
+                    cluster.view, told = recompute(cluster.value, self.health, view, now=now)
+                    events += told
+                changed = [cluster for cluster, view in views.items() if makes_a_difference(view, cluster.view)]
+                for cluster in changed:
+                    cluster.invalidate()
+                    for pool in cluster.pools:
+                        cluster.judge(pool)
+            except BaseException:  # nothing is known in part, or what follows from the rest would never be done
+                self.health = before
+                for cluster, view in views.items():
+                    cluster.view = view
+                raise
+            for cluster in clusters:
+                flag, cluster.changed = cluster.changed, Flag()
+                flag.set()
+        return clusters, changed
+
+    # What connections show
+
+    def probe_now(self, server: Server) -> None:
+        """Have a server probed at once: something has happened that may tell of it.
+
+        Args:
+            server: The server; nothing happens if it is not in use.
+        """
+        if (there := self.servers.get(server)) is not None:
+            there.probe_now.set()
+
+    def suspect(self, server: Server, *, dying: bool = False) -> None:
+        """Have a server probed at once, because of what a connection showed.
+
+        Args:
+            server: The server.
+            dying: Whether its other connections may be about to end as that one did: its processes do not all die at
+                the same moment. None that is idle is lent until a probe has ended that began after the first such sign.
+        """
+        try:
+            if dying:
+                with self._guard:
+                    if (there := self.servers.get(server)) is not None:
+                        there.quarantined = True
+                        for pool in there.pools:
+                            pool.doubt()
+        finally:
+            self.probe_now(server)
+
+    def end_quarantine(self, there: ServerInUse, begun: float) -> None:
+        """Have idle connections to a server lent again, once what a probe has shown was reported.
+
+        Args:
+            there: The server.
+            begun: When that probe began.
+        """
+        if not there.quarantined:
+            return
+        with self._guard:
+            pools = [pool for pool in there.pools if pool.doubted]
+            there.quarantined = bool(pools)
+        for pool in pools:
+            if pool.doubted_at < begun:
+                with Isolated("could not lend the idle connections to %s again", pool.node):
+                    pool.trust()
+
+    def pause(self, there: ServerInUse) -> float:
+        """Tell how long to wait before the next probe of a server.
+
+        Args:
+            there: The server.
+
+        Returns:
+            Seconds, before jitter.
+        """
+        now, interval = monotonic(), self.policy.interval
+        return min(FAST_INTERVAL, interval) if any(one.is_urgent(now) for one in there.clusters) else interval
+
+    def cut_silent(self, silent: Sequence[Silent]) -> None:
+        """Cut connections that hear nothing from a server that is well.
+
+        Args:
+            silent: They.
+        """
+        by_pool: dict[NodePool, list[SessionState]] = {}
+        for one in silent:
+            by_pool.setdefault(one.pool, []).append(one.original)
+        for pool, states in by_pool.items():
+            with Isolated("the pool to %s could not part with what hears nothing", pool.node):
+                pool.drop_silent(states, FORGOTTEN)
+        self.observers.tell(ConnectionsCut(pool.node, len(states), FORGOTTEN) for pool, states in by_pool.items())

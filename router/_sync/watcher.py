@@ -1,0 +1,317 @@
+# Generated from router/_async/watcher.py by tools/async_to_sync.py: do not edit.
+"""Probes one server again and again, over a connection of its own."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import suppress
+from functools import partial
+from random import random
+from time import monotonic
+from typing import TYPE_CHECKING
+
+import psycopg
+from psycopg import Connection
+
+from router._runtime.calls import Isolated
+from router._runtime.flags import Guard, sleep
+from router._runtime.limited import Limited
+from router._runtime.sockets import cut, ping
+from router._runtime.workers import spawn, untraced
+from router._sync.pool.opener import Unable
+from router._sync.silence import Silence
+from router._sync.slots import BudgetSpent
+from router.core.budget import Claim
+from router.core.health import UNKNOWN, NodeUse
+from router.core.observations import AttemptFailed, NotProbed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from psycopg.rows import TupleRow
+
+    from router._runtime.workers import Worker
+    from router._sync.clusters import Clusters, ServerInUse
+    from router._sync.pool.opener import Opener
+    from router.core.observations import Observation, ProbeResult
+    from router.core.topology import Cluster, Node
+
+logger = logging.getLogger("router")
+
+PAUSE = 0.01
+"""Seconds between two looks at a server at least, however much evidence comes in."""
+
+PATIENCE = 0.5
+"""How much of a look's timeout it may wait for a slot of the budget: that it gets none says nothing of the server."""
+
+
+class Watcher:
+    """Probes one server again and again, as long as clusters in use have nodes on it.
+
+    Attributes:
+        there: The server.
+        claim: What its connections count as in the budget.
+        closed: Whether it is to end.
+        worker: Runs it.
+    """
+
+    def __init__(self, there: ServerInUse, clusters: Clusters, opener: Opener) -> None:
+        """Start it.
+
+        Args:
+            there: The server.
+            clusters: The clusters in use: told what each probe shows.
+            opener: Opens the connections.
+        """
+        self.there = there
+        self.claim = Claim(there.server, f"looks at {there.server}", None)
+        self.closed = False
+        self._clusters = clusters
+        self._opener = opener
+        self._policy = clusters.policy
+        self._server = there.server
+        self._silence = Silence(there)
+        self._limited = Limited()
+        self._tried = Limited()
+        self._guard = Guard()  # guards _held
+        self._held: tuple[Node, Connection[TupleRow]] | None = None  # between two probes only
+        self._used: list[Connection[TupleRow]] = []  # by the probe under way, for cutting it
+        self._asks = False  # whether the probe under way has got as far as to ask the server
+        self._trouble = ""  # why this process could not probe, if it could not
+        self.worker: Worker = spawn(self._watch, f"router watches {there.server}")
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether it is to go on."""
+        return not self.closed and self._clusters.servers.get(self._server) is self.there
+
+    def _watch(self) -> None:
+        while self.is_needed:
+            self.there.probe_now.clear()  # what comes from now on is newer than this probe may be
+            begun, pause = monotonic(), self._policy.interval
+            with Isolated("could not look at %s", self._server):
+                self._probe()
+            with Isolated("could not do what follows from a look at %s", self._server):
+                self._clusters.end_quarantine(self.there, begun)
+            with Isolated("could not find out which connections to %s hear nothing", self._server):
+                self._find_silent()
+            with Isolated("could not try the refused logins at %s again", self._server):
+                self._try_logins()
+            with Isolated("could not tell when to look at %s again", self._server):
+                pause = self._clusters.pause(self.there)
+            if self.is_needed and self.there.probe_now.wait_for(pause * (0.9 + 0.2 * random())):
+                sleep(PAUSE)
+        self.let_go()
+
+    def _probe(self) -> None:
+        held = self._take()
+        if held is not None and held[0] not in self.there.nodes:  # whose login is not used any more
+            held[1].close()
+            held = None
+        node = held[0] if held is not None else self._next_node()
+        if node is None:
+            return
+        self._used = used = [] if held is None else [held[1]]
+        try:
+            seen = self._ask(node, used)
+        except BudgetSpent:  # the process may open no more connections: that says nothing of the server
+            seen = self._ping(node)
+        except Exception:  # of this process, and no attempt is under way
+            for connection in used:
+                connection.close()
+            raise
+        trouble = seen.reason if isinstance(seen, NotProbed) else ""
+        if trouble and trouble != self._trouble:
+            logger.warning("could not look at %s: %s", self._server, trouble)
+        self._trouble = trouble
+        if seen is not None and not self.closed:  # else it may have been cut for that
+            self._clusters.report(seen)
+
+    def _ask(self, node: Node, used: list[Connection[TupleRow]]) -> Observation | None:
+        """Ask what the server is; ``None`` if there is no answer, and that says nothing."""
+        timeout = self._policy.timeout
+        try:
+            looked, connection = self._limited.run(partial(self._attempt, node, used), timeout, _too_late)
+        except TimeoutError:
+            self._used = []  # the look is over, should it go on nevertheless
+            for connection in used:
+                cut(connection)
+            if self._asks:
+                return AttemptFailed(node, f"no answer within {timeout:g} s", answered=False)
+            return NotProbed(node, f"this process has not come to ask it within {timeout:g} s")
+        except psycopg.errors.ConnectionTimeout:
+            self.there.probe_now.set()  # which comes first only where this process did not run
+            return None
+        except (Unable, OSError, RuntimeError, MemoryError) as error:
+            for connection in used:
+                self._hold(node, connection)
+            return NotProbed(node, str(error))
+        except psycopg.Error as error:
+            failure = self._opener.failure(node, error)
+            return None if failure.server_full else failure  # it lives; the next look may get in
+        self._hold(node, connection)
+        return looked
+
+    def _ping(self, node: Node) -> Observation | None:
+        """See whether the server reacts at all: if it is frozen, connections to it would keep the budget for ever."""
+        timeout, port = self._policy.timeout, self._server.port
+        try:
+            addresses = self._opener.addresses(self._server, timeout)
+            reacts = self._limited.run(partial(ping, addresses, port, 2.0 * timeout), timeout, _never_mind)
+        except TimeoutError:
+            reacts = False
+        except (Unable, RuntimeError) as error:
+            return NotProbed(node, str(error))
+        return None if reacts else AttemptFailed(node, f"no answer within {timeout:g} s", answered=False)
+
+    def _hold(self, node: Node, connection: Connection[TupleRow]) -> None:
+        with self._guard:
+            self._held = node, connection
+        if self.closed:  # maybe after close() has looked what is held
+            self.let_go()
+
+    def _attempt(self, node: Node, used: list[Connection[TupleRow]]) -> tuple[ProbeResult, Connection[TupleRow]]:
+        with untraced():
+            return self._answer(node, used)
+
+    def _answer(self, node: Node, used: list[Connection[TupleRow]]) -> tuple[ProbeResult, Connection[TupleRow]]:
+        opener, timeout = self._opener, self._policy.timeout
+        if used:
+            self._asks = True
+            try:
+                return opener.look(used[0], node), used[0]
+            except psycopg.Error:
+                used.pop().close()
+                if self._used is not used or self.closed:
+                    raise
+                # That backend is gone; the server need not be.
+        self._asks = False
+        connection = opener.connect_to_look(
+            node, self.there.nodes[node], self.claim, PATIENCE * timeout, timeout=timeout, asks=self._begin_to_ask
+        )
+        used.append(connection)
+        try:
+            return opener.look(connection, node, new=True), connection
+        except BaseException:
+            connection.close()
+            raise
+
+    def _find_silent(self) -> None:
+        """Find the connections that hear nothing, and have them cut; their sessions are ended, too."""
+        if self._held is None or not (pids := self._silence.due()) or (held := self._take()) is None:
+            return
+        node, connection = held
+        try:
+            self._limited.run(partial(self._ask_for, connection, pids), self._policy.timeout, _never_mind)
+        except TimeoutError:
+            cut(connection)
+        except psycopg.Error as error:
+            logger.debug("could not ask %s for sessions: %s", self._server, type(error).__name__)
+        else:
+            self._hold(node, connection)
+
+    def _ask_for(self, connection: Connection[TupleRow], pids: list[int]) -> None:
+        opener, process = self._opener, self._clusters.health.get(self._server, UNKNOWN).process
+        try:
+            with untraced():
+                silent = self._silence.judge(opener.sessions(connection, pids), process)
+                if silent:
+                    self._clusters.cut_silent(silent)
+                for one in silent:
+                    with suppress(psycopg.errors.InsufficientPrivilege):  # another login's: its client is helped anyway
+                        opener.terminate(connection, one.pid, one.began)
+        except BaseException:
+            connection.close()
+            raise
+
+    def _begin_to_ask(self) -> None:
+        """Give the server all of the time that a look has, however long it took to come to it."""
+        self._asks = True
+        self._limited.restart()
+
+    def _next_node(self) -> Node | None:
+        """The node whose login the next connection uses: one that is not refused, or may be tried again."""
+        health, now = self._clusters.health, monotonic()
+        due = [node for node in self.there.nodes if now >= health.get(node, UNKNOWN).banned_until]
+        return min(due, key=lambda node: health.get(node, UNKNOWN).failures, default=None)
+
+    def _try_logins(self) -> None:
+        """Try again the logins that were refused, when it is time."""
+        until = monotonic() + PATIENCE * self._policy.timeout
+        opener = self._opener
+
+        def wanted() -> bool:
+            return monotonic() < until and not self.there.probe_now.is_set()
+
+        for node, cluster in self.there.nodes.items():
+            if self._is_due(node):
+                with Isolated("could not try to log in to %s", node), suppress(psycopg.Error, BudgetSpent), untraced():
+                    connection, _ = opener.connect(node, cluster, [], autocommit=True, wanted=wanted)
+                    connection.close()
+            for read_only in (True, False):
+                if self._is_due(NodeUse(node, read_only)):
+                    use = partial(self._use, node, cluster, wanted, read_only=read_only)
+                    with suppress(Exception):  # what failed was reported; the user's configure= may not even end
+                        connection = self._tried.run(use, self._policy.timeout, Connection.close)
+                        connection.close()
+
+    def _use(
+        self, node: Node, cluster: Cluster, wanted: Callable[[], bool], *, read_only: bool
+    ) -> Connection[TupleRow]:
+        """Open a connection as a request would."""
+        claim = Claim(node.server, cluster.name, None)
+        with untraced():
+            return self._opener.open(
+                node, cluster, claim, read_only=read_only, startup=None, spare=False, wanted=wanted
+            )
+
+    def _is_due(self, login: Node | NodeUse) -> bool:
+        """Whether a login was refused, and may be tried again."""
+        refused = self._clusters.health.get(login)
+        return refused is not None and monotonic() >= refused.banned_until
+
+    def _take(self) -> tuple[Node, Connection[TupleRow]] | None:
+        with self._guard:
+            held, self._held = self._held, None
+        return held
+
+    def stop(self) -> None:
+        """Have it end; a look that waits for its server is cut short."""
+        self.closed = True
+        self.there.probe_now.set()
+        for connection in self._used:
+            cut(connection)
+
+    def abandon(self) -> None:
+        """Have it end, and keep the connection that it holds unused and open."""
+        self.closed = True
+        self._inherited, self._held = self._held, None
+
+    @property
+    def holds(self) -> bool:
+        """Whether it holds a connection for the next look."""
+        return self._held is not None
+
+    def let_go(self) -> None:
+        """Close the connection that is held for the next look, if there is one."""
+        if (held := self._take()) is not None:
+            held[1].close()
+
+    def make_way(self) -> bool:
+        """Close the connection that is held for the next look, so that another may be opened.
+
+        Returns:
+            Whether there was one.
+        """
+        if (held := self._take()) is None:
+            return False
+        self._opener.make_way(held[1], self.claim)
+        return True
+
+
+def _too_late(outcome: tuple[ProbeResult, Connection[TupleRow]]) -> None:
+    outcome[1].close()
+
+
+def _never_mind(_: object) -> None:
+    pass
