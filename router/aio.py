@@ -8,18 +8,14 @@
 
 from __future__ import annotations
 
-import asyncio
-import atexit
-import os
-from contextlib import suppress
 from functools import partial
-from threading import Lock
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from router._async.router import AsyncRouter
+from router._loops import close_here, here, replace
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
     from psycopg import AsyncConnection
     from psycopg.abc import Params, QueryNoTemplate
@@ -37,19 +33,6 @@ if TYPE_CHECKING:
     from router.settings import RouterSettings
 
 T = TypeVar("T")
-
-
-class _Kept(NamedTuple):
-    router: AsyncRouter
-    life: AsyncGenerator[None, None]  # ending it closes the router; its loop does so in shutdown_asyncgens()
-
-
-_make: Callable[[], AsyncRouter] = AsyncRouter
-_kept: dict[asyncio.AbstractEventLoop, _Kept] = {}
-_guard = Lock()  # guards both
-
-LAST = 1.0
-"""Seconds that borrowed connections get to come back when a loop ends."""
 
 
 def configure(
@@ -72,18 +55,11 @@ def configure(
     Raises:
         ConfigError: The settings are wrong; the routers in use stay.
     """
-    global _make  # noqa: PLW0603  (it is the process's)
     make = partial(
         AsyncRouter, settings, password=password, configure=configure, directory=directory, observers=observers
     )
     make()
-    with _guard:
-        _make = make
-        old = dict(_kept)
-        _kept.clear()
-    for loop, kept in old.items():
-        if loop.is_running():  # else it ends the router itself, if it is ever run again
-            asyncio.run_coroutine_threadsafe(_end(kept), loop)
+    replace(make)
 
 
 def connection(
@@ -115,7 +91,7 @@ def connection(
         UnknownTenant: There is no such tenant, or it does not live in that version.
         Unavailable: On entering the block: no connection could be had in time; its subclasses say why.
     """
-    return _here().connection(
+    return here().connection(
         version=version, tenant=tenant, read_only=read_only, max_lag=max_lag, after=after, timeout=timeout
     )
 
@@ -134,7 +110,7 @@ def session(token: str | None = None) -> Session:
         ConfigError: This is the first use, and the environment's settings are wrong.
         TokenRefused: The token is a foreign one, and ``tokens.foreign`` is ``refuse``.
     """
-    return _here().session(token)
+    return here().session(token)
 
 
 def use(*, tenant: str | None = None, version: str | None = None, lock: bool = False) -> Use:
@@ -153,7 +129,7 @@ def use(*, tenant: str | None = None, version: str | None = None, lock: bool = F
         ConfigError: This is the first use, and the environment's settings are wrong.
         UnknownTenant: What was named is no tenant's key; or nothing was named, neither tenant nor version nor lock.
     """
-    return _here().use(tenant=tenant, version=version, lock=lock)
+    return here().use(tenant=tenant, version=version, lock=lock)
 
 
 async def execute(
@@ -186,7 +162,7 @@ async def execute(
         TransactionOutcomeUnknown: The connection died while the statement ran on the primary.
         psycopg.Error: PostgreSQL refused the statement.
     """
-    return await _here().execute(
+    return await here().execute(
         query, params, version=version, tenant=tenant, max_lag=max_lag, after=after, timeout=timeout
     )
 
@@ -217,7 +193,7 @@ async def run(
         Unavailable: No connection could be had in time.
         psycopg.Error: What it failed with the last time.
     """
-    return await _here().run(function, version=version, tenant=tenant, retries=retries, timeout=timeout)
+    return await here().run(function, version=version, tenant=tenant, retries=retries, timeout=timeout)
 
 
 async def each(
@@ -245,7 +221,7 @@ async def each(
         UnknownVersion: There is no such version.
         UnknownTenant: The tenants that are meant are not there, or cannot be listed.
     """
-    return await _here().each(function, tenants=tenants, version=version, jobs=jobs, stop_on_error=stop_on_error)
+    return await here().each(function, tenants=tenants, version=version, jobs=jobs, stop_on_error=stop_on_error)
 
 
 def explain(
@@ -273,7 +249,7 @@ def explain(
         ConfigError: This is the first use, and the environment's settings are wrong.
         UnknownVersion: As for :func:`connection`.
     """
-    return _here().explain(version=version, tenant=tenant, read_only=read_only, max_lag=max_lag, after=after)
+    return here().explain(version=version, tenant=tenant, read_only=read_only, max_lag=max_lag, after=after)
 
 
 def stats() -> Stats:
@@ -286,7 +262,7 @@ def stats() -> Stats:
         RuntimeError: No event loop runs here.
         ConfigError: This is the first use, and the environment's settings are wrong.
     """
-    return _here().stats()
+    return here().stats()
 
 
 async def close(timeout: float = 5.0) -> int:
@@ -298,59 +274,4 @@ async def close(timeout: float = 5.0) -> int:
     Returns:
         How many borrowed connections were cut because they did not come back in time.
     """
-    with _guard:
-        kept = _kept.pop(asyncio.get_running_loop(), None)
-    if kept is None:
-        return 0
-    return await _end(kept, timeout)
-
-
-def _here() -> AsyncRouter:
-    loop = asyncio.get_running_loop()
-    kept = _kept.get(loop)
-    return _first(loop) if kept is None else kept.router
-
-
-def _first(loop: asyncio.AbstractEventLoop) -> AsyncRouter:
-    """Make the router of a loop in which no other task of it runs now; and forget those of loops that are closed."""
-    _forget_closed()
-    with _guard:
-        router = _make()
-        life = _until_the_loop_ends(router)
-        _kept[loop] = _Kept(router, life)
-    with suppress(StopIteration):  # it begins, which awaits nothing: from now on the loop knows of it
-        life.__anext__().__await__().send(None)
-    return router
-
-
-async def _until_the_loop_ends(router: AsyncRouter) -> AsyncGenerator[None, None]:
-    try:
-        yield
-    finally:
-        with _guard:
-            loop = asyncio.get_running_loop()
-            if loop in _kept and _kept[loop].router is router:
-                del _kept[loop]
-        await router.close(LAST)
-
-
-async def _end(kept: _Kept, timeout: float = 5.0) -> int:
-    cut_off = await kept.router.close(timeout)
-    await kept.life.aclose()
-    return cut_off
-
-
-def _forget_closed() -> None:
-    with _guard:
-        gone = [_kept.pop(loop) for loop in list(_kept) if loop.is_closed()]
-    for kept in gone:
-        kept.router._routing.discard()  # noqa: SLF001  (as close() would, if there were a loop to call it in)
-
-
-def _after_fork() -> None:
-    global _guard  # noqa: PLW0603  (another thread of the parent may have held it)
-    _guard = Lock()
-
-
-atexit.register(_forget_closed)
-os.register_at_fork(after_in_child=_after_fork)
+    return await close_here(timeout)

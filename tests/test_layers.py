@@ -36,7 +36,7 @@ SHELL = [
     "unavailable", "acquire", "checkout", "lanes", "directory", "routing", "statements", "each", "snapshot",
     "router",
 ]  # fmt: skip
-ABOVE_THE_SHELL = ["events", "_default", "aio", "__init__", "testing", "cli"]
+ABOVE_THE_SHELL = ["events", "_default", "_loops", "aio", "__init__", "testing", "cli"]
 # The packages whose modules are listed; one that stands beside them itself, such as `settings`, offers what they have.
 BY_MODULES = {"core", "settings", "_runtime", "_async", "_sync", "_async.pool", "_sync.pool"}
 APART = {"testing"}  # imports nothing of the router but itself: it must not need what it tests

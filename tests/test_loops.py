@@ -13,7 +13,7 @@ import psycopg
 import pytest
 
 import router as process_wide
-from router import AsyncRouter, ConfigError, _default, aio
+from router import AsyncRouter, ConfigError, _default, _loops, aio
 from router.core.errors import RouterClosed, UnknownVersion
 from tests.support import PATIENCE, aeventually, eventually, new_name, run, settings
 
@@ -52,7 +52,7 @@ def _configured(world: World) -> Iterator[None]:
     aio.configure(settings(primary=world.dsn))
     yield
     aio.configure(settings(primary=world.dsn))
-    assert not aio._kept
+    assert not _loops._kept
 
 
 async def pid(router: Any = aio, **named: Any) -> int:
@@ -153,7 +153,7 @@ def test_each_loop_has_a_router_of_its_own_that_ends_with_it(world: World) -> No
 
     for _ in range(3):
         asyncio.run(main())
-        assert not aio._kept
+        assert not _loops._kept
         assert world.left()
 
 
@@ -188,7 +188,7 @@ def test_the_router_of_a_loop_that_was_closed_without_a_word_is_forgotten_at_the
     loop.close()
     assert world.sessions()
     asyncio.run(pid())
-    assert not aio._kept
+    assert not _loops._kept
     assert world.left()
 
 

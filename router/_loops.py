@@ -1,0 +1,119 @@
+"""The routers behind ``router.aio``: one for each event loop, made at its first use there and closed with the loop."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import os
+from contextlib import suppress
+from threading import Lock
+from typing import TYPE_CHECKING, NamedTuple
+
+from router._async.router import AsyncRouter
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable
+
+
+class _Kept(NamedTuple):
+    router: AsyncRouter
+    life: AsyncGenerator[None, None]  # ending it closes the router; its loop does so in shutdown_asyncgens()
+
+
+_make: Callable[[], AsyncRouter] = AsyncRouter
+_kept: dict[asyncio.AbstractEventLoop, _Kept] = {}
+_guard = Lock()  # guards both
+
+LAST = 1.0
+"""Seconds that borrowed connections get to come back when a loop ends."""
+
+
+def replace(make: Callable[[], AsyncRouter]) -> None:
+    """Set what makes routers from now on; those in use are closed by their loops.
+
+    Args:
+        make: Makes one.
+    """
+    global _make  # noqa: PLW0603  (it is the process's)
+    with _guard:
+        _make = make
+        old = dict(_kept)
+        _kept.clear()
+    for loop, kept in old.items():
+        if loop.is_running():  # else it ends the router itself, if it is ever run again
+            asyncio.run_coroutine_threadsafe(_end(kept), loop)
+
+
+def here() -> AsyncRouter:
+    """Find the router of the running loop; its first use makes it.
+
+    Returns:
+        The router.
+
+    Raises:
+        RuntimeError: No loop runs here.
+    """
+    loop = asyncio.get_running_loop()
+    kept = _kept.get(loop)
+    return _first(loop) if kept is None else kept.router
+
+
+async def close_here(timeout: float) -> int:
+    """Close the router of the running loop; the next use makes a new one.
+
+    Args:
+        timeout: The most to wait for borrowed connections to come back, in seconds.
+
+    Returns:
+        How many borrowed connections were cut because they did not come back in time.
+    """
+    with _guard:
+        kept = _kept.pop(asyncio.get_running_loop(), None)
+    if kept is None:
+        return 0
+    return await _end(kept, timeout)
+
+
+def _first(loop: asyncio.AbstractEventLoop) -> AsyncRouter:
+    """Make the router of a loop in which no other task of it runs now; and forget those of loops that are closed."""
+    _forget_closed()
+    with _guard:
+        router = _make()
+        life = _until_the_loop_ends(router)
+        _kept[loop] = _Kept(router, life)
+    with suppress(StopIteration):  # it begins, which awaits nothing: from now on the loop knows of it
+        life.__anext__().__await__().send(None)
+    return router
+
+
+async def _until_the_loop_ends(router: AsyncRouter) -> AsyncGenerator[None, None]:
+    try:
+        yield
+    finally:
+        with _guard:
+            loop = asyncio.get_running_loop()
+            if loop in _kept and _kept[loop].router is router:
+                del _kept[loop]
+        await router.close(LAST)
+
+
+async def _end(kept: _Kept, timeout: float = 5.0) -> int:
+    cut_off = await kept.router.close(timeout)
+    await kept.life.aclose()
+    return cut_off
+
+
+def _forget_closed() -> None:
+    with _guard:
+        gone = [_kept.pop(loop) for loop in list(_kept) if loop.is_closed()]
+    for kept in gone:
+        kept.router._routing.discard()  # noqa: SLF001  (as close() would, if there were a loop to call it in)
+
+
+def _after_fork() -> None:
+    global _guard  # noqa: PLW0603  (another thread of the parent may have held it)
+    _guard = Lock()
+
+
+atexit.register(_forget_closed)
+os.register_at_fork(after_in_child=_after_fork)
