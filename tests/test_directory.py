@@ -213,6 +213,9 @@ class Homes:
     def forget(self, tenant: str | None) -> None:
         pass
 
+    def borrow(self, version: str | None) -> Any:
+        raise NotImplementedError
+
     async def follow_tenant(self, tenant: str, home: Home | None) -> None:
         pass
 

@@ -33,7 +33,8 @@ BELOW_THE_SHELL = [*CORE, "_first_use", *SETTINGS, "context", "sessions", *RUNTI
 SHELL = [
     "slots", "cluster", "clusters", "pool.scripts", "pool.connection", "pool.opener", "pool.session_state",
     "pool.waiter", "pool.node_pool", "pool.shared_pool", "pool.registry", "silence", "watcher", "monitor",
-    "unavailable", "acquire", "checkout", "lanes", "directory", "routing", "statements", "each", "snapshot",
+    "unavailable", "acquire", "checkout", "lanes", "directory_table", "directory_source",
+    "directory", "routing", "statements", "each", "snapshot",
     "router",
 ]  # fmt: skip
 ABOVE_THE_SHELL = ["events", "_default", "_loops", "aio", "__init__", "testing", "cli"]

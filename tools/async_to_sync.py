@@ -25,7 +25,10 @@ RENAMES = {
     # router
     "AsyncCheckout": "Checkout",
     "AsyncDirectory": "Directory",
+    "AsyncBorrows": "Borrows",
     "AsyncHomes": "Homes",
+    "AsyncTenantSource": "TenantSource",
+    "AsyncToldOfChanges": "ToldOfChanges",
     "AsyncCluster": "SyncCluster",
     "AsyncClusters": "Clusters",
     "AsyncServerInUse": "ServerInUse",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Self, TypeVar
 from warnings import warn
 
 from router._async.checkout import AsyncAskingCheckout, AsyncCheckout, AsyncScopedCheckout, AsyncTrackedCheckout
-from router._async.directory import AsyncDirectory, AsyncSqlSource
+from router._async.directory import AsyncDirectory
 from router._async.each import each, tenants_of
 from router._async.routing import AsyncRouting, NotKnownYet
 from router._async.snapshot import stats
@@ -27,7 +27,7 @@ from router.core.resolve import check_key
 from router.core.standing import Request
 from router.core.topology import Tenancy
 from router.sessions import Session, current, parsed
-from router.settings import TENANT_KEYS, RouterSettings
+from router.settings import RouterSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -476,22 +476,10 @@ class AsyncRouter:
 
     def _ask_of(self) -> AsyncDirectory | None:
         """The directory, if there is one."""
-        tenancy, source, routing = self._topology.tenancy, self._directory, self._routing
+        tenancy, source = self._topology.tenancy, self._directory
         if tenancy is None or (source is None and tenancy.directory.version is None):
             return None
-
-        def changed(tenant: str | None) -> None:
-            directory.changed(tenant)
-
-        if source is None:
-            source = AsyncSqlSource(
-                lambda: AsyncCheckout(_lane(routing, tenancy.directory.version, None, read_only=False), None),
-                tenancy.directory.table,
-                TENANT_KEYS,
-                changed,
-            )
-        directory = AsyncDirectory(source, self._settings, tenancy.directory, routing, keep=self._given)
-        return directory
+        return AsyncDirectory(source, self._settings, tenancy.directory, self._routing, keep=self._given)
 
     def _must_see(self, target: Target, session: Session | None, after: str | None) -> Position | None:
         """What a read has to see: the writes of its session, and those of a token."""

@@ -8,6 +8,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
+from router._async.checkout import AsyncCheckout
 from router._async.clusters import AsyncClusters
 from router._async.lanes import AsyncLane
 from router._async.monitor import AsyncMonitor
@@ -237,6 +238,17 @@ class AsyncRouting:
             for version in (None, *self.topology.versions, *self.topology.aliases):
                 for known in (self._targets, self.readers, self.writers):
                     known.pop((version, tenant), None)
+
+    def borrow(self, version: str | None) -> AsyncCheckout:
+        """Prepare to borrow a connection that writes, as a request would that names a version only.
+
+        Args:
+            version: The version.
+
+        Returns:
+            The checkout.
+        """
+        return AsyncCheckout(self.writers.get(version) or self.lane(version, read_only=False), None)
 
     async def follow_tenant(self, tenant: str, home: Home | None) -> None:
         """Drain the pools that a tenant uses no more, since it lives elsewhere by now, or nowhere.

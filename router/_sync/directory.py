@@ -4,40 +4,25 @@
 from __future__ import annotations
 
 import logging
-import os
-import socket
 from collections import OrderedDict
-from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import replace
-from inspect import signature
 from random import choice, random
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING
 
-import psycopg
-
-from router._runtime.calls import Isolated, WeakCall, call, consult
+from router._runtime.calls import Isolated
 from router._runtime.flags import Flag, Guard
-from router._runtime.sockets import cut
 from router._runtime.workers import can_spawn, join, spawn
-from router._sync.pool.opener import is_undeclared
-from router._sync.pool.scripts import cursor_of, send
-from router._sync.pool.session_state import session_of
-from router.core import sql
-from router.core.directory import Answers, describe_failure
-from router.core.errors import DirectoryUnavailable, RouterClosed, RouterError, UnknownTenant
+from router._sync.directory_source import TenantSource
+from router._sync.directory_table import SqlSource
+from router.core.directory import Answers
+from router.core.errors import DirectoryUnavailable, RouterClosed, UnknownTenant
+from router.settings import TENANT_KEYS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
-
-    from psycopg import Connection
-    from psycopg.rows import TupleRow
-
-    from router._runtime.calls import Function, Source
+    from router._runtime.calls import Source
     from router._runtime.workers import Worker
-    from router._sync.checkout import Checkout
-    from router._sync.pool.node_pool import NodePool
+    from router._sync.directory_source import Homes, Said
     from router.core.directory import DirectoryStats
     from router.core.policies import DirectoryPolicy
     from router.core.topology import Home
@@ -46,35 +31,7 @@ if TYPE_CHECKING:
 ASKING = 4
 """How many tenants are asked for at the same time at most."""
 
-RETRY = (0.01, 1.0)
-"""Seconds until one tries again to hear of changes: at first, and at most."""
-
-SILENCE = 10
-"""Seconds of silence after which the kernel makes sure that a listener's connection has another end: nothing is sent
-over it, and gateways forget, without a word, what is silent for minutes."""
-
-T = TypeVar("T")
-
 logger = logging.getLogger("router")
-
-
-class Homes(Protocol):
-    """What uses the homes of tenants, and what was worked out from them: the router's."""
-
-    def forget(self, tenant: str | None) -> None:
-        """Work out anew where a tenant lives, from its next request on.
-
-        Args:
-            tenant: The tenant; ``None`` for all of them.
-        """
-
-    def follow_tenant(self, tenant: str, home: Home | None) -> None:
-        """Do what follows from a tenant's move.
-
-        Args:
-            tenant: The tenant.
-            home: Where it lives now; ``None`` for nowhere.
-        """
 
 
 class _Question:
@@ -105,13 +62,13 @@ class Directory:
     """What is known of tenants, kept up to date: however many ask for one at once, its source is asked once.
 
     Attributes:
-        policy: How long an answer counts.
         lists: Whether its source can list the tenants.
+        table: The table that it asks; ``None`` where it asks something of the user's.
     """
 
     def __init__(
         self,
-        source: Source,
+        source: Source | None,
         settings: RouterSettings,
         policy: DirectoryPolicy,
         homes: Homes,
@@ -121,25 +78,18 @@ class Directory:
         """Begin with nothing known; nothing is asked yet.
 
         Args:
-            source: Says where a tenant lives: a callable that takes its key, or an object with such a ``lookup()``, and
-                with ``tenants()`` if it can list them. It must come to an end by itself.
+            source: Says where a tenant lives: as for :class:`TenantSource`; ``None`` for the table of the policy.
             settings: Those that make a home of a key and what the source says.
-            policy: How long an answer counts.
-            homes: Told when a tenant's home is to be used no longer.
+            policy: How long an answer counts, and which table is asked.
+            homes: Told when a tenant's home is to be used no longer, and gives connections to the table.
             keep: Where a source is kept that is the user's.
 
         Raises:
             TypeError: The source cannot be called with a key.
         """
-        self.policy = policy
-        self._table = source if isinstance(source, SqlSource) else None  # others are not the router's to close
-        self._lookup = _lookup_of(source)
-        self._tenants = getattr(source, "tenants", None)
-        if self._table is None:
-            self._lookup = WeakCall(self._lookup, keep)
-            self._tenants = None if self._tenants is None else WeakCall(self._tenants, keep)
-        self.lists = self._tenants is not None
-        self._settings = settings
+        self.table = SqlSource(policy, TENANT_KEYS, homes, self) if source is None else None
+        self._source = TenantSource(source or self.table, settings, keep if self.table is None else None)
+        self.lists = self._source.lists
         self._homes = homes
         self._guard = Guard()  # guards all below
         self._answers = Answers(policy)
@@ -148,7 +98,6 @@ class Directory:
         self._other: OrderedDict[str, _Question] = OrderedDict()  # not asked yet, and nobody waits
         self._at_rest = set(range(ASKING))  # the numbers of workers that do not run
         self._workers: dict[int, Worker] = {}
-        self._failing: tuple[float, str] | None = None  # since when, and why
         self._short = ""  # why no worker runs, if none could be started
         self._closed = False
 
@@ -220,7 +169,8 @@ class Directory:
                     question.waiting -= 1
                     if not question.waiting and self._urgent.get(tenant) is question:
                         del self._urgent[tenant], self._questions[tenant]
-            reason = question.reason if answered else self._late(patience)
+            late = f"the directory has not said so within {patience:.3g} s{self._short}"
+            reason = question.reason if answered else late
             with self._guard:
                 if question.unknown:
                     raise UnknownTenant(tenant, known=self._answers.tenants)
@@ -228,9 +178,6 @@ class Directory:
                     raise DirectoryUnavailable(tenant, reason)
             # It is known now, unless a change has been heard of again.
         return home
-
-    def _late(self, patience: float) -> str:
-        return f"the directory has not said so within {patience:.3g} s{self._short}"
 
     def changed(self, tenant: str | None) -> None:
         """Take note of a change that was heard of.
@@ -272,10 +219,9 @@ class Directory:
         with self._guard:
             now = monotonic()
             stats = self._answers.stats(now)
-            if self._failing is None:
+            if (failing := self._source.failing) is None:
                 return stats
-            since, reason = self._failing
-            return replace(stats, failing_for=now - since, reason=reason)
+            return replace(stats, failing_for=now - failing[0], reason=failing[1])
 
     def tenants(self) -> list[str]:
         """List the tenants, if the source can.
@@ -283,7 +229,7 @@ class Directory:
         Returns:
             Their keys; empty if it cannot.
         """
-        return [] if self._tenants is None else list(call(self._tenants))
+        return self._source.tenants()
 
     def close(self, timeout: float) -> None:
         """Ask nothing any more, nor hear of changes; those who wait for an answer get none.
@@ -299,8 +245,8 @@ class Directory:
             questions, workers = list(self._questions.values()), list(self._workers.values())
         for question in questions:
             question.answered.set()  # which finds the directory closed
-        if self._table is not None:
-            self._table.close(max(deadline - monotonic(), 0.0))
+        if self.table is not None:
+            self.table.close(max(deadline - monotonic(), 0.0))
         for worker in workers:
             join(worker, max(deadline - monotonic(), 0.0))
 
@@ -357,11 +303,11 @@ class Directory:
                 raise
 
     def _answer(self, question: _Question) -> None:
-        said = self._ask_source(question.tenant)
+        said = self._source.ask(question.tenant)
         while not self._settle(question, said):
-            said = self._ask_source(question.tenant)
+            said = self._source.ask(question.tenant)
         if question.moved:
-            self._homes.follow_tenant(question.tenant, said[0])
+            self._homes.follow_tenant(question.tenant, said.home)
 
     def _leave_open(self, question: _Question, error: BaseException) -> None:
         """Say to those who wait that there will be no answer."""
@@ -375,51 +321,18 @@ class Directory:
                 self._answers.mark_unconfirmed(question.tenant, monotonic())
         question.answered.set()
 
-    def _ask_source(self, tenant: str) -> tuple[Home | None, str, bool]:
-        """Ask once: for the home, or why there is none, and whether there was an answer."""
-        try:
-            said = consult(self._lookup, tenant)
-        except Exception as error:  # noqa: BLE001  (it is the user's)
-            return None, self._fails(error), False
-        self._works()
-        if said is None:
-            return None, "", True
-        if not isinstance(said, Mapping):
-            return None, f"lookup() gave a {type(said).__name__}, not a mapping", True
-        try:
-            return self._settings.home(tenant, said), "", True
-        except Exception as error:  # noqa: BLE001  (one tenant's fault must not end the asking for others)
-            return None, f"what the directory says is wrong: {describe_failure(error)}", True
-
-    def _fails(self, error: Exception) -> str:
-        """Take note that the source fails; why."""
-        reason = f"the directory fails: {describe_failure(error)}"
-        if not isinstance(error, RouterClosed):
-            with self._guard:
-                first = self._failing is None
-                self._failing = (monotonic() if self._failing is None else self._failing[0], reason)
-            if first:
-                logger.warning("%s; what is known of tenants goes on working", reason)
-        return reason
-
-    def _works(self) -> None:
-        with self._guard:
-            if self._failing is None:
-                return
-            self._failing = None
-            self._answers.recover()
-        logger.info("the directory of tenants works again")
-
-    def _settle(self, question: _Question, said: tuple[Home | None, str, bool]) -> bool:
+    def _settle(self, question: _Question, said: Said) -> bool:
         """Take what came of asking; whether it counts: if a change was heard of meanwhile, it is to be asked again."""
         tenant = question.tenant
-        home, reason, answered = said
+        home, reason = said.home, said.reason
         with self._guard:
-            if question.overtaken and self._failing is None and not self._closed:
+            if said.works_again:
+                self._answers.recover()
+            if question.overtaken and self._source.failing is None and not self._closed:
                 question.overtaken = False
                 return False
             del self._questions[tenant]
-            if not answered:
+            if not said.is_answer:
                 self._answers.mark_unconfirmed(tenant, monotonic())
             elif reason:  # where it lived is not where it lives
                 question.moved = self._answers.drop(tenant)
@@ -433,197 +346,3 @@ class Directory:
         question.reason = reason
         question.answered.set()
         return True
-
-
-def _lookup_of(source: Any) -> Any:
-    lookup = getattr(source, "lookup", source)
-    try:
-        signature(lookup).bind("")
-    except TypeError:
-        name = getattr(lookup, "__qualname__", type(lookup).__name__)
-        raise TypeError(
-            f"{name} is no directory: it must be a callable that takes a tenant's key and nothing else, or an object "
-            "with such a lookup()"
-        ) from None
-    except ValueError:  # it is built in, and does not say what it takes
-        pass
-    return lookup
-
-
-class SqlSource:
-    """A table of tenants, read on its primary; a connection of its own hears of its changes.
-
-    Attributes:
-        table: The table, as SQL writes it.
-    """
-
-    def __init__(
-        self,
-        borrow: Callable[[], Checkout],
-        table: str,
-        keys: Collection[str],
-        changed: Callable[[str | None], None],
-    ) -> None:
-        """Prepare; nothing is asked yet.
-
-        Args:
-            borrow: Borrows a connection to where the table can be written.
-            table: The table, as SQL writes it.
-            keys: The columns that say something; any others are none of the router's business.
-            changed: Told the key of a tenant that changed; ``None`` when it may be any.
-        """
-        self.table = table
-        self._borrow = borrow
-        self._keys = frozenset(keys)
-        self._changed = changed
-        self._guard = Guard()  # guards all below
-        self._in_use: set[Connection[TupleRow]] = set()  # for cutting
-        self._listener: Worker | None = None
-        self._pause = RETRY[0]
-        self._closed = Flag()
-
-    def lookup(self, tenant: str) -> Mapping[str, Any] | None:
-        """Read where a tenant lives.
-
-        Args:
-            tenant: Its key.
-
-        Returns:
-            What its row says, but for what is NULL; ``None`` if none has this very key.
-
-        Raises:
-            RouterError: It cannot be read; the message says why.
-        """
-        with self._guard:
-            if self._listener is None and not self._closed.is_set():
-                self._listener = spawn(self._listen, "router hears of tenants")
-        for row in self._fetch(sql.tenant_of(self.table), [tenant]):
-            if str(row["tenant"]) == tenant:  # a collation or a type may find the row of another spelling
-                return {key: row[key] for key in self._keys & row.keys() if row[key] is not None}
-        return None
-
-    def tenants(self) -> list[str]:
-        """Read the keys of all tenants.
-
-        Returns:
-            The keys, in order.
-
-        Raises:
-            RouterError: They cannot be read; the message says why.
-        """
-        return [str(row["tenant"]) for row in self._fetch(sql.tenants_of(self.table))]
-
-    def close(self, timeout: float) -> None:
-        """Hear of nothing any more, and cut short what is being read.
-
-        Args:
-            timeout: The most to wait for that, in seconds.
-        """
-        with self._guard:
-            self._closed.set()
-            listener = self._listener
-            for connection in self._in_use:
-                cut(connection)
-        if listener is not None:
-            join(listener, timeout)
-
-    def _fetch(self, query: str, params: Sequence[str] = ()) -> list[dict[str, Any]]:
-        def fetch(_: NodePool, connection: Connection[TupleRow]) -> list[dict[str, Any]]:
-            with cursor_of(connection) as cursor:
-                # Not prepared: a prepared SELECT * fails once the table has one more column.
-                cursor.execute(query, params or None, prepare=False)
-                return cursor.fetchall()
-
-        try:
-            return self._borrowed(fetch)
-        except psycopg.Error as error:
-            if self._closed.is_set():
-                raise RouterClosed("the router is closed") from None
-            raise RouterError(self._in_words(error)) from None
-
-    def _borrowed(self, use: Function[[NodePool, Connection[TupleRow]], T]) -> T:
-        """Use a connection in autocommit, which is cut when its server is found down, or all is closed."""
-        checkout = self._borrow()
-        with checkout as connection:
-            with self._guard:
-                if self._closed.is_set():
-                    raise RouterClosed("the router is closed")
-                self._in_use.add(connection)
-            try:
-                checkout.pool.expendable.add(session_of(connection))
-                connection.set_autocommit(True)
-                return use(checkout.pool, connection)
-            finally:
-                with self._guard:
-                    self._in_use.discard(connection)
-
-    def _in_words(self, error: psycopg.Error) -> str:
-        if isinstance(error, RouterError):
-            return str(error)
-        what = error.diag.message_primary if isinstance(error, psycopg.ProgrammingError) else None
-        return f"the table {self.table} cannot be read: {what or type(error).__name__}"
-
-    def _why_deaf(self, error: psycopg.Error) -> str:
-        """Say why the connection over which changes are heard of has ended, as the server says it."""
-        if isinstance(error, RouterError) or not isinstance(error, psycopg.OperationalError):
-            return self._in_words(error)
-        return f"its connection was lost: {error.diag.message_primary or str(error).strip().partition(chr(10))[0]}"
-
-    def _listen(self) -> None:
-        """Hear of changes until the end; whenever the connection is lost, over another."""
-        while not self._closed.is_set():
-            try:
-                self._borrowed(self._hear)
-            except RouterClosed:
-                return
-            except psycopg.Error as error:
-                if self._pause == RETRY[0] and not self._closed.is_set():
-                    logger.warning("cannot hear of changes to tenants, and tries again: %s", self._why_deaf(error))
-            except Exception:
-                logger.exception("cannot hear of changes to tenants, and tries again")
-            else:
-                return
-            self._pause = min(2.0 * self._pause, RETRY[1])
-            self._closed.wait_for(self._pause * (0.9 + 0.2 * random()))
-
-    def _hear(self, pool: NodePool, connection: Connection[TupleRow]) -> None:
-        """Hear of changes until the connection is lost."""
-        if pool.node.pooler == "transaction":
-            logger.warning("%s is a transaction pooler: changes to tenants are seen when directory.ttl ends", pool.node)
-            return
-        [(pid, _)] = send(connection, sql.session(()).encode())
-        if is_undeclared(connection, pool.node, pid):
-            logger.warning(
-                "%s is a pooler that the settings do not declare: if it is one for transactions, changes to tenants "
-                "are seen when directory.ttl ends",
-                pool.node,
-            )
-        session_of(connection).spent = True
-        _keep_alive(connection)
-        said = list[str]()  # libpq takes for a notice why the server ends a session that waits
-
-        def hear(notice: psycopg.errors.Diagnostic) -> None:
-            if notice.severity_nonlocalized == "FATAL":
-                said.append(notice.message_primary or "")
-
-        connection.add_notice_handler(hear)
-        send(connection, sql.LISTEN_TO_TENANTS.encode())
-        self._pause = RETRY[0]
-        self._changed(None)  # whatever happened before, nobody heard
-        try:
-            for notification in connection.notifies():
-                self._changed(notification.payload or None)
-        except psycopg.OperationalError as error:
-            if said:
-                raise psycopg.OperationalError(said[-1]) from error
-            raise
-
-
-def _keep_alive(connection: Connection[TupleRow]) -> None:
-    """Have the kernel see to it that a connection over which nothing is sent has another end."""
-    with suppress(OSError), socket.socket(fileno=os.dup(connection.pgconn.socket)) as duplicate:
-        duplicate.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        if hasattr(socket, "TCP_KEEPIDLE"):
-            duplicate.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, SILENCE)
-            duplicate.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, SILENCE)
-            duplicate.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)

@@ -13,7 +13,7 @@ from router._runtime.flags import check_locks
 from router._runtime.forks import survive_fork
 from router._runtime.workers import bind_loop, loop_closed
 from router._sync.checkout import AskingCheckout, Checkout, ScopedCheckout, TrackedCheckout
-from router._sync.directory import Directory, SqlSource
+from router._sync.directory import Directory
 from router._sync.each import each, tenants_of
 from router._sync.routing import NotKnownYet, Routing
 from router._sync.snapshot import stats
@@ -28,7 +28,7 @@ from router.core.resolve import check_key
 from router.core.standing import Request
 from router.core.topology import Tenancy
 from router.sessions import Session, current, parsed
-from router.settings import TENANT_KEYS, RouterSettings
+from router.settings import RouterSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -477,22 +477,10 @@ class Router:
 
     def _ask_of(self) -> Directory | None:
         """The directory, if there is one."""
-        tenancy, source, routing = self._topology.tenancy, self._directory, self._routing
+        tenancy, source = self._topology.tenancy, self._directory
         if tenancy is None or (source is None and tenancy.directory.version is None):
             return None
-
-        def changed(tenant: str | None) -> None:
-            directory.changed(tenant)
-
-        if source is None:
-            source = SqlSource(
-                lambda: Checkout(_lane(routing, tenancy.directory.version, None, read_only=False), None),
-                tenancy.directory.table,
-                TENANT_KEYS,
-                changed,
-            )
-        directory = Directory(source, self._settings, tenancy.directory, routing, keep=self._given)
-        return directory
+        return Directory(source, self._settings, tenancy.directory, self._routing, keep=self._given)
 
     def _must_see(self, target: Target, session: Session | None, after: str | None) -> Position | None:
         """What a read has to see: the writes of its session, and those of a token."""

@@ -14,6 +14,7 @@ from router._runtime.calls import Isolated
 from router._runtime.flags import Flag, Guard, check_locks, sleep
 from router._runtime.sockets import cut
 from router._runtime.workers import join, spawn, wait_quietly
+from router._sync.checkout import Checkout
 from router._sync.clusters import Clusters
 from router._sync.lanes import Lane
 from router._sync.monitor import Monitor
@@ -238,6 +239,17 @@ class Routing:
             for version in (None, *self.topology.versions, *self.topology.aliases):
                 for known in (self._targets, self.readers, self.writers):
                     known.pop((version, tenant), None)
+
+    def borrow(self, version: str | None) -> Checkout:
+        """Prepare to borrow a connection that writes, as a request would that names a version only.
+
+        Args:
+            version: The version.
+
+        Returns:
+            The checkout.
+        """
+        return Checkout(self.writers.get(version) or self.lane(version, read_only=False), None)
 
     def follow_tenant(self, tenant: str, home: Home | None) -> None:
         """Drain the pools that a tenant uses no more, since it lives elsewhere by now, or nowhere.

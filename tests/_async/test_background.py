@@ -15,6 +15,7 @@ from router import AsyncRouter
 from router._async.cluster import AsyncCluster
 from router._async.clusters import AsyncClusters
 from router._async.directory import ASKING, AsyncDirectory
+from router._async.directory_source import AsyncTenantSource
 from router._async.monitor import AsyncMonitor
 from router._async.pool.node_pool import AsyncNodePool
 from router._async.pool.opener import AsyncOpener
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 # What tasks and threads of the router's own do: each of these raises once.
 STEPS: dict[type[Any], set[str]] = {
-    AsyncDirectory: {"_answer", "_ask_source", "_next", "_settle", "_staff", "_works", "tick"},
+    AsyncDirectory: {"_answer", "_next", "_settle", "_staff", "tick"},
     AsyncCluster: {"follow", "invalidate", "is_urgent", "judge"},
     AsyncClusters: {"_learn", "_report", "_settle", "end_quarantine", "pause", "remove", "report", "withdraw"},
     Observers: {"tell"},
@@ -46,6 +47,7 @@ STEPS: dict[type[Any], set[str]] = {
     AsyncPools: {"_drain", "retire", "sweep"},
     AsyncRouting: {"_follow_homes", "forget"},
     AsyncSlots: {"_count", "_grant", "fill", "sweep", "take", "wake"},
+    AsyncTenantSource: {"_works", "ask"},
     AsyncWatcher: {"_ask", "_attempt", "_find_silent", "_next_node", "_probe", "_try_logins"},
 }
 # The loops: whatever they call must be listed, but for what only lets go of something, and cannot do half of that.

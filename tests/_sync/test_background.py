@@ -17,6 +17,7 @@ from router._observers import Observers
 from router._sync.cluster import SyncCluster
 from router._sync.clusters import Clusters
 from router._sync.directory import ASKING, Directory
+from router._sync.directory_source import TenantSource
 from router._sync.monitor import Monitor
 from router._sync.pool.node_pool import NodePool
 from router._sync.pool.opener import Opener
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 # What tasks and threads of the router's own do: each of these raises once.
 STEPS: dict[type[Any], set[str]] = {
-    Directory: {"_answer", "_ask_source", "_next", "_settle", "_staff", "_works", "tick"},
+    Directory: {"_answer", "_next", "_settle", "_staff", "tick"},
     SyncCluster: {"follow", "invalidate", "is_urgent", "judge"},
     Clusters: {"_learn", "_report", "_settle", "end_quarantine", "pause", "remove", "report", "withdraw"},
     Observers: {"tell"},
@@ -47,6 +48,7 @@ STEPS: dict[type[Any], set[str]] = {
     Pools: {"_drain", "retire", "sweep"},
     Routing: {"_follow_homes", "forget"},
     Slots: {"_count", "_grant", "fill", "sweep", "take", "wake"},
+    TenantSource: {"_works", "ask"},
     Watcher: {"_ask", "_attempt", "_find_silent", "_next_node", "_probe", "_try_logins"},
 }
 # The loops: whatever they call must be listed, but for what only lets go of something, and cannot do half of that.

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from contextvars import ContextVar
 from functools import partial
 from time import monotonic
@@ -13,7 +14,7 @@ import pytest
 
 from router import Router, RouterClosed, RouterError
 from router._runtime.flags import Flag
-from router._sync.directory import ASKING, Directory, SqlSource
+from router._sync.directory import ASKING, Directory
 from router.core import sql
 from router.core.errors import ConfigError, DirectoryUnavailable, UnknownTenant
 from router.core.policies import DirectoryPolicy
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 SECRET = "postgresql://app:correct-horse@db1/app"
 FOR_EVER = DirectoryPolicy(ttl=3600.0, unknown_ttl=3600.0)
-KEYS = ("version", "database", "schema", "max_connections")
 
 
 def read(tenant: str, said: Mapping[str, Any]) -> Home:
@@ -79,7 +79,7 @@ class Made:
 
     def __init__(
         self,
-        source: Any,
+        source: Any = None,
         policy: DirectoryPolicy = FOR_EVER,
         reader: Callable[[str, Mapping[str, Any]], Home] = read,
     ) -> None:
@@ -91,6 +91,9 @@ class Made:
 
     def forget(self, tenant: str | None) -> None:
         self.forgotten.append(tenant)
+
+    def borrow(self, version: str | None) -> Checkout:
+        raise NotImplementedError
 
     def follow_tenant(self, tenant: str, home: Home | None) -> None:
         self.moved.append((tenant, home))
@@ -485,18 +488,16 @@ class Table(Made):
         looks = {"interval": 0.2, "timeout": 0.3}
         self.router = Router(settings(versions={"control": {"primary": through or dsn}}, health=looks))
         self.deaf = False
-        self.source = SqlSource(self.borrow, self.table, KEYS, self.changed)
-        super().__init__(self.source)
+        super().__init__(policy=dataclasses.replace(FOR_EVER, version="control", table=self.table))
+        assert self.directory.table is not None
+        self.source = self.directory.table
         self.control = psycopg.connect(dsn, autocommit=True)
         self.do(f"CREATE SCHEMA {self.schema_name}; {sql.tenants_table(self.table)}")
 
-    def changed(self, tenant: str | None) -> None:
-        self.directory.changed(tenant)
-
-    def borrow(self) -> Checkout:
+    def borrow(self, version: str | None) -> Checkout:
         if self.deaf:
             raise psycopg.OperationalError("the network is down")
-        return self.router.connection(version="control")
+        return self.router.connection(version=version)
 
     def do(self, statement: str, *params: object) -> list[tuple[Any, ...]]:
         cursor = self.control.execute(statement.replace("{table}", self.table), params or None)
@@ -559,7 +560,7 @@ def test_what_a_row_says(cluster: PostgresCluster) -> None:
         table.do("INSERT INTO {table} (tenant, schema, max_connections, role, note) VALUES ('a', '{x,y}', 3, 'r', 'n')")
         table.do("INSERT INTO {table} (tenant) VALUES ('b')")
         for number in range(6):  # as often as it takes to have a statement prepared
-            assert table.source.lookup("a") == {"schema": ["x", "y"], "max_connections": 3}
+            assert table.source.lookup("a") == {"schema": ["x", "y"], "max_connections": 3, "role": "r"}
             table.do(f"ALTER TABLE {{table}} ADD COLUMN note{number} text")
         assert table.source.lookup("b") == {}
         assert table.source.lookup("A") is None
