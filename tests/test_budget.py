@@ -15,64 +15,116 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from router.core.budget import KEPT, Claim, Idle, Limits, full, grant, next_in_line, share, to_close, yields_to
+from router.core.bounds import BudgetRequest
+from router.core.budget import KEPT, BudgetKey, Full, Idle, Limits, next_in_line, share
+from router.core.slot_lines import Budget
 from router.core.topology import Server
 from tests.support import examples
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from router.core.budget import Login
+
 ONE, TWO = Server("db1", 5432), Server("db2", 5432)
-HOLDERS = "abcde"
+OWNERS = "abcde"
 NOW = 100.0
+
+
+# The decisions at one moment, of a budget that was built for it
+
+
+def built(limits: Limits, taken: Iterable[BudgetKey], waiting: Iterable[BudgetKey]) -> Budget[BudgetRequest]:
+    budget = Budget[BudgetRequest](limits)
+    for key in taken:
+        budget.add(key)
+    for key in waiting:
+        budget.wait(BudgetRequest(key))
+    return budget
+
+
+def full(limits: Limits, taken: Sequence[BudgetKey], key: BudgetKey) -> Full | None:
+    return built(limits, taken, ()).full(key)
+
+
+def grant(limits: Limits, taken: Sequence[BudgetKey], waiting: Sequence[BudgetKey]) -> int | None:
+    return index_of(built(limits, taken, waiting).grant())
+
+
+def to_close(
+    limits: Limits, taken: Sequence[BudgetKey], waiting: Sequence[BudgetKey], idle: Sequence[Idle], now: float
+) -> tuple[int, int] | None:
+    budget = built(limits, taken, waiting)
+    if budget.grant() is not None or (chosen := budget.to_close(idle, now)) is None:
+        return None
+    return chosen[0], chosen[1].order - 1
+
+
+def preempted_by(
+    limits: Limits, taken: Sequence[BudgetKey], waiting: Sequence[BudgetKey], key: BudgetKey
+) -> int | None:
+    budget = built(limits, taken, waiting)
+    settle(budget)
+    return index_of(budget.preempted_by(key))
+
+
+def settle(budget: Budget[BudgetRequest]) -> None:
+    """Have each request that has room open its connection."""
+    while (request := budget.grant()) is not None:
+        budget.leave(request)
+        budget.add(request.key)
+
+
+def index_of(request: BudgetRequest | None) -> int | None:
+    return None if request is None else request.order - 1
 
 
 # What is expected, counted plainly
 
 
-def of(taken: Iterable[Claim], holder: str, server: Server | None = None) -> int:
-    return sum(claim.holder == holder and server in {None, claim.server} for claim in taken)
+def of(taken: Iterable[BudgetKey], owner: str, server: Server | None = None) -> int:
+    return sum(key.owner == owner and server in {None, key.server} for key in taken)
 
 
-def at(taken: Iterable[Claim], server: Server) -> int:
-    return sum(claim.server == server for claim in taken)
+def at(taken: Iterable[BudgetKey], server: Server) -> int:
+    return sum(key.server == server for key in taken)
 
 
-def fits(limits: Limits, taken: Sequence[Claim], claim: Claim) -> bool:
+def fits(limits: Limits, taken: Sequence[BudgetKey], key: BudgetKey) -> bool:
     return (
         len(taken) < limits.process
-        and (limits.server is None or at(taken, claim.server) < limits.server)
-        and (claim.cap is None or of(taken, claim.holder) < claim.cap)
+        and (limits.server is None or at(taken, key.server) < limits.server)
+        and (key.cap is None or of(taken, key.owner) < key.cap)
     )
 
 
-def ready(limits: Limits, taken: Sequence[Claim], waiting: Sequence[Claim]) -> list[int]:
-    """Those who have room, what is left under a cap being kept for those of the holder that came before."""
+def ready(limits: Limits, taken: Sequence[BudgetKey], waiting: Sequence[BudgetKey]) -> list[int]:
+    """Those who have room, what is left under a cap being kept for those of the owner that came before."""
     return [
         index
-        for index, claim in enumerate(waiting)
-        if fits(limits, taken, claim)
-        and (claim.cap is None or of(taken, claim.holder) + ahead(taken, waiting, index) < claim.cap)
+        for index, key in enumerate(waiting)
+        if fits(limits, taken, key)
+        and (key.cap is None or of(taken, key.owner) + ahead(taken, waiting, index) < key.cap)
     ]
 
 
-def ahead(taken: Sequence[Claim], waiting: Sequence[Claim], index: int) -> int:
-    """How many of the same holder came before, for pools that have none."""
-    return of((claim for claim in waiting[:index] if claim not in taken), waiting[index].holder)
+def ahead(taken: Sequence[BudgetKey], waiting: Sequence[BudgetKey], index: int) -> int:
+    """How many of the same owner came before, for pools that have none."""
+    return of((key for key in waiting[:index] if key not in taken), waiting[index].owner)
 
 
-def is_below(limits: Limits, taken: Sequence[Claim], waiting: Sequence[Claim], claim: Claim) -> bool:
+def is_below(limits: Limits, taken: Sequence[BudgetKey], waiting: Sequence[BudgetKey], key: BudgetKey) -> bool:
     everyone = [*taken, *waiting]
-    fair = limits.process // len({one.holder for one in everyone})
-    there = {one.holder for one in everyone if one.server == claim.server}
-    return of(taken, claim.holder) < max(fair, 1) and (
-        limits.server is None or of(taken, claim.holder, claim.server) < max(limits.server // len(there), 1)
+    fair = limits.process // len({one.owner for one in everyone})
+    there = {one.owner for one in everyone if one.server == key.server}
+    return of(taken, key.owner) < max(fair, 1) and (
+        limits.server is None or of(taken, key.owner, key.server) < max(limits.server // len(there), 1)
     )
 
 
-def without(taken: Sequence[Claim], claim: Claim) -> list[Claim]:
+def without(taken: Sequence[BudgetKey], key: BudgetKey) -> list[BudgetKey]:
     rest = list(taken)
-    rest.remove(claim)
+    rest.remove(key)
     return rest
 
 
@@ -83,34 +135,34 @@ class Moment(NamedTuple):
     """What is open, who waits and what is idle."""
 
     limits: Limits
-    taken: list[Claim]
-    waiting: list[Claim]
+    taken: list[BudgetKey]
+    waiting: list[BudgetKey]
     idle: list[Idle]
 
 
-caps = st.fixed_dictionaries({holder: st.none() | st.integers(1, 3) for holder in HOLDERS})
+caps = st.fixed_dictionaries({owner: st.none() | st.integers(1, 3) for owner in OWNERS})
 bounds = st.builds(Limits, st.integers(1, 8), st.none() | st.integers(1, 4))
 many = settings(max_examples=examples(500))  # it takes some luck that two limits are reached and both matter
 
 
 @st.composite
-def pools_of(draw: st.DrawFn) -> list[Claim]:
+def pools_of(draw: st.DrawFn) -> list[BudgetKey]:
     cap = draw(caps)
-    places = st.tuples(st.sampled_from([ONE, TWO]), st.sampled_from(HOLDERS))
-    return [Claim(server, holder, cap[holder]) for server, holder in draw(st.lists(places, min_size=1, max_size=9))]
+    places = st.tuples(st.sampled_from([ONE, TWO]), st.sampled_from(OWNERS))
+    return [BudgetKey(server, owner, cap[owner]) for server, owner in draw(st.lists(places, min_size=1, max_size=9))]
 
 
 @st.composite
 def moments(draw: st.DrawFn) -> Moment:
     limits, pools = draw(bounds), draw(pools_of())
-    taken: list[Claim] = []
-    for claim in draw(st.lists(st.sampled_from(pools), max_size=3)) + 2 * draw(st.permutations(pools)):
-        if fits(limits, taken, claim):
-            taken.append(claim)
+    taken: list[BudgetKey] = []
+    for key in draw(st.lists(st.sampled_from(pools), max_size=3)) + 2 * draw(st.permutations(pools)):
+        if fits(limits, taken, key):
+            taken.append(key)
     taken = taken[: draw(st.integers(0, 2 * len(taken)))]  # mostly all of them, so that limits are reached
     idle = [
-        Idle(claim, draw(st.sampled_from([NOW, NOW - KEPT / 2, NOW - KEPT, NOW - 5 * KEPT])), draw(st.booleans()))
-        for claim in draw(st.permutations(taken))[: draw(st.integers(0, len(taken)))]
+        Idle(key, draw(st.sampled_from([NOW, NOW - KEPT / 2, NOW - KEPT, NOW - 5 * KEPT])), draw(st.booleans()))
+        for key in draw(st.permutations(taken))[: draw(st.integers(0, len(taken)))]
     ]
     return Moment(limits, taken, draw(st.permutations(pools))[: draw(st.integers(0, 2 * len(pools)))], idle)
 
@@ -119,20 +171,20 @@ def moments(draw: st.DrawFn) -> Moment:
 
 
 @given(st.integers(1, 1000), st.sets(st.text(), max_size=50))
-def test_shares_are_equal_as_large_as_they_can_be_and_at_least_one(limit: int, holders: set[str]) -> None:
-    fair = share(limit, len(holders))
-    assert fair * len(holders) <= limit or fair == 1
-    assert (fair + 1) * max(len(holders), 1) > limit
+def test_shares_are_equal_as_large_as_they_can_be_and_at_least_one(limit: int, owners: set[str]) -> None:
+    fair = share(limit, len(owners))
+    assert fair * len(owners) <= limit or fair == 1
+    assert (fair + 1) * max(len(owners), 1) > limit
 
 
 @given(
-    st.lists(st.sampled_from(HOLDERS), min_size=1, max_size=12),
-    st.dictionaries(st.sampled_from(HOLDERS), st.integers(1, 5)),
+    st.lists(st.sampled_from(OWNERS), min_size=1, max_size=12),
+    st.dictionaries(st.sampled_from(OWNERS), st.integers(1, 5)),
 )
 def test_the_next_in_line_is_the_first_below_its_share_or_the_first(waiting: list[str], held: dict[str, int]) -> None:
     chosen = next_in_line(waiting, set(waiting), held)
     fair = share(sum(held.values()), len({*waiting, *held}))
-    below = [index for index, holder in enumerate(waiting) if held.get(holder, 0) < fair]
+    below = [index for index, owner in enumerate(waiting) if held.get(owner, 0) < fair]
     assert chosen == next(iter([*below, 0]))
 
 
@@ -149,8 +201,8 @@ def test_who_floods_a_queue_is_passed_over_by_who_has_less() -> None:
 
 @given(moments())
 def test_room_is_what_all_three_limits_leave(moment: Moment) -> None:
-    for claim in moment.waiting:
-        assert (full(moment.limits, moment.taken, claim) is None) == fits(moment.limits, moment.taken, claim)
+    for key in moment.waiting:
+        assert (full(moment.limits, moment.taken, key) is None) == fits(moment.limits, moment.taken, key)
 
 
 @many
@@ -163,17 +215,22 @@ def test_granted_is_the_first_with_room_those_below_their_share_before_all_other
 
 
 @given(moments())
-def test_of_a_holder_on_a_server_whoever_came_first_opens_first(moment: Moment) -> None:
+def test_of_a_owner_on_a_server_whoever_came_first_opens_first(moment: Moment) -> None:
     limits, taken, waiting, _ = moment
     if (chosen := grant(limits, taken, waiting)) is not None:
-        claim = waiting[chosen]
+        key = waiting[chosen]
         for earlier in waiting[:chosen]:
-            if (earlier.holder, earlier.server) == (claim.holder, claim.server):
+            if (earlier.owner, earlier.server) == (key.owner, key.server):
                 assert not fits(limits, taken, earlier)
 
 
 def test_a_place_under_a_cap_is_kept_while_the_server_is_full() -> None:
-    limits, other, writer, reader = Limits(9, 1), Claim(ONE, "b", None), Claim(ONE, "a", 1), Claim(TWO, "a", 1)
+    limits, other, writer, reader = (
+        Limits(9, 1),
+        BudgetKey(ONE, "b", None),
+        BudgetKey(ONE, "a", 1),
+        BudgetKey(TWO, "a", 1),
+    )
     assert grant(limits, [other], [writer, reader]) is None
     assert grant(limits, [other], [reader, writer]) == 0
     assert grant(limits, [], [writer, reader]) == 0
@@ -182,54 +239,54 @@ def test_a_place_under_a_cap_is_kept_while_the_server_is_full() -> None:
 # Which idle connection is closed
 
 
-def reached(moment: Moment, waiter: Claim) -> str | None:
+def reached(moment: Moment, waiter: BudgetKey) -> str | None:
     """The narrowest limit that keeps ``waiter`` from opening."""
     limits, taken, waiting, _ = moment
     before = ahead(taken, waiting, waiting.index(waiter))
-    if waiter.cap is not None and of(taken, waiter.holder) + before >= waiter.cap:
-        return "holder"
+    if waiter.cap is not None and of(taken, waiter.owner) + before >= waiter.cap:
+        return "owner"
     if limits.server is not None and at(taken, waiter.server) >= limits.server:
         return "server"
     return "process" if len(taken) >= limits.process else None
 
 
-def helps(moment: Moment, waiter: Claim, claim: Claim) -> bool:
-    """Whether a connection of ``claim`` less leaves room in that limit, and the pool does not just trade its own."""
+def helps(moment: Moment, waiter: BudgetKey, key: BudgetKey) -> bool:
+    """Whether a connection of ``key`` less leaves room in that limit, and the pool does not just trade its own."""
     narrowest = reached(moment, waiter)
-    same = {"holder": claim.holder == waiter.holder, "server": claim.server == waiter.server, "process": True}
-    return claim is not waiter and narrowest is not None and same[narrowest]
+    same = {"owner": key.owner == waiter.owner, "server": key.server == waiter.server, "process": True}
+    return key is not waiter and narrowest is not None and same[narrowest]
 
 
-def is_owed(moment: Moment, waiter: Claim, claim: Claim, *, in_use: bool) -> bool:
-    """Whether ``claim`` has more: more than one more, unless ``waiter`` has none at all."""
+def is_owed(moment: Moment, waiter: BudgetKey, key: BudgetKey, *, in_use: bool) -> bool:
+    """Whether ``key`` has more: more than one more, unless ``waiter`` has none at all."""
     taken, waiting = moment.taken, moment.waiting
-    if claim.holder == waiter.holder:
-        theirs, own = taken.count(claim), taken.count(waiter)
+    if key.owner == waiter.owner:
+        theirs, own = taken.count(key), taken.count(waiter)
     else:
         server = waiter.server if reached(moment, waiter) == "server" else None
-        theirs, own = of(taken, claim.holder, server), of(taken, waiter.holder, server)
+        theirs, own = of(taken, key.owner, server), of(taken, waiter.owner, server)
         own += ahead(taken, waiting, waiting.index(waiter)) if in_use else 0
     return theirs - own >= (2 if waiter in taken else 1)
 
 
-def takes(moment: Moment, waiter: Claim, one: Idle) -> bool:
+def takes(moment: Moment, waiter: BudgetKey, one: Idle) -> bool:
     is_old = NOW - one.since >= KEPT
-    return helps(moment, waiter, one.claim) and (
-        is_owed(moment, waiter, one.claim, in_use=False) or (is_old and not (one.warm and waiter in moment.taken))
+    return helps(moment, waiter, one.key) and (
+        is_owed(moment, waiter, one.key, in_use=False) or (is_old and not (one.warm and waiter in moment.taken))
     )
 
 
-def fair_order(moment: Moment, waiters: Sequence[Claim]) -> list[Claim]:
+def fair_order(moment: Moment, waiters: Sequence[BudgetKey]) -> list[BudgetKey]:
     """Those below their share first: of the server where that is full, of the process where it matters to somebody."""
     limits, taken, waiting, _ = moment
 
-    def is_below_all(waiter: Claim) -> bool:
-        fair = max(limits.process // len({one.holder for one in [*taken, *waiting]}), 1)
-        return of(taken, waiter.holder) + ahead(taken, waiting, waiting.index(waiter)) < fair
+    def is_below_all(waiter: BudgetKey) -> bool:
+        fair = max(limits.process // len({one.owner for one in [*taken, *waiting]}), 1)
+        return of(taken, waiter.owner) + ahead(taken, waiting, waiting.index(waiter)) < fair
 
-    def is_below_there(waiter: Claim) -> bool:
-        there = {one.holder for one in [*taken, *waiting] if one.server == waiter.server}
-        return of(taken, waiter.holder, waiter.server) < max((limits.server or 0) // len(there), 1)
+    def is_below_there(waiter: BudgetKey) -> bool:
+        there = {one.owner for one in [*taken, *waiting] if one.server == waiter.server}
+        return of(taken, waiter.owner, waiter.server) < max((limits.server or 0) // len(there), 1)
 
     pressing = any(reached(moment, waiter) == "process" and is_below_all(waiter) for waiter in waiters)
     first = [
@@ -239,7 +296,7 @@ def fair_order(moment: Moment, waiters: Sequence[Claim]) -> list[Claim]:
             is_below_there(waiter) and (not pressing or is_below_all(waiter))
             if limits.server is not None
             and at(taken, waiter.server) >= limits.server
-            and (waiter.cap is None or of(taken, waiter.holder) < waiter.cap)
+            and (waiter.cap is None or of(taken, waiter.owner) < waiter.cap)
             else is_below_all(waiter)
         )
     ]
@@ -265,15 +322,16 @@ def test_closed_is_the_least_recently_used_one_that_makes_room_for_the_first_in_
     assert (idle[place].warm, idle[place].since) == min((one.warm, one.since) for one in found)
 
 
-def cold(claim: Claim, since: float) -> Idle:
-    return Idle(claim, since, warm=False)
+def cold(key: BudgetKey, since: float) -> Idle:
+    return Idle(key, since, warm=False)
 
 
-def warm(claim: Claim, since: float) -> Idle:
-    return Idle(claim, since, warm=True)
+def warm(key: BudgetKey, since: float) -> Idle:
+    return Idle(key, since, warm=True)
 
 
-A, B, C = Claim(ONE, "a", None), Claim(ONE, "b", None), Claim(TWO, "c", None)
+A, B, C = BudgetKey(ONE, "a", None), BudgetKey(ONE, "b", None), BudgetKey(TWO, "c", None)
+D = BudgetKey(ONE, "d", None)
 
 
 @pytest.mark.parametrize(
@@ -294,14 +352,14 @@ A, B, C = Claim(ONE, "a", None), Claim(ONE, "b", None), Claim(TWO, "c", None)
     ],
 )
 def test_which_idle_connection_is_closed(
-    limits: Limits, taken: list[Claim], waiting: list[Claim], idle: list[Idle], closed: int | None
+    limits: Limits, taken: list[BudgetKey], waiting: list[BudgetKey], idle: list[Idle], closed: int | None
 ) -> None:
     chosen = to_close(limits, taken, waiting, idle, NOW)
     assert chosen == (None if closed is None else (closed, 0))
 
 
-def test_at_its_cap_a_holder_closes_its_own_only() -> None:
-    writer, reader = Claim(ONE, "a", 1), Claim(TWO, "a", 1)
+def test_at_its_cap_a_owner_closes_its_own_only() -> None:
+    writer, reader = BudgetKey(ONE, "a", 1), BudgetKey(TWO, "a", 1)
     idle = [cold(B, 1), cold(reader, NOW)]
     assert to_close(Limits(2, None), [B, reader], [writer], idle, NOW) == (1, 0)
     assert to_close(Limits(2, None), [B, reader], [writer], idle[:1], NOW) is None
@@ -322,27 +380,25 @@ def settled(moment: Moment) -> Moment:
 @given(moments())
 def test_what_comes_back_passes_on_to_the_first_in_the_fair_order_who_is_owed_it(moment: Moment) -> None:
     later = settled(moment)
-    for claim in set(moment.taken):
+    for key in set(moment.taken):
         owed = [
-            waiter
-            for waiter in later.waiting
-            if helps(later, waiter, claim) and is_owed(later, waiter, claim, in_use=True)
+            waiter for waiter in later.waiting if helps(later, waiter, key) and is_owed(later, waiter, key, in_use=True)
         ]
-        chosen = yields_to(moment.limits, moment.taken, moment.waiting, claim)
+        chosen = preempted_by(moment.limits, moment.taken, moment.waiting, key)
         assert (None if chosen is None else moment.waiting[chosen]) is next(iter(fair_order(later, owed)), None)
 
 
 @given(moments())
 def test_no_connection_passes_on_to_who_has_as_many(moment: Moment) -> None:
     limits, taken, _, _ = settled(moment)
-    for claim in set(moment.taken):
-        if (chosen := yields_to(limits, moment.taken, moment.waiting, claim)) is not None:
+    for key in set(moment.taken):
+        if (chosen := preempted_by(limits, moment.taken, moment.waiting, key)) is not None:
             waiter = moment.waiting[chosen]
-            if claim.holder == waiter.holder:
-                assert taken.count(waiter) < taken.count(claim)
+            if key.owner == waiter.owner:
+                assert taken.count(waiter) < taken.count(key)
             else:
                 server = None if limits.server is None or at(taken, waiter.server) < limits.server else waiter.server
-                assert of(taken, waiter.holder, server) < of(taken, claim.holder, server)
+                assert of(taken, waiter.owner, server) < of(taken, key.owner, server)
 
 
 @pytest.mark.parametrize(
@@ -356,46 +412,133 @@ def test_no_connection_passes_on_to_who_has_as_many(moment: Moment) -> None:
         pytest.param(Limits(3, None), [A, A, B], [A], None, id="its own pool"),
         pytest.param(Limits(3, 2), [A, A, C], [C], None, id="there is room for it"),
         pytest.param(Limits(4, 2), [A, C, C], [A], None, id="there is room for it on its server"),
-        pytest.param(Limits(4, None), [A, A, C], [A, B, Claim(ONE, "d", None)], 2, id="there is room for one of two"),
-        pytest.param(Limits(9, 2), [A, A, C, C], [Claim(TWO, "d", None)], None, id="another server is full"),
+        pytest.param(Limits(4, None), [A, A, C], [A, B, D], 2, id="there is room for one of two"),
+        pytest.param(Limits(9, 2), [A, A, C, C], [BudgetKey(TWO, "d", None)], None, id="another server is full"),
         pytest.param(Limits(9, 2), [A, A, C, C], [C, B], 1, id="the server that is full"),
-        pytest.param(Limits(9, 1), [A, C], [Claim(ONE, "c", None)], 0, id="none there, one elsewhere"),
-        pytest.param(Limits(2, None), [A, A], [Claim(TWO, "a", None)], 0, id="another pool of its own"),
+        pytest.param(Limits(9, 1), [A, C], [BudgetKey(ONE, "c", None)], 0, id="none there, one elsewhere"),
+        pytest.param(Limits(2, None), [A, A], [BudgetKey(TWO, "a", None)], 0, id="another pool of its own"),
     ],
 )
 def test_when_a_connection_that_comes_back_passes_on(
-    limits: Limits, taken: list[Claim], waiting: list[Claim], index: int | None
+    limits: Limits, taken: list[BudgetKey], waiting: list[BudgetKey], index: int | None
 ) -> None:
-    assert yields_to(limits, taken, waiting, A) == index
+    assert preempted_by(limits, taken, waiting, A) == index
 
 
 def test_of_a_full_server_those_come_first_who_have_few_there_unless_somebody_needs_any_connection_at_all() -> None:
-    elsewhere, here = Claim(TWO, "d", None), Claim(ONE, "d", None)
-    poor, anywhere = Claim(ONE, "e", None), Claim(TWO, "f", None)
+    elsewhere, here = BudgetKey(TWO, "d", None), BudgetKey(ONE, "d", None)
+    poor, anywhere = BudgetKey(ONE, "e", None), BudgetKey(TWO, "f", None)
     limits, taken = Limits(5, 3), [A, A, B, elsewhere, elsewhere]
-    assert yields_to(limits, taken, [here, poor], A) == 0
-    assert yields_to(limits, taken, [here, poor, anywhere], A) == 1
-    assert yields_to(limits, taken, [here, anywhere], A) == 1
+    assert preempted_by(limits, taken, [here, poor], A) == 0
+    assert preempted_by(limits, taken, [here, poor, anywhere], A) == 1
+    assert preempted_by(limits, taken, [here, anywhere], A) == 1
 
 
 def test_a_place_in_a_share_is_kept_for_the_pool_that_asked_first() -> None:
-    first, second = Claim(ONE, "d", None), Claim(TWO, "d", None)
+    first, second = BudgetKey(ONE, "d", None), BudgetKey(TWO, "d", None)
     limits, taken = Limits(3, 2), [A, B, C]
-    assert yields_to(limits, taken, [second], C) == 0
-    assert yields_to(limits, taken, [first, second], C) is None
-    assert yields_to(limits, taken, [first, second], A) == 0
+    assert preempted_by(limits, taken, [second], C) == 0
+    assert preempted_by(limits, taken, [first, second], C) is None
+    assert preempted_by(limits, taken, [first, second], A) == 0
 
 
 def test_under_a_cap_pools_come_in_the_order_of_arrival_wherever_they_connect_to() -> None:
-    here, there, elsewhere = (Claim(server, "e", 1) for server in (ONE, ONE, TWO))
-    limits, taken = Limits(6, 4), [A, A, A, here, C, Claim(TWO, "d", None)]
-    assert yields_to(limits, taken, [elsewhere, there], here) == 0  # although its share of the process is used up
-    assert yields_to(limits, taken, [there, elsewhere], here) == 0
+    here, there, elsewhere = (BudgetKey(server, "e", 1) for server in (ONE, ONE, TWO))
+    limits, taken = Limits(6, 4), [A, A, A, here, C, BudgetKey(TWO, "d", None)]
+    assert preempted_by(limits, taken, [elsewhere, there], here) == 0  # although its share of the process is used up
+    assert preempted_by(limits, taken, [there, elsewhere], here) == 0
 
 
-def test_of_a_full_server_pools_of_one_holder_come_in_the_order_of_arrival() -> None:
-    one, two, three = (Claim(ONE, "e", 2) for _ in range(3))
-    assert yields_to(Limits(6, 1), [one, C], [two, three], one) == 0  # a place below the cap is kept for the first
+def test_of_a_full_server_pools_of_one_owner_come_in_the_order_of_arrival() -> None:
+    one, two, three = (BudgetKey(ONE, "e", 2) for _ in range(3))
+    assert preempted_by(Limits(6, 1), [one, C], [two, three], one) == 0  # a place below the cap is kept for the first
+
+
+# A budget that was changed again and again decides as one that is built anew
+
+
+class Changes(RuleBasedStateMachine):
+    """Connections are opened and closed, requests come and go, the limits of logins are learnt and forgotten."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.limits = Limits(1, None)
+        self.budget = Budget[BudgetRequest](self.limits)
+        self.pools: list[BudgetKey] = []
+        self.taken: list[BudgetKey] = []
+        self.waiting: list[BudgetRequest] = []
+        self.learnt: dict[Login, int] = {}
+
+    @initialize(limits=bounds, pools=pools_of())
+    def start(self, limits: Limits, pools: list[BudgetKey]) -> None:
+        self.limits, self.pools = limits, pools
+        self.budget = Budget(limits)
+
+    @rule(data=st.data())
+    def a_connection_is_opened(self, data: st.DataObject) -> None:
+        key = data.draw(st.sampled_from(self.pools))
+        if self.budget.full(key) is None:
+            self.budget.add(key)
+            self.taken.append(key)
+
+    @precondition(lambda self: self.taken)
+    @rule(data=st.data())
+    def a_connection_is_closed(self, data: st.DataObject) -> None:
+        key = data.draw(st.sampled_from(self.taken))
+        self.budget.remove(key)
+        self.taken.remove(key)
+
+    @rule(data=st.data())
+    def a_request_comes(self, data: st.DataObject) -> None:
+        request = BudgetRequest(data.draw(st.sampled_from(self.pools)))
+        if all(other.key is not request.key for other in self.waiting):
+            self.budget.wait(request)
+            self.waiting.append(request)
+
+    @precondition(lambda self: self.waiting)
+    @rule(data=st.data(), returns=st.booleans())
+    def a_request_leaves(self, data: st.DataObject, *, returns: bool) -> None:
+        request = data.draw(st.sampled_from(self.waiting))
+        self.budget.leave(request)
+        if returns:
+            self.budget.wait(request)  # where it stood before
+        else:
+            self.waiting.remove(request)
+
+    @rule(data=st.data(), limit=st.none() | st.integers(0, 3))
+    def a_limit_of_a_login_is_learnt(self, data: st.DataObject, limit: int | None) -> None:
+        login = data.draw(st.sampled_from(self.pools)).login
+        self.budget.limit_login(login, limit)
+        self.learnt = {known: most for known, most in self.learnt.items() if known != login}
+        if limit is not None:
+            self.learnt[login] = limit
+
+    @invariant()
+    def it_decides_as_one_that_is_built_anew(self) -> None:
+        other = built(self.limits, self.taken, ())
+        for login, limit in self.learnt.items():
+            other.limit_login(login, limit)
+        for request in self.waiting:
+            other.wait(BudgetRequest(request.key, request.order))
+        assert self.budget.total == len(self.taken)
+        assert self.budget.held == Counter(self.taken)
+        for key in self.pools:
+            assert self.budget.full(key) is other.full(key)
+            assert self.budget.room(key) == other.room(key)
+        assert index_of(self.budget.grant()) == index_of(other.grant())
+        if other.grant() is not None:
+            return
+        for key in set(self.taken):
+            assert index_of(self.budget.preempted_by(key)) == index_of(other.preempted_by(key))
+        idle = [Idle(key, NOW - number * KEPT / 2, warm=number == 1) for number, key in enumerate(set(self.taken))]
+        chosen, expected = self.budget.to_close(idle, NOW), other.to_close(idle, NOW)
+        assert (chosen is None) == (expected is None)
+        if chosen is not None and expected is not None:
+            assert (chosen[0], chosen[1].order) == (expected[0], expected[1].order)
+
+
+TestChanges = Changes.TestCase
+TestChanges.settings = settings(max_examples=50, stateful_step_count=30, phases=set(Phase) - {Phase.explain})
 
 
 # A process that lives by these rules
@@ -412,7 +555,7 @@ The most seen is 1.4, in 20,000 processes.
 class Pool:
     """A pool: its queue of requests, and what it has open."""
 
-    claim: Claim
+    key: BudgetKey
     max_size: int
     min_size: int
     queue: deque[int] = field(default_factory=deque)
@@ -443,12 +586,12 @@ class Process:
         return f"{self.limits}, {self.pools}"
 
     @property
-    def taken(self) -> list[Claim]:
-        return [pool.claim for pool in self.pools for _ in range(pool.size)]
+    def taken(self) -> list[BudgetKey]:
+        return [pool.key for pool in self.pools for _ in range(pool.size)]
 
     @property
-    def claims(self) -> list[Claim]:
-        return [pool.claim for pool in self.waiting]
+    def keys(self) -> list[BudgetKey]:
+        return [pool.key for pool in self.waiting]
 
     def ask(self, pool: Pool) -> int:
         request = next(self.requests)
@@ -484,7 +627,7 @@ class Process:
     def returned(self, pool: Pool) -> None:
         winner = None
         if pool.queue:
-            winner = yields_to(self.limits, self.taken, self.claims, pool.claim)
+            winner = preempted_by(self.limits, self.taken, self.keys, pool.key)
         if winner is not None:
             self.judge(pool, self.waiting[winner])
             pool.borrowed -= 1
@@ -498,14 +641,14 @@ class Process:
         """See that no connection moves to who has as many, and that it helps."""
         taken, limits = self.taken, self.limits
         assert winner is not pool
-        assert self.waiting.index(winner) not in ready(limits, taken, self.claims)
-        if winner.claim.holder == pool.claim.holder:
+        assert self.waiting.index(winner) not in ready(limits, taken, self.keys)
+        if winner.key.owner == pool.key.owner:
             assert winner.size < pool.size
             return
         server = None
-        if limits.server is not None and at(taken, winner.claim.server) >= limits.server:
-            server = winner.claim.server
-        assert of(taken, winner.claim.holder, server) < of(taken, pool.claim.holder, server)
+        if limits.server is not None and at(taken, winner.key.server) >= limits.server:
+            server = winner.key.server
+        assert of(taken, winner.key.owner, server) < of(taken, pool.key.owner, server)
 
     def lost(self, pool: Pool, *, idle: bool) -> None:
         if idle:
@@ -527,7 +670,7 @@ class Process:
     def close_for(self, winner: Pool) -> None:
         self.slots -= 1
         self.closed += 1
-        if full(self.limits, self.taken, winner.claim) is None:
+        if full(self.limits, self.taken, winner.key) is None:
             self.open(winner)
 
     def settle(self) -> None:
@@ -539,17 +682,17 @@ class Process:
             if not wants and pool in self.waiting:
                 self.waiting.remove(pool)
         while True:
-            taken, claims = self.taken, self.claims
-            if (index := grant(self.limits, taken, claims)) is not None:
+            taken, keys = self.taken, self.keys
+            if (index := grant(self.limits, taken, keys)) is not None:
                 self.fair(index)
                 self.open(self.waiting[index])
                 continue
             idle = [
-                (pool, Idle(pool.claim, since, warm=pool.size <= pool.min_size))
+                (pool, Idle(pool.key, since, warm=pool.size <= pool.min_size))
                 for pool in self.pools
                 for since in pool.idle
             ]
-            choice = to_close(self.limits, taken, claims, [one for _, one in idle], self.now)
+            choice = to_close(self.limits, taken, keys, [one for _, one in idle], self.now)
             if choice is None:
                 return
             pool, one = idle[choice[0]]
@@ -558,11 +701,11 @@ class Process:
 
     def fair(self, index: int) -> None:
         """See that whoever opens is not below its share while one that is, and has room, waits; nor out of order."""
-        taken, claims = self.taken, self.claims
-        chosen = claims[index]
-        below = is_below(self.limits, taken, claims, chosen)
-        for place in ready(self.limits, taken, claims):
-            other_below = is_below(self.limits, taken, claims, claims[place])
+        taken, keys = self.taken, self.keys
+        chosen = keys[index]
+        below = is_below(self.limits, taken, keys, chosen)
+        for place in ready(self.limits, taken, keys):
+            other_below = is_below(self.limits, taken, keys, keys[place])
             assert below or not other_below, "passed over, although below its share"
             if place < index:
                 assert below
@@ -571,15 +714,15 @@ class Process:
     def check(self) -> None:
         taken, limits = self.taken, self.limits
         assert self.slots == len(taken) <= limits.process
-        for claim in taken:
-            assert limits.server is None or at(taken, claim.server) <= limits.server
-            assert claim.cap is None or of(taken, claim.holder) <= claim.cap
+        for key in taken:
+            assert limits.server is None or at(taken, key.server) <= limits.server
+            assert key.cap is None or of(taken, key.owner) <= key.cap
         for pool in self.pools:
             assert pool.size <= pool.max_size
             assert pool.opening <= 1
             assert not (pool.queue and pool.idle)
             assert self.waiting.count(pool) <= 1
-        assert not ready(limits, taken, self.claims), "a slot is free, and whoever could use it waits"
+        assert not ready(limits, taken, self.keys), "a slot is free, and whoever could use it waits"
 
     def turn(self) -> None:
         """Let every attempt to connect succeed, and every borrowed connection come back once."""
@@ -622,11 +765,11 @@ def processes(draw: st.DrawFn) -> Process:
     sizes = st.integers(1, 6)
     return Process(
         draw(bounds),
-        [Pool(claim, size := draw(sizes), min(size, draw(st.integers(0, 1)))) for claim in draw(pools_of())],
+        [Pool(key, size := draw(sizes), min(size, draw(st.integers(0, 1)))) for key in draw(pools_of())],
     )
 
 
-class Budget(RuleBasedStateMachine):
+class Processes(RuleBasedStateMachine):
     """Requests come and go, connections are opened, fail, are lost; the limits and the fairness hold all along."""
 
     process: Process
@@ -702,11 +845,11 @@ class Budget(RuleBasedStateMachine):
         if not hasattr(self, "process"):
             return
         process = self.process
-        taken, claims = process.taken, process.claims
+        taken, keys = process.taken, process.keys
         for pool in process.pools:
             if pool.idle:
-                helped = ready(process.limits, without(taken, pool.claim), claims)
-                assert all(of(taken, claims[index].holder) for index in helped)
+                helped = ready(process.limits, without(taken, pool.key), keys)
+                assert all(of(taken, keys[index].owner) for index in helped)
 
     def teardown(self) -> None:
         if hasattr(self, "process"):
@@ -714,7 +857,7 @@ class Budget(RuleBasedStateMachine):
             self.process.drain()
 
 
-TestBudget = Budget.TestCase
+TestBudget = Processes.TestCase
 # Without Phase.explain, which traces every line and would take longer than all else.
 TestBudget.settings = settings(max_examples=examples(200), stateful_step_count=40, phases=set(Phase) - {Phase.explain})
 
@@ -726,8 +869,8 @@ OTHERS = 20
 
 
 def crowd(limits: Limits, size: int) -> tuple[Process, Pool, list[Pool]]:
-    """One holder whose 100 requests wait at any moment, and others that ask now and then."""
-    flood, *others = (Pool(Claim(ONE, f"t{number}", None), size, 0) for number in range(1 + OTHERS))
+    """One owner whose 100 requests wait at any moment, and others that ask now and then."""
+    flood, *others = (Pool(BudgetKey(ONE, f"t{number}", None), size, 0) for number in range(1 + OTHERS))
     process = Process(limits, [flood, *others])
     for _ in range(100):
         process.ask(flood)
@@ -736,7 +879,7 @@ def crowd(limits: Limits, size: int) -> tuple[Process, Pool, list[Pool]]:
 
 @settings(max_examples=examples(50))
 @given(st.integers(1, 30), st.lists(st.integers(0, OTHERS - 1), min_size=1, max_size=60), st.data())
-def test_a_flood_delays_each_other_holder_by_a_few_returns_only(
+def test_a_flood_delays_each_other_owner_by_a_few_returns_only(
     limit: int, asking: list[int], data: st.DataObject
 ) -> None:
     process, flood, others = crowd(Limits(limit, None), limit)
@@ -785,9 +928,9 @@ def test_a_flood_of_a_shared_pool_delays_each_other_tenant_by_a_few_returns_only
     held = Counter({"flood": limit})
     queue = ["flood"] * 100
 
-    def comes_back(holder: str) -> str:
+    def comes_back(owner: str) -> str:
         index = next_in_line(queue, set(queue), +held)
-        held[holder] -= 1
+        held[owner] -= 1
         served = queue.pop(index)
         held[served] += 1
         queue.extend(["flood"] * (100 - queue.count("flood")))
@@ -806,7 +949,7 @@ def test_a_flood_of_a_shared_pool_delays_each_other_tenant_by_a_few_returns_only
 def test_where_every_pool_has_one_connections_settle_and_move_no_more(
     sizes: list[int], spare: int, data: st.DataObject
 ) -> None:
-    pools = [Pool(Claim(ONE, HOLDERS[number % 5], None), size, 0) for number, size in enumerate(sizes)]
+    pools = [Pool(BudgetKey(ONE, OWNERS[number % 5], None), size, 0) for number, size in enumerate(sizes)]
     process = Process(Limits(len(pools) + spare, None), pools)
     for pool in data.draw(st.permutations(pools)):
         for _ in range(8):

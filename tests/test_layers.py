@@ -17,7 +17,8 @@ CORE = [
     "core.policies", "core.topology", "core.errors", "core.consistency", "core.names", "core.resolve",
     "core.faults", "core.duplicates", "core.validate",
     "core.observations", "core.health", "core.replication", "core.standing", "core.balance", "core.choose",
-    "core.budget", "core.events", "core.server_events", "core.changes", "core.view", "core.directory", "core.measures",
+    "core.budget", "core.bounds", "core.slot_lines", "core.server_limit", "core.events", "core.server_events",
+    "core.changes", "core.view", "core.directory", "core.measures",
     "core.result", "core.outcomes", "core.statement", "core.sql",
 ]  # fmt: skip
 SETTINGS = [
@@ -31,7 +32,7 @@ RUNTIME = [
 BELOW_THE_SHELL = [*CORE, "_first_use", *SETTINGS, "context", "sessions", *RUNTIME, "_observers"]
 # The modules of `_async`, and the same ones of `_sync`; neither shell imports from the other.
 SHELL = [
-    "slots", "cluster", "clusters", "pool.scripts", "pool.connection", "pool.opener", "pool.session_state",
+    "closing", "slots", "cluster", "clusters", "pool.scripts", "pool.connection", "pool.opener", "pool.session_state",
     "pool.waiter", "pool.node_pool", "pool.shared_pool", "pool.registry", "silence", "watcher", "monitor",
     "unavailable", "acquire", "checkout", "lanes", "directory_table", "directory_source",
     "directory", "routing", "statements", "each", "snapshot",

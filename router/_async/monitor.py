@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -10,13 +9,13 @@ from router._async.watcher import AsyncWatcher
 from router._runtime.calls import Isolated
 from router._runtime.flags import AGuard
 from router._runtime.workers import ajoin
-from router.core.budget import Claim, Idle, to_close
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from router._async.cluster import AsyncCluster
     from router._async.clusters import AsyncClusters
     from router._async.pool.opener import AsyncOpener
-    from router.core.budget import Limits
     from router.core.topology import Server
 
 
@@ -66,23 +65,9 @@ class AsyncMonitor:
                 for server in there.keys() - watchers.keys():
                     self.watchers = {**self.watchers, server: AsyncWatcher(there[server], self._clusters, self._opener)}
 
-    async def make_room(self, limits: Limits, taken: list[Claim], waiting: list[Claim]) -> int | None:
-        """Close one connection that is held for the next probe, for one of those who wait; that probe opens another.
-
-        Args:
-            limits: How many there may be.
-            taken: Those that there are.
-            waiting: Those who wait, in order of arrival.
-
-        Returns:
-            The place of the one for whom it was closed; ``None`` when there was none to close.
-        """
-        found = [watcher for watcher in self.watchers.values() if watcher.holds]
-        chosen = to_close(limits, taken, waiting, [Idle(watcher.claim, -inf, warm=False) for watcher in found], 0.0)
-        if chosen is None:
-            return None
-        place, index = chosen
-        return index if await found[place].make_way() else None
+    def __iter__(self) -> Iterator[AsyncWatcher]:
+        """Iterate over the watchers."""
+        return iter(self.watchers.values())
 
     def abandon(self) -> None:
         """Have those watchers end that a fork has copied, as it does greenlets: their connections are the parent's."""
@@ -102,6 +87,6 @@ class AsyncMonitor:
         for watcher in watchers:
             watcher.stop()
         for watcher in watchers:
-            with Isolated("could not stop looking at %s", watcher.claim.server):
+            with Isolated("could not stop looking at %s", watcher.budget_key.server):
                 await ajoin(watcher.worker, max(deadline - monotonic(), 0.0))
                 await watcher.let_go()

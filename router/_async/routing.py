@@ -20,7 +20,7 @@ from router._runtime.calls import Isolated
 from router._runtime.flags import AFlag, AGuard, acheck_locks, asleep
 from router._runtime.sockets import cut
 from router._runtime.workers import ajoin, aspawn, await_quietly
-from router.core.budget import Claim, Limits
+from router.core.budget import Limits
 from router.core.choose import choose
 from router.core.consistency import UNSURE, later
 from router.core.errors import (
@@ -130,11 +130,12 @@ class AsyncRouting:
         self._closing = AFlag()
         self._housekeeper: AWorker | None = None
         limits = Limits(self.topology.max_connections, self.topology.max_connections_per_server)
-        self.slots = AsyncSlots(limits, self._make_room)
+        self.slots = AsyncSlots(limits)
         self.clusters = AsyncClusters(self.topology.health, self.observers)
         self._opener = AsyncOpener(self.slots, self.clusters, password=password, configure=configure)
         self.monitor = AsyncMonitor(self.clusters, self._opener)
         self.pools = AsyncPools(self.topology.max_pools, self.topology.versions, self._opener, self.clusters)
+        self.slots.sources = (self.pools, self.monitor)
 
     def _start_lanes_anew(self) -> None:
         self.readers, self.writers, self._bases = {}, {}, {}
@@ -471,7 +472,7 @@ class AsyncRouting:
         with Isolated("could not close what is not used"):
             await self.pools.sweep()
         with Isolated("could not find out which connections have ended"):
-            self.slots.sweep()
+            await self.slots.sweep()
         with Isolated("could not drain the pools of tenants that live elsewhere"):
             await self._follow_homes()
         with Isolated("could not forget passwords"):
@@ -479,11 +480,6 @@ class AsyncRouting:
         with Isolated("could not ask the directory again"):
             if self.directory is not None:
                 self.directory.tick(monotonic())
-
-    async def _make_room(self, taken: list[Claim], waiting: list[Claim]) -> int | None:
-        limits = self.slots.limits
-        index = await self.pools.make_room(limits, taken, waiting)
-        return await self.monitor.make_room(limits, taken, waiting) if index is None else index
 
     # The end
 

@@ -1,311 +1,493 @@
-"""The process's budget: never more connections than it may have, over all pools and looks; and a tenant's own limit."""
+"""The process's budget: never more connections than there may be, over all pools and probes; and a tenant's limit."""
 
 from __future__ import annotations
 
-import select
-from collections import deque
+from collections import Counter, deque
 from contextlib import suppress
+from dataclasses import replace
+from math import inf
+from random import random
 from socket import AF_INET, SOCK_STREAM, fromfd
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, Self
 from weakref import ref
 
 import psycopg
+from psycopg import AsyncConnection
+from psycopg.pq import ConnStatus
 
-from router._runtime.calls import Isolated
-from router._runtime.flags import AFlag, AGuard, asleep
-from router.core.budget import full, grant, yields_to
+from router._async.closing import AsyncClosing
+from router._runtime.flags import AFlag, AGuard
+from router.core.bounds import BudgetRequest
+from router.core.budget import KEPT
+from router.core.server_limit import refused
+from router.core.slot_lines import Budget
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Iterable
 
-    from psycopg import AsyncConnection
-
-    from router._runtime.calls import AFunction
     from router._runtime.workers import ALoop
-    from router.core.budget import Claim, Limits
+    from router.core.budget import BudgetKey, Full, Idle, Limits, Login
+    from router.core.server_limit import ServerLimit
+    from router.core.topology import Server
 
+LOOK_AGAIN = 0.02
+"""Seconds between two searches for an idle connection that has become old enough to be closed, at least."""
 
-CALM = 0.02
-"""Seconds for which nobody looks again who could make room for those who wait, if nobody could: it costs more than a
-request should pay for."""
-
-
-PARTING = 0.2
-"""Seconds that a server process has to end when its connection is closed; it may be frozen."""
+LONGEST = 1e8
+"""Seconds; what threads and event loops can wait for has an end."""
 
 
 class BudgetSpent(Exception):
-    """Every connection that the process may hold is open, and none became free in time."""
+    """Every connection that there may be is open, and none became free in time."""
 
 
-class AsyncTurn:
-    """An opener that waits for its slot.
+class Evictable(Protocol):
+    """What has idle connections that may be closed for others: a pool, or what watches a server."""
+
+    @property
+    def longest_idle(self) -> Idle | None:
+        """The connection that has been idle longest, if there is one."""
+
+    async def evict_idle(self, beneficiary: AsyncSlotRequest) -> None:
+        """Close that for a request; nothing happens if there is none by now."""
+
+
+class AsyncSlotRequest(BudgetRequest):
+    """A request for a slot, which waits until it is granted or withdrawn.
 
     Attributes:
-        claim: For whom.
-        wanted: Tells whether anybody still waits for what it opens.
-        granted: Whether the slot is its own.
-        flag: Set when it is worth looking again.
+        slot: The slot, once it is granted.
+        withdrawn: Whether nothing waits for the connection any more.
+        reserved: Whether a connection is being closed for it just now.
+        flag: Set when it is granted or withdrawn.
     """
 
-    __slots__ = ("claim", "flag", "granted", "wanted")
+    __slots__ = ("flag", "reserved", "slot", "withdrawn")
 
-    def __init__(self, claim: Claim, wanted: Callable[[], bool]) -> None:
-        self.claim = claim
-        self.wanted = wanted
-        self.granted = False
+    def __init__(self, key: BudgetKey, order: int = 0) -> None:
+        """Make it; it does not wait yet.
+
+        Args:
+            key: For which pool.
+            order: The number of a request that this one continues.
+        """
+        super().__init__(key, order)
+        self.slot: AsyncSlot | None = None
+        self.withdrawn = False
+        self.reserved = False
         self.flag = AFlag()
 
 
-class _Leaver:
-    """A connection closed to make room: its server goes on counting it until the process there has ended.
+class AsyncSlot:
+    """The right to have one connection open; as a context manager, around what opens it.
 
     Attributes:
-        claim: What it counted as.
-        gone: Whether that process was found to have ended, or had the time to.
+        key: What the connection counts as.
+        order: The number of the request that it was granted to.
+        closing: A connection whose server process has to have ended before, where there is no room for both.
+        limit: What was known of a limit of the server's own when it was granted.
+        pgconn: The connection's libpq handle, which is the same for all of its borrowers, as long as it is there.
     """
 
-    __slots__ = ("_socket", "_until", "claim", "gone")
+    __slots__ = ("_slots", "closing", "key", "limit", "order", "pgconn")
 
-    def __init__(self, connection: AsyncConnection[Any], claim: Claim) -> None:
-        self.claim = claim
-        self.gone = False
-        self._socket = fromfd(connection.pgconn.socket, AF_INET, SOCK_STREAM)  # another descriptor, for poll() alone
-        self._until = monotonic() + PARTING
+    def __init__(
+        self, slots: AsyncSlots, request: AsyncSlotRequest, closing: AsyncClosing | None, limit: ServerLimit | None
+    ) -> None:
+        """Grant it.
 
-    def look(self) -> None:
-        """See whether it is gone; one at a time."""
-        if not self.gone:
-            poll = select.poll()
-            poll.register(self._socket, select.POLLRDHUP)
-            if poll.poll(0) or monotonic() >= self._until:
-                self.leave()
+        Args:
+            slots: Where it is given back.
+            request: What it is granted to.
+            closing: A connection whose server process has to have ended before.
+            limit: What is known of a limit of the server's own.
+        """
+        self._slots = slots
+        self.key = request.key
+        self.order = request.order
+        self.closing = closing
+        self.limit = limit
+        self.pgconn: ref[Any] | None = None
 
-    def leave(self) -> None:
-        """Take it for gone."""
-        self.gone = True
-        self._socket.close()
+    def __enter__(self) -> Self:
+        """Open the connection in the block."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Give the slot back if that failed."""
+        if self.pgconn is None:
+            self._slots.release(self)
+
+    async def close(
+        self, connection: AsyncConnection[Any], beneficiary: AsyncSlotRequest | None = None, *, in_use: bool = False
+    ) -> None:
+        """Close the connection, and give the slot back.
+
+        Args:
+            connection: The connection.
+            beneficiary: The request that it is closed for, if it is for one.
+            in_use: Whether something still uses it: it was cut, and is left to that.
+        """
+        closing = None
+        with suppress(OSError, psycopg.Error):  # it is closed already
+            closing = AsyncClosing(fromfd(connection.pgconn.socket, AF_INET, SOCK_STREAM), self.key.server)
+        try:
+            if not in_use:
+                await AsyncConnection.close(connection)
+        finally:
+            self._slots.release(self, closing, beneficiary)
 
 
 class AsyncSlots:
-    """A slot for each open connection; whoever wants to open one takes a slot first.
+    """A slot for each open connection: it is taken before the connection is opened, and given back when it is closed.
 
-    Nobody tells when a connection closes (a pool may shrink, a server may die), so slots are counted anew by looking at
-    the connections themselves, but only when all seem taken. ``budget.py`` says who is next, and who makes room.
+    Whatever gives a slot back hands it at once to the request that is next by ``slot_lines.py``. Where none is free, a
+    connection is closed for a request: an idle one by what asks, or one that comes back by what returns it.
 
     Attributes:
         limits: How many there may be.
-        waiting: Openers in order of arrival; whoever returns a connection looks here.
+        waiting: The requests that wait; whatever returns a connection looks here.
         loop: The event loop that all of the router belongs to; ``None`` before its first use.
+        sources: What has idle connections; those of the first are closed before any of the second.
+        closed: Whether none is granted any more.
     """
 
-    def __init__(self, limits: Limits, make_room: AFunction[[list[Claim], list[Claim]], int | None]) -> None:
+    def __init__(self, limits: Limits) -> None:
         """Start with every slot free.
 
         Args:
             limits: How many there may be.
-            make_room: Given what is taken and who waits, closes an idle connection; returns the place of the one among
-                those who wait for whom it did, or ``None`` if it found nothing to close.
         """
         self.limits = limits
-        self.waiting: list[AsyncTurn] = []
+        self.waiting: dict[AsyncSlotRequest, None] = {}
         self.loop: ALoop = None
-        self._make_room = make_room
-        self._guard = AGuard()  # guards all below, and the changes of `waiting`
-        self._opening: list[Claim] = []
-        self._open: list[tuple[ref[AsyncConnection[Any]], Claim]] = []
-        self._leavers: list[_Leaver] = []
-        self._closed = False
-        self._no_room_until = 0.0
-        self._nothing_owed_until = 0.0
+        self.sources: tuple[Iterable[Evictable], ...] = ()
+        self._guard = AGuard()  # guards all below, the changes of `waiting`, and those of what a request says
+        self._budget = Budget[AsyncSlotRequest](limits)
+        self._slots: set[AsyncSlot] = set()  # all that are granted
+        self._collected: deque[AsyncSlot] = deque()  # those whose connection was dropped without being closed
+        self._closing: dict[Server, deque[AsyncClosing]] = {}  # those that no slot waits for, the oldest first
+        self._server_limits: dict[Login, ServerLimit] = {}
+        self.closed = False
+        self._look_again_at = inf  # when one that is idle now may be closed for those that have as many
 
     @property
-    def taken(self) -> list[Claim]:
-        """The claims of all connections that are open or being opened now."""
-        with self._guard:
-            return self._count()
+    def total(self) -> int:
+        """How many connections are open or being opened."""
+        return self._budget.total
 
-    async def take(self, claim: Claim, timeout: float, wanted: Callable[[], bool] = lambda: True) -> None:
+    @property
+    def held(self) -> dict[BudgetKey, int]:
+        """How many of them each pool has."""
+        with self._guard:
+            return dict(self._budget.held)
+
+    def full(self, key: BudgetKey) -> Full | None:
+        """Tell what keeps one more connection from being opened.
+
+        Args:
+            key: Of the pool that wants one more.
+
+        Returns:
+            The narrowest limit that is reached; ``None`` when there is room.
+        """
+        with self._guard:
+            return self._budget.full(key)
+
+    def server_limit(self, key: BudgetKey) -> ServerLimit | None:
+        """Tell what the server has shown of a limit of its own.
+
+        Args:
+            key: Of a pool.
+
+        Returns:
+            That; ``None`` if it has refused none, or one more was had since.
+        """
+        return self._server_limits.get(key.login)
+
+    # Taking one
+
+    async def take(self, request: AsyncSlotRequest, timeout: float) -> AsyncSlot:
         """Take a slot for a connection about to be opened.
 
         Args:
-            claim: For whom.
-            timeout: The most to wait for one, in seconds.
-            wanted: Tells whether anybody still waits for the connection.
-
-        Raises:
-            BudgetSpent: None became free in time, or nobody wants it any more.
-        """
-        deadline, turn = monotonic() + timeout, AsyncTurn(claim, wanted)
-        with self._guard:
-            self.waiting.append(turn)
-            self._no_room_until = self._nothing_owed_until = 0.0
-        try:
-            while True:
-                turn.flag.clear()  # before anything is looked at: no change after that goes unnoticed
-                self._grant()
-                # One makes room for all: who gets it is not for them to say. What nobody waits for gets what is free.
-                while not turn.granted and wanted() and self.waiting[:1] == [turn] and await self._has_made_room():
-                    pass
-                if turn.granted:
-                    break
-                now = monotonic()
-                if now >= deadline or self._closed or not wanted():
-                    raise BudgetSpent
-                # Pools close connections without a word when they shrink or expire: look again now and then.
-                patience = CALM if now < self._no_room_until else 0.1
-                await turn.flag.wait_for(min(deadline - now, patience))
-            if self._leavers:
-                self.wake()  # the next one makes room meanwhile
-                await self._see_off(claim)
-        except BaseException:
-            with self._guard:
-                if turn.granted:
-                    self._opening.remove(claim)
-                else:
-                    self.waiting.remove(turn)
-            raise
-        finally:
-            with Isolated("could not tell those who wait for a connection of the process to look again"):
-                self.wake()
-
-    def wake(self, first: AsyncTurn | None = None) -> None:
-        """Give slots to those who wait, as far as there are any; else have one of them look for room.
-
-        Args:
-            first: For whom room was made.
-        """
-        if first is not None:
-            self._grant(first)
-        elif monotonic() < self._no_room_until:
-            return
-        try:
-            self.waiting[0].flag.set()
-        except IndexError:
-            return
-
-    def yields_to(self, claim: Claim) -> AsyncTurn | None:
-        """Tell for whom a connection that was just returned must be closed.
-
-        Args:
-            claim: Whose connection it is.
+            request: The request. One that is withdrawn already gets what is free, and does not wait.
+            timeout: The most to wait, in seconds.
 
         Returns:
-            The opener, to be named to :meth:`wake` then; ``None`` when the connection may be lent again.
+            The slot.
+
+        Raises:
+            BudgetSpent: None became free in time, or the request was withdrawn.
+        """
+        deadline, login = monotonic() + timeout, request.key.login
+        try:
+            with self._guard:
+                self._budget.wait(request)
+                self.waiting[request] = None
+                self._settle(login)
+            if request.slot is None and not request.withdrawn:
+                await self._make_room()
+            while request.slot is None:
+                now, limit = monotonic(), self._server_limits.get(login)
+                if request.withdrawn or self.closed or now >= deadline:
+                    raise BudgetSpent
+                retry_at = limit.retry_at if limit is not None and limit.retry_at > now else inf
+                if not await request.flag.wait_for(min(min(deadline, retry_at) - now, LONGEST)):
+                    with self._guard:
+                        self._settle(login)
+            if request.slot.closing is not None:
+                await request.slot.closing.wait()
+        except BaseException:
+            self.withdraw(request)
+            if request.slot is not None:
+                self.release(request.slot)
+            raise
+        return request.slot
+
+    def withdraw(self, request: AsyncSlotRequest) -> None:
+        """Have a request wait no longer, if it still does.
+
+        Args:
+            request: The request.
+        """
+        with self._guard:
+            request.withdrawn = True
+            if request in self.waiting:
+                del self.waiting[request]
+                if not request.reserved:
+                    self._budget.leave(request)
+                self._hand_over()
+        request.flag.set()
+
+    def fill(self, slot: AsyncSlot, connection: AsyncConnection[Any]) -> None:
+        """Note that the connection was opened that a slot was taken for.
+
+        Args:
+            slot: The slot, which is given back when the connection is closed or collected.
+            connection: The connection.
+        """
+        # It may be collected in any thread, at any moment: nothing but the list must be touched then.
+        slot.pgconn = ref(connection.pgconn, lambda _: self._collected.append(slot))
+        with self._guard:
+            known = self._server_limits.get(slot.key.login)
+            if known is None or (most := self._open_at(slot.key.login)) <= known.most:
+                return
+            if slot.limit is known:  # asked for after the refusal: there is room again
+                del self._server_limits[slot.key.login]
+                self._budget.limit_login(slot.key.login, None)
+            else:
+                self._server_limits[slot.key.login] = replace(known, most=most)
+                self._budget.limit_login(slot.key.login, most)
+            self._hand_over()
+
+    # Giving it back
+
+    def release(
+        self, slot: AsyncSlot, closing: AsyncClosing | None = None, beneficiary: AsyncSlotRequest | None = None
+    ) -> None:
+        """Take a slot back, and hand it over.
+
+        Args:
+            slot: The slot; nothing happens if it was given back before.
+            closing: Its connection, whose server process may not have ended.
+            beneficiary: The request that it was closed for, if it was for one.
+        """
+        with self._guard:
+            self._release(slot)
+            if closing is not None and not self.closed:
+                others = self._closing.setdefault(closing.server, deque())
+                while others and others[0].has_ended():
+                    others.popleft()
+                others.append(closing)
+            self._serve(beneficiary)
+            self._hand_over()
+
+    def refuse(self, slot: AsyncSlot, reason: str) -> None:
+        """Take a slot back for which the server had no room: there is a limit of its own.
+
+        Args:
+            slot: The slot.
+            reason: What the server said.
+        """
+        login = slot.key.login
+        with self._guard:
+            self._release(slot)
+            most, known = self._open_at(login), self._server_limits.get(login)
+            if slot.limit is known:
+                known = refused(known, most, reason, now=monotonic(), jitter=random())
+            elif known is not None:  # another attempt that was under way has shown it already
+                known = replace(known, most=most, reason=reason)
+            if known is not None:
+                self._server_limits[login] = known
+                self._budget.limit_login(login, most)
+            self._hand_over()
+
+    def preempt(self, key: BudgetKey) -> AsyncSlotRequest | None:
+        """Tell for which request a connection that has come back is to be closed.
+
+        Args:
+            key: Of the pool of the connection.
+
+        Returns:
+            The request, to be named where the connection is closed; ``None`` when it may be lent again.
+        """
+        with self._guard:
+            request = self._budget.preempted_by(key)
+            if request is not None:
+                self._reserve(request)
+            return request
+
+    def restore(self, request: AsyncSlotRequest) -> None:
+        """Have a request wait on for which a connection was to be closed, unless that was done.
+
+        Args:
+            request: The request.
+        """
+        with self._guard:
+            self._serve(request)
+            self._hand_over()
+
+    async def look_again(self) -> None:
+        """Close an idle connection for a request, if one may have become old enough since that was tried last.
+
+        Called when a connection has come back.
         """
         now = monotonic()
-        if now < self._nothing_owed_until:
-            return None
+        if now >= self._look_again_at:
+            await self._make_room()
+        else:
+            self._look_again_at = min(self._look_again_at, now + KEPT)
+
+    async def sweep(self) -> None:
+        """Do what nothing reports: free the slots of dropped connections, and try servers again that were full."""
         with self._guard:
-            waiting = [turn for turn in self.waiting if turn.wanted()]
-            index = yields_to(self.limits, self._count(), [turn.claim for turn in waiting], claim)
-            if index is None:
-                self._nothing_owed_until = now + CALM
-                return None
-            return waiting[index]
-
-    async def _has_made_room(self) -> bool:
-        if monotonic() < self._no_room_until:
-            return False
-        with self._guard:
-            waiting, taken = [turn for turn in self.waiting if turn.wanted()], self._count()
-        index = await self._make_room(taken, [turn.claim for turn in waiting])
-        if index is None:
-            self._no_room_until = monotonic() + CALM
-            return False
-        self._grant(waiting[index])
-        return True
-
-    def _grant(self, first: AsyncTurn | None = None) -> None:
-        with self._guard:
-            while self.waiting:
-                count = self._count()
-                if first is not None and first in self.waiting and full(self.limits, count, first.claim) is None:
-                    index = self.waiting.index(first)
-                elif (found := grant(self.limits, count, [turn.claim for turn in self.waiting])) is not None:
-                    index = found
-                else:
-                    return
-                turn = self.waiting.pop(index)
-                self._opening.append(turn.claim)
-                turn.granted = True
-                turn.flag.set()
-
-    async def _see_off(self, claim: Claim) -> None:
-        """Wait until there is room at the server, too, beside those who had left when the slot was granted."""
-        with self._guard:
-            others, leavers = self._count(), [one for one in self._leavers if one.claim.server == claim.server]
-            others.remove(claim)
-        pause = 0.0005
-        while True:
-            self.sweep()
-            leavers = [leaver for leaver in leavers if not leaver.gone]
-            if not leavers or full(self.limits, [*others, *(leaver.claim for leaver in leavers)], claim) is None:
-                return
-            await asleep(pause)
-            pause = min(2 * pause, 0.005)
-
-    def sweep(self) -> None:
-        """Forget the closed connections whose server processes have ended."""
-        with self._guard:
-            for leaver in self._leavers:
-                with Isolated("could not find out whether a session at %s has ended", leaver.claim.server):
-                    leaver.look()
-            self._leavers = [leaver for leaver in self._leavers if not leaver.gone]
-
-    def leave(self, connection: AsyncConnection[Any], claim: Claim) -> None:
-        """Note that a connection is about to be closed, so that another may be opened in its place.
-
-        Args:
-            connection: The connection; who gets its slot waits until its server process has ended.
-            claim: What it counts as.
-        """
-        with self._guard, suppress(OSError, psycopg.Error):  # it is closed already
-            self._open = [slot for slot in self._open if slot[0]() is not connection]
-            if not self._closed:
-                self._leavers.append(_Leaver(connection, claim))
+            self._recount()
+            self._settle(*self._server_limits)
+            for server, closing in list(self._closing.items()):
+                while closing and closing[0].has_ended():
+                    closing.popleft()
+                if not closing:
+                    del self._closing[server]
+        if self.waiting:
+            await self._make_room()
 
     def close(self) -> None:
-        """Let nobody wait any longer."""
+        """Let no request wait any longer."""
         with self._guard:
-            self._closed = True
-            for leaver in self._leavers:
-                leaver.leave()
-        for turn in list(self.waiting):
-            turn.flag.set()
+            self.closed = True
+            self._closing.clear()
+            waiting = list(self.waiting)
+        for request in waiting:
+            request.flag.set()
 
     def discard(self) -> None:
-        """Close all connections, which nobody uses any more."""
+        """Close all connections, when nothing that uses them can run any more."""
         self.close()
-        for slot, _ in self._open:
-            if (connection := slot()) is not None:
-                connection.pgconn.finish()
+        for slot in list(self._slots):
+            if slot.pgconn is not None and (pgconn := slot.pgconn()) is not None:
+                pgconn.finish()
 
-    def fill(self, connection: AsyncConnection[Any], claim: Claim) -> None:
-        """Put the connection that was opened into the slot taken for it.
+    # All that follows is called under the guard, but for `_make_room()`
 
-        Args:
-            connection: The open connection; its slot is free again once it is closed.
-            claim: For whom the slot was taken.
-        """
-        with self._guard:
-            self._opening.remove(claim)
-            self._open.append((ref(connection), claim))
+    async def _make_room(self) -> None:
+        """Close idle connections for requests that wait, as long as there are any for them."""
+        while True:
+            with self._guard:
+                chosen = self._choose_idle()
+            if chosen is None:
+                return
+            source, request = chosen
+            try:
+                await source.evict_idle(request)
+            finally:
+                self.restore(request)
 
-    def give_up(self, claim: Claim) -> None:
-        """Give back the slot of a connection that could not be opened.
+    def _choose_idle(self) -> tuple[Evictable, AsyncSlotRequest] | None:
+        now, rested_at = monotonic(), inf
+        for source in self.sources:
+            found = [(has, one) for has in source if (one := has.longest_idle) is not None]
+            rested_at = min([rested_at, *(at for _, one in found if (at := one.since + KEPT) > now)])
+            chosen = self._budget.to_close([one for _, one in found], now)
+            if chosen is not None:
+                index, request = chosen
+                self._reserve(request)
+                return found[index][0], request
+        self._look_again_at = max(rested_at, now + LOOK_AGAIN)
+        return None
 
-        Args:
-            claim: For whom the slot was taken.
-        """
-        with self._guard:
-            self._opening.remove(claim)
-        self.wake()
+    def _recount(self) -> None:
+        """Count anew if a count was interrupted: an exception may come out of a signal handler at any moment."""
+        for slot in list(self._slots):
+            if slot.pgconn is not None and ((pgconn := slot.pgconn()) is None or pgconn.status == ConnStatus.BAD):
+                self._release(slot)
+        waiting = [request for request in self.waiting if not request.reserved]
+        if self._budget.held == Counter(slot.key for slot in self._slots) and self._budget.waiting == len(waiting):
+            return
+        self._budget = Budget(self.limits)
+        for slot in self._slots:
+            self._budget.add(slot.key)
+        for login, limit in self._server_limits.items():
+            self._budget.limit_login(login, limit.most)
+        for request in waiting:
+            self._budget.wait(request)
 
-    def _count(self) -> list[Claim]:
-        self._open = [slot for slot in self._open if (open_ := slot[0]()) is not None and not open_.closed]
-        return self._opening + [claim for _, claim in self._open]
+    def _settle(self, *logins: Login) -> None:
+        """Grant whatever there is room for by now."""
+        while self._collected:
+            self._release(self._collected.popleft())
+        for login in logins:
+            limit = self._server_limits.get(login)
+            if limit is not None and monotonic() >= limit.retry_at:
+                self._budget.limit_login(login, limit.most + 1)
+        self._hand_over()
+
+    def _hand_over(self) -> None:
+        while (request := self._budget.grant()) is not None:
+            self._budget.leave(request)
+            self._grant(request)
+
+    def _reserve(self, request: AsyncSlotRequest) -> None:
+        """Keep a request out of sight while a connection is closed for it: no other is."""
+        request.reserved = True
+        self._budget.leave(request)
+
+    def _serve(self, request: AsyncSlotRequest | None) -> None:
+        """Grant a request for which a connection was closed its slot; if it has no room, it waits on."""
+        if request is None or not request.reserved:
+            return
+        request.reserved = False
+        if request.withdrawn:
+            return
+        if self._budget.full(request.key) is None:
+            self._grant(request)
+        else:
+            self._budget.wait(request)
+
+    def _grant(self, request: AsyncSlotRequest) -> None:
+        del self.waiting[request]
+        key, room = request.key, self._budget.room(request.key)
+        closing, found = self._closing.get(key.server, ()), None
+        # Where there is no room for both, what was closed here has to have ended at the server.
+        while closing and room <= len(closing):
+            if not (oldest := closing.popleft()).has_ended():
+                found = oldest
+                break
+        self._budget.add(key)
+        request.slot = slot = AsyncSlot(self, request, found, self._server_limits.get(key.login))
+        self._slots.add(slot)
+        request.flag.set()
+
+    def _release(self, slot: AsyncSlot) -> None:
+        if slot in self._slots:
+            self._slots.discard(slot)
+            slot.pgconn = None
+            self._budget.remove(slot.key)
+
+    def _open_at(self, login: Login) -> int:
+        """How many connections are open with a login; those that are being opened are left out."""
+        return sum(slot.pgconn is not None and slot.key.login == login for slot in self._slots)
 
 
 class AsyncGate:

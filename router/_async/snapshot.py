@@ -48,7 +48,7 @@ def stats(routing: AsyncRouting) -> Stats:
         for name, cluster in routing.topology.versions.items()
     ]
     return Stats(
-        connections=len(routing.slots.taken),
+        connections=routing.slots.total,
         max_connections=routing.topology.max_connections,
         versions=tuple(versions),
         tenant_pools=tuple(

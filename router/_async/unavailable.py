@@ -7,7 +7,7 @@ from functools import partial
 from itertools import starmap
 from typing import TYPE_CHECKING, Any
 
-from router.core.budget import Claim, Full, full
+from router.core.budget import Full, budget_key
 from router.core.errors import NoPrimary, NoReplica, PoolExhausted, Unavailable, UnknownTenant
 from router.core.health import login_failure, node_state
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from router._async.pool.node_pool import AsyncNodePool
     from router._async.routing import AsyncRouting
+    from router.core.budget import BudgetKey
     from router.core.choose import Route
     from router.core.health import State
     from router.core.standing import Request
@@ -31,13 +32,13 @@ def unavailable(routing: AsyncRouting, route: Route, request: Request, *, late: 
     silent, ready = {}, route.nodes[: route.ready]
     for node in ready or (target.cluster.nodes if late and not down else ()):
         pool = routing.pools.get(target, node, read_only=route.read_only)
-        claim = Claim(node.server, "", None) if pool is None else pool.claim  # without a pool: for a look at it
+        key = budget_key(node, "") if pool is None else pool.budget_key  # without a pool: for a probe of it
         if pool is not None and pool.refusal:
             why = f"{node} {pool.refusal}"
         elif pool is not None and pool.grown and not pool.doubted:
             most = _holding_most([pool]) if pool.shared else ""
             why = f"all {pool.max_size} to {node} are in use (pool.max_size){most}"
-        elif not late or not (why := _spent(routing, claim)):
+        elif not late or not (why := _spent(routing, key)):
             if node in ready:
                 asking = node in route.ask
                 silent[node] = "has not replayed yet what is to be seen" if asking else "gave no connection in time"
@@ -59,20 +60,22 @@ def unavailable(routing: AsyncRouting, route: Route, request: Request, *, late: 
     )
 
 
-def _spent(routing: AsyncRouting, claim: Claim) -> str:
+def _spent(routing: AsyncRouting, key: BudgetKey) -> str:
     """Say which limit keeps one more connection from being opened, and who has most of it; empty if none does."""
     limits = routing.slots.limits
-    match full(limits, routing.slots.taken, claim):
-        case Full.HOLDER:
-            return f"{claim.holder} has all {claim.cap} that it may (tenancy.max_connections)"
+    match routing.slots.full(key):
+        case Full.OWNER:
+            return f"{key.owner} has all {key.cap} that it may (tenancy.max_connections)"
+        case Full.LOGIN if (limit := routing.slots.server_limit(key)) is not None:
+            return f"{key.server} {limit}"
         case Full.SERVER:
-            most = _holding_most(pool for pool in routing.pools if pool.node.server == claim.server)
-            return f"all {limits.server} to {claim.server} are open (max_connections_per_server){most}"
+            most = _holding_most(pool for pool in routing.pools if pool.node.server == key.server)
+            return f"all {limits.server} to {key.server} are open (max_connections_per_server){most}"
         case Full.PROCESS:
             return f"all {limits.process} of the process are open (max_connections){_holding_most(routing.pools)}"
-        case None if any(turn.claim is claim for turn in list(routing.slots.waiting)):
+        case None if any(request.key is key for request in list(routing.slots.waiting)):
             return "others came first for those of the process (max_connections)"  # and go on coming
-        case None:
+        case _:
             return ""
 
 

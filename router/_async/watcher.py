@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from contextlib import suppress
 from functools import partial
+from math import inf
 from random import random
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -12,25 +13,25 @@ from typing import TYPE_CHECKING
 import psycopg
 from psycopg import AsyncConnection
 
-from router._async.pool.opener import Unable
+from router._async.pool.connection import end_session
+from router._async.pool.opener import ServerFull, Unable
 from router._async.silence import AsyncSilence
-from router._async.slots import BudgetSpent
+from router._async.slots import AsyncSlotRequest, BudgetSpent
 from router._runtime.calls import Isolated
 from router._runtime.flags import AGuard, asleep
 from router._runtime.limited import ALimited
 from router._runtime.sockets import aping, cut
 from router._runtime.workers import aspawn, untraced
-from router.core.budget import Claim
+from router.core.budget import BudgetKey, Idle, budget_key
 from router.core.health import UNKNOWN, NodeUse
 from router.core.observations import AttemptFailed, NotProbed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from psycopg.rows import TupleRow
 
     from router._async.clusters import AsyncClusters, AsyncServerInUse
     from router._async.pool.opener import AsyncOpener
+    from router._async.slots import AsyncSlot
     from router._runtime.workers import AWorker
     from router.core.observations import Observation, ProbeResult
     from router.core.topology import Cluster, Node
@@ -49,7 +50,7 @@ class AsyncWatcher:
 
     Attributes:
         there: The server.
-        claim: What its connections count as in the budget.
+        budget_key: What its connection counts as in the budget.
         closed: Whether it is to end.
         worker: Runs it.
     """
@@ -63,7 +64,7 @@ class AsyncWatcher:
             opener: Opens the connections.
         """
         self.there = there
-        self.claim = Claim(there.server, f"looks at {there.server}", None)
+        self.budget_key = BudgetKey(there.server, f"probes of {there.server}", None)
         self.closed = False
         self._clusters = clusters
         self._opener = opener
@@ -115,6 +116,8 @@ class AsyncWatcher:
             seen = await self._ask(node, used)
         except BudgetSpent:  # the process may open no more connections: that says nothing of the server
             seen = await self._ping(node)
+        except ServerFull:  # it lives; the next probe may get in
+            seen = None
         except Exception:  # of this process, and no attempt is under way
             for connection in used:
                 await connection.close()
@@ -146,8 +149,9 @@ class AsyncWatcher:
                 await self._hold(node, connection)
             return NotProbed(node, str(error))
         except psycopg.Error as error:
-            failure = self._opener.failure(node, error)
-            return None if failure.server_full else failure  # it lives; the next look may get in
+            if isinstance(error, ServerFull):
+                raise
+            return self._opener.failure(node, error)
         await self._hold(node, connection)
         return looked
 
@@ -189,9 +193,11 @@ class AsyncWatcher:
                     raise
                 # That backend is gone; the server need not be.
         self._asks = False
-        connection = await opener.connect_to_look(
-            node, self.there.nodes[node], self.claim, PATIENCE * timeout, timeout=timeout, asks=self._begin_to_ask
-        )
+        self.budget_key = budget_key(node, self.budget_key.owner)  # of whichever login is used
+        with await opener.slots.take(AsyncSlotRequest(self.budget_key), PATIENCE * timeout) as slot:
+            connection = await opener.connect_to_look(
+                node, self.there.nodes[node], slot, timeout=timeout, asks=self._begin_to_ask
+            )
         used.append(connection)
         try:
             return await opener.look(connection, node, new=True), connection
@@ -240,33 +246,28 @@ class AsyncWatcher:
 
     async def _try_logins(self) -> None:
         """Try again the logins that were refused, when it is time."""
-        until = monotonic() + PATIENCE * self._policy.timeout
-        opener = self._opener
-
-        def wanted() -> bool:
-            return monotonic() < until and not self.there.probe_now.is_set()
-
         for node, cluster in self.there.nodes.items():
             if self._is_due(node):
                 with Isolated("could not try to log in to %s", node), suppress(psycopg.Error, BudgetSpent), untraced():
-                    connection, _ = await opener.connect(node, cluster, [], autocommit=True, wanted=wanted)
+                    with await self._take_slot(node, cluster) as slot:
+                        connection, _ = await self._opener.connect(node, cluster, slot)
                     await connection.close()
             for read_only in (True, False):
                 if self._is_due(NodeUse(node, read_only)):
-                    use = partial(self._use, node, cluster, wanted, read_only=read_only)
+                    use = partial(self._use, node, cluster, read_only=read_only)
                     with suppress(Exception):  # what failed was reported; the user's configure= may not even end
                         connection = await self._tried.run(use, self._policy.timeout, AsyncConnection.close)
                         await connection.close()
 
-    async def _use(
-        self, node: Node, cluster: Cluster, wanted: Callable[[], bool], *, read_only: bool
-    ) -> AsyncConnection[TupleRow]:
+    async def _use(self, node: Node, cluster: Cluster, *, read_only: bool) -> AsyncConnection[TupleRow]:
         """Open a connection as a request would."""
-        claim = Claim(node.server, cluster.name, None)
-        with untraced():
-            return await self._opener.open(
-                node, cluster, claim, read_only=read_only, startup=None, spare=False, wanted=wanted
-            )
+        with await self._take_slot(node, cluster) as slot, untraced():
+            return await self._opener.open(node, cluster, slot, read_only=read_only, startup=None, optional=False)
+
+    async def _take_slot(self, node: Node, cluster: Cluster) -> AsyncSlot:
+        """Take a slot for trying a login; if a probe is wanted, it is not waited for."""
+        patience = 0.0 if self.there.probe_now.is_set() else PATIENCE * self._policy.timeout
+        return await self._opener.slots.take(AsyncSlotRequest(budget_key(node, cluster.name)), patience)
 
     def _is_due(self, login: Node | NodeUse) -> bool:
         """Whether a login was refused, and may be tried again."""
@@ -291,25 +292,23 @@ class AsyncWatcher:
         self._inherited, self._held = self._held, None
 
     @property
-    def holds(self) -> bool:
-        """Whether it holds a connection for the next look."""
-        return self._held is not None
+    def longest_idle(self) -> Idle | None:
+        """The connection that is held for the next probe, as the budget looks at it: any other is wanted sooner."""
+        return None if self._held is None else Idle(self.budget_key, -inf, warm=False)
 
     async def let_go(self) -> None:
         """Close the connection that is held for the next look, if there is one."""
         if (held := self._take()) is not None:
             await held[1].close()
 
-    async def make_way(self) -> bool:
-        """Close the connection that is held for the next look, so that another may be opened.
+    async def evict_idle(self, beneficiary: AsyncSlotRequest) -> None:
+        """Close the connection that is held for the next probe, if there is one, so that another may be opened.
 
-        Returns:
-            Whether there was one.
+        Args:
+            beneficiary: The request for that.
         """
-        if (held := self._take()) is None:
-            return False
-        await self._opener.make_way(held[1], self.claim)
-        return True
+        if (held := self._take()) is not None:
+            await end_session(held[1], beneficiary)
 
 
 async def _too_late(outcome: tuple[ProbeResult, AsyncConnection[TupleRow]]) -> None:

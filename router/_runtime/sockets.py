@@ -7,6 +7,7 @@ import os
 import socket
 import struct
 import sys
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -124,3 +125,32 @@ def quiet_for(connection: AsyncConnection[Any] | Connection[Any]) -> float:
 
 
 _TCP_INFO = struct.Struct("44x I 4x I")  # of the kernel's: milliseconds since data was sent, and since it was received
+
+
+async def await_end(end: socket.socket, timeout: float) -> None:
+    """Wait until the other side of a socket has closed it.
+
+    Args:
+        end: The socket; what else comes is read and dropped.
+        timeout: The most to wait, in seconds.
+    """
+    end.settimeout(0.0)
+    with suppress(OSError):
+        async with asyncio.timeout(timeout):
+            while await asyncio.get_running_loop().sock_recv(end, 4096):
+                pass
+
+
+def wait_end(end: socket.socket, timeout: float) -> None:
+    """Wait until the other side of a socket has closed it.
+
+    Args:
+        end: The socket; what else comes is read and dropped.
+        timeout: The most to wait, in seconds.
+    """
+    deadline = time.monotonic() + timeout
+    with suppress(OSError):
+        while (left := deadline - time.monotonic()) > 0.0:
+            end.settimeout(left)
+            if not end.recv(4096):
+                return

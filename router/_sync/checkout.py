@@ -134,17 +134,17 @@ class Checkout:
                 self._end(connection, pool, error)
         finally:
             if not pool.inherited:  # else its slots are, too
-                slots, heir = self._lane.slots, None
+                slots, beneficiary = self._lane.slots, None
                 if slots.waiting:
-                    with Isolated("could not tell for whom a connection to %s makes room", pool.node):
-                        heir = slots.yields_to(pool.claim)
-                if heir is None:
+                    with Isolated("could not tell for which request a connection to %s makes room", pool.node):
+                        beneficiary = slots.preempt(pool.budget_key)
+                if beneficiary is None:
                     pool.give_back(connection)
                 else:
-                    pool.part_with(connection)
+                    pool.close_for(connection, beneficiary)
                 if slots.waiting:
-                    with Isolated("could not tell who may open a connection in place of one to %s", pool.node):
-                        slots.wake(heir)
+                    with Isolated("could not look for a connection that may be closed for others"):
+                        slots.look_again()
 
     def _end(self, connection: Connection[TupleRow], pool: NodePool, error: BaseException | None) -> None:
         if pool.inherited:

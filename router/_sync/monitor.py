@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -11,13 +10,13 @@ from router._runtime.calls import Isolated
 from router._runtime.flags import Guard
 from router._runtime.workers import join
 from router._sync.watcher import Watcher
-from router.core.budget import Claim, Idle, to_close
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from router._sync.cluster import SyncCluster
     from router._sync.clusters import Clusters
     from router._sync.pool.opener import Opener
-    from router.core.budget import Limits
     from router.core.topology import Server
 
 
@@ -67,23 +66,9 @@ class Monitor:
                 for server in there.keys() - watchers.keys():
                     self.watchers = {**self.watchers, server: Watcher(there[server], self._clusters, self._opener)}
 
-    def make_room(self, limits: Limits, taken: list[Claim], waiting: list[Claim]) -> int | None:
-        """Close one connection that is held for the next probe, for one of those who wait; that probe opens another.
-
-        Args:
-            limits: How many there may be.
-            taken: Those that there are.
-            waiting: Those who wait, in order of arrival.
-
-        Returns:
-            The place of the one for whom it was closed; ``None`` when there was none to close.
-        """
-        found = [watcher for watcher in self.watchers.values() if watcher.holds]
-        chosen = to_close(limits, taken, waiting, [Idle(watcher.claim, -inf, warm=False) for watcher in found], 0.0)
-        if chosen is None:
-            return None
-        place, index = chosen
-        return index if found[place].make_way() else None
+    def __iter__(self) -> Iterator[Watcher]:
+        """Iterate over the watchers."""
+        return iter(self.watchers.values())
 
     def abandon(self) -> None:
         """Have those watchers end that a fork has copied, as it does greenlets: their connections are the parent's."""
@@ -103,6 +88,6 @@ class Monitor:
         for watcher in watchers:
             watcher.stop()
         for watcher in watchers:
-            with Isolated("could not stop looking at %s", watcher.claim.server):
+            with Isolated("could not stop looking at %s", watcher.budget_key.server):
                 join(watcher.worker, max(deadline - monotonic(), 0.0))
                 watcher.let_go()

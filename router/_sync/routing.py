@@ -21,7 +21,7 @@ from router._sync.monitor import Monitor
 from router._sync.pool.opener import Opener
 from router._sync.pool.registry import Pools, PoolsKey
 from router._sync.slots import Gate, Slots
-from router.core.budget import Claim, Limits
+from router.core.budget import Limits
 from router.core.choose import choose
 from router.core.consistency import UNSURE, later
 from router.core.errors import (
@@ -131,11 +131,12 @@ class Routing:
         self._closing = Flag()
         self._housekeeper: Worker | None = None
         limits = Limits(self.topology.max_connections, self.topology.max_connections_per_server)
-        self.slots = Slots(limits, self._make_room)
+        self.slots = Slots(limits)
         self.clusters = Clusters(self.topology.health, self.observers)
         self._opener = Opener(self.slots, self.clusters, password=password, configure=configure)
         self.monitor = Monitor(self.clusters, self._opener)
         self.pools = Pools(self.topology.max_pools, self.topology.versions, self._opener, self.clusters)
+        self.slots.sources = (self.pools, self.monitor)
 
     def _start_lanes_anew(self) -> None:
         self.readers, self.writers, self._bases = {}, {}, {}
@@ -480,11 +481,6 @@ class Routing:
         with Isolated("could not ask the directory again"):
             if self.directory is not None:
                 self.directory.tick(monotonic())
-
-    def _make_room(self, taken: list[Claim], waiting: list[Claim]) -> int | None:
-        limits = self.slots.limits
-        index = self.pools.make_room(limits, taken, waiting)
-        return self.monitor.make_room(limits, taken, waiting) if index is None else index
 
     # The end
 

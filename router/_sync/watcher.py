@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 from contextlib import suppress
 from functools import partial
+from math import inf
 from random import random
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -18,21 +19,21 @@ from router._runtime.flags import Guard, sleep
 from router._runtime.limited import Limited
 from router._runtime.sockets import cut, ping
 from router._runtime.workers import spawn, untraced
-from router._sync.pool.opener import Unable
+from router._sync.pool.connection import end_session
+from router._sync.pool.opener import ServerFull, Unable
 from router._sync.silence import Silence
-from router._sync.slots import BudgetSpent
-from router.core.budget import Claim
+from router._sync.slots import BudgetSpent, SlotRequest
+from router.core.budget import BudgetKey, Idle, budget_key
 from router.core.health import UNKNOWN, NodeUse
 from router.core.observations import AttemptFailed, NotProbed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from psycopg.rows import TupleRow
 
     from router._runtime.workers import Worker
     from router._sync.clusters import Clusters, ServerInUse
     from router._sync.pool.opener import Opener
+    from router._sync.slots import Slot
     from router.core.observations import Observation, ProbeResult
     from router.core.topology import Cluster, Node
 
@@ -50,7 +51,7 @@ class Watcher:
 
     Attributes:
         there: The server.
-        claim: What its connections count as in the budget.
+        budget_key: What its connection counts as in the budget.
         closed: Whether it is to end.
         worker: Runs it.
     """
@@ -64,7 +65,7 @@ class Watcher:
             opener: Opens the connections.
         """
         self.there = there
-        self.claim = Claim(there.server, f"looks at {there.server}", None)
+        self.budget_key = BudgetKey(there.server, f"probes of {there.server}", None)
         self.closed = False
         self._clusters = clusters
         self._opener = opener
@@ -116,6 +117,8 @@ class Watcher:
             seen = self._ask(node, used)
         except BudgetSpent:  # the process may open no more connections: that says nothing of the server
             seen = self._ping(node)
+        except ServerFull:  # it lives; the next probe may get in
+            seen = None
         except Exception:  # of this process, and no attempt is under way
             for connection in used:
                 connection.close()
@@ -147,8 +150,9 @@ class Watcher:
                 self._hold(node, connection)
             return NotProbed(node, str(error))
         except psycopg.Error as error:
-            failure = self._opener.failure(node, error)
-            return None if failure.server_full else failure  # it lives; the next look may get in
+            if isinstance(error, ServerFull):
+                raise
+            return self._opener.failure(node, error)
         self._hold(node, connection)
         return looked
 
@@ -186,9 +190,11 @@ class Watcher:
                     raise
                 # That backend is gone; the server need not be.
         self._asks = False
-        connection = opener.connect_to_look(
-            node, self.there.nodes[node], self.claim, PATIENCE * timeout, timeout=timeout, asks=self._begin_to_ask
-        )
+        self.budget_key = budget_key(node, self.budget_key.owner)  # of whichever login is used
+        with opener.slots.take(SlotRequest(self.budget_key), PATIENCE * timeout) as slot:
+            connection = opener.connect_to_look(
+                node, self.there.nodes[node], slot, timeout=timeout, asks=self._begin_to_ask
+            )
         used.append(connection)
         try:
             return opener.look(connection, node, new=True), connection
@@ -237,33 +243,28 @@ class Watcher:
 
     def _try_logins(self) -> None:
         """Try again the logins that were refused, when it is time."""
-        until = monotonic() + PATIENCE * self._policy.timeout
-        opener = self._opener
-
-        def wanted() -> bool:
-            return monotonic() < until and not self.there.probe_now.is_set()
-
         for node, cluster in self.there.nodes.items():
             if self._is_due(node):
                 with Isolated("could not try to log in to %s", node), suppress(psycopg.Error, BudgetSpent), untraced():
-                    connection, _ = opener.connect(node, cluster, [], autocommit=True, wanted=wanted)
+                    with self._take_slot(node, cluster) as slot:
+                        connection, _ = self._opener.connect(node, cluster, slot)
                     connection.close()
             for read_only in (True, False):
                 if self._is_due(NodeUse(node, read_only)):
-                    use = partial(self._use, node, cluster, wanted, read_only=read_only)
+                    use = partial(self._use, node, cluster, read_only=read_only)
                     with suppress(Exception):  # what failed was reported; the user's configure= may not even end
                         connection = self._tried.run(use, self._policy.timeout, Connection.close)
                         connection.close()
 
-    def _use(
-        self, node: Node, cluster: Cluster, wanted: Callable[[], bool], *, read_only: bool
-    ) -> Connection[TupleRow]:
+    def _use(self, node: Node, cluster: Cluster, *, read_only: bool) -> Connection[TupleRow]:
         """Open a connection as a request would."""
-        claim = Claim(node.server, cluster.name, None)
-        with untraced():
-            return self._opener.open(
-                node, cluster, claim, read_only=read_only, startup=None, spare=False, wanted=wanted
-            )
+        with self._take_slot(node, cluster) as slot, untraced():
+            return self._opener.open(node, cluster, slot, read_only=read_only, startup=None, optional=False)
+
+    def _take_slot(self, node: Node, cluster: Cluster) -> Slot:
+        """Take a slot for trying a login; if a probe is wanted, it is not waited for."""
+        patience = 0.0 if self.there.probe_now.is_set() else PATIENCE * self._policy.timeout
+        return self._opener.slots.take(SlotRequest(budget_key(node, cluster.name)), patience)
 
     def _is_due(self, login: Node | NodeUse) -> bool:
         """Whether a login was refused, and may be tried again."""
@@ -288,25 +289,23 @@ class Watcher:
         self._inherited, self._held = self._held, None
 
     @property
-    def holds(self) -> bool:
-        """Whether it holds a connection for the next look."""
-        return self._held is not None
+    def longest_idle(self) -> Idle | None:
+        """The connection that is held for the next probe, as the budget looks at it: any other is wanted sooner."""
+        return None if self._held is None else Idle(self.budget_key, -inf, warm=False)
 
     def let_go(self) -> None:
         """Close the connection that is held for the next look, if there is one."""
         if (held := self._take()) is not None:
             held[1].close()
 
-    def make_way(self) -> bool:
-        """Close the connection that is held for the next look, so that another may be opened.
+    def evict_idle(self, beneficiary: SlotRequest) -> None:
+        """Close the connection that is held for the next probe, if there is one, so that another may be opened.
 
-        Returns:
-            Whether there was one.
+        Args:
+            beneficiary: The request for that.
         """
-        if (held := self._take()) is None:
-            return False
-        self._opener.make_way(held[1], self.claim)
-        return True
+        if (held := self._take()) is not None:
+            end_session(held[1], beneficiary)
 
 
 def _too_late(outcome: tuple[ProbeResult, Connection[TupleRow]]) -> None:

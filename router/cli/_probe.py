@@ -13,8 +13,8 @@ import psycopg
 from router._observers import Observers
 from router._sync.clusters import Clusters
 from router._sync.pool.opener import Opener
-from router._sync.slots import Slots
-from router.core.budget import Limits
+from router._sync.slots import SlotRequest, Slots
+from router.core.budget import Limits, budget_key
 from router.core.health import observe
 from router.core.observations import AttemptFailed, ProbeResult
 from router.core.policies import HealthPolicy
@@ -132,10 +132,11 @@ def observe_all(health: Health, probes: Iterable[Probe[Any]], *, now: float, pol
 
 
 def _probe(node: Node, cluster: Cluster, ask: Callable[[psycopg.Connection[TupleRow], Node], T]) -> Probe[T]:
-    slots = Slots(Limits(1, None), lambda *_: None)
+    slots = Slots(Limits(1, None))
     opener = Opener(slots, Clusters(HealthPolicy(), Observers()), password=None, configure=None)
     try:
-        connection, _ = opener.connect(node, cluster, [], autocommit=True)  # as sessions for writing begin
+        with opener.slots.take(SlotRequest(budget_key(node, "check")), 1.0) as slot:
+            connection, _ = opener.connect(node, cluster, slot)  # as sessions for writing begin
     except Exception as error:  # noqa: BLE001  (a host name that cannot be encoded, say; it would be reported nowhere else)
         return Probe(opener.failure(node, error))
     try:

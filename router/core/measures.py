@@ -33,6 +33,8 @@ class PoolStats:
         wait_seconds: How long those waited, all together.
         opened: Attempts to connect.
         failed: How many of those failed.
+        server_limit: How many connections this process had with this login when the server last refused one more;
+            ``None`` if it has refused none, or one more was had since.
     """
 
     size: int
@@ -45,6 +47,7 @@ class PoolStats:
     wait_seconds: float
     opened: int
     failed: int
+    server_limit: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

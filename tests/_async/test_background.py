@@ -46,7 +46,7 @@ STEPS: dict[type[Any], set[str]] = {
     AsyncOpener: {"_connect", "_log_in", "_password", "connect_to_look", "forget_unused", "look", "open"},
     AsyncPools: {"_drain", "retire", "sweep"},
     AsyncRouting: {"_follow_homes", "forget"},
-    AsyncSlots: {"_count", "_grant", "fill", "sweep", "take", "wake"},
+    AsyncSlots: {"_grant", "_release", "fill", "sweep", "take"},
     AsyncTenantSource: {"_works", "ask"},
     AsyncWatcher: {"_ask", "_attempt", "_find_silent", "_next_node", "_probe", "_try_logins"},
 }
@@ -144,7 +144,7 @@ async def test_each_step_raises_once_and_all_goes_on(
                 return await ask(router) and await ask(router, read_only=True) and await ask(router, tenant="acme")
 
             async def nothing_is_left() -> bool:
-                taken = [claim.holder for claim in routing.slots.taken if not claim.holder.startswith("looks")]
+                taken = [key.owner for key in routing.slots.held if not key.owner.startswith("probes")]
                 return not list(routing.pools) and not taken
 
             await aeventually(all_is_well)

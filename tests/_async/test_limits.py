@@ -12,8 +12,8 @@ import pytest
 from psycopg import AsyncConnection
 
 from router import AsyncRouter, NoPrimary, PoolExhausted, Server, TooManyWaiting
-from router._async.slots import AsyncSlots
-from router.core.budget import Claim, Limits
+from router._async.slots import AsyncSlotRequest, AsyncSlots
+from router.core.budget import BudgetKey, Limits
 from tests.proxy import Proxy
 from tests.support import PATIENCE, aall_of, aeventually, aoutside, atogether, new_name, port, run, settings
 
@@ -25,6 +25,13 @@ if TYPE_CHECKING:
 
 def through(proxy: Proxy, dsn: str) -> str:
     return psycopg.conninfo.make_conninfo(dsn, host=proxy.host, port=proxy.port)
+
+
+def limit_of(router: AsyncRouter) -> int | None:
+    """The limit of its own that the primary has shown."""
+    pool = router.stats().versions[0].nodes[0].write
+    assert pool is not None
+    return pool.server_limit
 
 
 @pytest.mark.docker
@@ -354,10 +361,12 @@ async def test_a_limit_of_the_servers_own_below_max_size_is_lived_with(cluster: 
                     await connection.execute("SELECT pg_sleep(0.001)")
 
         await atogether(work, 6)
-        async with router.connection(), router.connection():
-            with pytest.raises(PoolExhausted, match=r"takes no further connection: .*too many connections for role"):
+        async with router.connection(), router.connection(), router.connection():  # that of the probes makes room
+            full = r"takes no further connection: .*too many connections for role.*; it took 3 of this process"
+            with pytest.raises(PoolExhausted, match=full):
                 async with router.connection(timeout=0.3):
-                    pytest.fail("there was a third connection")
+                    pytest.fail("there was a fourth connection")
+            assert limit_of(router) == 3
 
 
 async def test_a_connection_counts_until_its_server_has_let_it_go(
@@ -387,33 +396,30 @@ async def test_a_connection_counts_until_its_server_has_let_it_go(
     assert not [message for message in caplog.messages if "takes no further connection" in message]
 
 
-async def test_who_is_past_its_own_limit_by_now_waits_only_while_somebody_leaves(cluster: PostgresCluster) -> None:
+async def test_an_owner_past_its_own_limit_waits_only_while_sessions_end(cluster: PostgresCluster) -> None:
     server = Server(cluster.primary.host, cluster.primary.port)
-    before, former, later = Claim(server, "v1", None), Claim(server, "tenant a", 5), Claim(server, "tenant a", 1)
-
-    async def makes_no_room(_taken: list[Claim], _waiting: list[Claim]) -> None:
-        return None
-
-    slots = AsyncSlots(Limits(2, None), makes_no_room)
+    before, former, later = (BudgetKey(server, owner, cap) for owner, cap in (("v1", None), ("a", 5), ("a", 1)))
+    slots = AsyncSlots(Limits(2, None))
     leaving = []
     for _ in range(2):
-        await slots.take(before, 1.0)
+        slot = await slots.take(AsyncSlotRequest(before), 1.0)
         connection = await AsyncConnection.connect(cluster.dsn())
-        slots.fill(connection, before)
-        leaving.append(connection)
+        slots.fill(slot, connection)
+        leaving.append((slot, connection))
 
     async def leave() -> None:
         async def all_wait() -> bool:
             return len(slots.waiting) == 2
 
         await aeventually(all_wait)
-        for connection in leaving:
-            slots.leave(connection, before)
-            await connection.close()
-        slots.wake()
+        for slot, connection in leaving:
+            await slot.close(connection)
 
-    await aall_of(partial(slots.take, later, PATIENCE), partial(slots.take, former, PATIENCE), leave)
-    assert {*slots.taken} == {former, later}
+    async def take(key: BudgetKey) -> None:
+        await slots.take(AsyncSlotRequest(key), PATIENCE)
+
+    await aall_of(partial(take, later), partial(take, former), leave)
+    assert slots.held == {former: 1, later: 1}
 
 
 async def test_a_full_replica_is_passed_over(cluster: PostgresCluster) -> None:
@@ -430,7 +436,10 @@ async def test_a_full_replica_is_passed_over(cluster: PostgresCluster) -> None:
         assert sorted(map(port, (a, b, c, d))) == sorted([one.port, one.port, two.port, two.port])
 
 
-async def test_a_full_server_is_waited_for_and_is_no_refused_login(make_postgres_cluster: MakeCluster) -> None:
+async def test_a_full_server_is_waited_for_and_is_no_refused_login(
+    make_postgres_cluster: MakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("router.core.server_limit.LEAST_PAUSE", 0.1)
     servers = make_postgres_cluster(version=18, standbys=0, settings={"max_connections": 10})
     others: list[psycopg.Connection[Any]] = []
 
@@ -447,25 +456,26 @@ async def test_a_full_server_is_waited_for_and_is_no_refused_login(make_postgres
         try:
             async with router.connection():
                 await aoutside(fill)
-                with pytest.raises(PoolExhausted, match=r"takes no further connection: FATAL: .*(clients|slots)"):
-                    async with router.connection(read_only=True, timeout=1.0):
-                        pytest.fail("there was room")
-                assert router.stats().versions[0].nodes[0].state == "up"
+                async with router.connection(read_only=True, timeout=20):  # that of the probes makes room
+                    with pytest.raises(PoolExhausted, match=r"takes no further connection: FATAL: .*(clients|slots)"):
+                        async with router.connection(read_only=True, timeout=0.5):
+                            pytest.fail("there was room")
+                    assert router.stats().versions[0].nodes[0].state == "up"
 
-                async def wait() -> None:
-                    async with router.connection(read_only=True, timeout=20) as connection:
-                        await connection.execute("SELECT 1")
+                    async def wait() -> None:
+                        async with router.connection(read_only=True, timeout=20) as connection:
+                            await connection.execute("SELECT 1")
 
-                async def make_room() -> None:
-                    await aeventually(refused_again)
-                    await aoutside(leave)
+                    async def make_room() -> None:
+                        await aeventually(refused_again)
+                        await aoutside(leave)
 
-                failed = router.stats().versions[0].nodes[0].read
+                    refused = servers.primary.log.read_text().count("too many clients")
 
-                async def refused_again() -> bool:
-                    read = router.stats().versions[0].nodes[0].read
-                    return read is not None and failed is not None and read.failed > failed.failed
+                    async def refused_again() -> bool:
+                        return servers.primary.log.read_text().count("too many clients") > refused
 
-                await aall_of(wait, make_room)
+                    await aall_of(wait, make_room)
+                    assert limit_of(router) is None
         finally:
             await aoutside(leave)

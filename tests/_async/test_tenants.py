@@ -895,7 +895,7 @@ async def test_a_deadline_longer_than_the_pools_keeps_the_place_in_the_order_of_
         def request(number: int) -> Callable[[], Awaitable[None]]:
             async def ask() -> None:
                 async def is_next() -> bool:
-                    return len([turn for turn in slots.waiting if "tenant k" in turn.claim.holder]) == number and bool(
+                    return len([one for one in list(slots.waiting) if "tenant k" in one.key.owner]) == number and bool(
                         held
                     )
 
@@ -911,7 +911,7 @@ async def test_a_deadline_longer_than_the_pools_keeps_the_place_in_the_order_of_
                 held.append(True)
 
                 async def all_wait() -> bool:
-                    return len([turn for turn in slots.waiting if "tenant k" in turn.claim.holder]) == 8
+                    return len([one for one in list(slots.waiting) if "tenant k" in one.key.owner]) == 8
 
                 await aeventually(all_wait)
                 await asleep(0.5)  # several times what the pools have

@@ -47,7 +47,7 @@ STEPS: dict[type[Any], set[str]] = {
     Opener: {"_connect", "_log_in", "_password", "connect_to_look", "forget_unused", "look", "open"},
     Pools: {"_drain", "retire", "sweep"},
     Routing: {"_follow_homes", "forget"},
-    Slots: {"_count", "_grant", "fill", "sweep", "take", "wake"},
+    Slots: {"_grant", "_release", "fill", "sweep", "take"},
     TenantSource: {"_works", "ask"},
     Watcher: {"_ask", "_attempt", "_find_silent", "_next_node", "_probe", "_try_logins"},
 }
@@ -145,7 +145,7 @@ def test_each_step_raises_once_and_all_goes_on(
                 return ask(router) and ask(router, read_only=True) and ask(router, tenant="acme")
 
             def nothing_is_left() -> bool:
-                taken = [claim.holder for claim in routing.slots.taken if not claim.holder.startswith("looks")]
+                taken = [key.owner for key in routing.slots.held if not key.owner.startswith("probes")]
                 return not list(routing.pools) and not taken
 
             eventually(all_is_well)

@@ -59,7 +59,7 @@ def test_what_a_flood_gives_back_goes_to_those_who_have_none(
 
         def waiting() -> set[str]:
             if pooling == "dedicated":
-                return {turn.claim.holder.removeprefix("tenant ") for turn in list(router._routing.slots.waiting)}
+                return {request.key.owner.removeprefix("tenant ") for request in list(router._routing.slots.waiting)}
             lines = [pool._waiting for pool in router._routing.pools if isinstance(pool, SharedPool)]
             return {place.tenant for line in lines for place in list(line)}
 

@@ -14,6 +14,7 @@ import pytest
 from router import Router
 from router._runtime.sockets import cut
 from router._sync.pool.session_state import SessionState, session_of
+from router._sync.slots import Slot, SlotRequest
 from tests.support import eventually, new_name, run, settings
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def test_what_a_block_hangs_on_its_connection_does_not_lose_it(postgres: Postgre
     assert run(postgres.primary, f"SELECT count(*) FROM {table}") == [(3,)]
 
 
-@pytest.mark.parametrize("step", ["restore", "suspect", "expiry", "yields_to", "wake", "make_way"])
+@pytest.mark.parametrize("step", ["restore", "suspect", "expiry", "preempt", "look_again", "close_for"])
 def test_what_raises_in_giving_back_loses_nothing_and_leaves_the_blocks_outcome_alone(
     postgres: Postgres, table: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, step: str
 ) -> None:
@@ -91,16 +92,17 @@ def test_what_raises_in_giving_back_loses_nothing_and_leaves_the_blocks_outcome_
                         patched.setattr(SessionState, "restore", fail)
                     case "suspect":
                         session_of(connection).in_hot_standby = b"?"
-                        patched.setattr(pool, "suspect", fail)
+                        patched.setattr(type(pool.watched), "suspect", fail)
                     case "expiry":
                         del connection._expire_at
                     case _:
                         patched.setattr(slots, "waiting", [None])
-                        patched.setattr(slots, "yields_to", fail if step == "yields_to" else lambda _: None)
-                        patched.setattr(slots, "wake", fail if step == "wake" else lambda _: None)
-                        if step == "make_way":
-                            patched.setattr(slots, "yields_to", lambda claim: claim)
-                            patched.setattr(pool._opener, "make_way", fail)
+                        patched.setattr(slots, "preempt", fail if step == "preempt" else lambda _: None)
+                        if step == "look_again":
+                            patched.setattr(slots, "look_again", fail)
+                        if step == "close_for":
+                            patched.setattr(slots, "preempt", SlotRequest)
+                            patched.setattr(Slot, "close", fail)
                 if error is not None:
                     raise error
 

@@ -13,8 +13,8 @@ import pytest
 from psycopg import Connection
 
 from router import NoPrimary, PoolExhausted, Router, Server, TooManyWaiting
-from router._sync.slots import Slots
-from router.core.budget import Claim, Limits
+from router._sync.slots import SlotRequest, Slots
+from router.core.budget import BudgetKey, Limits
 from tests.proxy import Proxy
 from tests.support import PATIENCE, all_of, eventually, new_name, outside, port, run, settings, together
 
@@ -26,6 +26,13 @@ if TYPE_CHECKING:
 
 def through(proxy: Proxy, dsn: str) -> str:
     return psycopg.conninfo.make_conninfo(dsn, host=proxy.host, port=proxy.port)
+
+
+def limit_of(router: Router) -> int | None:
+    """The limit of its own that the primary has shown."""
+    pool = router.stats().versions[0].nodes[0].write
+    assert pool is not None
+    return pool.server_limit
 
 
 @pytest.mark.docker
@@ -355,10 +362,12 @@ def test_a_limit_of_the_servers_own_below_max_size_is_lived_with(cluster: Postgr
                     connection.execute("SELECT pg_sleep(0.001)")
 
         together(work, 6)
-        with router.connection(), router.connection():
-            with pytest.raises(PoolExhausted, match=r"takes no further connection: .*too many connections for role"):
+        with router.connection(), router.connection(), router.connection():  # that of the probes makes room
+            full = r"takes no further connection: .*too many connections for role.*; it took 3 of this process"
+            with pytest.raises(PoolExhausted, match=full):
                 with router.connection(timeout=0.3):
-                    pytest.fail("there was a third connection")
+                    pytest.fail("there was a fourth connection")
+            assert limit_of(router) == 3
 
 
 def test_a_connection_counts_until_its_server_has_let_it_go(
@@ -388,33 +397,30 @@ def test_a_connection_counts_until_its_server_has_let_it_go(
     assert not [message for message in caplog.messages if "takes no further connection" in message]
 
 
-def test_who_is_past_its_own_limit_by_now_waits_only_while_somebody_leaves(cluster: PostgresCluster) -> None:
+def test_an_owner_past_its_own_limit_waits_only_while_sessions_end(cluster: PostgresCluster) -> None:
     server = Server(cluster.primary.host, cluster.primary.port)
-    before, former, later = Claim(server, "v1", None), Claim(server, "tenant a", 5), Claim(server, "tenant a", 1)
-
-    def makes_no_room(_taken: list[Claim], _waiting: list[Claim]) -> None:
-        return None
-
-    slots = Slots(Limits(2, None), makes_no_room)
+    before, former, later = (BudgetKey(server, owner, cap) for owner, cap in (("v1", None), ("a", 5), ("a", 1)))
+    slots = Slots(Limits(2, None))
     leaving = []
     for _ in range(2):
-        slots.take(before, 1.0)
+        slot = slots.take(SlotRequest(before), 1.0)
         connection = Connection.connect(cluster.dsn())
-        slots.fill(connection, before)
-        leaving.append(connection)
+        slots.fill(slot, connection)
+        leaving.append((slot, connection))
 
     def leave() -> None:
         def all_wait() -> bool:
             return len(slots.waiting) == 2
 
         eventually(all_wait)
-        for connection in leaving:
-            slots.leave(connection, before)
-            connection.close()
-        slots.wake()
+        for slot, connection in leaving:
+            slot.close(connection)
 
-    all_of(partial(slots.take, later, PATIENCE), partial(slots.take, former, PATIENCE), leave)
-    assert {*slots.taken} == {former, later}
+    def take(key: BudgetKey) -> None:
+        slots.take(SlotRequest(key), PATIENCE)
+
+    all_of(partial(take, later), partial(take, former), leave)
+    assert slots.held == {former: 1, later: 1}
 
 
 def test_a_full_replica_is_passed_over(cluster: PostgresCluster) -> None:
@@ -431,7 +437,10 @@ def test_a_full_replica_is_passed_over(cluster: PostgresCluster) -> None:
         assert sorted(map(port, (a, b, c, d))) == sorted([one.port, one.port, two.port, two.port])
 
 
-def test_a_full_server_is_waited_for_and_is_no_refused_login(make_postgres_cluster: MakeCluster) -> None:
+def test_a_full_server_is_waited_for_and_is_no_refused_login(
+    make_postgres_cluster: MakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("router.core.server_limit.LEAST_PAUSE", 0.1)
     servers = make_postgres_cluster(version=18, standbys=0, settings={"max_connections": 10})
     others: list[psycopg.Connection[Any]] = []
 
@@ -448,25 +457,26 @@ def test_a_full_server_is_waited_for_and_is_no_refused_login(make_postgres_clust
         try:
             with router.connection():
                 outside(fill)
-                with pytest.raises(PoolExhausted, match=r"takes no further connection: FATAL: .*(clients|slots)"):
-                    with router.connection(read_only=True, timeout=1.0):
-                        pytest.fail("there was room")
-                assert router.stats().versions[0].nodes[0].state == "up"
+                with router.connection(read_only=True, timeout=20):  # that of the probes makes room
+                    with pytest.raises(PoolExhausted, match=r"takes no further connection: FATAL: .*(clients|slots)"):
+                        with router.connection(read_only=True, timeout=0.5):
+                            pytest.fail("there was room")
+                    assert router.stats().versions[0].nodes[0].state == "up"
 
-                def wait() -> None:
-                    with router.connection(read_only=True, timeout=20) as connection:
-                        connection.execute("SELECT 1")
+                    def wait() -> None:
+                        with router.connection(read_only=True, timeout=20) as connection:
+                            connection.execute("SELECT 1")
 
-                def make_room() -> None:
-                    eventually(refused_again)
-                    outside(leave)
+                    def make_room() -> None:
+                        eventually(refused_again)
+                        outside(leave)
 
-                failed = router.stats().versions[0].nodes[0].read
+                    refused = servers.primary.log.read_text().count("too many clients")
 
-                def refused_again() -> bool:
-                    read = router.stats().versions[0].nodes[0].read
-                    return read is not None and failed is not None and read.failed > failed.failed
+                    def refused_again() -> bool:
+                        return servers.primary.log.read_text().count("too many clients") > refused
 
-                all_of(wait, make_room)
+                    all_of(wait, make_room)
+                    assert limit_of(router) is None
         finally:
             outside(leave)

@@ -886,7 +886,7 @@ def test_a_deadline_longer_than_the_pools_keeps_the_place_in_the_order_of_arriva
         def request(number: int) -> Callable[[], None]:
             def ask() -> None:
                 def is_next() -> bool:
-                    return len([turn for turn in slots.waiting if "tenant k" in turn.claim.holder]) == number and bool(
+                    return len([one for one in list(slots.waiting) if "tenant k" in one.key.owner]) == number and bool(
                         held
                     )
 
@@ -902,7 +902,7 @@ def test_a_deadline_longer_than_the_pools_keeps_the_place_in_the_order_of_arriva
                 held.append(True)
 
                 def all_wait() -> bool:
-                    return len([turn for turn in slots.waiting if "tenant k" in turn.claim.holder]) == 8
+                    return len([one for one in list(slots.waiting) if "tenant k" in one.key.owner]) == 8
 
                 eventually(all_wait)
                 sleep(0.5)  # several times what the pools have

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from psycopg.abc import PQGen, PQGenConn, QueryNoTemplate
     from psycopg.pq.abc import PGconn
 
+    from router._async.slots import AsyncSlot, AsyncSlotRequest
+
 T = TypeVar("T")
 
 
@@ -75,6 +77,23 @@ def _is_stale_session(error: psycopg.Error) -> bool:
     return error.sqlstate == "42804" and (error.diag.source_function or "").startswith("plpgsql_param_eval")
 
 
+async def end_session(
+    connection: AsyncConnection[Any], beneficiary: AsyncSlotRequest | None = None, *, in_use: bool = False
+) -> None:
+    """Close a connection for good, and give its slot of the process's budget back.
+
+    Args:
+        connection: The connection, which is not borrowed.
+        beneficiary: The request for a slot that it is closed for, if it is for one.
+        in_use: Whether something still uses it: it was cut, and is left to that.
+    """
+    slot = connection.slot if isinstance(connection, AsyncNodeConnection) else None
+    if slot is not None:
+        await slot.close(connection, beneficiary, in_use=in_use)
+    elif not in_use:
+        await AsyncConnection.close(connection)
+
+
 class _Prepared(PrepareManager):
     """Keeps the texts of what was sent: psycopg tells it of each statement between sending and waiting."""
 
@@ -94,17 +113,19 @@ class AsyncNodeConnection(AsyncConnection[TupleRow]):
     What was sent and may have committed something is noted until it has been answered.
 
     Attributes:
+        slot: Its slot of the process's budget, given back when it is closed.
         unknown: What was raised when it died in such a moment.
         waiting: Whether somebody waits for the server now; not while rows are taken that have come.
     """
 
-    __slots__ = ("_death", "_sent", "unknown", "waiting")  # not in its __dict__, which giving back compares
+    __slots__ = ("_death", "_sent", "slot", "unknown", "waiting")  # not in its __dict__, which giving back compares
 
     def __init__(self, pgconn: PGconn) -> None:
         super().__init__(pgconn)
         self._death = ""  # what it would mean if the connection died now; empty for nothing
         self._sent: set[bytes] = set()  # the texts of statements that are not answered yet
         self._prepared = _Prepared(self._sent)
+        self.slot: AsyncSlot | None = None
         self.unknown: TransactionOutcomeUnknown | None = None
         self.waiting = False
 
@@ -151,10 +172,10 @@ class AsyncNodeConnection(AsyncConnection[TupleRow]):
     async def close(self) -> None:
         """Close the connection; if it is borrowed, its pool may open another one in its place."""
         pool: Any = self.__dict__.get("_pool")
-        if pool is None:
-            await AsyncConnection.close(self)
-        else:
+        if pool is not None:
             await pool.close_lent(self)
+        else:
+            await end_session(self)
 
     def _is_ended_by(self, error: psycopg.Error) -> bool:
         if error.sqlstate in UNREAD:

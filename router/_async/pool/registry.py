@@ -12,7 +12,6 @@ from router._async.pool.shared_pool import AsyncSharedPool
 from router._runtime.calls import Isolated, ashielded
 from router._runtime.flags import AFlag, AGuard
 from router._runtime.workers import await_quietly
-from router.core.budget import to_close
 from router.core.errors import RouterClosed
 from router.core.events import PoolOpened
 from router.core.measures import Totals
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from router._async.clusters import AsyncClusters
     from router._async.pool.node_pool import Counts
     from router._async.pool.opener import AsyncOpener
-    from router.core.budget import Claim, Limits
     from router.core.topology import Cluster, Node, Target
 
     Use: TypeAlias = tuple[str | None, bool]  # a version, none for tenants' own servers; whether it is for reading
@@ -205,25 +203,6 @@ class AsyncPools:
             self._turns.remove(turn)
             if self._turns:
                 self._turns[0].set()
-
-    async def make_room(self, limits: Limits, taken: list[Claim], waiting: list[Claim]) -> int | None:
-        """Close an idle connection for one of those who wait to open one.
-
-        Args:
-            limits: How many there may be.
-            taken: Those that there are.
-            waiting: Those who wait, in order of arrival.
-
-        Returns:
-            The place of the one for whom it was closed; ``None`` when there was none to close.
-        """
-        found = [(pool, idle) for pool in self.open_pools if (idle := pool.longest_idle) is not None]
-        chosen = to_close(limits, taken, waiting, [idle for _, idle in found], monotonic())
-        if chosen is None:
-            return None
-        place, index = chosen
-        await found[place][0].evict_idle()  # if it is gone meanwhile, whoever waits looks again
-        return index
 
     async def sweep(self) -> None:
         """Drain the pools that are unused for long, and open the connections that others are to keep."""

@@ -87,6 +87,7 @@ class AsyncPlace:
             self._pool.borrowed.add(session_of(connection))
             self.connection = connection
         self._flag.set()
+        self._pool.withdraw()
         return True
 
     async def fail(self, error: BaseException) -> bool:

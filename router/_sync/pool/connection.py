@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from psycopg.abc import PQGen, PQGenConn, QueryNoTemplate
     from psycopg.pq.abc import PGconn
 
+    from router._sync.slots import Slot, SlotRequest
+
 T = TypeVar("T")
 
 
@@ -76,6 +78,21 @@ def _is_stale_session(error: psycopg.Error) -> bool:
     return error.sqlstate == "42804" and (error.diag.source_function or "").startswith("plpgsql_param_eval")
 
 
+def end_session(connection: Connection[Any], beneficiary: SlotRequest | None = None, *, in_use: bool = False) -> None:
+    """Close a connection for good, and give its slot of the process's budget back.
+
+    Args:
+        connection: The connection, which is not borrowed.
+        beneficiary: The request for a slot that it is closed for, if it is for one.
+        in_use: Whether something still uses it: it was cut, and is left to that.
+    """
+    slot = connection.slot if isinstance(connection, NodeConnection) else None
+    if slot is not None:
+        slot.close(connection, beneficiary, in_use=in_use)
+    elif not in_use:
+        Connection.close(connection)
+
+
 class _Prepared(PrepareManager):
     """Keeps the texts of what was sent: psycopg tells it of each statement between sending and waiting."""
 
@@ -95,17 +112,19 @@ class NodeConnection(Connection[TupleRow]):
     What was sent and may have committed something is noted until it has been answered.
 
     Attributes:
+        slot: Its slot of the process's budget, given back when it is closed.
         unknown: What was raised when it died in such a moment.
         waiting: Whether somebody waits for the server now; not while rows are taken that have come.
     """
 
-    __slots__ = ("_death", "_sent", "unknown", "waiting")  # not in its __dict__, which giving back compares
+    __slots__ = ("_death", "_sent", "slot", "unknown", "waiting")  # not in its __dict__, which giving back compares
 
     def __init__(self, pgconn: PGconn) -> None:
         super().__init__(pgconn)
         self._death = ""  # what it would mean if the connection died now; empty for nothing
         self._sent: set[bytes] = set()  # the texts of statements that are not answered yet
         self._prepared = _Prepared(self._sent)
+        self.slot: Slot | None = None
         self.unknown: TransactionOutcomeUnknown | None = None
         self.waiting = False
 
@@ -152,10 +171,10 @@ class NodeConnection(Connection[TupleRow]):
     def close(self) -> None:
         """Close the connection; if it is borrowed, its pool may open another one in its place."""
         pool: Any = self.__dict__.get("_pool")
-        if pool is None:
-            Connection.close(self)
-        else:
+        if pool is not None:
             pool.close_lent(self)
+        else:
+            end_session(self)
 
     def _is_ended_by(self, error: psycopg.Error) -> bool:
         if error.sqlstate in UNREAD:

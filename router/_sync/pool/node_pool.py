@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections import deque
+from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet, ref
@@ -29,10 +30,12 @@ from psycopg_pool.pool import AddConnection, MaintenanceTask
 from router._runtime.calls import Isolated, shielded
 from router._runtime.flags import is_free
 from router._runtime.sockets import cut
-from router._sync.pool.opener import Refused
+from router._sync.pool.connection import end_session
+from router._sync.pool.opener import LoginRefused, ServerFull, Unable
 from router._sync.pool.session_state import SessionState, borrower, session_of, shows_resource_warnings
 from router._sync.pool.waiter import Place
-from router.core.budget import Claim, Idle
+from router._sync.slots import BudgetSpent, SlotRequest
+from router.core.budget import Full, Idle, budget_key
 from router.core.measures import PoolStats
 
 if TYPE_CHECKING:
@@ -151,7 +154,7 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         tenant: Whose it is; ``None`` for a version's, and for one that tenants share.
         shared: Whether tenants share it.
         home: Where the tenant lived for which it was opened, when that was last looked at; ``None`` before.
-        claim: What each of its connections counts as in the budget.
+        budget_key: What each of its connections counts as in the budget.
         lanes: Those that it belongs to.
         idle: The connections ready to be borrowed; empty while the pool is in doubt, whatever it keeps.
         doubted_at: When it was last put in doubt, on the monotonic clock.
@@ -168,7 +171,6 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
             out: whoever borrows at that moment sees this, or is seen there.
         behind: Whether something was learnt of its server that it has not followed yet.
         draining: Whether it lends nothing any more, and is closed: it goes when its last connection is back.
-        refusal: Why there was not one more connection to be had, when there last was none.
         counts: What it has counted.
     """
 
@@ -223,7 +225,7 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         cap = None if self.tenant is None else target.policy.max_connections
         self.home: Home | None = None
         self.lanes: WeakSet[Lane] = WeakSet()
-        self.claim = Claim(node.server, f"tenant {self.tenant}" if self.tenant else cluster.name, cap)
+        self.budget_key = budget_key(node, f"tenant {self.tenant}" if self.tenant else cluster.name, cap)
         self.idle = self._pool
         self.doubted_at = 0.0
         self.borrowed: set[SessionState] = set()
@@ -239,7 +241,8 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         self.barred = ""
         self.behind = False
         self.draining = False
-        self.refusal = ""
+        self._refusal = ""
+        self._slot_request: SlotRequest | None = None
         self.counts = Counts(self._stats)
         self._opener = opener
         self._failing = False
@@ -272,7 +275,7 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
             since = session_of(self._pool[0]).idle_since
         except IndexError:
             return None
-        return Idle(self.claim, since, warm=self._nconns <= self.min_size)
+        return Idle(self.budget_key, since, warm=self._nconns <= self.min_size)
 
     def holders(self) -> list[str]:
         """List the tenants of the connections that are out, one for each; none when they are a version's."""
@@ -291,7 +294,17 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
     @property
     def full(self) -> bool:
         """Whether it has none to lend, and may open no more, or had better not now."""
-        return self.doubted or len(self.borrowed) >= self.max_size
+        if self.doubted or len(self.borrowed) >= self.max_size:
+            return True
+        return not self._pool and self._opener.slots.full(self.budget_key) is Full.LOGIN
+
+    @property
+    def refusal(self) -> str:
+        """Why there is not one more connection to be had now; empty if nothing but its own size is in the way."""
+        limit = self._opener.slots.server_limit(self.budget_key)
+        if limit is None or self._opener.slots.full(self.budget_key) is not Full.LOGIN:
+            return self._refusal
+        return str(limit)
 
     @property
     def grown(self) -> bool:
@@ -444,6 +457,7 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         with self._lock:  # guards _waiting
             if place in self._waiting:
                 self._waiting.remove(place)
+        self.withdraw()
         if place.connection is not None:
             self.give_back(place.connection)
 
@@ -459,32 +473,26 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         if self._failing and not self._waiting:
             # psycopg_pool tries a failed attempt once more at once. Nobody waits for that one.
             raise psycopg.OperationalError("not tried again before somebody needs it")
-        # A server may have a limit below max_size: as long as there are others, one more refused means no harm.
-        spare = self._nconns > 1  # this one is counted already
-        self.counts.opened += 1  # by the pool's only worker
+        request = SlotRequest(self.budget_key)
         try:
-            connection = self._opener.open(
-                self.node,
-                self.cluster,
-                self.claim,
-                read_only=self.read_only,
-                startup=self._startup,
-                spare=spare,
-                wanted=self._is_wanted,
-            )
-        except Refused as error:
-            if not self.refusal:
+            while (connection := self._open_within(request)) is None:
+                request = SlotRequest(self.budget_key, request.order)
+        except (BudgetSpent, ServerFull):  # and nothing waits
+            self._failing = True
+            raise
+        except (LoginRefused, Unable) as error:
+            if not self._refusal:
                 logger.warning("%s %s", self.node, error)
-            self.refusal = str(error)
-            self.counts.failed += 1
+            self._refusal = str(error)
             raise
         except Exception:
-            self.counts.failed += 1
             self._failing = True
             self.reroute()
             raise
+        finally:
+            self._slot_request = None
         self._failing = False
-        self.refusal = ""
+        self._refusal = ""
         try:
             connection.__dict__["_router"] = original = SessionState(connection)
             if self.read_only:
@@ -496,9 +504,42 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
             raise
         return connection
 
-    def _is_wanted(self) -> bool:
-        """Whether somebody waits for one more connection."""
-        return bool(self._waiting)
+    def _open_within(self, request: SlotRequest) -> Connection[TupleRow] | None:
+        """Open one more connection within the budget; ``None`` if none was to be had, but requests wait for it."""
+        slots = self._opener.slots
+        # In this order: what leaves the line looks for the request after that.
+        self._slot_request = request
+        self.withdraw()
+        try:
+            slot = slots.take(request, inf)
+        except BudgetSpent:
+            if not self._waiting or slots.closed:
+                raise
+            return None
+        self.counts.opened += 1  # by the pool's only worker
+        try:
+            with slot:
+                return self._opener.open(
+                    self.node,
+                    self.cluster,
+                    slot,
+                    read_only=self.read_only,
+                    startup=self._startup,
+                    optional=self._nconns > 1,  # this one is counted already
+                )
+        except ServerFull:
+            self.counts.failed += 1
+            if not self._waiting:
+                raise
+            return None
+        except Exception:
+            self.counts.failed += 1
+            raise
+
+    def withdraw(self) -> None:
+        """Have no connection opened if no request waits for one any more."""
+        if not self._waiting and (request := self._slot_request) is not None:
+            self._opener.slots.withdraw(request)
 
     def look(self, connection: Connection[TupleRow]) -> ProbeResult:
         """Ask over a borrowed connection what its server is and how far it is.
@@ -560,14 +601,19 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         with self._lock:  # guards _waiting; taken for a moment, as every use of it in psycopg_pool
             waiting = list(self._waiting)
             self._waiting.clear()
+        self.withdraw()
         for client in waiting:
             with Isolated("a request that waited for %s could not be told to go elsewhere", self.node):
                 client.fail(Reroute())
 
-    def evict_idle(self) -> None:
-        """Close the connection that has been idle longest, if there is one, so that another may be opened."""
+    def evict_idle(self, beneficiary: SlotRequest | None = None) -> None:
+        """Close the connection that has been idle longest, if there is one, so that another may be opened.
+
+        Args:
+            beneficiary: The request for that, if it is for one.
+        """
         if (connection := self._take_out()) is not None:
-            self._opener.make_way(connection, self.claim)
+            end_session(connection, beneficiary)
 
     def _take_out(self) -> Connection[TupleRow] | None:
         """Have the connection that has been idle longest no more."""
@@ -759,18 +805,23 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         return False
 
     @shielded
-    def part_with(self, connection: Connection[TupleRow]) -> None:
-        """Close a borrowed connection for good, so that another pool may open one; those who wait here get another.
+    def close_for(self, connection: Connection[TupleRow], beneficiary: SlotRequest | None = None) -> None:
+        """Close a borrowed connection for good, so that another pool may open one; requests here wait for another.
 
         Args:
             connection: The connection.
+            beneficiary: The request that it is closed for, if it is for one.
         """
         if self.inherited:
             return
         original = session_of(connection)
-        with Isolated("could not close a connection to %s", self.node):
-            close, connection._pool = self.let_go(connection), None  # no longer lent: its close() closes it
-            self._opener.make_way(connection, self.claim, close=close)
+        try:
+            with Isolated("could not close a connection to %s", self.node):
+                in_use, connection._pool = not self.let_go(connection), None  # no longer lent: its close() closes
+                end_session(connection, beneficiary, in_use=in_use)
+        finally:
+            if beneficiary is not None:
+                self._opener.slots.restore(beneficiary)
         with self._lock:  # guards _nconns, _growing, _waiting
             self.borrowed.discard(original)
             self.expendable.discard(original)
@@ -795,7 +846,7 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         pgconn = connection.pgconn
         try:
             if connection.lock.locked() and not self.let_go(connection):
-                self.part_with(connection)
+                self.close_for(connection)
                 return
             if pgconn.transaction_status or original.spent:
                 pass
@@ -848,6 +899,7 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
     def stats(self) -> PoolStats:
         """Return one moment's view of the pool."""
         measured, counted = self.get_stats(), self.counts.measured()
+        limit = self._opener.slots.server_limit(self.budget_key)
         return PoolStats(
             size=measured["pool_size"],
             max_size=measured["pool_max"],
@@ -859,6 +911,7 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
             wait_seconds=counted["wait_ms"] / 1000.0,
             opened=counted["opened"],
             failed=counted["failed"],
+            server_limit=None if limit is None else limit.most,
         )
 
 

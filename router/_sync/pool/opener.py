@@ -7,7 +7,7 @@ import logging
 from dataclasses import replace
 from functools import partial
 from ipaddress import ip_address
-from math import ceil, inf
+from math import ceil
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,9 +20,7 @@ from router._runtime.login import LOCAL_ERRORS, LoginFailed
 from router._runtime.names import Names
 from router._sync.pool.connection import NodeConnection, PooledConnection
 from router._sync.pool.scripts import NOT_THERE, TooLate, send, why_not_there
-from router._sync.slots import BudgetSpent
 from router.core import sql
-from router.core.budget import Claim
 from router.core.errors import masked
 from router.core.health import REFUSES_WRITES
 from router.core.observations import AttemptFailed, Connected, OtherProcess, PoolerFound, ProbeResult, read_failure
@@ -37,7 +35,7 @@ if TYPE_CHECKING:
 
     from router._runtime.calls import Configure, Function, Password
     from router._sync.clusters import Clusters
-    from router._sync.slots import Slots
+    from router._sync.slots import Slot, Slots
     from router.core.topology import Cluster, Node, Server
 
 READ_ONLY = "-c default_transaction_read_only=on"
@@ -50,15 +48,19 @@ class WrongRole(psycopg.OperationalError):
     """The server turned out to have a role that this connection must not have."""
 
 
-class Refused(psycopg.OperationalError):
-    """The server has no room for the connection, or refused the login of one that requests can do without."""
+class ServerFull(psycopg.OperationalError):
+    """The server takes no further connection."""
+
+
+class LoginRefused(psycopg.OperationalError):
+    """The server refused the login of a connection that requests can do without."""
 
 
 class NotItsOwn(psycopg.OperationalError):
     """The session is not the one that it has to be for a tenant."""
 
 
-class Unable(Refused):
+class Unable(psycopg.OperationalError):
     """This process could not get as far as to ask a server: that says nothing of the server."""
 
     def __init__(self, error: Exception) -> None:
@@ -90,7 +92,11 @@ class Session(NamedTuple):
 
 
 class Opener:
-    """Opens connections to nodes, and reports what each attempt shows."""
+    """Opens connections to nodes, and reports what each attempt shows.
+
+    Attributes:
+        slots: The process's budget.
+    """
 
     def __init__(
         self,
@@ -108,7 +114,7 @@ class Opener:
             password: Asked for a node's password; its answer is kept until a server turns it down.
             configure: Called with each new connection that requests will use.
         """
-        self._slots = slots
+        self.slots = slots
         self._clusters = clusters
         self._ask = password
         self._configure = configure
@@ -120,31 +126,29 @@ class Opener:
         self,
         node: Node,
         cluster: Cluster,
-        claim: Claim,
+        slot: Slot,
         *,
         read_only: bool,
         startup: tuple[tuple[str, str], ...] | None,
-        spare: bool,
-        wanted: Callable[[], bool],
+        optional: bool,
     ) -> Connection[TupleRow]:
         """Open a connection for requests.
 
         Args:
             node: Where to.
             cluster: The cluster it serves, for its policies.
-            claim: What it counts as in the budget.
+            slot: Its slot of the budget.
             read_only: Whether its session refuses writes.
             startup: The settings with which a session of a tenant's has to begin; ``None`` where the session does not
                 matter, since it is nobody's or its user or database is what keeps the tenant apart.
-            spare: Whether requests can do without it: a refusal of the login is then raised, and not reported.
-            wanted: Tells whether anybody still waits for it.
+            optional: Whether requests can do without it: a refusal of the login is then raised, and not reported.
 
         Returns:
             The connection, configured.
 
         Raises:
-            BudgetSpent: No slot became free as long as it was wanted.
-            Refused: The server has no room, or refused the login of a spare connection.
+            ServerFull: The server has no room.
+            LoginRefused: The server refused the login of an optional connection.
             WrongRole: The server's role is not fit for this use.
             NotItsOwn: The session is not one that can be a tenant's.
             psycopg.OperationalError: It could not be opened.
@@ -157,10 +161,9 @@ class Opener:
             node,
             cluster,
             options,
+            slot,
             autocommit=autocommit,
-            claim=claim,
-            spare=spare,
-            wanted=wanted,
+            optional=optional,
             read_only=read_only,
         )
         try:
@@ -193,30 +196,15 @@ class Opener:
             for node in self._answers.keys() - used:
                 self._answers.pop(node, None)
 
-    def make_way(self, connection: Connection[TupleRow], claim: Claim, *, close: bool = True) -> None:
-        """Close a connection, so that another may be opened in its place.
-
-        Args:
-            connection: The connection.
-            claim: What it counts as in the budget.
-            close: Whether to close it; one that was cut while something uses it is left to that.
-        """
-        try:
-            self._slots.leave(connection, claim)
-        finally:
-            if close:
-                connection.close()
-
     def connect_to_look(
-        self, node: Node, cluster: Cluster, claim: Claim, patience: float, *, timeout: float, asks: Callable[[], None]
+        self, node: Node, cluster: Cluster, slot: Slot, *, timeout: float, asks: Callable[[], None]
     ) -> Connection[TupleRow]:
         """Open a connection for looking at a server; nothing is reported.
 
         Args:
             node: Whose login to use.
             cluster: The cluster it serves, for its policies.
-            claim: What it counts as in the budget.
-            patience: The most seconds to wait for a slot.
+            slot: Its slot of the budget.
             timeout: The most seconds that whoever looks waits for the server.
             asks: Called when this process has all it needs, and the server is asked.
 
@@ -224,13 +212,13 @@ class Opener:
             The connection, in autocommit.
 
         Raises:
-            BudgetSpent: No slot became free in that time.
+            ServerFull: The server has no room.
             Unable: This process could not ask the server.
             psycopg.OperationalError: It could not be opened.
         """
         least = ceil(2.0 * timeout)  # only where this process did not run for long does that end first
         cluster = cluster._replace(pool=replace(cluster.pool, connect_timeout=max(cluster.pool.connect_timeout, least)))
-        connection = self._connect(node, cluster, [], autocommit=True, claim=claim, patience=patience, asks=asks)
+        connection = self._connect(node, cluster, [], slot, autocommit=True, within=0.5 * timeout, asks=asks)
         connection.prepare_threshold = None  # behind a pooler, the next look may have another server process
         return connection
 
@@ -330,33 +318,24 @@ class Opener:
         self,
         node: Node,
         cluster: Cluster,
-        options: list[str],
-        *,
-        autocommit: bool,
-        wanted: Callable[[], bool] | None = None,
+        slot: Slot,
     ) -> tuple[Connection[TupleRow], Role]:
-        """Open a connection to a node of whatever role, and report how that went.
+        """Open a connection to a node of whatever role, in autocommit, and report how that went.
 
         Args:
             node: Where to.
             cluster: The cluster it serves, for its policies.
-            options: Startup options, added to the node's own.
-            autocommit: Whether the connection is in autocommit.
-            wanted: As for :meth:`open`.
+            slot: Its slot of the budget.
 
         Returns:
             The connection, and the role of its server.
 
         Raises:
-            BudgetSpent: No slot became free as long as it was wanted; or, where nobody says, within ``pool.timeout``.
-            Refused: The server has no room.
+            ServerFull: The server has no room.
             Unable: This process could not ask the server.
             psycopg.OperationalError: It could not be opened.
         """
-        claim = Claim(node.server, cluster.name, None)
-        connection, role, _ = self._open(
-            node, cluster, options, autocommit=autocommit, claim=claim, spare=False, wanted=wanted, read_only=None
-        )
+        connection, role, _ = self._open(node, cluster, [], slot, autocommit=True, optional=False, read_only=None)
         try:
             self._clusters.report(Connected(node, role))
         except BaseException:
@@ -369,30 +348,29 @@ class Opener:
         node: Node,
         cluster: Cluster,
         options: list[str],
+        slot: Slot,
         *,
         autocommit: bool,
-        claim: Claim,
-        spare: bool,
-        wanted: Callable[[], bool] | None,
+        optional: bool,
         read_only: bool | None,
     ) -> tuple[Connection[TupleRow], Role, bool]:
         """Open a connection, and report it if that fails; the role of its server, and whether it refuses writes."""
         try:
-            connection = self._connect(node, cluster, options, autocommit=autocommit, claim=claim, wanted=wanted)
+            connection = self._connect(node, cluster, options, slot, autocommit=autocommit)
             try:
                 role, refuses_writes = _role(connection, cluster)
             except BaseException:
                 connection.close()
                 raise
-        except (BudgetSpent, Unable):
+        except (ServerFull, Unable):
             raise
         except (psycopg.errors.ConnectionTimeout, TooLate):
             self._clusters.suspect(node.server)  # it may also be that this process did not run: a look finds out
             raise
         except Exception as error:
             seen = self.failure(node, error)._replace(read_only=read_only)
-            if (seen.answered and spare) or seen.server_full:
-                raise Refused(f"takes no further connection: {seen.reason}") from None
+            if seen.answered and optional:
+                raise LoginRefused(f"takes no further connection: {seen.reason}") from None
             self._clusters.report(seen)
             raise
         return connection, role, refuses_writes
@@ -423,35 +401,34 @@ class Opener:
         node: Node,
         cluster: Cluster,
         options: list[str],
+        slot: Slot,
         *,
         autocommit: bool,
-        claim: Claim,
-        patience: float | None = None,
-        wanted: Callable[[], bool] | None = None,
+        within: float | None = None,
         asks: Callable[[], None] = lambda: None,
     ) -> Connection[TupleRow]:
-        own = {"connect_timeout": str(cluster.pool.connect_timeout), **KEEPALIVE}
-        params = {**own, **dict(node.params + node.secrets.values)}
-        params["target_session_attrs"] = "any"  # whatever the environment or a service file says: roles are observed
         kind: type[NodeConnection] = NodeConnection
         if node.pooler == "transaction":  # which knows nothing of sessions, nor of what they begin with
             kind, options = PooledConnection, []
-        if options:
-            params["options"] = " ".join(filter(None, (params.get("options"), *options)))
-        if patience is None:  # whoever waits for what is opened has a deadline, and leaves then
-            patience = cluster.pool.timeout if wanted is None else inf
-        self._slots.take(claim, patience, wanted or (lambda: True))
-        connection: Connection[TupleRow] | None = None
         try:
-            within = min(float(cluster.pool.connect_timeout), patience)
+            params = _params(node, cluster, options)
+            within = float(cluster.pool.connect_timeout) if within is None else within
             connection = self._log_in(node, kind, params, within, autocommit=autocommit, asks=asks)
-            self._slots.fill(connection, claim)
-        except BaseException as error:
-            if connection is not None:
-                connection.close()
-            self._slots.give_up(claim)
-            if isinstance(error, Exception) and not isinstance(error, psycopg.Error):
-                raise Unable(error) from error
+            connection.slot = slot  # from here on, whatever closes it gives the slot back
+        except LoginFailed as error:
+            seen = self.failure(node, error)
+            if not seen.server_full:
+                raise
+            self.slots.refuse(slot, seen.reason)
+            raise ServerFull(f"takes no further connection: {seen.reason}") from None
+        except psycopg.Error:
+            raise
+        except Exception as error:
+            raise Unable(error) from error
+        try:
+            self.slots.fill(slot, connection)
+        except BaseException:
+            connection.close()
             raise
         if node.pooler == "transaction":
             connection.prepare_threshold = None
@@ -460,13 +437,13 @@ class Opener:
     def _log_in(
         self,
         node: Node,
-        kind: type[Connection[TupleRow]],
+        kind: type[NodeConnection],
         params: dict[str, str],
         within: float,
         *,
         autocommit: bool,
         asks: Callable[[], None],
-    ) -> Connection[TupleRow]:
+    ) -> NodeConnection:
         kept = self._answers.get(node)
         session: dict[str, Any] = {"autocommit": autocommit}
         if (password := self._password(node)) is not None:
@@ -591,18 +568,30 @@ def is_undeclared(connection: Connection[TupleRow], node: Node, pid: bytes | Non
     return node.pooler is None and str(connection.pgconn.backend_pid).encode() != pid
 
 
+def _params(node: Node, cluster: Cluster, options: list[str]) -> dict[str, str]:
+    params = {
+        "connect_timeout": str(cluster.pool.connect_timeout),
+        **KEEPALIVE,
+        **dict(node.params + node.secrets.values),
+        "target_session_attrs": "any",  # whatever the environment or a service file says: roles are observed
+    }
+    if options:
+        params["options"] = " ".join(filter(None, (params.get("options"), *options)))
+    return params
+
+
 def _connect_to(
-    kind: type[Connection[TupleRow]],
+    kind: type[NodeConnection],
     places: list[dict[str, str]],
     params: dict[str, str],
     session: dict[str, Any],
-) -> Connection[TupleRow]:
+) -> NodeConnection:
     """Connect to the first of the addresses where a server takes the login, or says why not.
 
     What this process cannot do counts if nothing else is known of any: without IPv6 it can assign no address for the
     servers' IPv6 ones.
     """
-    connect: Function[..., Connection[TupleRow]] = kind.connect
+    connect: Function[..., NodeConnection] = kind.connect
     if getattr(connect, "__self__", kind) is not kind:
         # What OpenTelemetry leaves behind once it no longer traces psycopg makes connections of that class alone.
         connect = partial(connect.__func__, kind)  # type: ignore[attr-defined]

@@ -13,7 +13,6 @@ from router._runtime.flags import Flag, Guard
 from router._runtime.workers import wait_quietly
 from router._sync.pool.node_pool import NodePool
 from router._sync.pool.shared_pool import SharedPool
-from router.core.budget import to_close
 from router.core.errors import RouterClosed
 from router.core.events import PoolOpened
 from router.core.measures import Totals
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from router._sync.clusters import Clusters
     from router._sync.pool.node_pool import Counts
     from router._sync.pool.opener import Opener
-    from router.core.budget import Claim, Limits
     from router.core.topology import Cluster, Node, Target
 
     Use: TypeAlias = tuple[str | None, bool]  # a version, none for tenants' own servers; whether it is for reading
@@ -206,25 +204,6 @@ class Pools:
             self._turns.remove(turn)
             if self._turns:
                 self._turns[0].set()
-
-    def make_room(self, limits: Limits, taken: list[Claim], waiting: list[Claim]) -> int | None:
-        """Close an idle connection for one of those who wait to open one.
-
-        Args:
-            limits: How many there may be.
-            taken: Those that there are.
-            waiting: Those who wait, in order of arrival.
-
-        Returns:
-            The place of the one for whom it was closed; ``None`` when there was none to close.
-        """
-        found = [(pool, idle) for pool in self.open_pools if (idle := pool.longest_idle) is not None]
-        chosen = to_close(limits, taken, waiting, [idle for _, idle in found], monotonic())
-        if chosen is None:
-            return None
-        place, index = chosen
-        found[place][0].evict_idle()  # if it is gone meanwhile, whoever waits looks again
-        return index
 
     def sweep(self) -> None:
         """Drain the pools that are unused for long, and open the connections that others are to keep."""

@@ -88,6 +88,7 @@ class Place:
             self._pool.borrowed.add(session_of(connection))
             self.connection = connection
         self._flag.set()
+        self._pool.withdraw()
         return True
 
     def fail(self, error: BaseException) -> bool:
