@@ -15,7 +15,7 @@ import router
 # counts as one, its insides free.
 CORE = [
     "core.policies", "core.topology", "core.errors", "core.consistency", "core.names", "core.resolve",
-    "core.faults", "core.duplicates", "core.validate",
+    "core.faults", "core.policy_faults", "core.duplicates", "core.validate",
     "core.observations", "core.health", "core.replication", "core.standing", "core.balance", "core.choose",
     "core.budget", "core.bounds", "core.slot_lines", "core.server_limit", "core.events", "core.server_events",
     "core.changes", "core.view", "core.directory", "core.measures",

@@ -845,6 +845,7 @@ def test_no_secret_is_shown(
         {"aliases": {"live": f"postgresql://app:{ENCODED}@db1/app"}, "versions": V1},
         {"aliases": {f"postgresql://app:{ENCODED}@db1/app": "v2"}, "versions": V1},
         {"versions": {f"postgresql://app:{ENCODED}@db1/app": {}}},
+        {"versions": {f"postgresql://app:{ENCODED}@db1": "host=a"}, "tenants": {"a": {"nodes": "host=a-{version}"}}},
         {"versions": {"v1": [f"postgresql://app:{ENCODED}@db1/app"]}},
         {"versions": f"postgresql://app:{ENCODED}@db1/app"},
         {"versions": {"v1": {"primary": {"host": "db1", "password": CANARY}}}},

@@ -127,11 +127,26 @@ def test_what_depends_on_something_unread_is_not_judged() -> None:
         *("default_version", "tenants.A", "tenants.A", "tenants.A.version", "tenants.B", "tenants.B.version"),
     ]
     unread: list[KeyPath] = [("versions", "v3", "primary", "dsn"), ("tenants", "A", "role"), ("tenancy", "pattern")]
-    assert told(topology, unread=unread) == ["tenants.B.version: names no version or alias; known: v1, v2, live, v3"]
+    assert told(topology, unread=unread) == ["tenants.B.version: names no version or alias; known: v1, v2, v3, live"]
     assert told(topology._replace(tenancy=None), unread=[("aliases",)]) == []
     small = with_tenants(topology=Topology({"v1": V1}), a=APART._replace(policy=TenantPolicy(min_size=11)))
     assert len(faults(small)) == 1
     assert faults(small, unread=[("versions", "v1", "pool", "max_size")]) == []
+
+
+def test_what_is_wrong_whatever_else_could_not_be_read_is_told() -> None:
+    topology = Topology(
+        {"v1": cluster("v1", "a", "a", roles=[Role.REPLICA] * 2)},
+        {"v2": "v1"},
+        tenancy=Tenancy({"a": Home(user="u", cluster=cluster("own"))}, Home()),
+    )
+    unread: list[KeyPath] = [("versions", "v1", "pool", "timeout"), ("versions", "v2"), ("tenants", "a", "role")]
+    assert [dotted(fault.path) for fault in faults(topology, unread=unread)] == [
+        *("versions.v1", "versions.v1", "aliases.v2", "tenants.a.user", "tenant_template"),
+    ]
+    assert [dotted(fault.path) for fault in faults(Topology({}, tenancy=topology.tenancy))] == [
+        *("versions", "tenants.a.user", "tenant_template"),
+    ]
 
 
 def test_tenants_in_one_place_are_told_once_all_else_is_right() -> None:
@@ -186,7 +201,12 @@ def test_the_settings_tell_what_is_wrong_by_itself_and_together_at_once() -> Non
             versions={"v1": {"primary": "host=db1", "pool": {"max_size": 0}}, "v2": {"nodes": "host=a,a"}},
             aliases={"live": 5, "next": "live", "old": "v11"},
             default_version="live",
-            tenants={"a": {"schema": "x", "min_size": 99}, "b": {"schemma": "y"}, "c": {"version": "v22", "role": ""}},
+            tenants={
+                "a": {"schema": "x", "min_size": 99},
+                "b": {"schemma": "y"},
+                "c": {"version": "v22", "role": ""},
+                "d": {"min_size": -1},
+            },
         )
     assert sorted(caught.value.problems) == [
         "argument: aliases.live: must be a valid string",
@@ -195,6 +215,11 @@ def test_the_settings_tell_what_is_wrong_by_itself_and_together_at_once() -> Non
         "argument: tenants.b.schemma: unknown key; did you mean schema?",
         "argument: tenants.c.role: is empty: leave it out",
         "argument: tenants.c.version: names no version or alias; did you mean v2?",
+        "argument: tenants.d.min_size: must be greater than or equal to 0, not -1",
+        (
+            "argument: tenants.d: has nothing that keeps it apart from others: it needs a database, user, schema, role "
+            "or row, or servers of its own (primary or nodes)"
+        ),
         "argument: versions.v1.pool.max_size: must be greater than or equal to 1, not 0",
         "argument: versions.v2: lists a:5432 twice",
     ]

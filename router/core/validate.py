@@ -14,17 +14,21 @@ from router.core.duplicates import duplicates
 from router.core.errors import nearest
 from router.core.faults import Fault, quoted
 from router.core.names import InvalidName, names_of, rendered
+from router.core.policy_faults import health_faults, pool_faults, tenancy_faults
 from router.core.topology import Role
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
 
     from router.core.faults import KeyPath
-    from router.core.policies import HealthPolicy, PoolPolicy, TenantPolicy
+    from router.core.policies import PoolPolicy
     from router.core.topology import Cluster, Home, Tenancy, Topology
 
 OWN_SERVERS = "tenant"
 """How the name of a cluster begins that is a tenant's own; the tenant's key follows."""
+
+_NO_PLACES = frozenset({"version", "pooling", "hygiene", "max_connections", "min_size"})
+"""The keys of a tenant that do not say where it lives; any other, misspelt ones included, may do so."""
 
 
 def faults(topology: Topology, *, directory: bool = False, unread: Collection[KeyPath] = ()) -> list[Fault]:
@@ -38,11 +42,8 @@ def faults(topology: Topology, *, directory: bool = False, unread: Collection[Ke
     Returns:
         The faults, in the order of the settings.
     """
-    incomplete = {path[:length] for path in unread for length in range(1, len(path) + 1)}
-    names = _Names.of(topology, unread, incomplete)
-    found = [
-        fault for fault in _of_all(topology, names, incomplete, directory=directory) if fault.path not in incomplete
-    ]
+    scope = _Scope.of(topology, _Unread(unread))
+    found = list(_all_faults(topology, scope, directory=directory))
     if not found and not unread:
         found += duplicates(resolved(topology), directory=directory)
     return found
@@ -61,32 +62,54 @@ def resolved(topology: Topology) -> Topology:
     return topology._replace(aliases=MappingProxyType(aliases))
 
 
-class _Names(NamedTuple):
-    """The names that there are, and what they stand for.
+class _Unread:
+    """The keys that could not be read."""
+
+    def __init__(self, paths: Collection[KeyPath] = ()) -> None:
+        self._paths = frozenset(paths)
+        self._keys: dict[KeyPath, set[str | int]] = {}
+        for path in paths:
+            for depth, key in enumerate(path):
+                self._keys.setdefault(path[:depth], set()).add(key)
+
+    def whole(self, *path: str | int) -> bool:
+        """Whether the value itself could not be read."""
+        return path in self._paths
+
+    def under(self, *path: str | int) -> frozenset[str | int]:
+        """The keys of a table whose values could not be read, or not all that stands below."""
+        return frozenset(self._keys.get(path, ()))
+
+
+class _Scope(NamedTuple):
+    """What faults are judged by.
 
     Attributes:
-        versions: The clusters of all versions that could be read.
+        versions: The keys of all versions, but for those that could not be read at all.
+        names: The keys of all versions and aliases, those included; ``None`` if they are not all known.
         aliases: What each alias names.
-        known: The keys of all versions and aliases, those that could not be read included.
-        complete: Whether there are no others.
+        pools: How the pools of each version behave that could be read.
+        unread: What could not be read.
     """
 
-    versions: Mapping[str, Cluster]
+    versions: Collection[str]
+    names: Collection[str] | None
     aliases: Mapping[str, str]
-    known: Collection[str]
-    complete: bool
+    pools: Mapping[str, PoolPolicy]
+    unread: _Unread
 
     @classmethod
-    def of(cls, topology: Topology, unread: Collection[KeyPath] = (), incomplete: Collection[KeyPath] = ()) -> _Names:
-        versions = {key: each for key, each in topology.versions.items() if ("versions", key) not in incomplete}
-        tables = {"versions", "aliases"}
-        known = [
-            *topology.versions,
-            *topology.aliases,
-            *(str(path[1]) for path in unread if path[0] in tables and path[1:]),
-        ]
-        complete = not any(path[0] in tables and not path[1:] for path in unread)
-        return cls(versions, topology.aliases, dict.fromkeys(known), complete)
+    def of(cls, topology: Topology, unread: _Unread) -> _Scope:
+        versions = [*topology.versions, *map(str, unread.under("versions"))]
+        aliases = [*topology.aliases, *map(str, unread.under("aliases"))]
+        complete = versions and not (unread.whole("versions") or unread.whole("aliases"))
+        pools = {
+            key: cluster.pool
+            for key, cluster in topology.versions.items()
+            if "pool" not in unread.under("versions", key)
+        }
+        names = dict.fromkeys([*versions, *aliases]) if complete else None
+        return cls(topology.versions.keys(), names, topology.aliases, pools, unread)
 
     def version(self, name: str) -> str:
         """The version that a name stands for, if it stands for one."""
@@ -94,99 +117,61 @@ class _Names(NamedTuple):
 
     def lived_in(self, home: Home) -> list[str]:
         """The versions that a tenant lives in."""
-        return sorted({self.version(name) for name in home.versions or self.versions} & self.versions.keys())
+        return sorted({self.version(name) for name in home.versions or self.versions} & set(self.versions))
 
     def unknown(self, path: KeyPath, name: str | None) -> Iterator[Fault]:
         """The fault that a name is not known."""
-        if name is not None and self.complete and name not in self.known:
-            near = nearest(name, self.known)
-            hint = f"did you mean {quoted(near)}?" if near else f"known: {', '.join(map(quoted, self.known))}"
+        if name is not None and self.names is not None and name not in self.names:
+            near = nearest(name, self.names)
+            hint = f"did you mean {quoted(near)}?" if near else f"known: {', '.join(map(quoted, self.names))}"
             yield Fault(path, f"names no version or alias; {hint}")
 
 
-def _of_all(topology: Topology, names: _Names, incomplete: Collection[KeyPath], *, directory: bool) -> Iterator[Fault]:
-    if not names.known:
+def _all_faults(topology: Topology, scope: _Scope, *, directory: bool) -> Iterator[Fault]:
+    unread = scope.unread
+    if not (scope.versions or unread.under("versions") or unread.whole("versions")):
         yield Fault(("versions",), "there is none")
-        return
-    yield from names.unknown(("default_version",), topology.default_version)
-    yield from _under(("health",), health_faults(topology.health))
-    for key, cluster in names.versions.items():
-        yield from _under(("versions", key), _version_faults(key, cluster))
+    yield from scope.unknown(("default_version",), topology.default_version)
+    if "health" not in unread.under():
+        yield from _under(("health",), health_faults(topology.health))
+    for key, cluster in topology.versions.items():
+        yield from _under(("versions", key), _version_faults(key, cluster, unread.under("versions", key)))
     for alias, name in topology.aliases.items():
-        yield from _alias_faults(names, alias, name)
+        yield from _alias_faults(scope, alias, name)
     if (tenancy := topology.tenancy) is not None:
         yield from _under(("tenancy",), tenancy_faults(tenancy.policy))
-        yield from _under(("directory",), _directory_faults(topology, names, tenancy.directory.version))
-        pattern = None if ("tenancy",) in incomplete else re.compile(tenancy.pattern)
+        yield from _under(("directory",), _directory_faults(topology, scope, tenancy.directory.version))
+        known = not (unread.whole("tenancy") or "pattern" in unread.under("tenancy"))
+        pattern = re.compile(tenancy.pattern) if known else None
         for tenant, home in tenancy.homes.items():
-            yield from _under(("tenants", tenant), _listed_faults(names, tenancy, tenant, home, pattern))
+            path: KeyPath = ("tenants", tenant)
+            if pattern is not None and not pattern.fullmatch(tenant):
+                yield Fault(path, f"is no tenant's key: one looks like {tenancy.pattern} (tenancy.pattern)")
+            yield from _under(path, _tenant_faults(scope, tenant, home, unread.under(*path)))
+            yield from _under(path, _policy_faults(home, tenancy, unread.under(*path)))
         if tenancy.template is not None:
-            yield from _under(
-                ("tenant_template",), _template_faults(names, tenancy, tenancy.template, directory=directory)
-            )
+            path = ("tenant_template",)
+            yield from _under(path, _home_faults(scope, tenancy.template, unread.under(*path)))
+            yield from _under(path, _policy_faults(tenancy.template, tenancy, unread.under(*path)))
+            if not (directory or unread.whole("directory") or unread.under(*path) - _NO_PLACES):
+                yield from _under(path, _template_faults(tenancy.template))
 
 
 def _under(path: KeyPath, found: Iterable[Fault]) -> Iterator[Fault]:
     return (Fault((*path, *fault.path), fault.text) for fault in found)
 
 
-# ------------------------------------------------------------------------------------------------------------ policies
-
-
-def pool_faults(policy: PoolPolicy) -> Iterator[Fault]:
-    """Find limits of a pool that cannot be met together.
-
-    Args:
-        policy: How the pool behaves.
-
-    Yields:
-        The faults, by the policy's keys.
-    """
-    yield from _at_least("max_size", policy.max_size, "min_size", policy.min_size)
-
-
-def health_faults(policy: HealthPolicy) -> Iterator[Fault]:
-    """Find durations of health checks that cannot be met together.
-
-    Args:
-        policy: How servers are watched.
-
-    Yields:
-        The faults, by the policy's keys.
-    """
-    yield from _at_least("ban_max", policy.ban_max, "ban", policy.ban)
-
-
-def tenancy_faults(policy: TenantPolicy) -> Iterator[Fault]:
-    """Find what is said of a tenant's connections and cannot be met together.
-
-    Args:
-        policy: How the tenant is kept apart.
-
-    Yields:
-        The faults.
-    """
-    if policy.min_size and policy.pooling == "shared":
-        yield Fault((), 'min_size keeps connections open for one tenant alone, which needs pooling = "dedicated"')
-    if policy.max_connections is not None and policy.min_size > policy.max_connections:
-        yield Fault((), f"min_size is {policy.min_size}, more than max_connections, which is {policy.max_connections}")
-
-
-def _at_least(key: str, value: float, low: str, least: float) -> Iterator[Fault]:
-    if value < least:
-        yield Fault((key,), f"must be at least {low}, which is {least}; it is {value}")
-
-
 # ------------------------------------------------------------------------------------------------ versions and aliases
 
 
-def _version_faults(key: str, cluster: Cluster) -> Iterator[Fault]:
+def _version_faults(key: str, cluster: Cluster, unread: frozenset[str | int]) -> Iterator[Fault]:
     if key.startswith(f"{OWN_SERVERS} "):
         yield Fault((), "begins as the names of tenants' own servers do: give it another key")
-    if _without_primary(cluster):
+    if _without_primary(cluster) and not unread - {"replicas", "pool", "read"}:  # a misspelt key may be the reason
         yield Fault((), "needs `primary`, or `nodes` if the roles are to be discovered")
     yield from _repeated(cluster)
-    yield from _under(("pool",), pool_faults(cluster.pool))
+    if "pool" not in unread:
+        yield from _under(("pool",), pool_faults(cluster.pool))
 
 
 def _without_primary(cluster: Cluster) -> bool:
@@ -199,13 +184,13 @@ def _repeated(cluster: Cluster) -> Iterator[Fault]:
         yield Fault((), f"lists {server} twice")
 
 
-def _alias_faults(names: _Names, alias: str, name: str) -> Iterator[Fault]:
+def _alias_faults(scope: _Scope, alias: str, name: str) -> Iterator[Fault]:
     path = ("aliases", alias)
-    if alias in names.versions:
+    if alias in scope.versions or alias in scope.unread.under("versions"):
         yield Fault(path, "is the key of a version too: one of them needs another")
         return
-    yield from names.unknown(path, name)
-    trail = _trail(alias, names.aliases)
+    yield from scope.unknown(path, name)
+    trail = _trail(alias, scope.aliases)
     if trail[-1] == alias == min(trail):  # each circle is told once
         yield Fault(path, f"leads back to itself: {' → '.join(map(quoted, trail))}")
 
@@ -234,22 +219,35 @@ def tenant_faults(topology: Topology, tenant: str, home: Home) -> list[Fault]:
     Returns:
         The faults, by the keys of ``[tenants.NAME]``.
     """
-    return [*_tenant_faults(_Names.of(topology), tenant, home), *tenancy_faults(home.policy)]
+    scope = _Scope.of(topology, _Unread())
+    return [*_tenant_faults(scope, tenant, home, frozenset()), *tenancy_faults(home.policy)]
 
 
-def _tenant_faults(names: _Names, tenant: str, home: Home) -> Iterator[Fault]:
-    if not (home.cluster or home.database or home.user or home.schema or home.role or home.row):
+def _tenant_faults(scope: _Scope, tenant: str, home: Home, unread: frozenset[str | int]) -> Iterator[Fault]:
+    apart = home.cluster or home.database or home.user or home.schema or home.role or home.row
+    if not apart and not unread - _NO_PLACES:
         yield Fault(
             (),
             "has nothing that keeps it apart from others: it needs a database, user, schema, role or row, or servers "
             "of its own (primary or nodes)",
         )
-    yield from _home_faults(names, home)
+    yield from _home_faults(scope, home, unread)
     try:
-        for version in names.lived_in(home):
+        for version in scope.lived_in(home):
             rendered(home, tenant, version)
     except InvalidName as error:
         yield Fault((), str(error))
+
+
+def _template_faults(template: Home) -> Iterator[Fault]:
+    if not is_apart(template):
+        yield Fault((), "has no {tenant} anywhere, and no row: all tenants would be one")
+
+
+def _policy_faults(home: Home, tenancy: Tenancy, unread: frozenset[str | int]) -> Iterator[Fault]:
+    """What is wrong with how a tenant is kept apart, unless it is so for all, where it is told."""
+    if home.policy != tenancy.policy and not unread & {"pooling", "max_connections", "min_size"}:
+        yield from tenancy_faults(home.policy)
 
 
 def is_apart(home: Home) -> bool:
@@ -264,30 +262,12 @@ def is_apart(home: Home) -> bool:
     return bool(home.row) or any("{tenant}" in name for name in names_of(home))
 
 
-def _listed_faults(
-    names: _Names, tenancy: Tenancy, tenant: str, home: Home, pattern: re.Pattern[str] | None
-) -> Iterator[Fault]:
-    if pattern is not None and not pattern.fullmatch(tenant):
-        yield Fault((), f"is no tenant's key: one looks like {tenancy.pattern} (tenancy.pattern)")
-    yield from _tenant_faults(names, tenant, home)
-    if home.policy != tenancy.policy:  # else the fault is told there
-        yield from tenancy_faults(home.policy)
-
-
-def _template_faults(names: _Names, tenancy: Tenancy, template: Home, *, directory: bool) -> Iterator[Fault]:
-    yield from _home_faults(names, template)
-    if template.policy != tenancy.policy:
-        yield from tenancy_faults(template.policy)
-    if not directory and not is_apart(template):
-        yield Fault((), "has no {tenant} anywhere, and no row: all tenants would be one")
-
-
-def _home_faults(names: _Names, home: Home) -> Iterator[Fault]:
+def _home_faults(scope: _Scope, home: Home, unread: frozenset[str | int]) -> Iterator[Fault]:
     """What is wrong with a home, of one tenant or of many."""
     for name in home.versions:
-        yield from names.unknown(("version",), name)
+        yield from scope.unknown(("version",), name)
     if (own := home.cluster) is not None:
-        if _without_primary(own):
+        if _without_primary(own) and not unread & {"primary", "nodes"}:
             yield Fault(
                 ("replicas",), "stands without primary: add that, or list them as nodes if the roles are unknown"
             )
@@ -295,22 +275,30 @@ def _home_faults(names: _Names, home: Home) -> Iterator[Fault]:
         for key in ("database", "user"):
             if getattr(home, key):
                 yield Fault((key,), "stands beside servers of its own: write it in their connection strings instead")
-    pools = [own.pool] if own is not None else [names.versions[version].pool for version in names.lived_in(home)]
-    for most in [pool.max_size for pool in pools if home.policy.min_size > pool.max_size][:1]:
+    yield from _min_size_faults(scope, home, unread)
+
+
+def _min_size_faults(scope: _Scope, home: Home, unread: frozenset[str | int]) -> Iterator[Fault]:
+    if home.cluster is not None:
+        pools = [] if "pool" in scope.unread.under() else [home.cluster.pool]
+    else:
+        pools = [scope.pools[version] for version in scope.lived_in(home) if version in scope.pools]
+    most = next((pool.max_size for pool in pools if home.policy.min_size > pool.max_size), None)
+    if most is not None and "min_size" not in unread:
         yield Fault((), f"min_size is {home.policy.min_size}, more than pool.max_size, which is {most}")
 
 
-def _directory_faults(topology: Topology, names: _Names, version: str | None) -> Iterator[Fault]:
+def _directory_faults(topology: Topology, scope: _Scope, version: str | None) -> Iterator[Fault]:
     """One connection listens to the table for as long as the router lives; at least one has to be left to serve."""
     if version is None:
         return
-    yield from names.unknown(("version",), version)
-    cluster = names.versions.get(names.version(version))
+    yield from scope.unknown(("version",), version)
+    pool = scope.pools.get(scope.version(version))
     limits = {
         "max_connections": topology.max_connections,
         "max_connections_per_server": topology.max_connections_per_server,
         "max_pools": topology.max_pools,
-        "pool.max_size of that version": None if cluster is None else cluster.pool.max_size,
+        "pool.max_size of that version": None if pool is None else pool.max_size,
     }
     for name, limit in limits.items():
         if limit is not None and limit < 2:  # noqa: PLR2004 (one that listens, one that serves)

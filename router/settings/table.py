@@ -23,7 +23,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError, core_schema
 from router.core.errors import like_connection_string
 from router.core.faults import Fault
 from router.core.policies import DirectoryPolicy, HealthPolicy, PoolPolicy, ReadPolicy
-from router.core.validate import health_faults, pool_faults
+from router.core.policy_faults import health_faults, pool_faults
 from router.settings.words import MISPLACED, in_words
 
 if TYPE_CHECKING:
