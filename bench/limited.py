@@ -86,7 +86,8 @@ def compare(name: str, tally: Tally) -> Iterator[Figure]:
     yield Figure(f"{name}: failed", failed, f"of {total + failed}{named}", bar=Bar("exactly", 0))
     refused = tally.refused / tally.seconds
     yield Figure(f"{name}: refused logins", refused, "a second", bar=Bar("at most", 3))
-    yield Figure(f"{name}: served", total / tally.seconds / BEST, f"times the {BEST:g} a second that there can be")
+    unit = f"times the {BEST:g} a second that there can be"
+    yield Figure(f"{name}: served", total / tally.seconds / BEST, unit, bar=Bar("at least", 0.6))
 
 
 def _refused(cluster: PostgresCluster) -> int:
