@@ -583,7 +583,7 @@ def test_dsn_keeps_every_parameter_but_the_secret_ones(
 
 
 def test_dsn_fails_in_plain_lines_when_no_node_can_serve(cli: Cli, versions: Callable[..., None]) -> None:
-    versions(v1={"primary": REFUSED})
+    versions(v1={"primary": REFUSED, "pool": {"timeout": 1.0}})
     result = cli("dsn", "--version", "v1")
     assert (result.code, result.out) == (1, "")
     assert re.fullmatch(

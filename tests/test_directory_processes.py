@@ -49,6 +49,7 @@ def control(make_postgres_cluster: MakeCluster) -> PostgresCluster:
     return pg
 
 
+@pytest.mark.slow  # it is a bound on real time, for two processes at once
 @pytest.mark.parametrize("pooling", ["dedicated", "shared"])
 def test_two_processes_hear_of_a_tenant_that_comes_or_goes(control: PostgresCluster, pooling: str) -> None:
     settings = {

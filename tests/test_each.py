@@ -174,7 +174,7 @@ def crowded(server: PostgresCluster, tenants: Callable[..., list[str]], monkeypa
     """Configures two tenants, whose login may have one connection, and another one by which its server is watched."""
     role = new_name()
     run(server.dsn(), f"CREATE ROLE {role} LOGIN PASSWORD '{CANARY}' CONNECTION LIMIT 2 IN ROLE pg_write_all_data")
-    monkeypatch.setattr(_job, "STALLED", 0.5)
+    monkeypatch.setattr(_job, "STALLED", 1.0)
     dsn = server.dsn(user=role, password=CANARY)
     tenants(2, versions={"v1": {"primary": dsn}}, tenancy={"pooling": "shared"}, pool={"timeout": 0.2})
     return dsn
@@ -183,7 +183,7 @@ def crowded(server: PostgresCluster, tenants: Callable[..., list[str]], monkeypa
 def test_those_who_find_no_connection_wait_as_long_as_others_have_their_turn(
     crowded: str, server: PostgresCluster, each: Callable[..., Result]
 ) -> None:
-    SQL.write_text(f"{INSERT}; SELECT pg_sleep(1.5)", encoding="utf-8")
+    SQL.write_text(f"{INSERT}; SELECT pg_sleep(2.5)", encoding="utf-8")
     assert each("--tenants", "all", "--sql", SQL).code == 0
     assert done(server) == Counter(["t1", "t2"])
 

@@ -495,12 +495,12 @@ def test_an_unlisted_key_is_unknown_without_a_template(key: str) -> None:
 @pytest.mark.parametrize("key", ["tenant_12345", "tenant_1x", "tenant_", "zzz", "x" * 10_000, "user" * 10_000])
 def test_an_unknown_key_is_told_quickly_among_ten_thousand(key: str) -> None:
     def seconds() -> float:
-        began = time.perf_counter()
+        began = time.thread_time()
         with pytest.raises(UnknownTenant):
             resolve(MANY, None, key)
-        return time.perf_counter() - began
+        return time.thread_time() - began
 
-    assert min(seconds() for _ in range(5)) < 0.005
+    assert min(seconds() for _ in range(20)) < 0.005
 
 
 @pytest.mark.parametrize(

@@ -530,10 +530,10 @@ def test_a_secret_with_braces_is_as_it_is_written() -> None:
 
 
 def test_many_mistakes_in_many_tenants_are_told_in_time() -> None:
-    began = time.monotonic()
+    began = time.process_time()
     tenants = {f"t{number}": {"schema": "a", "version": "v3", "scema": "x"} for number in range(2_000)}
     assert len(problems(versions=TWO, tenants=tenants)) == 4_000
-    assert time.monotonic() - began < 10
+    assert time.process_time() - began < 10
 
 
 # -------------------------------------------------------------------------------------- tenants that a directory knows
@@ -1067,9 +1067,9 @@ def test_many_variables_over_many_tenants_are_read_in_time(
     path = write("r.json", json.dumps({"versions": V1, "tenants": {key: {"schema": key} for key in keys}}))
     lines = "".join(f"ROUTER_TENANTS__{key.upper().replace('-', '_')}__ROLE=r\n" for key in keys)
     write(".env", lines + "ROUTER_TENANTS__NEW__ROW=x.y\n")
-    began = time.monotonic()
+    began = time.process_time()
     found = RouterSettings.load(path).topology().tenancy
-    assert time.monotonic() - began < 10
+    assert time.process_time() - began < 10
     assert found is not None
     assert found.homes == {**{key: Home(schema=(key,), role="r") for key in keys}, "new": Home(row="x.y")}
 

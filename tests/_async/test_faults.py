@@ -118,7 +118,7 @@ async def test_a_connection_that_has_died_is_not_handed_to_whoever_waits(dsn: st
 
 
 async def test_after_an_outage_the_node_is_used_again(dsn: str, proxy: Proxy) -> None:
-    options = settings(primary=dsn, health={"interval": 0.05}, pool={"max_size": 2})
+    options = settings(primary=dsn, health={"interval": 0.05}, pool={"max_size": 2, "timeout": 2.0})
     async with AsyncRouter(options) as router:
         async with router.connection(), router.connection():
             pass

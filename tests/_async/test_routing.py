@@ -175,7 +175,7 @@ async def test_a_primary_that_is_a_standby_is_not_written_to(cluster: PostgresCl
     one, two = cluster.standbys
     async with AsyncRouter(settings(primary=one.dsn(), replicas=[two.dsn()])) as router:
         with pytest.raises(NoPrimary, match="is a replica"):
-            async with router.connection():
+            async with router.connection(timeout=2):
                 pytest.fail("a standby was handed out for writing")
         assert await read_port(router) in {one.port, two.port}
 
@@ -231,7 +231,7 @@ async def test_no_primary_names_what_each_node_said(cluster: PostgresCluster) ->
     options = settings(primary=refused(cluster.dsn()), replicas=[cluster.standbys[0].dsn()])
     async with AsyncRouter(options) as router:
         with pytest.raises(NoPrimary) as raised:
-            async with router.connection(timeout=10):
+            async with router.connection(timeout=2):
                 pytest.fail("there was no primary")
         assert isinstance(raised.value, psycopg.OperationalError)
         assert {str(node): reason for node, reason in raised.value.refused.items()} == {

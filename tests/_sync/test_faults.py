@@ -119,7 +119,7 @@ def test_a_connection_that_has_died_is_not_handed_to_whoever_waits(dsn: str, pro
 
 
 def test_after_an_outage_the_node_is_used_again(dsn: str, proxy: Proxy) -> None:
-    options = settings(primary=dsn, health={"interval": 0.05}, pool={"max_size": 2})
+    options = settings(primary=dsn, health={"interval": 0.05}, pool={"max_size": 2, "timeout": 2.0})
     with Router(options) as router:
         with router.connection(), router.connection():
             pass

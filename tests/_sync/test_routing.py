@@ -176,7 +176,7 @@ def test_a_primary_that_is_a_standby_is_not_written_to(cluster: PostgresCluster)
     one, two = cluster.standbys
     with Router(settings(primary=one.dsn(), replicas=[two.dsn()])) as router:
         with pytest.raises(NoPrimary, match="is a replica"):
-            with router.connection():
+            with router.connection(timeout=2):
                 pytest.fail("a standby was handed out for writing")
         assert read_port(router) in {one.port, two.port}
 
@@ -232,7 +232,7 @@ def test_no_primary_names_what_each_node_said(cluster: PostgresCluster) -> None:
     options = settings(primary=refused(cluster.dsn()), replicas=[cluster.standbys[0].dsn()])
     with Router(options) as router:
         with pytest.raises(NoPrimary) as raised:
-            with router.connection(timeout=10):
+            with router.connection(timeout=2):
                 pytest.fail("there was no primary")
         assert isinstance(raised.value, psycopg.OperationalError)
         assert {str(node): reason for node, reason in raised.value.refused.items()} == {
