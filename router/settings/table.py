@@ -206,15 +206,19 @@ def table_of(
     Returns:
         What makes a field of that class such a table.
     """
-    types = get_type_hints(policy)
-    keys: dict[str, Any] = {
-        field.name: (
-            types[field.name],
-            Field(field.default, description=about(policy).get(field.name), **limits.get(field.name, {})),
-        )
-        for field in fields(policy)
-    }
-    model = create_model(policy.__name__, __base__=Table, __doc__=(policy.__doc__ or "").partition("\n")[0], **keys)
+
+    @cache  # made at the first use of settings, not when this is imported, and once for all fields that have it
+    def model() -> type[Table]:
+        types, meanings = get_type_hints(policy), about(policy)
+        keys: dict[str, Any] = {
+            field.name: (
+                types[field.name],
+                Field(field.default, description=meanings.get(field.name), **limits.get(field.name, {})),
+            )
+            for field in fields(policy)
+        }
+        summary = (policy.__doc__ or "").partition("\n")[0]
+        return create_model(policy.__name__, __base__=Table, __doc__=summary, **keys)
 
     def made(table: Table) -> Any:
         value = policy(**dict(table))
@@ -225,7 +229,7 @@ def table_of(
     return GetPydanticSchema(
         lambda _, handler: core_schema.no_info_after_validator_function(
             made,
-            handler.generate_schema(model),
+            handler.generate_schema(model()),
             serialization=core_schema.plain_serializer_function_ser_schema(asdict),
         )
     )
