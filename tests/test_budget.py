@@ -5,6 +5,7 @@ What is expected is counted here in the plainest way, over all connections each 
 
 from __future__ import annotations
 
+import sys
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from itertools import count
@@ -165,6 +166,39 @@ def moments(draw: st.DrawFn) -> Moment:
         for key in draw(st.permutations(taken))[: draw(st.integers(0, len(taken)))]
     ]
     return Moment(limits, taken, draw(st.permutations(pools))[: draw(st.integers(0, 2 * len(pools)))], idle)
+
+
+# What a decision costs
+
+
+@pytest.mark.parametrize("owed", [True, False])
+def test_a_decision_costs_the_same_however_many_are_open_and_wait(owed: bool) -> None:
+    def calls(size: int) -> int:
+        """How many functions are called until a connection has come back and another one was opened."""
+        held = [BudgetKey(ONE, f"held {number}", None) for number in range(size)]
+        waiting = [BudgetKey(ONE, f"waits {number}", None) for number in range(size)] if owed else held
+        budget = built(Limits(2 * size, size), held, waiting)
+        counted = 0
+
+        def count_call(*_: object) -> None:
+            nonlocal counted
+            counted += 1
+
+        before = sys.getprofile()
+        sys.setprofile(count_call)
+        try:
+            request = budget.preempted_by(held[0])
+            budget.remove(held[0])
+            if request is not None:
+                budget.leave(request)
+                budget.add(request.key)
+            budget.grant()
+        finally:
+            sys.setprofile(before)
+        assert (request is not None) == owed
+        return counted
+
+    assert calls(1000) <= 1.2 * calls(10)
 
 
 # The share, and the queue of a pool

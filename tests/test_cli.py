@@ -393,6 +393,18 @@ def test_check_counts_the_connections_that_all_processes_may_open(
     assert [problem.startswith(expected) for problem in problems(result)] == ([] if enough else [True])
 
 
+def test_check_knows_the_limit_of_a_role(cli: Cli, versions: Callable[..., None], new: PostgresCluster) -> None:
+    new.primary.execute("CREATE ROLE few LOGIN CONNECTION LIMIT 4")
+    try:
+        versions(one={"primary": new.dsn(user="few"), "pool": {"max_size": 8}})
+        result = cli("check", "--json", "--processes", "1")
+    finally:
+        new.primary.execute("DROP ROLE few")
+    [node] = result.json()["versions"]["one"]
+    assert node["connections_allowed"] == 4
+    assert any("raise the limit of the server, role or database" in problem for problem in problems(result))
+
+
 def test_check_knows_that_max_connections_caps_the_pools(cli: Cli, both: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ROUTER_MAX_CONNECTIONS", "7")
     found = cli("check", "--json", "--processes", "2").json()["versions"]

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from router.core.server_limit import ServerLimit
     from router.core.topology import Server
 
+PATIENCE = 0.02
+"""Seconds for which a request waits for what comes back, where others wait, before an idle connection is closed."""
+
 LOOK_AGAIN = 0.02
 """Seconds between two searches for an idle connection that has become old enough to be closed, at least."""
 
@@ -227,6 +230,9 @@ class AsyncSlots:
                 self._budget.wait(request)
                 self.waiting[request] = None
                 self._settle(login)
+            # Where others wait, too, a connection may come back soon; an idle one may be wanted again at once.
+            if len(self.waiting) > 1:
+                await request.flag.wait_for(min(timeout, PATIENCE))
             if request.slot is None and not request.withdrawn:
                 await self._make_room()
             while request.slot is None:

@@ -34,7 +34,7 @@ class Facts(NamedTuple):
     """What a server says of itself.
 
     Attributes:
-        connections: How many ordinary users may have open.
+        connections: How many this login may have open, by the limits of the server, the role and the database.
         position_bytes: Where its WAL ends, or how far a replica has replayed it.
         paused: Whether a replica's replay is paused.
         receiver: The status of a replica's WAL receiver, as far as we may know it; ``None`` when none runs.
@@ -260,5 +260,5 @@ def _too_many_connections(
             yield (
                 f"{server} allows {allowed[server]} connections, and this configuration may open {most} "
                 f"({processes} x {most // processes}): lower max_connections, "
-                "max_connections_per_server or pool.max_size, or raise max_connections of the server"
+                "max_connections_per_server or pool.max_size, or raise the limit of the server, role or database"
             )

@@ -73,8 +73,13 @@ UNLOCK_ALL = "pg_catalog.pg_advisory_unlock_all()"
 # What `router check` asks every server. It takes no privilege; `receiver` is null when there is none.
 SERVER_FACTS = """
 SELECT
-    current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
-        - coalesce(current_setting('reserved_connections', true)::int, 0) AS connections,
+    least(
+        current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
+            - coalesce(current_setting('reserved_connections', true)::int, 0),
+        (SELECT nullif(rolconnlimit, -1) FROM pg_catalog.pg_roles WHERE rolname = session_user AND NOT rolsuper),
+        (SELECT nullif(datconnlimit, -1) FROM pg_catalog.pg_database, pg_catalog.pg_roles
+            WHERE datname = current_database() AND rolname = session_user AND NOT rolsuper)
+    ) AS connections,
     (CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END - '0/0')::bigint
         AS position_bytes,
     CASE WHEN pg_is_in_recovery() THEN pg_is_wal_replay_paused() ELSE false END AS paused,
