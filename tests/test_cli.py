@@ -394,9 +394,9 @@ def test_check_counts_the_connections_that_all_processes_may_open(
 
 
 def test_check_knows_the_limit_of_a_role(cli: Cli, versions: Callable[..., None], new: PostgresCluster) -> None:
-    new.primary.execute("CREATE ROLE few LOGIN CONNECTION LIMIT 4")
+    new.primary.execute("CREATE ROLE few LOGIN PASSWORD 'few' CONNECTION LIMIT 4")
     try:
-        versions(one={"primary": new.dsn(user="few"), "pool": {"max_size": 8}})
+        versions(one={"primary": new.dsn(user="few", password="few"), "pool": {"max_size": 8}})
         result = cli("check", "--json", "--processes", "1")
     finally:
         new.primary.execute("DROP ROLE few")
