@@ -14,7 +14,7 @@ import router
 # From the bottom up: a module imports only from those listed before it. A package that is not listed by its modules
 # counts as one, its insides free.
 CORE = [
-    "core.policies", "core.topology", "core.errors", "core.consistency", "core.names", "core.resolve",
+    "core.value", "core.policies", "core.topology", "core.errors", "core.consistency", "core.names", "core.resolve",
     "core.faults", "core.policy_faults", "core.duplicates", "core.validate",
     "core.observations", "core.health", "core.replication", "core.standing", "core.balance", "core.choose",
     "core.budget", "core.bounds", "core.slot_lines", "core.server_limit", "core.events", "core.server_events",

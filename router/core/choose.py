@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
 from types import MappingProxyType
@@ -12,6 +11,7 @@ from router.core.balance import cumulate, draw
 from router.core.health import UNKNOWN, login_failure, role_of
 from router.core.standing import Request, Standing, Tier, for_session, standings
 from router.core.topology import Role
+from router.core.value import Value
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 _NOT_NOW = (Tier.UNPROBED, Tier.REFUSES_WRITES, Tier.DOWN, Tier.LOGIN_FAILED)
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class Route:
+class Route(Value):
     """Where a request goes: the nodes to try in order, and why each other node was left out.
 
     Attributes:

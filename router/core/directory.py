@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
 from heapq import heapify, heappop, heappush, nsmallest
 from itertools import count
 from math import inf
@@ -11,6 +10,7 @@ from traceback import extract_tb
 from typing import TYPE_CHECKING
 
 from router.core.errors import RouterError
+from router.core.value import Value
 
 if TYPE_CHECKING:
     from router.core.policies import DirectoryPolicy
@@ -29,8 +29,7 @@ SPREAD = 0.1
 """The part of ``ttl`` by which an answer may end early, so that not all that is learnt at once is asked for at once."""
 
 
-@dataclass(frozen=True, slots=True)
-class DirectoryStats:
+class DirectoryStats(Value):
     """The directory of tenants.
 
     Attributes:

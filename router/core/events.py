@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import FrozenInstanceError, dataclass, fields
 from typing import TYPE_CHECKING, ClassVar, TypeAlias
+
+from router.core.value import Value
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -15,8 +16,7 @@ if TYPE_CHECKING:
 DEBUG, INFO, WARNING, ERROR = 10, 20, 30, 40
 
 
-@dataclass(slots=True, repr=False, eq=False)
-class Event:
+class Event(Value):
     """Something that happened; ``str()`` says it in a line, without secrets.
 
     Attributes:
@@ -25,30 +25,7 @@ class Event:
 
     level: ClassVar[int] = INFO
 
-    # Written once: made anew for each event, these would be most of what importing this module costs.
 
-    def __setattr__(self, name: str, value: object) -> None:
-        if hasattr(self, name):  # which has been set by __init__()
-            raise FrozenInstanceError(f"cannot assign to field {name!r}")
-        object.__setattr__(self, name, value)
-
-    def __delattr__(self, name: str) -> None:
-        raise FrozenInstanceError(f"cannot delete field {name!r}")
-
-    def _values(self) -> dict[str, object]:
-        return {each.name: getattr(self, each.name) for each in fields(self)}
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self._values().items())})"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Event) and type(self) is type(other) and self._values() == other._values()
-
-    def __hash__(self) -> int:
-        return hash((type(self), *self._values().values()))
-
-
-@dataclass(slots=True, repr=False, eq=False)
 class ConnectionsCut(Event):
     """Borrowed connections were cut; their queries fail.
 
@@ -67,7 +44,6 @@ class ConnectionsCut(Event):
         return f"cut {self.count} borrowed connections to {self.node}: {self.reason}"
 
 
-@dataclass(slots=True, repr=False, eq=False)
 class PoolOpened(Event):
     """A pool is used for the first time.
 
@@ -88,7 +64,6 @@ class PoolOpened(Event):
         return f"{_subject(self)}: opened the pool to {_use(self)} {self.node}"
 
 
-@dataclass(slots=True, repr=False, eq=False)
 class PoolClosed(Event):
     """A pool was closed.
 
@@ -109,7 +84,6 @@ class PoolClosed(Event):
         return f"{_subject(self)}: closed the pool to {_use(self)} {self.node}"
 
 
-@dataclass(slots=True, repr=False, eq=False)
 class RequestFailed(Event):
     """A request got no connection.
 
@@ -136,7 +110,6 @@ class RequestFailed(Event):
         return f"{_subject(self)}: a request to {what} failed with {self.error}: {self.reason}"
 
 
-@dataclass(slots=True, repr=False, eq=False)
 class Repeated(Event):
     """A transaction of ``run()``, or a read of ``execute()``, failed for a reason that passes, and is run again.
 
@@ -160,7 +133,6 @@ class Repeated(Event):
         return f"{_subject(self)}: {what} that failed on {self.node} is run again: {self.reason}"
 
 
-@dataclass(slots=True, repr=False, eq=False)
 class ReadOnPrimary(Event):
     """A read goes to the primary, because no replica has replayed yet what it must see.
 

@@ -8,7 +8,7 @@ only, such as a startup option that is refused, is kept by :class:`NodeUse`.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from operator import itemgetter
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
@@ -23,6 +23,7 @@ from router.core.observations import (
     ProbeResult,
 )
 from router.core.topology import Node, Role
+from router.core.value import Value
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,8 +39,7 @@ HISTORY = 128
 """How many of a primary's latest positions are kept: two minutes of them, at one probe a second."""
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+class State(Value):
     """What is known of one server, or of one node's login.
 
     Two states are equal when they make no difference to where requests may go, but for lag: what changes with every

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from itertools import islice
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
+
+from router.core.value import Value
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,8 +20,7 @@ SHOWN = 10
 """How many tenants the ``repr`` of the stats names."""
 
 
-@dataclass(frozen=True, slots=True)
-class PoolStats:
+class PoolStats(Value):
     """One pool: a node's connections for reading, or for writing.
 
     Attributes:
@@ -50,8 +51,7 @@ class PoolStats:
     server_limit: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class NodeStats:
+class NodeStats(Value):
     """One node of a version.
 
     Attributes:
@@ -83,8 +83,7 @@ class NodeStats:
     write: PoolStats | None
 
 
-@dataclass(frozen=True, slots=True)
-class VersionStats:
+class VersionStats(Value):
     """One version.
 
     Attributes:
@@ -96,8 +95,7 @@ class VersionStats:
     nodes: tuple[NodeStats, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class TenantPoolStats:
+class TenantPoolStats(Value):
     """One pool of a tenant's, or one that the tenants of a database share.
 
     Attributes:
@@ -115,8 +113,7 @@ class TenantPoolStats:
     pool: PoolStats
 
 
-@dataclass(frozen=True, slots=True)
-class DrainingPoolStats:
+class DrainingPoolStats(Value):
     """One pool that lends nothing any more, and goes when its last connection is back.
 
     Attributes:
@@ -134,8 +131,7 @@ class DrainingPoolStats:
     pool: PoolStats
 
 
-@dataclass(frozen=True, slots=True)
-class Totals:
+class Totals(Value):
     """What has been counted of one version for one use since the router was made: these only grow.
 
     They outlive the pools that they come from. In the child of a fork they begin again at 0.
@@ -169,8 +165,7 @@ class Totals:
     for_token: int = 0
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class Stats:
+class Stats(Value):
     """The whole router.
 
     Attributes:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from router.core.errors import UnknownTenant, masked
+from router.core.value import Value
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -21,8 +21,7 @@ SHOWN = 10
 """How many errors the ``repr`` of the outcomes shows."""
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class Outcomes(Generic[T]):
+class Outcomes(Value, Generic[T]):
     """What came of a function that was called for each tenant; everything in the order of the tenants.
 
     Attributes:

@@ -1,13 +1,14 @@
 """How pools, reads, health checks, tokens and tenants behave, as the settings say it: frozen values.
 
-Durations are in seconds. What users are given is a dataclass; what the router keeps to itself is a ``NamedTuple``,
-which takes ``import router`` a quarter of the time to make.
+Durations are in seconds. What users are given is a :class:`Value`; what the router keeps to itself is a ``NamedTuple``.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Literal, NamedTuple
+
+from router.core.value import Value
 
 Balance = Literal["least_busy", "round_robin", "random"]
 Fallback = Literal["primary", "wait", "error"]
@@ -16,8 +17,7 @@ Pooling = Literal["dedicated", "shared"]
 Hygiene = Literal["transaction", "full"]
 
 
-@dataclass(frozen=True, slots=True)
-class PoolPolicy:
+class PoolPolicy(Value):
     """How each pool of a cluster behaves; durations in seconds.
 
     Attributes:
@@ -41,8 +41,7 @@ class PoolPolicy:
     max_unused: float = 600.0
 
 
-@dataclass(frozen=True, slots=True)
-class ReadPolicy:
+class ReadPolicy(Value):
     """How reads are spread over a cluster's nodes; durations in seconds.
 
     Attributes:
@@ -67,8 +66,7 @@ class ReadPolicy:
     catch_up: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class HealthPolicy:
+class HealthPolicy(Value):
     """How servers are watched; durations in seconds.
 
     Attributes:
@@ -88,8 +86,7 @@ class HealthPolicy:
     ban_max: float = 15.0
 
 
-@dataclass(frozen=True, slots=True)
-class TokenPolicy:
+class TokenPolicy(Value):
     """How the tokens of sessions are made and read.
 
     Attributes:
@@ -121,8 +118,7 @@ class TenantPolicy(NamedTuple):
     min_size: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class DirectoryPolicy:
+class DirectoryPolicy(Value):
     """Where it is asked at run time who is a tenant and where it lives, and how long an answer counts.
 
     Attributes:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
+from router.core.value import Value
 
-@dataclass(frozen=True, slots=True)
-class Result:
+
+class Result(Value):
     """The whole result of a statement run by ``execute()``; of several in one text, the first one's.
 
     Attributes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from router.core.events import ERROR, WARNING, Event
@@ -12,7 +11,6 @@ if TYPE_CHECKING:
     from router.core.topology import Node, Role, Server
 
 
-@dataclass(slots=True, repr=False, eq=False)
 class ServerUp(Event):
     """A server answers, for the first time or again.
 
@@ -30,7 +28,6 @@ class ServerUp(Event):
         return f"{self.server} is up: {self.role}, PostgreSQL {self.server_version // 10000}"
 
 
-@dataclass(slots=True, repr=False, eq=False)
 class ServerDown(Event):
     """A server cannot be used.
 
@@ -47,7 +44,6 @@ class ServerDown(Event):
         return f"{self.server} is down: {self.reason}"
 
 
-@dataclass(slots=True, repr=False, eq=False)
 class LoginRefused(Event):
     """A server is well, and a node on it cannot be used: its login is refused, or cannot be tried.
 
@@ -68,7 +64,6 @@ class LoginRefused(Event):
         return f"{self.node}{f' ({application})' if application else ''} cannot be logged in to{use}: {self.reason}"
 
 
-@dataclass(slots=True, repr=False, eq=False)
 class SeveralServers(Event):
     """Several servers answer at one address: what is seen of one is true of the connections to that one only.
 
@@ -87,7 +82,6 @@ class SeveralServers(Event):
         )
 
 
-@dataclass(slots=True, repr=False, eq=False)
 class WritesRefused(Event):
     """A primary refuses writes by a setting, ``default_transaction_read_only``, so that they wait; or no longer does.
 
@@ -105,7 +99,6 @@ class WritesRefused(Event):
         return f"{self.server} {how}: {REFUSES_WRITES if self.refused else 'default_transaction_read_only is off'}"
 
 
-@dataclass(slots=True, repr=False, eq=False)
 class UndeclaredPooler(Event):
     """A pooler answers for a server, and the settings do not say so: tenants kept apart by sessions are refused there.
 
@@ -123,7 +116,6 @@ class UndeclaredPooler(Event):
         )
 
 
-@dataclass(slots=True, repr=False, eq=False)
 class ServerBanned(Event):
     """A server is back, and used only if there is no other for a while, because it failed before.
 
@@ -141,7 +133,6 @@ class ServerBanned(Event):
         return f"{self.server} is avoided for {self.seconds:.1f} s more: it went down {self.failures} times lately"
 
 
-@dataclass(slots=True, repr=False, eq=False)
 class RoleChanged(Event):
     """A server has another role than before.
 
@@ -161,7 +152,6 @@ class RoleChanged(Event):
         return f"{self.server} is a {self.role} now{on}"
 
 
-@dataclass(slots=True, repr=False, eq=False)
 class Fenced(Event):
     """A node says it is primary, and is used no more, because another one has taken over: see to it.
 
@@ -180,7 +170,6 @@ class Fenced(Event):
         return f"{self.version}: {self.node} is {self.reason}"
 
 
-@dataclass(slots=True, repr=False, eq=False)
 class OtherSystem(Event):
     """A node is of another system than its version, so that it holds other data, and is used no more: see to it.
 
@@ -199,7 +188,6 @@ class OtherSystem(Event):
         return f"{self.version}: {self.node} {self.reason}"
 
 
-@dataclass(slots=True, repr=False, eq=False)
 class LeftBehind(Event):
     """A replica has not followed the new primary; until it does, it is read from only if there is no other.
 
@@ -218,7 +206,6 @@ class LeftBehind(Event):
         return f"{self.version}: {self.node} is still on timeline {self.timeline}, and does not follow the new primary"
 
 
-@dataclass(slots=True, repr=False, eq=False)
 class FailedOver(Event):
     """A version has another primary than before.
 
@@ -242,7 +229,6 @@ class FailedOver(Event):
         )
 
 
-@dataclass(slots=True, repr=False, eq=False)
 class ReadsFellBack(Event):
     """From now on the primary serves the reads of a version, because none of its other nodes can.
 
@@ -261,7 +247,6 @@ class ReadsFellBack(Event):
         return f"{self.version}: reads go to the primary {self.node} now: {self.reason}"
 
 
-@dataclass(slots=True, repr=False, eq=False)
 class ReadsReturned(Event):
     """Replicas serve the reads of a version again.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -10,6 +10,7 @@ from router.core.consistency import UNSURE
 from router.core.health import REFUSES_WRITES, SEVERAL_SERVERS, UNKNOWN, node_state, role_of, same_system
 from router.core.replication import fenced, lag_of, left_behind, primary_of
 from router.core.topology import Role
+from router.core.value import Value
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -50,8 +51,7 @@ class Request(NamedTuple):
     avoid: Node | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
+class Standing(Value):
     """What one node is worth to a request.
 
     Attributes:
