@@ -105,8 +105,8 @@ def test_a_fork_while_others_wait_for_a_tenants_connection_leaves_it_to_the_pare
             connection.execute("CREATE TEMPORARY TABLE mine (i int) ON COMMIT DROP")
             # To read for the same tenant takes another pool: only in its own pool it waits for this very connection.
             waiting = executor.submit(backend, router, tenant="acme", read_only="max_size" not in scarce["pool"])
-            gates = list(routing._gates.values())
-            eventually(lambda: borrowed.pool._waiting or routing.slots.waiting or any(gate._waiting for gate in gates))
+            admissions = list(routing._admissions.values())
+            eventually(lambda: borrowed.pool._waiting or routing.slots.waiting or any(one.held for one in admissions))
 
             def child() -> None:
                 borrowed.__exit__(None, None, None)
@@ -115,7 +115,7 @@ def test_a_fork_while_others_wait_for_a_tenants_connection_leaves_it_to_the_pare
                 router.close()
 
             # What another thread may hold at the moment of the fork.
-            locks: list[Any] = [borrowed.pool._lock, routing.slots._guard, *(gate._guard for gate in gates)]
+            locks: list[Any] = [borrowed.pool._lock, routing.slots._guard, *(one._guard for one in admissions)]
             with ExitStack() as stack:
                 for lock in locks:
                     stack.enter_context(lock)

@@ -69,8 +69,8 @@ def is_whole(router: Router, pool: NodePool) -> bool:
     gc.collect(0)
     return (
         not pool.borrowed
-        and not pool.expected
-        and not any(gate._inside for gate in list(router._routing._gates.values()))
+        and not any(pool_set.line for pool_set in router._routing.pool_sets)
+        and not any(admission.admitted for admission in list(router._routing._admissions.values()))
         and not pool._adding
         and not pool._growing
         and pool._nconns == len(pool._sessions) == len(pool._pool)

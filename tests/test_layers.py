@@ -32,11 +32,10 @@ RUNTIME = [
 BELOW_THE_SHELL = [*CORE, "_first_use", *SETTINGS, "context", "sessions", *RUNTIME, "_observers"]
 # The modules of `_async`, and the same ones of `_sync`; neither shell imports from the other.
 SHELL = [
-    "closing", "slots", "cluster", "clusters", "pool.scripts", "pool.connection", "pool.opener", "pool.session_state",
-    "pool.waiter", "pool.node_pool", "pool.shared_pool", "pool.registry", "silence", "watcher", "monitor",
-    "unavailable", "acquire", "checkout", "lanes", "directory_table", "directory_source",
-    "directory", "routing", "statements", "each", "snapshot",
-    "router",
+    "closing", "slots", "line", "admission", "cluster", "clusters", "pool.scripts", "pool.connection", "pool.opener",
+    "pool.session_state", "pool.node_pool", "pool.shared_pool", "pool.registry", "silence", "watcher", "monitor",
+    "unavailable", "acquire", "checkout", "lanes", "directory_table", "directory_source", "directory", "routing",
+    "statements", "each", "snapshot", "router",
 ]  # fmt: skip
 ABOVE_THE_SHELL = ["events", "_default", "_loops", "aio", "__init__", "testing", "cli"]
 # The packages whose modules are listed; one that stands beside them itself, such as `settings`, offers what they have.

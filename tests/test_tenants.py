@@ -179,7 +179,7 @@ async def test_tasks_cancelled_while_a_connection_changes_hands_leave_the_pool_w
             return (pool.pool.in_use, pool.pool.waiting) == (0, 0) and pool.pool.idle == pool.pool.size
 
         await aeventually(whole)
-        assert [gate._inside for gate in router._routing._gates.values()] == [0, 0, 0]
+        assert [admission.admitted for admission in router._routing._admissions.values()] == [0, 0, 0]
         async with (
             router.connection(tenant=keys[0], read_only=read_only, timeout=PATIENCE),
             router.connection(tenant=keys[0], read_only=read_only, timeout=PATIENCE),

@@ -8,26 +8,27 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 import psycopg
-from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
+from psycopg_pool import PoolClosed
 
-from router._async.pool.node_pool import Reroute
-from router._async.pool.session_state import session_of
+from router._async.line import AsyncWaiter, HasToAsk, Unserved
+from router._async.pool.session_state import borrower, session_of
 from router._async.unavailable import asked_for, unavailable, whom_for
-from router._runtime.flags import AFlag, acheck_locks, asleep
+from router._runtime.calls import ashielded
+from router._runtime.flags import acheck_locks, asleep
 from router.core.choose import choose
 from router.core.errors import PoolExhausted, TooManyWaiting, Unavailable, UnknownTenant
 from router.core.events import ReadOnPrimary
 from router.core.health import UNKNOWN, node_state, observe
 from router.core.observations import OtherProcess
-from router.core.replication import undecided
 from router.core.standing import Request, limits_lag, standings
 from router.core.topology import Role
 
 if TYPE_CHECKING:
+    from typing import TypeAlias
+
     from psycopg import AsyncConnection
     from psycopg.rows import TupleRow
 
-    from router._async.cluster import AsyncCluster
     from router._async.lanes import AsyncLane
     from router._async.pool.node_pool import AsyncNodePool
     from router._async.routing import AsyncRouting
@@ -35,24 +36,37 @@ if TYPE_CHECKING:
     from router.core.health import State
     from router.core.topology import Node, Target
 
+    Taken: TypeAlias = tuple[AsyncNodePool, AsyncConnection[TupleRow]]
+
 SETTLE = 0.2
-"""Seconds that the first requests of a version wait until all of its servers have been looked at: the one that is slow
-to answer may be the one that was promoted."""
+"""Seconds that the first requests of a version wait until all of its servers have been probed: the one that is slow to
+answer may be the one that was promoted."""
+
+WATCH_OVER = 0.5
+"""Seconds between two looks of a request at what is known, should nothing wake it while no pool serves it."""
 
 ASK_AGAIN = 0.02
 """Seconds until a replica that had not replayed what a read must see is asked again."""
 
 
 async def acquire(
-    lane: AsyncLane, deadline: float, prefer: AsyncNodePool | None, request: Request | None
-) -> tuple[AsyncNodePool, AsyncConnection[TupleRow]]:
+    lane: AsyncLane,
+    deadline: float,
+    picked: AsyncNodePool | None,
+    request: Request | None,
+    token: object = None,
+    *,
+    admitted: bool = True,
+) -> Taken:
     """Get a connection when none is ready, or a request asks for more than its key says.
 
     Args:
         lane: Where the request belongs.
         deadline: Until when, on the monotonic clock.
-        prefer: The pool that was picked.
+        picked: The pool that was picked, and has none ready.
         request: What it asks for; ``None`` for nothing but what the lane says.
+        token: What it counts as in the lane's admission; the caller has that leave, whatever happens.
+        admitted: Whether it is admitted already.
 
     Returns:
         The connection, and the pool it is from.
@@ -63,83 +77,261 @@ async def acquire(
         RuntimeError: The lane is from before a fork; or greenlets have taken the place of threads since.
         TokenRefused: What it must see is of another cluster or timeline, and ``tokens.foreign`` is ``refuse``.
     """
-    routing = lane.routing
     acheck_locks()
-    if lane.slots is not routing.slots:
+    if lane.slots is not lane.routing.slots:
         raise RuntimeError("this checkout was made before a fork: call connection() in the process that uses it")
-    # The lane's only pool, or one that can grow: nothing better to choose as long as the lane is in use. Not at the
-    # very first, when a server that nobody has looked at yet may turn out to be better; nor when it is too late.
-    direct = request is None and monotonic() < deadline
-    if direct and prefer is not None and not prefer.closed and (len(lane.pools) == 1 or not prefer.full):
-        with suppress(Reroute, TooManyRequests, PoolTimeout, PoolClosed):  # then look closer
-            return prefer, await prefer.borrow(deadline - monotonic(), lane.target.scope)
-    routing.begin_request(lane.cluster)
+    scope, admission = lane.target.scope, None if admitted else lane.admission
+    waiter = AsyncWaiter(
+        lane.pool_set.line,
+        "" if scope is None else scope.tenant,
+        has_needs=request is not None,
+        admission=admission,
+        token=token,
+    )
+    begun = monotonic()
+    lane.routing.begin_request(lane.pool_set.cluster)
     try:
-        return await _acquire_best(routing, lane, deadline, prefer, request)
-    except Unavailable as error:
-        routing.failed(lane, error)
+        pool, connection = await _acquire(lane, deadline, waiter, picked, request)
+    except BaseException as error:
+        await _leave(waiter)
+        if isinstance(error, Unavailable):
+            lane.routing.failed(lane, error)
         raise
     finally:
-        routing.clusters.end_request(lane.cluster)
+        lane.routing.clusters.end_request(lane.pool_set.cluster)
+    pool.note_waited(monotonic() - begun)
+    if pool.notes_where:
+        session_of(connection).borrowed_at = borrower()
+    return pool, connection
 
 
-async def _acquire_best(
-    routing: AsyncRouting, lane: AsyncLane, deadline: float, prefer: AsyncNodePool | None, request: Request | None
-) -> tuple[AsyncNodePool, AsyncConnection[TupleRow]]:
-    target, since = lane.target, monotonic()
-    request, patience = request or Request(lane.read_only), ASK_AGAIN
-    while True:
-        changed = lane.cluster.changed  # taken before what is known is looked at: no change after that goes unnoticed
-        preferred = None if prefer is None or prefer.full else prefer.node
-        route = routing.choose(target, request, prefer=preferred)
-        node, now = _next(routing, route, since), monotonic()
-        if node is None and (after := routing.must_see(target, [request.after])) != request.after:
-            request = request._replace(after=after)  # the first look has shown that it is foreign
-            continue
-        may_catch_up = bool(route.ask) and now < since + target.cluster.read.catch_up
-        if now >= deadline or (node is None and not route.pending and not may_catch_up):
-            error = unavailable(routing, route, request, late=now >= deadline)
-            if isinstance(error, UnknownTenant):
-                await routing.drop(lane)
-            raise error
-        if node is None or (node in route.ask and node.server in routing.asked):
-            await _wait(lane.cluster, changed, deadline - now, pause=ASK_AGAIN if route.ask else deadline - now)
-            continue
+async def _acquire(
+    lane: AsyncLane, deadline: float, waiter: AsyncWaiter, picked: AsyncNodePool | None, request: Request | None
+) -> Taken:
+    if request is None:
         try:
-            pool, connection = await _borrow(routing, target, node, deadline, read_only=request.read_only)
-        except Reroute:
-            # What it was for may be on its way. If nothing comes, the server refuses: the next attempt can wait.
-            await changed.wait_for(min(patience, deadline - monotonic()))
-            patience = min(2.0 * patience, 0.5)
-            continue
-        except (PoolTimeout, PoolClosed):
-            continue  # choose again, or find that there is no time left
-        if await _may_serve(routing, pool, connection, request):
-            if pool not in lane.pools and node in route.nodes[: route.best] and (request.after or not route.ask):
-                routing.renew(lane)
-            _served(routing, target, request, node)
+            return await _acquire_any(lane, deadline, waiter, picked)
+        except HasToAsk:
+            request, waiter.has_needs = Request(lane.read_only), True
+    return await AsyncChoice(lane, deadline, waiter, request).acquire()
+
+
+@ashielded
+async def _leave(waiter: AsyncWaiter) -> None:
+    """Leave the line, or give back what was handed over at the last moment."""
+    if not waiter.line.leave(waiter):
+        await waiter.pool.give_back(waiter.connection)
+
+
+async def _acquire_any(lane: AsyncLane, deadline: float, waiter: AsyncWaiter, picked: AsyncNodePool | None) -> Taken:
+    """Get a connection of any of the lane's pools: one that is ready, unless others wait, or else in line."""
+    pool_set, line, request = lane.pool_set, lane.pool_set.line, Request(lane.read_only)
+    if not line.waiting and not waiter.is_held:
+        if pool_set.is_stale:
+            pool_set.refresh()
+        ready = await pool_set.take(lane.target.scope, picked)
+        if ready is not None and await _may_serve(lane.routing, *ready, request):
+            return ready
+    while True:
+        _join(lane, waiter)
+        pool, connection = await _wait_in_line(lane, deadline, waiter)
+        if await _is_usable(pool, connection) and await _may_serve(lane.routing, pool, connection, request):
             return pool, connection
-        # Where several servers answer, the next connection may lead to the same one.
-        request = request._replace(
-            avoid=node if routing.clusters.health.get(node.server, UNKNOWN).several_servers else request.avoid
+
+
+async def _wait_in_line(lane: AsyncLane, deadline: float, waiter: AsyncWaiter) -> Taken:
+    pool_set, line = lane.pool_set, waiter.line
+    while not waiter.is_done:
+        await pool_set.work(waiter)
+        left = deadline - monotonic()
+        if not waiter.is_done and left > 0:
+            await waiter.wait(min(left, pool_set.patience(waiter)))
+        elif line.leave(waiter):
+            break
+    if (connection := waiter.connection) is not None:
+        pool, waiter.connection = waiter.pool, None
+        return pool, connection
+    if waiter.error is not None and not isinstance(waiter.error, Unserved):
+        raise waiter.error
+    raise await _why_none(lane, waiter, late=waiter.error is None)
+
+
+async def _why_none(lane: AsyncLane, waiter: AsyncWaiter, *, late: bool) -> Unavailable | UnknownTenant:
+    routing, target, pool_set = lane.routing, lane.target, lane.pool_set
+    if waiter.is_held and lane.admission is not None:
+        return PoolExhausted(
+            f"no connection {whom_for(target)} in time: it uses all {lane.admission.limit} that it may "
+            "(tenancy.max_connections)",
+            **asked_for(target),
         )
+    route = pool_set.current_route(fresh=late)
+    if late and not pool_set.pools and pool_set.lacks_room:
+        return _no_room(lane)
+    error = unavailable(routing, replace(route, target=target), Request(lane.read_only), late=late)
+    if isinstance(error, UnknownTenant):
+        await routing.drop(lane)
+    return error
 
 
-async def _borrow(
-    routing: AsyncRouting, target: Target, node: Node, deadline: float, *, read_only: bool
-) -> tuple[AsyncNodePool, AsyncConnection[TupleRow]]:
-    whom, asked = whom_for(target), asked_for(target)
-    pool = await routing.pools.open(target, node, read_only=read_only, timeout=deadline - monotonic())
-    if pool is None:
-        full = f"all {routing.topology.max_pools} pools are in use (max_pools)"
-        raise PoolExhausted(f"no connection {whom} in time: {full}", **asked)
-    try:
-        return pool, await pool.borrow(deadline - monotonic(), target.scope)
-    except TooManyRequests as error:
-        full = f"{pool.max_waiting} requests wait for one to {node} already (pool.max_waiting)"
-        raise TooManyWaiting(f"no connection {whom}: {full}", **asked) from error
-    finally:
-        pool.expected.pop()
+def _no_room(lane: AsyncLane) -> PoolExhausted:
+    full = f"all {lane.routing.topology.max_pools} pools are in use (max_pools)"
+    return PoolExhausted(f"no connection {whom_for(lane.target)} in time: {full}", **asked_for(lane.target))
+
+
+def _join(lane: AsyncLane, waiter: AsyncWaiter) -> None:
+    """Get in line, unless too many wait."""
+    line, most = waiter.line, lane.target.cluster.pool.max_waiting
+    pools = line.pools if waiter.accepts is None else (waiter.accepts,)
+    if most and pools and not waiter.is_held and waiter.number < 0:
+        waiting = line.waiting if waiter.accepts is None else line.number(waiter.accepts)
+        if waiting >= sum(most + pool.kept_back for pool in pools):
+            full = f"{most} requests wait for one to {pools[0].node} already (pool.max_waiting)"
+            raise TooManyWaiting(f"no connection {whom_for(lane.target)}: {full}", **asked_for(lane.target))
+    line.join(waiter)
+
+
+async def _is_usable(pool: AsyncNodePool, connection: AsyncConnection[TupleRow]) -> bool:
+    """Whether a connection that was handed over may be used; else give it back."""
+    if not pool.barred:
+        return True
+    await connection.close()
+    await pool.give_back(connection)
+    return False
+
+
+class AsyncChoice:
+    """A request with needs of its own: it chooses its node itself, and again whenever something is learnt."""
+
+    def __init__(self, lane: AsyncLane, deadline: float, waiter: AsyncWaiter, request: Request) -> None:
+        """Prepare the choice.
+
+        Args:
+            lane: Where the request belongs.
+            deadline: Until when, on the monotonic clock.
+            waiter: The request, not in line yet.
+            request: What it asks for.
+        """
+        self._lane = lane
+        self._routing = lane.routing
+        self._target = lane.target
+        self._deadline = deadline
+        self._waiter = waiter
+        self._request = request
+        self._since = monotonic()
+        self._lacks_room = False
+
+    async def acquire(self) -> Taken:
+        """Get a connection of the best node.
+
+        Returns:
+            The connection, and the pool it is from.
+
+        Raises:
+            Unavailable: None could be had in time.
+            RouterClosed: The router was closed.
+            TokenRefused: What it must see is of another cluster or timeline, and ``tokens.foreign`` is ``refuse``.
+        """
+        await self._admitted()
+        while True:
+            news = self._waiter.line.news  # before anything is looked at: what is learnt after that is not missed
+            route = self._choose()
+            pool = await self._open(route)
+            taken = await self._take(pool) or await self._wait(route, pool, news)
+            if taken is not None and await _may_serve(self._routing, taken[0], taken[1], self._request):
+                await _leave(self._waiter)
+                _served(self._routing, self._target, self._request, taken[0].node)
+                return taken
+            if taken is not None and _state(self._routing, taken[0].node).several_servers:
+                # The next connection may lead to the same one.
+                self._request = self._request._replace(avoid=taken[0].node)
+
+    async def _admitted(self) -> None:
+        """Wait until the lane's admission lets the request be served."""
+        waiter = self._waiter
+        if waiter.is_held:
+            waiter.line.join(waiter)
+        while waiter.is_held and waiter.error is None:
+            if monotonic() >= self._deadline:
+                raise await _why_none(self._lane, waiter, late=True)
+            await waiter.wait(self._deadline - monotonic())
+        if waiter.error is not None:
+            raise waiter.error
+
+    def _choose(self) -> Route:
+        """Choose by what is known now."""
+        while True:
+            route = self._routing.choose(self._target, self._request)
+            after = self._request.after
+            if route.ready or (own := self._routing.must_see(self._target, [after])) == after:
+                return route
+            self._request = self._request._replace(after=own)  # the first probe has shown that it is foreign
+
+    async def _open(self, route: Route) -> AsyncNodePool | None:
+        """Open the pool to borrow from next; ``None`` when it is better to wait."""
+        node, late = _next(self._routing, route, self._since), monotonic() >= self._deadline
+        pool, self._lacks_room = None, False
+        if node is not None and not (node in route.ask and node.server in self._routing.asked):
+            pool = self._routing.pools.open_at_once(
+                self._target, node, read_only=self._request.read_only, wants=self._waiter
+            )
+            self._lacks_room = pool is None
+        may_catch_up = bool(route.ask) and monotonic() < self._since + self._target.cluster.read.catch_up
+        if late or (node is None and not route.pending and not may_catch_up):
+            if self._lacks_room:
+                raise _no_room(self._lane)
+            error = unavailable(self._routing, route, self._request, late=late)
+            if isinstance(error, UnknownTenant):
+                await self._routing.drop(self._lane)
+            raise error
+        return pool
+
+    async def _take(self, pool: AsyncNodePool | None) -> Taken | None:
+        """Borrow a connection that is ready, unless others wait for one there."""
+        if pool is None or pool.load > len(pool.borrowed) or not pool.idle:
+            return None
+        scope = self._target.scope
+        connection = await (pool.take() if scope is None else pool.take_for(scope))
+        return None if connection is None else (pool, connection)
+
+    async def _wait(self, route: Route, pool: AsyncNodePool | None, news: int) -> Taken | None:
+        """Wait in line: for a connection of the pool that was chosen, or for something to be learnt."""
+        waiter, line, until = self._waiter, self._waiter.line, self._deadline
+        if line.has(waiter):
+            line.accept(waiter, pool)
+        else:
+            waiter.accepts = pool
+            _join(self._lane, waiter)
+        if pool is not None:
+            await pool.hand_over()
+            with suppress(PoolClosed):
+                await pool.grow()
+        elif self._lacks_room:
+            if await self._routing.pools.find_room(waiter):
+                return None
+        else:
+            until = self._look_again_at(route)
+        line.pass_on(waiter, news)
+        while not waiter.is_done and news == line.news and (left := min(until, self._deadline) - monotonic()) > 0:
+            await waiter.wait(left)
+            if self._lacks_room:
+                break
+        if waiter.error is not None:
+            raise waiter.error
+        if (connection := waiter.connection) is None:
+            return None
+        pool, waiter.connection = waiter.pool, None
+        return (pool, connection) if await _is_usable(pool, connection) else None
+
+    def _look_again_at(self, route: Route) -> float:
+        """When to choose again though nothing was learnt; the first in line asks a replica again."""
+        self._lane.pool_set.cluster.note_waiting()
+        now, asks = monotonic(), bool(route.ask) and self._waiter.line.is_first(self._waiter)
+        moments = (self._since + SETTLE, self._since + self._target.cluster.read.catch_up)
+        return min([now + (ASK_AGAIN if asks else WATCH_OVER), *(moment for moment in moments if moment > now)])
+
+
+def _state(routing: AsyncRouting, node: Node) -> State:
+    return routing.clusters.health.get(node.server, UNKNOWN)
 
 
 def _served(routing: AsyncRouting, target: Target, request: Request, node: Node) -> None:
@@ -157,7 +349,7 @@ def _served(routing: AsyncRouting, target: Target, request: Request, node: Node)
 
 def _next(routing: AsyncRouting, route: Route, since: float) -> Node | None:
     """The node to borrow from next; ``None`` when it is better to wait."""
-    if not route.ready or (_unsettled(routing, route) and monotonic() < since + SETTLE):
+    if not route.ready or (routing.is_unsettled(route) and monotonic() < since + SETTLE):
         return None
     best = route.nodes[0]
     if best not in route.ask:
@@ -170,18 +362,6 @@ def _next(routing: AsyncRouting, route: Route, since: float) -> Node | None:
     if sure is not None and now >= since + route.target.cluster.read.catch_up:
         return sure
     return best if now >= asked_at + ASK_AGAIN else None
-
-
-def _unsettled(routing: AsyncRouting, route: Route) -> bool:
-    """Whether a server that nobody has looked at yet may change what is best."""
-    if route.read_only and routing.clusters.health.get(route.nodes[0].server, UNKNOWN).role is not Role.PRIMARY:
-        return undecided(routing.clusters.health, route.target.cluster)
-    return any(node_state(routing.clusters.health, node).up is None for node in route.target.cluster.nodes)
-
-
-async def _wait(cluster: AsyncCluster, changed: AFlag, left: float, *, pause: float) -> None:
-    cluster.note_waiting()
-    await changed.wait_for(min(left, pause, SETTLE))
 
 
 async def _may_serve(

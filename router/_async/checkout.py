@@ -18,7 +18,7 @@ from router._async.pool.shared_pool import enter
 from router._runtime.calls import Isolated
 from router._runtime.workers import abind_loop, arunning_loop
 from router.core import sql
-from router.core.errors import PoolExhausted, TransactionOutcomeUnknown, UnknownTenant
+from router.core.errors import TransactionOutcomeUnknown, UnknownTenant
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -144,6 +144,8 @@ class AsyncCheckout:
                 if slots.waiting:
                     with Isolated("could not look for a connection that may be closed for others"):
                         await slots.look_again()
+                if self._lane.routing.pools.waiting and not pool.in_use:
+                    self._lane.routing.pools.note_unused()
 
     async def _end(
         self, connection: AsyncConnection[TupleRow], pool: AsyncNodePool, error: BaseException | None
@@ -327,35 +329,28 @@ class AsyncScopedCheckout(AsyncTrackedCheckout):
         lane, deadline = self._lane, monotonic() + min(self._timeout, A_LONG_TIME)
         if lane.slots.loop is not arunning_loop():
             lane.slots.loop = abind_loop(lane.slots.loop)
-        if lane.gate is None:
+        if (admission := lane.admission) is None:
             return await self._enter(lane, deadline)
-        if not await lane.gate.enter(deadline - monotonic()):
-            error = PoolExhausted(
-                f"no connection for tenant {lane.target.tenant!r} in time: it uses all {lane.gate.limit} that it may "
-                "(tenancy.max_connections)",
-                version=lane.target.requested,
-                tenant=lane.target.tenant,
-            )
-            lane.routing.failed(lane, error)
-            raise error
+        token = object()
         try:
-            connection = await self._enter(lane, deadline)
-            self._pool.gates[session_of(connection)] = lane.gate
+            connection = await self._enter(lane, deadline, token, admitted=admission.enter(token))
+            self._pool.admitted[session_of(connection)] = admission, token
         except BaseException:
-            lane.gate.leave()
+            admission.leave(token)
             raise
         return connection
 
-    async def _enter(self, lane: AsyncLane, deadline: float) -> AsyncConnection[TupleRow]:
+    async def _enter(
+        self, lane: AsyncLane, deadline: float, token: object = None, *, admitted: bool = True
+    ) -> AsyncConnection[TupleRow]:
         target = lane.target
         assert target.scope is not None  # noqa: S101  (else it were a plain checkout)
-        pool = lane.pick() if self._request is None else None
-        if pool is not None and pool.draining:  # while the request waited at the gate, say
-            pool = None
+        pool = lane.pick() if self._request is None and admitted else None
         connection = None if pool is None else await pool.take_for(target.scope)
         while True:
             if pool is None or connection is None:
-                pool, connection = await acquire(lane, deadline, pool, self._request)
+                pool, connection = await acquire(lane, deadline, pool, self._request, token, admitted=admitted)
+                admitted = True
             pool.expendable.add(session_of(connection))
             try:
                 await enter(connection, target.scope, deadline, begin=self._begin)
@@ -384,14 +379,14 @@ class AsyncScopedCheckout(AsyncTrackedCheckout):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """End the transaction and give the connection back, as any checkout does."""
-        connection, gate = self._connection, None
+        connection, entry = self._connection, None
         try:
             if connection is not None:  # given back, it may be another's; closed, its place is free already
-                gate = self._pool.gates.pop(session_of(connection), None)
+                entry = self._pool.admitted.pop(session_of(connection), None)
             await super().__aexit__(kind, error, traceback)
         finally:
-            if gate is not None and not self._pool.inherited:
-                gate.leave()
+            if entry is not None and not self._pool.inherited:
+                entry[0].leave(entry[1])
 
 
 class AsyncAskingCheckout(AsyncCheckout):

@@ -20,7 +20,7 @@ from router.core.view import NOTHING_KNOWN, makes_a_difference, recompute
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from router._async.lanes import AsyncLane
+    from router._async.lanes import AsyncPoolSet
     from router._async.pool.node_pool import AsyncNodePool
     from router._async.pool.session_state import SessionState
     from router._async.silence import Silent
@@ -177,33 +177,14 @@ class AsyncClusters:
             self._settle(pool.watched)
             pool.watched.judge(pool)  # once it is there: what is learnt from now on, it is told
 
-    def add_lane(self, lane: AsyncLane, generation: int) -> bool:
-        """Have a lane told when it is to be worked out anew.
+    def add_pool_set(self, pool_set: AsyncPoolSet) -> None:
+        """Have a pool set told when it is to be worked out anew.
 
         Args:
-            lane: The lane.
-            generation: That of its cluster before it was worked out.
-
-        Returns:
-            Whether that is still the same; else it is stale already.
+            pool_set: The pool set.
         """
         with self._guard:
-            if lane.cluster.generation != generation or any(pool.draining for pool in lane.pools):
-                return False
-            lane.cluster.lanes.add(lane)
-            for pool in lane.pools:
-                pool.lanes.add(lane)
-            return True
-
-    def withdraw(self, pool: AsyncNodePool) -> None:
-        """Have the lanes worked out anew that a pool belongs to, which is about to drain.
-
-        Args:
-            pool: The pool.
-        """
-        with self._guard:
-            for lane in list(pool.lanes):
-                lane.invalidate()
+            pool_set.cluster.pool_sets.add(pool_set)
 
     def remove(self, pool: AsyncNodePool) -> None:
         """Forget a pool that has no connections any more, and the login of a tenant that only it has used.
@@ -283,7 +264,7 @@ class AsyncClusters:
                 pool.behind |= cluster in changed or isinstance(seen, AttemptFailed)
                 if pool.behind:
                     with Isolated("the pool to %s could not follow what is known of it", pool.node):
-                        cut_off = await cluster.follow(pool, now, changed=cluster in changed)
+                        cut_off = await cluster.follow(pool, now)
                         pool.behind = False
                         if cut_off:
                             events.append(cut_off)
@@ -316,8 +297,7 @@ class AsyncClusters:
                     cluster.view = view
                 raise
             for cluster in clusters:
-                flag, cluster.changed = cluster.changed, AFlag()
-                flag.set()
+                cluster.tell()
         return clusters, changed
 
     # What connections show

@@ -1,4 +1,4 @@
-"""The process's budget: never more connections than there may be, over all pools and probes; and a tenant's limit."""
+"""The process's budget: never more connections than there may be, over all pools and probes."""
 
 from __future__ import annotations
 
@@ -494,71 +494,3 @@ class AsyncSlots:
     def _open_at(self, login: Login) -> int:
         """How many connections are open with a login; those that are being opened are left out."""
         return sum(slot.pgconn is not None and slot.key.login == login for slot in self._slots)
-
-
-class AsyncGate:
-    """Lets so many requests of a tenant in at a time; the others wait in order of arrival."""
-
-    def __init__(self, limit: int) -> None:
-        """Let nobody in yet.
-
-        Args:
-            limit: How many are in at most.
-        """
-        self._guard = AGuard()  # guards all below
-        self._limit = limit
-        self._inside = 0
-        self._waiting: deque[AFlag] = deque()
-
-    @property
-    def limit(self) -> int:
-        """How many are in at most; when it is lowered, those who are in stay, and nobody else comes in before."""
-        return self._limit
-
-    @limit.setter
-    def limit(self, limit: int) -> None:
-        with self._guard:
-            self._limit = limit
-            self._let_in()
-
-    async def enter(self, timeout: float) -> bool:
-        """Go in.
-
-        Args:
-            timeout: The most to wait, in seconds.
-
-        Returns:
-            Whether there was room in time; if so, :meth:`leave` has to be called.
-        """
-        with self._guard:
-            if self._inside < self._limit:
-                self._inside += 1
-                return True
-            turn = AFlag()
-            self._waiting.append(turn)
-        try:
-            await turn.wait_for(timeout)
-        except BaseException:
-            if not self._withdraw(turn):
-                self.leave()
-            raise
-        return not self._withdraw(turn)
-
-    def leave(self) -> None:
-        """Leave; the one who has waited longest goes in instead."""
-        with self._guard:
-            self._inside -= 1
-            self._let_in()
-
-    def _let_in(self) -> None:
-        while self._waiting and self._inside < self._limit:
-            self._inside += 1
-            self._waiting.popleft().set()
-
-    def _withdraw(self, turn: AFlag) -> bool:
-        """Stop waiting; whether it was for nothing."""
-        with self._guard:
-            if turn.is_set():
-                return False
-            self._waiting.remove(turn)
-            return True

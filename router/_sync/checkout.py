@@ -19,7 +19,7 @@ from router._sync.pool.scripts import TooLate, in_pipeline, send
 from router._sync.pool.session_state import session_of, was_given_up
 from router._sync.pool.shared_pool import enter
 from router.core import sql
-from router.core.errors import PoolExhausted, TransactionOutcomeUnknown, UnknownTenant
+from router.core.errors import TransactionOutcomeUnknown, UnknownTenant
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -145,6 +145,8 @@ class Checkout:
                 if slots.waiting:
                     with Isolated("could not look for a connection that may be closed for others"):
                         slots.look_again()
+                if self._lane.routing.pools.waiting and not pool.in_use:
+                    self._lane.routing.pools.note_unused()
 
     def _end(self, connection: Connection[TupleRow], pool: NodePool, error: BaseException | None) -> None:
         if pool.inherited:
@@ -326,35 +328,28 @@ class ScopedCheckout(TrackedCheckout):
         lane, deadline = self._lane, monotonic() + min(self._timeout, A_LONG_TIME)
         if lane.slots.loop is not None:
             lane.slots.loop = bind_loop(lane.slots.loop)
-        if lane.gate is None:
+        if (admission := lane.admission) is None:
             return self._enter(lane, deadline)
-        if not lane.gate.enter(deadline - monotonic()):
-            error = PoolExhausted(
-                f"no connection for tenant {lane.target.tenant!r} in time: it uses all {lane.gate.limit} that it may "
-                "(tenancy.max_connections)",
-                version=lane.target.requested,
-                tenant=lane.target.tenant,
-            )
-            lane.routing.failed(lane, error)
-            raise error
+        token = object()
         try:
-            connection = self._enter(lane, deadline)
-            self._pool.gates[session_of(connection)] = lane.gate
+            connection = self._enter(lane, deadline, token, admitted=admission.enter(token))
+            self._pool.admitted[session_of(connection)] = admission, token
         except BaseException:
-            lane.gate.leave()
+            admission.leave(token)
             raise
         return connection
 
-    def _enter(self, lane: Lane, deadline: float) -> Connection[TupleRow]:
+    def _enter(
+        self, lane: Lane, deadline: float, token: object = None, *, admitted: bool = True
+    ) -> Connection[TupleRow]:
         target = lane.target
         assert target.scope is not None  # noqa: S101  (else it were a plain checkout)
-        pool = lane.pick() if self._request is None else None
-        if pool is not None and pool.draining:  # while the request waited at the gate, say
-            pool = None
+        pool = lane.pick() if self._request is None and admitted else None
         connection = None if pool is None else pool.take_for(target.scope)
         while True:
             if pool is None or connection is None:
-                pool, connection = acquire(lane, deadline, pool, self._request)
+                pool, connection = acquire(lane, deadline, pool, self._request, token, admitted=admitted)
+                admitted = True
             pool.expendable.add(session_of(connection))
             try:
                 enter(connection, target.scope, deadline, begin=self._begin)
@@ -383,14 +378,14 @@ class ScopedCheckout(TrackedCheckout):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """End the transaction and give the connection back, as any checkout does."""
-        connection, gate = self._connection, None
+        connection, entry = self._connection, None
         try:
             if connection is not None:  # given back, it may be another's; closed, its place is free already
-                gate = self._pool.gates.pop(session_of(connection), None)
+                entry = self._pool.admitted.pop(session_of(connection), None)
             super().__exit__(kind, error, traceback)
         finally:
-            if gate is not None and not self._pool.inherited:
-                gate.leave()
+            if entry is not None and not self._pool.inherited:
+                entry[0].leave(entry[1])
 
 
 class AskingCheckout(Checkout):

@@ -7,7 +7,6 @@ from time import monotonic
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
-from router._runtime.flags import Flag
 from router.core.events import ConnectionsCut
 from router.core.health import UNKNOWN
 from router.core.standing import Tier
@@ -16,7 +15,7 @@ from router.core.view import NOTHING_KNOWN
 
 if TYPE_CHECKING:
     from router._sync.clusters import Clusters
-    from router._sync.lanes import Lane
+    from router._sync.lanes import PoolSet
     from router._sync.pool.node_pool import NodePool
     from router.core.topology import Cluster, Node, Server
     from router.core.view import View
@@ -43,15 +42,13 @@ class SyncCluster:
         pools: The pools to its nodes, open and draining. This and the two before are changed by :class:`Clusters`
             only, under its guard; whether the cluster is in use follows from them.
         view: What its servers are worth to requests; replaced under the same guard, and whole.
-        generation: How often what its servers are worth has changed: what was worked out from it before that is stale.
-        lanes: What is told so.
-        changed: Set, and replaced, when something is learnt of one of its servers.
+        pool_sets: What was worked out from that, and hears when it changes; and the requests that wait, which are told
+            whatever is learnt of its servers.
         waiting_at: When a request last waited for one of its servers, on the monotonic clock.
     """
 
     __slots__ = (
-        "__weakref__", "changed", "clusters", "generation", "kept", "lanes", "pools", "requests", "servers", "value",
-        "view", "waiting_at",
+        "__weakref__", "clusters", "kept", "pool_sets", "pools", "requests", "servers", "value", "view", "waiting_at",
     )  # fmt: skip
 
     def __init__(self, value: Cluster, clusters: Clusters) -> None:
@@ -68,9 +65,7 @@ class SyncCluster:
         self.requests = 0
         self.pools: tuple[NodePool, ...] = ()
         self.view: View = NOTHING_KNOWN
-        self.generation = 0
-        self.lanes: WeakSet[Lane] = WeakSet()
-        self.changed = Flag()
+        self.pool_sets: WeakSet[PoolSet] = WeakSet()
         self.waiting_at = -WAITING
 
     @property
@@ -109,9 +104,13 @@ class SyncCluster:
 
     def invalidate(self) -> None:
         """Have everything worked out anew that was worked out from what its servers were worth. Under the guard."""
-        self.generation += 1  # first: what is being worked out at this moment compares it at its end
-        for lane in list(self.lanes):
-            lane.invalidate()
+        for pool_set in list(self.pool_sets):
+            pool_set.invalidate()
+
+    def tell(self) -> None:
+        """Have requests that choose for themselves hear that something was learnt of its servers. Under the guard."""
+        for pool_set in list(self.pool_sets):
+            pool_set.line.tell()
 
     def judge(self, pool: NodePool) -> None:
         """Tell a pool whether its connections may be used now, and who serves its reads.
@@ -127,13 +126,12 @@ class SyncCluster:
         role = self.clusters.health.get(server, UNKNOWN).role
         pool.counts.follow(on_primary=pool.read_only and role is Role.PRIMARY and len(self.value.nodes) > 1)
 
-    def follow(self, pool: NodePool, now: float, *, changed: bool) -> ConnectionsCut | None:
+    def follow(self, pool: NodePool, now: float) -> ConnectionsCut | None:
         """Have a pool do what follows from what its server is worth by now.
 
         Args:
             pool: One of its pools.
             now: The time, on the monotonic clock.
-            changed: Whether that is something else than before.
 
         Returns:
             What was cut; ``None`` for nothing.
@@ -144,9 +142,6 @@ class SyncCluster:
             return None
         if not reason:
             if standing.tier is not Tier.DOWN:
-                # Those who wait may be served elsewhere.
-                if standing.tier in (None, Tier.REFUSES_WRITES) or (changed and pool.full):
-                    pool.reroute()
                 return None
             state = self.clusters.health[server]
             # Not from before it was found down: nobody may have asked it for long, for want of a slot, say.

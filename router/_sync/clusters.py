@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from router._observers import Observers
-    from router._sync.lanes import Lane
+    from router._sync.lanes import PoolSet
     from router._sync.pool.node_pool import NodePool
     from router._sync.pool.session_state import SessionState
     from router._sync.silence import Silent
@@ -178,33 +178,14 @@ class Clusters:
             self._settle(pool.watched)
             pool.watched.judge(pool)  # once it is there: what is learnt from now on, it is told
 
-    def add_lane(self, lane: Lane, generation: int) -> bool:
-        """Have a lane told when it is to be worked out anew.
+    def add_pool_set(self, pool_set: PoolSet) -> None:
+        """Have a pool set told when it is to be worked out anew.
 
         Args:
-            lane: The lane.
-            generation: That of its cluster before it was worked out.
-
-        Returns:
-            Whether that is still the same; else it is stale already.
+            pool_set: The pool set.
         """
         with self._guard:
-            if lane.cluster.generation != generation or any(pool.draining for pool in lane.pools):
-                return False
-            lane.cluster.lanes.add(lane)
-            for pool in lane.pools:
-                pool.lanes.add(lane)
-            return True
-
-    def withdraw(self, pool: NodePool) -> None:
-        """Have the lanes worked out anew that a pool belongs to, which is about to drain.
-
-        Args:
-            pool: The pool.
-        """
-        with self._guard:
-            for lane in list(pool.lanes):
-                lane.invalidate()
+            pool_set.cluster.pool_sets.add(pool_set)
 
     def remove(self, pool: NodePool) -> None:
         """Forget a pool that has no connections any more, and the login of a tenant that only it has used.
@@ -284,7 +265,7 @@ class Clusters:
                 pool.behind |= cluster in changed or isinstance(seen, AttemptFailed)
                 if pool.behind:
                     with Isolated("the pool to %s could not follow what is known of it", pool.node):
-                        cut_off = cluster.follow(pool, now, changed=cluster in changed)
+                        cut_off = cluster.follow(pool, now)
                         pool.behind = False
                         if cut_off:
                             events.append(cut_off)
@@ -317,8 +298,7 @@ class Clusters:
                     cluster.view = view
                 raise
             for cluster in clusters:
-                flag, cluster.changed = cluster.changed, Flag()
-                flag.set()
+                cluster.tell()
         return clusters, changed
 
     # What connections show

@@ -1,101 +1,93 @@
 # Generated from router/_async/lanes.py by tools/async_to_sync.py: do not edit.
-"""A lane: what all requests for one key use until something changes."""
+"""What all requests for one key use: a lane; and what lanes have in common: a pool set, with its line."""
 
 from __future__ import annotations
 
-from copy import copy
 from itertools import count
 from random import getrandbits
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from psycopg_pool import PoolClosed
+
+from router._runtime.calls import Isolated
+from router._runtime.flags import Guard
+from router._sync.acquire import SETTLE, WATCH_OVER
 from router._sync.checkout import Checkout, ScopedCheckout
+from router._sync.line import HasToAsk, Line, Unserved
 from router.core.balance import PAIRS, pairs, rotation
+from router.core.standing import Request
 
 if TYPE_CHECKING:
+    from psycopg import Connection
+    from psycopg.rows import TupleRow
+
+    from router._sync.admission import Admission
+    from router._sync.line import Waiter
     from router._sync.pool.node_pool import NodePool
     from router._sync.routing import Routing
-    from router._sync.slots import Gate
-    from router.core.topology import Target
+    from router.core.choose import Route
+    from router.core.topology import Scope, Target
+
+MOMENT = 0.05
+"""Seconds for which a route that was chosen for an error says why others have none, too: many may end at once."""
 
 PAIRS_BITS = PAIRS.bit_length() - 1
 
 
-class Lane:
-    """The pools over which requests for one key are spread; made anew when what is known of the servers changes.
+class PoolSet:
+    """The pools of the best nodes of one cluster for one use, and the requests that wait for one of their connections.
+
+    What is known of the servers decides which pools these are. A change empties the spread, which costs nothing while
+    nobody comes; the next request, or the first in line, chooses once for all. How that interleaves with joining:
+
+    - ``invalidate()`` counts a generation, empties the spread, and wakes the first in line, in this order.
+    - ``refresh()`` notes the generation before it looks at what is known, and stores the spread only if that is still
+      the same: else it chooses again. So no spread outlives the change that it does not know of.
+    - Of those in line only the first refreshes, and then serves all: those that have joined before the spread is
+      stored are in line by then, and those that join later find it.
+    - Should it be interrupted before that, the spread stays stale, and when it leaves the line it wakes the next.
 
     Attributes:
-        target: What the key resolved to.
-        cluster: The cluster that it is on.
-        read_only: Whether the requests only read.
-        timeout: Their deadline if they name none, in seconds.
-        pools: The pools of the best nodes; empty while none is known to be up.
         routing: Everything of its router that changes.
-        slots: The process's budget.
-        checkout: What borrows from it.
-        gate: Lets so many requests of a tenant in at a time; ``None`` for any number.
-        key: What the requests name.
+        target: What it serves, or, where tenants share it, what one of them does.
+        cluster: The cluster that its pools are of.
+        read_only: Whether its requests only read.
+        pools: The pools of the best nodes; empty while none is known to be up, or what is known has changed.
+        route: What was chosen last.
+        line: The requests that wait.
+        is_stale: Whether what is known has changed since.
+        lacks_room: Whether others have to be closed before one of its pools may be opened.
+        has_to_ask: Whether the nodes have to be asked first, so that each request chooses for itself.
     """
 
-    __slots__ = (
-        "__weakref__", "_pairs", "_rotation", "_turns", "checkout", "cluster", "gate", "key", "pools", "read_only",
-        "routing", "slots", "target", "timeout",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        target: Target,
-        pools: tuple[NodePool, ...],
-        routing: Routing,
-        *,
-        read_only: bool,
-    ) -> None:
-        """Prepare the choice between the pools.
+    def __init__(self, routing: Routing, target: Target, *, read_only: bool) -> None:
+        """Begin without a pool.
 
         Args:
-            target: What the key resolved to.
-            pools: The pools of the best nodes.
             routing: Everything of its router that changes.
-            read_only: Whether the requests only read.
+            target: What it serves.
+            read_only: Whether its requests only read.
         """
+        self.routing = routing
         self.target = target
         self.cluster = routing.clusters.of(target.watched or target.cluster)
         self.read_only = read_only
-        self.timeout = target.cluster.pool.timeout
-        self.pools = pools
-        self.routing = routing
-        self.slots = routing.slots
-        self.checkout: type[Checkout] = Checkout if target.scope is None else ScopedCheckout
-        self.gate: Gate | None = None
-        self.key: Any = None
-        weights = [pool.node.weight for pool in pools]
-        balance = target.cluster.read.balance
+        self.pools: tuple[NodePool, ...] = ()
+        self.route: Route | None = None
+        self.line = Line(self, is_shared=target.shared)
+        self.is_stale = True
+        self.has_to_ask = False
+        self._guard = Guard()  # guards the replacing of the spread, and _generation
+        self._generation = 0
+        self.lacks_room = False
+        self._unserved = False  # whether waiting makes no sense
+        self._first_at: float | None = None  # when the first request came that no pool has served since
+        self._has_served = False
+        self._routed_at = 0.0
+        self._turns = count()  # its next() is atomic
         self._pairs: tuple[tuple[NodePool, NodePool, float, float], ...] = ()
         self._rotation: tuple[NodePool, ...] = ()
-        self._turns = count()  # its next() is atomic
-        if len(pools) > 1 and balance != "round_robin":
-            drawn = ((one, one if balance == "random" else two) for one, two in pairs(weights))
-            self._pairs = tuple((pools[one], pools[two], weights[one], weights[two]) for one, two in drawn)
-        elif pools:
-            self._rotation = tuple(pools[place] for place in rotation(weights))
-
-    def of(self, target: Target, gate: Gate | None) -> Lane:
-        """Make the lane of another tenant that uses the same pools.
-
-        Args:
-            target: What its key resolved to.
-            gate: Lets so many of its requests in at a time.
-
-        Returns:
-            The lane; it has the choice between the pools in common with this one.
-        """
-        other = copy(self)
-        other.target = target
-        other.gate = gate
-        return other
-
-    def invalidate(self) -> None:
-        """Have it worked out anew by the next request: one of its nodes is worth something else than before."""
-        self.routing.renew(self)
 
     def pick(self) -> NodePool | None:
         """Pick the pool for the next request, as ``read.balance`` says.
@@ -106,6 +98,224 @@ class Lane:
         if self._pairs:
             one, two, weight_one, weight_two = self._pairs[getrandbits(PAIRS_BITS)]
             return one if len(one.borrowed) * weight_two <= len(two.borrowed) * weight_one else two
-        if self._rotation:
-            return self._rotation[next(self._turns) % len(self._rotation)]
+        if rotation := self._rotation:
+            return rotation[next(self._turns) % len(rotation)]
         return None
+
+    def invalidate(self) -> None:
+        """Choose anew before the next request is served."""
+        with self._guard:
+            self._generation += 1
+            self.is_stale = True
+            self._spread(())
+        self.line.wake_first()
+
+    def wake(self) -> bool:
+        """Have the first in line look for room for a pool; whether one still waits for that."""
+        return self.lacks_room and self.line.wake_first()
+
+    def refresh(self) -> None:
+        """Choose the pools.
+
+        Raises:
+            RouterClosed: The router was closed.
+        """
+        while True:
+            generation = self._generation
+            pools = self._choose()
+            with self._guard:
+                if generation == self._generation and not any(pool.draining for pool in pools):
+                    self.is_stale = False
+                    self._has_served |= bool(pools)
+                    self._spread(pools)
+                    return
+
+    def current_route(self, *, fresh: bool) -> Route:
+        """Say where requests go, and why: for an error.
+
+        Args:
+            fresh: Whether to choose again, if that was not done a moment ago.
+
+        Returns:
+            The route.
+        """
+        now = monotonic()
+        if self.route is None or (fresh and now >= self._routed_at + MOMENT):
+            self.route, self._routed_at = self.routing.choose(self.target, Request(self.read_only)), now
+        return self.route
+
+    def _choose(self) -> tuple[NodePool, ...]:
+        routing, target, read_only = self.routing, self.target, self.read_only
+        # A login of a tenant's that is refused makes no difference to what is ready: see work().
+        route = self.route = routing.choose(target, Request(read_only), logins=target.tenant is None)
+        best = [node for node in route.nodes[: route.best] if node not in route.ask]
+        self.has_to_ask = not best and bool(route.ask)
+        self._unserved = not route.ready and not route.pending
+        self.lacks_room = False
+        if not best or (not self._has_served and self._settles(route)):
+            return ()
+        found = [routing.pools.open_at_once(target, node, read_only=read_only, wants=self) for node in best]
+        pools = tuple(pool for pool in found if pool is not None)
+        self.lacks_room = not pools
+        self.line.serves(pools)  # before what drains is looked for, see refresh(): who drains one tells its line
+        return pools
+
+    def _settles(self, route: Route) -> bool:
+        """Whether a server that was not probed yet may turn out to be better, and there is time to wait for that."""
+        if not self.routing.is_unsettled(route):
+            return False
+        now = monotonic()
+        if self._first_at is None:
+            self._first_at = now
+        return now < self._first_at + SETTLE
+
+    def _spread(self, pools: tuple[NodePool, ...]) -> None:
+        """Spread requests over these pools; under the guard."""
+        if pools != self.pools:
+            self.pools = pools
+            weights = [pool.node.weight for pool in pools]
+            balance = self.target.cluster.read.balance
+            self._pairs, self._rotation = (), ()
+            if len(pools) > 1 and balance != "round_robin":
+                drawn = ((one, one if balance == "random" else two) for one, two in pairs(weights))
+                self._pairs = tuple((pools[one], pools[two], weights[one], weights[two]) for one, two in drawn)
+            elif pools:
+                self._rotation = tuple(pools[place] for place in rotation(weights))
+        self.line.serve_from(pools)
+
+    def take(self, scope: Scope | None, picked: NodePool | None) -> tuple[NodePool, Connection[TupleRow]] | None:
+        """Borrow a connection that is ready in any of the pools.
+
+        Args:
+            scope: Whom it is for, where that matters.
+            picked: The pool that was picked; it opens one more if the connection is from another.
+
+        Returns:
+            The connection, and the pool it is from; ``None`` when none is ready.
+        """
+        if picked not in self.pools:
+            picked = self.pick()
+        for pool in (picked, *self.pools):
+            if pool is not None and pool.idle:
+                if picked is not None and pool is not picked:
+                    with Isolated("could not open a connection to %s", picked.node):
+                        picked.warm_up()
+                connection = pool.take() if scope is None else pool.take_for(scope)
+                if connection is not None:
+                    return pool, connection
+        return None
+
+    def work(self, waiter: Waiter) -> None:
+        """Do what those that wait need to have done, for one of them: choose, open, hand over.
+
+        Args:
+            waiter: The one.
+
+        Raises:
+            RouterClosed: The router was closed.
+        """
+        routing = self.routing
+        if waiter.is_held:
+            return
+        if self.is_stale or not self.pools:
+            if not self.line.leads(waiter):
+                return  # the first in line does it, and serves all
+            self.refresh()
+        if self.lacks_room and routing.pools.find_room(self):
+            self.refresh()
+        refused = self.target.tenant is not None and self.routing.is_login_refused(
+            self.target, read_only=self.read_only
+        )
+        if self.has_to_ask:
+            self.line.fail(HasToAsk(), only_plain=True)
+        elif self._unserved or (refused and not self._may_log_in()):
+            self.line.fail(Unserved(), only_plain=True)
+        elif not self.pools and not self.lacks_room:
+            self.cluster.note_waiting()
+        else:
+            self._serve()
+
+    def _may_log_in(self) -> bool:
+        """Whether a tenant's own login is only refused at some of the nodes, or may be tried again."""
+        self.route = route = self.routing.choose(self.target, Request(self.read_only))
+        return bool(route.ready) or route.pending
+
+    def _serve(self) -> None:
+        pools, line = self.pools, self.line
+        for pool in pools:
+            pool.hand_over()
+        lacking = line.waiting - sum(pool.is_growing for pool in pools)
+        if lacking <= 0:
+            return
+        for pool in sorted(pools, key=_busy) if len(pools) > 1 else pools:
+            if lacking > 0 and pool.may_grow:
+                try:
+                    pool.grow()
+                except BaseException as error:  # another request has to do it, or this one again
+                    if isinstance(error, PoolClosed):
+                        self.routing.pools.drain(pool)
+                    self.invalidate()
+                    if isinstance(error, PoolClosed):
+                        return
+                    raise
+                lacking -= 1
+
+    def patience(self, waiter: Waiter) -> float:
+        """Say how long a request may wait before it looks again what there is to do, though nothing has woken it.
+
+        Args:
+            waiter: The request.
+
+        Returns:
+            Seconds; none but the first in line ever has to, and only while no pool serves it.
+        """
+        if self.pools or not self.line.leads(waiter):
+            return float("inf")
+        if self._first_at is not None and (left := self._first_at + SETTLE - monotonic()) > 0:
+            return min(left, WATCH_OVER)
+        return WATCH_OVER
+
+
+def _busy(pool: NodePool) -> float:
+    return len(pool.borrowed) / pool.node.weight
+
+
+class Lane:
+    """What all requests for one key use until the topology or a tenant's home changes.
+
+    Attributes:
+        target: What the key resolved to.
+        read_only: Whether the requests only read.
+        timeout: Their deadline if they name none, in seconds.
+        pool_set: The pools, with those that wait for them: shared with all lanes for the same servers and use.
+        pick: That of the pool set.
+        admission: Lets so many requests of a tenant be served at a time; ``None`` for any number.
+        routing: Everything of its router that changes.
+        slots: The process's budget.
+        checkout: What borrows from it.
+        key: What the requests name.
+    """
+
+    __slots__ = (
+        "admission", "checkout", "key", "pick", "pool_set", "read_only", "routing", "slots", "target", "timeout",
+    )  # fmt: skip
+
+    def __init__(self, target: Target, pool_set: PoolSet, admission: Admission | None, key: Any) -> None:
+        """Make the lane.
+
+        Args:
+            target: What the key resolved to.
+            pool_set: The pools.
+            admission: Lets so many of its requests be served at a time.
+            key: What the requests name.
+        """
+        self.target = target
+        self.read_only = pool_set.read_only
+        self.timeout = target.cluster.pool.timeout
+        self.pool_set = pool_set
+        self.pick = pool_set.pick
+        self.admission = admission
+        self.routing = pool_set.routing
+        self.slots = pool_set.routing.slots
+        self.checkout: type[Checkout] = Checkout if target.scope is None else ScopedCheckout
+        self.key = key

@@ -14,13 +14,14 @@ from router._runtime.calls import Isolated
 from router._runtime.flags import Flag, Guard, check_locks, sleep
 from router._runtime.sockets import cut
 from router._runtime.workers import join, spawn, wait_quietly
+from router._sync.admission import Admission
 from router._sync.checkout import Checkout
 from router._sync.clusters import Clusters
-from router._sync.lanes import Lane
+from router._sync.lanes import Lane, PoolSet
 from router._sync.monitor import Monitor
 from router._sync.pool.opener import Opener
 from router._sync.pool.registry import Pools, PoolsKey
-from router._sync.slots import Gate, Slots
+from router._sync.slots import Slots
 from router.core.budget import Limits
 from router.core.choose import choose
 from router.core.consistency import UNSURE, later
@@ -33,10 +34,10 @@ from router.core.errors import (
     UnknownVersion,
 )
 from router.core.events import Repeated, RequestFailed
-from router.core.health import UNKNOWN, NodeUse, login_failure, same_system
-from router.core.replication import primary_of
+from router.core.health import UNKNOWN, NodeUse, login_failure, node_state, same_system
+from router.core.replication import primary_of, undecided
 from router.core.resolve import check_key, resolve
-from router.core.standing import Request
+from router.core.topology import Role
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from router.core.choose import Route
     from router.core.consistency import Position
     from router.core.events import Observer
+    from router.core.standing import Request
     from router.core.topology import Home, Node, Server, Target, Topology
 
     Key: TypeAlias = str | tuple[str | None, str] | None  # a version, or a version and a tenant
@@ -122,10 +124,10 @@ class Routing:
         # Replaced whole, never edited: a reader needs no guard. All are worked out from what is known and configured.
         self.readers: dict[Key, Lane] = {}
         self.writers: dict[Key, Lane] = {}
-        self._bases: dict[PoolsKey, Lane] = {}  # what the lanes of tenants have in common
         self._targets: dict[Key, Target] = {}
         self._forgotten = 0  # how often forget() was called
-        self._gates: WeakValueDictionary[str, Gate] = WeakValueDictionary()  # a lane keeps its own
+        self._admissions: WeakValueDictionary[str, Admission] = WeakValueDictionary()  # a lane keeps its own
+        self._pool_sets: WeakValueDictionary[PoolsKey, PoolSet] = WeakValueDictionary()  # likewise
         self.guard = Guard()  # guards the replacing of all of these, and what begins with the first request
         self.asked: set[Server] = set()  # those that a request asks now
         self._closing = Flag()
@@ -139,7 +141,7 @@ class Routing:
         self.slots.sources = (self.pools, self.monitor)
 
     def _start_lanes_anew(self) -> None:
-        self.readers, self.writers, self._bases = {}, {}, {}
+        self.readers, self.writers = {}, {}
 
     # From key to connection
 
@@ -165,33 +167,61 @@ class Routing:
         if len(self.readers if read_only else self.writers) >= REMEMBERED:
             with self.guard:
                 self._start_lanes_anew()
-        lanes, bases, forgotten = self.readers if read_only else self.writers, self._bases, self._forgotten
+        lanes, forgotten = self.readers if read_only else self.writers, self._forgotten
         key: Key = version if tenant is None else (version, tenant)
         target = self.target(version, tenant)
-        cluster = self.clusters.of(target.watched or target.cluster)
-        generation = cluster.generation
-        if not target.shared:
-            lane = self._lane_over(target, read_only=read_only)
-        else:
-            like = PoolsKey.of(target, read_only=read_only)
-            base = bases.get(like)
-            if base is None:
-                base = bases[like] = self._lane_over(target, read_only=read_only)
-            lane = base.of(target, self._gate(target))
-        lane.key = key
+        lane = Lane(target, self._pool_set(target, read_only=read_only), self._admission(target), key)
         lanes[key] = lane
-        # If a server changed meanwhile, or where the tenant lives, the lane is good for this one request at most.
-        if not self.clusters.add_lane(lane, generation) or self._forgotten != forgotten:
-            self.renew(lane)
+        if self._forgotten != forgotten:  # it may be from before
+            lanes.pop(key, None)
         return lane
 
-    def _lane_over(self, target: Target, *, read_only: bool) -> Lane:
-        # A login of a tenant's that is refused makes no difference to the lane: acquire() leaves it out for a while.
-        route = self.choose(target, Request(read_only), logins=target.tenant is None)
-        best = [node for node in route.nodes[: route.best] if node not in route.ask]
-        pools = [self.pools.open_at_once(target, node, read_only=read_only) for node in best]
-        there = tuple(pool for pool in pools if pool is not None)
-        return Lane(target, there, self, read_only=read_only)
+    def _pool_set(self, target: Target, *, read_only: bool) -> PoolSet:
+        """Find what all lanes for the same servers and use have in common, or make it."""
+        if self.closed:
+            raise RouterClosed("the router is closed")
+        key = PoolsKey.of(target, read_only=read_only)
+        with self.guard:
+            pool_set = self._pool_sets.get(key)
+            if pool_set is None:
+                pool_set = self._pool_sets[key] = PoolSet(self, target, read_only=read_only)
+        self.clusters.add_pool_set(pool_set)
+        return pool_set
+
+    @property
+    def pool_sets(self) -> list[PoolSet]:
+        """The pool sets that there are."""
+        references = self._pool_sets.valuerefs()
+        return [pool_set for reference in references if (pool_set := reference()) is not None]
+
+    def is_unsettled(self, route: Route) -> bool:
+        """Tell whether a server that was not probed yet may change what is best.
+
+        Args:
+            route: What is best now.
+
+        Returns:
+            Whether one may.
+        """
+        health = self.clusters.health
+        if route.read_only and health.get(route.nodes[0].server, UNKNOWN).role is not Role.PRIMARY:
+            return undecided(health, route.target.cluster)
+        return any(node_state(health, node).up is None for node in route.target.cluster.nodes)
+
+    def is_login_refused(self, target: Target, *, read_only: bool) -> bool:
+        """Tell whether a login of a tenant's own was refused.
+
+        Args:
+            target: What its requests resolve to.
+            read_only: Whether they only read.
+
+        Returns:
+            Whether one was, at any of its nodes.
+        """
+        health = self.clusters.health
+        return target.watched is not target.cluster and any(
+            node in health or NodeUse(node, read_only) in health for node in target.cluster.nodes
+        )
 
     def target(self, version: str | None, tenant: str | None) -> Target:
         """Resolve what a request names, by the settings and by what the directory has said.
@@ -235,7 +265,7 @@ class Routing:
         with self.guard:
             self._forgotten += 1  # first: who has looked before stores nothing after this, or before what follows
             if tenant is None:
-                self._targets, self._bases, self.readers, self.writers = {}, {}, {}, {}
+                self._targets, self.readers, self.writers = {}, {}, {}
                 return
             for version in (None, *self.topology.versions, *self.topology.aliases):
                 for known in (self._targets, self.readers, self.writers):
@@ -306,19 +336,19 @@ class Routing:
         self.unlist(lane)
         for pool in list(self.pools):
             if pool.tenant == lane.target.tenant and not pool.in_use and not pool.idle:
-                self.pools.retire(pool)
+                self.pools.drain(pool)
 
-    def _gate(self, target: Target) -> Gate | None:
+    def _admission(self, target: Target) -> Admission | None:
         tenant, most = target.tenant, target.policy.max_connections
-        if tenant is None or most is None:
+        if not target.shared or tenant is None or most is None:
             return None
         with self.guard:
-            gate = self._gates.get(tenant)
-            if gate is None:
-                gate = self._gates[tenant] = Gate(most)
-            elif gate.limit != most:
-                gate.limit = most
-            return gate
+            admission = self._admissions.get(tenant)
+            if admission is None:
+                admission = self._admissions[tenant] = Admission(most)
+            elif admission.limit != most:
+                admission.limit = most
+            return admission
 
     def choose(self, target: Target, request: Request, *, prefer: Node | None = None, logins: bool = True) -> Route:
         """Choose the nodes for a request, by what is known now.
@@ -382,12 +412,6 @@ class Routing:
             # Not its text, which may hold data.
             reason = type(error).__name__ + (f" ({error.sqlstate})" if error.sqlstate else "")
             self.observers.tell([Repeated(pool.cluster.name, tenant, pool.read_only, pool.node, reason)])
-
-    def renew(self, lane: Lane) -> None:
-        """Have a lane worked out anew: one of its pools was opened after it was made."""
-        (self.readers if lane.read_only else self.writers).pop(lane.key, None)
-        if lane.target.shared:
-            self._bases.pop(PoolsKey.of(lane.target, read_only=lane.read_only), None)
 
     def must_see(self, target: Target, positions: Iterable[Position | None]) -> Position | None:
         """Put together what a read must see, without what is foreign to its cluster by what is known now.
@@ -499,8 +523,9 @@ class Routing:
             self._start_lanes_anew()
         pools = self.pools.close()
         self._closing.set()
-        for cluster in self.clusters:
-            cluster.changed.set()
+        for pool_set in self.pool_sets:
+            pool_set.invalidate()
+            pool_set.line.fail(RouterClosed("the router is closed"))
         with Isolated("could not close the directory of tenants"):
             if self.directory is not None:
                 self.directory.close(GRACE)
@@ -547,7 +572,6 @@ def _emptied(pools: Sequence[NodePool], deadline: float) -> int:
     """Let nobody borrow any more, wait for what is out, and cut the rest; how many that was."""
     for pool in pools:
         pool.begin_draining()
-        pool.reroute()
     while any(pool.borrowed for pool in pools) and monotonic() < deadline:
         sleep(0.01)
         for pool in pools:

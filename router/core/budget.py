@@ -120,9 +120,7 @@ def share(limit: int, owners: int) -> int:
 
 
 def next_in_line(waiting: Iterable[str], crowd: Collection[str], held: Mapping[str, int]) -> int:
-    """Choose who is served next: the first whose owner is below its share, else the first.
-
-    What they share is what there is: how many there may be, a pool whose budget is spent never gets.
+    """Choose who is served next: the first whose owner is below its share, see :func:`at_share`, else the first.
 
     Args:
         waiting: The owners that wait, once for each request, in order of arrival.
@@ -133,6 +131,21 @@ def next_in_line(waiting: Iterable[str], crowd: Collection[str], held: Mapping[s
     Returns:
         The place in ``waiting``.
     """
+    served = at_share(crowd, held)
+    return next((index for index, owner in enumerate(waiting) if owner not in served), 0)
+
+
+def at_share(crowd: Collection[str], held: Mapping[str, int]) -> frozenset[str]:
+    """Tell which owners have their share of the connections of a pool, or more, so that others are served first.
+
+    What they share is what there is: how many there may be, a pool whose budget is spent never gets.
+
+    Args:
+        crowd: The owners that wait, each once.
+        held: How many connections each owner has, as for :func:`next_in_line`.
+
+    Returns:
+        Those owners.
+    """
     fair = share(sum(held.values()), len(crowd) + sum(owner not in crowd for owner in held))
-    at_share = {owner for owner, number in held.items() if number >= fair}
-    return next((index for index, owner in enumerate(waiting) if owner not in at_share), 0)
+    return frozenset(owner for owner, number in held.items() if number >= fair)

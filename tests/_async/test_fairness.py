@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from router import AsyncRouter
-from router._async.pool.shared_pool import AsyncLine, AsyncSharedPool
+from router._async.line import AsyncLine
 from router._runtime.flags import AFlag, asleep
 from tests.support import PATIENCE, aall_of, aeventually, new_name, run, settings
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from router._async.pool.waiter import AsyncPlace
+    from router._async.line import AsyncWaiter
     from tests.conftest import Postgres
 
 OTHERS = 20
@@ -59,8 +59,7 @@ async def test_what_a_flood_gives_back_goes_to_those_who_have_none(
         async def waiting() -> set[str]:
             if pooling == "dedicated":
                 return {request.key.owner.removeprefix("tenant ") for request in list(router._routing.slots.waiting)}
-            lines = [pool._waiting for pool in router._routing.pools if isinstance(pool, AsyncSharedPool)]
-            return {place.tenant for line in lines for place in list(line)}
+            return {tenant for pool_set in router._routing.pool_sets for tenant in pool_set.line.tenants()}
 
         async def at_once() -> bool:
             return True
@@ -114,24 +113,25 @@ async def test_a_flood_of_one_tenant_starves_nobody(
         **{"pool": {"timeout": PATIENCE}, **scarce},
     )
     served = dict.fromkeys((flood, *others), 0)
-    append, popleft = AsyncLine.append, AsyncLine.popleft
+    join, hand_over = AsyncLine.join, AsyncLine.hand_over
     handed: list[str] = []  # whom each connection went to that somebody waited for
-    arrived: dict[AsyncPlace, int] = {}
+    arrived: dict[AsyncWaiter, int] = {}
     ahead: list[int] = []  # for each request of the others, how many more of the flood's than of others' went first
 
-    def arrive(line: AsyncLine, place: AsyncPlace) -> None:
-        arrived[place] = len(handed)
-        append(line, place)
+    def arrive(line: AsyncLine, waiter: AsyncWaiter) -> None:
+        arrived[waiter] = len(handed)
+        join(line, waiter)
 
-    def leave(line: AsyncLine) -> AsyncPlace:
-        place = popleft(line)
-        if place.tenant != flood:
-            ahead.append(sum(1 if other == flood else -1 for other in handed[arrived[place] :]))
-        handed.append(place.tenant)
-        return place
+    def serve(line: AsyncLine, waiter: AsyncWaiter, *how: Any) -> bool:
+        served = hand_over(line, waiter, *how)
+        if served:
+            if waiter.tenant != flood:
+                ahead.append(sum(1 if other == flood else -1 for other in handed[arrived[waiter] :]))
+            handed.append(waiter.tenant)
+        return served
 
-    monkeypatch.setattr(AsyncLine, "append", arrive)
-    monkeypatch.setattr(AsyncLine, "popleft", leave)
+    monkeypatch.setattr(AsyncLine, "join", arrive)
+    monkeypatch.setattr(AsyncLine, "hand_over", serve)
     async with AsyncRouter(options) as router:
 
         async def connect(tenant: str) -> None:

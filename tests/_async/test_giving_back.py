@@ -201,7 +201,7 @@ async def test_a_tenant_that_may_have_one_connection_may_have_another_when_that_
                     await connection.close()
                 del connection
                 gc.collect()
-            [gate] = router._routing._gates.values()
+            [admission] = router._routing._admissions.values()
             async with router.connection(tenant="acme"):
-                assert gate._inside == 1
-            assert gate._inside == 0
+                assert admission.admitted == 1
+            assert admission.admitted == 0

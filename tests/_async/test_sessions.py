@@ -95,7 +95,7 @@ async def ready(router: AsyncRouter, *, quiet: bool = False) -> None:
         async with router.connection(), router.connection(read_only=True):
             [version] = router.stats().versions
             pools = [version.nodes[0].write, *(node.read for node in version.nodes[1:])]
-            return all(pool is not None and pool.opened for pool in pools)
+            return all(pool is not None and pool.idle + pool.in_use for pool in pools)
 
     await aeventually(opened)
 
@@ -362,11 +362,11 @@ async def test_readers_that_come_at_once_ask_a_replica_once(
     tapped: Tapped, table: LiteralString, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Node] = []
-    borrow, look = AsyncNodePool.borrow, AsyncNodePool.look
+    take, look = AsyncNodePool.take, AsyncNodePool.look
 
-    async def slowly(pool: AsyncNodePool, *args: Any) -> AsyncConnection[Any]:
+    async def slowly(pool: AsyncNodePool) -> AsyncConnection[Any] | None:
         await asleep(0.1)  # so that all have made up their minds to ask before the first one does
-        return await borrow(pool, *args)
+        return await take(pool)
 
     async def noted(pool: AsyncNodePool, connection: AsyncConnection[Any]) -> Any:
         asked.append(pool.node)
@@ -386,7 +386,7 @@ async def test_readers_that_come_at_once_ask_a_replica_once(
             await insert(router, table)
         tapped.cluster.wait_replayed()
         tapped.trips()
-        monkeypatch.setattr(AsyncNodePool, "borrow", slowly)
+        monkeypatch.setattr(AsyncNodePool, "take", slowly)
         monkeypatch.setattr(AsyncNodePool, "look", noted)
         await aall_of(*[lambda: read(router, table, after=session.token)] * 8)
         assert tapped.trips() == (0, 8)

@@ -710,10 +710,10 @@ async def test_closing_lets_nobody_in_who_waits_for_a_tenants_turn(world: World)
 
         async def hold() -> None:
             async with router.connection(tenant="acme"):
-                [gate] = routing._gates.values()
+                [admission] = routing._admissions.values()
 
                 async def all_wait() -> bool:
-                    return len(gate._waiting) == 4
+                    return admission.held == 4
 
                 async def is_closed() -> bool:
                     return routing.closed and all(pool.draining for pool in routing.pools)
@@ -862,12 +862,12 @@ async def test_those_of_a_tenant_that_wait_are_served_in_order(world: World) -> 
     )
     async with AsyncRouter(options) as router:
         served: list[int] = []
-        gates = router._routing._gates
+        admissions = router._routing._admissions
 
         def request(number: int) -> Callable[[], Awaitable[None]]:
             async def ask() -> None:
                 async def is_next() -> bool:
-                    return "acme" in gates and len(gates["acme"]._waiting) == number
+                    return "acme" in admissions and admissions["acme"].held == number
 
                 await aeventually(is_next)
                 async with router.connection(tenant="acme"):
@@ -879,7 +879,7 @@ async def test_those_of_a_tenant_that_wait_are_served_in_order(world: World) -> 
             async with router.connection(tenant="acme"):
 
                 async def all_wait() -> bool:
-                    return len(gates["acme"]._waiting) == 5
+                    return admissions["acme"].held == 5
 
                 await aeventually(all_wait)
 
@@ -959,10 +959,10 @@ async def test_who_waits_for_a_pool_waits_quietly(world: World) -> None:
         async def hold() -> None:
             async with router.connection(tenant="held"):
                 held.append(True)
-                turns = router._routing.pools._turns
+                waiting = router._routing.pools.waiting
 
                 async def all_wait() -> bool:
-                    return len(turns) == 4
+                    return len(waiting) == 4
 
                 await aeventually(all_wait)
                 spent = process_time()
@@ -1003,7 +1003,7 @@ async def test_of_keys_without_end_only_so_many_are_remembered(world: World, mon
                 async with router.connection(tenant=f"k{number}", read_only=True):
                     assert len(routing.readers) <= 10
                     assert len(routing._targets) <= 10
-                    assert len(routing._gates) <= 21
+                    assert len(routing._admissions) <= 21
             with pytest.raises(PoolExhausted, match="it uses all 1 that it may"):
                 async with router.connection(tenant="k0", timeout=0.05):
                     pytest.fail("it was forgotten that it has one")

@@ -11,13 +11,13 @@ import pytest
 
 from router import Router
 from router._runtime.flags import Flag, sleep
-from router._sync.pool.shared_pool import Line, SharedPool
+from router._sync.line import Line
 from tests.support import PATIENCE, all_of, eventually, new_name, run, settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from router._sync.pool.waiter import Place
+    from router._sync.line import Waiter
     from tests.conftest import Postgres
 
 OTHERS = 20
@@ -60,8 +60,7 @@ def test_what_a_flood_gives_back_goes_to_those_who_have_none(
         def waiting() -> set[str]:
             if pooling == "dedicated":
                 return {request.key.owner.removeprefix("tenant ") for request in list(router._routing.slots.waiting)}
-            lines = [pool._waiting for pool in router._routing.pools if isinstance(pool, SharedPool)]
-            return {place.tenant for line in lines for place in list(line)}
+            return {tenant for pool_set in router._routing.pool_sets for tenant in pool_set.line.tenants()}
 
         def at_once() -> bool:
             return True
@@ -115,24 +114,25 @@ def test_a_flood_of_one_tenant_starves_nobody(
         **{"pool": {"timeout": PATIENCE}, **scarce},
     )
     served = dict.fromkeys((flood, *others), 0)
-    append, popleft = Line.append, Line.popleft
+    join, hand_over = Line.join, Line.hand_over
     handed: list[str] = []  # whom each connection went to that somebody waited for
-    arrived: dict[Place, int] = {}
+    arrived: dict[Waiter, int] = {}
     ahead: list[int] = []  # for each request of the others, how many more of the flood's than of others' went first
 
-    def arrive(line: Line, place: Place) -> None:
-        arrived[place] = len(handed)
-        append(line, place)
+    def arrive(line: Line, waiter: Waiter) -> None:
+        arrived[waiter] = len(handed)
+        join(line, waiter)
 
-    def leave(line: Line) -> Place:
-        place = popleft(line)
-        if place.tenant != flood:
-            ahead.append(sum(1 if other == flood else -1 for other in handed[arrived[place] :]))
-        handed.append(place.tenant)
-        return place
+    def serve(line: Line, waiter: Waiter, *how: Any) -> bool:
+        served = hand_over(line, waiter, *how)
+        if served:
+            if waiter.tenant != flood:
+                ahead.append(sum(1 if other == flood else -1 for other in handed[arrived[waiter] :]))
+            handed.append(waiter.tenant)
+        return served
 
-    monkeypatch.setattr(Line, "append", arrive)
-    monkeypatch.setattr(Line, "popleft", leave)
+    monkeypatch.setattr(Line, "join", arrive)
+    monkeypatch.setattr(Line, "hand_over", serve)
     with Router(options) as router:
 
         def connect(tenant: str) -> None:

@@ -96,7 +96,7 @@ def ready(router: Router, *, quiet: bool = False) -> None:
         with router.connection(), router.connection(read_only=True):
             [version] = router.stats().versions
             pools = [version.nodes[0].write, *(node.read for node in version.nodes[1:])]
-            return all(pool is not None and pool.opened for pool in pools)
+            return all(pool is not None and pool.idle + pool.in_use for pool in pools)
 
     eventually(opened)
 
@@ -361,11 +361,11 @@ def test_readers_that_come_at_once_ask_a_replica_once(
     tapped: Tapped, table: LiteralString, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Node] = []
-    borrow, look = NodePool.borrow, NodePool.look
+    take, look = NodePool.take, NodePool.look
 
-    def slowly(pool: NodePool, *args: Any) -> Connection[Any]:
+    def slowly(pool: NodePool) -> Connection[Any] | None:
         sleep(0.1)  # so that all have made up their minds to ask before the first one does
-        return borrow(pool, *args)
+        return take(pool)
 
     def noted(pool: NodePool, connection: Connection[Any]) -> Any:
         asked.append(pool.node)
@@ -385,7 +385,7 @@ def test_readers_that_come_at_once_ask_a_replica_once(
             insert(router, table)
         tapped.cluster.wait_replayed()
         tapped.trips()
-        monkeypatch.setattr(NodePool, "borrow", slowly)
+        monkeypatch.setattr(NodePool, "take", slowly)
         monkeypatch.setattr(NodePool, "look", noted)
         all_of(*[lambda: read(router, table, after=session.token)] * 8)
         assert tapped.trips() == (0, 8)

@@ -701,10 +701,10 @@ def test_closing_lets_nobody_in_who_waits_for_a_tenants_turn(world: World) -> No
 
         def hold() -> None:
             with router.connection(tenant="acme"):
-                [gate] = routing._gates.values()
+                [admission] = routing._admissions.values()
 
                 def all_wait() -> bool:
-                    return len(gate._waiting) == 4
+                    return admission.held == 4
 
                 def is_closed() -> bool:
                     return routing.closed and all(pool.draining for pool in routing.pools)
@@ -853,12 +853,12 @@ def test_those_of_a_tenant_that_wait_are_served_in_order(world: World) -> None:
     )
     with Router(options) as router:
         served: list[int] = []
-        gates = router._routing._gates
+        admissions = router._routing._admissions
 
         def request(number: int) -> Callable[[], None]:
             def ask() -> None:
                 def is_next() -> bool:
-                    return "acme" in gates and len(gates["acme"]._waiting) == number
+                    return "acme" in admissions and admissions["acme"].held == number
 
                 eventually(is_next)
                 with router.connection(tenant="acme"):
@@ -870,7 +870,7 @@ def test_those_of_a_tenant_that_wait_are_served_in_order(world: World) -> None:
             with router.connection(tenant="acme"):
 
                 def all_wait() -> bool:
-                    return len(gates["acme"]._waiting) == 5
+                    return admissions["acme"].held == 5
 
                 eventually(all_wait)
 
@@ -950,10 +950,10 @@ def test_who_waits_for_a_pool_waits_quietly(world: World) -> None:
         def hold() -> None:
             with router.connection(tenant="held"):
                 held.append(True)
-                turns = router._routing.pools._turns
+                waiting = router._routing.pools.waiting
 
                 def all_wait() -> bool:
-                    return len(turns) == 4
+                    return len(waiting) == 4
 
                 eventually(all_wait)
                 spent = process_time()
@@ -994,7 +994,7 @@ def test_of_keys_without_end_only_so_many_are_remembered(world: World, monkeypat
                 with router.connection(tenant=f"k{number}", read_only=True):
                     assert len(routing.readers) <= 10
                     assert len(routing._targets) <= 10
-                    assert len(routing._gates) <= 21
+                    assert len(routing._admissions) <= 21
             with pytest.raises(PoolExhausted, match="it uses all 1 that it may"):
                 with router.connection(tenant="k0", timeout=0.05):
                     pytest.fail("it was forgotten that it has one")

@@ -17,19 +17,19 @@ from collections import deque
 from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any
-from weakref import WeakSet, ref
+from weakref import ref
 
 import psycopg
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
-from psycopg_pool import AsyncConnectionPool, PoolClosed, TooManyRequests
+from psycopg_pool import AsyncConnectionPool, PoolClosed
 from psycopg_pool._acompat import ALock
 from psycopg_pool.pool_async import AddConnection, MaintenanceTask
 
+from router._async.line import AsyncPoolLine
 from router._async.pool.connection import end_session
 from router._async.pool.opener import LoginRefused, ServerFull, Unable
 from router._async.pool.session_state import SessionState, borrower, session_of, shows_resource_warnings
-from router._async.pool.waiter import AsyncPlace
 from router._async.slots import AsyncSlotRequest, BudgetSpent
 from router._runtime.calls import Isolated, ashielded
 from router._runtime.flags import ais_free
@@ -41,10 +41,10 @@ if TYPE_CHECKING:
     from collections import Counter
     from collections.abc import Collection
 
+    from router._async.admission import AsyncAdmission
     from router._async.cluster import AsyncCluster
-    from router._async.lanes import AsyncLane
+    from router._async.line import AsyncLine
     from router._async.pool.opener import AsyncOpener
-    from router._async.slots import AsyncGate
     from router.core.observations import ProbeResult
     from router.core.topology import Home, Node, Scope, Target
 
@@ -57,6 +57,9 @@ LETTING_GO = 1.0
 
 SURE = 1.0
 """Seconds after a doubt for which there is no other one."""
+
+TRY_AGAIN = (0.02, 0.5)
+"""Seconds after a failed attempt to connect until the next: at first, and at most; they double each time."""
 
 OVERDUE = 2
 """In so many rounds of housekeeping the worker begins with what it is told to do, if it was told at all."""
@@ -79,10 +82,6 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 
 logging.getLogger("psycopg.pool").addFilter(_is_news)
-
-
-class Reroute(Exception):
-    """Raised to those who wait for a connection of a pool when they are to choose a node again."""
 
 
 class Counts:
@@ -154,16 +153,14 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         shared: Whether tenants share it.
         home: Where the tenant lived for which it was opened, when that was last looked at; ``None`` before.
         budget_key: What each of its connections counts as in the budget.
-        lanes: Those that it belongs to.
         idle: The connections ready to be borrowed; empty while the pool is in doubt, whatever it keeps.
         doubted_at: When it was last put in doubt, on the monotonic clock.
         borrowed: What is kept of each connection that is out. There is no strong reference to those themselves: one
             that is dropped by whoever borrowed it is collected, and :meth:`reclaim` has its place back.
         lost: Whether a connection may have been dropped.
-        gates: Those by which the tenants came in who have a connection, where a tenant may have so many only.
+        admitted: By which admission, and as what, each connection was lent where a tenant may have so many only.
         notes_where: Whether to note where each connection is borrowed. It costs too much to be done always: it is done
             where a ``ResourceWarning`` would be shown, and once a connection was dropped.
-        expected: One entry for each request that was given this pool, and has not borrowed from it or given up yet.
         expendable: Those of them whose query is run again elsewhere if they are cut.
         inherited: Whether it belongs to the parent of a fork: nothing of it may be used or closed here.
         barred: Why nobody may use its connections now; empty while they may. Set before :meth:`drop` looks at what is
@@ -173,7 +170,7 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         counts: What it has counted.
     """
 
-    _waiting: deque[Any]  # AsyncPlaces
+    _waiting: AsyncPoolLine  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -210,8 +207,7 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
             max_idle=policy.max_idle,
             max_lifetime=policy.max_lifetime,
             reconnect_timeout=0.0,  # psycopg_pool's own retries last minutes; here the monitor looks for a lost server
-            # Those who came between the last attempt and giving up: only from here on, another attempt would be made.
-            reconnect_failed=lambda _: self.reroute(),
+            reconnect_failed=lambda _: self._try_later(),
             num_workers=1,
         )
         # An async pool has none before open(), and what happens to its server meanwhile does not wait for that.
@@ -223,18 +219,17 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         self.read_only = read_only
         cap = None if self.tenant is None else target.policy.max_connections
         self.home: Home | None = None
-        self.lanes: WeakSet[AsyncLane] = WeakSet()
         self.budget_key = budget_key(node, f"tenant {self.tenant}" if self.tenant else cluster.name, cap)
+        self._waiting = AsyncPoolLine(self)
         self.idle = self._pool
         self.doubted_at = 0.0
         self.borrowed: set[SessionState] = set()
         self.lost = False
-        self.gates: dict[SessionState, AsyncGate] = {}  # its pop() is atomic
+        self.admitted: dict[SessionState, tuple[AsyncAdmission, object]] = {}  # its pop() is atomic
         self.notes_where = shows_resource_warnings()
         # Guarded by _lock: _nconns is how many there are of both, but for what an exception has interrupted.
         self._sessions: set[SessionState] = set()  # of all connections that have been opened and not been counted out
         self._adding: set[_Adding] = set()  # attempts to open one, from when they are decided on until they have ended
-        self.expected: list[None] = []  # its append() and pop() are atomic
         self.expendable: set[SessionState] = set()
         self.inherited = False
         self.barred = ""
@@ -244,7 +239,8 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         self._slot_request: AsyncSlotRequest | None = None
         self.counts = Counts(self._stats)
         self._opener = opener
-        self._failing = False
+        self._try_at = self._patience = 0.0  # when one more is tried at the earliest; for how long it was put off
+        self._will_try = False  # whether the worker is told to do so then
         self._sure_until = 0.0
         self._startup = target.startup if target.in_session else None
         self._used_at = monotonic()  # when somebody last came for a connection that was not ready
@@ -256,8 +252,8 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
 
     @property
     def in_use(self) -> bool:
-        """Whether anybody has one of its connections, waits for one, or is about to."""
-        return bool(self.expected or self.borrowed or self._waiting)
+        """Whether anybody has one of its connections, or waits for one."""
+        return bool(self.borrowed or self._waiting)
 
     @property
     def used_at(self) -> float:
@@ -283,7 +279,7 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
     @property
     def load(self) -> int:
         """How many requests it serves or keeps waiting."""
-        return len(self.borrowed) + len(self._waiting)
+        return len(self.borrowed) + self._waiting.number()
 
     @property
     def doubted(self) -> bool:
@@ -309,6 +305,26 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
     def grown(self) -> bool:
         """Whether it has opened all that it may."""
         return self._nconns >= self.max_size
+
+    @property
+    def line(self) -> AsyncLine | None:
+        """Where requests wait for its connections; ``None`` if none has used it yet."""
+        return self._waiting.line
+
+    @property
+    def kept_back(self) -> int:
+        """How many connections it has that it does not lend now, since they are in doubt."""
+        return len(self._pool) if self.doubted else 0
+
+    @property
+    def may_grow(self) -> bool:
+        """Whether it may be told to open one more: one that was not opened itself yet counts those it is to keep."""
+        return self._closed or not (self._growing or self.grown)
+
+    @property
+    def is_growing(self) -> bool:
+        """Whether it is opening one more."""
+        return self._growing
 
     async def take(self) -> AsyncConnection[TupleRow] | None:
         """Borrow a connection that is ready: the part of ``getconn()`` that this takes, and the hot path.
@@ -367,52 +383,101 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         del scope  # all are the same tenant's here
         return await self.take()
 
-    async def borrow(self, timeout: float, scope: Scope | None = None) -> AsyncConnection[TupleRow]:
-        """Borrow a connection, opening the pool if this is its first use.
+    def note_lent(self, connection: AsyncConnection[TupleRow], tenant: str) -> None:
+        """Take a connection for borrowed by a request that waited.
 
         Args:
-            timeout: The most to wait, in seconds.
-            scope: Whom it is for, where that matters.
+            connection: The connection.
+            tenant: Whom the request is for; empty where that does not matter.
+        """
+        original = session_of(connection)
+        original.tenant = tenant
+        connection._pool = self
+        self.borrowed.add(original)
+        self._stats[self._REQUESTS_NUM] += 1
+        self._stats[self._REQUESTS_QUEUED] += 1
 
-        Returns:
-            The connection.
+    def note_waited(self, seconds: float) -> None:
+        """Count for how long a request has waited.
+
+        Args:
+            seconds: For how long.
+        """
+        self._stats[self._REQUESTS_WAIT_MS] += int(1000.0 * seconds)
+
+    async def hand_over(self) -> None:
+        """Hand what is idle to those that wait."""
+        if self._closed or self.draining:
+            return
+        async with self._lock:  # guards _pool, _waiting; taken even if none seems idle, see AsyncLine
+            lent = [self.idle.popleft() for _ in range(min(len(self.idle), self._waiting.number()))]
+            self.borrowed.update(map(session_of, lent))
+        for connection in lent:
+            connection._pool = self
+            await self.give_back(connection)
+
+    async def grow(self) -> None:
+        """Open one more connection for those that wait, and the pool, if this is its first use.
 
         Raises:
-            Reroute: Another node may be better by now.
-            PoolTimeout: None came in time.
-            TooManyRequests: Too many wait already.
             PoolClosed: The pool was closed.
         """
         self._used_at = monotonic()
-        if self.draining:
-            raise PoolClosed(f"the pool {self.name!r} is closed")
-        if self._closed:
+        if self._closed or self.draining:
             await self._begin()
         if self.lost:
             await self.reclaim()
-        place, begun = AsyncPlace(self, "" if scope is None else scope.tenant), monotonic()
-        try:
-            while True:
-                # Which, other than getconn(), passes over those that are dead.
-                if (ready := await (self.take() if scope is None else self.take_for(scope))) is not None:
-                    return ready
-                if await self._get_in_line(place):
-                    break
-            connection = await place.wait(timeout)
-        except BaseException:
-            await self._leave_line(place)
-            raise
-        finally:
-            self._stats[self._REQUESTS_WAIT_MS] += int(1000.0 * (monotonic() - begun))
-        if self.notes_where:
-            session_of(connection).borrowed_at = borrower()
-        if self.barred:
-            await connection.close()
-            await self.give_back(connection)
-            raise Reroute
-        return connection
+        async with self._lock:  # guards _pool, _waiting, _closed, _growing
+            self._grow_for_waiting()
+        await self._try_later()
+
+    async def warm_up(self) -> None:
+        """Open one more connection if it may have one, though nobody waits: the next request finds it here.
+
+        Raises:
+            PoolClosed: The pool was closed.
+        """
+        if self.doubted or self.draining or not self.may_grow:
+            return
+        if self._closed:
+            await self._begin()
+        async with self._lock:  # guards _closed, _growing
+            if not self._closed:
+                self._maybe_grow_pool()
+
+    def _grow_for_waiting(self) -> None:
+        """Open one more if more wait than are kept back; under the lock."""
+        if not self._closed and not self.draining and self._waiting and self._waiting.number() > len(self._pool):
+            self._maybe_grow_pool()
+
+    def _maybe_grow_pool(self) -> None:
+        if self._may_try():
+            super()._maybe_grow_pool()
+
+    def _may_try(self) -> bool:
+        """Whether another attempt to connect is due."""
+        return monotonic() >= self._try_at
+
+    async def _try_later(self) -> None:
+        """Try again to open a connection, when it is time and if somebody waits then."""
+        if self._waiting and not self._will_try and not self._growing and not self.grown:
+            self._will_try = True
+            await self.schedule_task(_TryAgain(self), max(self._try_at - monotonic(), 0.0))
+
+    async def try_again(self) -> None:
+        """Open one more connection if somebody waits for it."""
+        self._will_try = False
+        async with self._lock:  # guards _pool, _waiting, _closed, _growing
+            self._grow_for_waiting()
+
+    def _put_off(self, first: float, most: float) -> None:
+        """Try again later than the last time."""
+        self._patience = min(max(2.0 * self._patience, first), most)
+        self._try_at = monotonic() + self._patience
 
     async def _begin(self) -> None:
+        if self.draining:
+            raise PoolClosed(f"the pool {self.name!r} is closed")
         try:
             await self.open()
         except psycopg.OperationalError as error:  # it has been closed meanwhile
@@ -431,37 +496,10 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
                 await self._signal_stop_worker()
                 self._closed, self._opened, self._growing = True, False, False  # what is counted is opened next time
                 self._adding.clear()
-        await self.reroute()
-
-    async def _get_in_line(self, place: AsyncPlace) -> bool:
-        """Get in line, and have the pool grow if it can; whether it is so, for a connection may have become ready."""
-        async with self._lock:  # guards _pool, _waiting, _closed, _growing
-            if self._closed or self.draining:
-                raise PoolClosed(f"the pool {self.name!r} is closed")
-            if self.idle:
-                return False
-            hidden = len(self._pool)
-            if self.max_waiting and len(self._waiting) >= self.max_waiting + hidden:
-                raise TooManyRequests(f"{self.max_waiting} requests wait for the pool {self.name!r} already")
-            self._waiting.append(place)
-            self._stats[self._REQUESTS_NUM] += 1
-            self._stats[self._REQUESTS_QUEUED] += 1
-            if len(self._waiting) > hidden:
-                self._maybe_grow_pool()
-            return True
-
-    @ashielded
-    async def _leave_line(self, place: AsyncPlace) -> None:
-        """Leave the line, or give back what was handed over at the last moment."""
-        async with self._lock:  # guards _waiting
-            if place in self._waiting:
-                self._waiting.remove(place)
-        self.withdraw()
-        if place.connection is not None:
-            await self.give_back(place.connection)
+                self._will_try = False
 
     async def open_connection(self) -> AsyncConnection[TupleRow]:
-        """Open one more connection, for the pool's own worker; if that fails, those who wait choose again.
+        """Open one more connection, for the pool's own worker; if that fails, it is tried again after a while.
 
         Returns:
             The connection.
@@ -469,29 +507,31 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         Raises:
             psycopg.OperationalError: It could not be opened.
         """
-        if self._failing and not self._waiting:
-            # psycopg_pool tries a failed attempt once more at once. Nobody waits for that one.
-            raise psycopg.OperationalError("not tried again before somebody needs it")
+        if not self._may_try():  # psycopg_pool tries a failed attempt once more at once
+            raise psycopg.OperationalError("not tried again yet")
         request = AsyncSlotRequest(self.budget_key)
         try:
             while (connection := await self._open_within(request)) is None:
                 request = AsyncSlotRequest(self.budget_key, request.order)
         except (BudgetSpent, ServerFull):  # and nothing waits
-            self._failing = True
+            self._put_off(TRY_AGAIN[0], TRY_AGAIN[0])
             raise
         except (LoginRefused, Unable) as error:
             if not self._refusal:
                 logger.warning("%s %s", self.node, error)
             self._refusal = str(error)
+            self._put_off(*TRY_AGAIN)
             raise
         except Exception:
-            self._failing = True
-            await self.reroute()
+            self._put_off(*TRY_AGAIN)
+            if self._waiting and self.line is not None:  # what it was for may have to go elsewhere
+                self.line.owner.invalidate()
+                self.line.tell()
             raise
         finally:
             self._slot_request = None
-        self._failing = False
         self._refusal = ""
+        self._try_at = self._patience = 0.0
         try:
             connection.__dict__["_router"] = original = SessionState(connection)
             if self.read_only:
@@ -585,25 +625,9 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
             if self.draining:
                 return
             self.idle = self._pool
-            lent = [self._pool.popleft() for _ in range(min(len(self._pool), len(self._waiting)))]
-            self.borrowed.update(map(session_of, lent))
-            if len(self._waiting) > len(lent) and not self._closed:  # what they waited for has been closed meanwhile
-                self._maybe_grow_pool()
-        for connection in lent:
-            connection._pool = self
-            await self.give_back(connection)
-
-    async def reroute(self) -> None:
-        """Send everyone who waits for a connection of this pool to choose again."""
-        if not self._waiting:
-            return
-        async with self._lock:  # guards _waiting; taken for a moment, as every use of it in psycopg_pool
-            waiting = list(self._waiting)
-            self._waiting.clear()
-        self.withdraw()
-        for client in waiting:
-            with Isolated("a request that waited for %s could not be told to go elsewhere", self.node):
-                await client.fail(Reroute())
+        await self.hand_over()
+        async with self._lock:  # guards _pool, _waiting, _closed, _growing
+            self._grow_for_waiting()  # what they waited for has been closed meanwhile
 
     async def evict_idle(self, beneficiary: AsyncSlotRequest | None = None) -> None:
         """Close the connection that has been idle longest, if there is one, so that another may be opened.
@@ -661,8 +685,7 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
                 self._growing = False
             for adding in list(self._adding):
                 adding.queue_again(self)
-            if len(self._waiting) > len(self._pool):
-                self._maybe_grow_pool()
+            self._grow_for_waiting()
 
     def _warn_of_dropped(self, original: SessionState) -> None:
         asked, at = original.target, original.borrowed_at
@@ -680,8 +703,8 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         async with self._lock:  # guards _nconns, _sessions
             self.borrowed.discard(original)
             self.expendable.discard(original)
-            if (gate := self.gates.pop(original, None)) is not None:
-                gate.leave()
+            if (entry := self.admitted.pop(original, None)) is not None:
+                entry[0].leave(entry[1])
             if original in self._sessions:
                 self._sessions.discard(original)
                 if self._closed or self.draining:
@@ -744,8 +767,7 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
                 self.run_task(AddConnection(self))
 
     async def empty(self) -> None:
-        """Send every request elsewhere that waits here, and close what is idle."""
-        await self.reroute()
+        """Close what is idle."""
         while (connection := await self._take_out()) is not None:
             with Isolated("could not close a connection to %s", self.node):
                 await connection.close()
@@ -827,8 +849,7 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
             self.borrowed.discard(original)
             self.expendable.discard(original)
             self._count_out(original)
-            if self._waiting and not self._closed:
-                self._maybe_grow_pool()
+            self._grow_for_waiting()
         self.end_draining()
 
     @ashielded
@@ -842,7 +863,7 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         """
         if self.inherited:
             return
-        state, place = connection.__dict__, None
+        state, offer = connection.__dict__, None
         original: SessionState = state["_router"]
         pgconn = connection.pgconn
         try:
@@ -873,8 +894,8 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
                     async with self._lock:  # guards _pool, _waiting, _closed
                         if not self.draining:
                             while self._waiting:  # until it is handed over, whoever brings it counts as having it
-                                place = self._waiting.popleft()
-                                if await place.set(connection):
+                                offer = self._waiting.popleft()
+                                if await offer.set(connection):
                                     return
                             connection._pool = None
                             self.borrowed.discard(original)
@@ -882,7 +903,7 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
                             return
         except BaseException as error:
             # Whatever this is, the block has had its own outcome by now; unless it comes from outside of all this.
-            if connection not in self._pool and (place is None or place.connection is not connection):
+            if connection not in self._pool and not (offer is not None and offer.took(connection)):
                 await self.close_lent(connection)
             if not isinstance(error, Exception):
                 raise
@@ -906,7 +927,7 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
             max_size=measured["pool_max"],
             idle=measured["pool_available"],
             in_use=len(self.borrowed),
-            waiting=measured["requests_waiting"],
+            waiting=self._waiting.number(),
             requests=counted["requests"],
             queued=counted["queued"],
             wait_seconds=counted["wait_ms"] / 1000.0,
@@ -938,6 +959,13 @@ class _Adding(AddConnection):
         self._rounds += 1
         if self._rounds == OVERDUE and not self._begun:
             pool.run_task(self)
+
+
+class _TryAgain(MaintenanceTask):
+    """Has a pool open a connection after a pause."""
+
+    async def _run(self, pool: AsyncConnectionPool[Any]) -> None:
+        await pool.try_again()  # type: ignore[attr-defined]
 
 
 def _cut_off(doomed: Collection[SessionState], reason: str) -> None:

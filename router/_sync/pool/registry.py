@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter, OrderedDict
 from time import monotonic
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 from weakref import ref
 
 from router._runtime.calls import Isolated, shielded
-from router._runtime.flags import Flag, Guard
+from router._runtime.flags import Guard
 from router._runtime.workers import wait_quietly
 from router._sync.pool.node_pool import NodePool
 from router._sync.pool.shared_pool import SharedPool
@@ -29,8 +29,12 @@ if TYPE_CHECKING:
 
     Use: TypeAlias = tuple[str | None, bool]  # a version, none for tenants' own servers; whether it is for reading
 
-LOOK_AGAIN = 0.01
-"""Seconds until one who waits for a pool to become unused looks again."""
+
+class WantsPool(Protocol):
+    """What cannot open its pool because there are too many."""
+
+    def wake(self) -> bool:
+        """Have it try again; whether it still wants to."""
 
 
 class PoolsKey(NamedTuple):
@@ -74,6 +78,7 @@ class Pools:
 
     Attributes:
         closed: Whether none may be opened any more.
+        waiting: Those that wait until there may be one pool more, in order of arrival.
     """
 
     def __init__(
@@ -100,7 +105,7 @@ class Pools:
         uses: list[Use] = [(version, read_only) for version in versions for read_only in (True, False)]
         self._totals = {use: Counter[str]() for use in uses}
         self._counts: list[tuple[ref[NodePool], Use, Counts]] = []  # of pools that are there, open or not
-        self._turns: deque[Flag] = deque()  # those who wait for a pool to become unused, in order of arrival
+        self.waiting: OrderedDict[WantsPool, None] = OrderedDict()
 
     def __iter__(self) -> Iterator[NodePool]:
         """Give all that there are, open or draining."""
@@ -131,13 +136,14 @@ class Pools:
         """
         return self.serving(target, read_only=read_only).get(node)
 
-    def open_at_once(self, target: Target, node: Node, *, read_only: bool) -> NodePool | None:
-        """Find a pool, or open it if there may be one more.
+    def open_at_once(self, target: Target, node: Node, *, read_only: bool, wants: WantsPool) -> NodePool | None:
+        """Find a pool, or open it if there may be one more, and nobody else waits for that.
 
         Args:
             target: What it serves.
             node: What it connects to.
             read_only: Whether it is for reading.
+            wants: Who asks.
 
         Returns:
             The pool; ``None`` when others have to be closed first.
@@ -154,8 +160,9 @@ class Pools:
                 raise RouterClosed("the router is closed")
             if (pool := self.get(target, node, read_only=read_only)) is not None:
                 return pool
-            if sum(map(len, self._open.values())) >= self._most:
+            if self._number >= self._most or not self._is_first(wants):
                 return None
+            self.waiting.pop(wants, None)
             kind = SharedPool if target.shared else NodePool
             pool = kind(node, target, watched, self._opener, read_only=read_only)
             key = PoolsKey.of(target, read_only=read_only)
@@ -163,47 +170,37 @@ class Pools:
             self._counts.append((ref(pool), self._use(pool.cluster.name, read_only=read_only), pool.counts))
             self._clusters.add(pool)
         self._clusters.observers.tell([PoolOpened(pool.cluster.name, node, read_only, pool.tenant)])
+        if self.waiting and self._number < self._most:
+            self.note_unused()
         return pool
 
-    def open(self, target: Target, node: Node, *, read_only: bool, timeout: float) -> NodePool | None:
-        """Find a pool for a request, or open it; if there are too many, the one unused for longest makes room.
-
-        The request is expected there, and has to be struck off once it has borrowed: until then nobody closes the pool.
+    def find_room(self, wants: WantsPool) -> bool:
+        """Close the pool that has been unused longest, for one that cannot open its own; if none is, it has to wait.
 
         Args:
-            target: What it serves.
-            node: What it connects to.
-            read_only: Whether it is for reading.
-            timeout: The most to wait for one to become unused, in seconds.
+            wants: Who asks; it is woken when there may be room, in order of arrival, until it has opened a pool.
 
         Returns:
-            The pool; ``None`` when none became unused in time.
-
-        Raises:
-            RouterClosed: The router was closed.
+            Whether there is room for it now.
         """
-        if not self._turns and self._expects(pool := self.open_at_once(target, node, read_only=read_only)):
-            return pool
-        deadline, turn = monotonic() + timeout, Flag()
-        self._turns.append(turn)
-        try:
-            while not self._expects(pool := self.get(target, node, read_only=read_only)):
-                remaining = deadline - monotonic()
-                if self._turns[0] is turn:
-                    if self._expects(pool := self.open_at_once(target, node, read_only=read_only)):
-                        return pool
-                    if not self._close_one():
-                        turn.clear()  # it was set when this one became first
-                        turn.wait_for(min(LOOK_AGAIN, max(remaining, 0.0)))
-                else:
-                    turn.wait_for(max(remaining, 0.0))
-                if remaining <= 0:
-                    return None
-            return pool
-        finally:
-            self._turns.remove(turn)
-            if self._turns:
-                self._turns[0].set()
+        with self._guard:
+            self.waiting.setdefault(wants)
+        while not self._is_first(wants):
+            first = next(iter(self.waiting), None)
+            if first is None or first.wake():
+                return False
+            self.waiting.pop(first, None)  # nobody waits there any more
+        return self._number < self._most or self._close_one()
+
+    def note_unused(self) -> None:
+        """Wake the first of those that wait for a pool: one has become unused, or is no more."""
+        for wants in list(self.waiting):
+            if wants.wake():
+                return
+            self.waiting.pop(wants, None)
+
+    def _is_first(self, wants: WantsPool | None) -> bool:
+        return next(iter(self.waiting), wants) is wants
 
     def sweep(self) -> None:
         """Drain the pools that are unused for long, and open the connections that others are to keep."""
@@ -216,23 +213,7 @@ class Pools:
                 pool.keep_warm()
                 pool.end_draining()
                 if not pool.in_use and not pool.min_size and now - pool.used_at > pool.cluster.pool.max_unused:
-                    self.retire(pool)
-
-    def retire(self, pool: NodePool) -> bool:
-        """Drain a pool that is not needed, unless a request has come for it meanwhile.
-
-        Args:
-            pool: The pool.
-
-        Returns:
-            Whether it drains.
-        """
-        with self._guard:
-            if not pool.expected:
-                self._take_out(pool)
-        if pool.draining:
-            self._drain(pool)
-        return pool.draining
+                    self.drain(pool)
 
     def drain(self, pool: NodePool) -> None:
         """Have a pool lend nothing any more, and be forgotten when its last connection is back.
@@ -250,13 +231,15 @@ class Pools:
     @shielded
     def _drain(self, pool: NodePool) -> None:
         with Isolated("could not forget what was worked out with the pool to %s", pool.node):
-            self._clusters.withdraw(pool)
+            if (line := pool.line) is not None:  # requests that wait for it are served elsewhere
+                line.owner.invalidate()
         with Isolated("could not empty the pool to %s", pool.node):
             pool.empty()
         with Isolated("could not close the pool to %s", pool.node):
             if not pool.closed:
                 wait_quietly(pool.close, 1.0)
         pool.end_draining()
+        self.note_unused()
 
     def _take_out(self, pool: NodePool) -> None:
         """Have a pool among those that are open no more. Under the guard."""
@@ -266,6 +249,11 @@ class Pools:
         self._open = {**self._open, key: left}
         if not left:
             del self._open[key]
+
+    @property
+    def _number(self) -> int:
+        """How many are open."""
+        return sum(map(len, self._open.values()))
 
     @property
     def open_pools(self) -> list[NodePool]:
@@ -320,17 +308,10 @@ class Pools:
             self.closed = True
             return list(self)
 
-    def _expects(self, pool: NodePool | None) -> bool:
-        """Have a pool expect a request; whether it does, for it may just have been closed."""
-        with self._guard:
-            if pool is None or pool.draining:
-                return False
-            pool.expected.append(None)
-            return True
-
     def _close_one(self) -> bool:
         unused = [pool for pool in self.open_pools if not pool.in_use]
         pool = min(unused, key=lambda pool: (bool(pool.min_size), bool(pool.idle), pool.used_at), default=None)
         if pool is None:
             return False
-        return self.retire(pool)
+        self.drain(pool)
+        return True

@@ -5,10 +5,10 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from functools import lru_cache
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import psycopg
 
@@ -17,14 +17,12 @@ from router._sync.pool.node_pool import NodePool
 from router._sync.pool.scripts import NOT_THERE, begin_of, send, why_not_there
 from router._sync.pool.session_state import session_of
 from router.core import sql
-from router.core.budget import next_in_line
 from router.core.errors import UnknownTenant
 
 if TYPE_CHECKING:
     from psycopg import Connection
     from psycopg.rows import TupleRow
 
-    from router._sync.pool.waiter import Place
     from router.core.topology import Scope
 
 LEAST = 0.5
@@ -32,58 +30,8 @@ LEAST = 0.5
 cost a connection, a crowd would have them closed faster than they open."""
 
 
-class Line(deque[Any]):
-    """Those who wait for a connection of a shared pool: the next is not always the first, so that all get their share.
-
-    psycopg_pool takes it for the deque that it would have made itself. Whoever brings a connection back still counts as
-    having it: else they had one fewer than all others, and would get it again.
-    """
-
-    def __init__(self, pool: SharedPool) -> None:
-        super().__init__()
-        self._pool = pool
-        self._crowd: dict[str, int] = {}  # how many of each tenant wait
-
-    def append(self, place: Place) -> None:
-        """Get in line."""
-        super().append(place)
-        self._crowd[place.tenant] = self._crowd.get(place.tenant, 0) + 1
-
-    def popleft(self) -> Place:
-        """Take out the one to be served next."""
-        held, waiting = Counter(self._pool.holders()), (place.tenant for place in self)
-        place: Place = self[next_in_line(waiting, self._crowd, held)]
-        self.remove(place)
-        return place
-
-    def remove(self, place: Place) -> None:
-        """Take out one."""
-        super().remove(place)
-        self._crowd[place.tenant] -= 1
-        if not self._crowd[place.tenant]:
-            del self._crowd[place.tenant]
-
-    def clear(self) -> None:
-        """Send everybody away."""
-        super().clear()
-        self._crowd.clear()
-
-
 class SharedPool(NodePool):
-    """The connections of one node for one use, for all tenants of its database.
-
-    psycopg_pool serves those who wait in order of arrival; here each tenant gets its share first.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Make the pool; nothing is opened yet.
-
-        Args:
-            *args: As for :class:`NodePool`.
-            **kwargs: As for :class:`NodePool`.
-        """
-        super().__init__(*args, **kwargs)
-        self._waiting = Line(self)
+    """The connections of one node for one use, for all tenants of its database; ``line.py`` gives each its share."""
 
     def holders(self) -> list[str]:
         """List the tenants of the connections that are out, one for each."""
