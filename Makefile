@@ -26,7 +26,8 @@ test: $(READY)  ## the tests, but those marked slow; ARGS="-k name --postgres=do
 	@$(BIN)/python -m pytest $(PARALLEL) -m "not slow" $(ARGS)
 
 test-slow: $(READY)  ## the tests marked slow, and those by hypothesis with all their examples
-	@$(BIN)/python -m pytest $(PARALLEL) -n 2 -m "slow or hypothesis" --hypothesis-profile=thorough $(ARGS)
+	@$(BIN)/python -m pytest $(PARALLEL) -n 2 -m "slow or hypothesis" --hypothesis-profile=thorough \
+		-o faulthandler_timeout=300 $(ARGS)
 
 bench: $(READY)  ## the cost of a routed checkout, as ratios, of waiting and of a failover
 	@$(BIN)/python -m bench $(ARGS)
