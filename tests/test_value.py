@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 from copy import copy, deepcopy
 from dataclasses import FrozenInstanceError, asdict, dataclass, field, fields, is_dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_type_hints
 
 import pytest
 
@@ -76,6 +76,10 @@ def test_it_can_be_copied_and_pickled() -> None:
     value = Point(1, 2.0, "here", b"secret")
     for same in (copy(value), deepcopy(value), pickle.loads(pickle.dumps(value))):  # noqa: S301 (its own)
         assert asdict(same) == asdict(value)
+
+
+def test_its_type_hints_are_those_of_its_fields() -> None:
+    assert set(get_type_hints(Deep)) == {"x", "y", "label", "key", "kind", "z"}
 
 
 def test_patterns_match_it_by_position() -> None:

@@ -27,8 +27,8 @@ _DEFAULT, _VERBOSE = 1, 2  # libpq's PGVerbosity
 
 # What libpq adds where it is verbose, in any language: "SEVERITY:  SQLSTATE: message", and at the end of what the
 # server said a line with the routine, file and line in PostgreSQL's source.
-_SQLSTATE = re.compile(r"(?<!\S)(\S+:  )([0-9A-Z]{5}): ")
-_LOCATION = re.compile(r"\n[^\n]*?:\s+(\w+), [^\n,]+:\d+(?=\n|\Z)")
+_SQLSTATE = r"(?<!\S)(\S+:  )([0-9A-Z]{5}): "
+_LOCATION = r"\n[^\n]*?:\s+(\w+), [^\n,]+:\d+(?=\n|\Z)"
 
 
 LOCAL_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL)
@@ -50,8 +50,8 @@ class LoginFailed(psycopg.OperationalError):
             verbose: Its message, verbose or not.
             pgconn: The connection.
         """
-        super().__init__(_LOCATION.sub("", _SQLSTATE.sub(r"\1", verbose)), pgconn=pgconn)
-        said, where = _SQLSTATE.search(verbose), _LOCATION.search(verbose)
+        super().__init__(re.sub(_LOCATION, "", re.sub(_SQLSTATE, r"\1", verbose)), pgconn=pgconn)
+        said, where = re.search(_SQLSTATE, verbose), re.search(_LOCATION, verbose)
         self.sqlstate = said[2] if said else None
         self.routine = where[1] if where else ""
 

@@ -15,15 +15,16 @@ if TYPE_CHECKING:
 NAME_BYTES = 63
 """How many bytes of a name PostgreSQL reads; it cuts the rest off, and two tenants might become one."""
 
-_PLACEHOLDER = re.compile(r"\{(tenant|version)\}")
+# Patterns, which `re` compiles when one is first used.
+_PLACEHOLDER = r"\{(tenant|version)\}"
 # What means something of its own where a schema stands in search_path, and where a role stands.
-_NO_SCHEMA = re.compile(r"pg_.*|information_schema|\$user", re.DOTALL)
-_NO_ROLE = re.compile(r"pg_.*|none|public", re.DOTALL)
+_NO_SCHEMA = r"(?s)pg_.*|information_schema|\$user"
+_NO_ROLE = r"(?s)pg_.*|none|public"
 _RESERVED = {"schema": _NO_SCHEMA, "role": _NO_ROLE, "user": _NO_ROLE}
 # These exist already: no key of a tenant may lead to one.
 _EVERYBODYS = frozenset({"public", "postgres", "template0", "template1"})
-_PLAIN = re.compile(r"\w[\w.-]*")
-_LABEL = re.compile(r"[A-Za-z0-9_-]+")
+_PLAIN = r"\w[\w.-]*"
+_LABEL = r"[A-Za-z0-9_-]+"
 
 
 def names_of(home: Home) -> list[str]:
@@ -96,10 +97,10 @@ def _value(param: str, template: str, keys: Mapping[str, str]) -> str:
     """A parameter of libpq; in most of them some characters begin another host, directory or option."""
     if param in ("dbname", "user"):
         return _name("database" if param == "dbname" else param, template, keys)
-    for key in _PLACEHOLDER.findall(template):
+    for key in re.findall(_PLACEHOLDER, template):
         # Versions are named by the settings alone; a tenant's key may come from outside, and a dot leads elsewhere.
         in_host = key == "tenant" and param in ("host", "hostaddr")
-        if not (_LABEL if in_host else _PLAIN).fullmatch(keys[key]):
+        if not re.fullmatch(_LABEL if in_host else _PLAIN, keys[key]):
             takes = "ASCII letters, digits, _ and -" if in_host else "letters, digits, _, . and -"
             raise InvalidName(f"the key {keys[key]!r} cannot stand in {param}: there it takes {takes}")
     return _render(template, keys)
@@ -110,13 +111,13 @@ def _name(kind: str, template: str, keys: Mapping[str, str]) -> str:
     if len(name) > NAME_BYTES // 4 and len(name.encode()) > NAME_BYTES:  # a character has up to 4 bytes
         raise InvalidName(f"the name of its {kind} is longer than {NAME_BYTES} bytes")
     reserved = _RESERVED.get(kind)
-    if (reserved and reserved.fullmatch(name)) or (name in _EVERYBODYS and name != template):
+    if (reserved and re.fullmatch(reserved, name)) or (name in _EVERYBODYS and name != template):
         raise InvalidName(f"{name!r} is not a {kind} of a tenant's own")
     return name
 
 
 def _render(text: str, keys: Mapping[str, str]) -> str:
-    return _PLACEHOLDER.sub(lambda match: keys[match[1]], text)
+    return re.sub(_PLACEHOLDER, lambda match: keys[match[1]], text)
 
 
 def quoted(name: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from router.core.value import Value
 
 LEAST_PAUSE, MOST_PAUSE = 1.0, 60.0
 """Seconds between two attempts to have more connections than a server took: doubled each time it refuses."""
@@ -11,8 +11,7 @@ LEAST_PAUSE_WITHOUT = 0.1
 """The same where this process has none there at all, so that requests wait for one; up to ``LEAST_PAUSE``."""
 
 
-@dataclass(frozen=True, slots=True)
-class ServerLimit:
+class ServerLimit(Value):
     """What a server has refused one login, whatever that hangs on: the role's limit, or all that the server takes.
 
     Attributes:

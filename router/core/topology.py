@@ -35,7 +35,7 @@ class Role(StrEnum):
     REPLICA = "replica"
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@dataclass(frozen=True, slots=True)
 class Server:
     """One PostgreSQL process, the unit of health.
 

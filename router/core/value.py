@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import Field, FrozenInstanceError, dataclass, field, fields
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, ClassVar, dataclass_transform
 
 
@@ -11,19 +12,20 @@ class Value:
     """Makes each of its subclasses a frozen dataclass.
 
     ``@dataclass(frozen=True)`` compiles six methods for every class, which was a third of what ``import router`` cost.
-    Here only ``__init__`` is; the others are written once, below, and behave the same.
+    Here only ``__init__`` is; the others are written once, below, and behave the same. To make an object takes longer,
+    so that what every request makes or compares is a dataclass of its own.
     """
 
-    _names: ClassVar[tuple[str, ...]]
-    _compared: ClassVar[tuple[str, ...]]
-    if TYPE_CHECKING:  # the mark of a dataclass, so that `asdict`, `fields` and `replace` take it
-        __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+    if TYPE_CHECKING:  # else `get_type_hints()` of a subclass would read these too
+        __dataclass_fields__: ClassVar[dict[str, Field[Any]]]  # the mark by which `asdict`, `fields` and `replace` go
+        _names: ClassVar[frozenset[str]]
+        _compared: ClassVar[attrgetter[Any]]  # gets the class, and the values of all fields that are compared
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         dataclass(eq=False, repr=False)(cls)
-        cls._names = tuple(each.name for each in fields(cls))
-        cls._compared = tuple(each.name for each in fields(cls) if each.compare)
+        cls._names = frozenset(each.name for each in fields(cls))
+        cls._compared = attrgetter("__class__", *(each.name for each in fields(cls) if each.compare))
 
     def __setattr__(self, name: str, value: object) -> None:
         if name in self.__dict__ or name not in self._names:  # else this is __init__(), or a copy
@@ -33,16 +35,13 @@ class Value:
     def __delattr__(self, name: str) -> None:
         raise FrozenInstanceError(f"cannot delete field {name!r}")
 
-    def _values(self) -> list[object]:
-        return [getattr(self, name) for name in self._compared]
-
     def __eq__(self, other: object) -> bool:
         if type(self) is not type(other):
             return NotImplemented
-        return self is other or self._values() == other._values()
+        return bool(self._compared(self) == self._compared(other))
 
     def __hash__(self) -> int:
-        return hash((type(self), *self._values()))
+        return hash(self._compared(self))
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{each.name}={getattr(self, each.name)!r}" for each in fields(self) if each.repr)

@@ -126,6 +126,9 @@ PLACES = ("schema", "database", "user", "role", "row", *SERVERS)
 """The keys that may keep a tenant apart from others."""
 
 _Listed = BeforeValidator(_listed, json_schema_input_type=NodeSettings | list[NodeSettings])
+_OneNode = Annotated[NodeSettings, AfterValidator(_one_host), AfterValidator(_without_role)]
+_Replicas = Annotated[tuple[_OneNode, ...], _Listed]
+_Nodes = Annotated[tuple[Annotated[NodeSettings, AfterValidator(_without_role)], ...], _Listed]
 
 
 def as_servers(data: Any) -> Any:
@@ -143,13 +146,9 @@ def as_servers(data: Any) -> Any:
 class Servers(Table):
     """What has servers: `primary` and `replicas`, or `nodes`; a plain string is short for `nodes`."""
 
-    primary: Annotated[NodeSettings, AfterValidator(_one_host), AfterValidator(_without_role)] | None = Field(
-        default=None, description="The node that takes writes."
-    )
-    replicas: Annotated[
-        tuple[Annotated[NodeSettings, AfterValidator(_one_host), AfterValidator(_without_role)], ...], _Listed
-    ] = Field(default=(), description="The nodes that follow the primary and take reads.")
-    nodes: Annotated[tuple[Annotated[NodeSettings, AfterValidator(_without_role)], ...], _Listed] = Field(
+    primary: _OneNode | None = Field(default=None, description="The node that takes writes.")
+    replicas: _Replicas = Field(default=(), description="The nodes that follow the primary and take reads.")
+    nodes: _Nodes = Field(
         default=(), description="Instead of both: nodes whose roles are discovered. Each may name several hosts."
     )
 
