@@ -107,7 +107,7 @@ def _forget_closed() -> None:
     with _guard:
         gone = [_kept.pop(loop) for loop in list(_kept) if loop.is_closed()]
     for kept in gone:
-        kept.router._routing.discard()  # noqa: SLF001  (as close() would, if there were a loop to call it in)
+        kept.router._in_force.discard()  # noqa: SLF001  (as close() would, if there were a loop to call it in)
 
 
 def _after_fork() -> None:

@@ -97,7 +97,7 @@ def test_a_fork_while_others_wait_for_a_tenants_connection_leaves_it_to_the_pare
         **{"tenant_template": {"row": "app.tenant"}, "tenancy": {"pooling": "shared"}, **scarce},
     )
     with Router(options) as router, ThreadPoolExecutor(1) as executor:
-        routing, borrowed = router._routing, router.connection(tenant="acme")
+        in_force, borrowed = router._in_force, router.connection(tenant="acme")
         with borrowed as connection, ExitStack() as others:
             if "max_connections" in scarce:
                 others.enter_context(router.connection(tenant="globex"))  # the other one that there may be
@@ -105,8 +105,8 @@ def test_a_fork_while_others_wait_for_a_tenants_connection_leaves_it_to_the_pare
             connection.execute("CREATE TEMPORARY TABLE mine (i int) ON COMMIT DROP")
             # To read for the same tenant takes another pool: only in its own pool it waits for this very connection.
             waiting = executor.submit(backend, router, tenant="acme", read_only="max_size" not in scarce["pool"])
-            admissions = list(routing._admissions.values())
-            eventually(lambda: borrowed.pool._waiting or routing.slots.waiting or any(one.held for one in admissions))
+            admissions = list(in_force.lanes._admissions.values())
+            eventually(lambda: borrowed.pool._waiting or in_force.slots.waiting or any(one.held for one in admissions))
 
             def child() -> None:
                 borrowed.__exit__(None, None, None)
@@ -115,7 +115,7 @@ def test_a_fork_while_others_wait_for_a_tenants_connection_leaves_it_to_the_pare
                 router.close()
 
             # What another thread may hold at the moment of the fork.
-            locks: list[Any] = [borrowed.pool._lock, routing.slots._guard, *(one._guard for one in admissions)]
+            locks: list[Any] = [borrowed.pool._lock, in_force.slots._guard, *(one._guard for one in admissions)]
             with ExitStack() as stack:
                 for lock in locks:
                     stack.enter_context(lock)
@@ -147,7 +147,7 @@ def test_a_child_that_only_exits_ends_no_session(postgres: Postgres) -> None:
     with Router(settings(primary=dsn, pool={"min_size": 3, "max_size": 3})) as router:
         backend(router)
         eventually(lambda: run(postgres.primary, sessions) == [(4,)])  # one of them looks at the server
-        code = "import gc; router._routing.pools = {}; gc.collect()"
+        code = "import gc; router._in_force.pools = {}; gc.collect()"
         assert in_child(lambda: exec(code, {"router": router})) == 0  # noqa: S102  (drops every reference it can)
         assert run(postgres.primary, sessions) == [(4,)]
         assert [backend(router) for _ in range(3)]

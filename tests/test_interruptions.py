@@ -69,8 +69,8 @@ def is_whole(router: Router, pool: NodePool) -> bool:
     gc.collect(0)
     return (
         not pool.borrowed
-        and not any(pool_set.line for pool_set in router._routing.pool_sets)
-        and not any(admission.admitted for admission in list(router._routing._admissions.values()))
+        and not any(pool_set.line for pool_set in router._in_force.lanes.pool_sets)
+        and not any(admission.admitted for admission in list(router._in_force.lanes._admissions.values()))
         and not pool._adding
         and not pool._growing
         and pool._nconns == len(pool._sessions) == len(pool._pool)
@@ -87,12 +87,12 @@ def test_an_interruption_at_any_line_loses_no_connection(
     tenant: str | None,
 ) -> None:
     caplog.set_level(logging.CRITICAL)
-    monkeypatch.setattr("router._sync.routing.HOUSEKEEPING", 0.005)
+    monkeypatch.setattr("router._sync.in_force.HOUSEKEEPING", 0.005)
     options = settings(primary=postgres.primary, pool={"max_size": 2}, **(TENANTS if tenant else {}))
     with warnings.catch_warnings(), Router(options) as router:
         warnings.simplefilter("ignore", ResourceWarning)
         use(router, tenant)
-        [pool] = router._routing.pools
+        [pool] = router._in_force.pools
         number, went_through = 0, False
         while not went_through:
             while growing and pool.idle:

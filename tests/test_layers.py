@@ -18,7 +18,7 @@ CORE = [
     "core.faults", "core.policy_faults", "core.duplicates", "core.validate",
     "core.observations", "core.health", "core.replication", "core.standing", "core.balance", "core.choose",
     "core.budget", "core.bounds", "core.slot_lines", "core.server_limit", "core.events", "core.server_events",
-    "core.changes", "core.view", "core.directory", "core.measures",
+    "core.changes", "core.view", "core.plan", "core.directory", "core.measures",
     "core.result", "core.outcomes", "core.statement", "core.sql",
 ]  # fmt: skip
 SETTINGS = [
@@ -34,7 +34,8 @@ BELOW_THE_SHELL = [*CORE, "_first_use", *SETTINGS, "context", "sessions", *RUNTI
 SHELL = [
     "closing", "slots", "line", "admission", "cluster", "clusters", "pool.scripts", "pool.connection", "pool.opener",
     "pool.session_state", "pool.node_pool", "pool.shared_pool", "pool.registry", "silence", "watcher", "monitor",
-    "unavailable", "acquire", "checkout", "lanes", "directory_table", "directory_source", "directory", "routing",
+    "unavailable", "acquire", "checkout", "lanes", "lane_table", "routes",
+    "directory_table", "directory_source", "directory", "in_force",
     "statements", "each", "snapshot", "router",
 ]  # fmt: skip
 ABOVE_THE_SHELL = ["events", "_default", "_loops", "aio", "__init__", "testing", "cli"]

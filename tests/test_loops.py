@@ -249,7 +249,7 @@ def test_a_router_that_is_dropped_without_close_leaves_nothing_when_its_loop_end
 
     async def main() -> AsyncRouter | None:
         router = AsyncRouter(settings(primary=world.dsn))
-        inside.append(ref(router._routing))
+        inside.append(ref(router._in_force))
         await pid(router)
         await pid(router, read_only=True)
         return router if late else None

@@ -107,7 +107,8 @@ class AsyncCheckout:
             self._pool = pool
         else:
             deadline = monotonic() + min(self._timeout, A_LONG_TIME)
-            self._pool, connection = await acquire(lane, deadline, pool, self._request)
+            lane, self._pool, connection = await acquire(lane, deadline, pool, self._request)
+            self._lane = lane
         connection.__dict__["_router"].target = lane.target
         self._connection = connection
         return connection
@@ -144,8 +145,8 @@ class AsyncCheckout:
                 if slots.waiting:
                     with Isolated("could not look for a connection that may be closed for others"):
                         await slots.look_again()
-                if self._lane.routing.pools.waiting and not pool.in_use:
-                    self._lane.routing.pools.note_unused()
+                if self._lane.in_force.pools.waiting and not pool.in_use:
+                    self._lane.in_force.pools.note_unused()
 
     async def _end(
         self, connection: AsyncConnection[TupleRow], pool: AsyncNodePool, error: BaseException | None
@@ -343,17 +344,19 @@ class AsyncScopedCheckout(AsyncTrackedCheckout):
     async def _enter(
         self, lane: AsyncLane, deadline: float, token: object = None, *, admitted: bool = True
     ) -> AsyncConnection[TupleRow]:
-        target = lane.target
-        assert target.scope is not None  # noqa: S101  (else it were a plain checkout)
+        scope = lane.target.scope
+        assert scope is not None  # noqa: S101  (else it were a plain checkout)
         pool = lane.pick() if self._request is None and admitted else None
-        connection = None if pool is None else await pool.take_for(target.scope)
+        connection = None if pool is None else await pool.take_for(scope)
         while True:
             if pool is None or connection is None:
-                pool, connection = await acquire(lane, deadline, pool, self._request, token, admitted=admitted)
+                lane, pool, connection = await acquire(lane, deadline, pool, self._request, token, admitted=admitted)
+                self._lane, scope = lane, lane.target.scope
+                assert scope is not None  # noqa: S101  (a successor has one, too)
                 admitted = True
             pool.expendable.add(session_of(connection))
             try:
-                await enter(connection, target.scope, deadline, begin=self._begin)
+                await enter(connection, scope, deadline, begin=self._begin)
             except BaseException as error:
                 # Whoever had it before may have spoilt it for every reset; a fresh one is as it will be the next time.
                 used = session_of(connection).scope is not None
@@ -362,7 +365,7 @@ class AsyncScopedCheckout(AsyncTrackedCheckout):
                 if isinstance(error, TooLate):
                     pool.watched.suspect(pool.node.server)
                 if isinstance(error, UnknownTenant):
-                    lane.routing.unlist(lane)
+                    lane.in_force.lanes.unlist(lane)
                 else:
                     await connection.close()
                 await pool.give_back(connection)
@@ -371,7 +374,7 @@ class AsyncScopedCheckout(AsyncTrackedCheckout):
                 connection = None
                 continue
             pool.expendable.discard(session_of(connection))
-            session_of(connection).target = target
+            session_of(connection).target = lane.target
             self._pool, self._connection = pool, connection
             return connection
 

@@ -94,7 +94,8 @@ class AsyncSqlSource:
         self._keys = frozenset(keys)
         self._told = told
         self._guard = AGuard()  # guards all below
-        self._in_use: set[AsyncConnection[TupleRow]] = set()  # for cutting
+        self._in_use: dict[AsyncConnection[TupleRow], AsyncNodePool] = {}  # for cutting
+        self._listens: AsyncConnection[TupleRow] | None = None
         self._listener: AWorker | None = None
         self._pause = RETRY[0]
         self._closed = AFlag()
@@ -144,6 +145,13 @@ class AsyncSqlSource:
         if listener is not None:
             await ajoin(listener, timeout)
 
+    def leave_draining(self) -> None:
+        """Listen over another connection if that which listens keeps a pool from being empty."""
+        with self._guard:
+            for connection, pool in self._in_use.items():
+                if pool.draining and connection is self._listens:
+                    cut(connection)
+
     async def _fetch(self, query: str, params: Sequence[str] = ()) -> list[dict[str, Any]]:
         async def fetch(_: AsyncNodePool, connection: AsyncConnection[TupleRow]) -> list[dict[str, Any]]:
             async with cursor_of(connection) as cursor:
@@ -165,14 +173,14 @@ class AsyncSqlSource:
             with self._guard:
                 if self._closed.is_set():
                     raise RouterClosed("the router is closed")
-                self._in_use.add(connection)
+                self._in_use[connection] = checkout.pool
             try:
                 checkout.pool.expendable.add(session_of(connection))
                 await connection.set_autocommit(True)
                 return await use(checkout.pool, connection)
             finally:
                 with self._guard:
-                    self._in_use.discard(connection)
+                    self._in_use.pop(connection, None)
 
     def _in_words(self, error: psycopg.Error) -> str:
         if isinstance(error, RouterError):
@@ -226,6 +234,9 @@ class AsyncSqlSource:
         connection.add_notice_handler(hear)
         await send(connection, sql.LISTEN_TO_TENANTS.encode())
         self._pause = RETRY[0]
+        self._listens = connection
+        if pool.draining:  # since before this could be told so
+            raise psycopg.OperationalError("its pool drains")
         self._told.changed(None)  # whatever happened before, nobody heard
         try:
             async for notification in connection.notifies():

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from psycopg.rows import TupleRow
 
     from router._async.checkout import AsyncCheckout
-    from router._async.routing import AsyncRouting
+    from router._async.in_force import AsyncInForce
     from router._runtime.calls import AFunction
     from router.context import Use
 
@@ -123,11 +123,11 @@ async def _called(
         await asleep(TURN)
 
 
-async def tenants_of(routing: AsyncRouting, tenants: str | Iterable[str] | None, version: str | None) -> list[str]:
+async def tenants_of(in_force: AsyncInForce, tenants: str | Iterable[str] | None, version: str | None) -> list[str]:
     """Say which tenants are meant.
 
     Args:
-        routing: The router's.
+        in_force: The router's.
         tenants: Their keys, or a pattern; ``None`` for all that are listed.
         version: The version in which those live who are not named by their keys; ``None`` for any.
 
@@ -139,10 +139,10 @@ async def tenants_of(routing: AsyncRouting, tenants: str | Iterable[str] | None,
         UnknownTenant: The pattern stands for nobody, or the tenants cannot be listed.
     """
     if version is not None:
-        routing.target(version, None)  # fails if there is no such version
+        in_force.lanes.target(version, None)  # fails if there is no such version
     if tenants is not None and not isinstance(tenants, str):
         return list(dict.fromkeys(tenants))
-    tenancy, directory = routing.topology.tenancy, routing.directory
+    tenancy, directory = in_force.topology.tenancy, in_force.directory
     if tenancy is None:
         raise UnknownTenant(None, "the settings have no tenants")
     pattern = ALL if tenants is None else tenants
@@ -155,11 +155,11 @@ async def tenants_of(routing: AsyncRouting, tenants: str | Iterable[str] | None,
         listed |= dict.fromkeys(await directory.tenants())
     if version is None or not needs_list(pattern):
         return selected(pattern, listed)
-    return selected(pattern, [tenant for tenant in listed if await _may_live_in(routing, version, tenant)])
+    return selected(pattern, [tenant for tenant in listed if await _may_live_in(in_force, version, tenant)])
 
 
-async def _may_live_in(routing: AsyncRouting, version: str, tenant: str) -> bool:
-    topology, directory = routing.topology, routing.directory
+async def _may_live_in(in_force: AsyncInForce, version: str, tenant: str) -> bool:
+    topology, directory = in_force.topology, in_force.directory
     home = topology.tenancy.homes.get(tenant) if topology.tenancy is not None else None
     try:
         if home is None and directory is not None:

@@ -10,7 +10,8 @@ from warnings import warn
 from router._async.checkout import AsyncAskingCheckout, AsyncCheckout, AsyncScopedCheckout, AsyncTrackedCheckout
 from router._async.directory import AsyncDirectory
 from router._async.each import each, tenants_of
-from router._async.routing import AsyncRouting, NotKnownYet
+from router._async.in_force import AsyncInForce
+from router._async.lane_table import NotKnownYet
 from router._async.snapshot import stats
 from router._async.statements import AsyncStatements
 from router._runtime.calls import WeakCall
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from psycopg.abc import Params, Query
     from psycopg.rows import TupleRow
 
-    from router._async.lanes import AsyncLane
     from router._runtime.calls import AConfigure, AFunction, APassword, ASource
     from router.core.choose import Route
     from router.core.events import Observer
@@ -95,14 +95,14 @@ class AsyncRouter:
             self._topology = self._topology._replace(tenancy=Tenancy())
         self._directory = directory
         self._given: list[object] = []
-        self._routing = AsyncRouting(
+        self._in_force = AsyncInForce(
             self._topology,
             password=None if password is None else WeakCall(password, self._given),
             configure=None if configure is None else WeakCall(configure, self._given),
             observers=[WeakCall(observer, self._given, quiet=True) for observer in observers],
         )
-        self._routing.directory = self._ask_of()
-        self._statements = AsyncStatements(self._routing.repeated)
+        self._in_force.directory = self._ask_of()
+        self._statements = AsyncStatements(self._in_force)
         survive_fork(self)
 
     def connection(
@@ -144,10 +144,10 @@ class AsyncRouter:
             Unavailable: On entering the block: no connection could be had in time; its subclasses say why.
             TransactionOutcomeUnknown: On leaving it: the connection died during COMMIT.
         """
-        routing = self._routing
+        lanes = self._in_force.lanes
         key = version if tenant is None else (version, tenant)
         try:
-            lane = (routing.readers if read_only else routing.writers).get(key)
+            lane = (lanes.readers if read_only else lanes.writers).get(key)
         except TypeError:  # no key at all; it is refused below
             lane = None
         if lane is None or after is not None or max_lag is not None or CURRENT.get() is not None:
@@ -309,7 +309,7 @@ class AsyncRouter:
             raise ValueError(f"jobs is {jobs}: it must be at least 1")
         self._belongs_here()
         _, version = named(self, None, version)
-        keys = await tenants_of(self._routing, tenants, version)
+        keys = await tenants_of(self._in_force, tenants, version)
         for key in keys:
             try:
                 with self.use(tenant=key):  # one that is not to be named here is refused before anything is done
@@ -355,11 +355,11 @@ class AsyncRouter:
         """
         tenant, version = named(self, tenant, version)
         try:
-            target = self._routing.target(version, tenant)
+            target = self._in_force.lanes.target(version, tenant)
         except NotKnownYet:
             raise UnknownTenant(tenant, "the directory has not been asked for it yet") from None
         position = self._must_see(target, current(self), after) if read_only else None
-        return self._routing.choose(target, Request(read_only, max_lag, position))
+        return self._in_force.routes.choose(target, Request(read_only, max_lag, position))
 
     def stats(self) -> Stats:
         """Return one moment's view of every version, node and pool.
@@ -367,7 +367,7 @@ class AsyncRouter:
         Returns:
             Frozen values; the ``repr`` is for reading.
         """
-        return stats(self._routing)
+        return stats(self._in_force)
 
     async def close(self, timeout: float = 5.0) -> int:
         """Close every pool; no further request is served.
@@ -378,10 +378,10 @@ class AsyncRouter:
         Returns:
             How many borrowed connections were cut because they did not come back in time; their queries fail.
         """
-        if aloop_closed(self._routing.slots.loop):
-            return self._routing.discard()
+        if aloop_closed(self._in_force.slots.loop):
+            return self._in_force.discard()
         self._belongs_here()
-        return await self._routing.close(timeout)
+        return await self._in_force.close(timeout)
 
     async def __aenter__(self) -> Self:
         """Return the router itself."""
@@ -397,22 +397,22 @@ class AsyncRouter:
         """Show its versions and aliases."""
         topology = self._topology
         names = ", ".join([*topology.versions, *(f"{alias}={version}" for alias, version in topology.aliases.items())])
-        return f"<{type(self).__name__} {'closed ' if self._routing.closed else ''}{names}>"
+        return f"<{type(self).__name__} {'closed ' if self._in_force.closed else ''}{names}>"
 
     def __del__(self, _warn: Callable[..., None] = warn) -> None:
         """Have it closed, with a warning, by what it has begun, if it was dropped without :meth:`close`."""
-        routing: AsyncRouting | None = getattr(self, "_routing", None)  # there is none if __init__ failed
-        if routing is not None and routing.begun:
+        in_force: AsyncInForce | None = getattr(self, "_in_force", None)  # there is none if __init__ failed
+        if in_force is not None and in_force.begun:
             # This may run in any thread, whatever that holds: nothing is waited for, and no lock is taken.
-            if aloop_closed(routing.slots.loop):
-                routing.discard()
-            routing.dropped = True
+            if aloop_closed(in_force.slots.loop):
+                in_force.discard()
+            in_force.dropped = True
             _warn(f"unclosed {self!r}: call close(), or use it in a `with`", ResourceWarning, source=self)
 
     def abandon(self) -> None:
         """Start anew in the child of a fork: what is open is the parent's, and is neither used nor closed here."""
-        self._routing.abandon()
-        self._routing.directory = self._ask_of()
+        self._in_force.abandon()
+        self._in_force.directory = self._ask_of()
         self._statements.abandon()
 
     def _checkout(
@@ -430,7 +430,7 @@ class AsyncRouter:
         """Borrow a connection, for whoever does not name a known key and nothing else."""
         tenant, version = named(self, tenant, version)
         try:
-            lane = _lane(self._routing, version, tenant, read_only=read_only)
+            lane = self._in_force.lanes.find(version, tenant, read_only=read_only)
         except NotKnownYet:
             again = partial(
                 self._checkout,
@@ -462,7 +462,7 @@ class AsyncRouter:
         checkout: AsyncCheckout | None = None
         self._belongs_here()
         acheck_locks()
-        directory = self._routing.directory
+        directory = self._in_force.directory
         while directory is not None and (checkout is None or isinstance(checkout, AsyncAskingCheckout)):
             await directory.find(tenant, deadline)
             checkout = again(timeout=max(deadline - monotonic(), 0.0))  # a change may have been heard of again
@@ -470,7 +470,7 @@ class AsyncRouter:
         return checkout
 
     def _belongs_here(self) -> None:
-        slots = self._routing.slots
+        slots = self._in_force.slots
         if slots.loop is not arunning_loop():
             slots.loop = abind_loop(slots.loop)
 
@@ -479,7 +479,7 @@ class AsyncRouter:
         tenancy, source = self._topology.tenancy, self._directory
         if tenancy is None or (source is None and tenancy.directory.version is None):
             return None
-        return AsyncDirectory(source, self._settings, tenancy.directory, self._routing, keep=self._given)
+        return AsyncDirectory(source, self._settings, tenancy.directory, self._in_force, keep=self._given)
 
     def _must_see(self, target: Target, session: Session | None, after: str | None) -> Position | None:
         """What a read has to see: the writes of its session, and those of a token."""
@@ -492,15 +492,9 @@ class AsyncRouter:
                 positions.append(handed_on)
             elif token and policy.foreign == "refuse":
                 raise TokenRefused(f"the token says nothing of version {version!r}")
-        return self._routing.must_see(target, positions)
+        return self._in_force.routes.must_see(target, positions)
 
     def _note(self, session: Session, version: str, node: Node, written: tuple[int, int] | None) -> None:
-        known = self._routing.clusters.health.get(node.server, UNKNOWN)
+        known = self._in_force.clusters.health.get(node.server, UNKNOWN)
         position, timeline = (UNSURE, known.timeline) if written is None else written
         session.wrote(version, Position(known.system, timeline, without_page_header(position)))
-
-
-def _lane(routing: AsyncRouting, version: str | None, tenant: str | None, *, read_only: bool) -> AsyncLane:
-    lanes = routing.readers if read_only else routing.writers
-    lane = lanes.get(version if tenant is None else (version, tenant)) if isinstance(tenant, str | None) else None
-    return routing.lane(version, tenant, read_only=read_only) if lane is None else lane

@@ -175,6 +175,26 @@ class AsyncSlots:
         self.closed = False
         self._look_again_at = inf  # when one that is idle now may be closed for those that have as many
 
+    def allow(self, limits: Limits) -> None:
+        """Go by other limits from now on; connections that are too many then are not replaced when they are closed.
+
+        Args:
+            limits: How many there may be.
+        """
+        with self._guard:
+            before, budget = self._budget, Budget[AsyncSlotRequest](limits)
+            for key, number in before.held.items():
+                for _ in range(number):
+                    budget.add(key)
+            for login, limit in self._server_limits.items():
+                budget.limit_login(login, limit.most)
+            for request in self.waiting:
+                if not request.reserved:
+                    before.leave(request)
+                    budget.wait(request)
+            self.limits, self._budget = limits, budget
+            self._hand_over()
+
     @property
     def total(self) -> int:
         """How many connections are open or being opened."""

@@ -15,28 +15,28 @@ from router.core.topology import Role
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from router._async.routing import AsyncRouting
+    from router._async.in_force import AsyncInForce
     from router.core.measures import PoolStats
     from router.core.topology import Cluster, Node
 
 
-def stats(routing: AsyncRouting) -> Stats:
+def stats(in_force: AsyncInForce) -> Stats:
     """Count what a router has.
 
     Args:
-        routing: Everything of it that changes.
+        in_force: Everything of it that changes.
 
     Returns:
         What ``Router.stats()`` returns.
     """
-    pools = list(routing.pools)
+    pools = list(in_force.pools)
     open_pools = [pool for pool in pools if not pool.draining]
     in_use = Counter(owner for pool in pools for owner in pool.holders())
     versions = [
         VersionStats(
             name,
             _nodes(
-                routing,
+                in_force,
                 cluster,
                 {
                     (pool.node, pool.read_only): pool.stats()
@@ -45,11 +45,11 @@ def stats(routing: AsyncRouting) -> Stats:
                 },
             ),
         )
-        for name, cluster in routing.topology.versions.items()
+        for name, cluster in in_force.topology.versions.items()
     ]
     return Stats(
-        connections=routing.slots.total,
-        max_connections=routing.topology.max_connections,
+        connections=in_force.slots.total,
+        max_connections=in_force.topology.max_connections,
         versions=tuple(versions),
         tenant_pools=tuple(
             TenantPoolStats(pool.cluster.name, pool.tenant, pool.node, pool.read_only, pool.stats())
@@ -57,8 +57,8 @@ def stats(routing: AsyncRouting) -> Stats:
             if pool.tenant is not None or pool.shared
         ),
         tenants=MappingProxyType(dict(in_use.most_common())),
-        directory=None if routing.directory is None else routing.directory.stats(),
-        totals=routing.pools.totals(),
+        directory=None if in_force.directory is None else in_force.directory.stats(),
+        totals=in_force.pools.totals(),
         draining=tuple(
             DrainingPoolStats(pool.cluster.name, pool.tenant, pool.node, pool.read_only, pool.stats())
             for pool in pools
@@ -68,9 +68,9 @@ def stats(routing: AsyncRouting) -> Stats:
 
 
 def _nodes(
-    routing: AsyncRouting, cluster: Cluster, pools: Mapping[tuple[Node, bool], PoolStats]
+    in_force: AsyncInForce, cluster: Cluster, pools: Mapping[tuple[Node, bool], PoolStats]
 ) -> tuple[NodeStats, ...]:
-    health, now = routing.clusters.health, monotonic()
+    health, now = in_force.clusters.health, monotonic()
     out = fenced(health, cluster)
     primary = primary_of(health, cluster, out)
     nodes = []

@@ -18,6 +18,7 @@ from router._async.pool.session_state import session_of
 from router._runtime.calls import acall
 from router._runtime.flags import AGuard, asleep
 from router.core.errors import Unavailable
+from router.core.events import Repeated
 from router.core.result import Result
 from router.core.statement import can_be_repeated, needs_primary, without_comments
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from psycopg.rows import TupleRow
 
     from router._async.checkout import AsyncCheckout
+    from router._async.in_force import AsyncInForce
     from router._async.pool.node_pool import AsyncNodePool
     from router.core.topology import Node
 
@@ -76,13 +78,13 @@ class AsyncReading(Protocol):
 class AsyncStatements:
     """Runs statements of their own, and remembers which of them replicas refused."""
 
-    def __init__(self, repeated: Callable[[AsyncNodePool, str | None, psycopg.Error], None]) -> None:
+    def __init__(self, in_force: AsyncInForce) -> None:
         """Begin with nothing remembered.
 
         Args:
-            repeated: Told of what is run again: where it failed, whose it is, and how.
+            in_force: What is in force: where it is counted what is run again.
         """
-        self._repeated = repeated
+        self._in_force = in_force
         self._guard = AGuard()  # guards _refused
         # Hashes, in the order of their coming: a text may be long. Two that collide cost a read of the primary's.
         self._refused: dict[int, None] = {}
@@ -90,6 +92,15 @@ class AsyncStatements:
     def abandon(self) -> None:
         """Forget, in the child of a fork, who may have held the guard in the parent."""
         self._guard = AGuard()
+
+    def _repeated(self, pool: AsyncNodePool, tenant: str | None, error: psycopg.Error) -> None:
+        """Count what is run again, and tell of it: where it failed, whose it is, and how."""
+        observers = self._in_force.observers
+        self._in_force.pools.count("repeated", pool.cluster.name, read_only=pool.read_only)
+        if observers.hear_of(Repeated):
+            # Not its text, which may hold data.
+            reason = type(error).__name__ + (f" ({error.sqlstate})" if error.sqlstate else "")
+            observers.tell([Repeated(pool.cluster.name, tenant, pool.read_only, pool.node, reason)])
 
     async def execute(
         self,

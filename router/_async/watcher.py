@@ -68,7 +68,6 @@ class AsyncWatcher:
         self.closed = False
         self._clusters = clusters
         self._opener = opener
-        self._policy = clusters.policy
         self._server = there.server
         self._silence = AsyncSilence(there)
         self._limited = ALimited()
@@ -88,7 +87,7 @@ class AsyncWatcher:
     async def _watch(self) -> None:
         while self.is_needed:
             self.there.probe_now.clear()  # what comes from now on is newer than this probe may be
-            begun, pause = monotonic(), self._policy.interval
+            begun, pause = monotonic(), self._clusters.policy.interval
             with Isolated("could not look at %s", self._server):
                 await self._probe()
             with Isolated("could not do what follows from a look at %s", self._server):
@@ -131,7 +130,7 @@ class AsyncWatcher:
 
     async def _ask(self, node: Node, used: list[AsyncConnection[TupleRow]]) -> Observation | None:
         """Ask what the server is; ``None`` if there is no answer, and that says nothing."""
-        timeout = self._policy.timeout
+        timeout = self._clusters.policy.timeout
         try:
             looked, connection = await self._limited.run(partial(self._attempt, node, used), timeout, _too_late)
         except TimeoutError:
@@ -157,7 +156,7 @@ class AsyncWatcher:
 
     async def _ping(self, node: Node) -> Observation | None:
         """See whether the server reacts at all: if it is frozen, connections to it would keep the budget for ever."""
-        timeout, port = self._policy.timeout, self._server.port
+        timeout, port = self._clusters.policy.timeout, self._server.port
         try:
             addresses = await self._opener.addresses(self._server, timeout)
             reacts = await self._limited.run(partial(aping, addresses, port, 2.0 * timeout), timeout, _never_mind)
@@ -182,7 +181,7 @@ class AsyncWatcher:
     async def _answer(
         self, node: Node, used: list[AsyncConnection[TupleRow]]
     ) -> tuple[ProbeResult, AsyncConnection[TupleRow]]:
-        opener, timeout = self._opener, self._policy.timeout
+        opener, timeout = self._opener, self._clusters.policy.timeout
         if used:
             self._asks = True
             try:
@@ -211,7 +210,9 @@ class AsyncWatcher:
             return
         node, connection = held
         try:
-            await self._limited.run(partial(self._ask_for, connection, pids), self._policy.timeout, _never_mind)
+            await self._limited.run(
+                partial(self._ask_for, connection, pids), self._clusters.policy.timeout, _never_mind
+            )
         except TimeoutError:
             cut(connection)
         except psycopg.Error as error:
@@ -256,7 +257,7 @@ class AsyncWatcher:
                 if self._is_due(NodeUse(node, read_only)):
                     use = partial(self._use, node, cluster, read_only=read_only)
                     with suppress(Exception):  # what failed was reported; the user's configure= may not even end
-                        connection = await self._tried.run(use, self._policy.timeout, AsyncConnection.close)
+                        connection = await self._tried.run(use, self._clusters.policy.timeout, AsyncConnection.close)
                         await connection.close()
 
     async def _use(self, node: Node, cluster: Cluster, *, read_only: bool) -> AsyncConnection[TupleRow]:
@@ -266,7 +267,7 @@ class AsyncWatcher:
 
     async def _take_slot(self, node: Node, cluster: Cluster) -> AsyncSlot:
         """Take a slot for trying a login; if a probe is wanted, it is not waited for."""
-        patience = 0.0 if self.there.probe_now.is_set() else PATIENCE * self._policy.timeout
+        patience = 0.0 if self.there.probe_now.is_set() else PATIENCE * self._clusters.policy.timeout
         return await self._opener.slots.take(AsyncSlotRequest(budget_key(node, cluster.name)), patience)
 
     def _is_due(self, login: Node | NodeUse) -> bool:

@@ -13,9 +13,9 @@ from psycopg_pool import PoolClosed
 
 from router._runtime.calls import shielded
 from router._runtime.flags import check_locks, sleep
-from router._sync.line import HasToAsk, Unserved, Waiter
+from router._sync.line import HasToAsk, Superseded, Unserved, Waiter
 from router._sync.pool.session_state import borrower, session_of
-from router._sync.unavailable import asked_for, unavailable, whom_for
+from router._sync.unavailable import asked_for, tell_failed, unavailable, whom_for
 from router.core.choose import choose
 from router.core.errors import PoolExhausted, TooManyWaiting, Unavailable, UnknownTenant
 from router.core.events import ReadOnPrimary
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from psycopg import Connection
     from psycopg.rows import TupleRow
 
+    from router._sync.in_force import InForce
     from router._sync.lanes import Lane
     from router._sync.pool.node_pool import NodePool
-    from router._sync.routing import Routing
     from router.core.choose import Route
     from router.core.health import State
     from router.core.topology import Node, Target
@@ -58,7 +58,7 @@ def acquire(
     token: object = None,
     *,
     admitted: bool = True,
-) -> Taken:
+) -> tuple[Lane, NodePool, Connection[TupleRow]]:
     """Get a connection when none is ready, or a request asks for more than its key says.
 
     Args:
@@ -70,17 +70,37 @@ def acquire(
         admitted: Whether it is admitted already.
 
     Returns:
-        The connection, and the pool it is from.
+        The lane in force, if the topology or the tenant's home has changed meanwhile; the pool, and the connection.
 
     Raises:
+        UnknownVersion: There is no such version any more.
+        UnknownTenant: There is no such tenant any more.
         Unavailable: None could be had in time.
         RouterClosed: The router was closed.
         RuntimeError: The lane is from before a fork; or greenlets have taken the place of threads since.
         TokenRefused: What it must see is of another cluster or timeline, and ``tokens.foreign`` is ``refuse``.
     """
     check_locks()
-    if lane.slots is not lane.routing.slots:
+    if lane.slots is not lane.in_force.slots:
         raise RuntimeError("this checkout was made before a fork: call connection() in the process that uses it")
+    while True:
+        try:
+            return lane, *_acquire_over(lane, deadline, picked, request, token, admitted=admitted)
+        except Superseded:
+            lane = lane.in_force.lanes.successor(lane, deadline)
+
+
+def _acquire_over(
+    lane: Lane,
+    deadline: float,
+    picked: NodePool | None,
+    request: Request | None,
+    token: object,
+    *,
+    admitted: bool,
+) -> Taken:
+    if lane.pool_set.is_superseded:
+        raise Superseded
     scope, admission = lane.target.scope, None if admitted else lane.admission
     waiter = Waiter(
         lane.pool_set.line,
@@ -90,16 +110,16 @@ def acquire(
         token=token,
     )
     begun = monotonic()
-    lane.routing.begin_request(lane.pool_set.cluster)
+    lane.in_force.begin_request(lane.pool_set.cluster)
     try:
         pool, connection = _acquire(lane, deadline, waiter, picked, request)
     except BaseException as error:
         _leave(waiter)
         if isinstance(error, Unavailable):
-            lane.routing.failed(lane, error)
+            tell_failed(lane, error)
         raise
     finally:
-        lane.routing.clusters.end_request(lane.pool_set.cluster)
+        lane.in_force.clusters.end_request(lane.pool_set.cluster)
     pool.note_waited(monotonic() - begun)
     if pool.notes_where:
         session_of(connection).borrowed_at = borrower()
@@ -129,12 +149,12 @@ def _acquire_any(lane: Lane, deadline: float, waiter: Waiter, picked: NodePool |
         if pool_set.is_stale:
             pool_set.refresh()
         ready = pool_set.take(lane.target.scope, picked)
-        if ready is not None and _may_serve(lane.routing, *ready, request):
+        if ready is not None and _may_serve(lane.in_force, *ready, request):
             return ready
     while True:
         _join(lane, waiter)
         pool, connection = _wait_in_line(lane, deadline, waiter)
-        if _is_usable(pool, connection) and _may_serve(lane.routing, pool, connection, request):
+        if _is_usable(pool, connection) and _may_serve(lane.in_force, pool, connection, request):
             return pool, connection
 
 
@@ -156,7 +176,7 @@ def _wait_in_line(lane: Lane, deadline: float, waiter: Waiter) -> Taken:
 
 
 def _why_none(lane: Lane, waiter: Waiter, *, late: bool) -> Unavailable | UnknownTenant:
-    routing, target, pool_set = lane.routing, lane.target, lane.pool_set
+    in_force, target, pool_set = lane.in_force, lane.target, lane.pool_set
     if waiter.is_held and lane.admission is not None:
         return PoolExhausted(
             f"no connection {whom_for(target)} in time: it uses all {lane.admission.limit} that it may "
@@ -166,14 +186,14 @@ def _why_none(lane: Lane, waiter: Waiter, *, late: bool) -> Unavailable | Unknow
     route = pool_set.current_route(fresh=late)
     if late and not pool_set.pools and pool_set.lacks_room:
         return _no_room(lane)
-    error = unavailable(routing, replace(route, target=target), Request(lane.read_only), late=late)
+    error = unavailable(in_force, replace(route, target=target), Request(lane.read_only), late=late)
     if isinstance(error, UnknownTenant):
-        routing.drop(lane)
+        in_force.lanes.drop(lane)
     return error
 
 
 def _no_room(lane: Lane) -> PoolExhausted:
-    full = f"all {lane.routing.topology.max_pools} pools are in use (max_pools)"
+    full = f"all {lane.in_force.topology.max_pools} pools are in use (max_pools)"
     return PoolExhausted(f"no connection {whom_for(lane.target)} in time: {full}", **asked_for(lane.target))
 
 
@@ -211,7 +231,7 @@ class Choice:
             request: What it asks for.
         """
         self._lane = lane
-        self._routing = lane.routing
+        self._in_force = lane.in_force
         self._target = lane.target
         self._deadline = deadline
         self._waiter = waiter
@@ -236,11 +256,11 @@ class Choice:
             route = self._choose()
             pool = self._open(route)
             taken = self._take(pool) or self._wait(route, pool, news)
-            if taken is not None and _may_serve(self._routing, taken[0], taken[1], self._request):
+            if taken is not None and _may_serve(self._in_force, taken[0], taken[1], self._request):
                 _leave(self._waiter)
-                _served(self._routing, self._target, self._request, taken[0].node)
+                _served(self._in_force, self._target, self._request, taken[0].node)
                 return taken
-            if taken is not None and _state(self._routing, taken[0].node).several_servers:
+            if taken is not None and _state(self._in_force, taken[0].node).several_servers:
                 # The next connection may lead to the same one.
                 self._request = self._request._replace(avoid=taken[0].node)
 
@@ -259,18 +279,20 @@ class Choice:
     def _choose(self) -> Route:
         """Choose by what is known now."""
         while True:
-            route = self._routing.choose(self._target, self._request)
+            if self._lane.pool_set.is_superseded:
+                raise Superseded
+            route = self._in_force.routes.choose(self._target, self._request)
             after = self._request.after
-            if route.ready or (own := self._routing.must_see(self._target, [after])) == after:
+            if route.ready or (own := self._in_force.routes.must_see(self._target, [after])) == after:
                 return route
             self._request = self._request._replace(after=own)  # the first probe has shown that it is foreign
 
     def _open(self, route: Route) -> NodePool | None:
         """Open the pool to borrow from next; ``None`` when it is better to wait."""
-        node, late = _next(self._routing, route, self._since), monotonic() >= self._deadline
+        node, late = _next(self._in_force, route, self._since), monotonic() >= self._deadline
         pool, self._lacks_room = None, False
-        if node is not None and not (node in route.ask and node.server in self._routing.asked):
-            pool = self._routing.pools.open_at_once(
+        if node is not None and not (node in route.ask and node.server in self._in_force.asked):
+            pool = self._in_force.pools.open_at_once(
                 self._target, node, read_only=self._request.read_only, wants=self._waiter
             )
             self._lacks_room = pool is None
@@ -278,9 +300,9 @@ class Choice:
         if late or (node is None and not route.pending and not may_catch_up):
             if self._lacks_room:
                 raise _no_room(self._lane)
-            error = unavailable(self._routing, route, self._request, late=late)
+            error = unavailable(self._in_force, route, self._request, late=late)
             if isinstance(error, UnknownTenant):
-                self._routing.drop(self._lane)
+                self._in_force.lanes.drop(self._lane)
             raise error
         return pool
 
@@ -305,7 +327,7 @@ class Choice:
             with suppress(PoolClosed):
                 pool.grow()
         elif self._lacks_room:
-            if self._routing.pools.find_room(waiter):
+            if self._in_force.pools.find_room(waiter):
                 return None
         else:
             until = self._look_again_at(route)
@@ -329,31 +351,31 @@ class Choice:
         return min([now + (ASK_AGAIN if asks else WATCH_OVER), *(moment for moment in moments if moment > now)])
 
 
-def _state(routing: Routing, node: Node) -> State:
-    return routing.clusters.health.get(node.server, UNKNOWN)
+def _state(in_force: InForce, node: Node) -> State:
+    return in_force.clusters.health.get(node.server, UNKNOWN)
 
 
-def _served(routing: Routing, target: Target, request: Request, node: Node) -> None:
+def _served(in_force: InForce, target: Target, request: Request, node: Node) -> None:
     """Count a read that the primary serves only because of what it must see, and tell of it."""
-    if request.after is None or routing.clusters.health.get(node.server, UNKNOWN).role is not Role.PRIMARY:
+    if request.after is None or in_force.clusters.health.get(node.server, UNKNOWN).role is not Role.PRIMARY:
         return
     # Not what checks first whether the router was closed: the connection has been borrowed.
-    otherwise = choose(target, routing.clusters.health, request._replace(after=None), now=monotonic(), tie_break=0.0)
+    otherwise = choose(target, in_force.clusters.health, request._replace(after=None), now=monotonic(), tie_break=0.0)
     if otherwise.nodes[:1] == (node,):
         return
-    routing.pools.count("for_token", target.cluster.name, read_only=True)
-    if routing.observers.hear_of(ReadOnPrimary):
-        routing.observers.tell([ReadOnPrimary(target.cluster.name, target.tenant, node)])
+    in_force.pools.count("for_token", target.cluster.name, read_only=True)
+    if in_force.observers.hear_of(ReadOnPrimary):
+        in_force.observers.tell([ReadOnPrimary(target.cluster.name, target.tenant, node)])
 
 
-def _next(routing: Routing, route: Route, since: float) -> Node | None:
+def _next(in_force: InForce, route: Route, since: float) -> Node | None:
     """The node to borrow from next; ``None`` when it is better to wait."""
-    if not route.ready or (routing.is_unsettled(route) and monotonic() < since + SETTLE):
+    if not route.ready or (in_force.routes.is_unsettled(route) and monotonic() < since + SETTLE):
         return None
     best = route.nodes[0]
     if best not in route.ask:
         return best
-    asked_at = max(node_state(routing.clusters.health, node).position_at for node in route.ask)
+    asked_at = max(node_state(in_force.clusters.health, node).position_at for node in route.ask)
     if asked_at < since:
         return best
     sure = next((node for node in route.nodes[: route.ready] if node not in route.ask), None)
@@ -363,7 +385,7 @@ def _next(routing: Routing, route: Route, since: float) -> Node | None:
     return best if now >= asked_at + ASK_AGAIN else None
 
 
-def _may_serve(routing: Routing, pool: NodePool, connection: Connection[TupleRow], request: Request) -> bool:
+def _may_serve(in_force: InForce, pool: NodePool, connection: Connection[TupleRow], request: Request) -> bool:
     """Make sure that where this connection leads to is as far as a request asks for; else give it back.
 
     What is known of a server is from before a connection that was opened later: it may have been restarted in
@@ -371,19 +393,19 @@ def _may_serve(routing: Routing, pool: NodePool, connection: Connection[TupleRow
     several servers answer, it is known of the one that the last look led to.
     """
     original, after = session_of(connection), request.after
-    state = routing.clusters.health.get(pool.node.server, UNKNOWN)
+    state = in_force.clusters.health.get(pool.node.server, UNKNOWN)
     is_primary = state.role is Role.PRIMARY
     here = original.process == state.process or (pool.node.pooler is not None and not state.several_servers)
     if after is None and ((here and not state.several_servers) or not limits_lag(pool.cluster, request)):
         return True
     if is_primary and connection.pgconn.parameter_status(b"in_hot_standby") == b"off":
         return True
-    known = here and _is_fit(routing, pool, request, state)
+    known = here and _is_fit(in_force, pool, request, state)
     if known and (after is None or original.opened_at < state.position_at):
         return True
     # What is known of a primary is no answer to another request, nor what is true of this connection only.
     alone = here and not known and not is_primary
-    if _ask_over(routing, pool, connection, request, state, alone=alone):
+    if _ask_over(in_force, pool, connection, request, state, alone=alone):
         return True
     pool.give_back(connection)
     if state.several_servers:
@@ -392,7 +414,7 @@ def _may_serve(routing: Routing, pool: NodePool, connection: Connection[TupleRow
 
 
 def _ask_over(
-    routing: Routing,
+    in_force: InForce,
     pool: NodePool,
     connection: Connection[TupleRow],
     request: Request,
@@ -406,15 +428,15 @@ def _ask_over(
     """
     server = pool.node.server
     if alone:
-        with routing.guard:
-            others_ask = server in routing.asked
-            routing.asked.add(server)
+        with in_force.guard:
+            others_ask = server in in_force.asked
+            in_force.asked.add(server)
         if others_ask:  # the answer is for all
             return False
     try:
         seen = pool.look(connection)
         here = seen.process == state.process or not state.several_servers
-        routing.clusters.report(seen if here else OtherProcess(pool.node, seen.process))
+        in_force.clusters.report(seen if here else OtherProcess(pool.node, seen.process))
     except psycopg.Error:
         pool.watched.suspect(server)
         connection.close()
@@ -425,20 +447,20 @@ def _ask_over(
         raise
     finally:
         if alone:
-            routing.asked.discard(server)
+            in_force.asked.discard(server)
     session_of(connection).process = seen.process
     after = request.after
     if after is None or not here:
         # Not after what is known: that may be of another server.
-        found = observe({}, seen, now=monotonic(), jitter=0.0, policy=routing.topology.health)
-        return _is_fit(routing, pool, request, found[server])
+        found = observe({}, seen, now=monotonic(), jitter=0.0, policy=in_force.topology.health)
+        return _is_fit(in_force, pool, request, found[server])
     if seen.role is Role.PRIMARY:
         return state.role is Role.PRIMARY and seen.timeline >= after.timeline
     return after.reached(seen.timeline, seen.position)
 
 
-def _is_fit(routing: Routing, pool: NodePool, request: Request, state: State) -> bool:
+def _is_fit(in_force: InForce, pool: NodePool, request: Request, state: State) -> bool:
     """Whether a server in such a state may serve a read, without having to be asked."""
-    health = {**routing.clusters.health, pool.node.server: replace(state, several_servers=False)}
+    health = {**in_force.clusters.health, pool.node.server: replace(state, several_servers=False)}
     standing = standings(pool.cluster, health, request, now=monotonic())[pool.node]
     return standing.tier is not None and not standing.ask

@@ -108,7 +108,8 @@ class Checkout:
             self._pool = pool
         else:
             deadline = monotonic() + min(self._timeout, A_LONG_TIME)
-            self._pool, connection = acquire(lane, deadline, pool, self._request)
+            lane, self._pool, connection = acquire(lane, deadline, pool, self._request)
+            self._lane = lane
         connection.__dict__["_router"].target = lane.target
         self._connection = connection
         return connection
@@ -145,8 +146,8 @@ class Checkout:
                 if slots.waiting:
                     with Isolated("could not look for a connection that may be closed for others"):
                         slots.look_again()
-                if self._lane.routing.pools.waiting and not pool.in_use:
-                    self._lane.routing.pools.note_unused()
+                if self._lane.in_force.pools.waiting and not pool.in_use:
+                    self._lane.in_force.pools.note_unused()
 
     def _end(self, connection: Connection[TupleRow], pool: NodePool, error: BaseException | None) -> None:
         if pool.inherited:
@@ -342,17 +343,19 @@ class ScopedCheckout(TrackedCheckout):
     def _enter(
         self, lane: Lane, deadline: float, token: object = None, *, admitted: bool = True
     ) -> Connection[TupleRow]:
-        target = lane.target
-        assert target.scope is not None  # noqa: S101  (else it were a plain checkout)
+        scope = lane.target.scope
+        assert scope is not None  # noqa: S101  (else it were a plain checkout)
         pool = lane.pick() if self._request is None and admitted else None
-        connection = None if pool is None else pool.take_for(target.scope)
+        connection = None if pool is None else pool.take_for(scope)
         while True:
             if pool is None or connection is None:
-                pool, connection = acquire(lane, deadline, pool, self._request, token, admitted=admitted)
+                lane, pool, connection = acquire(lane, deadline, pool, self._request, token, admitted=admitted)
+                self._lane, scope = lane, lane.target.scope
+                assert scope is not None  # noqa: S101  (a successor has one, too)
                 admitted = True
             pool.expendable.add(session_of(connection))
             try:
-                enter(connection, target.scope, deadline, begin=self._begin)
+                enter(connection, scope, deadline, begin=self._begin)
             except BaseException as error:
                 # Whoever had it before may have spoilt it for every reset; a fresh one is as it will be the next time.
                 used = session_of(connection).scope is not None
@@ -361,7 +364,7 @@ class ScopedCheckout(TrackedCheckout):
                 if isinstance(error, TooLate):
                     pool.watched.suspect(pool.node.server)
                 if isinstance(error, UnknownTenant):
-                    lane.routing.unlist(lane)
+                    lane.in_force.lanes.unlist(lane)
                 else:
                     connection.close()
                 pool.give_back(connection)
@@ -370,7 +373,7 @@ class ScopedCheckout(TrackedCheckout):
                 connection = None
                 continue
             pool.expendable.discard(session_of(connection))
-            session_of(connection).target = target
+            session_of(connection).target = lane.target
             self._pool, self._connection = pool, connection
             return connection
 

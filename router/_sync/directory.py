@@ -116,24 +116,29 @@ class Directory:
                 self._ask(tenant, self._other)
         return home
 
-    def confirmed(self, tenant: str) -> tuple[bool, Home | None]:
-        """Tell where a tenant lives that has pools of its own, which counts as a use of it, without asking anybody.
+    def confirm(self, tenant: str) -> None:
+        """Have it found out in the background where a tenant lives that has pools of its own, if that is due.
+
+        Args:
+            tenant: Its key.
+        """
+        if self.known(tenant) is None:
+            with self._guard:
+                if not self._closed and not self._answers.is_unknown(tenant, monotonic()):
+                    self._ask(tenant, self._other)
+
+    def peek(self, tenant: str) -> tuple[bool, Home | None]:
+        """Tell where a tenant lives, which does not count as a use of it.
 
         Args:
             tenant: Its key.
 
         Returns:
-            Whether it is known, and its home, ``None`` if there is no such tenant. What is not known or out of date is
-            asked for in the background.
+            Whether that is known, and its home; ``None`` if there is no such tenant, or if it is not known.
         """
-        if (home := self.known(tenant)) is not None:
-            return True, home
         with self._guard:
-            if self._answers.is_unknown(tenant, monotonic()):
-                return True, None
-            if not self._closed:
-                self._ask(tenant, self._other)
-        return False, None
+            home = self._answers.peek(tenant)
+            return home is not None or self._answers.is_unknown(tenant, monotonic()), home
 
     def find(self, tenant: str, deadline: float) -> Home:
         """Find out where a tenant lives.

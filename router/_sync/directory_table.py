@@ -95,7 +95,8 @@ class SqlSource:
         self._keys = frozenset(keys)
         self._told = told
         self._guard = Guard()  # guards all below
-        self._in_use: set[Connection[TupleRow]] = set()  # for cutting
+        self._in_use: dict[Connection[TupleRow], NodePool] = {}  # for cutting
+        self._listens: Connection[TupleRow] | None = None
         self._listener: Worker | None = None
         self._pause = RETRY[0]
         self._closed = Flag()
@@ -145,6 +146,13 @@ class SqlSource:
         if listener is not None:
             join(listener, timeout)
 
+    def leave_draining(self) -> None:
+        """Listen over another connection if that which listens keeps a pool from being empty."""
+        with self._guard:
+            for connection, pool in self._in_use.items():
+                if pool.draining and connection is self._listens:
+                    cut(connection)
+
     def _fetch(self, query: str, params: Sequence[str] = ()) -> list[dict[str, Any]]:
         def fetch(_: NodePool, connection: Connection[TupleRow]) -> list[dict[str, Any]]:
             with cursor_of(connection) as cursor:
@@ -166,14 +174,14 @@ class SqlSource:
             with self._guard:
                 if self._closed.is_set():
                     raise RouterClosed("the router is closed")
-                self._in_use.add(connection)
+                self._in_use[connection] = checkout.pool
             try:
                 checkout.pool.expendable.add(session_of(connection))
                 connection.set_autocommit(True)
                 return use(checkout.pool, connection)
             finally:
                 with self._guard:
-                    self._in_use.discard(connection)
+                    self._in_use.pop(connection, None)
 
     def _in_words(self, error: psycopg.Error) -> str:
         if isinstance(error, RouterError):
@@ -227,6 +235,9 @@ class SqlSource:
         connection.add_notice_handler(hear)
         send(connection, sql.LISTEN_TO_TENANTS.encode())
         self._pause = RETRY[0]
+        self._listens = connection
+        if pool.draining:  # since before this could be told so
+            raise psycopg.OperationalError("its pool drains")
         self._told.changed(None)  # whatever happened before, nobody heard
         try:
             for notification in connection.notifies():

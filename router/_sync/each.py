@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from router._runtime.calls import Function
     from router._sync.checkout import Checkout
-    from router._sync.routing import Routing
+    from router._sync.in_force import InForce
     from router.context import Use
 
 T = TypeVar("T")
@@ -124,11 +124,11 @@ def _called(
         sleep(TURN)
 
 
-def tenants_of(routing: Routing, tenants: str | Iterable[str] | None, version: str | None) -> list[str]:
+def tenants_of(in_force: InForce, tenants: str | Iterable[str] | None, version: str | None) -> list[str]:
     """Say which tenants are meant.
 
     Args:
-        routing: The router's.
+        in_force: The router's.
         tenants: Their keys, or a pattern; ``None`` for all that are listed.
         version: The version in which those live who are not named by their keys; ``None`` for any.
 
@@ -140,10 +140,10 @@ def tenants_of(routing: Routing, tenants: str | Iterable[str] | None, version: s
         UnknownTenant: The pattern stands for nobody, or the tenants cannot be listed.
     """
     if version is not None:
-        routing.target(version, None)  # fails if there is no such version
+        in_force.lanes.target(version, None)  # fails if there is no such version
     if tenants is not None and not isinstance(tenants, str):
         return list(dict.fromkeys(tenants))
-    tenancy, directory = routing.topology.tenancy, routing.directory
+    tenancy, directory = in_force.topology.tenancy, in_force.directory
     if tenancy is None:
         raise UnknownTenant(None, "the settings have no tenants")
     pattern = ALL if tenants is None else tenants
@@ -156,11 +156,11 @@ def tenants_of(routing: Routing, tenants: str | Iterable[str] | None, version: s
         listed |= dict.fromkeys(directory.tenants())
     if version is None or not needs_list(pattern):
         return selected(pattern, listed)
-    return selected(pattern, [tenant for tenant in listed if _may_live_in(routing, version, tenant)])
+    return selected(pattern, [tenant for tenant in listed if _may_live_in(in_force, version, tenant)])
 
 
-def _may_live_in(routing: Routing, version: str, tenant: str) -> bool:
-    topology, directory = routing.topology, routing.directory
+def _may_live_in(in_force: InForce, version: str, tenant: str) -> bool:
+    topology, directory = in_force.topology, in_force.directory
     home = topology.tenancy.homes.get(tenant) if topology.tenancy is not None else None
     try:
         if home is None and directory is not None:

@@ -14,7 +14,7 @@ from router._runtime.calls import Isolated
 from router._runtime.flags import Guard
 from router._sync.acquire import SETTLE, WATCH_OVER
 from router._sync.checkout import Checkout, ScopedCheckout
-from router._sync.line import HasToAsk, Line, Unserved
+from router._sync.line import HasToAsk, Line, Superseded, Unserved
 from router.core.balance import PAIRS, pairs, rotation
 from router.core.standing import Request
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from psycopg.rows import TupleRow
 
     from router._sync.admission import Admission
+    from router._sync.in_force import InForce
     from router._sync.line import Waiter
     from router._sync.pool.node_pool import NodePool
-    from router._sync.routing import Routing
     from router.core.choose import Route
     from router.core.topology import Scope, Target
 
@@ -49,7 +49,7 @@ class PoolSet:
     - Should it be interrupted before that, the spread stays stale, and when it leaves the line it wakes the next.
 
     Attributes:
-        routing: Everything of its router that changes.
+        in_force: Everything of its router that changes.
         target: What it serves, or, where tenants share it, what one of them does.
         cluster: The cluster that its pools are of.
         read_only: Whether its requests only read.
@@ -58,25 +58,27 @@ class PoolSet:
         line: The requests that wait.
         is_stale: Whether what is known has changed since.
         lacks_room: Whether others have to be closed before one of its pools may be opened.
+        is_superseded: Whether requests for the same keys use another one by now.
         has_to_ask: Whether the nodes have to be asked first, so that each request chooses for itself.
     """
 
-    def __init__(self, routing: Routing, target: Target, *, read_only: bool) -> None:
+    def __init__(self, in_force: InForce, target: Target, *, read_only: bool) -> None:
         """Begin without a pool.
 
         Args:
-            routing: Everything of its router that changes.
+            in_force: Everything of its router that changes.
             target: What it serves.
             read_only: Whether its requests only read.
         """
-        self.routing = routing
+        self.in_force = in_force
         self.target = target
-        self.cluster = routing.clusters.of(target.watched or target.cluster)
+        self.cluster = in_force.clusters.of(target.watched or target.cluster)
         self.read_only = read_only
         self.pools: tuple[NodePool, ...] = ()
         self.route: Route | None = None
         self.line = Line(self, is_shared=target.shared)
         self.is_stale = True
+        self.is_superseded = False
         self.has_to_ask = False
         self._guard = Guard()  # guards the replacing of the spread, and _generation
         self._generation = 0
@@ -110,6 +112,12 @@ class PoolSet:
             self._spread(())
         self.line.wake_first()
 
+    def supersede(self) -> None:
+        """Serve nothing any more: requests that wait, or come by a lane from before, look up their lanes again."""
+        self.is_superseded = True  # first: no pool is opened from now on
+        self.invalidate()
+        self.line.fail(Superseded())
+
     def wake(self) -> bool:
         """Have the first in line look for room for a pool; whether one still waits for that."""
         return self.lacks_room and self.line.wake_first()
@@ -141,20 +149,22 @@ class PoolSet:
         """
         now = monotonic()
         if self.route is None or (fresh and now >= self._routed_at + MOMENT):
-            self.route, self._routed_at = self.routing.choose(self.target, Request(self.read_only)), now
+            self.route, self._routed_at = self.in_force.routes.choose(self.target, Request(self.read_only)), now
         return self.route
 
     def _choose(self) -> tuple[NodePool, ...]:
-        routing, target, read_only = self.routing, self.target, self.read_only
+        in_force, target, read_only = self.in_force, self.target, self.read_only
+        if self.is_superseded:
+            raise Superseded
         # A login of a tenant's that is refused makes no difference to what is ready: see work().
-        route = self.route = routing.choose(target, Request(read_only), logins=target.tenant is None)
+        route = self.route = in_force.routes.choose(target, Request(read_only), logins=target.tenant is None)
         best = [node for node in route.nodes[: route.best] if node not in route.ask]
         self.has_to_ask = not best and bool(route.ask)
         self._unserved = not route.ready and not route.pending
         self.lacks_room = False
         if not best or (not self._has_served and self._settles(route)):
             return ()
-        found = [routing.pools.open_at_once(target, node, read_only=read_only, wants=self) for node in best]
+        found = [in_force.pools.open_at_once(target, node, read_only=read_only, wants=self) for node in best]
         pools = tuple(pool for pool in found if pool is not None)
         self.lacks_room = not pools
         self.line.serves(pools)  # before what drains is looked for, see refresh(): who drains one tells its line
@@ -162,7 +172,7 @@ class PoolSet:
 
     def _settles(self, route: Route) -> bool:
         """Whether a server that was not probed yet may turn out to be better, and there is time to wait for that."""
-        if not self.routing.is_unsettled(route):
+        if not self.in_force.routes.is_unsettled(route):
             return False
         now = monotonic()
         if self._first_at is None:
@@ -214,16 +224,16 @@ class PoolSet:
         Raises:
             RouterClosed: The router was closed.
         """
-        routing = self.routing
+        in_force = self.in_force
         if waiter.is_held:
             return
         if self.is_stale or not self.pools:
             if not self.line.leads(waiter):
                 return  # the first in line does it, and serves all
             self.refresh()
-        if self.lacks_room and routing.pools.find_room(self):
+        if self.lacks_room and in_force.pools.find_room(self):
             self.refresh()
-        refused = self.target.tenant is not None and self.routing.is_login_refused(
+        refused = self.target.tenant is not None and self.in_force.routes.is_login_refused(
             self.target, read_only=self.read_only
         )
         if self.has_to_ask:
@@ -237,7 +247,7 @@ class PoolSet:
 
     def _may_log_in(self) -> bool:
         """Whether a tenant's own login is only refused at some of the nodes, or may be tried again."""
-        self.route = route = self.routing.choose(self.target, Request(self.read_only))
+        self.route = route = self.in_force.routes.choose(self.target, Request(self.read_only))
         return bool(route.ready) or route.pending
 
     def _serve(self) -> None:
@@ -253,7 +263,7 @@ class PoolSet:
                     pool.grow()
                 except BaseException as error:  # another request has to do it, or this one again
                     if isinstance(error, PoolClosed):
-                        self.routing.pools.drain(pool)
+                        self.in_force.pools.drain(pool)
                     self.invalidate()
                     if isinstance(error, PoolClosed):
                         return
@@ -290,14 +300,23 @@ class Lane:
         pool_set: The pools, with those that wait for them: shared with all lanes for the same servers and use.
         pick: That of the pool set.
         admission: Lets so many requests of a tenant be served at a time; ``None`` for any number.
-        routing: Everything of its router that changes.
+        in_force: Everything of its router that changes.
         slots: The process's budget.
         checkout: What borrows from it.
         key: What the requests name.
     """
 
     __slots__ = (
-        "admission", "checkout", "key", "pick", "pool_set", "read_only", "routing", "slots", "target", "timeout",
+        "admission",
+        "checkout",
+        "in_force",
+        "key",
+        "pick",
+        "pool_set",
+        "read_only",
+        "slots",
+        "target",
+        "timeout",
     )  # fmt: skip
 
     def __init__(self, target: Target, pool_set: PoolSet, admission: Admission | None, key: Any) -> None:
@@ -315,7 +334,7 @@ class Lane:
         self.pool_set = pool_set
         self.pick = pool_set.pick
         self.admission = admission
-        self.routing = pool_set.routing
-        self.slots = pool_set.routing.slots
+        self.in_force = pool_set.in_force
+        self.slots = pool_set.in_force.slots
         self.checkout: type[Checkout] = Checkout if target.scope is None else ScopedCheckout
         self.key = key

@@ -27,6 +27,10 @@ class Unserved(Exception):
     """Nothing can serve those that wait, and nothing will by itself."""
 
 
+class Superseded(Exception):
+    """Requests for the same key use another lane by now, since the topology or a tenant's home has changed."""
+
+
 class HasToAsk(Exception):
     """Which replica may serve a request has to be asked of them: each request asks for itself."""
 

@@ -15,7 +15,8 @@ from router._runtime.workers import bind_loop, loop_closed
 from router._sync.checkout import AskingCheckout, Checkout, ScopedCheckout, TrackedCheckout
 from router._sync.directory import Directory
 from router._sync.each import each, tenants_of
-from router._sync.routing import NotKnownYet, Routing
+from router._sync.in_force import InForce
+from router._sync.lane_table import NotKnownYet
 from router._sync.snapshot import stats
 from router._sync.statements import Statements
 from router.context import CURRENT, Use, named
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     from psycopg.rows import TupleRow
 
     from router._runtime.calls import Configure, Function, Password, Source
-    from router._sync.lanes import Lane
     from router.core.choose import Route
     from router.core.events import Observer
     from router.core.measures import Stats
@@ -96,14 +96,14 @@ class Router:
             self._topology = self._topology._replace(tenancy=Tenancy())
         self._directory = directory
         self._given: list[object] = []
-        self._routing = Routing(
+        self._in_force = InForce(
             self._topology,
             password=None if password is None else WeakCall(password, self._given),
             configure=None if configure is None else WeakCall(configure, self._given),
             observers=[WeakCall(observer, self._given, quiet=True) for observer in observers],
         )
-        self._routing.directory = self._ask_of()
-        self._statements = Statements(self._routing.repeated)
+        self._in_force.directory = self._ask_of()
+        self._statements = Statements(self._in_force)
         survive_fork(self)
 
     def connection(
@@ -145,10 +145,10 @@ class Router:
             Unavailable: On entering the block: no connection could be had in time; its subclasses say why.
             TransactionOutcomeUnknown: On leaving it: the connection died during COMMIT.
         """
-        routing = self._routing
+        lanes = self._in_force.lanes
         key = version if tenant is None else (version, tenant)
         try:
-            lane = (routing.readers if read_only else routing.writers).get(key)
+            lane = (lanes.readers if read_only else lanes.writers).get(key)
         except TypeError:  # no key at all; it is refused below
             lane = None
         if lane is None or after is not None or max_lag is not None or CURRENT.get() is not None:
@@ -310,7 +310,7 @@ class Router:
             raise ValueError(f"jobs is {jobs}: it must be at least 1")
         self._belongs_here()
         _, version = named(self, None, version)
-        keys = tenants_of(self._routing, tenants, version)
+        keys = tenants_of(self._in_force, tenants, version)
         for key in keys:
             try:
                 with self.use(tenant=key):  # one that is not to be named here is refused before anything is done
@@ -356,11 +356,11 @@ class Router:
         """
         tenant, version = named(self, tenant, version)
         try:
-            target = self._routing.target(version, tenant)
+            target = self._in_force.lanes.target(version, tenant)
         except NotKnownYet:
             raise UnknownTenant(tenant, "the directory has not been asked for it yet") from None
         position = self._must_see(target, current(self), after) if read_only else None
-        return self._routing.choose(target, Request(read_only, max_lag, position))
+        return self._in_force.routes.choose(target, Request(read_only, max_lag, position))
 
     def stats(self) -> Stats:
         """Return one moment's view of every version, node and pool.
@@ -368,7 +368,7 @@ class Router:
         Returns:
             Frozen values; the ``repr`` is for reading.
         """
-        return stats(self._routing)
+        return stats(self._in_force)
 
     def close(self, timeout: float = 5.0) -> int:
         """Close every pool; no further request is served.
@@ -379,10 +379,10 @@ class Router:
         Returns:
             How many borrowed connections were cut because they did not come back in time; their queries fail.
         """
-        if loop_closed(self._routing.slots.loop):
-            return self._routing.discard()
+        if loop_closed(self._in_force.slots.loop):
+            return self._in_force.discard()
         self._belongs_here()
-        return self._routing.close(timeout)
+        return self._in_force.close(timeout)
 
     def __enter__(self) -> Self:
         """Return the router itself."""
@@ -398,22 +398,22 @@ class Router:
         """Show its versions and aliases."""
         topology = self._topology
         names = ", ".join([*topology.versions, *(f"{alias}={version}" for alias, version in topology.aliases.items())])
-        return f"<{type(self).__name__} {'closed ' if self._routing.closed else ''}{names}>"
+        return f"<{type(self).__name__} {'closed ' if self._in_force.closed else ''}{names}>"
 
     def __del__(self, _warn: Callable[..., None] = warn) -> None:
         """Have it closed, with a warning, by what it has begun, if it was dropped without :meth:`close`."""
-        routing: Routing | None = getattr(self, "_routing", None)  # there is none if __init__ failed
-        if routing is not None and routing.begun:
+        in_force: InForce | None = getattr(self, "_in_force", None)  # there is none if __init__ failed
+        if in_force is not None and in_force.begun:
             # This may run in any thread, whatever that holds: nothing is waited for, and no lock is taken.
-            if loop_closed(routing.slots.loop):
-                routing.discard()
-            routing.dropped = True
+            if loop_closed(in_force.slots.loop):
+                in_force.discard()
+            in_force.dropped = True
             _warn(f"unclosed {self!r}: call close(), or use it in a `with`", ResourceWarning, source=self)
 
     def abandon(self) -> None:
         """Start anew in the child of a fork: what is open is the parent's, and is neither used nor closed here."""
-        self._routing.abandon()
-        self._routing.directory = self._ask_of()
+        self._in_force.abandon()
+        self._in_force.directory = self._ask_of()
         self._statements.abandon()
 
     def _checkout(
@@ -431,7 +431,7 @@ class Router:
         """Borrow a connection, for whoever does not name a known key and nothing else."""
         tenant, version = named(self, tenant, version)
         try:
-            lane = _lane(self._routing, version, tenant, read_only=read_only)
+            lane = self._in_force.lanes.find(version, tenant, read_only=read_only)
         except NotKnownYet:
             again = partial(
                 self._checkout,
@@ -463,7 +463,7 @@ class Router:
         checkout: Checkout | None = None
         self._belongs_here()
         check_locks()
-        directory = self._routing.directory
+        directory = self._in_force.directory
         while directory is not None and (checkout is None or isinstance(checkout, AskingCheckout)):
             directory.find(tenant, deadline)
             checkout = again(timeout=max(deadline - monotonic(), 0.0))  # a change may have been heard of again
@@ -471,7 +471,7 @@ class Router:
         return checkout
 
     def _belongs_here(self) -> None:
-        slots = self._routing.slots
+        slots = self._in_force.slots
         if slots.loop is not None:
             slots.loop = bind_loop(slots.loop)
 
@@ -480,7 +480,7 @@ class Router:
         tenancy, source = self._topology.tenancy, self._directory
         if tenancy is None or (source is None and tenancy.directory.version is None):
             return None
-        return Directory(source, self._settings, tenancy.directory, self._routing, keep=self._given)
+        return Directory(source, self._settings, tenancy.directory, self._in_force, keep=self._given)
 
     def _must_see(self, target: Target, session: Session | None, after: str | None) -> Position | None:
         """What a read has to see: the writes of its session, and those of a token."""
@@ -493,15 +493,9 @@ class Router:
                 positions.append(handed_on)
             elif token and policy.foreign == "refuse":
                 raise TokenRefused(f"the token says nothing of version {version!r}")
-        return self._routing.must_see(target, positions)
+        return self._in_force.routes.must_see(target, positions)
 
     def _note(self, session: Session, version: str, node: Node, written: tuple[int, int] | None) -> None:
-        known = self._routing.clusters.health.get(node.server, UNKNOWN)
+        known = self._in_force.clusters.health.get(node.server, UNKNOWN)
         position, timeline = (UNSURE, known.timeline) if written is None else written
         session.wrote(version, Position(known.system, timeline, without_page_header(position)))
-
-
-def _lane(routing: Routing, version: str | None, tenant: str | None, *, read_only: bool) -> Lane:
-    lanes = routing.readers if read_only else routing.writers
-    lane = lanes.get(version if tenant is None else (version, tenant)) if isinstance(tenant, str | None) else None
-    return routing.lane(version, tenant, read_only=read_only) if lane is None else lane

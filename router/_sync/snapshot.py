@@ -16,28 +16,28 @@ from router.core.topology import Role
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from router._sync.routing import Routing
+    from router._sync.in_force import InForce
     from router.core.measures import PoolStats
     from router.core.topology import Cluster, Node
 
 
-def stats(routing: Routing) -> Stats:
+def stats(in_force: InForce) -> Stats:
     """Count what a router has.
 
     Args:
-        routing: Everything of it that changes.
+        in_force: Everything of it that changes.
 
     Returns:
         What ``Router.stats()`` returns.
     """
-    pools = list(routing.pools)
+    pools = list(in_force.pools)
     open_pools = [pool for pool in pools if not pool.draining]
     in_use = Counter(owner for pool in pools for owner in pool.holders())
     versions = [
         VersionStats(
             name,
             _nodes(
-                routing,
+                in_force,
                 cluster,
                 {
                     (pool.node, pool.read_only): pool.stats()
@@ -46,11 +46,11 @@ def stats(routing: Routing) -> Stats:
                 },
             ),
         )
-        for name, cluster in routing.topology.versions.items()
+        for name, cluster in in_force.topology.versions.items()
     ]
     return Stats(
-        connections=routing.slots.total,
-        max_connections=routing.topology.max_connections,
+        connections=in_force.slots.total,
+        max_connections=in_force.topology.max_connections,
         versions=tuple(versions),
         tenant_pools=tuple(
             TenantPoolStats(pool.cluster.name, pool.tenant, pool.node, pool.read_only, pool.stats())
@@ -58,8 +58,8 @@ def stats(routing: Routing) -> Stats:
             if pool.tenant is not None or pool.shared
         ),
         tenants=MappingProxyType(dict(in_use.most_common())),
-        directory=None if routing.directory is None else routing.directory.stats(),
-        totals=routing.pools.totals(),
+        directory=None if in_force.directory is None else in_force.directory.stats(),
+        totals=in_force.pools.totals(),
         draining=tuple(
             DrainingPoolStats(pool.cluster.name, pool.tenant, pool.node, pool.read_only, pool.stats())
             for pool in pools
@@ -68,8 +68,8 @@ def stats(routing: Routing) -> Stats:
     )
 
 
-def _nodes(routing: Routing, cluster: Cluster, pools: Mapping[tuple[Node, bool], PoolStats]) -> tuple[NodeStats, ...]:
-    health, now = routing.clusters.health, monotonic()
+def _nodes(in_force: InForce, cluster: Cluster, pools: Mapping[tuple[Node, bool], PoolStats]) -> tuple[NodeStats, ...]:
+    health, now = in_force.clusters.health, monotonic()
     out = fenced(health, cluster)
     primary = primary_of(health, cluster, out)
     nodes = []

@@ -19,6 +19,7 @@ from router._sync.pool.connection import PooledConnection, is_spoilt, is_stale
 from router._sync.pool.scripts import text_of
 from router._sync.pool.session_state import session_of
 from router.core.errors import Unavailable
+from router.core.events import Repeated
 from router.core.result import Result
 from router.core.statement import can_be_repeated, needs_primary, without_comments
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from psycopg.rows import TupleRow
 
     from router._sync.checkout import Checkout
+    from router._sync.in_force import InForce
     from router._sync.pool.node_pool import NodePool
     from router.core.topology import Node
 
@@ -77,13 +79,13 @@ class Reading(Protocol):
 class Statements:
     """Runs statements of their own, and remembers which of them replicas refused."""
 
-    def __init__(self, repeated: Callable[[NodePool, str | None, psycopg.Error], None]) -> None:
+    def __init__(self, in_force: InForce) -> None:
         """Begin with nothing remembered.
 
         Args:
-            repeated: Told of what is run again: where it failed, whose it is, and how.
+            in_force: What is in force: where it is counted what is run again.
         """
-        self._repeated = repeated
+        self._in_force = in_force
         self._guard = Guard()  # guards _refused
         # Hashes, in the order of their coming: a text may be long. Two that collide cost a read of the primary's.
         self._refused: dict[int, None] = {}
@@ -91,6 +93,15 @@ class Statements:
     def abandon(self) -> None:
         """Forget, in the child of a fork, who may have held the guard in the parent."""
         self._guard = Guard()
+
+    def _repeated(self, pool: NodePool, tenant: str | None, error: psycopg.Error) -> None:
+        """Count what is run again, and tell of it: where it failed, whose it is, and how."""
+        observers = self._in_force.observers
+        self._in_force.pools.count("repeated", pool.cluster.name, read_only=pool.read_only)
+        if observers.hear_of(Repeated):
+            # Not its text, which may hold data.
+            reason = type(error).__name__ + (f" ({error.sqlstate})" if error.sqlstate else "")
+            observers.tell([Repeated(pool.cluster.name, tenant, pool.read_only, pool.node, reason)])
 
     def execute(
         self,

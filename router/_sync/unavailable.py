@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from router.core.budget import Full, budget_key
 from router.core.errors import NoPrimary, NoReplica, PoolExhausted, Unavailable, UnknownTenant
+from router.core.events import RequestFailed
 from router.core.health import login_failure, node_state
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from router._sync.in_force import InForce
+    from router._sync.lanes import Lane
     from router._sync.pool.node_pool import NodePool
-    from router._sync.routing import Routing
     from router.core.budget import BudgetKey
     from router.core.choose import Route
     from router.core.health import State
@@ -24,22 +26,22 @@ if TYPE_CHECKING:
     from router.core.topology import Node, Target
 
 
-def unavailable(routing: Routing, route: Route, request: Request, *, late: bool) -> Unavailable | UnknownTenant:
+def unavailable(in_force: InForce, route: Route, request: Request, *, late: bool) -> Unavailable | UnknownTenant:
     target = route.target
     asked, whom = asked_for(target), whom_for(target)
     in_time = f"no connection {whom} in time"
-    health, read_only = routing.clusters.health, request.read_only
+    health, read_only = in_force.clusters.health, request.read_only
     down = [node for node in target.cluster.nodes if node_state(health, node, read_only=read_only).up is False]
     silent, ready = {}, route.nodes[: route.ready]
     for node in ready or (target.cluster.nodes if late and not down else ()):
-        pool = routing.pools.get(target, node, read_only=route.read_only)
+        pool = in_force.pools.get(target, node, read_only=route.read_only)
         key = budget_key(node, "") if pool is None else pool.budget_key  # without a pool: for a probe of it
         if pool is not None and pool.refusal:
             why = f"{node} {pool.refusal}"
         elif pool is not None and pool.grown and not pool.doubted:
             most = _holding_most([pool]) if pool.shared else ""
             why = f"all {pool.max_size} to {node} are in use (pool.max_size){most}"
-        elif not late or not (why := _spent(routing, key)):
+        elif not late or not (why := _spent(in_force, key)):
             if node in ready:
                 asking = node in route.ask
                 silent[node] = "has not replayed yet what is to be seen" if asking else "gave no connection in time"
@@ -47,10 +49,10 @@ def unavailable(routing: Routing, route: Route, request: Request, *, late: bool)
         return PoolExhausted(f"{in_time}: {why}", **asked)
     refused = {**route.refused, **route.notes, **silent}
     nodes = list(target.cluster.nodes)
-    if target.watched is not None and target.watched.name not in routing.topology.versions:
+    if target.watched is not None and target.watched.name not in in_force.topology.versions:
         nodes += target.watched.nodes
     logins = {node: login for node in nodes if (login := login_failure(health, node, read_only=read_only)) is not None}
-    if target.tenant is not None and logins and all(starmap(partial(_is_missing, routing), logins.items())):
+    if target.tenant is not None and logins and all(starmap(partial(_is_missing, in_force), logins.items())):
         return UnknownTenant(target.tenant, next(iter(logins.values())).reason, version=target.requested)
     kind, use = (NoReplica, "read from") if request.read_only else (NoPrimary, "written to")
     return kind(
@@ -61,33 +63,33 @@ def unavailable(routing: Routing, route: Route, request: Request, *, late: bool)
     )
 
 
-def _spent(routing: Routing, key: BudgetKey) -> str:
+def _spent(in_force: InForce, key: BudgetKey) -> str:
     """Say which limit keeps one more connection from being opened, and who has most of it; empty if none does."""
-    limits = routing.slots.limits
-    match routing.slots.full(key):
+    limits = in_force.slots.limits
+    match in_force.slots.full(key):
         case Full.OWNER:
             return f"{key.owner} has all {key.cap} that it may (tenancy.max_connections)"
-        case Full.LOGIN if (limit := routing.slots.server_limit(key)) is not None:
+        case Full.LOGIN if (limit := in_force.slots.server_limit(key)) is not None:
             return f"{key.server} {limit}"
         case Full.SERVER:
-            most = _holding_most(pool for pool in routing.pools if pool.node.server == key.server)
+            most = _holding_most(pool for pool in in_force.pools if pool.node.server == key.server)
             return f"all {limits.server} to {key.server} are open (max_connections_per_server){most}"
         case Full.PROCESS:
-            return f"all {limits.process} of the process are open (max_connections){_holding_most(routing.pools)}"
-        case None if any(request.key is key for request in list(routing.slots.waiting)):
+            return f"all {limits.process} of the process are open (max_connections){_holding_most(in_force.pools)}"
+        case None if any(request.key is key for request in list(in_force.slots.waiting)):
             return "others came first for those of the process (max_connections)"  # and go on coming
         case _:
             return ""
 
 
-def _is_missing(routing: Routing, node: Node, refused: State) -> bool:
+def _is_missing(in_force: InForce, node: Node, refused: State) -> bool:
     """Whether a login failed because something of the tenant's own is not there."""
     if refused.missing not in {"dbname", "user"}:
         return bool(refused.missing)
     name = dict(node.params).get(refused.missing)
     return not any(
         name == dict(other.params).get(refused.missing)
-        for cluster in routing.topology.versions.values()
+        for cluster in in_force.topology.versions.values()
         for other in cluster.nodes
     )
 
@@ -101,6 +103,16 @@ def _holding_most(pools: Iterable[NodePool]) -> str:
         else:
             holders[pool.cluster.name] += len(pool.borrowed)
     return "".join(f"; {holder} holds {number} of them" for holder, number in holders.most_common(1) if number)
+
+
+def tell_failed(lane: Lane, error: Unavailable) -> None:
+    """Count a request that got no connection, and tell of it."""
+    in_force, target, read_only, name = lane.in_force, lane.target, lane.read_only, type(error).__name__
+    what = "exhausted" if isinstance(error, PoolExhausted) else "unavailable"
+    in_force.pools.count(what, target.cluster.name, read_only=read_only)
+    if in_force.observers.hear_of(RequestFailed):
+        reason = str(error).replace("\n  -", ";")
+        in_force.observers.tell([RequestFailed(target.cluster.name, target.tenant, read_only, name, reason)])
 
 
 def asked_for(target: Target) -> dict[str, Any]:

@@ -69,7 +69,6 @@ class Watcher:
         self.closed = False
         self._clusters = clusters
         self._opener = opener
-        self._policy = clusters.policy
         self._server = there.server
         self._silence = Silence(there)
         self._limited = Limited()
@@ -89,7 +88,7 @@ class Watcher:
     def _watch(self) -> None:
         while self.is_needed:
             self.there.probe_now.clear()  # what comes from now on is newer than this probe may be
-            begun, pause = monotonic(), self._policy.interval
+            begun, pause = monotonic(), self._clusters.policy.interval
             with Isolated("could not look at %s", self._server):
                 self._probe()
             with Isolated("could not do what follows from a look at %s", self._server):
@@ -132,7 +131,7 @@ class Watcher:
 
     def _ask(self, node: Node, used: list[Connection[TupleRow]]) -> Observation | None:
         """Ask what the server is; ``None`` if there is no answer, and that says nothing."""
-        timeout = self._policy.timeout
+        timeout = self._clusters.policy.timeout
         try:
             looked, connection = self._limited.run(partial(self._attempt, node, used), timeout, _too_late)
         except TimeoutError:
@@ -158,7 +157,7 @@ class Watcher:
 
     def _ping(self, node: Node) -> Observation | None:
         """See whether the server reacts at all: if it is frozen, connections to it would keep the budget for ever."""
-        timeout, port = self._policy.timeout, self._server.port
+        timeout, port = self._clusters.policy.timeout, self._server.port
         try:
             addresses = self._opener.addresses(self._server, timeout)
             reacts = self._limited.run(partial(ping, addresses, port, 2.0 * timeout), timeout, _never_mind)
@@ -179,7 +178,7 @@ class Watcher:
             return self._answer(node, used)
 
     def _answer(self, node: Node, used: list[Connection[TupleRow]]) -> tuple[ProbeResult, Connection[TupleRow]]:
-        opener, timeout = self._opener, self._policy.timeout
+        opener, timeout = self._opener, self._clusters.policy.timeout
         if used:
             self._asks = True
             try:
@@ -208,7 +207,7 @@ class Watcher:
             return
         node, connection = held
         try:
-            self._limited.run(partial(self._ask_for, connection, pids), self._policy.timeout, _never_mind)
+            self._limited.run(partial(self._ask_for, connection, pids), self._clusters.policy.timeout, _never_mind)
         except TimeoutError:
             cut(connection)
         except psycopg.Error as error:
@@ -253,7 +252,7 @@ class Watcher:
                 if self._is_due(NodeUse(node, read_only)):
                     use = partial(self._use, node, cluster, read_only=read_only)
                     with suppress(Exception):  # what failed was reported; the user's configure= may not even end
-                        connection = self._tried.run(use, self._policy.timeout, Connection.close)
+                        connection = self._tried.run(use, self._clusters.policy.timeout, Connection.close)
                         connection.close()
 
     def _use(self, node: Node, cluster: Cluster, *, read_only: bool) -> Connection[TupleRow]:
@@ -263,7 +262,7 @@ class Watcher:
 
     def _take_slot(self, node: Node, cluster: Cluster) -> Slot:
         """Take a slot for trying a login; if a probe is wanted, it is not waited for."""
-        patience = 0.0 if self.there.probe_now.is_set() else PATIENCE * self._policy.timeout
+        patience = 0.0 if self.there.probe_now.is_set() else PATIENCE * self._clusters.policy.timeout
         return self._opener.slots.take(SlotRequest(budget_key(node, cluster.name)), patience)
 
     def _is_due(self, login: Node | NodeUse) -> bool:

@@ -105,6 +105,18 @@ class Answers:
         answer.used = now
         return answer.home, now >= answer.due
 
+    def peek(self, tenant: str) -> Home | None:
+        """Tell where a tenant lived when that was last asked, which does not count as a use.
+
+        Args:
+            tenant: Its key.
+
+        Returns:
+            Its home; ``None`` if none is known.
+        """
+        answer = self._known.get(tenant)
+        return None if answer is None else answer.home
+
     def is_unknown(self, tenant: str, now: float) -> bool:
         """Tell whether there was no such tenant a moment ago.
 

@@ -16,11 +16,12 @@ from router._async.cluster import AsyncCluster
 from router._async.clusters import AsyncClusters
 from router._async.directory import ASKING, AsyncDirectory
 from router._async.directory_source import AsyncTenantSource
+from router._async.in_force import AsyncInForce
+from router._async.lane_table import AsyncLaneTable
 from router._async.monitor import AsyncMonitor
 from router._async.pool.node_pool import AsyncNodePool
 from router._async.pool.opener import AsyncOpener
 from router._async.pool.registry import AsyncPools
-from router._async.routing import AsyncRouting
 from router._async.slots import AsyncSlots
 from router._async.watcher import AsyncWatcher
 from router._observers import Observers
@@ -41,11 +42,12 @@ STEPS: dict[type[Any], set[str]] = {
     AsyncCluster: {"follow", "invalidate", "is_urgent", "judge"},
     AsyncClusters: {"_learn", "_report", "_settle", "end_quarantine", "pause", "remove", "report"},
     Observers: {"tell"},
+    AsyncLaneTable: {"forget"},
     AsyncMonitor: set(),
     AsyncNodePool: {"_take_out", "drop", "end_draining", "keep_warm", "open_connection", "trust"},
     AsyncOpener: {"_connect", "_log_in", "_password", "connect_to_look", "forget_unused", "look", "open"},
     AsyncPools: {"_drain", "sweep"},
-    AsyncRouting: {"_follow_homes", "forget"},
+    AsyncInForce: {"_drain_superseded"},
     AsyncSlots: {"_grant", "_release", "fill", "sweep", "take"},
     AsyncTenantSource: {"_works", "ask"},
     AsyncWatcher: {"_ask", "_attempt", "_find_silent", "_next_node", "_probe", "_try_logins"},
@@ -107,7 +109,7 @@ async def ask(router: AsyncRouter, query: Any = "SELECT 1", **how: Any) -> bool:
 async def test_each_step_raises_once_and_all_goes_on(
     cluster: PostgresCluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("router._async.routing.HOUSEKEEPING", 0.02)
+    monkeypatch.setattr("router._async.in_force.HOUSEKEEPING", 0.02)
     by_the_test.set(True)
     injector = Injector(monkeypatch)  # before anything refers to what it replaces
     with Proxy(cluster.primary.host, cluster.primary.port) as proxy:
@@ -120,7 +122,7 @@ async def test_each_step_raises_once_and_all_goes_on(
             tenancy={"pooling": "shared"},
         )
         async with AsyncRouter(options, directory=lookup) as router:
-            routing = router._routing
+            in_force = router._in_force
             assert await ask(router)
             there = {name for name in await arunning() if name.startswith("router ") and not name.endswith(" now")}
             injector.begin()
@@ -130,7 +132,7 @@ async def test_each_step_raises_once_and_all_goes_on(
                 await ask(router, read_only=True)
                 await ask(router, tenant="acme")
                 await ask(router, "SELECT pg_terminate_backend(pg_backend_pid())")
-                if not any(pool.in_use for pool in routing.pools):
+                if not any(pool.in_use for pool in in_force.pools):
                     proxy.stop()
                     await ask(router, timeout=0.05)
                     proxy.start()
@@ -144,8 +146,8 @@ async def test_each_step_raises_once_and_all_goes_on(
                 return await ask(router) and await ask(router, read_only=True) and await ask(router, tenant="acme")
 
             async def nothing_is_left() -> bool:
-                taken = [key.owner for key in routing.slots.held if not key.owner.startswith("probes")]
-                return not list(routing.pools) and not taken
+                taken = [key.owner for key in in_force.slots.held if not key.owner.startswith("probes")]
+                return not list(in_force.pools) and not taken
 
             await aeventually(all_is_well)
             assert not await ask(router, "SELECT pg_terminate_backend(pg_backend_pid())")
@@ -153,8 +155,8 @@ async def test_each_step_raises_once_and_all_goes_on(
             assert there <= await arunning()
             await aeventually(nothing_is_left)
             assert {node.state for node in router.stats().versions[0].nodes} == {"up"}
-            assert routing.directory is not None
-            assert (routing.directory._questions, len(routing.directory._at_rest)) == ({}, ASKING)
+            assert in_force.directory is not None
+            assert (in_force.directory._questions, len(in_force.directory._at_rest)) == ({}, ASKING)
     assert any(record.exc_info and record.exc_info[0] is Injected for record in caplog.records)
     assert injector.not_listed == set()
 
@@ -163,8 +165,8 @@ async def test_a_pool_that_was_never_opened_does_not_keep_the_others_in_quaranti
     versions = {name: {"primary": cluster.dsn()} for name in ("v1", "v2")}
     async with AsyncRouter(settings(versions=versions, health={"interval": 3600})) as router:
         assert await ask(router, read_only=True)
-        router._routing.lane("v1", read_only=False).pool_set.refresh()  # which makes the pool, and opens nothing
-        pools = router._routing.pools
+        router._in_force.lanes.lane("v1", read_only=False).pool_set.refresh()  # which makes the pool, and opens nothing
+        pools = router._in_force.pools
         assert [pool._opened for pool in pools] == [True, False]
         assert await ask(router, version="v2", read_only=True)
         assert not await ask(router, "SELECT pg_terminate_backend(pg_backend_pid())", version="v2", read_only=True)
@@ -189,7 +191,7 @@ async def test_a_pool_that_could_not_be_opened_is_opened_by_the_next_request(
             patched.setattr(AsyncNodePool, "_start_initial_tasks", fail)  # its threads run by then
             await ask(router, read_only=True)
         assert await ask(router, read_only=True)
-        [_, pool] = router._routing.pools
+        [_, pool] = router._in_force.pools
         assert (pool.stats().size, pool.stats().idle) == (1, 1)
 
 

@@ -148,7 +148,7 @@ async def test_no_password_is_ever_seen(
             except (NoPrimary, NoReplica, LookupError) as error:
                 see(error, error.__dict__, error.__cause__, error.__context__)
         see(router, router.stats(), router.explain(), router.explain(read_only=True), vars(router))
-        see(vars(router._routing), *(vars(pool) for pool in router._routing.pools))
+        see(vars(router._in_force), *(vars(pool) for pool in router._in_force.pools))
     async with AsyncRouter(settings(primary=dsn(guarded, user)), password=password) as router:
         with pytest.raises(NoPrimary, match="the password callable failed") as raised:
             await who(router)

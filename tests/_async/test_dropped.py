@@ -46,7 +46,7 @@ class World:
 
 @pytest.fixture
 def world(cluster: PostgresCluster, monkeypatch: pytest.MonkeyPatch) -> World:
-    monkeypatch.setattr("router._async.routing.HOUSEKEEPING", 0.02)
+    monkeypatch.setattr("router._async.in_force.HOUSEKEEPING", 0.02)
     return World(cluster)
 
 
@@ -132,7 +132,7 @@ async def test_its_sessions_are_closed_and_it_is_collected(
 ) -> None:
     router = make(world)
     await use(router, **named)
-    inside = ref(router._routing)
+    inside = ref(router._in_force)
     with told():
         del router
     await aeventually(world.is_left)
@@ -141,7 +141,7 @@ async def test_its_sessions_are_closed_and_it_is_collected(
 
 async def test_a_block_goes_on_until_its_end(world: World) -> None:
     router = AsyncRouter(settings(**world.options, pool={"max_unused": 0.01}))
-    inside: Any = ref(router._routing)
+    inside: Any = ref(router._in_force)
     await use(router)
 
     async def only_that_pool_is_left() -> bool:
@@ -166,7 +166,7 @@ async def test_one_that_was_closed_or_never_used_ends_without_a_word(world: Worl
         closed = AsyncRouter(settings(**world.options))
         await use(closed)
         await closed.close()
-        insides = [ref(unused._routing), ref(closed._routing)]
+        insides = [ref(unused._in_force), ref(closed._in_force)]
         del unused, closed
         for inside in insides:
             await ends(inside)

@@ -449,7 +449,7 @@ async def test_what_puts_the_other_sessions_of_a_server_in_doubt(
     async with AsyncRouter(settings(primary=postgres.primary, health={"interval": 60.0})) as router:
         async with router.connection():
             pass
-        [pool] = router._routing.pools
+        [pool] = router._in_force.pools
 
         async def trusted() -> bool:
             return not pool.doubted
@@ -468,7 +468,7 @@ async def test_who_waits_for_a_connection_in_doubt_gets_another_if_that_makes_ro
     async with AsyncRouter(settings(primary=postgres.primary, health={"interval": 60.0})) as router:
         async with router.connection():
             pass
-        [pool] = router._routing.pools
+        [pool] = router._in_force.pools
         pool.doubt()
 
         async def borrow() -> None:
@@ -597,7 +597,7 @@ async def test_a_connection_of_a_fenced_primary_is_not_handed_out_even_if_it_was
     async with AsyncRouter(settings(**cluster.version_settings())) as router:
         async with router.connection() as connection:
             pass
-        [pool] = [pool for pool in router._routing.pools if not pool.read_only]
+        [pool] = [pool for pool in router._in_force.pools if not pool.read_only]
         pool.barred = "fenced"
         assert await pool.take() is None
         assert connection.closed
@@ -614,7 +614,7 @@ async def test_the_old_primary_serves_reads_once_it_has_rejoined(make_postgres_c
         async with router.connection() as connection:
             assert port(connection) == old.port
         await aoutside(old.kill)
-        clusters = router._routing.clusters
+        clusters = router._in_force.clusters
 
         async def hurried() -> bool:  # while there is no primary
             return all(clusters.pause(server) == FAST_INTERVAL for server in clusters.servers.values())

@@ -83,8 +83,8 @@ async def test_what_raises_in_giving_back_loses_nothing_and_leaves_the_blocks_ou
         with monkeypatch.context() as patched:
             async with router.connection() as connection:
                 await connection.execute(f"INSERT INTO {table} VALUES (1)")
-                [pool] = [pool for pool in router._routing.pools if pool.borrowed]
-                slots = router._routing.slots
+                [pool] = [pool for pool in router._in_force.pools if pool.borrowed]
+                slots = router._in_force.slots
                 match step:
                     case "restore":
                         connection.prepare_threshold = 7
@@ -184,7 +184,7 @@ async def test_where_connections_are_borrowed_is_noted_once_one_was_dropped(
 async def test_a_tenant_that_may_have_one_connection_may_have_another_when_that_is_closed_or_dropped(
     postgres: Postgres, monkeypatch: pytest.MonkeyPatch, drop: bool
 ) -> None:
-    monkeypatch.setattr("router._async.routing.HOUSEKEEPING", 0.02)
+    monkeypatch.setattr("router._async.in_force.HOUSEKEEPING", 0.02)
     options = settings(
         primary=postgres.primary,
         pool={"max_size": 2, "timeout": 20.0},
@@ -201,7 +201,7 @@ async def test_a_tenant_that_may_have_one_connection_may_have_another_when_that_
                     await connection.close()
                 del connection
                 gc.collect()
-            [admission] = router._routing._admissions.values()
+            [admission] = router._in_force.lanes._admissions.values()
             async with router.connection(tenant="acme"):
                 assert admission.admitted == 1
             assert admission.admitted == 0

@@ -157,7 +157,7 @@ async def test_the_pool_grows_again_once_the_limit_is_lifted(
 async def test_a_limit_below_min_size_is_not_asked_for_more_again_and_again(
     cluster: PostgresCluster, role: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("router._async.routing.HOUSEKEEPING", 0.05)
+    monkeypatch.setattr("router._async.in_force.HOUSEKEEPING", 0.05)
     served: Counter[int] = Counter()
     options = settings(primary=cluster.dsn(user=role), pool={"min_size": 6, "max_size": 6, "timeout": 5})
     async with AsyncRouter(options) as router:
@@ -179,7 +179,7 @@ async def test_requests_that_wait_for_a_slot_do_nothing(
         health={"interval": 30},
     )
     async with AsyncRouter(options) as router:
-        slots = router._routing.slots
+        slots = router._in_force.slots
         looked: list[float] = []
         settle = slots._settle
 

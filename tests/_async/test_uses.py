@@ -54,7 +54,7 @@ async def test_a_session_that_cannot_be_had_for_one_use_says_nothing_of_the_othe
             with pytest.raises((NoPrimary, NoReplica), match="the configure callable failed"):
                 await attempt(router, read_only=read_only)
             await attempt(router, read_only=not read_only)
-            for pool in router._routing.pools:
+            for pool in router._in_force.pools:
                 await pool.evict_idle()  # so that the next one needs a session of its own
         [node] = router.stats().versions[0].nodes
         assert node.state == "up"
@@ -141,7 +141,7 @@ async def test_writes_wait_while_a_primary_refuses_them_by_a_setting(
             async def write() -> None:
                 await attempt(router, insert)
 
-            [v1] = router._routing.clusters
+            [v1] = router._in_force.clusters
             since = v1.waiting_at
 
             async def waits() -> bool:

@@ -18,11 +18,12 @@ from router._sync.cluster import SyncCluster
 from router._sync.clusters import Clusters
 from router._sync.directory import ASKING, Directory
 from router._sync.directory_source import TenantSource
+from router._sync.in_force import InForce
+from router._sync.lane_table import LaneTable
 from router._sync.monitor import Monitor
 from router._sync.pool.node_pool import NodePool
 from router._sync.pool.opener import Opener
 from router._sync.pool.registry import Pools
-from router._sync.routing import Routing
 from router._sync.slots import Slots
 from router._sync.watcher import Watcher
 from router.core.errors import DirectoryUnavailable
@@ -42,11 +43,12 @@ STEPS: dict[type[Any], set[str]] = {
     SyncCluster: {"follow", "invalidate", "is_urgent", "judge"},
     Clusters: {"_learn", "_report", "_settle", "end_quarantine", "pause", "remove", "report"},
     Observers: {"tell"},
+    LaneTable: {"forget"},
     Monitor: set(),
     NodePool: {"_take_out", "drop", "end_draining", "keep_warm", "open_connection", "trust"},
     Opener: {"_connect", "_log_in", "_password", "connect_to_look", "forget_unused", "look", "open"},
     Pools: {"_drain", "sweep"},
-    Routing: {"_follow_homes", "forget"},
+    InForce: {"_drain_superseded"},
     Slots: {"_grant", "_release", "fill", "sweep", "take"},
     TenantSource: {"_works", "ask"},
     Watcher: {"_ask", "_attempt", "_find_silent", "_next_node", "_probe", "_try_logins"},
@@ -108,7 +110,7 @@ def ask(router: Router, query: Any = "SELECT 1", **how: Any) -> bool:
 def test_each_step_raises_once_and_all_goes_on(
     cluster: PostgresCluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("router._sync.routing.HOUSEKEEPING", 0.02)
+    monkeypatch.setattr("router._sync.in_force.HOUSEKEEPING", 0.02)
     by_the_test.set(True)
     injector = Injector(monkeypatch)  # before anything refers to what it replaces
     with Proxy(cluster.primary.host, cluster.primary.port) as proxy:
@@ -121,7 +123,7 @@ def test_each_step_raises_once_and_all_goes_on(
             tenancy={"pooling": "shared"},
         )
         with Router(options, directory=lookup) as router:
-            routing = router._routing
+            in_force = router._in_force
             assert ask(router)
             there = {name for name in running() if name.startswith("router ") and not name.endswith(" now")}
             injector.begin()
@@ -131,7 +133,7 @@ def test_each_step_raises_once_and_all_goes_on(
                 ask(router, read_only=True)
                 ask(router, tenant="acme")
                 ask(router, "SELECT pg_terminate_backend(pg_backend_pid())")
-                if not any(pool.in_use for pool in routing.pools):
+                if not any(pool.in_use for pool in in_force.pools):
                     proxy.stop()
                     ask(router, timeout=0.05)
                     proxy.start()
@@ -145,8 +147,8 @@ def test_each_step_raises_once_and_all_goes_on(
                 return ask(router) and ask(router, read_only=True) and ask(router, tenant="acme")
 
             def nothing_is_left() -> bool:
-                taken = [key.owner for key in routing.slots.held if not key.owner.startswith("probes")]
-                return not list(routing.pools) and not taken
+                taken = [key.owner for key in in_force.slots.held if not key.owner.startswith("probes")]
+                return not list(in_force.pools) and not taken
 
             eventually(all_is_well)
             assert not ask(router, "SELECT pg_terminate_backend(pg_backend_pid())")
@@ -154,8 +156,8 @@ def test_each_step_raises_once_and_all_goes_on(
             assert there <= running()
             eventually(nothing_is_left)
             assert {node.state for node in router.stats().versions[0].nodes} == {"up"}
-            assert routing.directory is not None
-            assert (routing.directory._questions, len(routing.directory._at_rest)) == ({}, ASKING)
+            assert in_force.directory is not None
+            assert (in_force.directory._questions, len(in_force.directory._at_rest)) == ({}, ASKING)
     assert any(record.exc_info and record.exc_info[0] is Injected for record in caplog.records)
     assert injector.not_listed == set()
 
@@ -164,8 +166,8 @@ def test_a_pool_that_was_never_opened_does_not_keep_the_others_in_quarantine(clu
     versions = {name: {"primary": cluster.dsn()} for name in ("v1", "v2")}
     with Router(settings(versions=versions, health={"interval": 3600})) as router:
         assert ask(router, read_only=True)
-        router._routing.lane("v1", read_only=False).pool_set.refresh()  # which makes the pool, and opens nothing
-        pools = router._routing.pools
+        router._in_force.lanes.lane("v1", read_only=False).pool_set.refresh()  # which makes the pool, and opens nothing
+        pools = router._in_force.pools
         assert [pool._opened for pool in pools] == [True, False]
         assert ask(router, version="v2", read_only=True)
         assert not ask(router, "SELECT pg_terminate_backend(pg_backend_pid())", version="v2", read_only=True)
@@ -190,7 +192,7 @@ def test_a_pool_that_could_not_be_opened_is_opened_by_the_next_request(
             patched.setattr(NodePool, "_start_initial_tasks", fail)  # its threads run by then
             ask(router, read_only=True)
         assert ask(router, read_only=True)
-        [_, pool] = router._routing.pools
+        [_, pool] = router._in_force.pools
         assert (pool.stats().size, pool.stats().idle) == (1, 1)
 
 

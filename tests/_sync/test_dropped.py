@@ -47,7 +47,7 @@ class World:
 
 @pytest.fixture
 def world(cluster: PostgresCluster, monkeypatch: pytest.MonkeyPatch) -> World:
-    monkeypatch.setattr("router._sync.routing.HOUSEKEEPING", 0.02)
+    monkeypatch.setattr("router._sync.in_force.HOUSEKEEPING", 0.02)
     return World(cluster)
 
 
@@ -133,7 +133,7 @@ def test_its_sessions_are_closed_and_it_is_collected(
 ) -> None:
     router = make(world)
     use(router, **named)
-    inside = ref(router._routing)
+    inside = ref(router._in_force)
     with told():
         del router
     eventually(world.is_left)
@@ -142,7 +142,7 @@ def test_its_sessions_are_closed_and_it_is_collected(
 
 def test_a_block_goes_on_until_its_end(world: World) -> None:
     router = Router(settings(**world.options, pool={"max_unused": 0.01}))
-    inside: Any = ref(router._routing)
+    inside: Any = ref(router._in_force)
     use(router)
 
     def only_that_pool_is_left() -> bool:
@@ -167,7 +167,7 @@ def test_one_that_was_closed_or_never_used_ends_without_a_word(world: World) -> 
         closed = Router(settings(**world.options))
         use(closed)
         closed.close()
-        insides = [ref(unused._routing), ref(closed._routing)]
+        insides = [ref(unused._in_force), ref(closed._in_force)]
         del unused, closed
         for inside in insides:
             ends(inside)

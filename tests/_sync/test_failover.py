@@ -448,7 +448,7 @@ def test_what_puts_the_other_sessions_of_a_server_in_doubt(
     with Router(settings(primary=postgres.primary, health={"interval": 60.0})) as router:
         with router.connection():
             pass
-        [pool] = router._routing.pools
+        [pool] = router._in_force.pools
 
         def trusted() -> bool:
             return not pool.doubted
@@ -467,7 +467,7 @@ def test_who_waits_for_a_connection_in_doubt_gets_another_if_that_makes_room(pos
     with Router(settings(primary=postgres.primary, health={"interval": 60.0})) as router:
         with router.connection():
             pass
-        [pool] = router._routing.pools
+        [pool] = router._in_force.pools
         pool.doubt()
 
         def borrow() -> None:
@@ -596,7 +596,7 @@ def test_a_connection_of_a_fenced_primary_is_not_handed_out_even_if_it_was_on_it
     with Router(settings(**cluster.version_settings())) as router:
         with router.connection() as connection:
             pass
-        [pool] = [pool for pool in router._routing.pools if not pool.read_only]
+        [pool] = [pool for pool in router._in_force.pools if not pool.read_only]
         pool.barred = "fenced"
         assert pool.take() is None
         assert connection.closed
@@ -613,7 +613,7 @@ def test_the_old_primary_serves_reads_once_it_has_rejoined(make_postgres_cluster
         with router.connection() as connection:
             assert port(connection) == old.port
         outside(old.kill)
-        clusters = router._routing.clusters
+        clusters = router._in_force.clusters
 
         def hurried() -> bool:  # while there is no primary
             return all(clusters.pause(server) == FAST_INTERVAL for server in clusters.servers.values())

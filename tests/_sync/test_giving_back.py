@@ -84,8 +84,8 @@ def test_what_raises_in_giving_back_loses_nothing_and_leaves_the_blocks_outcome_
         with monkeypatch.context() as patched:
             with router.connection() as connection:
                 connection.execute(f"INSERT INTO {table} VALUES (1)")
-                [pool] = [pool for pool in router._routing.pools if pool.borrowed]
-                slots = router._routing.slots
+                [pool] = [pool for pool in router._in_force.pools if pool.borrowed]
+                slots = router._in_force.slots
                 match step:
                     case "restore":
                         connection.prepare_threshold = 7
@@ -185,7 +185,7 @@ def test_where_connections_are_borrowed_is_noted_once_one_was_dropped(
 def test_a_tenant_that_may_have_one_connection_may_have_another_when_that_is_closed_or_dropped(
     postgres: Postgres, monkeypatch: pytest.MonkeyPatch, drop: bool
 ) -> None:
-    monkeypatch.setattr("router._sync.routing.HOUSEKEEPING", 0.02)
+    monkeypatch.setattr("router._sync.in_force.HOUSEKEEPING", 0.02)
     options = settings(
         primary=postgres.primary,
         pool={"max_size": 2, "timeout": 20.0},
@@ -202,7 +202,7 @@ def test_a_tenant_that_may_have_one_connection_may_have_another_when_that_is_clo
                     connection.close()
                 del connection
                 gc.collect()
-            [admission] = router._routing._admissions.values()
+            [admission] = router._in_force.lanes._admissions.values()
             with router.connection(tenant="acme"):
                 assert admission.admitted == 1
             assert admission.admitted == 0

@@ -276,11 +276,11 @@ def test_a_request_is_served_although_its_servers_are_forgotten_meanwhile(
 ) -> None:
     options = settings(primary=cluster.primary.dsn(), replicas=[server.dsn() for server in cluster.standbys])
     with Router(options) as router:
-        routing = router._routing
+        in_force = router._in_force
         may_serve = acquire._may_serve
 
         def as_the_last_pool_is_closed(*args: Any) -> bool:
-            routing.clusters.health = {}
+            in_force.clusters.health = {}
             return may_serve(*args)
 
         monkeypatch.setattr(acquire, "_may_serve", as_the_last_pool_is_closed)

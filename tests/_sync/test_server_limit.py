@@ -156,7 +156,7 @@ def test_the_pool_grows_again_once_the_limit_is_lifted(
 def test_a_limit_below_min_size_is_not_asked_for_more_again_and_again(
     cluster: PostgresCluster, role: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("router._sync.routing.HOUSEKEEPING", 0.05)
+    monkeypatch.setattr("router._sync.in_force.HOUSEKEEPING", 0.05)
     served: Counter[int] = Counter()
     options = settings(primary=cluster.dsn(user=role), pool={"min_size": 6, "max_size": 6, "timeout": 5})
     with Router(options) as router:
@@ -176,7 +176,7 @@ def test_requests_that_wait_for_a_slot_do_nothing(cluster: PostgresCluster, monk
         health={"interval": 30},
     )
     with Router(options) as router:
-        slots = router._routing.slots
+        slots = router._in_force.slots
         looked: list[float] = []
         settle = slots._settle
 

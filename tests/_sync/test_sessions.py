@@ -101,7 +101,7 @@ def ready(router: Router, *, quiet: bool = False) -> None:
     eventually(opened)
 
     def still() -> bool:
-        clusters = router._routing.clusters
+        clusters = router._in_force.clusters
         [v1] = clusters
         # The last hurried look was decided on within a second after somebody waited, and begins soon after that.
         calm = monotonic() > v1.waiting_at + WAITING + 5 * FAST_INTERVAL
@@ -699,7 +699,7 @@ def test_a_primary_that_turns_out_to_be_a_standby_serves_nothing_stale(
                 two.pause_replay()
                 insert(router, table)
                 assert read(router, table) == ([1], address.port)
-                for pool in list(router._routing.pools):
+                for pool in list(router._in_force.pools):
                     while pool.idle:
                         pool.evict_idle()
                 address.stop()

@@ -38,14 +38,14 @@ def spans(instrumentor: Any) -> Iterator[Any]:
 
 def looked(router: Router) -> None:
     """Wait until each server has been looked at several times more."""
-    health = router._routing.clusters.health
+    health = router._in_force.clusters.health
 
     def again() -> bool:
-        known = router._routing.clusters.health
+        known = router._in_force.clusters.health
         return all(known[key].answered_at > state.answered_at for key, state in health.items())
 
     for _ in range(LOOKS):
-        health = router._routing.clusters.health
+        health = router._in_force.clusters.health
         eventually(again)
 
 

@@ -622,7 +622,7 @@ def test_a_tenant_that_is_not_there_is_unknown_and_harms_nobody(world: World, wa
         with router.connection(tenant=one) as connection:
             cursor = connection.execute("SELECT name FROM me")
             assert cursor.fetchall() == [(one,)]
-        assert {key for key in router._routing._targets if isinstance(key, tuple) and key[1] != one} == set()
+        assert {key for key in router._in_force.lanes._targets if isinstance(key, tuple) and key[1] != one} == set()
 
 
 @pytest.mark.parametrize("pooling", ["dedicated", "shared"])
@@ -696,18 +696,18 @@ def test_who_is_late_closes_no_connection_that_is_sound(world: World) -> None:
 def test_closing_lets_nobody_in_who_waits_for_a_tenants_turn(world: World) -> None:
     options = world.settings("row", tenancy={"pooling": "shared", "max_connections": 1}, pool={"timeout": PATIENCE})
     with Router(options) as router:
-        routing = router._routing
+        in_force = router._in_force
         inside, crowded = list[bool](), list[bool]()
 
         def hold() -> None:
             with router.connection(tenant="acme"):
-                [admission] = routing._admissions.values()
+                [admission] = in_force.lanes._admissions.values()
 
                 def all_wait() -> bool:
                     return admission.held == 4
 
                 def is_closed() -> bool:
-                    return routing.closed and all(pool.draining for pool in routing.pools)
+                    return in_force.closed and all(pool.draining for pool in in_force.pools)
 
                 inside.append(True)
                 eventually(all_wait)
@@ -819,7 +819,7 @@ def test_a_limit_that_changes_is_kept_from_then_on(world: World, pooling: str) -
     home = {"row": "app.tenant", "max_connections": 2}
     options = settings(primary=world.dsn("row"), tenancy={"pooling": pooling}, pool={"timeout": PATIENCE})
     with Router(options, directory=lambda _: dict(home)) as router:
-        directory = router._routing.directory
+        directory = router._in_force.directory
         assert directory is not None
         for limit in (2, 1, 2):
             home["max_connections"] = limit
@@ -853,7 +853,7 @@ def test_those_of_a_tenant_that_wait_are_served_in_order(world: World) -> None:
     )
     with Router(options) as router:
         served: list[int] = []
-        admissions = router._routing._admissions
+        admissions = router._in_force.lanes._admissions
 
         def request(number: int) -> Callable[[], None]:
             def ask() -> None:
@@ -881,7 +881,7 @@ def test_those_of_a_tenant_that_wait_are_served_in_order(world: World) -> None:
 def test_a_deadline_longer_than_the_pools_keeps_the_place_in_the_order_of_arrival(world: World) -> None:
     with Router(world.settings("row", max_connections=1, pool={"timeout": 0.1})) as router:
         served: list[int] = []
-        slots = router._routing.slots
+        slots = router._in_force.slots
 
         def request(number: int) -> Callable[[], None]:
             def ask() -> None:
@@ -950,7 +950,7 @@ def test_who_waits_for_a_pool_waits_quietly(world: World) -> None:
         def hold() -> None:
             with router.connection(tenant="held"):
                 held.append(True)
-                waiting = router._routing.pools.waiting
+                waiting = router._in_force.pools.waiting
 
                 def all_wait() -> bool:
                     return len(waiting) == 4
@@ -985,16 +985,16 @@ def test_pools_that_nobody_uses_are_closed_but_those_to_be_kept_warm(world: Worl
 
 
 def test_of_keys_without_end_only_so_many_are_remembered(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("router._sync.routing.REMEMBERED", 10)
+    monkeypatch.setattr("router._sync.lane_table.REMEMBERED", 10)
     tenancy = {"pooling": "shared", "max_connections": 1}
     with Router(world.settings("row", tenancy=tenancy, pool={"max_size": 1})) as router:
-        routing = router._routing
+        in_force = router._in_force
         with router.connection(tenant="k0"):
             for number in range(1, 100):
                 with router.connection(tenant=f"k{number}", read_only=True):
-                    assert len(routing.readers) <= 10
-                    assert len(routing._targets) <= 10
-                    assert len(routing._admissions) <= 21
+                    assert len(in_force.lanes.readers) <= 10
+                    assert len(in_force.lanes._targets) <= 10
+                    assert len(in_force.lanes._admissions) <= 21
             with pytest.raises(PoolExhausted, match="it uses all 1 that it may"):
                 with router.connection(tenant="k0", timeout=0.05):
                     pytest.fail("it was forgotten that it has one")
@@ -1004,13 +1004,13 @@ def test_of_tenants_servers_that_are_down_only_so_many_are_watched(monkeypatch: 
     monkeypatch.setattr("router._sync.clusters.VISITED", 3)
     options = RouterSettings(tenant_template="postgresql://app@127.0.0.{tenant}:1/app", versions={"v1": "host=h"})
     with Router(options) as router:
-        routing = router._routing
+        in_force = router._in_force
         for number in range(2, 20):
             with pytest.raises(NoPrimary):  # looked at or not, in so short a time
                 with router.connection(tenant=str(number), timeout=0.05):
                     pytest.fail("somebody listens there")
-            assert len(routing.clusters.servers) <= 3
-            assert len(routing.clusters.health) <= 3
+            assert len(in_force.clusters.servers) <= 3
+            assert len(in_force.clusters.health) <= 3
 
 
 def test_of_passwords_only_those_in_use_are_remembered(world: World) -> None:
@@ -1028,7 +1028,7 @@ def test_of_passwords_only_those_in_use_are_remembered(world: World) -> None:
         assert len(asked) >= 10
 
         def are_forgotten() -> bool:
-            return len(router._routing._opener._answers) <= 1  # the version's own
+            return len(router._in_force._opener._answers) <= 1  # the version's own
 
         eventually(are_forgotten)
 

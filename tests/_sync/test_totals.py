@@ -71,7 +71,7 @@ def test_totals_only_grow_while_pools_are_closed_in_the_middle_of_requests(clust
         def added_up() -> bool:
             gc.collect()
             router.stats()
-            return len(router._routing.pools._counts) <= 3
+            return len(router._in_force.pools._counts) <= 3
 
         eventually(added_up)
         assert totals(router, read_only=True).requests >= 400
@@ -252,7 +252,7 @@ def test_no_event_is_made_of_a_request_when_nobody_listens(
     cluster: PostgresCluster, caplog: pytest.LogCaptureFixture
 ) -> None:
     with Router(settings(primary=cluster.dsn())) as router:
-        heard = router._routing.observers.hear_of
+        heard = router._in_force.observers.hear_of
         caplog.set_level(logging.INFO, "router")
         assert not any(heard(kind) for kind in (RequestFailed, Repeated, ReadOnPrimary))
         caplog.set_level(logging.DEBUG, "router")

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from router._sync.line import Line
     from router._sync.pool.opener import Opener
     from router.core.observations import ProbeResult
-    from router.core.topology import Home, Node, Scope, Target
+    from router.core.topology import Node, Scope, Target
 
 
 USERS = "a stream() or notifies() that was left half way, or another task or thread"
@@ -152,7 +152,6 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         read_only: Whether its sessions refuse writes.
         tenant: Whose it is; ``None`` for a version's, and for one that tenants share.
         shared: Whether tenants share it.
-        home: Where the tenant lived for which it was opened, when that was last looked at; ``None`` before.
         budget_key: What each of its connections counts as in the budget.
         idle: The connections ready to be borrowed; empty while the pool is in doubt, whatever it keeps.
         doubted_at: When it was last put in doubt, on the monotonic clock.
@@ -219,7 +218,6 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         self.watched = watched
         self.read_only = read_only
         cap = None if self.tenant is None else target.policy.max_connections
-        self.home: Home | None = None
         self.budget_key = budget_key(node, f"tenant {self.tenant}" if self.tenant else cluster.name, cap)
         self._waiting = PoolLine(self)
         self.idle = self._pool
@@ -245,11 +243,6 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         self._sure_until = 0.0
         self._startup = target.startup if target.in_session else None
         self._used_at = monotonic()  # when somebody last came for a connection that was not ready
-
-    @property
-    def is_of_one_tenant(self) -> bool:
-        """Whether it is one tenant's, or in a database or for a login of its own."""
-        return self.tenant is not None or (self.shared and self.cluster.nodes != self.watched.value.nodes)
 
     @property
     def in_use(self) -> bool:

@@ -111,6 +111,20 @@ class Pools:
         """Give all that there are, open or draining."""
         return (pool for cluster in self._clusters for pool in cluster.pools)
 
+    def allow(self, most: int, versions: Iterable[str]) -> None:
+        """Go by another topology from now on.
+
+        Args:
+            most: How many may be open; those that are too many go when they are unused.
+            versions: The versions whose requests are counted apart; what was counted of others stays.
+        """
+        with self._guard:
+            self._most = most
+            for version in versions:
+                for read_only in (True, False):
+                    self._totals.setdefault((version, read_only), Counter())
+        self.note_unused()
+
     def serving(self, target: Target, *, read_only: bool) -> Mapping[Node, NodePool]:
         """Find the open pools for a target.
 

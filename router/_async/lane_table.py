@@ -1,0 +1,238 @@
+"""The lanes, by what requests name; and what is remembered of how a key was resolved."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
+
+from router._async.admission import AsyncAdmission
+from router._async.lanes import AsyncLane, AsyncPoolSet
+from router._async.pool.registry import PoolsKey
+from router._runtime.flags import AGuard, acheck_locks
+from router.core.errors import NoPrimary, NoReplica, RouterClosed
+from router.core.resolve import check_key, resolve
+
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
+    from router._async.in_force import AsyncInForce
+    from router.core.errors import Unavailable
+    from router.core.topology import Target
+
+    Key: TypeAlias = str | tuple[str | None, str] | None  # a version, or a version and a tenant
+
+REMEMBERED = 20_000
+"""How many keys are remembered with what was worked out for them: where a template makes tenants, anybody may name any.
+With more than that, all are worked out anew."""
+
+
+class NotKnownYet(Exception):
+    """Where a tenant lives has to be asked first."""
+
+
+class AsyncLaneTable:
+    """The lanes, by what requests name: worked out from the topology in force, and from what the directory has said.
+
+    Attributes:
+        readers: The lanes for reading; replaced whole when all are worked out anew, so that a hit needs no guard.
+        writers: Those for writing, likewise.
+    """
+
+    def __init__(self, in_force: AsyncInForce) -> None:
+        """Begin with none.
+
+        Args:
+            in_force: What they are worked out from.
+        """
+        self._in_force = in_force
+        self.readers: dict[Key, AsyncLane] = {}
+        self.writers: dict[Key, AsyncLane] = {}
+        self._targets: dict[Key, Target] = {}
+        self._forgotten = 0  # how often forget() was called
+        self._admissions: WeakValueDictionary[str, AsyncAdmission] = WeakValueDictionary()  # a lane keeps its own
+        self._pool_sets: WeakValueDictionary[PoolsKey, AsyncPoolSet] = WeakValueDictionary()  # likewise
+        self._guard = AGuard()  # guards the replacing of all of these
+
+    def clear(self) -> None:
+        """Have all lanes worked out anew."""
+        self.readers, self.writers = {}, {}
+
+    def find(self, version: str | None, tenant: str | None, *, read_only: bool) -> AsyncLane:
+        """Find the lane for a key, or work it out.
+
+        Args:
+            version: As for :meth:`lane`.
+            tenant: As for :meth:`lane`.
+            read_only: As for :meth:`lane`.
+
+        Returns:
+            The lane.
+
+        Raises:
+            LookupError: As for :meth:`lane`.
+            NotKnownYet: As for :meth:`lane`.
+            RouterClosed: As for :meth:`lane`.
+        """
+        lanes = self.readers if read_only else self.writers
+        lane = lanes.get(version if tenant is None else (version, tenant)) if isinstance(tenant, str | None) else None
+        return self.lane(version, tenant, read_only=read_only) if lane is None else lane
+
+    def lane(self, version: str | None, tenant: str | None = None, *, read_only: bool) -> AsyncLane:
+        """Work out the lane for a key.
+
+        Args:
+            version: The version, or an alias of it; ``None`` takes the tenant's, or the default.
+            tenant: The tenant; ``None`` for none.
+            read_only: Whether it is for reading.
+
+        Returns:
+            The lane, which serves the key until something changes.
+
+        Raises:
+            UnknownVersion: There is no such version.
+            UnknownTenant: There is no such tenant, or it does not live there.
+            NotKnownYet: Where the tenant lives has to be asked.
+            RouterClosed: The router was closed.
+            RuntimeError: Greenlets have taken the place of threads since the router was made.
+        """
+        acheck_locks()
+        if len(self.readers if read_only else self.writers) >= REMEMBERED:
+            with self._guard:
+                self.clear()
+        lanes, forgotten = self.readers if read_only else self.writers, self._forgotten
+        key: Key = version if tenant is None else (version, tenant)
+        target = self.target(version, tenant)
+        lane = AsyncLane(target, self._pool_set(target, read_only=read_only), self._admission(target), key)
+        lanes[key] = lane
+        if self._forgotten != forgotten:  # it may be from before
+            lanes.pop(key, None)
+        return lane
+
+    def target(self, version: str | None, tenant: str | None) -> Target:
+        """Resolve what a request names, by the settings and by what the directory has said.
+
+        Args:
+            version: The version, or an alias of it; ``None`` takes the tenant's, or the default.
+            tenant: The tenant; ``None`` for none.
+
+        Returns:
+            The target.
+
+        Raises:
+            UnknownVersion: There is no such version.
+            UnknownTenant: There is no such tenant, or it does not live there.
+            NotKnownYet: Where the tenant lives has to be asked.
+        """
+        if tenant is None:
+            return resolve(self._in_force.topology, version)
+        key: Key = (version, tenant)
+        if len(self._targets) >= REMEMBERED:
+            self._targets = {}
+        targets, forgotten = self._targets, self._forgotten
+        target = targets.get(key) if isinstance(tenant, str) else None
+        if target is None:
+            home, tenancy = None, self._in_force.topology.tenancy
+            if self._in_force.directory is not None and tenancy is not None:
+                check_key(tenancy.pattern, tenant)
+                if tenant not in tenancy.homes and (home := self._in_force.directory.known(tenant)) is None:
+                    raise NotKnownYet
+            target = targets[key] = resolve(self._in_force.topology, version, tenant, home)
+            if self._forgotten != forgotten:  # it may be from before
+                targets.pop(key, None)
+        return target
+
+    def _pool_set(self, target: Target, *, read_only: bool) -> AsyncPoolSet:
+        """Find what all lanes for the same servers and use have in common, or make it."""
+        if self._in_force.closed:
+            raise RouterClosed("the router is closed")
+        key = PoolsKey.of(target, read_only=read_only)
+        with self._guard:
+            pool_set = self._pool_sets.get(key)
+            if pool_set is None or pool_set.is_superseded:
+                pool_set = self._pool_sets[key] = AsyncPoolSet(self._in_force, target, read_only=read_only)
+        self._in_force.clusters.add_pool_set(pool_set)
+        return pool_set
+
+    @property
+    def pool_sets(self) -> list[AsyncPoolSet]:
+        """The pool sets that there are."""
+        references = self._pool_sets.valuerefs()
+        return [pool_set for reference in references if (pool_set := reference()) is not None]
+
+    def _admission(self, target: Target) -> AsyncAdmission | None:
+        tenant, most = target.tenant, target.policy.max_connections
+        if not target.shared or tenant is None or most is None:
+            return None
+        with self._guard:
+            admission = self._admissions.get(tenant)
+            if admission is None:
+                admission = self._admissions[tenant] = AsyncAdmission(most)
+            elif admission.limit != most:
+                admission.limit = most
+            return admission
+
+    def forget(self, tenant: str | None) -> None:
+        """Work out anew where a tenant lives, from its next request on.
+
+        Args:
+            tenant: The tenant; ``None`` for all of them.
+        """
+        with self._guard:
+            self._forgotten += 1  # first: who has looked before stores nothing after this, or before what follows
+            if tenant is None:
+                self._targets, self.readers, self.writers = {}, {}, {}
+                return
+            for version in (None, *self._in_force.topology.versions, *self._in_force.topology.aliases):
+                for known in (self._targets, self.readers, self.writers):
+                    known.pop((version, tenant), None)
+
+    def unlist(self, lane: AsyncLane) -> None:
+        """Keep nothing of a tenant that turned out not to be there: anybody may ask for anything.
+
+        Args:
+            lane: Its lane.
+        """
+        for known in (self._targets, self.readers, self.writers):
+            known.pop(lane.key, None)
+
+    async def successor(self, lane: AsyncLane, deadline: float) -> AsyncLane:
+        """Find the lane that requests for a key use now, for one that has another from before.
+
+        Args:
+            lane: The one that it has.
+            deadline: Until when, on the monotonic clock.
+
+        Returns:
+            The lane.
+
+        Raises:
+            UnknownVersion: There is no such version any more.
+            UnknownTenant: There is no such tenant any more, or it does not live there.
+            DirectoryUnavailable: It cannot be found out where the tenant lives.
+            Unavailable: The tenant is kept apart in another way by now, for which the checkout was not made.
+            RouterClosed: The router was closed.
+        """
+        version, tenant = lane.key if isinstance(lane.key, tuple) else (lane.key, None)
+        while True:
+            try:
+                found = self.lane(version, tenant, read_only=lane.read_only)
+                break
+            except NotKnownYet:
+                if self._in_force.directory is None:
+                    raise
+                await self._in_force.directory.find(str(tenant), deadline)
+        if (found.target.scope is None) is not (lane.target.scope is None):
+            kind: type[Unavailable] = NoReplica if lane.read_only else NoPrimary
+            raise kind(
+                f"tenant {tenant!r} is kept apart in another way since connection() was called: call it again",
+                version=lane.target.requested,
+                tenant=tenant,
+            )
+        return found
+
+    async def drop(self, lane: AsyncLane) -> None:
+        """Close the pools that were opened for a tenant that turned out not to be there."""
+        self.unlist(lane)
+        for pool in list(self._in_force.pools):
+            if pool.tenant == lane.target.tenant and not pool.in_use and not pool.idle:
+                await self._in_force.pools.drain(pool)

@@ -1,0 +1,349 @@
+# Generated from router/_async/in_force.py by tools/async_to_sync.py: do not edit.
+"""What is in force: the one mutable reference of a router."""
+
+from __future__ import annotations
+
+import logging
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from router._observers import Observers
+from router._runtime.calls import Isolated
+from router._runtime.flags import Flag, Guard, sleep
+from router._runtime.sockets import cut
+from router._runtime.workers import join, spawn, wait_quietly
+from router._sync.checkout import Checkout
+from router._sync.clusters import Clusters
+from router._sync.lane_table import LaneTable
+from router._sync.monitor import Monitor
+from router._sync.pool.opener import Opener
+from router._sync.pool.registry import Pools
+from router._sync.routes import Routes
+from router._sync.slots import Slots
+from router.core.budget import Limits
+from router.core.errors import RouterClosed
+from router.core.plan import serves
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from router._runtime.calls import Configure, Password
+    from router._runtime.workers import Worker
+    from router._sync.cluster import SyncCluster
+    from router._sync.directory import Directory
+    from router._sync.pool.node_pool import NodePool
+    from router.core.events import Observer
+    from router.core.plan import Plan
+    from router.core.topology import Home, Server, Target, Topology
+
+GRACE = 1.0
+"""Seconds that background work gets to end, although the time given for closing has passed."""
+
+HOUSEKEEPING = 1.0
+"""Seconds between two rounds in which what is not used any more is closed."""
+
+logger = logging.getLogger("router")
+
+
+class InForce:
+    """Everything of one router that changes, and the only thing that does.
+
+    Attributes:
+        topology: What is configured; replaced whole.
+        closed: Whether the router was closed.
+        dropped: Whether nothing refers to the router any more, and it was not closed.
+        directory: Says where tenants live that the settings do not list; ``None`` for none.
+        observers: Told of events.
+        slots: The process's budget.
+        clusters: The clusters in use, and what is known of their servers.
+        monitor: Watches the servers.
+        pools: The pools, open and draining.
+        lanes: The lanes, by what requests name.
+        routes: Says where requests may go.
+        guard: Guards asked, the replacing of the topology, and what begins with the first request.
+        asked: The servers that a request asks now how far they are.
+    """
+
+    def __init__(
+        self,
+        topology: Topology,
+        *,
+        password: Password | None,
+        configure: Configure | None,
+        observers: Sequence[Observer],
+    ) -> None:
+        """Begin with nothing known and nothing open.
+
+        Args:
+            topology: What is configured.
+            password: Gives the password of a node.
+            configure: Called with each new connection.
+            observers: Told of each event.
+        """
+        self.topology = topology
+        self.closed = False
+        self.dropped = False
+        self.directory: Directory | None = None
+        self.observers = Observers(observers)
+        self._callables = (password, configure)
+        self._start()
+
+    def _start(self) -> None:
+        password, configure = self._callables
+        self.guard = Guard()
+        self.asked: set[Server] = set()
+        self._closing = Flag()
+        self._housekeeper: Worker | None = None
+        self.slots = Slots(_limits(self.topology))
+        self.clusters = Clusters(self.topology.health, self.observers)
+        self._opener = Opener(self.slots, self.clusters, password=password, configure=configure)
+        self.monitor = Monitor(self.clusters, self._opener)
+        self.pools = Pools(self.topology.max_pools, self.topology.versions, self._opener, self.clusters)
+        self.slots.sources = (self.pools, self.monitor)
+        self.lanes = LaneTable(self)
+        self.routes = Routes(self)
+
+    def borrow(self, version: str | None) -> Checkout:
+        """Prepare to borrow a connection that writes, as a request would that names a version only.
+
+        Args:
+            version: The version.
+
+        Returns:
+            The checkout.
+        """
+        return Checkout(self.lanes.find(version, None, read_only=False), None)
+
+    # Change
+
+    def apply(self, plan: Plan) -> None:
+        """Put another topology in force.
+
+        Requests that began before and those that begin now share what both would use: pools of clusters that are equal
+        by value go on as if nothing had happened. That no request fails, and no pool of a cluster that goes is left
+        open, hangs on the order of the steps:
+
+        1. The topology is replaced, and all lanes are forgotten, under the guard: whoever looks up a lane from now on
+           finds the new one, and whoever had looked at the old topology before stores nothing.
+        2. The pool sets that serve nothing any more are superseded. None of them opens a pool from then on; the
+           requests that wait in their lines, and those that come by a lane from before, look up their lanes again.
+        3. The pools that serve nothing any more drain. Only now: were they to drain first, a pool set that is still in
+           use would open others in their place.
+        4. What was opened between the second step and its being seen is drained by housekeeping, which repeats 2 and 3.
+
+        Args:
+            plan: What changes; its ``before`` is the topology in force.
+
+        Raises:
+            RouterClosed: The router was closed.
+        """
+        with self.guard:
+            if self.closed:
+                raise RouterClosed("the router is closed")
+            self.topology = plan.after
+            self.lanes.forget(None)
+        for cluster in self.clusters:
+            if cluster.kept and not self._is_version(cluster):
+                self.clusters.keep(cluster, kept=False)
+        self.clusters.policy = plan.after.health
+        self.pools.allow(plan.after.max_pools, plan.after.versions)
+        self.slots.allow(_limits(plan.after))
+        for pool_set in self.lanes.pool_sets:
+            if not self._serves(pool_set.target):
+                pool_set.supersede()
+        self._drain_superseded()
+        if self.directory is not None and self.directory.table is not None:
+            self.directory.table.leave_draining()
+
+    def forget(self, tenant: str | None) -> None:
+        """Work out anew where a tenant lives, from its next request on.
+
+        Args:
+            tenant: The tenant; ``None`` for all of them.
+        """
+        self.lanes.forget(tenant)
+
+    def follow_tenant(self, tenant: str, home: Home | None) -> None:
+        """Do what follows from a tenant's move.
+
+        Args:
+            tenant: The tenant.
+            home: Where it lives, by what the directory says; ``None`` for nowhere.
+        """
+        for pool_set in self.lanes.pool_sets:
+            if pool_set.target.tenant == tenant and not serves(self.topology, pool_set.target, home, listed=False):
+                pool_set.supersede()
+        for pool in self.pools.open_pools:
+            if pool.target.tenant == tenant and not serves(self.topology, pool.target, home, listed=False):
+                self.pools.drain(pool)
+
+    def _drain_superseded(self) -> None:
+        """Drain the pools that requests would not use any more.
+
+        A tenant with pools of its own counts as one that is used: it is asked for again when that is due, even if no
+        request names it, since its pools may be kept warm.
+        """
+        for pool in self.pools.open_pools:
+            if pool.target.tenant is not None and self.directory is not None:
+                self.directory.confirm(pool.target.tenant)
+            if not self._serves(pool.target):
+                for pool_set in self.lanes.pool_sets:
+                    if pool in pool_set.pools:
+                        pool_set.supersede()
+                self.pools.drain(pool)
+
+    def _serves(self, target: Target) -> bool:
+        """Whether requests would still use what was opened for a target, as far as that is known now."""
+        tenancy, directory, tenant = self.topology.tenancy, self.directory, target.tenant
+        if tenant is None or tenancy is None or directory is None or tenant in tenancy.homes:
+            return serves(self.topology, target, None, listed=True)
+        known, home = directory.peek(tenant)
+        if not known:  # it is being asked for; on servers of a version that is in force, it stays until then
+            return (target.watched or target.cluster) in self.topology.versions.values() or home is not None
+        return serves(self.topology, target, home, listed=False)
+
+    def begin_request(self, cluster: SyncCluster) -> None:
+        """Have a cluster in use, and its servers watched, while a request looks for one of them.
+
+        Args:
+            cluster: The cluster; ``clusters.end_request()`` has to be called, unless this fails.
+        """
+        if not cluster.kept and self._is_version(cluster):
+            self.clusters.keep(cluster, kept=True)
+        self.clusters.begin_request(cluster)
+        try:
+            self.monitor.watch(cluster)
+            self._begin_housekeeping()
+        except BaseException:
+            self.clusters.end_request(cluster)
+            raise
+
+    def _is_version(self, cluster: SyncCluster) -> bool:
+        return self.topology.versions.get(cluster.value.name) == cluster.value
+
+    def _begin_housekeeping(self) -> None:
+        if self._housekeeper is None:
+            with self.guard:
+                if self._housekeeper is None and not self.closed:
+                    self._housekeeper = spawn(self._keep_house, "router keeps house")
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is something to close."""
+        return self._housekeeper is not None and not self.closed
+
+    def _keep_house(self) -> None:
+        try:
+            while not self._closing.wait_for(HOUSEKEEPING):
+                self._keep_house_once()
+                if self.dropped and self._ended():
+                    return
+        finally:
+            if self.dropped and not self.closed:  # its event loop ends
+                self.discard()
+
+    def _ended(self) -> bool:
+        """Close it all once no request has a connection any more; whether that is done."""
+        if self.directory is not None:  # which has one
+            self.directory.close(GRACE)
+        if any(pool.in_use for pool in self.pools):
+            return False
+        self._housekeeper = None  # else it would wait for itself
+        self.close(GRACE)
+        return True
+
+    def _keep_house_once(self) -> None:
+        with Isolated("could not close what is not used"):
+            self.pools.sweep()
+        with Isolated("could not find out which connections have ended"):
+            self.slots.sweep()
+        with Isolated("could not drain what is superseded"):
+            self._drain_superseded()
+        with Isolated("could not forget passwords"):
+            self._opener.forget_unused()
+        with Isolated("could not ask the directory again"):
+            if self.directory is not None:
+                self.directory.tick(monotonic())
+
+    # The end
+
+    def close(self, timeout: float) -> int:
+        """Close every pool; no further request is served.
+
+        Args:
+            timeout: The most to wait for borrowed connections to come back, in seconds.
+
+        Returns:
+            How many borrowed connections were cut because they did not come back in time.
+        """
+        deadline = monotonic() + timeout
+        with self.guard:
+            self.closed = True
+            self.lanes.clear()
+        pools = self.pools.close()
+        self._closing.set()
+        for pool_set in self.lanes.pool_sets:
+            pool_set.invalidate()
+            pool_set.line.fail(RouterClosed("the router is closed"))
+        with Isolated("could not close the directory of tenants"):
+            if self.directory is not None:
+                self.directory.close(GRACE)
+        self.slots.close()
+        cut_off = _emptied(pools, deadline)
+        deadline = max(deadline, monotonic() + GRACE)
+        with Isolated("could not stop the watchers"):
+            self.monitor.close(max(deadline - monotonic(), 0.0))
+        for pool in pools:
+            with Isolated("could not close the pool to %s", pool.node):
+                if not pool.closed:
+                    pool.drop("")  # which psycopg_pool comes to only if its workers end as they should
+                    wait_quietly(pool.close, max(deadline - monotonic(), 0.1))
+            self.clusters.remove(pool)
+        if self._housekeeper is not None:
+            join(self._housekeeper, max(deadline - monotonic(), 0.0))
+        return cut_off
+
+    def discard(self) -> int:
+        """Close every connection at once, when nothing that uses them can run any more.
+
+        Returns:
+            How many of them were borrowed.
+        """
+        self.closed = True
+        self.lanes.clear()
+        pools = self.pools.close()
+        borrowed = sum(len(pool.borrowed) for pool in pools)
+        self.slots.discard()
+        for pool in pools:
+            pool.abandon()
+        return borrowed
+
+    def abandon(self) -> None:
+        """Start anew in the child of a fork: what is open is the parent's, and is neither used nor closed here."""
+        for pool in self.pools:
+            pool.abandon()
+        self.monitor.abandon()
+        self._inherited = self.clusters, self.monitor  # what it holds is not to be closed by being forgotten
+        self._start()
+
+
+def _limits(topology: Topology) -> Limits:
+    return Limits(topology.max_connections, topology.max_connections_per_server)
+
+
+def _emptied(pools: Sequence[NodePool], deadline: float) -> int:
+    """Lend nothing any more, wait for what is out, and cut the rest; how many that was."""
+    for pool in pools:
+        pool.begin_draining()
+    while any(pool.borrowed for pool in pools) and monotonic() < deadline:
+        sleep(0.01)
+        for pool in pools:
+            if pool.lost:
+                pool.reclaim()
+    lent = [original.connection() for pool in pools for original in list(pool.borrowed)]
+    cut_off = [connection for connection in lent if connection is not None]
+    for connection in cut_off:
+        cut(connection)
+    if cut_off:
+        logger.warning("closing the router cut %d connections that were still borrowed", len(cut_off))
+    return len(cut_off)

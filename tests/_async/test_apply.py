@@ -1,0 +1,133 @@
+"""Another topology is put in force under load: no request fails, and nothing of the old one stays."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from router import AsyncRouter, RouterClosed, UnknownVersion
+from router._runtime.flags import asleep
+from router.core.plan import plan
+from tests.support import aall_of, aeventually, port, settings
+
+if TYPE_CHECKING:
+    from router.testing import PostgresCluster
+
+OPTIONS: dict[str, Any] = {"pool": {"max_size": 3, "timeout": 20.0}, "health": {"interval": 0.1}}
+
+
+async def apply(router: AsyncRouter, **options: Any) -> None:
+    in_force = router._in_force
+    await in_force.apply(plan(in_force.topology, settings(**{**OPTIONS, **options}).topology()))
+
+
+async def host(router: AsyncRouter, version: str, *, read_only: bool = False) -> str:
+    async with router.connection(version=version, read_only=read_only) as connection:
+        await connection.execute("SELECT 1")
+        return connection.info.host
+
+
+async def nothing_drains(router: AsyncRouter) -> bool:
+    return not router.stats().draining and not any(pool.draining for pool in router._in_force.pools)
+
+
+async def test_a_version_that_changes_comes_or_goes_under_load(cluster: PostgresCluster) -> None:
+    first, second = cluster.standbys
+    one = {"primary": cluster.dsn(), "replicas": [first.dsn()]}
+    two = {"primary": cluster.dsn(), "replicas": [second.dsn()]}
+    three = {"primary": cluster.dsn(host="localhost"), "replicas": [second.dsn(host="localhost")]}
+    async with AsyncRouter(settings(**OPTIONS, versions={"v1": one, "v2": two}, aliases={"live": "v1"})) as router:
+        served, over = Counter[int](), list[bool]()
+
+        async def read() -> None:
+            while not over:
+                async with router.connection(version="live", read_only=True) as connection:
+                    cursor = await connection.execute("SELECT 1")
+                    assert await cursor.fetchall() == [(1,)]
+                    served[port(connection)] += 1
+
+        async def write() -> None:
+            while not over:
+                async with router.connection(version="live") as connection:
+                    await connection.execute("SELECT pg_sleep(0.002)")
+
+        async def change() -> None:
+            try:
+                for _ in range(6):
+                    for versions in ({"v1": two}, {"v1": three, "v3": one}, {"v1": one, "v2": two}):
+                        done = served.total()
+                        await apply(router, versions=versions, aliases={"live": "v1"})
+                        while served.total() < done + 20:
+                            await asleep(0.005)
+            finally:
+                over.append(True)
+
+        await aall_of(change, *[read] * 4, *[write] * 4)
+        assert served[first.port]
+        assert served[second.port]
+        await aeventually(lambda: nothing_drains(router))
+        hosts = {pool.node.server.host for pool in router._in_force.pools}
+        assert hosts == {"127.0.0.1"}
+        versions = [cluster.value for cluster in router._in_force.clusters]
+        assert versions == [router._in_force.topology.versions["v1"]]
+        assert {server.host for server in router._in_force.clusters.servers} == {"127.0.0.1"}
+
+
+async def test_pools_of_clusters_that_are_equal_by_value_go_on(cluster: PostgresCluster) -> None:
+    versions = {"v1": {"primary": cluster.dsn()}, "v2": {"primary": cluster.dsn()}}
+    async with AsyncRouter(settings(**OPTIONS, versions=versions)) as router:
+        await host(router, "v1")
+        await host(router, "v2")
+        [stays, goes] = router._in_force.pools
+        await apply(router, versions={"v1": {"primary": cluster.dsn()}}, max_connections=7, max_pools=5)
+        assert list(router._in_force.pools) == [stays]
+        assert (stays.draining, goes.draining) == (False, True)
+        assert router.stats().max_connections == 7
+        with pytest.raises(UnknownVersion):
+            await host(router, "v2")
+        await apply(router, versions=versions)
+        await host(router, "v2")
+
+
+async def test_what_was_prepared_before_is_served_by_what_is_in_force(cluster: PostgresCluster) -> None:
+    tenants = {"acme": {"version": "v1", "row": "app.tenant"}, "globex": {"version": "v1", "schema": "globex"}}
+    shared = {"pooling": "shared"}
+    before = settings(**OPTIONS, versions={"v1": {"primary": cluster.dsn()}}, tenants=tenants, tenancy=shared)
+    async with AsyncRouter(before) as router:
+        for tenant in (None, "acme"):
+            async with router.connection(version="v1", tenant=tenant) as connection:
+                assert connection.info.host == "127.0.0.1"
+        late = [router.connection(version="v1", tenant=tenant) for tenant in (None, "acme", "acme")]
+        removed = router.connection(version="v1", tenant="globex")
+        versions = {"v1": {"primary": cluster.dsn(host="localhost")}, "v2": {"primary": cluster.dsn()}}
+        await apply(router, versions=versions, tenants={"acme": tenants["acme"]}, tenancy=shared)
+        for checkout in late:
+            async with checkout as connection:
+                assert connection.info.host == "localhost"
+        with pytest.raises(LookupError):
+            async with removed:
+                pytest.fail("globex is no tenant any more")
+        assert {pool.node.server.host for pool in router._in_force.pools} == {"localhost"}
+
+
+async def test_a_block_goes_on_and_its_pool_goes_when_it_ends(cluster: PostgresCluster) -> None:
+    async with AsyncRouter(settings(**OPTIONS, versions={"v1": {"primary": cluster.dsn()}})) as router:
+        async with router.connection(version="v1") as connection:
+            await connection.execute("SELECT 1")
+            await apply(router, versions={"v2": {"primary": cluster.dsn(host="localhost")}})
+            assert [pool.version for pool in router.stats().draining] == ["v1"]
+            await connection.execute("SELECT 1")
+            assert await host(router, "v2") == "localhost"
+        assert router.stats().draining == ()
+        assert {one.value.name for one in router._in_force.clusters} == {"v2"}
+        totals = {(one.version, one.read_only): one.requests for one in router.stats().totals}
+        assert (totals["v1", False], totals["v2", False]) == (1, 1)
+
+
+async def test_a_closed_router_takes_no_other_topology(cluster: PostgresCluster) -> None:
+    router = AsyncRouter(settings(**OPTIONS, versions={"v1": {"primary": cluster.dsn()}}))
+    await router.close()
+    with pytest.raises(RouterClosed):
+        await apply(router, versions={"v2": {"primary": cluster.dsn()}})
