@@ -32,7 +32,8 @@ RUNTIME = [
 BELOW_THE_SHELL = [*CORE, "_first_use", *SETTINGS, "context", "sessions", *RUNTIME, "_observers"]
 # The modules of `_async`, and the same ones of `_sync`; neither shell imports from the other.
 SHELL = [
-    "closing", "slots", "line", "admission", "cluster", "clusters", "pool.scripts", "pool.connection", "pool.opener",
+    "closing", "slots", "line", "admission", "server_in_use", "cluster", "clusters", "pool.scripts",
+    "pool.connection", "pool.opener",
     "pool.session_state", "pool.node_pool", "pool.shared_pool", "pool.registry", "silence", "watcher", "monitor",
     "unavailable", "acquire", "checkout", "lanes", "lane_table", "routes",
     "directory_table", "directory_source", "directory", "in_force",

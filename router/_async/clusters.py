@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 from router._async.cluster import FAST_INTERVAL, AsyncCluster
+from router._async.server_in_use import AsyncServerInUse
 from router._runtime.calls import Isolated
-from router._runtime.flags import AFlag, AGuard
+from router._runtime.flags import AGuard
 from router.core.changes import changes
 from router.core.events import ConnectionsCut, Event, PoolClosed
 from router.core.health import UNKNOWN, NodeUse, login_failure, observe
@@ -28,47 +29,13 @@ if TYPE_CHECKING:
     from router.core.health import Health
     from router.core.observations import Observation
     from router.core.policies import HealthPolicy
-    from router.core.topology import Cluster, Node
+    from router.core.topology import Cluster
 
 VISITED = 64
 """How many clusters of tenants' own are in use although they have no pool: those that were asked for last."""
 
 FORGOTTEN = "the server has nothing to do for them, and they hear nothing: what is between has forgotten them"
 """Why connections to a server that is well are cut."""
-
-
-class AsyncServerInUse:
-    """A server that clusters in use have nodes on.
-
-    Attributes:
-        server: The server.
-        clusters: They; replaced whole.
-        probe_now: Set to have it probed at once.
-        quarantined: Whether pools may be in quarantine until a probe has ended.
-    """
-
-    __slots__ = ("clusters", "probe_now", "quarantined", "server")
-
-    def __init__(self, server: Server) -> None:
-        self.server = server
-        self.clusters: tuple[AsyncCluster, ...] = ()
-        self.probe_now = AFlag()
-        self.quarantined = False
-
-    @property
-    def nodes(self) -> dict[Node, Cluster]:
-        """The nodes on it, each with its cluster."""
-        return {
-            node: cluster.value
-            for cluster in self.clusters
-            for node in cluster.value.nodes
-            if node.server == self.server
-        }
-
-    @property
-    def pools(self) -> list[AsyncNodePool]:
-        """The pools to it, open and draining."""
-        return [pool for cluster in self.clusters for pool in cluster.pools if pool.node.server == self.server]
 
 
 class AsyncClusters:

@@ -51,9 +51,8 @@ class _Question:
     def __init__(self, tenant: str) -> None:
         self.tenant = tenant
         self.waiting = 0
-        self.overtaken = False
         self.answered = AFlag()
-        self.unknown = self.moved = False
+        self.overtaken = self.unknown = self.moved = False
         self.reason = ""
 
 
@@ -223,9 +222,8 @@ class AsyncDirectory:
         with self._guard:
             now = monotonic()
             stats = self._answers.stats(now)
-            if (failing := self._source.failing) is None:
-                return stats
-            return replace(stats, failing_for=now - failing[0], reason=failing[1])
+            failing = self._source.failing
+            return replace(stats, failing_for=now - failing[0], reason=failing[1]) if failing else stats
 
     async def tenants(self) -> list[str]:
         """List the tenants, if the source can.

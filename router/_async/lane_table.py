@@ -159,6 +159,11 @@ class AsyncLaneTable:
         references = self._pool_sets.valuerefs()
         return [pool_set for reference in references if (pool_set := reference()) is not None]
 
+    @property
+    def admissions(self) -> list[AsyncAdmission]:
+        """The limits of tenants that are in use."""
+        return list(self._admissions.values())
+
     def _admission(self, target: Target) -> AsyncAdmission | None:
         tenant, most = target.tenant, target.policy.max_connections
         if not target.shared or tenant is None or most is None:

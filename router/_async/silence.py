@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from psycopg import AsyncConnection
     from psycopg.rows import TupleRow
 
-    from router._async.clusters import AsyncServerInUse
     from router._async.pool.node_pool import AsyncNodePool
     from router._async.pool.opener import Session
     from router._async.pool.session_state import SessionState
+    from router._async.server_in_use import AsyncServerInUse
 
 SAMPLE = 15.0
 """Seconds between two samples, and for which a connection has to have been quiet to be sampled at all."""

@@ -29,8 +29,9 @@ from router.core.observations import AttemptFailed, NotProbed
 if TYPE_CHECKING:
     from psycopg.rows import TupleRow
 
-    from router._async.clusters import AsyncClusters, AsyncServerInUse
+    from router._async.clusters import AsyncClusters
     from router._async.pool.opener import AsyncOpener
+    from router._async.server_in_use import AsyncServerInUse
     from router._async.slots import AsyncSlot
     from router._runtime.workers import AWorker
     from router.core.observations import Observation, ProbeResult

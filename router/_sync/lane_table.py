@@ -160,6 +160,11 @@ class LaneTable:
         references = self._pool_sets.valuerefs()
         return [pool_set for reference in references if (pool_set := reference()) is not None]
 
+    @property
+    def admissions(self) -> list[Admission]:
+        """The limits of tenants that are in use."""
+        return list(self._admissions.values())
+
     def _admission(self, target: Target) -> Admission | None:
         tenant, most = target.tenant, target.policy.max_connections
         if not target.shared or tenant is None or most is None:

@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from psycopg import Connection
     from psycopg.rows import TupleRow
 
-    from router._sync.clusters import ServerInUse
     from router._sync.pool.node_pool import NodePool
     from router._sync.pool.opener import Session
     from router._sync.pool.session_state import SessionState
+    from router._sync.server_in_use import ServerInUse
 
 SAMPLE = 15.0
 """Seconds between two samples, and for which a connection has to have been quiet to be sampled at all."""

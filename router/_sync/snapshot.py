@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from time import monotonic
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from router.core.health import node_state, restrictions_of, role_of
 from router.core.measures import DrainingPoolStats, NodeStats, Stats, TenantPoolStats, VersionStats
@@ -17,8 +17,102 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from router._sync.in_force import InForce
+    from router.core.health import Health
     from router.core.measures import PoolStats
-    from router.core.topology import Cluster, Node
+    from router.core.topology import Cluster, Node, Server
+
+
+class PoolView(NamedTuple):
+    """One pool, for tests.
+
+    Attributes:
+        node: What it connects to.
+        read_only: Whether it is for reading.
+        tenant: Whose it is; ``None`` for a version's, and for one that tenants share.
+        draining: Whether it lends nothing any more.
+        quarantined: Whether its idle connections are not lent now.
+        fenced_reason: Why its connections may not be used now; empty if they may.
+        idle: How many connections are ready.
+        borrowed: How many are borrowed.
+        sessions: How many are open.
+    """
+
+    node: Node
+    read_only: bool
+    tenant: str | None
+    draining: bool
+    quarantined: bool
+    fenced_reason: str
+    idle: int
+    borrowed: int
+    sessions: int
+
+
+class Snapshot(NamedTuple):
+    """What a router has inside at one moment, for tests: so that these need not know where it is kept.
+
+    Attributes:
+        pools: The pools, open and draining.
+        clusters: The clusters in use, by value.
+        servers: The servers in use.
+        watched: Those of them that a watcher probes.
+        health: What is known of servers and of refused logins.
+        lanes: How many lanes there are, for reading and for writing.
+        waiting: How many requests wait in the lines of pool sets.
+        slots: How many connections each owner has, or has under way.
+        slots_waiting: How many requests for a slot wait.
+        admitted: How many requests are admitted by the limits of tenants.
+    """
+
+    pools: tuple[PoolView, ...]
+    clusters: tuple[Cluster, ...]
+    servers: frozenset[Server]
+    watched: frozenset[Server]
+    health: Health
+    lanes: tuple[int, int]
+    waiting: int
+    slots: Mapping[str, int]
+    slots_waiting: int
+    admitted: int
+
+
+def snapshot(in_force: InForce) -> Snapshot:
+    """Say what a router has inside, for tests.
+
+    Args:
+        in_force: Everything of it that changes.
+
+    Returns:
+        A frozen view.
+    """
+    slots = Counter[str]()
+    for key, number in in_force.slots.held.items():
+        slots[key.owner] += number
+    return Snapshot(
+        pools=tuple(
+            PoolView(
+                pool.node,
+                pool.read_only,
+                pool.tenant,
+                pool.draining,
+                pool.doubted,
+                pool.barred,
+                len(pool.idle),
+                len(pool.borrowed),
+                len(pool.session_states()),
+            )
+            for pool in in_force.pools
+        ),
+        clusters=tuple(cluster.value for cluster in in_force.clusters),
+        servers=frozenset(in_force.clusters.servers),
+        watched=frozenset(server for server, watcher in in_force.monitor.watchers.items() if watcher.is_needed),
+        health=MappingProxyType(dict(in_force.clusters.health)),
+        lanes=(len(in_force.lanes.readers), len(in_force.lanes.writers)),
+        waiting=sum(pool_set.line.waiting for pool_set in in_force.lanes.pool_sets),
+        slots=MappingProxyType(dict(slots)),
+        slots_waiting=len(in_force.slots.waiting),
+        admitted=sum(admission.admitted for admission in in_force.lanes.admissions),
+    )
 
 
 def stats(in_force: InForce) -> Stats:

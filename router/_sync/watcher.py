@@ -31,8 +31,9 @@ if TYPE_CHECKING:
     from psycopg.rows import TupleRow
 
     from router._runtime.workers import Worker
-    from router._sync.clusters import Clusters, ServerInUse
+    from router._sync.clusters import Clusters
     from router._sync.pool.opener import Opener
+    from router._sync.server_in_use import ServerInUse
     from router._sync.slots import Slot
     from router.core.observations import Observation, ProbeResult
     from router.core.topology import Cluster, Node

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from router import AsyncRouter, RouterClosed, UnknownVersion
+from router._async.snapshot import snapshot
 from router._runtime.flags import asleep
 from router.core.plan import plan
 from tests.support import aall_of, aeventually, port, settings
 
 if TYPE_CHECKING:
+    from router._async.snapshot import Snapshot
     from router.testing import PostgresCluster
 
 OPTIONS: dict[str, Any] = {"pool": {"max_size": 3, "timeout": 20.0}, "health": {"interval": 0.1}}
@@ -23,6 +25,10 @@ async def apply(router: AsyncRouter, **options: Any) -> None:
     await in_force.apply(plan(in_force.topology, settings(**{**OPTIONS, **options}).topology()))
 
 
+def inside(router: AsyncRouter) -> Snapshot:
+    return snapshot(router._in_force)
+
+
 async def host(router: AsyncRouter, version: str, *, read_only: bool = False) -> str:
     async with router.connection(version=version, read_only=read_only) as connection:
         await connection.execute("SELECT 1")
@@ -30,7 +36,7 @@ async def host(router: AsyncRouter, version: str, *, read_only: bool = False) ->
 
 
 async def nothing_drains(router: AsyncRouter) -> bool:
-    return not router.stats().draining and not any(pool.draining for pool in router._in_force.pools)
+    return not router.stats().draining and not any(pool.draining for pool in inside(router).pools)
 
 
 async def test_a_version_that_changes_comes_or_goes_under_load(cluster: PostgresCluster) -> None:
@@ -68,11 +74,10 @@ async def test_a_version_that_changes_comes_or_goes_under_load(cluster: Postgres
         assert served[first.port]
         assert served[second.port]
         await aeventually(lambda: nothing_drains(router))
-        hosts = {pool.node.server.host for pool in router._in_force.pools}
-        assert hosts == {"127.0.0.1"}
-        versions = [cluster.value for cluster in router._in_force.clusters]
-        assert versions == [router._in_force.topology.versions["v1"]]
-        assert {server.host for server in router._in_force.clusters.servers} == {"127.0.0.1"}
+        found = inside(router)
+        assert {pool.node.server.host for pool in found.pools} == {"127.0.0.1"}
+        assert found.clusters == (router._in_force.topology.versions["v1"],)
+        assert found.servers == found.watched == {node.server for node in found.clusters[0].nodes}
 
 
 async def test_pools_of_clusters_that_are_equal_by_value_go_on(cluster: PostgresCluster) -> None:
@@ -109,7 +114,7 @@ async def test_what_was_prepared_before_is_served_by_what_is_in_force(cluster: P
         with pytest.raises(LookupError):
             async with removed:
                 pytest.fail("globex is no tenant any more")
-        assert {pool.node.server.host for pool in router._in_force.pools} == {"localhost"}
+        assert {pool.node.server.host for pool in inside(router).pools} == {"localhost"}
 
 
 async def test_a_block_goes_on_and_its_pool_goes_when_it_ends(cluster: PostgresCluster) -> None:
@@ -121,7 +126,7 @@ async def test_a_block_goes_on_and_its_pool_goes_when_it_ends(cluster: PostgresC
             await connection.execute("SELECT 1")
             assert await host(router, "v2") == "localhost"
         assert router.stats().draining == ()
-        assert {one.value.name for one in router._in_force.clusters} == {"v2"}
+        assert [one.name for one in inside(router).clusters] == ["v2"]
         totals = {(one.version, one.read_only): one.requests for one in router.stats().totals}
         assert (totals["v1", False], totals["v2", False]) == (1, 1)
 

@@ -28,6 +28,7 @@ from router import (
 )
 from router._runtime.flags import sleep
 from router._sync.pool.session_state import session_of
+from router._sync.snapshot import snapshot
 from router.core.server_events import UndeclaredPooler
 from router.core.topology import Server
 from tests.pooler import PgBouncer, Pooler
@@ -1004,13 +1005,13 @@ def test_of_tenants_servers_that_are_down_only_so_many_are_watched(monkeypatch: 
     monkeypatch.setattr("router._sync.clusters.VISITED", 3)
     options = RouterSettings(tenant_template="postgresql://app@127.0.0.{tenant}:1/app", versions={"v1": "host=h"})
     with Router(options) as router:
-        in_force = router._in_force
         for number in range(2, 20):
             with pytest.raises(NoPrimary):  # looked at or not, in so short a time
                 with router.connection(tenant=str(number), timeout=0.05):
                     pytest.fail("somebody listens there")
-            assert len(in_force.clusters.servers) <= 3
-            assert len(in_force.clusters.health) <= 3
+            inside = snapshot(router._in_force)
+            assert len(inside.servers) <= 3
+            assert len(inside.health) <= 3
 
 
 def test_of_passwords_only_those_in_use_are_remembered(world: World) -> None:
