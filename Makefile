@@ -48,12 +48,14 @@ lint: $(READY)  ## ruff: rules and layout
 types: $(READY)  ## mypy, strict
 	@$(BIN)/mypy
 
-generate: $(READY)  ## write the generated files: the sync shell, the JSON schema, the page of settings
+generate: $(READY)  ## write the generated files: the sync shell, the process-wide functions, the JSON schema, the page of settings
 	@$(BIN)/python tools/async_to_sync.py
+	@$(BIN)/python -m tools.faces
 	@$(BIN)/python tools/generate.py
 
 generated: $(READY)  ## are the generated files up to date?
 	@$(BIN)/python tools/async_to_sync.py --check
+	@$(BIN)/python -m tools.faces --check
 	@$(BIN)/python tools/generate.py --check
 
 check: lint types generated test  ## all of these, before a commit

@@ -24,8 +24,23 @@ from router._first_use import first_use
 if TYPE_CHECKING:
     from router import aio as aio
     from router._async.router import AsyncRouter
-    from router._default import close, configure, connection, each, execute, explain, run, session, stats, use
+    from router._default import (
+        carried,
+        carry,
+        close,
+        configure,
+        connection,
+        current,
+        each,
+        execute,
+        explain,
+        run,
+        session,
+        stats,
+        use,
+    )
     from router._sync.router import Router
+    from router.ambient import Carried, Current
     from router.context import Use
     from router.core.choose import Route
     from router.core.directory import DirectoryStats
@@ -54,7 +69,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AsyncRouter",
+    "Carried",
     "ConfigError",
+    "Current",
     "DirectoryStats",
     "DirectoryUnavailable",
     "DrainingPoolStats",
@@ -86,9 +103,12 @@ __all__ = [
     "UnknownVersion",
     "Use",
     "VersionStats",
+    "carried",
+    "carry",
     "close",
     "configure",
     "connection",
+    "current",
     "each",
     "execute",
     "explain",
@@ -110,10 +130,12 @@ _HOMES = (
     "core.outcomes",
     "context",
     "sessions",
+    "ambient",
     "settings.models",
     "settings.tenants",
     "_sync.router",
     "_async.router",
+    "_process",
     "_default",
 )
 

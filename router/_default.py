@@ -1,60 +1,48 @@
+# Generated from router/_sync/router.py by tools/faces.py: do not edit.
+
 """The process-wide router: made from the environment at first use, closed at exit."""
 
 from __future__ import annotations
 
-import atexit
-import os
-from threading import Lock
 from typing import TYPE_CHECKING, TypeVar
 
-from router._sync.router import Router
+from router._process import close, configure
+from router._process import here as _here
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Mapping
 
     from psycopg import Connection
     from psycopg.abc import Params, Query
     from psycopg.rows import TupleRow
 
-    from router._runtime.calls import Configure, Password, Source
+    from router._runtime.calls import Function
     from router._sync.checkout import Checkout
+    from router.ambient import Carried, Current
     from router.context import Use
     from router.core.choose import Route
-    from router.core.events import Observer
     from router.core.measures import Stats
     from router.core.outcomes import Outcomes
     from router.core.result import Result
     from router.sessions import Session
-    from router.settings import RouterSettings
+
+__all__ = [
+    "carried",
+    "carry",
+    "close",
+    "configure",
+    "connection",
+    "current",
+    "each",
+    "execute",
+    "explain",
+    "run",
+    "session",
+    "stats",
+    "use",
+]
 
 T = TypeVar("T")
-
-_current: Router | None = None  # replaced whole
-_guard = Lock()  # guards the replacing of _current
-
-
-def configure(
-    settings: RouterSettings | None = None,
-    *,
-    password: Password | None = None,
-    configure: Configure | None = None,
-    directory: Source | None = None,
-    observers: Sequence[Observer] = (),
-) -> None:
-    """Set the process-wide router; one that was in use is closed.
-
-    Args:
-        settings: What to route to; ``None`` reads the environment.
-        password: As for :class:`Router`.
-        configure: As for :class:`Router`.
-        directory: As for :class:`Router`.
-        observers: As for :class:`Router`.
-
-    Raises:
-        ConfigError: The settings are wrong; the router in use stays.
-    """
-    new = Router(settings, password=password, configure=configure, directory=directory, observers=observers)
-    _replace(new)
 
 
 def connection(
@@ -66,14 +54,20 @@ def connection(
     after: str | None = None,
     timeout: float | None = None,
 ) -> Checkout:
-    """Borrow a connection from the process-wide router, as :meth:`Router.connection` does.
+    """Borrow a connection for the length of a block.
+
+    A block that writes is one transaction on the primary, committed on success and rolled back on an error. One
+    that only reads runs on a replica, in autocommit unless ``read.autocommit`` is off, in a session in which the
+    server refuses writes (SQLSTATE 25006).
 
     Args:
-        version: As for :meth:`Router.connection`.
-        tenant: As for :meth:`Router.connection`.
+        version: The version, or an alias of it; ``None`` takes that of :func:`use`, or else the tenant's first, or
+            ``default_version``.
+        tenant: The tenant; ``None`` takes that of :func:`use`. There is no other default: where there are tenants,
+            a request that names none has to name its version.
         read_only: Whether the block only reads.
         max_lag: For a read, the most seconds that a replica may be behind; ``None`` takes ``read.max_lag``.
-        after: For a read, the token of a session whose writes it must see.
+        after: For a read, the token of a session whose writes it must see, besides those of the session around it.
         timeout: Seconds for choosing, connecting and waiting together; ``None`` takes ``pool.timeout``.
 
     Returns:
@@ -82,32 +76,40 @@ def connection(
     Raises:
         ConfigError: This is the first use, and the environment's settings are wrong.
         UnknownVersion: There is no such version, or none was named and there is no default.
-        UnknownTenant: There is no such tenant, or it does not live in that version.
+        UnknownTenant: There is no such tenant, or it does not live in that version; on entering the block if that
+            has to be asked.
+        TenantLocked: Another tenant was named than the one a ``use(…, lock=True)`` around it is for.
+        RouterClosed: The router was closed.
+        TokenRefused: ``after`` is a foreign token, and ``tokens.foreign`` is ``refuse``.
         Unavailable: On entering the block: no connection could be had in time; its subclasses say why.
+        TransactionOutcomeUnknown: On leaving it: the connection died during COMMIT.
     """
-    return (_current or _first()).connection(
+    return _here().connection(
         version=version, tenant=tenant, read_only=read_only, max_lag=max_lag, after=after, timeout=timeout
     )
 
 
 def session(token: str | None = None) -> Session:
-    """Make the reads of this thread see what it writes, as :meth:`Router.session` does.
+    """Make the reads of this task or thread see what it writes, for the length of a block.
 
     Args:
-        token: What an earlier session handed on; ``None`` or empty for nothing.
+        token: What an earlier session handed on, so that its writes are seen, too; ``None`` or empty for nothing.
 
     Returns:
-        A context manager that gives the :class:`Session`.
+        A context manager, plain and not async, that gives the :class:`Session`; its ``token`` is for handing on.
 
     Raises:
         ConfigError: This is the first use, and the environment's settings are wrong.
         TokenRefused: The token is a foreign one, and ``tokens.foreign`` is ``refuse``.
     """
-    return (_current or _first()).session(token)
+    return _here().session(token)
 
 
 def use(*, tenant: str | None = None, version: str | None = None, lock: bool = False) -> Use:
-    """Name the tenant and the version of this thread's requests, for the length of a block, as :meth:`Router.use` does.
+    """Name the tenant and the version of the requests of this task or thread, for the length of a block.
+
+    Child tasks begun inside it have it, too, and as long as it lasts: one that outlives it names its own tenant, or
+    fails, whatever blocks are around, and nothing locks it. So it is in threads and executors from the start.
 
     Args:
         tenant: The tenant; ``None`` leaves that to the block around it.
@@ -115,13 +117,63 @@ def use(*, tenant: str | None = None, version: str | None = None, lock: bool = F
         lock: Whether naming another tenant inside is an error.
 
     Returns:
-        A context manager.
+        A context manager, plain and not async.
 
     Raises:
         ConfigError: This is the first use, and the environment's settings are wrong.
         UnknownTenant: What was named is no tenant's key; or nothing was named, neither tenant nor version nor lock.
+        TenantLocked: On entering the block: one around it is locked to another tenant.
     """
-    return (_current or _first()).use(tenant=tenant, version=version, lock=lock)
+    return _here().use(tenant=tenant, version=version, lock=lock)
+
+
+def current() -> Current:
+    """Tell what is in force for the requests of this task or thread.
+
+    Returns:
+        Tenant, version and session, as :func:`use`, :func:`session` and :func:`carried` have begun them here for
+        any router with these settings.
+
+    Raises:
+        ConfigError: This is the first use, and the environment's settings are wrong.
+        RuntimeError: A session or a lock is open here and not in force, for its generator is suspended.
+    """
+    return _here().current()
+
+
+def carry() -> dict[str, str]:
+    """Write what is in force here as text, for a job or the headers of a request to another service.
+
+    Returns:
+        Names, which may be those of headers, and values in ASCII, without secrets: tenant, version, whether that is
+        locked, and the token of the session. Empty for nothing.
+
+    Raises:
+        ConfigError: This is the first use, and the environment's settings are wrong.
+        RuntimeError: As for :func:`current`.
+    """
+    return _here().carry()
+
+
+def carried(mapping: Mapping[str, str]) -> Carried:
+    """Have what was carried in force, for the length of a block: the other end of :func:`carry`.
+
+    Args:
+        mapping: What was carried, maybe among others, such as the headers of a request. It is not signed, but for
+            the token where ``tokens.key`` is set: take it from your own services only.
+
+    Returns:
+        A context manager, plain and not async; its ``session`` is the one that goes on in it.
+
+    Raises:
+        ConfigError: This is the first use, and the environment's settings are wrong.
+        UnknownTenant: It names what is no tenant's key.
+        UnknownVersion: It names no version of these settings.
+        TokenRefused: Its token is a foreign one, and ``tokens.foreign`` is ``refuse``.
+        TenantLocked: On entering the block: one around it is locked to another tenant.
+        TypeError: One of the values is no text.
+    """
+    return _here().carried(mapping)
 
 
 def execute(
@@ -134,13 +186,18 @@ def execute(
     after: str | None = None,
     timeout: float | None = None,
 ) -> Result:
-    """Run one statement by itself, wherever PostgreSQL lets it run, as :meth:`Router.execute` does.
+    """Run one statement by itself, wherever PostgreSQL lets it run.
+
+    A statement that begins with what writes (INSERT, COPY … FROM, CREATE and the like, comments aside), or that
+    administers a server, goes to the primary. Any other that is new to the router goes to a replica, in a session
+    that refuses writes; if the server refuses it, it runs on the primary, now and from then on. It is committed at
+    once. What it leaves in its session (``SET``, ``LISTEN``, a temporary table, an advisory lock) ends with it.
 
     Args:
-        query: The statement.
+        query: The statement; from Python 3.14 on also as a template string, without parameters of its own.
         params: Its parameters.
-        version: As for :meth:`Router.connection`.
-        tenant: As for :meth:`Router.connection`.
+        version: As for :func:`connection`.
+        tenant: As for :func:`connection`.
         max_lag: As for :func:`connection`, should it read.
         after: As for :func:`connection`, should it read.
         timeout: Seconds for getting a connection; ``None`` takes ``pool.timeout``.
@@ -150,29 +207,34 @@ def execute(
 
     Raises:
         ConfigError: This is the first use, and the environment's settings are wrong.
+        UnknownVersion: As for :func:`connection`.
+        UnknownTenant: As for :func:`connection`.
         Unavailable: No connection could be had in time.
-        TransactionOutcomeUnknown: The connection died while the statement ran on the primary.
+        TransactionOutcomeUnknown: The connection died while the statement ran on the primary. (A read whose
+            connection dies is run again elsewhere.)
+        TypeError: It is no statement.
         psycopg.Error: PostgreSQL refused the statement.
     """
-    return (_current or _first()).execute(
-        query, params, version=version, tenant=tenant, max_lag=max_lag, after=after, timeout=timeout
-    )
+    return _here().execute(query, params, version=version, tenant=tenant, max_lag=max_lag, after=after, timeout=timeout)
 
 
 def run(
-    function: Callable[[Connection[TupleRow]], T],
+    function: Function[[Connection[TupleRow]], T],
     *,
     version: str | None = None,
     tenant: str | None = None,
     retries: int = 3,
     timeout: float | None = None,
 ) -> T:
-    """Run a function in a transaction, and again if that fails for a reason that passes, as :meth:`Router.run` does.
+    """Run a function in a transaction on the primary, and again if that fails for a reason that passes.
+
+    Such reasons are a serialization failure, a deadlock, and a connection that is lost before COMMIT.
 
     Args:
-        function: Called with the connection; it may be called several times.
-        version: As for :meth:`Router.connection`.
-        tenant: As for :meth:`Router.connection`.
+        function: Called with the connection; it may be called several times, and must leave no trace elsewhere. It
+            cannot commit by itself; ``connection.transaction()`` inside it is a savepoint.
+        version: As for :func:`connection`.
+        tenant: As for :func:`connection`.
         retries: How often it is run again at most.
         timeout: Seconds for getting a connection, each time; ``None`` takes ``pool.timeout``.
 
@@ -185,23 +247,28 @@ def run(
         Unavailable: No connection could be had in time.
         psycopg.Error: What it failed with the last time.
     """
-    return (_current or _first()).run(function, version=version, tenant=tenant, retries=retries, timeout=timeout)
+    return _here().run(function, version=version, tenant=tenant, retries=retries, timeout=timeout)
 
 
 def each(
-    function: Callable[[Connection[TupleRow], str], T],
+    function: Function[[Connection[TupleRow], str], T],
     *,
     tenants: str | Iterable[str] | None = None,
     version: str | None = None,
     jobs: int = 8,
     stop_on_error: bool = False,
 ) -> Outcomes[T]:
-    """Call a function for each tenant, with a connection that writes, as :meth:`Router.each` does.
+    """Call a function for each tenant, with a connection that writes: one transaction a tenant.
+
+    What fails for one tenant is rolled back and reported, and the others go on. Requests that the function makes
+    itself are the tenant's, too, as in :func:`use`. It does not matter whether all find room in the budget: who
+    finds none waits until it is their turn.
 
     Args:
         function: Called with the connection and the tenant's key.
-        tenants: Keys, or a pattern; ``None`` for all that are listed.
-        version: As for :meth:`Router.each`.
+        tenants: Keys; or a pattern as for ``router each --tenants``, such as ``"acme,eu-*"``; ``None`` for all that
+            the settings and the directory list.
+        version: As for :func:`connection`. Of tenants that are not named by their keys, those who live there.
         jobs: For how many tenants at the same time.
         stop_on_error: Whether no further tenant is begun once one has failed.
 
@@ -211,11 +278,12 @@ def each(
     Raises:
         ConfigError: This is the first use, and the environment's settings are wrong.
         UnknownVersion: There is no such version.
-        UnknownTenant: The tenants that are meant are not there, or cannot be listed.
+        UnknownTenant: The pattern stands for nobody, the directory cannot list its tenants, or what was named is no
+            tenant's key; nothing has been done.
+        TenantLocked: A ``use(…, lock=True)`` around it is for another tenant; nothing has been done.
+        ValueError: ``jobs`` is less than 1.
     """
-    return (_current or _first()).each(
-        function, tenants=tenants, version=version, jobs=jobs, stop_on_error=stop_on_error
-    )
+    return _here().each(function, tenants=tenants, version=version, jobs=jobs, stop_on_error=stop_on_error)
 
 
 def explain(
@@ -226,7 +294,7 @@ def explain(
     max_lag: float | None = None,
     after: str | None = None,
 ) -> Route:
-    """Say where a request to the process-wide router would go now, and why, as :meth:`Router.explain` does.
+    """Say where a request would go now, and why; nothing is opened.
 
     Args:
         version: As for :func:`connection`.
@@ -241,14 +309,15 @@ def explain(
     Raises:
         ConfigError: This is the first use, and the environment's settings are wrong.
         UnknownVersion: As for :func:`connection`.
+        UnknownTenant: As for :func:`connection`; also when the directory would have to be asked first.
+        RouterClosed: The router was closed.
+        TokenRefused: As for :func:`connection`.
     """
-    return (_current or _first()).explain(
-        version=version, tenant=tenant, read_only=read_only, max_lag=max_lag, after=after
-    )
+    return _here().explain(version=version, tenant=tenant, read_only=read_only, max_lag=max_lag, after=after)
 
 
 def stats() -> Stats:
-    """Return one moment's view of the process-wide router, as :meth:`Router.stats` does.
+    """Return one moment's view of every version, node and pool.
 
     Returns:
         Frozen values; the ``repr`` is for reading.
@@ -256,40 +325,4 @@ def stats() -> Stats:
     Raises:
         ConfigError: This is the first use, and the environment's settings are wrong.
     """
-    return (_current or _first()).stats()
-
-
-def close(timeout: float = 5.0) -> int:
-    """Close the process-wide router; the next use makes a new one from the environment.
-
-    Args:
-        timeout: The most to wait for borrowed connections to come back, in seconds.
-
-    Returns:
-        How many borrowed connections were cut because they did not come back in time.
-    """
-    return _replace(None, timeout)
-
-
-def _first() -> Router:
-    global _current  # noqa: PLW0603  (it is the process-wide one)
-    with _guard:
-        if _current is None:
-            _current = Router()
-        return _current
-
-
-def _replace(new: Router | None, timeout: float = 5.0) -> int:
-    global _current
-    with _guard:
-        old, _current = _current, new
-    return 0 if old is None else old.close(timeout)
-
-
-def _after_fork() -> None:
-    global _guard  # noqa: PLW0603  (another thread of the parent may have held it)
-    _guard = Lock()
-
-
-atexit.register(close, 1.0)
-os.register_at_fork(after_in_child=_after_fork)
+    return _here().stats()

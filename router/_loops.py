@@ -6,13 +6,18 @@ import asyncio
 import atexit
 import os
 from contextlib import suppress
+from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING, NamedTuple
 
 from router._async.router import AsyncRouter
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator, Callable, Sequence
+
+    from router._runtime.calls import AConfigure, APassword, ASource
+    from router.core.events import Observer
+    from router.settings import RouterSettings
 
 
 class _Kept(NamedTuple):
@@ -28,20 +33,31 @@ LAST = 1.0
 """Seconds that borrowed connections get to come back when a loop ends."""
 
 
-def replace(make: Callable[[], AsyncRouter]) -> None:
-    """Set what makes routers from now on; those in use are closed by their loops.
+def configure(
+    settings: RouterSettings | None = None,
+    *,
+    password: APassword | None = None,
+    configure: AConfigure | None = None,
+    directory: ASource | None = None,
+    observers: Sequence[Observer] = (),
+) -> None:
+    """Set what the routers of all loops are made from; those in use are closed by their loops.
 
     Args:
-        make: Makes one.
+        settings: What to route to; ``None`` reads the environment.
+        password: As for :class:`AsyncRouter`.
+        configure: As for :class:`AsyncRouter`.
+        directory: As for :class:`AsyncRouter`.
+        observers: As for :class:`AsyncRouter`.
+
+    Raises:
+        ConfigError: The settings are wrong; the routers in use stay.
     """
-    global _make  # noqa: PLW0603  (it is the process's)
-    with _guard:
-        _make = make
-        old = dict(_kept)
-        _kept.clear()
-    for loop, kept in old.items():
-        if loop.is_running():  # else it ends the router itself, if it is ever run again
-            asyncio.run_coroutine_threadsafe(_end(kept), loop)
+    make = partial(
+        AsyncRouter, settings, password=password, configure=configure, directory=directory, observers=observers
+    )
+    make()
+    _replace(make)
 
 
 def here() -> AsyncRouter:
@@ -58,7 +74,7 @@ def here() -> AsyncRouter:
     return _first(loop) if kept is None else kept.router
 
 
-async def close_here(timeout: float) -> int:
+async def close(timeout: float = 5.0) -> int:
     """Close the router of the running loop; the next use makes a new one.
 
     Args:
@@ -72,6 +88,18 @@ async def close_here(timeout: float) -> int:
     if kept is None:
         return 0
     return await _end(kept, timeout)
+
+
+def _replace(make: Callable[[], AsyncRouter]) -> None:
+    """Set what makes routers from now on; those in use are closed by their loops."""
+    global _make  # noqa: PLW0603  (it is the process's)
+    with _guard:
+        _make = make
+        old = dict(_kept)
+        _kept.clear()
+    for loop, kept in old.items():
+        if loop.is_running():  # else it ends the router itself, if it is ever run again
+            asyncio.run_coroutine_threadsafe(_end(kept), loop)
 
 
 def _first(loop: asyncio.AbstractEventLoop) -> AsyncRouter:

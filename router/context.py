@@ -35,7 +35,7 @@ class Block:
         """Prepare the block.
 
         Args:
-            owner: The router whose requests it is for.
+            owner: Whose requests it is for: the routers with the same settings.
         """
         self._owner = owner
         self._entry: Entry | None = None
@@ -90,7 +90,7 @@ class Block:
 
     @property
     def owner(self) -> object:
-        """The router whose requests it is for."""
+        """Whose requests it is for: the routers with the same settings."""
         return self._owner
 
 
@@ -160,7 +160,7 @@ def blocks(owner: object) -> Iterator[Block]:
     """List the blocks that the requests of this task or thread are in.
 
     Args:
-        owner: The router they are made to.
+        owner: What they are made to: the routers with the same settings.
 
     Yields:
         The blocks that are for it, innermost first.
@@ -171,7 +171,7 @@ def blocks(owner: object) -> Iterator[Block]:
     yield from (entry.block for entry in _in_force(owner) if entry.block.owner is owner)
 
 
-def carried() -> Entry | None:
+def taken_along() -> Entry | None:
     """Take along what is in force here, for work in other threads and tasks that the caller waits for.
 
     Returns:
@@ -250,7 +250,7 @@ class Use(Block):
         """Prepare the block.
 
         Args:
-            owner: The router whose requests it is for.
+            owner: Whose requests it is for: the routers with the same settings.
             tenant: The tenant.
             version: The version.
             lock: Whether no other tenant may be named inside.
@@ -280,7 +280,7 @@ def named(owner: object, tenant: str | None, version: str | None) -> tuple[str |
     """Say which tenant and version a request is for.
 
     Args:
-        owner: The router it is made to.
+        owner: What it is made to: the routers with the same settings.
         tenant: The tenant that it names itself.
         version: The version that it names itself.
 
@@ -290,6 +290,26 @@ def named(owner: object, tenant: str | None, version: str | None) -> tuple[str |
     Raises:
         TenantLocked: It names another tenant than the one to which a block around it is locked.
     """
+    tenant, version, locked = _found(owner, tenant, version)
+    if locked is not None and tenant != locked:
+        raise TenantLocked(f"tenant {tenant!r} was named inside of use(tenant={locked!r}, lock=True)")
+    return tenant, version
+
+
+def locked_to(owner: object) -> str | None:
+    """Say which tenant requests are locked to.
+
+    Args:
+        owner: What they are made to.
+
+    Returns:
+        The tenant; ``None`` where any may be named.
+    """
+    return _found(owner, None, None)[2]
+
+
+def _found(owner: object, tenant: str | None, version: str | None) -> tuple[str | None, str | None, str | None]:
+    """Tenant and version of a request, and the tenant that it is locked to."""
     locked: str | None = None
     locks = False
     for block in blocks(owner):
@@ -299,6 +319,4 @@ def named(owner: object, tenant: str | None, version: str | None) -> tuple[str |
             locks = locks or block.lock
             if locks and block.tenant is not None:
                 locked, locks = block.tenant, False
-    if locked is not None and tenant != locked:
-        raise TenantLocked(f"tenant {tenant!r} was named inside of use(tenant={locked!r}, lock=True)")
-    return tenant, version
+    return tenant, version, locked

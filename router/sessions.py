@@ -18,7 +18,7 @@ class Session(Block):
     """Makes the reads of this task or thread see this session's writes; a context manager, made by ``session()``.
 
     Tasks started inside its block share it; threads do not, they are handed ``token``. Inside the block of another
-    session of the same router, reads see what either has to see, and both note what is written.
+    session of the same settings, reads see what either has to see, and both note what is written.
     """
 
     __slots__ = ("_guard", "_policy", "_token")
@@ -29,7 +29,7 @@ class Session(Block):
         """Begin where a token ends.
 
         Args:
-            owner: The router it is for.
+            owner: What it is for: the routers with the same settings.
             policy: How tokens are made and read.
             token: What an earlier session handed on; ``None`` for nothing.
 
@@ -45,6 +45,14 @@ class Session(Block):
     def token(self) -> str:
         """What it has written so far, and what it began with: URL-safe text, empty while that is nothing."""
         return self._token.text(self._policy.key)
+
+    def whole_token(self) -> str:
+        """Write what its reads have to see: its own token, and those of the sessions around it.
+
+        Returns:
+            URL-safe text, empty for nothing.
+        """
+        return self._whole().text(self._policy.key)
 
     def positions(self, version: str) -> list[Position]:
         """List what its reads of a version have to see.
@@ -69,6 +77,10 @@ class Session(Block):
             self._token = self._token.at(version, position)
         if (around := self._around()) is not None:
             around.wrote(version, position)
+
+    def _whole(self) -> Token:
+        around = self._around()
+        return self._token if around is None else around._whole().merged(self._token)  # noqa: SLF001  (of its own kind)
 
     def _around(self) -> Session | None:
         outer = self.around()
@@ -106,13 +118,13 @@ def parsed(text: str | None, policy: TokenPolicy) -> Token:
         return Token()
 
 
-def current(owner: object) -> Session | None:
+def current_session(owner: object) -> Session | None:
     """Find the session that the requests of this task or thread belong to.
 
     Args:
-        owner: The router they are made to.
+        owner: What they are made to: the routers with the same settings.
 
     Returns:
-        The innermost one of that router; ``None`` outside of any.
+        The innermost one; ``None`` outside of any.
     """
     return next((block for block in blocks(owner) if isinstance(block, Session)), None)

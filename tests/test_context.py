@@ -32,6 +32,10 @@ OPTIONS = settings(
     pool={"timeout": 0.05},
 )
 
+OTHERS = settings(
+    versions={"v1": {"primary": NOWHERE}, "v2": {"primary": NOWHERE}}, tenant_template={"schema": "{tenant}"}
+)
+
 
 @pytest.fixture
 def router() -> Iterator[Router]:
@@ -105,8 +109,8 @@ def test_a_use_may_be_entered_again_but_not_twice_at_once(router: Router) -> Non
     assert "acme" in repr(use)
 
 
-def test_two_routers_do_not_name_each_others(router: Router) -> None:
-    with Router(OPTIONS) as other, router.use(tenant="acme"):
+def test_two_routers_with_other_settings_do_not_name_each_others(router: Router) -> None:
+    with Router(OTHERS) as other, router.use(tenant="acme"):
         assert named(other) is None
         with other.use(tenant="globex", version="v2"):
             assert (named(router), named(other)) == (("acme", "v1"), ("globex", "v2"))

@@ -171,7 +171,7 @@ def test_many_tenants_are_done_once_by_sql_that_is_killed_and_resumed(
 
 @pytest.fixture
 def crowded(server: PostgresCluster, tenants: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch) -> str:
-    """Configures two tenants, whose login may have one connection, and another one by which its server is watched."""
+    """Configures two tenants, whose login may have two connections: one of them is for watching the server at first."""
     role = new_name()
     run(server.dsn(), f"CREATE ROLE {role} LOGIN PASSWORD '{CANARY}' CONNECTION LIMIT 2 IN ROLE pg_write_all_data")
     monkeypatch.setattr(_job, "STALLED", 1.0)
@@ -195,7 +195,7 @@ def test_nobody_waits_without_end_for_the_connections_of_others(
 ) -> None:
     SQL.write_text(INSERT, encoding="utf-8")
     work = ("--sql", SQL) if how == "sql" else ("--", "psql", "-Xqc", INSERT)
-    with psycopg.connect(crowded) as other:
+    with psycopg.connect(crowded) as other, psycopg.connect(crowded):
         some_day = Timer(PATIENCE, other.close)  # so that who does wait without end comes to one
         some_day.start()
         result = each("--tenants", "all", "--json", *work)

@@ -29,7 +29,7 @@ RUNTIME = [
     "_runtime.flags", "_runtime.calls", "_runtime.workers", "_runtime.limited", "_runtime.names", "_runtime.sockets",
     "_runtime.login", "_runtime.forks",
 ]  # fmt: skip
-BELOW_THE_SHELL = [*CORE, "_first_use", *SETTINGS, "context", "sessions", *RUNTIME, "_observers"]
+BELOW_THE_SHELL = [*CORE, "_first_use", *SETTINGS, "context", "sessions", "ambient", *RUNTIME, "_observers"]
 # The modules of `_async`, and the same ones of `_sync`; neither shell imports from the other.
 SHELL = [
     "closing", "slots", "line", "admission", "server_in_use", "cluster", "clusters", "pool.scripts",
@@ -39,7 +39,7 @@ SHELL = [
     "directory_table", "directory_source", "directory", "in_force",
     "statements", "each", "snapshot", "router",
 ]  # fmt: skip
-ABOVE_THE_SHELL = ["events", "_default", "_loops", "aio", "__init__", "testing", "cli"]
+ABOVE_THE_SHELL = ["events", "_process", "_default", "_loops", "aio", "__init__", "testing", "cli"]
 # The packages whose modules are listed; one that stands beside them itself, such as `settings`, offers what they have.
 BY_MODULES = {"core", "settings", "_runtime", "_async", "_sync", "_async.pool", "_sync.pool"}
 APART = {"testing"}  # imports nothing of the router but itself: it must not need what it tests

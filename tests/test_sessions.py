@@ -12,7 +12,7 @@ from router import AsyncRouter, Router
 from router.context import CURRENT
 from router.core.consistency import Position
 from router.core.policies import TokenPolicy
-from router.sessions import Session, current
+from router.sessions import Session, current_session
 from tests.support import new_name, run, settings
 
 if TYPE_CHECKING:
@@ -79,9 +79,9 @@ async def test_an_async_generator_that_is_closed_elsewhere_leaves_none_in_force(
     with session() as around:
         await anext(generator)
         with pytest.raises(RuntimeError, match=r"session\(\) of .*test_sessions\.py:\d+ is open"):  # for nobody else
-            current(OWNER)
+            current_session(OWNER)
         await asyncio.create_task(generator.aclose())  # in a copy of this context
-        assert current(OWNER) is around
+        assert current_session(OWNER) is around
     assert CURRENT.get() is None
 
 
@@ -89,7 +89,7 @@ def test_a_session_may_be_entered_again_after_its_block() -> None:
     again = session()
     for lsn in (1, 2):
         with again:
-            inside = current(OWNER)
+            inside = current_session(OWNER)
             assert inside is not None
             inside.wrote("v1", Position(1, 1, lsn))
             assert again.positions("v1") == [Position(1, 1, lsn)]
@@ -98,4 +98,4 @@ def test_a_session_may_be_entered_again_after_its_block() -> None:
 
 def test_a_session_that_nobody_entered_is_of_nobody() -> None:
     session()
-    assert current(OWNER) is None
+    assert current_session(OWNER) is None

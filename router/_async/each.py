@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 from router._runtime.calls import acall
 from router._runtime.flags import asleep
 from router._runtime.workers import aconcurrently
-from router.context import CURRENT, carried
+from router.context import CURRENT, taken_along
 from router.core.errors import DirectoryUnavailable, PoolExhausted, UnknownTenant
 from router.core.outcomes import ALL, Outcomes, needs_list, selected
 from router.core.policies import PoolPolicy
@@ -75,7 +75,7 @@ async def each(
         What came of it.
     """
     todo, values, errors = deque(tenants), dict[str, T](), dict[str, Exception]()
-    progress, around = _Progress(), carried()
+    progress, around = _Progress(), taken_along()
 
     async def work() -> None:
         CURRENT.set(around)

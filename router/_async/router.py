@@ -18,20 +18,20 @@ from router._runtime.calls import WeakCall
 from router._runtime.flags import acheck_locks
 from router._runtime.forks import survive_fork
 from router._runtime.workers import abind_loop, aloop_closed, arunning_loop
-from router.context import CURRENT, Use, named
+from router.ambient import ambient_of
+from router.context import CURRENT, named
 from router.core.consistency import UNSURE, Position, without_page_header
 from router.core.errors import TokenRefused, UnknownTenant
 from router.core.health import UNKNOWN
 from router.core.outcomes import needs_list
 from router.core.policies import PoolPolicy
-from router.core.resolve import check_key
 from router.core.standing import Request
 from router.core.topology import Tenancy
-from router.sessions import Session, current, parsed
+from router.sessions import current_session, parsed
 from router.settings import RouterSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from types import TracebackType
 
     from psycopg import AsyncConnection
@@ -39,12 +39,15 @@ if TYPE_CHECKING:
     from psycopg.rows import TupleRow
 
     from router._runtime.calls import AConfigure, AFunction, APassword, ASource
+    from router.ambient import Carried, Current
+    from router.context import Use
     from router.core.choose import Route
     from router.core.events import Observer
     from router.core.measures import Stats
     from router.core.outcomes import Outcomes
     from router.core.result import Result
     from router.core.topology import Node, Target
+    from router.sessions import Session
 
 T = TypeVar("T")
 
@@ -94,6 +97,7 @@ class AsyncRouter:
         if directory is not None and self._topology.tenancy is None:
             self._topology = self._topology._replace(tenancy=Tenancy())
         self._directory = directory
+        self._ambient = ambient_of(self._topology)
         self._given: list[object] = []
         self._in_force = AsyncInForce(
             self._topology,
@@ -168,7 +172,7 @@ class AsyncRouter:
         Raises:
             TokenRefused: The token is a foreign one, and ``tokens.foreign`` is ``refuse``.
         """
-        return Session(self, self._topology.tokens, token)
+        return self._ambient.session(self._in_force.topology, token)
 
     def use(self, *, tenant: str | None = None, version: str | None = None, lock: bool = False) -> Use:
         """Name the tenant and the version of the requests of this task or thread, for the length of a block.
@@ -188,13 +192,50 @@ class AsyncRouter:
             UnknownTenant: What was named is no tenant's key; or nothing was named, neither tenant nor version nor lock.
             TenantLocked: On entering the block: one around it is locked to another tenant.
         """
-        if tenant is None and version is None and not lock:  # else requests would be for whom the block around it names
-            raise UnknownTenant(None, "use() names neither a tenant nor a version: name one, or do without the block")
-        if tenant is not None:
-            if self._topology.tenancy is None:
-                raise UnknownTenant(tenant, "the settings have no tenants")
-            check_key(self._topology.tenancy.pattern, tenant)
-        return Use(self, tenant, version, lock=lock)
+        return self._ambient.use(self._in_force.topology, tenant, version, lock=lock)
+
+    def current(self) -> Current:
+        """Tell what is in force for the requests of this task or thread.
+
+        Returns:
+            Tenant, version and session, as :meth:`use`, :meth:`session` and :meth:`carried` have begun them here for
+            any router with these settings.
+
+        Raises:
+            RuntimeError: A session or a lock is open here and not in force, for its generator is suspended.
+        """
+        return self._ambient.current()
+
+    def carry(self) -> dict[str, str]:
+        """Write what is in force here as text, for a job or the headers of a request to another service.
+
+        Returns:
+            Names, which may be those of headers, and values in ASCII, without secrets: tenant, version, whether that is
+            locked, and the token of the session. Empty for nothing.
+
+        Raises:
+            RuntimeError: As for :meth:`current`.
+        """
+        return self._ambient.carry()
+
+    def carried(self, mapping: Mapping[str, str]) -> Carried:
+        """Have what was carried in force, for the length of a block: the other end of :meth:`carry`.
+
+        Args:
+            mapping: What was carried, maybe among others, such as the headers of a request. It is not signed, but for
+                the token where ``tokens.key`` is set: take it from your own services only.
+
+        Returns:
+            A context manager, plain and not async; its ``session`` is the one that goes on in it.
+
+        Raises:
+            UnknownTenant: It names what is no tenant's key.
+            UnknownVersion: It names no version of these settings.
+            TokenRefused: Its token is a foreign one, and ``tokens.foreign`` is ``refuse``.
+            TenantLocked: On entering the block: one around it is locked to another tenant.
+            TypeError: One of the values is no text.
+        """
+        return self._ambient.carried(self._in_force.topology, mapping)
 
     async def execute(
         self,
@@ -308,7 +349,7 @@ class AsyncRouter:
         if jobs < 1:
             raise ValueError(f"jobs is {jobs}: it must be at least 1")
         self._belongs_here()
-        _, version = named(self, None, version)
+        _, version = named(self._ambient, None, version)
         keys = await tenants_of(self._in_force, tenants, version)
         for key in keys:
             try:
@@ -353,12 +394,12 @@ class AsyncRouter:
             RouterClosed: The router was closed.
             TokenRefused: As for :meth:`connection`.
         """
-        tenant, version = named(self, tenant, version)
+        tenant, version = named(self._ambient, tenant, version)
         try:
             target = self._in_force.lanes.target(version, tenant)
         except NotKnownYet:
             raise UnknownTenant(tenant, "the directory has not been asked for it yet") from None
-        position = self._must_see(target, current(self), after) if read_only else None
+        position = self._must_see(target, current_session(self._ambient), after) if read_only else None
         return self._in_force.routes.choose(target, Request(read_only, max_lag, position))
 
     def stats(self) -> Stats:
@@ -428,7 +469,7 @@ class AsyncRouter:
         begin: bool = True,
     ) -> AsyncCheckout:
         """Borrow a connection, for whoever does not name a known key and nothing else."""
-        tenant, version = named(self, tenant, version)
+        tenant, version = named(self._ambient, tenant, version)
         try:
             lane = self._in_force.lanes.find(version, tenant, read_only=read_only)
         except NotKnownYet:
@@ -443,7 +484,7 @@ class AsyncRouter:
                 begin=begin,
             )
             return AsyncAskingCheckout(partial(self._find, str(tenant), again), ASK if timeout is None else timeout)
-        session, note, request = current(self), None, None
+        session, note, request = current_session(self._ambient), None, None
         if not read_only:
             if session is not None:
                 note = partial(self._note, session, lane.target.version)

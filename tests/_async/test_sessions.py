@@ -513,9 +513,9 @@ async def test_sessions_in_sessions_see_and_note_what_is_written_in_either(
             assert await read(router, table) == ([1, 2, 3], paused.primary.port)
 
 
-async def test_a_session_is_of_one_router(paused: PostgresCluster, table: LiteralString) -> None:
-    options = settings(**paused.version_settings())
-    async with AsyncRouter(options) as one, AsyncRouter(options) as two:
+async def test_a_session_is_of_the_routers_with_its_settings(paused: PostgresCluster, table: LiteralString) -> None:
+    options, others = settings(**paused.version_settings()), settings(**paused.version_settings(), max_pools=77)
+    async with AsyncRouter(options) as one, AsyncRouter(others) as two:
         await ready(one)
         await ready(two)
         with one.session() as first, two.session() as second:

@@ -508,9 +508,9 @@ def test_sessions_in_sessions_see_and_note_what_is_written_in_either(
             assert read(router, table) == ([1, 2, 3], paused.primary.port)
 
 
-def test_a_session_is_of_one_router(paused: PostgresCluster, table: LiteralString) -> None:
-    options = settings(**paused.version_settings())
-    with Router(options) as one, Router(options) as two:
+def test_a_session_is_of_the_routers_with_its_settings(paused: PostgresCluster, table: LiteralString) -> None:
+    options, others = settings(**paused.version_settings()), settings(**paused.version_settings(), max_pools=77)
+    with Router(options) as one, Router(others) as two:
         ready(one)
         ready(two)
         with one.session() as first, two.session() as second:
