@@ -6,11 +6,13 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from router import AsyncRouter, RouterClosed, UnknownVersion
 from router._async.snapshot import snapshot
 from router._runtime.flags import asleep
 from router.core.plan import plan
+from tests.proxy import Proxy
 from tests.support import aall_of, aeventually, port, settings
 
 if TYPE_CHECKING:
@@ -136,3 +138,35 @@ async def test_a_closed_router_takes_no_other_topology(cluster: PostgresCluster)
     await router.close()
     with pytest.raises(RouterClosed):
         await apply(router, versions={"v2": {"primary": cluster.dsn()}})
+
+
+async def test_a_change_of_one_cluster_touches_no_other_and_no_lane(cluster: PostgresCluster) -> None:
+    standby = cluster.standbys[0]
+    with Proxy(standby.host, standby.port) as proxy:
+        replica = make_conninfo(standby.dsn(), host=proxy.host, port=str(proxy.port))
+        versions = {"v1": {"primary": cluster.dsn(), "replicas": [replica]}, "v2": cluster.version_settings()}
+        tenants = {f"t{number}": {"version": "v1", "row": "app.tenant"} for number in range(3)}
+        async with AsyncRouter(settings(**OPTIONS, versions=versions, tenants=tenants)) as router:
+            for version in versions:
+                await host(router, version, read_only=True)
+            for tenant in tenants:
+                async with router.connection(tenant=tenant, read_only=True):
+                    pass
+            lanes = dict(router._in_force.lanes.readers)
+            v1, v2 = (
+                [one for one in router._in_force.lanes.pool_sets if one.cluster.value.name == name] for name in versions
+            )
+            routes = [one.route for one in v2]
+            proxy.stop()
+
+            async def is_down() -> bool:
+                return "down" in {node.state for node in router.stats().versions[0].nodes}
+
+            await aeventually(is_down)
+            assert any(one.is_stale for one in v1)
+            assert [(one.route, one.is_stale) for one in v2] == [(route, False) for route in routes]
+            assert router._in_force.lanes.readers == lanes
+            for tenant in tenants:
+                async with router.connection(tenant=tenant, read_only=True) as connection:
+                    assert port(connection) == cluster.primary.port
+            assert router._in_force.lanes.readers == lanes
