@@ -69,6 +69,7 @@ RENAMES = {
     # router/_runtime: the pairs
     "AConfigure": "Configure",
     "AFlag": "Flag",
+    "AWakeup": "Wakeup",
     "AFunction": "Function",
     "AGuard": "Guard",
     "ALimited": "Limited",

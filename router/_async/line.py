@@ -7,7 +7,7 @@ from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import TYPE_CHECKING, Any, Protocol
 
-from router._runtime.flags import AFlag, AGuard
+from router._runtime.flags import AGuard, AWakeup
 from router.core.budget import at_share
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class AsyncWaiter:
     """
 
     __slots__ = (
-        "_flag", "accepts", "admission", "connection", "error", "has_needs", "is_held", "line", "number", "pool",
+        "_wakeup", "accepts", "admission", "connection", "error", "has_needs", "is_held", "line", "number", "pool",
         "tenant", "token",
     )  # fmt: skip
 
@@ -107,7 +107,7 @@ class AsyncWaiter:
         self.pool: Any = None
         self.connection: AsyncConnection[TupleRow] | None = None
         self.error: BaseException | None = None
-        self._flag = AFlag()
+        self._wakeup = AWakeup()
 
     @property
     def is_done(self) -> bool:
@@ -116,7 +116,7 @@ class AsyncWaiter:
 
     def wake(self) -> bool:
         """Have the request look what there is to do; whether it still waits."""
-        self._flag.set()
+        self._wakeup.set()
         return self.line.has(self)
 
     async def wait(self, timeout: float) -> None:
@@ -125,8 +125,7 @@ class AsyncWaiter:
         Args:
             timeout: The most to wait, in seconds.
         """
-        await self._flag.wait_for(timeout)
-        self._flag.clear()  # whatever it was set for is looked at after this
+        await self._wakeup.wait_for(timeout)
 
 
 class AsyncOffer:

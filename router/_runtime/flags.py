@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from contextlib import suppress
+from math import inf
 from typing import Self
 
 
@@ -42,6 +43,71 @@ class Flag(threading.Event):
         return self.wait(timeout)
 
 
+class AWakeup:
+    """Wakes the one task that waits for it; what wakes it before counts for the next wait."""
+
+    __slots__ = ("_is_set", "_waiting")
+
+    def __init__(self) -> None:
+        self._is_set = False
+        self._waiting: asyncio.Future[None] | None = None
+
+    def set(self) -> None:
+        """Wake the task, or have it not wait the next time."""
+        self._is_set = True
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
+
+    async def wait_for(self, timeout: float) -> None:
+        """Wait to be woken.
+
+        Args:
+            timeout: The most to wait, in seconds.
+        """
+        if not self._is_set and timeout > 0:
+            loop = asyncio.get_running_loop()
+            self._waiting = waiting = loop.create_future()
+            timer = loop.call_later(timeout, _expire, waiting) if timeout != inf else None
+            try:
+                await waiting
+            finally:
+                self._waiting = None
+                if timer is not None:
+                    timer.cancel()
+        self._is_set = False
+
+
+def _expire(waiting: asyncio.Future[None]) -> None:
+    if not waiting.done():
+        waiting.set_result(None)
+
+
+Guard = threading.Lock
+
+
+class Wakeup:
+    """The same for a thread: a lock that is released to wake it, which costs far less than an event."""
+
+    __slots__ = ("_lock",)
+
+    def __init__(self) -> None:
+        self._lock = Guard()
+        self._lock.acquire()
+
+    def set(self) -> None:
+        """Wake the thread, or have it not wait the next time."""
+        with suppress(RuntimeError):  # it is released already
+            self._lock.release()
+
+    def wait_for(self, timeout: float) -> None:
+        """Wait to be woken.
+
+        Args:
+            timeout: The most to wait, in seconds.
+        """
+        self._lock.acquire(timeout=max(0.0, min(timeout, threading.TIMEOUT_MAX)))
+
+
 class AGuard:
     """Keeps a section to one at a time: for asyncio nothing is needed where nothing is awaited."""
 
@@ -51,9 +117,6 @@ class AGuard:
 
     def __exit__(self, *exc: object) -> None:
         """Leave it."""
-
-
-Guard = threading.Lock
 
 
 def acheck_locks() -> None:

@@ -8,7 +8,7 @@ from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import TYPE_CHECKING, Any, Protocol
 
-from router._runtime.flags import Flag, Guard
+from router._runtime.flags import Guard, Wakeup
 from router.core.budget import at_share
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class Waiter:
     """
 
     __slots__ = (
-        "_flag", "accepts", "admission", "connection", "error", "has_needs", "is_held", "line", "number", "pool",
+        "_wakeup", "accepts", "admission", "connection", "error", "has_needs", "is_held", "line", "number", "pool",
         "tenant", "token",
     )  # fmt: skip
 
@@ -108,7 +108,7 @@ class Waiter:
         self.pool: Any = None
         self.connection: Connection[TupleRow] | None = None
         self.error: BaseException | None = None
-        self._flag = Flag()
+        self._wakeup = Wakeup()
 
     @property
     def is_done(self) -> bool:
@@ -117,7 +117,7 @@ class Waiter:
 
     def wake(self) -> bool:
         """Have the request look what there is to do; whether it still waits."""
-        self._flag.set()
+        self._wakeup.set()
         return self.line.has(self)
 
     def wait(self, timeout: float) -> None:
@@ -126,8 +126,7 @@ class Waiter:
         Args:
             timeout: The most to wait, in seconds.
         """
-        self._flag.wait_for(timeout)
-        self._flag.clear()  # whatever it was set for is looked at after this
+        self._wakeup.wait_for(timeout)
 
 
 class Offer:
