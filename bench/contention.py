@@ -138,7 +138,7 @@ def _in_threads(cluster: PostgresCluster) -> dict[str, dict[str, Tally]]:
 
 def _read(borrow: Borrow, worker: int, end: float) -> list[float]:
     """Send one request after the other, one at least; return the seconds each took."""
-    waits = []
+    waits: list[float] = []
     for number in count(worker):
         begun = monotonic()
         if waits and begun >= end:
@@ -171,7 +171,7 @@ async def _in_tasks(cluster: PostgresCluster) -> dict[str, dict[str, Tally]]:
 
 
 async def _aread(borrow: AsyncBorrow, worker: int, end: float) -> list[float]:
-    waits = []
+    waits: list[float] = []
     for number in count(worker):
         begun = monotonic()
         if waits and begun >= end:
