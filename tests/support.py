@@ -17,13 +17,14 @@ import pytest
 from router import RouterSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
 T = TypeVar("T")
 
 PATIENCE = 20.0
 """Seconds until something that must happen counts as not happening; never waited for in vain."""
 
+SLOW = pytest.mark.slow
 _run = token_hex(4)  # a server that is given by --postgres=URL keeps the tables of earlier runs
 _numbers = count(1)
 
@@ -42,7 +43,13 @@ def examples(thorough: int) -> int:
 
 def short_and_long(short: T, long: T) -> list[Any]:
     """The values of a parameter that says how long a test goes on: the long one is of the slow set."""
-    return [short, pytest.param(long, marks=pytest.mark.slow)]
+    return [short, pytest.param(long, marks=SLOW)]
+
+
+def one_of_each(values: Sequence[Any]) -> list[Any]:
+    """The values of a parameter by which a test is repeated: all but the first are of the slow set."""
+    first, *others = values
+    return [first, *(pytest.param(*(each if isinstance(each, tuple) else [each]), marks=SLOW) for each in others)]
 
 
 def new_name() -> LiteralString:

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from router import ConfigError, Router, RouterSettings, UnknownTenant, UnknownVersion
+from tests.support import one_of_each
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,7 +66,7 @@ def nested(path: str, value: Any, into: dict[str, Any]) -> dict[str, Any]:
     return {**into, key: nested(below, value, table if isinstance(table, dict) else {})}
 
 
-@pytest.mark.parametrize("dsn", FORMS)
+@pytest.mark.parametrize("dsn", one_of_each(FORMS))
 @pytest.mark.parametrize("table", TABLES)
 @pytest.mark.parametrize("value", ["v1", {"primary": "host=db1"}, None], ids=["text", "table", "nothing"])
 def test_as_a_key(table: str, dsn: str, value: Any) -> None:
@@ -76,7 +77,7 @@ def test_as_a_key(table: str, dsn: str, value: Any) -> None:
         assert CANARY not in shown(RouterSettings.load, name)
 
 
-@pytest.mark.parametrize("dsn", FORMS)
+@pytest.mark.parametrize("dsn", one_of_each(FORMS))
 @pytest.mark.parametrize("key", KEYS)
 def test_as_a_value(key: str, dsn: str) -> None:
     # A second tenant, whose key does not match the pattern.

@@ -22,7 +22,7 @@ from router import NoPrimary
 from router.cli import main
 from tests.pooler import Pooler
 from tests.proxy import Proxy
-from tests.support import eventually
+from tests.support import eventually, one_of_each
 from tests.terminal import on_terminal
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def test_without_its_extra_it_says_in_one_line_what_to_install() -> None:
     assert done.stderr == "the command line needs its extra: pip install 'psycopg-router[cli]'\n"
 
 
-@pytest.mark.parametrize("option", ["-V", "--version"])
+@pytest.mark.parametrize("option", one_of_each(["--version", "-V"]))
 def test_it_runs_as_a_module_and_prints_its_version(option: str) -> None:
     done = subprocess.run([*ROUTER, option], env=environment(), capture_output=True, text=True, check=True)
     assert done.stdout == f"psycopg-router {version('psycopg-router')}\n"
@@ -511,6 +511,7 @@ def test_check_says_when_a_login_is_refused(cli: Cli, versions: Callable[..., No
     assert "correct user, password or database" in refused
 
 
+@pytest.mark.slow
 def test_a_terminal_gets_a_drawn_table_and_colours_unless_no_color(both: None) -> None:
     def in_terminal(**variables: str) -> str:
         code, shown = on_terminal([*ROUTER, "check"], environment(**variables))
@@ -644,6 +645,7 @@ def test_psql_gets_the_node_and_the_password_by_environment(
     assert "PGOPTIONS" not in variables
 
 
+@pytest.mark.slow
 def test_psql_for_reading_refuses_writes_whatever_options_there_are(
     psql: Callable[..., tuple[list[str], dict[str, str]]],
     versions: Callable[..., None],

@@ -19,7 +19,7 @@ import pytest
 from router.cli import _job, main
 from router.cli._tenants import UNLISTED
 from router.testing._binaries import account, cache_directory, programs
-from tests.support import PATIENCE, eventually, new_name, run, short_and_long
+from tests.support import PATIENCE, eventually, new_name, one_of_each, run, short_and_long
 from tests.terminal import on_terminal
 
 if TYPE_CHECKING:
@@ -215,6 +215,7 @@ def began() -> int:
 
 
 @pytest.mark.usefixtures("psql")
+@pytest.mark.slow
 def test_commands_go_on_when_it_is_killed_and_resuming_waits_for_them(
     server: PostgresCluster, tenants: Callable[..., list[str]], each: Callable[..., Result]
 ) -> None:
@@ -237,7 +238,7 @@ def test_commands_go_on_when_it_is_killed_and_resuming_waits_for_them(
 
 
 @pytest.mark.usefixtures("psql")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", one_of_each([signal.SIGINT, signal.SIGTERM, signal.SIGHUP]))
 def test_a_signal_lets_those_finish_that_have_begun(
     server: PostgresCluster,
     tenants: Callable[..., list[str]],
@@ -260,6 +261,7 @@ def test_a_signal_lets_those_finish_that_have_begun(
 
 
 @pytest.mark.usefixtures("psql")
+@pytest.mark.slow
 def test_a_second_signal_leaves_commands_to_themselves(
     server: PostgresCluster, tenants: Callable[..., list[str]], each: Callable[..., Result]
 ) -> None:
@@ -344,7 +346,7 @@ def test_sql_that_was_not_committed_is_run_again(
         LOG.unlink()
 
 
-@pytest.mark.parametrize("commits", [True, False])
+@pytest.mark.parametrize("commits", one_of_each([False, True]))
 def test_it_is_waited_for_a_transaction_that_is_not_over(
     server: PostgresCluster, committing: Callable[..., None], commits: bool
 ) -> None:

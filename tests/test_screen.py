@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from router.cli._screen import Column, InPlace, listed, table
+from tests.support import one_of_each
 from tests.terminal import on_terminal
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def in_terminal(command: str, width: int, height: int) -> list[str]:
 
 
 @pytest.mark.parametrize("command", ["status", "check"])
-@pytest.mark.parametrize(("width", "height"), [(80, 24), (120, 40)])
+@pytest.mark.parametrize(("width", "height"), one_of_each([(80, 24), (120, 40)]))
 def test_a_command_on_a_terminal(
     command: str, width: int, height: int, cluster: PostgresCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:

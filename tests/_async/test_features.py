@@ -23,7 +23,7 @@ from psycopg.types.string import StrDumper
 from router import AsyncRouter
 from router._async.pool import node_pool
 from router._runtime.flags import AFlag
-from tests.support import aall_of, aeventually, new_name, run, settings
+from tests.support import aall_of, aeventually, new_name, one_of_each, run, settings
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -320,7 +320,7 @@ def pool_of_one(cluster: PostgresCluster, **options: Any) -> RouterSettings:
 
 @pytest.mark.usefixtures("_impatient")
 @pytest.mark.filterwarnings("ignore:.*was deleted while still open:ResourceWarning")  # of psycopg's, on cursors
-@pytest.mark.parametrize("pooling", ["version", "dedicated", "shared"])
+@pytest.mark.parametrize("pooling", one_of_each(["shared", "version", "dedicated"]))
 @pytest.mark.parametrize(("feature", "read_only"), USES)
 async def test_the_next_borrower_finds_nothing_of_it(
     cluster: PostgresCluster, names: list[str], feature: Feature, read_only: bool, pooling: str

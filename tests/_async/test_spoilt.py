@@ -10,7 +10,7 @@ import pytest
 from psycopg import sql
 
 from router import AsyncRouter
-from tests.support import new_name, run, settings
+from tests.support import new_name, one_of_each, run, settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,7 +57,7 @@ def changes(cluster: PostgresCluster) -> Iterator[tuple[str, str]]:
     yield "DateStyle", "German"
 
 
-@pytest.mark.parametrize("read_only", [False, True])
+@pytest.mark.parametrize("read_only", one_of_each([False, True]))
 async def test_whatever_one_tenant_sets_the_next_is_served(
     cluster: PostgresCluster, names: list[str], read_only: bool
 ) -> None:

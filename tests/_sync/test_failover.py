@@ -485,6 +485,7 @@ def test_who_waits_for_a_connection_in_doubt_gets_another_if_that_makes_room(pos
         all_of(borrow, make_room)
 
 
+@pytest.mark.slow
 def test_without_replicas_the_primary_serves_reads_until_they_are_back(
     make_postgres_cluster: MakeCluster,
 ) -> None:

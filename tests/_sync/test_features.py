@@ -24,7 +24,7 @@ from psycopg.types.string import StrDumper
 from router import Router
 from router._runtime.flags import Flag
 from router._sync.pool import node_pool
-from tests.support import all_of, eventually, new_name, run, settings
+from tests.support import all_of, eventually, new_name, one_of_each, run, settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -321,7 +321,7 @@ def pool_of_one(cluster: PostgresCluster, **options: Any) -> RouterSettings:
 
 @pytest.mark.usefixtures("_impatient")
 @pytest.mark.filterwarnings("ignore:.*was deleted while still open:ResourceWarning")  # of psycopg's, on cursors
-@pytest.mark.parametrize("pooling", ["version", "dedicated", "shared"])
+@pytest.mark.parametrize("pooling", one_of_each(["shared", "version", "dedicated"]))
 @pytest.mark.parametrize(("feature", "read_only"), USES)
 def test_the_next_borrower_finds_nothing_of_it(
     cluster: PostgresCluster, names: list[str], feature: Feature, read_only: bool, pooling: str

@@ -741,11 +741,12 @@ def test_ten_thousand_reads_after_writes_are_never_stale_and_replicas_serve_some
     assert sum(served[standby.port] for standby in delayed.standbys) > 0
 
 
-def test_pairs_across_two_processes_are_never_stale(delayed: PostgresCluster, table: LiteralString) -> None:
+@pytest.mark.parametrize("many", short_and_long(100, 300))
+def test_pairs_across_two_processes_are_never_stale(delayed: PostgresCluster, table: LiteralString, many: int) -> None:
     standbys, at_standbys = {standby.port for standby in delayed.standbys}, 0
     with Router(settings(**delayed.version_settings())) as router:
         with reader(delayed.version_settings()) as ask:
-            for value in range(300):
+            for value in range(many):
                 with router.session() as session:
                     insert(router, table, value)
                 query = f"SELECT count(*) FROM {table} WHERE i = {value}"

@@ -323,13 +323,16 @@ def test_nothing_is_left_for_the_next_borrower_of_a_tenants_own_connection(
         assert len(served) == 4
 
 
+@pytest.mark.parametrize("times", short_and_long(24, 60))
 @pytest.mark.parametrize("pooling", ["dedicated", "shared"])
 @pytest.mark.parametrize("way", WAYS)
-def test_tenants_change_places_on_the_one_connection_that_there_may_be(world: World, way: str, pooling: str) -> None:
+def test_tenants_change_places_on_the_one_connection_that_there_may_be(
+    world: World, way: str, pooling: str, times: int
+) -> None:
     options = world.settings(way, tenancy={"pooling": pooling}, max_connections=2)  # one of them looks
     with Router(options) as router:
-        served = alternate(router, world, way, 60, shared=pooling == "shared")
-        assert len(served) > 20  # for another pool, to read or to write, a connection is closed
+        served = alternate(router, world, way, times, shared=pooling == "shared")
+        assert len(served) > times // 3  # for another pool, to read or to write, a connection is closed
         assert sum(pool.pool.size for pool in router.stats().tenant_pools) == 1
 
 
@@ -913,6 +916,7 @@ def test_a_deadline_longer_than_the_pools_keeps_the_place_in_the_order_of_arriva
         assert served == [*range(8)]
 
 
+@pytest.mark.slow
 def test_no_more_pools_are_open_than_may_be(world: World) -> None:
     options = world.settings("row", max_pools=4, max_connections=6, pool={"max_size": 2, "timeout": PATIENCE})
     with Router(options) as router:
