@@ -147,7 +147,14 @@ async def test_a_change_of_one_cluster_touches_no_other_and_no_lane(cluster: Pos
         versions = {"v1": {"primary": cluster.dsn(), "replicas": [replica]}, "v2": cluster.version_settings()}
         tenants = {f"t{number}": {"version": "v1", "row": "app.tenant"} for number in range(3)}
         async with AsyncRouter(settings(**OPTIONS, versions=versions, tenants=tenants)) as router:
-            for version in versions:
+
+            async def all_are_up() -> bool:
+                for version in versions:
+                    await host(router, version, read_only=True)
+                return {node.state for version in router.stats().versions for node in version.nodes} == {"up"}
+
+            await aeventually(all_are_up)
+            for version in versions:  # what was worked out before the last of them was probed is worked out anew
                 await host(router, version, read_only=True)
             for tenant in tenants:
                 async with router.connection(tenant=tenant, read_only=True):

@@ -148,7 +148,14 @@ def test_a_change_of_one_cluster_touches_no_other_and_no_lane(cluster: PostgresC
         versions = {"v1": {"primary": cluster.dsn(), "replicas": [replica]}, "v2": cluster.version_settings()}
         tenants = {f"t{number}": {"version": "v1", "row": "app.tenant"} for number in range(3)}
         with Router(settings(**OPTIONS, versions=versions, tenants=tenants)) as router:
-            for version in versions:
+
+            def all_are_up() -> bool:
+                for version in versions:
+                    host(router, version, read_only=True)
+                return {node.state for version in router.stats().versions for node in version.nodes} == {"up"}
+
+            eventually(all_are_up)
+            for version in versions:  # what was worked out before the last of them was probed is worked out anew
                 host(router, version, read_only=True)
             for tenant in tenants:
                 with router.connection(tenant=tenant, read_only=True):
