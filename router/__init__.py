@@ -118,39 +118,67 @@ __all__ = [
     "use",
 ]
 
-# Where these are. They are looked up when first used: every pytest run of whoever has this package installed imports
-# `router` for its fixtures, and must not pay for psycopg and pydantic.
-_HOMES = (
-    "core.errors",
-    "core.topology",
-    "core.choose",
-    "core.measures",
-    "core.directory",
-    "core.result",
-    "core.outcomes",
-    "context",
-    "sessions",
-    "ambient",
-    "settings.models",
-    "settings.tenants",
-    "_sync.router",
-    "_async.router",
-    "_process",
-    "_default",
-)
+# Where these are. A name is looked up when it is first used, and imports its own module only: every pytest run of an
+# environment with this package imports `router` for its fixtures, and must not pay for psycopg and pydantic; nor must
+# `AsyncRouter` pay for `Router`.
+_HOMES = {
+    "core.errors": [
+        "ConfigError",
+        "DirectoryUnavailable",
+        "NoPrimary",
+        "NoReplica",
+        "PoolExhausted",
+        "RouterClosed",
+        "RouterError",
+        "TenantLocked",
+        "TokenRefused",
+        "TooManyWaiting",
+        "TransactionOutcomeUnknown",
+        "Unavailable",
+        "UnknownTenant",
+        "UnknownVersion",
+    ],
+    "core.topology": ["Node", "Role", "Server"],
+    "core.choose": ["Route"],
+    "core.measures": ["DrainingPoolStats", "NodeStats", "PoolStats", "Stats", "TenantPoolStats", "VersionStats"],
+    "core.directory": ["DirectoryStats"],
+    "core.result": ["Result"],
+    "core.outcomes": ["Outcomes"],
+    "context": ["Use"],
+    "sessions": ["Session"],
+    "ambient": ["Carried", "Current"],
+    "settings.models": ["RouterSettings"],
+    "settings.tenants": ["TenantSettings"],
+    "_sync.router": ["Router"],
+    "_async.router": ["AsyncRouter"],
+    "_process": ["close", "configure"],
+    "_default": [
+        "carried",
+        "carry",
+        "connection",
+        "current",
+        "each",
+        "execute",
+        "explain",
+        "run",
+        "session",
+        "stats",
+        "use",
+    ],
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 if not TYPE_CHECKING:  # a type checker would take it to mean that any name is there
 
     def __getattr__(name: str) -> object:
-        if name in __all__ or name == "aio":  # not for a module that one of those imports from here: it has other locks
+        home = "aio" if name == "aio" else _HOME_OF.get(name)
+        if home is not None:  # not for a module that one of those imports from here: it has other locks
             with first_use:
+                module = import_module(f"router.{home}")
                 if name == "aio":
-                    return import_module("router.aio")
-                for home in _HOMES:
-                    found = getattr(import_module(f"router.{home}"), name, None)
-                    if found is not None and found.__module__ == f"router.{home}":  # else it is only imported there
-                        globals()[name] = found
-                        return found
+                    return module
+                globals()[name] = found = getattr(module, name)
+                return found
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
     def __dir__() -> list[str]:

@@ -111,6 +111,22 @@ def test_importing_it_alone_is_cheap() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "unneeded"),
+    [
+        ("Router", {"router._async", "router._default", "router.aio"}),
+        ("AsyncRouter", {"router._sync", "router._default", "router.aio"}),
+        ("connection", {"router._async", "router.aio"}),
+        ("aio", {"router._sync"}),
+        ("RouterSettings", {"router._sync", "router._async", "psycopg_pool"}),
+        ("NoPrimary", {"router._sync", "router._async", "psycopg_pool", "pydantic"}),
+    ],
+)
+def test_a_name_imports_only_what_it_needs(name: str, unneeded: set[str]) -> None:
+    code = f"import sys; from router import {name}; print(sorted({unneeded} & sys.modules.keys()))"
+    assert python(code).stdout == "[]\n"
+
+
 def test_it_uses_no_extra() -> None:
     code = """
 import sys, router
