@@ -20,12 +20,15 @@ class Value:
         __dataclass_fields__: ClassVar[dict[str, Field[Any]]]  # the mark by which `asdict`, `fields` and `replace` go
         _names: ClassVar[frozenset[str]]
         _compared: ClassVar[attrgetter[Any]]  # gets the class, and the values of all fields that are compared
+        _hashed: ClassVar[attrgetter[Any]]  # likewise
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         dataclass(eq=False, repr=False)(cls)
         cls._names = frozenset(each.name for each in fields(cls))
-        cls._compared = attrgetter("__class__", *(each.name for each in fields(cls) if each.compare))
+        compared = [each for each in fields(cls) if each.compare]
+        cls._compared = attrgetter("__class__", *(each.name for each in compared))
+        cls._hashed = attrgetter("__class__", *(each.name for each in compared if each.hash is not False))
 
     def __setattr__(self, name: str, value: object) -> None:
         if name in self.__dict__ or name not in self._names:  # else this is __init__(), or a copy
@@ -41,7 +44,7 @@ class Value:
         return bool(self._compared(self) == self._compared(other))
 
     def __hash__(self) -> int:
-        return hash(self._compared(self))
+        return hash(self._hashed(self))
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{each.name}={getattr(self, each.name)!r}" for each in fields(self) if each.repr)

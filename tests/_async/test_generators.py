@@ -21,6 +21,10 @@ class World:
 
     def __init__(self, cluster: PostgresCluster) -> None:
         self.settings = settings(**cluster.version_settings(), tenant_template={"schema": "{tenant}"})
+        # Blocks are for all routers of the same settings.
+        self.other_settings = settings(
+            **cluster.version_settings(), tenant_template={"schema": "{tenant}"}, max_pools=9
+        )
         self.one, self.two = keys = new_name(), new_name()
         for key in keys:
             run(cluster.dsn(), f"CREATE SCHEMA {key}", f"CREATE TABLE {key}.note (body text)")
@@ -77,7 +81,7 @@ async def test_a_request_that_would_pass_over_a_guard_is_refused_and_told_where_
                 router.explain(tenant=tenant)
             with pytest.raises(RuntimeError, match=where), router.use(tenant=tenant):
                 pytest.fail("it was used")
-        async with AsyncRouter(world.settings) as other:
+        async with AsyncRouter(world.other_settings) as other:
             assert await read(other, tenant=world.two) == (world.two, 0)
         next(fixture, None)
         assert await read(router, tenant=world.two) == (world.two, 0)

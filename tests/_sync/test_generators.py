@@ -22,6 +22,10 @@ class World:
 
     def __init__(self, cluster: PostgresCluster) -> None:
         self.settings = settings(**cluster.version_settings(), tenant_template={"schema": "{tenant}"})
+        # Blocks are for all routers of the same settings.
+        self.other_settings = settings(
+            **cluster.version_settings(), tenant_template={"schema": "{tenant}"}, max_pools=9
+        )
         self.one, self.two = keys = new_name(), new_name()
         for key in keys:
             run(cluster.dsn(), f"CREATE SCHEMA {key}", f"CREATE TABLE {key}.note (body text)")
@@ -78,7 +82,7 @@ def test_a_request_that_would_pass_over_a_guard_is_refused_and_told_where_that_s
                 router.explain(tenant=tenant)
             with pytest.raises(RuntimeError, match=where), router.use(tenant=tenant):
                 pytest.fail("it was used")
-        with Router(world.settings) as other:
+        with Router(world.other_settings) as other:
             assert read(other, tenant=world.two) == (world.two, 0)
         next(fixture, None)
         assert read(router, tenant=world.two) == (world.two, 0)
