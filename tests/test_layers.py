@@ -15,11 +15,10 @@ import router
 # counts as one, its insides free.
 CORE = [
     "core.value", "core.policies", "core.topology", "core.errors", "core.consistency", "core.names", "core.resolve",
-    "core.faults", "core.policy_faults", "core.duplicates", "core.validate",
-    "core.observations", "core.health", "core.replication", "core.standing", "core.balance", "core.choose",
-    "core.budget", "core.bounds", "core.slot_lines", "core.server_limit", "core.events", "core.server_events",
-    "core.changes", "core.view", "core.plan", "core.directory", "core.measures",
-    "core.result", "core.outcomes", "core.statement", "core.sql",
+    "core.faults", "core.policy_faults", "core.duplicates", "core.validate", "core.observations", "core.health",
+    "core.replication", "core.standing", "core.balance", "core.choose", "core.budget", "core.fair_line", "core.bounds",
+    "core.slot_lines", "core.server_limit", "core.events", "core.server_events", "core.changes", "core.view",
+    "core.plan", "core.directory", "core.measures", "core.result", "core.outcomes", "core.statement", "core.sql",
 ]  # fmt: skip
 SETTINGS = [
     "settings.words", "settings.dsn", "settings.variables", "settings.layers", "settings.files", "settings.sources",
@@ -32,12 +31,11 @@ RUNTIME = [
 BELOW_THE_SHELL = [*CORE, "_first_use", *SETTINGS, "context", "sessions", "ambient", *RUNTIME, "_observers"]
 # The modules of `_async`, and the same ones of `_sync`; neither shell imports from the other.
 SHELL = [
-    "closing", "slots", "line", "admission", "server_in_use", "cluster", "clusters", "pool.scripts",
-    "pool.connection", "pool.opener",
-    "pool.session_state", "pool.node_pool", "pool.shared_pool", "pool.registry", "silence", "watcher", "monitor",
-    "unavailable", "acquire", "checkout", "lanes", "lane_table", "routes",
-    "directory_table", "directory_source", "directory", "in_force",
-    "statements", "each", "snapshot", "router",
+    "closing", "slots", "waiter", "line", "admission", "server_in_use", "cluster", "clusters", "pool.scripts",
+    "pool.connection", "pool.opener", "pool.session_state", "pool.node_pool", "pool.shared_pool", "pool.registry",
+    "silence", "watcher", "monitor", "unavailable", "verify", "choice", "acquire", "checkout", "lanes", "lane_table",
+    "routes", "directory_table", "directory_source", "directory", "in_force", "statements", "each", "snapshot",
+    "router",
 ]  # fmt: skip
 ABOVE_THE_SHELL = ["events", "_process", "_default", "_loops", "aio", "__init__", "testing", "cli"]
 # The packages whose modules are listed; one that stands beside them itself, such as `settings`, offers what they have.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from router._runtime.flags import AGuard
 
 if TYPE_CHECKING:
-    from router._async.line import AsyncWaiter
+    from router._async.waiter import AsyncWaiter
 
 
 class AsyncAdmission:

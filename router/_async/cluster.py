@@ -37,6 +37,7 @@ class AsyncCluster:
         clusters: All that are in use.
         servers: Those that its nodes are on.
         kept: Whether it stays in use once it was asked for: it is a version's.
+        stays_in_use: Whether it is kept, and its servers are watched: a request need not see to that.
         requests: How many requests look or wait for one of its servers now.
         pools: The pools to its nodes, open and draining. This and the two before are changed by :class:`AsyncClusters`
             only, under its guard; whether the cluster is in use follows from them.
@@ -47,7 +48,8 @@ class AsyncCluster:
     """
 
     __slots__ = (
-        "__weakref__", "clusters", "kept", "pool_sets", "pools", "requests", "servers", "value", "view", "waiting_at",
+        "__weakref__", "clusters", "kept", "pool_sets", "pools", "requests", "servers", "stays_in_use", "value", "view",
+        "waiting_at",
     )  # fmt: skip
 
     def __init__(self, value: Cluster, clusters: AsyncClusters) -> None:
@@ -61,6 +63,7 @@ class AsyncCluster:
         self.clusters = clusters
         self.servers: tuple[Server, ...] = tuple(dict.fromkeys(node.server for node in value.nodes))
         self.kept = False
+        self.stays_in_use = False
         self.requests = 0
         self.pools: tuple[AsyncNodePool, ...] = ()
         self.view: View = NOTHING_KNOWN

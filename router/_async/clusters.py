@@ -130,6 +130,7 @@ class AsyncClusters:
         """
         with self._guard:
             cluster.kept = kept
+            cluster.stays_in_use &= kept
             self._visited.pop(cluster, None)
             self._settle(cluster)
 

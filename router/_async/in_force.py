@@ -213,6 +213,7 @@ class AsyncInForce:
         try:
             self.monitor.watch(cluster)
             self._begin_housekeeping()
+            cluster.stays_in_use = cluster.kept
         except BaseException:
             self.clusters.end_request(cluster)
             raise

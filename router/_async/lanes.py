@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from psycopg_pool import PoolClosed
 
-from router._async.acquire import SETTLE, WATCH_OVER
 from router._async.checkout import AsyncCheckout, AsyncScopedCheckout
-from router._async.line import AsyncLine, HasToAsk, Superseded, Unserved
+from router._async.choice import SETTLE, WATCH_OVER
+from router._async.line import AsyncLine
+from router._async.waiter import HasToAsk, Superseded, Unserved
 from router._runtime.calls import Isolated
 from router._runtime.flags import AGuard
 from router.core.balance import PAIRS, pairs, rotation
-from router.core.standing import Request
+from router.core.standing import Request, limits_lag
 
 if TYPE_CHECKING:
     from psycopg import AsyncConnection
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 
     from router._async.admission import AsyncAdmission
     from router._async.in_force import AsyncInForce
-    from router._async.line import AsyncWaiter
     from router._async.pool.node_pool import AsyncNodePool
+    from router._async.waiter import AsyncWaiter
     from router.core.choose import Route
     from router.core.topology import Scope, Target
 
@@ -54,6 +55,7 @@ class AsyncPoolSet:
         read_only: Whether its requests only read.
         pools: The pools of the best nodes; empty while none is known to be up, or what is known has changed.
         route: What was chosen last.
+        limits_lag: Whether its requests may be served only by what is not too far behind.
         line: The requests that wait.
         is_stale: Whether what is known has changed since.
         lacks_room: Whether others have to be closed before one of its pools may be opened.
@@ -75,6 +77,7 @@ class AsyncPoolSet:
         self.read_only = read_only
         self.pools: tuple[AsyncNodePool, ...] = ()
         self.route: Route | None = None
+        self.limits_lag = limits_lag(target.cluster, Request(read_only))
         self.line = AsyncLine(self, is_shared=target.shared)
         self.is_stale = True
         self.is_superseded = False
@@ -156,7 +159,9 @@ class AsyncPoolSet:
         if self.is_superseded:
             raise Superseded
         # A login of a tenant's that is refused makes no difference to what is ready: see work().
-        route = self.route = in_force.routes.choose(target, Request(read_only), logins=target.tenant is None)
+        route = self.route = in_force.routes.choose(
+            target, Request(read_only), logins=target.tenant is None, by_load=False
+        )
         best = [node for node in route.nodes[: route.best] if node not in route.ask]
         self.has_to_ask = not best and bool(route.ask)
         self._unserved = not route.ready and not route.pending

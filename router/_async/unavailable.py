@@ -8,7 +8,7 @@ from itertools import starmap
 from typing import TYPE_CHECKING, Any
 
 from router.core.budget import Full, budget_key
-from router.core.errors import NoPrimary, NoReplica, PoolExhausted, Unavailable, UnknownTenant
+from router.core.errors import NoPrimary, NoReplica, PoolExhausted, TooManyWaiting, Unavailable, UnknownTenant
 from router.core.events import RequestFailed
 from router.core.health import login_failure, node_state
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from router._async.in_force import AsyncInForce
     from router._async.lanes import AsyncLane
     from router._async.pool.node_pool import AsyncNodePool
+    from router._async.waiter import AsyncWaiter
     from router.core.budget import BudgetKey
     from router.core.choose import Route
     from router.core.health import State
@@ -60,6 +61,48 @@ def unavailable(in_force: AsyncInForce, route: Route, request: Request, *, late:
         refused=refused,
         **asked,
     )
+
+
+def no_room(lane: AsyncLane) -> PoolExhausted:
+    """Say that other pools are in use.
+
+    Args:
+        lane: Where the request belongs.
+
+    Returns:
+        The error.
+    """
+    full = f"all {lane.in_force.topology.max_pools} pools are in use (max_pools)"
+    return PoolExhausted(f"no connection {whom_for(lane.target)} in time: {full}", **asked_for(lane.target))
+
+
+def too_many_waiting(lane: AsyncLane, waiter: AsyncWaiter) -> TooManyWaiting:
+    """Say that the line is full.
+
+    Args:
+        lane: Where the request belongs.
+        waiter: The request.
+
+    Returns:
+        The error.
+    """
+    target, [first, *_] = lane.target, waiter.line.pools if waiter.accepts is None else [waiter.accepts]
+    full = f"{target.cluster.pool.max_waiting} requests wait for one to {first.node} already (pool.max_waiting)"
+    return TooManyWaiting(f"no connection {whom_for(target)}: {full}", **asked_for(target))
+
+
+def within_its_limit(lane: AsyncLane) -> PoolExhausted:
+    """Say that a tenant uses all that it may.
+
+    Args:
+        lane: Where its request belongs.
+
+    Returns:
+        The error.
+    """
+    most = 0 if lane.admission is None else lane.admission.limit
+    full = f"it uses all {most} that it may (tenancy.max_connections)"
+    return PoolExhausted(f"no connection {whom_for(lane.target)} in time: {full}", **asked_for(lane.target))
 
 
 def _spent(in_force: AsyncInForce, key: BudgetKey) -> str:

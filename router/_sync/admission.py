@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from router._runtime.flags import Guard
 
 if TYPE_CHECKING:
-    from router._sync.line import Waiter
+    from router._sync.waiter import Waiter
 
 
 class Admission:

@@ -38,6 +38,7 @@ class SyncCluster:
         clusters: All that are in use.
         servers: Those that its nodes are on.
         kept: Whether it stays in use once it was asked for: it is a version's.
+        stays_in_use: Whether it is kept, and its servers are watched: a request need not see to that.
         requests: How many requests look or wait for one of its servers now.
         pools: The pools to its nodes, open and draining. This and the two before are changed by :class:`Clusters`
             only, under its guard; whether the cluster is in use follows from them.
@@ -48,7 +49,8 @@ class SyncCluster:
     """
 
     __slots__ = (
-        "__weakref__", "clusters", "kept", "pool_sets", "pools", "requests", "servers", "value", "view", "waiting_at",
+        "__weakref__", "clusters", "kept", "pool_sets", "pools", "requests", "servers", "stays_in_use", "value", "view",
+        "waiting_at",
     )  # fmt: skip
 
     def __init__(self, value: Cluster, clusters: Clusters) -> None:
@@ -62,6 +64,7 @@ class SyncCluster:
         self.clusters = clusters
         self.servers: tuple[Server, ...] = tuple(dict.fromkeys(node.server for node in value.nodes))
         self.kept = False
+        self.stays_in_use = False
         self.requests = 0
         self.pools: tuple[NodePool, ...] = ()
         self.view: View = NOTHING_KNOWN

@@ -131,6 +131,7 @@ class Clusters:
         """
         with self._guard:
             cluster.kept = kept
+            cluster.stays_in_use &= kept
             self._visited.pop(cluster, None)
             self._settle(cluster)
 

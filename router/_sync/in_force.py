@@ -214,6 +214,7 @@ class InForce:
         try:
             self.monitor.watch(cluster)
             self._begin_housekeeping()
+            cluster.stays_in_use = cluster.kept
         except BaseException:
             self.clusters.end_request(cluster)
             raise

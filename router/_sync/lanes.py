@@ -12,11 +12,12 @@ from psycopg_pool import PoolClosed
 
 from router._runtime.calls import Isolated
 from router._runtime.flags import Guard
-from router._sync.acquire import SETTLE, WATCH_OVER
 from router._sync.checkout import Checkout, ScopedCheckout
-from router._sync.line import HasToAsk, Line, Superseded, Unserved
+from router._sync.choice import SETTLE, WATCH_OVER
+from router._sync.line import Line
+from router._sync.waiter import HasToAsk, Superseded, Unserved
 from router.core.balance import PAIRS, pairs, rotation
-from router.core.standing import Request
+from router.core.standing import Request, limits_lag
 
 if TYPE_CHECKING:
     from psycopg import Connection
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 
     from router._sync.admission import Admission
     from router._sync.in_force import InForce
-    from router._sync.line import Waiter
     from router._sync.pool.node_pool import NodePool
+    from router._sync.waiter import Waiter
     from router.core.choose import Route
     from router.core.topology import Scope, Target
 
@@ -55,6 +56,7 @@ class PoolSet:
         read_only: Whether its requests only read.
         pools: The pools of the best nodes; empty while none is known to be up, or what is known has changed.
         route: What was chosen last.
+        limits_lag: Whether its requests may be served only by what is not too far behind.
         line: The requests that wait.
         is_stale: Whether what is known has changed since.
         lacks_room: Whether others have to be closed before one of its pools may be opened.
@@ -76,6 +78,7 @@ class PoolSet:
         self.read_only = read_only
         self.pools: tuple[NodePool, ...] = ()
         self.route: Route | None = None
+        self.limits_lag = limits_lag(target.cluster, Request(read_only))
         self.line = Line(self, is_shared=target.shared)
         self.is_stale = True
         self.is_superseded = False
@@ -157,7 +160,9 @@ class PoolSet:
         if self.is_superseded:
             raise Superseded
         # A login of a tenant's that is refused makes no difference to what is ready: see work().
-        route = self.route = in_force.routes.choose(target, Request(read_only), logins=target.tenant is None)
+        route = self.route = in_force.routes.choose(
+            target, Request(read_only), logins=target.tenant is None, by_load=False
+        )
         best = [node for node in route.nodes[: route.best] if node not in route.ask]
         self.has_to_ask = not best and bool(route.ask)
         self._unserved = not route.ready and not route.pending

@@ -3,206 +3,19 @@
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict, deque
-from heapq import heapify, heappop, heappush
+from collections import Counter, OrderedDict
 from itertools import count
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from router._runtime.flags import Guard, Wakeup
-from router.core.budget import at_share
+from router._runtime.flags import Guard
+from router._sync.waiter import Waiter
+from router.core.fair_line import FairLine
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from psycopg import Connection
     from psycopg.rows import TupleRow
 
-    from router._sync.admission import Admission
-
-MANY_STALE = 64
-"""So many entries more than there are queues may lie in a line's heap before it is made anew."""
-
-
-class Unserved(Exception):
-    """Nothing can serve those that wait, and nothing will by itself."""
-
-
-class Superseded(Exception):
-    """Requests for the same key use another lane by now, since the topology or a tenant's home has changed."""
-
-
-class HasToAsk(Exception):
-    """Which replica may serve a request has to be asked of them: each request asks for itself."""
-
-
-class Lends(Protocol):
-    """What hands connections over: a pool."""
-
-    _waiting: PoolLine
-
-    def note_lent(self, connection: Connection[TupleRow], tenant: str) -> None:
-        """Take a connection for borrowed by a request of a tenant."""
-
-    def holders(self) -> list[str]:
-        """List the tenants of the connections that are out, one for each."""
-
-    def withdraw(self) -> None:
-        """Have no connection opened if no request waits for one any more."""
-
-
-class Serves(Protocol):
-    """Whose line it is: a pool set."""
-
-    def invalidate(self) -> None:
-        """Choose anew before the next request is served."""
-
-
-class Waiter:
-    """A request that waits.
-
-    Attributes:
-        line: Where it waits.
-        tenant: Whom it is for; empty where that does not matter.
-        has_needs: Whether it asks for more than its lane says, and chooses for itself.
-        number: Its place in the order of arrival; it keeps it as long as it waits, however often it is woken.
-        admission: Its lane's; ``None`` where any number may be served.
-        token: What it counts as there.
-        accepts: Of one that has needs, the pool that it chose; ``None`` for none.
-        is_held: Whether its lane's admission does not let it be served yet.
-        pool: Where the connection is from that was handed over.
-        connection: The one handed over.
-        error: Why there will be none.
-    """
-
-    __slots__ = (
-        "_wakeup", "accepts", "admission", "connection", "error", "has_needs", "is_held", "line", "number", "pool",
-        "tenant", "token",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        line: Line,
-        tenant: str = "",
-        *,
-        has_needs: bool = False,
-        admission: Admission | None = None,
-        token: object = None,
-    ) -> None:
-        """Make the waiter; it is not in the line yet.
-
-        Args:
-            line: Where it is to wait.
-            tenant: Whom the request is for.
-            has_needs: Whether it chooses for itself.
-            admission: Its lane's, if that has to admit it first.
-            token: What it counts as there.
-        """
-        self.line = line
-        self.tenant = tenant
-        self.has_needs = has_needs
-        self.admission = admission
-        self.token = token
-        self.number = -1
-        self.accepts: Lends | None = None
-        self.is_held = admission is not None
-        self.pool: Any = None
-        self.connection: Connection[TupleRow] | None = None
-        self.error: BaseException | None = None
-        self._wakeup = Wakeup()
-
-    @property
-    def is_done(self) -> bool:
-        """Whether it has a connection, or will have none."""
-        return self.connection is not None or self.error is not None
-
-    def wake(self) -> bool:
-        """Have the request look what there is to do; whether it still waits."""
-        self._wakeup.set()
-        return self.line.has(self)
-
-    def wait(self, timeout: float) -> None:
-        """Wait until the request is woken.
-
-        Args:
-            timeout: The most to wait, in seconds.
-        """
-        self._wakeup.wait_for(timeout)
-
-
-class Offer:
-    """A connection's way to a waiter, in the shape of psycopg_pool's ``WaitingClient``."""
-
-    __slots__ = ("_pool", "_waiter")
-
-    def __init__(self, pool: Lends, waiter: Waiter | None) -> None:
-        self._pool = pool
-        self._waiter = waiter
-
-    def set(self, connection: Connection[TupleRow]) -> bool:
-        """Hand a connection over.
-
-        Args:
-            connection: The connection.
-
-        Returns:
-            Whether the request still waited.
-        """
-        waiter = self._waiter
-        return waiter is not None and waiter.line.hand_over(waiter, self._pool, connection)
-
-    def took(self, connection: Connection[TupleRow]) -> bool:
-        """Tell whether the request has a connection.
-
-        Args:
-            connection: The connection.
-
-        Returns:
-            Whether it was handed to it.
-        """
-        return self._waiter is not None and self._waiter.connection is connection
-
-
-class PoolLine(deque[None]):
-    """What a pool sees of the line: psycopg_pool takes it for the deque of waiting clients that it made itself.
-
-    It holds one entry as long as a request waits that may be served from this pool, and none otherwise: whether there
-    is one has to be told as quickly as of any deque.
-
-    Attributes:
-        line: The line; ``None`` as long as the pool is in no pool set.
-    """
-
-    def __init__(self, pool: Lends) -> None:
-        super().__init__()
-        self.line: Line | None = None
-        self._pool = pool
-
-    def popleft(self) -> Offer:  # type: ignore[override]
-        """Find the request to be served next; it leaves the line when it is handed a connection, and not before."""
-        return Offer(self._pool, None if self.line is None else self.line.first(self._pool))
-
-    def number(self) -> int:
-        """Count the requests that may be served from this pool."""
-        return 0 if self.line is None else self.line.number(self._pool)
-
-    def mark(self, *, waits: bool) -> None:
-        """Note whether a request waits that may be served from this pool; under the line's guard, before the slots'.
-
-        Args:
-            waits: Whether one does.
-        """
-        if not waits:
-            super().clear()
-            self._pool.withdraw()
-        elif not self:
-            super().append(None)
-
-    def clear(self) -> None:
-        """Do nothing: a pool that closes sends nobody away, for the line may be served by others."""
-
-    def __iter__(self) -> Iterator[None]:
-        """Go through nobody, likewise."""
-        return iter(())
+    from router._sync.waiter import Lends, Serves
 
 
 class Line:
@@ -241,16 +54,11 @@ class Line:
         self._is_shared = is_shared
         self._guard = Guard()  # guards all of this, and what a waiter was handed
         self._numbers = count()
-        self._ties = count()
         self._plain: OrderedDict[Waiter, None] = OrderedDict()  # those without needs of their own
         self._needy: OrderedDict[Waiter, None] = OrderedDict()  # those with
         self._held: OrderedDict[Waiter, None] = OrderedDict()  # those that are not admitted yet, of both
         self._untold: OrderedDict[Waiter, None] = OrderedDict()  # of _needy, those that have not heard the news
-        # Those that may be served: by tenant, and by the pool they accept (none stands for any of `pools`).
-        self._queues: dict[tuple[str, Lends | None], OrderedDict[Waiter, None]] = {}
-        self._heads: list[tuple[int, int, tuple[str, Lends | None]]] = []  # a heap: the first of each queue
-        self._tenants = Counter[str]()
-        self._accepting = Counter[Lends | None]()
+        self._served = FairLine[Waiter]()  # those that may be served; what accepts any of `pools`, as `None`
 
     def __len__(self) -> int:
         """Count all that wait."""
@@ -268,7 +76,7 @@ class Line:
     def tenants(self) -> list[str]:
         """List the tenants of the requests that may be served."""
         with self._guard:
-            return list(+self._tenants)
+            return self._served.owners
 
     def number(self, pool: Lends) -> int:
         """Count those that may be served from a pool.
@@ -279,7 +87,24 @@ class Line:
         Returns:
             How many there are.
         """
-        return self._accepting[pool] + (self._accepting[None] if pool in self.pools else 0)
+        return self._served.number(pool) + (self._served.number(None) if pool in self.pools else 0)
+
+    def is_full(self, waiter: Waiter, most: int) -> bool:
+        """Tell whether too many wait for a request to join them.
+
+        Args:
+            waiter: The request.
+            most: How many may wait for one pool; 0 for any number.
+
+        Returns:
+            Whether they do; one that has its place already, or is held back, may always join.
+        """
+        pools = self.pools if waiter.accepts is None else (waiter.accepts,)
+        if not most or not pools or waiter.is_held or waiter.number >= 0:
+            return False
+        waiting = self.waiting if waiter.accepts is None else self.number(waiter.accepts)
+        room: int = sum(most + pool.kept_back for pool in pools)
+        return waiting >= room
 
     def join(self, waiter: Waiter) -> None:
         """Get in line, or again in the place that it had before.
@@ -423,6 +248,7 @@ class Line:
         """
         with self._guard:
             if waiter.is_done or (waiter not in self._plain and waiter not in self._needy):
+                self._dequeue(waiter)  # an interruption has left it there: it must not be found again
                 return False
             pool.note_lent(connection, waiter.tenant)
             waiter.pool = pool
@@ -483,50 +309,16 @@ class Line:
             self._enqueue(waiter)
 
     def _enqueue(self, waiter: Waiter) -> None:
-        key = (waiter.tenant, waiter.accepts)
-        queue = self._queues.get(key)
         accepted = self.pools if waiter.accepts is None else (waiter.accepts,)
         self.serves(accepted)
         for pool in accepted:
             self._mark(pool, waits=True)
-        if queue is None:
-            queue = self._queues[key] = OrderedDict()
-        is_head = not queue or waiter.number < next(iter(queue)).number
-        if is_head:
-            heappush(self._heads, (waiter.number, next(self._ties), key))
-        queue[waiter] = None
-        if is_head:
-            queue.move_to_end(waiter, last=False)
-        self._tenants[waiter.tenant] += 1
-        self._accepting[waiter.accepts] += 1
+        self._served.add(waiter, waiter.number, waiter.tenant, waiter.accepts)
 
     def _dequeue(self, waiter: Waiter) -> None:
-        key = (waiter.tenant, waiter.accepts)
-        queue = self._queues.get(key)
-        if queue is None or waiter not in queue:
-            return
-        if len(queue) == 1:
-            del self._queues[key]
-        else:
-            if next(iter(queue)) is waiter:
-                rest = iter(queue)
-                next(rest)
-                heappush(self._heads, (next(rest).number, next(self._ties), key))
-            del queue[waiter]
-        self._tenants[waiter.tenant] -= 1
-        self._accepting[waiter.accepts] -= 1
-        if not self._tenants[waiter.tenant]:
-            del self._tenants[waiter.tenant]
-        if not self._queues:  # what an interruption has left behind ends here
-            self._tenants.clear()
-            self._accepting.clear()
-            self._heads.clear()
-        elif len(self._heads) > 2 * len(self._queues) + MANY_STALE:
-            self._heads = [(next(iter(q)).number, next(self._ties), key) for key, q in self._queues.items()]
-            heapify(self._heads)
+        self._served.remove(waiter, waiter.tenant, waiter.accepts)
         for pool in self.pools if waiter.accepts is None else (waiter.accepts,):
-            if not self.number(pool):
-                self._mark(pool, waits=False)
+            self._mark(pool)
 
     def _remove(self, waiter: Waiter) -> None:
         led = self.leads(waiter)
@@ -545,31 +337,9 @@ class Line:
             pool._waiting.mark(waits=self.number(pool) > 0 if waits is None else waits)  # noqa: SLF001
 
     def _find(self, pool: Lends) -> Waiter | None:
-        any_pool = pool in self.pools
-        if len(self._queues) == 1:
-            [((_, accepts), queue)] = self._queues.items()
-            return next(iter(queue)) if accepts is pool or (accepts is None and any_pool) else None
-        sated = self._sated(pool) if self._is_shared and len(self._tenants) > 1 else ()
-        heads, otherwise = self._heads, None
-        passed: list[tuple[int, int, tuple[str, Lends | None]]] = []
-        try:
-            while heads:
-                number, _, key = heads[0]
-                head = next(iter(self._queues.get(key, ())), None)
-                if head is None or head.number != number:  # it is served, or has left
-                    heappop(heads)
-                    continue
-                if key[1] is pool or (key[1] is None and any_pool):
-                    if key[0] not in sated:
-                        return head
-                    otherwise = otherwise or head
-                passed.append(heads[0])
-                heappop(heads)
-        finally:
-            for entry in passed:
-                heappush(heads, entry)
-        return otherwise
+        held = (lambda: self._held_by(pool)) if self._is_shared else None
+        return self._served.first((pool, None) if pool in self.pools else (pool,), held)
 
-    def _sated(self, pool: Lends) -> frozenset[str]:
-        held = Counter(holder for one in {*self.pools, pool} for holder in one.holders())
-        return at_share(self._tenants, held)
+    def _held_by(self, pool: Lends) -> Counter[str]:
+        """Count what each tenant has out; what is being brought back still counts."""
+        return Counter(holder for one in {*self.pools, pool} for holder in one.holders())

@@ -38,14 +38,14 @@ class Routes:
         """
         self._in_force = in_force
 
-    def choose(self, target: Target, request: Request, *, prefer: Node | None = None, logins: bool = True) -> Route:
+    def choose(self, target: Target, request: Request, *, logins: bool = True, by_load: bool = True) -> Route:
         """Choose the nodes for a request, by what is known now.
 
         Args:
             target: What it resolved to.
             request: What it asks for.
-            prefer: A node to put first if it is among the best.
             logins: Whether it matters that a login is refused.
+            by_load: Whether those that are less busy come first.
 
         Returns:
             The route.
@@ -55,7 +55,7 @@ class Routes:
         """
         if self._in_force.closed:
             raise RouterClosed("the router is closed")
-        pools = self._in_force.pools.serving(target, read_only=request.read_only)
+        pools = self._in_force.pools.serving(target, read_only=request.read_only) if by_load else {}
 
         def load(node: Node) -> float:
             pool = pools.get(node)
@@ -78,7 +78,7 @@ class Routes:
                 pairs = zip(target.cluster.nodes, target.watched.nodes, strict=True)
                 theirs = {node: login_failure(health, seen, read_only=request.read_only) for node, seen in pairs}
                 health = {**{node: login for node, login in theirs.items() if login is not None}, **health}
-        return choose(target, health, request, now=now, tie_break=random(), load=load, prefer=prefer)
+        return choose(target, health, request, now=now, tie_break=random(), load=load)
 
     def must_see(self, target: Target, positions: Iterable[Position | None]) -> Position | None:
         """Put together what a read must see, without what is foreign to its cluster by what is known now.

@@ -9,7 +9,7 @@ from itertools import starmap
 from typing import TYPE_CHECKING, Any
 
 from router.core.budget import Full, budget_key
-from router.core.errors import NoPrimary, NoReplica, PoolExhausted, Unavailable, UnknownTenant
+from router.core.errors import NoPrimary, NoReplica, PoolExhausted, TooManyWaiting, Unavailable, UnknownTenant
 from router.core.events import RequestFailed
 from router.core.health import login_failure, node_state
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from router._sync.in_force import InForce
     from router._sync.lanes import Lane
     from router._sync.pool.node_pool import NodePool
+    from router._sync.waiter import Waiter
     from router.core.budget import BudgetKey
     from router.core.choose import Route
     from router.core.health import State
@@ -61,6 +62,48 @@ def unavailable(in_force: InForce, route: Route, request: Request, *, late: bool
         refused=refused,
         **asked,
     )
+
+
+def no_room(lane: Lane) -> PoolExhausted:
+    """Say that other pools are in use.
+
+    Args:
+        lane: Where the request belongs.
+
+    Returns:
+        The error.
+    """
+    full = f"all {lane.in_force.topology.max_pools} pools are in use (max_pools)"
+    return PoolExhausted(f"no connection {whom_for(lane.target)} in time: {full}", **asked_for(lane.target))
+
+
+def too_many_waiting(lane: Lane, waiter: Waiter) -> TooManyWaiting:
+    """Say that the line is full.
+
+    Args:
+        lane: Where the request belongs.
+        waiter: The request.
+
+    Returns:
+        The error.
+    """
+    target, [first, *_] = lane.target, waiter.line.pools if waiter.accepts is None else [waiter.accepts]
+    full = f"{target.cluster.pool.max_waiting} requests wait for one to {first.node} already (pool.max_waiting)"
+    return TooManyWaiting(f"no connection {whom_for(target)}: {full}", **asked_for(target))
+
+
+def within_its_limit(lane: Lane) -> PoolExhausted:
+    """Say that a tenant uses all that it may.
+
+    Args:
+        lane: Where its request belongs.
+
+    Returns:
+        The error.
+    """
+    most = 0 if lane.admission is None else lane.admission.limit
+    full = f"it uses all {most} that it may (tenancy.max_connections)"
+    return PoolExhausted(f"no connection {whom_for(lane.target)} in time: {full}", **asked_for(lane.target))
 
 
 def _spent(in_force: InForce, key: BudgetKey) -> str:

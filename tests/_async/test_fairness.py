@@ -16,7 +16,7 @@ from tests.support import PATIENCE, aall_of, aeventually, new_name, run, setting
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from router._async.line import AsyncWaiter
+    from router._async.waiter import AsyncWaiter
     from tests.conftest import Postgres
 
 OTHERS = 20

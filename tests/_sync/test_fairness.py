@@ -17,7 +17,7 @@ from tests.support import PATIENCE, all_of, eventually, new_name, run, settings
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from router._sync.line import Waiter
+    from router._sync.waiter import Waiter
     from tests.conftest import Postgres
 
 OTHERS = 20

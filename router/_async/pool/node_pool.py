@@ -26,11 +26,11 @@ from psycopg_pool import AsyncConnectionPool, PoolClosed
 from psycopg_pool._acompat import ALock
 from psycopg_pool.pool_async import AddConnection, MaintenanceTask
 
-from router._async.line import AsyncPoolLine
 from router._async.pool.connection import end_session
 from router._async.pool.opener import LoginRefused, ServerFull, Unable
 from router._async.pool.session_state import SessionState, borrower, session_of, shows_resource_warnings
 from router._async.slots import AsyncSlotRequest, BudgetSpent
+from router._async.waiter import AsyncPoolLine
 from router._runtime.calls import Isolated, ashielded
 from router._runtime.flags import ais_free
 from router._runtime.sockets import cut
@@ -389,6 +389,21 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         self.borrowed.add(original)
         self._stats[self._REQUESTS_NUM] += 1
         self._stats[self._REQUESTS_QUEUED] += 1
+
+    async def is_usable(self, connection: AsyncConnection[TupleRow]) -> bool:
+        """Tell whether a connection that was handed over may be used; else it is closed and given back.
+
+        Args:
+            connection: The connection.
+
+        Returns:
+            Whether it may: what is known of its server may have changed while it was on its way.
+        """
+        if not self.barred:
+            return True
+        await connection.close()
+        await self.give_back(connection)
+        return False
 
     def note_waited(self, seconds: float) -> None:
         """Count for how long a request has waited.

@@ -30,11 +30,11 @@ from psycopg_pool.pool import AddConnection, MaintenanceTask
 from router._runtime.calls import Isolated, shielded
 from router._runtime.flags import is_free
 from router._runtime.sockets import cut
-from router._sync.line import PoolLine
 from router._sync.pool.connection import end_session
 from router._sync.pool.opener import LoginRefused, ServerFull, Unable
 from router._sync.pool.session_state import SessionState, borrower, session_of, shows_resource_warnings
 from router._sync.slots import BudgetSpent, SlotRequest
+from router._sync.waiter import PoolLine
 from router.core.budget import Full, Idle, budget_key
 from router.core.measures import PoolStats
 
@@ -390,6 +390,21 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         self.borrowed.add(original)
         self._stats[self._REQUESTS_NUM] += 1
         self._stats[self._REQUESTS_QUEUED] += 1
+
+    def is_usable(self, connection: Connection[TupleRow]) -> bool:
+        """Tell whether a connection that was handed over may be used; else it is closed and given back.
+
+        Args:
+            connection: The connection.
+
+        Returns:
+            Whether it may: what is known of its server may have changed while it was on its way.
+        """
+        if not self.barred:
+            return True
+        connection.close()
+        self.give_back(connection)
+        return False
 
     def note_waited(self, seconds: float) -> None:
         """Count for how long a request has waited.

@@ -1,0 +1,111 @@
+"""Whether the server that a connection leads to is as far as a request asks for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from time import monotonic
+from typing import TYPE_CHECKING
+
+import psycopg
+
+from router._async.pool.session_state import session_of
+from router._runtime.flags import asleep
+from router.core.health import UNKNOWN, observe
+from router.core.observations import OtherProcess
+from router.core.standing import limits_lag, standings
+from router.core.topology import Role
+
+if TYPE_CHECKING:
+    from psycopg import AsyncConnection
+    from psycopg.rows import TupleRow
+
+    from router._async.in_force import AsyncInForce
+    from router._async.pool.node_pool import AsyncNodePool
+    from router.core.health import State
+    from router.core.standing import Request
+
+ASK_AGAIN = 0.02
+"""Seconds until a replica that had not replayed what a read must see is asked again."""
+
+
+async def may_serve(
+    in_force: AsyncInForce, pool: AsyncNodePool, connection: AsyncConnection[TupleRow], request: Request
+) -> bool:
+    """Make sure that where this connection leads to is as far as a request asks for; else give it back.
+
+    What is known of a server is from before a connection that was opened later: it may have been restarted in
+    between, and a standby begins anew at an earlier position, or stands now where the primary was. And where
+    several servers answer, it is known of the one that the last look led to.
+    """
+    original, after = session_of(connection), request.after
+    state = in_force.clusters.health.get(pool.node.server, UNKNOWN)
+    is_primary = state.role is Role.PRIMARY
+    here = original.process == state.process or (pool.node.pooler is not None and not state.several_servers)
+    if after is None and ((here and not state.several_servers) or not limits_lag(pool.cluster, request)):
+        return True
+    if is_primary and connection.pgconn.parameter_status(b"in_hot_standby") == b"off":
+        return True
+    known = here and _is_fit(in_force, pool, request, state)
+    if known and (after is None or original.opened_at < state.position_at):
+        return True
+    # What is known of a primary is no answer to another request, nor what is true of this connection only.
+    alone = here and not known and not is_primary
+    if await _ask(in_force, pool, connection, request, state, alone=alone):
+        return True
+    await pool.give_back(connection)
+    if state.several_servers:
+        await asleep(ASK_AGAIN)
+    return False
+
+
+async def _ask(
+    in_force: AsyncInForce,
+    pool: AsyncNodePool,
+    connection: AsyncConnection[TupleRow],
+    request: Request,
+    state: State,
+    *,
+    alone: bool,
+) -> bool:
+    """Ask over a connection whether its server is as far as a request asks for; the answer is for all if it may be.
+
+    Where that fails, the connection is closed: whoever had it before may have spoilt it.
+    """
+    server = pool.node.server
+    if alone:
+        with in_force.guard:
+            others_ask = server in in_force.asked
+            in_force.asked.add(server)
+        if others_ask:  # the answer is for all
+            return False
+    try:
+        seen = await pool.look(connection)
+        here = seen.process == state.process or not state.several_servers
+        await in_force.clusters.report(seen if here else OtherProcess(pool.node, seen.process))
+    except psycopg.Error:
+        pool.watched.suspect(server)
+        await connection.close()
+        return False
+    except BaseException:
+        await connection.close()
+        await pool.give_back(connection)
+        raise
+    finally:
+        if alone:
+            in_force.asked.discard(server)
+    session_of(connection).process = seen.process
+    after = request.after
+    if after is None or not here:
+        # Not after what is known: that may be of another server.
+        found = observe({}, seen, now=monotonic(), jitter=0.0, policy=in_force.topology.health)
+        return _is_fit(in_force, pool, request, found[server])
+    if seen.role is Role.PRIMARY:
+        return state.role is Role.PRIMARY and seen.timeline >= after.timeline
+    return after.reached(seen.timeline, seen.position)
+
+
+def _is_fit(in_force: AsyncInForce, pool: AsyncNodePool, request: Request, state: State) -> bool:
+    """Whether a server in such a state may serve a read, without having to be asked."""
+    health = {**in_force.clusters.health, pool.node.server: replace(state, several_servers=False)}
+    standing = standings(pool.cluster, health, request, now=monotonic())[pool.node]
+    return standing.tier is not None and not standing.ask

@@ -1,0 +1,238 @@
+"""Requests wait in one line: in order, at no cost, each woken by itself when there is something to have."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import psycopg
+import pytest
+
+import router.core.choose
+from router import AsyncRouter, NoPrimary, PoolExhausted, RouterClosed
+from router._async import routes
+from router._async.waiter import AsyncWaiter
+from tests.proxy import Proxy
+from tests.support import PATIENCE, aall_of, acurrent, aeventually, aoutside, settings, short_and_long
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from types import FrameType
+
+    from router.testing import PostgresCluster
+    from router.testing._plugin import MakeCluster
+    from tests.conftest import Postgres
+
+SHELL = str(Path(routes.__file__).parent)
+FILES = 9
+"""As many files as a reader follows a request through for which nothing was ready."""
+
+DEAD = [f"postgresql://postgres@127.0.0.1:{port}/postgres" for port in (1, 2)]
+
+
+class Passed:
+    """Notes through which files of the shell this task or thread goes, and how often it chooses; a context manager."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.files: set[str] = set()
+        self.chosen, self.of = 0, acurrent()
+        choose = router.core.choose.choose
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            self.chosen += acurrent() == self.of
+            return choose(*args, **kwargs)
+
+        monkeypatch.setattr(routes, "choose", counted)
+
+    def __enter__(self) -> Self:
+        self.files.clear()
+        self.chosen = 0
+        sys.settrace(self.trace)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.settrace(None)
+
+    def trace(self, frame: FrameType, _event: str, _: Any) -> None:
+        if (file := frame.f_code.co_filename).startswith(SHELL) and acurrent() == self.of:
+            self.files.add(os.path.relpath(file, SHELL))
+
+
+async def works(router: AsyncRouter) -> None:
+    async with router.connection(version="v1", timeout=PATIENCE) as connection:
+        await connection.execute("SELECT 1")
+
+
+async def test_a_request_for_which_nothing_is_ready_passes_few_files_and_chooses_once(
+    cluster: PostgresCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = settings(primary=cluster.dsn(), replicas=[standby.dsn() for standby in cluster.standbys])
+    async with AsyncRouter(options) as router:
+        await works(router)
+        passed = Passed(monkeypatch)
+        # What is known has changed, and a connection is idle.
+        [pool_set] = router._in_force.lanes.pool_sets
+        pool_set.pools[0].notes_where = False  # which it does where warnings are shown
+        pool_set.invalidate()
+        with passed:
+            first = await router.connection(version="v1").__aenter__()
+        assert passed.chosen == 1
+        assert len(passed.files) <= FILES, passed.files
+        # Nothing has changed, and one more has to be opened.
+        with passed:
+            second = await router.connection(version="v1").__aenter__()
+        assert passed.chosen == 0
+        assert len(passed.files) <= FILES, passed.files
+        # Both.
+        pool_set.invalidate()
+        with passed:
+            third = await router.connection(version="v1").__aenter__()
+        assert passed.chosen == 1
+        assert len(passed.files) <= FILES, passed.files
+        for connection in (first, second, third):
+            await connection.close()
+
+
+@pytest.mark.parametrize("crowd", short_and_long(100, 400))
+async def test_a_crowd_that_waits_for_a_server_costs_nothing_and_is_served_when_it_is_back(
+    make_postgres_cluster: MakeCluster, monkeypatch: pytest.MonkeyPatch, crowd: int
+) -> None:
+    cluster = make_postgres_cluster(version=18, standbys=0)
+    await aoutside(cluster.primary.stop)
+    options = settings(nodes=[cluster.dsn(), *DEAD])
+    async with AsyncRouter(options) as router:
+        served: list[float] = []
+        choose, chosen, woken = router._in_force.routes.choose, [0], [0]
+        wait = AsyncWaiter.wait
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            chosen[0] += 1
+            return choose(*args, **kwargs)
+
+        async def counted_wait(waiter: AsyncWaiter, timeout: float) -> None:
+            await wait(waiter, timeout)
+            woken[0] += 1
+
+        async def request() -> None:
+            await works(router)
+            served.append(time.monotonic())
+
+        async def bring_back() -> None:
+            async def all_wait() -> bool:
+                return sum(len(pool_set.line) for pool_set in router._in_force.lanes.pool_sets) == crowd
+
+            await aeventually(all_wait)
+            monkeypatch.setattr(router._in_force.routes, "choose", counted)
+            monkeypatch.setattr(AsyncWaiter, "wait", counted_wait)
+            cpu, since = time.process_time(), time.monotonic()
+
+            async def a_while() -> bool:
+                return time.monotonic() > since + 1.0
+
+            await aeventually(a_while)
+            assert time.process_time() - cpu < 0.2 * (time.monotonic() - since)
+            assert chosen[0] <= 10  # the first in line alone looks at what is known
+            assert woken[0] <= 10
+            await aoutside(cluster.primary.start)
+            before = chosen[0]
+
+            async def all_served() -> bool:
+                return len(served) == crowd
+
+            await aeventually(all_served)
+            assert chosen[0] - before <= 10
+
+        await aall_of(bring_back, *[request] * crowd)
+
+
+async def test_those_that_wait_are_served_in_order_and_one_that_gives_up_leaves_its_place(postgres: Postgres) -> None:
+    async with AsyncRouter(settings(primary=postgres.primary, pool={"max_size": 1})) as router:
+        served: list[int] = []
+        held = await router.connection().__aenter__()
+        [pool_set] = router._in_force.lanes.pool_sets
+
+        def request(number: int, timeout: float) -> Callable[[], Awaitable[None]]:
+            async def ask() -> None:
+                async def is_next() -> bool:
+                    return pool_set.line._plain.__len__() >= number
+
+                await aeventually(is_next)
+                async with router.connection(timeout=timeout):
+                    served.append(number)
+
+            return ask
+
+        async def give_up() -> None:
+            with pytest.raises(PoolExhausted):
+                await request(1, 1.0)()
+
+        async def let_go() -> None:
+            async def four_wait() -> bool:
+                return len(pool_set.line) == 4
+
+            async def one_gave_up() -> bool:
+                return len(pool_set.line) == 3
+
+            await aeventually(four_wait)
+            await aeventually(one_gave_up)
+            await held.close()
+
+        await aall_of(request(0, PATIENCE), give_up, request(2, PATIENCE), request(3, PATIENCE), let_go)
+        assert served == [0, 2, 3]
+
+
+async def test_a_change_of_one_version_leaves_the_pool_sets_of_others_alone(cluster: PostgresCluster) -> None:
+    with Proxy(cluster.primary.host, cluster.primary.port) as proxy:
+        versions = {
+            "v1": {"primary": cluster.dsn()},
+            "v2": {"primary": psycopg.conninfo.make_conninfo(cluster.dsn(), host=proxy.host, port=proxy.port)},
+        }
+        async with AsyncRouter(settings(versions=versions, health={"interval": 0.05})) as router:
+            for version in versions:
+                async with router.connection(version=version) as connection:
+                    await connection.execute("SELECT 1")
+            of = {pool_set.target.version: pool_set for pool_set in router._in_force.lanes.pool_sets}
+            lanes = {version: router._in_force.lanes.writers[version] for version in versions}
+            proxy.stop()
+
+            async def noticed() -> bool:
+                return of["v2"].is_stale or not of["v2"].pools
+
+            await aeventually(noticed)
+            assert not of["v1"].is_stale
+            assert of["v1"].pools
+            assert {
+                version: router._in_force.lanes.writers[version] for version in versions
+            } == lanes  # nor are lanes dropped
+
+
+async def test_closing_ends_all_that_wait(postgres: Postgres) -> None:
+    router = AsyncRouter(settings(nodes=DEAD))
+
+    async def request(**how: Any) -> None:
+        with pytest.raises(RouterClosed):
+            async with router.connection(timeout=PATIENCE, **how):
+                pass
+
+    async def close() -> None:
+        async def all_wait() -> bool:
+            return sum(len(pool_set.line) for pool_set in router._in_force.lanes.pool_sets) == 3
+
+        await aeventually(all_wait)
+        await router.close()
+
+    await aall_of(request, partial(request, read_only=True), partial(request, read_only=True, max_lag=1.0), close)
+
+
+async def test_who_waits_for_a_server_fails_at_the_deadline_with_the_reason() -> None:
+    async with AsyncRouter(settings(nodes=DEAD)) as router:
+        begun = time.monotonic()
+        with pytest.raises(NoPrimary, match="refused"):
+            async with router.connection(timeout=0.5):
+                pass
+        assert 0.5 <= time.monotonic() - begun < 3.0
+        assert [len(pool_set.line) for pool_set in router._in_force.lanes.pool_sets] == [0]

@@ -1,0 +1,239 @@
+# Generated from tests/_async/test_waiting.py by tools/async_to_sync.py: do not edit.
+"""Requests wait in one line: in order, at no cost, each woken by itself when there is something to have."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import psycopg
+import pytest
+
+import router.core.choose
+from router import NoPrimary, PoolExhausted, Router, RouterClosed
+from router._sync import routes
+from router._sync.waiter import Waiter
+from tests.proxy import Proxy
+from tests.support import PATIENCE, all_of, current, eventually, outside, settings, short_and_long
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
+
+    from router.testing import PostgresCluster
+    from router.testing._plugin import MakeCluster
+    from tests.conftest import Postgres
+
+SHELL = str(Path(routes.__file__).parent)
+FILES = 9
+"""As many files as a reader follows a request through for which nothing was ready."""
+
+DEAD = [f"postgresql://postgres@127.0.0.1:{port}/postgres" for port in (1, 2)]
+
+
+class Passed:
+    """Notes through which files of the shell this task or thread goes, and how often it chooses; a context manager."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.files: set[str] = set()
+        self.chosen, self.of = 0, current()
+        choose = router.core.choose.choose
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            self.chosen += current() == self.of
+            return choose(*args, **kwargs)
+
+        monkeypatch.setattr(routes, "choose", counted)
+
+    def __enter__(self) -> Self:
+        self.files.clear()
+        self.chosen = 0
+        sys.settrace(self.trace)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.settrace(None)
+
+    def trace(self, frame: FrameType, _event: str, _: Any) -> None:
+        if (file := frame.f_code.co_filename).startswith(SHELL) and current() == self.of:
+            self.files.add(os.path.relpath(file, SHELL))
+
+
+def works(router: Router) -> None:
+    with router.connection(version="v1", timeout=PATIENCE) as connection:
+        connection.execute("SELECT 1")
+
+
+def test_a_request_for_which_nothing_is_ready_passes_few_files_and_chooses_once(
+    cluster: PostgresCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = settings(primary=cluster.dsn(), replicas=[standby.dsn() for standby in cluster.standbys])
+    with Router(options) as router:
+        works(router)
+        passed = Passed(monkeypatch)
+        # What is known has changed, and a connection is idle.
+        [pool_set] = router._in_force.lanes.pool_sets
+        pool_set.pools[0].notes_where = False  # which it does where warnings are shown
+        pool_set.invalidate()
+        with passed:
+            first = router.connection(version="v1").__enter__()
+        assert passed.chosen == 1
+        assert len(passed.files) <= FILES, passed.files
+        # Nothing has changed, and one more has to be opened.
+        with passed:
+            second = router.connection(version="v1").__enter__()
+        assert passed.chosen == 0
+        assert len(passed.files) <= FILES, passed.files
+        # Both.
+        pool_set.invalidate()
+        with passed:
+            third = router.connection(version="v1").__enter__()
+        assert passed.chosen == 1
+        assert len(passed.files) <= FILES, passed.files
+        for connection in (first, second, third):
+            connection.close()
+
+
+@pytest.mark.parametrize("crowd", short_and_long(100, 400))
+def test_a_crowd_that_waits_for_a_server_costs_nothing_and_is_served_when_it_is_back(
+    make_postgres_cluster: MakeCluster, monkeypatch: pytest.MonkeyPatch, crowd: int
+) -> None:
+    cluster = make_postgres_cluster(version=18, standbys=0)
+    outside(cluster.primary.stop)
+    options = settings(nodes=[cluster.dsn(), *DEAD])
+    with Router(options) as router:
+        served: list[float] = []
+        choose, chosen, woken = router._in_force.routes.choose, [0], [0]
+        wait = Waiter.wait
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            chosen[0] += 1
+            return choose(*args, **kwargs)
+
+        def counted_wait(waiter: Waiter, timeout: float) -> None:
+            wait(waiter, timeout)
+            woken[0] += 1
+
+        def request() -> None:
+            works(router)
+            served.append(time.monotonic())
+
+        def bring_back() -> None:
+            def all_wait() -> bool:
+                return sum(len(pool_set.line) for pool_set in router._in_force.lanes.pool_sets) == crowd
+
+            eventually(all_wait)
+            monkeypatch.setattr(router._in_force.routes, "choose", counted)
+            monkeypatch.setattr(Waiter, "wait", counted_wait)
+            cpu, since = time.process_time(), time.monotonic()
+
+            def a_while() -> bool:
+                return time.monotonic() > since + 1.0
+
+            eventually(a_while)
+            assert time.process_time() - cpu < 0.2 * (time.monotonic() - since)
+            assert chosen[0] <= 10  # the first in line alone looks at what is known
+            assert woken[0] <= 10
+            outside(cluster.primary.start)
+            before = chosen[0]
+
+            def all_served() -> bool:
+                return len(served) == crowd
+
+            eventually(all_served)
+            assert chosen[0] - before <= 10
+
+        all_of(bring_back, *[request] * crowd)
+
+
+def test_those_that_wait_are_served_in_order_and_one_that_gives_up_leaves_its_place(postgres: Postgres) -> None:
+    with Router(settings(primary=postgres.primary, pool={"max_size": 1})) as router:
+        served: list[int] = []
+        held = router.connection().__enter__()
+        [pool_set] = router._in_force.lanes.pool_sets
+
+        def request(number: int, timeout: float) -> Callable[[], None]:
+            def ask() -> None:
+                def is_next() -> bool:
+                    return pool_set.line._plain.__len__() >= number
+
+                eventually(is_next)
+                with router.connection(timeout=timeout):
+                    served.append(number)
+
+            return ask
+
+        def give_up() -> None:
+            with pytest.raises(PoolExhausted):
+                request(1, 1.0)()
+
+        def let_go() -> None:
+            def four_wait() -> bool:
+                return len(pool_set.line) == 4
+
+            def one_gave_up() -> bool:
+                return len(pool_set.line) == 3
+
+            eventually(four_wait)
+            eventually(one_gave_up)
+            held.close()
+
+        all_of(request(0, PATIENCE), give_up, request(2, PATIENCE), request(3, PATIENCE), let_go)
+        assert served == [0, 2, 3]
+
+
+def test_a_change_of_one_version_leaves_the_pool_sets_of_others_alone(cluster: PostgresCluster) -> None:
+    with Proxy(cluster.primary.host, cluster.primary.port) as proxy:
+        versions = {
+            "v1": {"primary": cluster.dsn()},
+            "v2": {"primary": psycopg.conninfo.make_conninfo(cluster.dsn(), host=proxy.host, port=proxy.port)},
+        }
+        with Router(settings(versions=versions, health={"interval": 0.05})) as router:
+            for version in versions:
+                with router.connection(version=version) as connection:
+                    connection.execute("SELECT 1")
+            of = {pool_set.target.version: pool_set for pool_set in router._in_force.lanes.pool_sets}
+            lanes = {version: router._in_force.lanes.writers[version] for version in versions}
+            proxy.stop()
+
+            def noticed() -> bool:
+                return of["v2"].is_stale or not of["v2"].pools
+
+            eventually(noticed)
+            assert not of["v1"].is_stale
+            assert of["v1"].pools
+            assert {
+                version: router._in_force.lanes.writers[version] for version in versions
+            } == lanes  # nor are lanes dropped
+
+
+def test_closing_ends_all_that_wait(postgres: Postgres) -> None:
+    router = Router(settings(nodes=DEAD))
+
+    def request(**how: Any) -> None:
+        with pytest.raises(RouterClosed):
+            with router.connection(timeout=PATIENCE, **how):
+                pass
+
+    def close() -> None:
+        def all_wait() -> bool:
+            return sum(len(pool_set.line) for pool_set in router._in_force.lanes.pool_sets) == 3
+
+        eventually(all_wait)
+        router.close()
+
+    all_of(request, partial(request, read_only=True), partial(request, read_only=True, max_lag=1.0), close)
+
+
+def test_who_waits_for_a_server_fails_at_the_deadline_with_the_reason() -> None:
+    with Router(settings(nodes=DEAD)) as router:
+        begun = time.monotonic()
+        with pytest.raises(NoPrimary, match="refused"):
+            with router.connection(timeout=0.5):
+                pass
+        assert 0.5 <= time.monotonic() - begun < 3.0
+        assert [len(pool_set.line) for pool_set in router._in_force.lanes.pool_sets] == [0]
