@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.core.server_limit import LEAST_PAUSE, LEAST_PAUSE_WITHOUT, MOST_PAUSE, ServerLimit, refused
+from router.core.server_limit import LEAST_PAUSE, LEAST_PAUSE_WITHOUT, MOST_PAUSE, ServerLimit, raised, refused
 
 
 def pauses(most: int, times: int) -> list[float]:
@@ -19,6 +19,12 @@ def pauses(most: int, times: int) -> list[float]:
 
 def test_the_pause_doubles_from_a_second_to_a_minute() -> None:
     assert pauses(3, 8) == [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0]
+
+
+def test_once_one_more_was_had_another_is_tried_at_once_and_the_pause_begins_anew() -> None:
+    known = raised(4, now=3.0)
+    assert (known.most, known.reason, known.retry_at) == (4, "", 3.0)
+    assert refused(known, 4, "full", now=3.1, jitter=0.5).pause == LEAST_PAUSE
 
 
 def test_it_is_short_where_there_is_no_connection_at_all() -> None:

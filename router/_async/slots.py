@@ -20,7 +20,7 @@ from router._async.closing import AsyncClosing
 from router._runtime.flags import AFlag, AGuard
 from router.core.bounds import BudgetRequest
 from router.core.budget import KEPT
-from router.core.server_limit import refused
+from router.core.server_limit import raised, refused
 from router.core.slot_lines import Budget
 
 if TYPE_CHECKING:
@@ -182,17 +182,8 @@ class AsyncSlots:
             limits: How many there may be.
         """
         with self._guard:
-            before, budget = self._budget, Budget[AsyncSlotRequest](limits)
-            for key, number in before.held.items():
-                for _ in range(number):
-                    budget.add(key)
-            for login, limit in self._server_limits.items():
-                budget.limit_login(login, limit.most)
-            for request in self.waiting:
-                if not request.reserved:
-                    before.leave(request)
-                    budget.wait(request)
-            self.limits, self._budget = limits, budget
+            self.limits = limits
+            self._count_anew()
             self._hand_over()
 
     @property
@@ -227,7 +218,8 @@ class AsyncSlots:
         Returns:
             That; ``None`` if it has refused none, or one more was had since.
         """
-        return self._server_limits.get(key.login)
+        limit = self._server_limits.get(key.login)
+        return limit if limit is not None and limit.reason else None
 
     # Taking one
 
@@ -265,6 +257,7 @@ class AsyncSlots:
                         self._settle(login)
             if request.slot.closing is not None:
                 await request.slot.closing.wait()
+                request.slot.closing = None
         except BaseException:
             self.withdraw(request)
             if request.slot is not None:
@@ -300,13 +293,11 @@ class AsyncSlots:
             known = self._server_limits.get(slot.key.login)
             if known is None or (most := self._open_at(slot.key.login)) <= known.most:
                 return
-            if slot.limit is known:  # asked for after the refusal: there is room again
-                del self._server_limits[slot.key.login]
-                self._budget.limit_login(slot.key.login, None)
-            else:
-                self._server_limits[slot.key.login] = replace(known, most=most)
-                self._budget.limit_login(slot.key.login, most)
-            self._hand_over()
+            # One that was under way when the server refused another says only that there was room before.
+            known = raised(most, now=monotonic()) if slot.limit is known else replace(known, most=most)
+            self._server_limits[slot.key.login] = known
+            self._budget.limit_login(slot.key.login, most)
+            self._settle(slot.key.login)
 
     # Giving it back
 
@@ -340,7 +331,10 @@ class AsyncSlots:
         login = slot.key.login
         with self._guard:
             self._release(slot)
-            most, known = self._open_at(login), self._server_limits.get(login)
+            known = self._server_limits.get(login)
+            # Those that are closed here may have counted there.
+            closing = sum(other.closing is not None and other.key.login == login for other in self._slots)
+            most = self._open_at(login) + closing + len(self._closing.get(login[0], ()))
             if slot.limit is known:
                 known = refused(known, most, reason, now=monotonic(), jitter=random())
             elif known is not None:  # another attempt that was under way has shown it already
@@ -389,8 +383,19 @@ class AsyncSlots:
     async def sweep(self) -> None:
         """Do what nothing reports: free the slots of dropped connections, and try servers again that were full."""
         with self._guard:
-            self._recount()
+            for slot in list(self._slots):
+                if slot.pgconn is not None and ((pgconn := slot.pgconn()) is None or pgconn.status == ConnStatus.BAD):
+                    self._release(slot)
+            # A count may have been interrupted: an exception may come out of a signal handler at any moment.
+            waiting = sum(not request.reserved for request in self.waiting)
+            if self._budget.held != Counter(slot.key for slot in self._slots) or self._budget.waiting != waiting:
+                self._count_anew()
             self._settle(*self._server_limits)
+            waiting_logins = {request.key.login for request in self.waiting}
+            for login, limit in list(self._server_limits.items()):
+                if not limit.reason and login not in waiting_logins:  # it is not known to be limited any more
+                    del self._server_limits[login]
+                    self._budget.limit_login(login, None)
             for server, closing in list(self._closing.items()):
                 while closing and closing[0].has_ended():
                     closing.popleft()
@@ -443,21 +448,9 @@ class AsyncSlots:
         self._look_again_at = max(rested_at, now + LOOK_AGAIN)
         return None
 
-    def _recount(self) -> None:
-        """Count anew if a count was interrupted: an exception may come out of a signal handler at any moment."""
-        for slot in list(self._slots):
-            if slot.pgconn is not None and ((pgconn := slot.pgconn()) is None or pgconn.status == ConnStatus.BAD):
-                self._release(slot)
+    def _count_anew(self) -> None:
         waiting = [request for request in self.waiting if not request.reserved]
-        if self._budget.held == Counter(slot.key for slot in self._slots) and self._budget.waiting == len(waiting):
-            return
-        self._budget = Budget(self.limits)
-        for slot in self._slots:
-            self._budget.add(slot.key)
-        for login, limit in self._server_limits.items():
-            self._budget.limit_login(login, limit.most)
-        for request in waiting:
-            self._budget.wait(request)
+        self._budget = self._budget.anew(self.limits, (slot.key for slot in self._slots), waiting)
 
     def _settle(self, *logins: Login) -> None:
         """Grant whatever there is room for by now."""

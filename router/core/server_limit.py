@@ -16,7 +16,7 @@ class ServerLimit(Value):
 
     Attributes:
         most: How many connections this process had there with that login.
-        reason: What the server said.
+        reason: What the server said; empty once one more was had than before.
         pause: Seconds from then until the next attempt, without jitter.
         retry_at: When that may be, on the caller's clock.
     """
@@ -30,6 +30,21 @@ class ServerLimit(Value):
         """Say it of the server, in an error."""
         known = f"; it took {self.most} of this process" if self.most else ""
         return f"takes no further connection: {self.reason}{known}"
+
+
+def raised(most: int, *, now: float) -> ServerLimit:
+    """Work out what follows once one more was had than when the server refused it: another is tried at once.
+
+    One at a time: if all that wait were to try, a server with room for one would refuse the others.
+
+    Args:
+        most: How many connections this process has there with that login.
+        now: The time on the caller's clock.
+
+    Returns:
+        What is known now.
+    """
+    return ServerLimit(most, "", 0.0, now)
 
 
 def refused(known: ServerLimit | None, most: int, reason: str, *, now: float, jitter: float) -> ServerLimit:

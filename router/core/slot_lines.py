@@ -15,7 +15,7 @@ from router.core.bounds import Bound, BudgetRequest, Mark, change
 from router.core.budget import KEPT, Full
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from router.core.budget import BudgetKey, Idle, Limits, Login
     from router.core.topology import Server
@@ -94,6 +94,28 @@ class Budget(Generic[R]):
         self._requests: dict[int, R] = {}
         self._of_owner: dict[str, list[R]] = {}  # in the order of arrival
         self._lent_again: set[BudgetKey] = set()  # the pools from which nothing is owed, as long as nothing changes
+
+    def anew(self, limits: Limits, held: Iterable[BudgetKey], waiting: Iterable[R]) -> Budget[R]:
+        """Count anew; the limits of logins and the order of arrival stay.
+
+        Args:
+            limits: How many there may be.
+            held: The pools of all connections, each as often as it has any.
+            waiting: The requests that wait.
+
+        Returns:
+            A budget of these.
+        """
+        other = Budget[R](limits)
+        other._numbers = self._numbers
+        for key in held:
+            other.add(key)
+        for login, bound in self._logins.items():
+            other.limit_login(login, bound.limit)
+        for request in waiting:
+            request.bound = request.mark = None
+            other.wait(request)
+        return other
 
     @property
     def total(self) -> int:
