@@ -257,24 +257,24 @@ class AsyncPoolSet:
         return bool(route.ready) or route.pending
 
     async def _serve(self) -> None:
-        pools, line = self.pools, self.line
+        pools = self.pools
         for pool in pools:
             await pool.hand_over()
-        lacking = line.waiting - sum(pool.is_growing for pool in pools)
-        if lacking <= 0:
-            return
-        for pool in sorted(pools, key=_busy) if len(pools) > 1 else pools:
-            if lacking > 0 and pool.may_grow:
-                try:
-                    await pool.grow()
-                except BaseException as error:  # another request has to do it, or this one again
-                    if isinstance(error, PoolClosed):
-                        await self.in_force.pools.drain(pool)
-                    self.invalidate()
-                    if isinstance(error, PoolClosed):
-                        return
-                    raise
-                lacking -= 1
+        if growing := [pool for pool in pools if pool.may_grow]:
+            lacking = self.line.waiting - sum(pool.is_growing for pool in pools)
+            for pool in sorted(growing, key=_busy)[: max(lacking, 0)]:
+                await self._grow(pool)
+
+    async def _grow(self, pool: AsyncNodePool) -> None:
+        try:
+            await pool.grow()
+        except BaseException as error:  # another request has to do it, or this one again
+            closed = isinstance(error, PoolClosed)
+            if closed:
+                await self.in_force.pools.drain(pool)
+            self.invalidate()
+            if not closed:
+                raise
 
     def patience(self, waiter: AsyncWaiter) -> float:
         """Say how long a request may wait before it looks again what there is to do, though nothing has woken it.

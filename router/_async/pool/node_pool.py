@@ -418,6 +418,8 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         if self._closed or self.draining:
             return
         async with self._lock:  # guards _pool, _waiting; taken even if none seems idle, see AsyncLine
+            if not self.idle:
+                return
             lent = [self.idle.popleft() for _ in range(min(len(self.idle), self._waiting.number()))]
             self.borrowed.update(map(session_of, lent))
         for connection in lent:

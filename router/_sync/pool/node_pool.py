@@ -419,6 +419,8 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         if self._closed or self.draining:
             return
         with self._lock:  # guards _pool, _waiting; taken even if none seems idle, see Line
+            if not self.idle:
+                return
             lent = [self.idle.popleft() for _ in range(min(len(self.idle), self._waiting.number()))]
             self.borrowed.update(map(session_of, lent))
         for connection in lent:
