@@ -114,7 +114,7 @@ async def _acquire(
         try:
             return await _acquire_any(lane, deadline, waiter, picked)
         except HasToAsk:
-            request, waiter.has_needs = Request(lane.read_only), True
+            request, waiter.has_needs, waiter.error = Request(lane.read_only), True, None
     return await AsyncChoice(lane, deadline, waiter, request).acquire()
 
 

@@ -113,7 +113,7 @@ def _acquire(lane: Lane, deadline: float, waiter: Waiter, picked: NodePool | Non
         try:
             return _acquire_any(lane, deadline, waiter, picked)
         except HasToAsk:
-            request, waiter.has_needs = Request(lane.read_only), True
+            request, waiter.has_needs, waiter.error = Request(lane.read_only), True, None
     return Choice(lane, deadline, waiter, request).acquire()
 
 
