@@ -528,7 +528,7 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
             raise
         except (LoginRefused, Unable) as error:
             if not self._refusal:
-                logger.warning("%s %s", self.node, error)
+                logger.warning("%s %s", self.node, str(error))  # a record that is kept keeps no frames
             self._refusal = str(error)
             self._put_off(*TRY_AGAIN)
             raise

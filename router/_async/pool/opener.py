@@ -20,7 +20,7 @@ from router._runtime.calls import aconsult
 from router._runtime.login import LOCAL_ERRORS, LoginFailed
 from router._runtime.names import Names
 from router.core import sql
-from router.core.errors import masked
+from router.core.errors import RouterClosed, masked
 from router.core.health import REFUSES_WRITES
 from router.core.observations import AttemptFailed, Connected, OtherProcess, PoolerFound, ProbeResult, read_failure
 from router.core.standing import role_mismatch
@@ -492,6 +492,8 @@ class AsyncOpener:
             if node not in self._answers:
                 try:
                     self._answers[node] = await aconsult(self._ask, node)
+                except RouterClosed:  # dropped meanwhile: the callable is gone, and did not fail
+                    raise
                 except Exception:
                     logger.exception("the router's password callable failed for %s", node)
                     raise NoPassword("the password callable failed; its error is in the log") from None
@@ -543,6 +545,8 @@ class AsyncOpener:
             await aconsult(configure, connection)
             if connection.pgconn.transaction_status:
                 await connection.commit()
+        except RouterClosed:  # dropped meanwhile: the callable is gone, and did not fail
+            raise
         except Exception:
             logger.exception("the router's configure callable failed for a connection to %s", node)
             why = "the configure callable failed; its error is in the log"

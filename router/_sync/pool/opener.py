@@ -21,7 +21,7 @@ from router._runtime.names import Names
 from router._sync.pool.connection import NodeConnection, PooledConnection
 from router._sync.pool.scripts import NOT_THERE, TooLate, send, why_not_there
 from router.core import sql
-from router.core.errors import masked
+from router.core.errors import RouterClosed, masked
 from router.core.health import REFUSES_WRITES
 from router.core.observations import AttemptFailed, Connected, OtherProcess, PoolerFound, ProbeResult, read_failure
 from router.core.standing import role_mismatch
@@ -493,6 +493,8 @@ class Opener:
             if node not in self._answers:
                 try:
                     self._answers[node] = consult(self._ask, node)
+                except RouterClosed:  # dropped meanwhile: the callable is gone, and did not fail
+                    raise
                 except Exception:
                     logger.exception("the router's password callable failed for %s", node)
                     raise NoPassword("the password callable failed; its error is in the log") from None
@@ -544,6 +546,8 @@ class Opener:
             consult(configure, connection)
             if connection.pgconn.transaction_status:
                 connection.commit()
+        except RouterClosed:  # dropped meanwhile: the callable is gone, and did not fail
+            raise
         except Exception:
             logger.exception("the router's configure callable failed for a connection to %s", node)
             why = "the configure callable failed; its error is in the log"
