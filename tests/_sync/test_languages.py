@@ -79,7 +79,7 @@ def test_a_server_that_is_full_is_full_in_any_language(cluster: PostgresCluster,
     run(cluster.primary.dsn(), f"CREATE ROLE {role} LOGIN CONNECTION LIMIT 2")
     dsn = cluster.primary.dsn(port=server.port, user=role)
     with Router(settings(primary=dsn, pool={"max_size": 3})) as router:
-        with router.connection() as connection:  # the second is for looks
+        with router.connection() as connection, router.connection():  # that of the probes makes room
             with pytest.raises(PoolExhausted, match=r"takes no further connection: FATAL: .*что-то не так"):
                 with router.connection(timeout=0.5):
                     pytest.fail("there was one")
