@@ -680,11 +680,14 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         An exception may come at any moment, out of a signal handler: so what is counted is compared with what is there.
         """
         self.lost = False
+        self.withdraw()
         for original in list(self._sessions):
             connection = original.connection()
             if connection is None or (connection.closed and original in self.borrowed):
                 dropped = connection is None and original in self.borrowed
                 await self._replace(original)
+                if connection is None:
+                    original.forget()
                 if dropped:
                     self._warn_of_dropped(original)
         async with self._lock:  # guards all of this

@@ -118,6 +118,14 @@ class SessionState:
         connection.prepared_max = self.prepared_max
         self.seen = {name: value.copy() if isinstance(value, list) else value for name, value in state.items()}
 
+    def forget(self) -> None:
+        """Keep nothing of a connection that was collected, so that libpq's handle, which closes it, is collected, too.
+
+        This object is in a reference cycle with what it keeps: the garbage collector would come too late.
+        """
+        self._attributes.clear()
+        self.seen = {}
+
 
 class _Adapters(AdaptersMap):
     """The adapters of a connection, which note that a borrower has registered one of its own.
