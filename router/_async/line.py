@@ -184,6 +184,10 @@ class AsyncLine:
         Returns:
             Whether it is the first of those without needs of their own.
         """
+        with self._guard:
+            return self._leads(waiter)
+
+    def _leads(self, waiter: AsyncWaiter) -> bool:
         return next(iter(self._plain), None) is waiter
 
     def is_first(self, waiter: AsyncWaiter) -> bool:
@@ -195,7 +199,8 @@ class AsyncLine:
         Returns:
             Whether it is.
         """
-        return next(iter(self._needy), None) is waiter
+        with self._guard:
+            return next(iter(self._needy), None) is waiter
 
     def serves(self, pools: tuple[AsyncLends, ...]) -> None:
         """Have pools look here for those that wait.
@@ -320,7 +325,7 @@ class AsyncLine:
             self._mark(pool)
 
     def _remove(self, waiter: AsyncWaiter) -> None:
-        led = self.leads(waiter)
+        led = self._leads(waiter)
         self._dequeue(waiter)
         for members in (self._plain, self._needy, self._held):
             members.pop(waiter, None)

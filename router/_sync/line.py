@@ -185,6 +185,10 @@ class Line:
         Returns:
             Whether it is the first of those without needs of their own.
         """
+        with self._guard:
+            return self._leads(waiter)
+
+    def _leads(self, waiter: Waiter) -> bool:
         return next(iter(self._plain), None) is waiter
 
     def is_first(self, waiter: Waiter) -> bool:
@@ -196,7 +200,8 @@ class Line:
         Returns:
             Whether it is.
         """
-        return next(iter(self._needy), None) is waiter
+        with self._guard:
+            return next(iter(self._needy), None) is waiter
 
     def serves(self, pools: tuple[Lends, ...]) -> None:
         """Have pools look here for those that wait.
@@ -321,7 +326,7 @@ class Line:
             self._mark(pool)
 
     def _remove(self, waiter: Waiter) -> None:
-        led = self.leads(waiter)
+        led = self._leads(waiter)
         self._dequeue(waiter)
         for members in (self._plain, self._needy, self._held):
             members.pop(waiter, None)
