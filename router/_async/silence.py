@@ -14,14 +14,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from psycopg.pq import TransactionStatus
 
-from router._async.pool.connection import AsyncNodeConnection
 from router._runtime.sockets import quiet_for
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from psycopg import AsyncConnection
-    from psycopg.rows import TupleRow
 
     from router._async.pool.node_pool import AsyncNodePool
     from router._async.pool.opener import Session
@@ -86,10 +82,10 @@ class AsyncSilence:
             if pool.node.pooler is not None or pool.inherited:
                 continue
             for original in pool.session_states():
-                if (connection := original.connection()) is not None:
-                    waits = _waits(connection, SAMPLE)
+                if not original.closed:
+                    waits = _waits(original, SAMPLE)
                     if waits or original.began is None:
-                        self._asked.append(_Asked(pool, original, connection.pgconn.backend_pid, waits))
+                        self._asked.append(_Asked(pool, original, original.pgconn.backend_pid, waits))
         if not self._asked:
             self._at_rest = {}
         return [asked.pid for asked in self._asked]
@@ -118,19 +114,17 @@ class AsyncSilence:
             if not rests_since:
                 continue
             self._at_rest[original] = rests_since
-            connection = original.connection()
-            if before.get(original) == rests_since and connection is not None and _waits(connection, now - since):
+            if before.get(original) == rests_since and _waits(original, now - since):
                 silent.append(Silent(pool, original, pid, original.began))
         return silent
 
 
-def _waits(connection: AsyncConnection[TupleRow], seconds: float) -> bool:
+def _waits(session: SessionState, seconds: float) -> bool:
     """Whether somebody waits for an answer over a connection that has been quiet for so long."""
     return (
-        isinstance(connection, AsyncNodeConnection)
-        and connection.waiting
-        and connection.pgconn.transaction_status == TransactionStatus.ACTIVE
-        and quiet_for(connection) >= seconds
+        session.waiting
+        and session.pgconn.transaction_status == TransactionStatus.ACTIVE
+        and quiet_for(session) >= seconds
     )
 
 

@@ -26,6 +26,8 @@ from router.core.slot_lines import Budget
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from psycopg.pq.abc import PGconn
+
     from router._runtime.workers import ALoop
     from router.core.budget import BudgetKey, Full, Idle, Limits, Login
     from router.core.server_limit import ServerLimit
@@ -122,24 +124,26 @@ class AsyncSlot:
         if self.pgconn is None:
             self._slots.release(self)
 
-    async def close(
-        self, connection: AsyncConnection[Any], beneficiary: AsyncSlotRequest | None = None, *, in_use: bool = False
-    ) -> None:
+    async def close(self, pgconn: PGconn, beneficiary: AsyncSlotRequest | None = None, *, in_use: bool = False) -> None:
         """Close the connection, and give the slot back.
 
         Args:
-            connection: The connection.
+            pgconn: The connection's libpq handle.
             beneficiary: The request that it is closed for, if it is for one.
             in_use: Whether something still uses it: it was cut, and is left to that.
         """
         closing = None
         with suppress(OSError, psycopg.Error):  # it is closed already
-            closing = AsyncClosing(fromfd(connection.pgconn.socket, AF_INET, SOCK_STREAM), self.key.server)
+            closing = AsyncClosing(fromfd(pgconn.socket, AF_INET, SOCK_STREAM), self.key.server)
         try:
             if not in_use:
-                await AsyncConnection.close(connection)
+                pgconn.finish()
         finally:
             self._slots.release(self, closing, beneficiary)
+
+    def note_dropped(self) -> None:
+        """Note that the connection was dropped and is closed: in any thread, at any moment."""
+        self._slots.note_dropped(self)
 
 
 class AsyncSlots:
@@ -287,8 +291,7 @@ class AsyncSlots:
             slot: The slot, which is given back when the connection is closed or collected.
             connection: The connection.
         """
-        # It may be collected in any thread, at any moment: nothing but the list must be touched then.
-        slot.pgconn = ref(connection.pgconn, lambda _: self._collected.append(slot))
+        slot.pgconn = ref(connection.pgconn, lambda _: self.note_dropped(slot))
         with self._guard:
             known = self._server_limits.get(slot.key.login)
             if known is None or (most := self._open_at(slot.key.login)) <= known.most:
@@ -300,6 +303,14 @@ class AsyncSlots:
             self._settle(slot.key.login)
 
     # Giving it back
+
+    def note_dropped(self, slot: AsyncSlot) -> None:
+        """Note that a connection was dropped and is closed: in any thread, at any moment.
+
+        Args:
+            slot: Its slot.
+        """
+        self._collected.append(slot)  # nothing else must be touched
 
     def release(
         self, slot: AsyncSlot, closing: AsyncClosing | None = None, beneficiary: AsyncSlotRequest | None = None

@@ -341,10 +341,9 @@ def _emptied(pools: Sequence[NodePool], deadline: float) -> int:
         for pool in pools:
             if pool.lost:
                 pool.reclaim()
-    lent = [original.connection() for pool in pools for original in list(pool.borrowed)]
-    cut_off = [connection for connection in lent if connection is not None]
-    for connection in cut_off:
-        cut(connection)
+    cut_off = [session for pool in pools for session in list(pool.borrowed) if not session.dropped]
+    for session in cut_off:
+        cut(session)
     if cut_off:
         logger.warning("closing the router cut %d connections that were still borrowed", len(cut_off))
     return len(cut_off)

@@ -27,6 +27,8 @@ from router.core.slot_lines import Budget
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from psycopg.pq.abc import PGconn
+
     from router._runtime.workers import Loop
     from router.core.budget import BudgetKey, Full, Idle, Limits, Login
     from router.core.server_limit import ServerLimit
@@ -121,24 +123,26 @@ class Slot:
         if self.pgconn is None:
             self._slots.release(self)
 
-    def close(
-        self, connection: Connection[Any], beneficiary: SlotRequest | None = None, *, in_use: bool = False
-    ) -> None:
+    def close(self, pgconn: PGconn, beneficiary: SlotRequest | None = None, *, in_use: bool = False) -> None:
         """Close the connection, and give the slot back.
 
         Args:
-            connection: The connection.
+            pgconn: The connection's libpq handle.
             beneficiary: The request that it is closed for, if it is for one.
             in_use: Whether something still uses it: it was cut, and is left to that.
         """
         closing = None
         with suppress(OSError, psycopg.Error):  # it is closed already
-            closing = Closing(fromfd(connection.pgconn.socket, AF_INET, SOCK_STREAM), self.key.server)
+            closing = Closing(fromfd(pgconn.socket, AF_INET, SOCK_STREAM), self.key.server)
         try:
             if not in_use:
-                Connection.close(connection)
+                pgconn.finish()
         finally:
             self._slots.release(self, closing, beneficiary)
+
+    def note_dropped(self) -> None:
+        """Note that the connection was dropped and is closed: in any thread, at any moment."""
+        self._slots.note_dropped(self)
 
 
 class Slots:
@@ -286,8 +290,7 @@ class Slots:
             slot: The slot, which is given back when the connection is closed or collected.
             connection: The connection.
         """
-        # It may be collected in any thread, at any moment: nothing but the list must be touched then.
-        slot.pgconn = ref(connection.pgconn, lambda _: self._collected.append(slot))
+        slot.pgconn = ref(connection.pgconn, lambda _: self.note_dropped(slot))
         with self._guard:
             known = self._server_limits.get(slot.key.login)
             if known is None or (most := self._open_at(slot.key.login)) <= known.most:
@@ -299,6 +302,14 @@ class Slots:
             self._settle(slot.key.login)
 
     # Giving it back
+
+    def note_dropped(self, slot: Slot) -> None:
+        """Note that a connection was dropped and is closed: in any thread, at any moment.
+
+        Args:
+            slot: Its slot.
+        """
+        self._collected.append(slot)  # nothing else must be touched
 
     def release(self, slot: Slot, closing: Closing | None = None, beneficiary: SlotRequest | None = None) -> None:
         """Take a slot back, and hand it over.

@@ -66,7 +66,7 @@ async def test_the_next_borrower_sees_nothing_of_the_last(postgres: Postgres, re
     options = settings(primary=postgres.primary, pool={"max_size": 1})
     async with AsyncRouter(options) as router:
         async with router.connection(read_only=read_only) as first:
-            fresh = state(first)
+            fresh, session = state(first), first.pgconn
         assert fresh["autocommit"] is read_only
         assert fresh["row_factory"] is tuple_row
         for _ in range(3):
@@ -77,7 +77,7 @@ async def test_the_next_borrower_sees_nothing_of_the_last(postgres: Postgres, re
                         await connection.execute("SELECT 1")
                         raise ZeroDivisionError
             async with router.connection(read_only=read_only) as connection:
-                assert connection is first
+                assert connection.pgconn is session
                 assert state(connection) == fresh
 
 
@@ -87,13 +87,14 @@ async def test_no_transaction_travels(postgres: Postgres, query: Any) -> None:
     async with AsyncRouter(settings(primary=postgres.primary, pool={"max_size": 1})) as router:
         with pytest.raises(ZeroDivisionError):
             async with router.connection() as first:
+                session = first.pgconn
                 try:
                     await first.execute(query)
                 except psycopg.errors.DivisionByZero:
                     raise ZeroDivisionError from None
                 raise ZeroDivisionError
         async with router.connection() as connection:
-            assert connection is first
+            assert connection.pgconn is session
             assert connection.pgconn.transaction_status == TransactionStatus.IDLE
 
 
@@ -101,12 +102,12 @@ async def test_no_transaction_travels(postgres: Postgres, query: Any) -> None:
 async def test_what_an_open_pipeline_or_a_two_phase_transaction_left_is_closed(postgres: Postgres) -> None:
     async with AsyncRouter(settings(primary=postgres.primary, pool={"max_size": 1})) as router:
         async with router.connection() as first:
-            pass
+            session = first.pgconn
         with pytest.raises(psycopg.ProgrammingError):
             async with router.connection() as connection:
                 await connection.tpc_begin("left behind")
         async with router.connection() as connection:
-            assert connection is not first
+            assert connection.pgconn is not session
             assert (await (await connection.execute("SELECT 1")).fetchone()) == (1,)
 
 
@@ -140,9 +141,10 @@ async def test_a_failed_commit_raises_and_costs_nobody_a_connection(postgres: Po
     async with AsyncRouter(settings(primary=postgres.primary, pool={"max_size": 1})) as router:
         with pytest.raises(psycopg.errors.UniqueViolation):
             async with router.connection() as first:
+                session = first.pgconn
                 await first.execute(f"INSERT INTO {table} VALUES (1), (1)")
         async with router.connection() as connection:
-            assert connection is first
+            assert connection.pgconn is session
             assert (await (await connection.execute(f"SELECT count(*) FROM {table}")).fetchone()) == (0,)
 
 
@@ -153,7 +155,7 @@ async def test_configure_is_called_once_for_each_connection(postgres: Postgres) 
     def configure(connection: AsyncConnection[Any]) -> None:
         connection.add_notice_handler(print)
         connection.prepare_threshold = None
-        configured.append(connection)
+        configured.append(connection.pgconn)
 
     async with AsyncRouter(settings(primary=postgres.primary, pool={"max_size": 1}), configure=configure) as router:
         for _ in range(3):
@@ -163,7 +165,8 @@ async def test_configure_is_called_once_for_each_connection(postgres: Postgres) 
                 assert connection.prepare_threshold is None
                 assert connection._notice_handlers == [print]
                 connection.prepare_threshold = 3
-        assert configured == [connection]
+                session = connection.pgconn
+        assert configured == [session]
 
 
 @pytest.mark.docker

@@ -72,7 +72,7 @@ async def test_what_a_block_hangs_on_its_connection_does_not_lose_it(postgres: P
     assert run(postgres.primary, f"SELECT count(*) FROM {table}") == [(3,)]
 
 
-@pytest.mark.parametrize("step", ["restore", "suspect", "expiry", "preempt", "look_again", "close_for"])
+@pytest.mark.parametrize("step", ["pass_on", "suspect", "expiry", "preempt", "look_again", "close_for"])
 async def test_what_raises_in_giving_back_loses_nothing_and_leaves_the_blocks_outcome_alone(
     postgres: Postgres, table: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, step: str
 ) -> None:
@@ -86,14 +86,13 @@ async def test_what_raises_in_giving_back_loses_nothing_and_leaves_the_blocks_ou
                 [pool] = [pool for pool in router._in_force.pools if pool.borrowed]
                 slots = router._in_force.slots
                 match step:
-                    case "restore":
-                        connection.prepare_threshold = 7
-                        patched.setattr(SessionState, "restore", fail)
+                    case "pass_on":
+                        patched.setattr(SessionState, "pass_on", fail)
                     case "suspect":
                         session_of(connection).in_hot_standby = b"?"
                         patched.setattr(type(pool.watched), "suspect", fail)
                     case "expiry":
-                        del connection._expire_at
+                        del session_of(connection).pristine["_expire_at"]
                     case _:
                         patched.setattr(slots, "waiting", [None])
                         patched.setattr(slots, "preempt", fail if step == "preempt" else lambda _: None)

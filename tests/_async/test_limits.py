@@ -413,7 +413,7 @@ async def test_an_owner_past_its_own_limit_waits_only_while_sessions_end(cluster
 
         await aeventually(all_wait)
         for slot, connection in leaving:
-            await slot.close(connection)
+            await slot.close(connection.pgconn)
 
     async def take(key: BudgetKey) -> None:
         await slots.take(AsyncSlotRequest(key), PATIENCE)

@@ -67,7 +67,7 @@ def test_the_next_borrower_sees_nothing_of_the_last(postgres: Postgres, read_onl
     options = settings(primary=postgres.primary, pool={"max_size": 1})
     with Router(options) as router:
         with router.connection(read_only=read_only) as first:
-            fresh = state(first)
+            fresh, session = state(first), first.pgconn
         assert fresh["autocommit"] is read_only
         assert fresh["row_factory"] is tuple_row
         for _ in range(3):
@@ -78,7 +78,7 @@ def test_the_next_borrower_sees_nothing_of_the_last(postgres: Postgres, read_onl
                         connection.execute("SELECT 1")
                         raise ZeroDivisionError
             with router.connection(read_only=read_only) as connection:
-                assert connection is first
+                assert connection.pgconn is session
                 assert state(connection) == fresh
 
 
@@ -88,13 +88,14 @@ def test_no_transaction_travels(postgres: Postgres, query: Any) -> None:
     with Router(settings(primary=postgres.primary, pool={"max_size": 1})) as router:
         with pytest.raises(ZeroDivisionError):
             with router.connection() as first:
+                session = first.pgconn
                 try:
                     first.execute(query)
                 except psycopg.errors.DivisionByZero:
                     raise ZeroDivisionError from None
                 raise ZeroDivisionError
         with router.connection() as connection:
-            assert connection is first
+            assert connection.pgconn is session
             assert connection.pgconn.transaction_status == TransactionStatus.IDLE
 
 
@@ -102,12 +103,12 @@ def test_no_transaction_travels(postgres: Postgres, query: Any) -> None:
 def test_what_an_open_pipeline_or_a_two_phase_transaction_left_is_closed(postgres: Postgres) -> None:
     with Router(settings(primary=postgres.primary, pool={"max_size": 1})) as router:
         with router.connection() as first:
-            pass
+            session = first.pgconn
         with pytest.raises(psycopg.ProgrammingError):
             with router.connection() as connection:
                 connection.tpc_begin("left behind")
         with router.connection() as connection:
-            assert connection is not first
+            assert connection.pgconn is not session
             assert (connection.execute("SELECT 1").fetchone()) == (1,)
 
 
@@ -141,9 +142,10 @@ def test_a_failed_commit_raises_and_costs_nobody_a_connection(postgres: Postgres
     with Router(settings(primary=postgres.primary, pool={"max_size": 1})) as router:
         with pytest.raises(psycopg.errors.UniqueViolation):
             with router.connection() as first:
+                session = first.pgconn
                 first.execute(f"INSERT INTO {table} VALUES (1), (1)")
         with router.connection() as connection:
-            assert connection is first
+            assert connection.pgconn is session
             assert (connection.execute(f"SELECT count(*) FROM {table}").fetchone()) == (0,)
 
 
@@ -154,7 +156,7 @@ def test_configure_is_called_once_for_each_connection(postgres: Postgres) -> Non
     def configure(connection: Connection[Any]) -> None:
         connection.add_notice_handler(print)
         connection.prepare_threshold = None
-        configured.append(connection)
+        configured.append(connection.pgconn)
 
     with Router(settings(primary=postgres.primary, pool={"max_size": 1}), configure=configure) as router:
         for _ in range(3):
@@ -164,7 +166,8 @@ def test_configure_is_called_once_for_each_connection(postgres: Postgres) -> Non
                 assert connection.prepare_threshold is None
                 assert connection._notice_handlers == [print]
                 connection.prepare_threshold = 3
-        assert configured == [connection]
+                session = connection.pgconn
+        assert configured == [session]
 
 
 @pytest.mark.docker

@@ -273,7 +273,8 @@ USES = [
 
 def state(connection: Connection[Any]) -> dict[str, Any]:
     """Everything about a connection that a borrower may have changed."""
-    own = ("pgconn", "lock", "_router", "_prepared", "_adapters", "_created_at", "_expire_at", "_notifies_backlog")
+    own = {"pgconn", "lock", "_router", "_prepared", "_adapters", "_created_at", "_expire_at", "_notifies_backlog"}
+    own |= {"_death", "_sent", "slot"}  # what the router notes of a statement that is sent, and of the budget
     held = {name: value for name, value in vars(connection).items() if name not in own}
     maps: Any = connection.adapters
     return {
@@ -529,8 +530,8 @@ def test_no_notification_reaches_the_next_borrower_that_came_while_nobody_had_th
     with Router(pool_of_one(cluster, **options)) as router:
         with router.connection(**whose) as connection:
             connection.execute(f"LISTEN {channel}")
+            idle = connection.fileno()
         run(cluster.dsn(), f"NOTIFY {channel}, 'secret'")
-        idle = connection.fileno()
 
         def came() -> bool:
             return bool(select([idle], [], [], 0)[0])

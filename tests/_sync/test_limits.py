@@ -414,7 +414,7 @@ def test_an_owner_past_its_own_limit_waits_only_while_sessions_end(cluster: Post
 
         eventually(all_wait)
         for slot, connection in leaving:
-            slot.close(connection)
+            slot.close(connection.pgconn)
 
     def take(key: BudgetKey) -> None:
         slots.take(SlotRequest(key), PATIENCE)

@@ -27,7 +27,6 @@ from router import (
     UnknownTenant,
 )
 from router._runtime.flags import sleep
-from router._sync.pool.session_state import session_of
 from router._sync.snapshot import snapshot
 from router.core.server_events import UndeclaredPooler
 from router.core.topology import Server
@@ -344,12 +343,13 @@ def test_what_was_prepared_for_one_tenant_is_not_run_for_another(world: World) -
                 with router.connection(tenant=key, read_only=True) as connection:
                     cursor = connection.execute("SELECT * FROM wide")
                     assert cursor.fetchall() == [wide[key]]
-            assert connection._prepared._names
+                    kept = connection._prepared
+            assert kept._names
         for key in [*wide] * 8:  # as often as that, but no tenant on end
             with router.connection(tenant=key, read_only=True) as connection:
                 cursor = connection.execute("SELECT * FROM wide")
                 assert cursor.fetchall() == [wide[key]]
-            assert not connection._prepared._names
+            assert not kept._names
 
 
 @pytest.mark.parametrize("read_only", [True, False])
@@ -368,16 +368,16 @@ def test_what_psycopg_still_had_to_deallocate_for_one_tenant_is_not_for_another(
 
 
 def test_nobody_is_warned_when_a_session_is_set(world: World) -> None:
-    with Router(world.settings("schema", tenancy=SHARED, pool={"max_size": 1})) as router:
-        said: list[str | None] = []
+    said: list[str | None] = []
 
-        def hear(diagnostic: psycopg.errors.Diagnostic) -> None:
-            said.append(diagnostic.message_primary)
+    def hear(diagnostic: psycopg.errors.Diagnostic) -> None:
+        said.append(diagnostic.message_primary)
 
-        for read_only in (True, False):
-            with router.connection(tenant=world.keys[0], read_only=read_only) as connection:
-                connection.add_notice_handler(hear)
-                session_of(connection).notice_handlers.append(hear)
+    def configure(connection: Any) -> None:
+        connection.add_notice_handler(hear)
+
+    options = world.settings("schema", tenancy=SHARED, pool={"max_size": 1})
+    with Router(options, configure=configure) as router:
         for turn in range(6):
             with router.connection(tenant=world.keys[turn % 2], read_only=turn < 3) as connection:
                 assert connection._notice_handlers == [hear]
@@ -596,10 +596,11 @@ def test_a_connection_that_dies_while_it_changes_hands_is_replaced_unseen(world:
                 with router.connection(tenant=tenant, read_only=read_only) as connection:
                     cursor = connection.execute("SELECT name FROM me")
                     assert cursor.fetchall() == [(tenant,)]
-                    served.add(connection.info.backend_pid)
+                    pid = connection.info.backend_pid
+                    served.add(pid)
             assert tapped.primary.cuts == 2
             assert len(served) == 3
-            run(world.dsn(), f"SELECT pg_terminate_backend({connection.info.backend_pid}, 10000)")
+            run(world.dsn(), f"SELECT pg_terminate_backend({pid}, 10000)")
             with router.connection(tenant=one, read_only=read_only) as connection:
                 cursor = connection.execute("SELECT name FROM me")
                 assert cursor.fetchall() == [(one,)]

@@ -130,7 +130,7 @@ class AsyncOpener:
         read_only: bool,
         startup: tuple[tuple[str, str], ...] | None,
         optional: bool,
-    ) -> AsyncConnection[TupleRow]:
+    ) -> AsyncNodeConnection:
         """Open a connection for requests.
 
         Args:
@@ -352,7 +352,7 @@ class AsyncOpener:
         autocommit: bool,
         optional: bool,
         read_only: bool | None,
-    ) -> tuple[AsyncConnection[TupleRow], Role, bool]:
+    ) -> tuple[AsyncNodeConnection, Role, bool]:
         """Open a connection, and report it if that fails; the role of its server, and whether it refuses writes."""
         try:
             connection = await self._connect(node, cluster, options, slot, autocommit=autocommit)
@@ -405,7 +405,7 @@ class AsyncOpener:
         autocommit: bool,
         within: float | None = None,
         asks: Callable[[], None] = lambda: None,
-    ) -> AsyncConnection[TupleRow]:
+    ) -> AsyncNodeConnection:
         kind: type[AsyncNodeConnection] = AsyncNodeConnection
         if node.pooler == "transaction":  # which knows nothing of sessions, nor of what they begin with
             kind, options = AsyncPooledConnection, []

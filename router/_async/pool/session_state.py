@@ -9,36 +9,49 @@ import os
 import select
 import sys
 import warnings
+from collections import deque
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
-from psycopg.adapt import AdaptersMap
-from psycopg.types import TypesRegistry
+from psycopg import AsyncConnection
+from psycopg.pq import ConnStatus
 
-from router._async.pool.connection import AsyncPooledConnection
+from router._async.pool.connection import AsyncPooledConnection, AsyncReturnedConnection
 from router._async.pool.scripts import begin_of
+from router._runtime.flags import ALock
 
 if TYPE_CHECKING:
-    from psycopg import AsyncConnection
-    from psycopg.abc import Dumper, Loader
     from psycopg.rows import TupleRow
-    from psycopg.types import TypeInfo
 
+    from router._async.pool.connection import AsyncNodeConnection
+    from router._async.pool.node_pool import AsyncNodePool
     from router.core.topology import Scope, Target
 
-OF_THE_POOL = {"_pool", "_created_at", "_expire_at", "_router"}
-"""The attributes that a connection gets after it was opened, from psycopg_pool and from here."""
+new = object.__new__
 
 
 class SessionState:
-    """What a connection was like when it was opened, and what it was like when that was last found still true.
+    """What is known of one session of a pool, and what its connection object was like when it was opened.
 
-    Comparing all its attributes with those seen last is a quick way to see that nothing changed: only when something
-    did, often just a cache of psycopg's own, is each setting looked at.
+    The session lasts; each borrower gets an object of its own for it. When a block ends, :meth:`pass_on` makes the next
+    one out of the attributes that the first one had when it was opened, and the one that was borrowed becomes useless.
 
     Attributes:
+        pool: The pool that it belongs to.
+        pgconn: libpq's connection.
+        slot: Its slot of the process's budget, given back when it is closed.
+        pristine: The attributes of a connection object that nobody has used yet; each borrower gets a copy.
+        attributes: Those of the object that it has now.
+        altered: Whether its borrower has, or may have, altered what lies deeper than an attribute of that object: the
+            handlers, the notifications that came, or what is prepared when.
+        adapters: What ``configure=`` left of them; each borrower gets a copy, too.
+        dropped: Whether its object was collected without being given back.
+        over: Whether its last block has ended, although something may still use the object: once that has failed, the
+            object is of no use, either.
+        waiting: Whether somebody waits for the server now; not while rows are taken that have come.
         opened_at: When it had been opened, on the monotonic clock.
         process: Which run of which server it leads to; empty while that is not known.
         began: When its server process began, in the server's words: empty if the server did not show the session as its
@@ -49,105 +62,138 @@ class SessionState:
         application_name: What the server called the session when it was last set.
         refuses_writes: Whether the server is known to refuse writes in this session; a pooler may have dropped that
             option.
-        connection: The connection, as long as it is there.
         borrowed_at: File and line of where it was borrowed last, if that is noted.
         target: What whoever has it, or had it last, asked for.
         spent: Set to have it closed once it is given back: its session is not fit for another borrower.
         cut_because: Why it was cut while it was out; empty if it was not.
-        adapters: Those that it had when it was opened.
-        adapted: Set when a borrower has registered an adapter or a type on it.
+        client_encoding: What its server was told to write text in.
+        in_hot_standby: What its server said of itself when it was opened.
         unasked: Polls its socket.
     """
 
     __slots__ = (
-        "_attributes", "adapted", "adapters", "application_name", "began", "borrowed_at", "client_encoding",
-        "connection", "cut_because", "idle_since", "in_hot_standby", "notice_handlers", "notify_handlers", "opened_at",
-        "prepare_threshold", "prepared_max", "process", "refuses_writes", "scope", "seen", "spent", "target", "tenant",
-        "unasked",
+        "__weakref__", "_handlers", "_hears", "_kind", "_prepared", "_prepares", "adapters", "altered",
+        "application_name", "attributes", "began", "borrowed_at", "client_encoding", "cut_because", "dropped",
+        "idle_since", "in_hot_standby", "opened_at", "over", "pgconn", "pool", "pristine", "process", "refuses_writes",
+        "scope", "slot", "spent", "target", "tenant", "unasked", "waiting",
     )  # fmt: skip
 
-    def __init__(self, connection: AsyncConnection[TupleRow]) -> None:
-        begin_of(connection)  # which psycopg keeps: to do so later is no change
-        self.connection = ref(connection)
-        self.borrowed_at: tuple[str, int] | None = None
-        self.adapted = False
-        self.adapters = connection.adapters
-        connection._adapters = _Adapters(self)
-        self._attributes = dict(connection.__dict__)
-        self.notice_handlers = connection._notice_handlers.copy()
-        self.notify_handlers = connection._notify_handlers.copy()
-        self.prepare_threshold = connection.prepare_threshold
-        self.prepared_max = connection.prepared_max
-        self.seen: dict[str, Any] = {}
+    def __init__(self, connection: AsyncNodeConnection, pool: AsyncNodePool) -> None:
+        """Begin with a connection that was opened just now, and is configured.
+
+        Args:
+            connection: The connection.
+            pool: The pool that it belongs to.
+        """
+        begin_of(connection)  # which psycopg keeps: no borrower has to work it out again
+        self.pool = pool
+        self.pgconn = pgconn = connection.pgconn
+        self.slot = connection.slot
+        self.adapters, connection._adapters = connection.adapters, None
+        self.dropped = self.over = self.waiting = self.spent = False
         self.opened_at = self.idle_since = monotonic()
-        self.process = ""
+        self.process = self.tenant = self.cut_because = ""
         self.began: bytes | None = None
         self.scope: Scope | None = None
         self.target: Target | None = None
-        self.tenant = ""
+        self.borrowed_at: tuple[str, int] | None = None
         self.application_name: bytes | None = None
-        self.spent = False
-        self.cut_because = ""
-        self.client_encoding = connection.pgconn.parameter_status(b"client_encoding")
-        self.in_hot_standby = connection.pgconn.parameter_status(b"in_hot_standby")
+        self.client_encoding = pgconn.parameter_status(b"client_encoding")
+        self.in_hot_standby = pgconn.parameter_status(b"in_hot_standby")
         self.refuses_writes = b"on" in (
             self.in_hot_standby,
-            connection.pgconn.parameter_status(b"default_transaction_read_only"),
+            pgconn.parameter_status(b"default_transaction_read_only"),
         ) or (isinstance(connection, AsyncPooledConnection) and connection.read_only is True)
         poll = select.poll()
-        poll.register(connection.pgconn.socket, select.POLLIN)
+        poll.register(pgconn.socket, select.POLLIN)
         self.unasked = poll.poll
+        self._kind = type(connection)
+        self._prepared = connection._prepared
+        self._prepares = self._prepared.prepare_threshold, self._prepared.prepared_max
+        self._handlers = [*connection._notice_handlers], [*connection._notify_handlers]
+        hearer: Any = ref(self)
+        # psycopg's own, told of the session instead of one connection object: so they stay the same for all borrowers.
+        self._hears: tuple[Any, Any] = (
+            partial(AsyncConnection._notice_handler, hearer),
+            partial(AsyncConnection._notify_handler, hearer),
+        )
+        pgconn.notice_handler, pgconn.notify_handler = self._hears
+        connection._router = self
+        self.attributes = connection.__dict__
+        self.pristine = {**connection.__dict__, "_pool": None, "_adapters": None}
+        self._put_right()
 
-    async def restore(self, connection: AsyncConnection[TupleRow]) -> None:
-        """Put every attribute of an idle connection back; close it if what was left open could still act on it."""
-        state = connection.__dict__
-        if connection._pipeline is not None or connection._tpc is not None or connection._num_transactions:
-            await connection.close()
-            return
-        for name in state.keys() - self._attributes.keys() - OF_THE_POOL:
-            del state[name]
-        if self.adapted:
-            self.adapted = False
-            self._attributes["_adapters"] = _Adapters(self)
-        state.update(self._attributes)
-        connection._notice_handlers[:] = self.notice_handlers
-        connection._notify_handlers[:] = self.notify_handlers
-        state["_notifies_backlog"].clear()
-        connection.prepare_threshold = self.prepare_threshold
-        connection.prepared_max = self.prepared_max
-        self.seen = {name: value.copy() if isinstance(value, list) else value for name, value in state.items()}
+    @property
+    def closed(self) -> bool:
+        """Whether libpq's connection is closed, by whichever side."""
+        return self.pgconn.status == ConnStatus.BAD
 
+    def pass_on(self, connection: AsyncConnection[TupleRow]) -> AsyncConnection[TupleRow]:
+        """Make the object for the next borrower; the one of the last, whose lock is held, is of no use from here on.
 
-class _Adapters(AdaptersMap):
-    """The adapters of a connection, which note that a borrower has registered one of its own.
+        Args:
+            connection: The object of the last one.
 
-    psycopg copies its maps when they are written to, so those that these are made from stay as they are.
-    """
+        Returns:
+            That of the next.
+        """
+        if self.altered:
+            self._put_right()
+        pgconn = self.pgconn
+        pgconn.notice_handler, pgconn.notify_handler = self._hears
+        attributes = self.pristine.copy()
+        attributes["lock"] = ALock()
+        following = new(self._kind)
+        following.__dict__ = self.attributes = attributes
+        if self.borrowed_at is not None:
+            connection.__dict__["_borrowed_at"] = self.borrowed_at
+        connection.__class__ = AsyncReturnedConnection
+        return following
 
-    def __init__(self, original: SessionState) -> None:
-        super().__init__(original.adapters)
-        self.types = _Types(original)
-        self._original = original
+    def end(self, connection: AsyncConnection[TupleRow]) -> None:
+        """Make the object of a borrower useless, whose block has ended.
 
-    def register_dumper(self, cls: type | str | None, dumper: type[Dumper]) -> None:
-        self._original.adapted = True
-        super().register_dumper(cls, dumper)
+        Args:
+            connection: The object.
+        """
+        if self.borrowed_at is not None:
+            connection.__dict__["_borrowed_at"] = self.borrowed_at
+        connection.__class__ = AsyncReturnedConnection
 
-    def register_loader(self, oid: int | str, loader: type[Loader]) -> None:
-        self._original.adapted = True
-        super().register_loader(oid, loader)
+    def object_is_gone(self) -> None:
+        """Note that the connection object was collected, wherever that happened to be, without being given back."""
+        if not self.closed:
+            self.dropped = self.pool.lost = True
+            if not self.cut_because and not self.pool.inherited:
+                self.pgconn.finish()
+                if self.slot is not None:
+                    self.slot.note_dropped()
 
+    def forget(self) -> None:
+        """Keep nothing of the connection object: something still uses it, and libpq's connection is freed with it."""
+        self.pristine, self.attributes = {}, {"_notice_handlers": [], "_notify_handlers": [], "_notifies_backlog": None}
 
-class _Types(TypesRegistry):
-    """What a connection knows of types, likewise."""
+    def _put_right(self) -> None:
+        """Have the next borrower begin with what ``configure=`` has set up: handlers, and what is prepared when."""
+        self.altered = False
+        notice, notify = self._handlers
+        self.pristine.update(_notice_handlers=[*notice], _notify_handlers=[*notify], _notifies_backlog=deque[Any]())
+        self._prepared.prepare_threshold, self._prepared.prepared_max = self._prepares
 
-    def __init__(self, original: SessionState) -> None:
-        super().__init__(original.adapters.types)
-        self._original = original
+    # What psycopg's handlers of notices and notifications look for.
 
-    def add(self, info: TypeInfo) -> None:
-        self._original.adapted = True
-        super().add(info)
+    @property
+    def _notice_handlers(self) -> Any:
+        return self.attributes["_notice_handlers"]
+
+    @property
+    def _notify_handlers(self) -> Any:
+        return self.attributes["_notify_handlers"]
+
+    @property
+    def _notifies_backlog(self) -> Any:
+        self.altered = True  # there is something to be added
+        return self.attributes["_notifies_backlog"]
 
 
 def shows_resource_warnings() -> bool:
@@ -197,5 +243,5 @@ def session_of(connection: AsyncConnection[TupleRow]) -> SessionState:
     Returns:
         What it was like when it was opened, and what has been noted since.
     """
-    original: SessionState = connection.__dict__["_router"]
-    return original
+    session: SessionState = connection.__dict__["_router"]
+    return session

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections import deque
+from contextlib import suppress
 from functools import lru_cache
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -34,7 +35,7 @@ class AsyncSharedPool(AsyncNodePool):
 
     def holders(self) -> list[str]:
         """List the tenants of the connections that are out, one for each."""
-        return [original.tenant for original in list(self.borrowed)]
+        return [session.tenant for session in list(self.borrowed)]
 
     async def take_for(self, scope: Scope) -> AsyncConnection[TupleRow] | None:
         """Borrow a connection that is ready, best one that the tenant had last.
@@ -46,14 +47,13 @@ class AsyncSharedPool(AsyncNodePool):
             The connection, or ``None`` when none is ready.
         """
         idle, tenant = self.idle, scope.tenant
-        if idle:
-            async with self._lock:  # guards _pool
-                for place, connection in enumerate(idle):
-                    had = session_of(connection).scope
-                    if had is not None and had.tenant == tenant:
-                        del idle[place]
-                        idle.appendleft(connection)  # where it is taken from
-                        break
+        for connection in list(idle):
+            had = session_of(connection).scope
+            if had is not None and had.tenant == tenant:
+                with suppress(ValueError):  # another thread has taken it
+                    idle.remove(connection)
+                    idle.appendleft(connection)  # where it is taken from
+                break
         taken = await self.take()
         if taken is not None:
             session_of(taken).tenant = tenant
@@ -74,17 +74,17 @@ async def enter(connection: AsyncConnection[TupleRow], scope: Scope, deadline: f
         TooLate: The server has not answered in time; the connection must not be used.
         psycopg.Error: It could not be done; the connection must not be used.
     """
-    original = session_of(connection)
+    session = session_of(connection)
     if isinstance(connection, AsyncPooledConnection):
         connection.prelude = _prelude(scope)
-        original.scope = scope
+        session.scope = scope
         return
     # RESET ALL and DISCARD ALL in a block lose the tenant, and the name of its sessions, which the server reports.
-    same = original.scope is scope or original.scope == scope
-    same = same and connection.pgconn.parameter_status(b"application_name") == original.application_name
+    same = session.scope is scope or session.scope == scope
+    same = same and connection.pgconn.parameter_status(b"application_name") == session.application_name
     script = b""
     if not same or scope.hygiene == "full":
-        script = _script(scope, reset=original.scope is not None)
+        script = _script(scope, reset=session.scope is not None)
     text = script
     if begin:
         text = (b"BEGIN; " + script + b"; COMMIT; " if script else b"") + begin_of(connection)
@@ -103,9 +103,9 @@ async def enter(connection: AsyncConnection[TupleRow], scope: Scope, deadline: f
     if script:
         _forget_prepared(connection)
         (connection._notifies_backlog or deque()).clear()
-        original.client_encoding = connection.pgconn.parameter_status(b"client_encoding")  # configure= may have set it
-    original.scope = scope
-    original.application_name = connection.pgconn.parameter_status(b"application_name")
+        session.client_encoding = connection.pgconn.parameter_status(b"client_encoding")  # configure= may have set it
+    session.scope = scope
+    session.application_name = connection.pgconn.parameter_status(b"application_name")
 
 
 @lru_cache(maxsize=1024)

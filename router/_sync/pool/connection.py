@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from contextlib import suppress
 from math import inf
-from typing import TYPE_CHECKING, Any, LiteralString, Self, TypeVar
+from typing import TYPE_CHECKING, Any, LiteralString, NoReturn, Self, TypeVar
 
 import psycopg
-from psycopg import Connection
+from psycopg import Connection, postgres
 from psycopg._preparing import PrepareManager
-from psycopg.pq import ExecStatus, Format, TransactionStatus
+from psycopg.adapt import AdaptersMap
+from psycopg.pq import ConnStatus, ExecStatus, Format, TransactionStatus
 from psycopg.rows import TupleRow
 
 from router._runtime.login import log_in
@@ -22,11 +23,13 @@ from router.core.statement import commits
 
 if TYPE_CHECKING:
     from psycopg import Xid
+    from psycopg._connection_base import NoticeHandler, NotifyHandler
     from psycopg._preparing import Key, Prepare
     from psycopg._queries import PostgresQuery
     from psycopg.abc import PQGen, PQGenConn, QueryNoTemplate
     from psycopg.pq.abc import PGconn
 
+    from router._sync.pool.session_state import SessionState
     from router._sync.slots import Slot, SlotRequest
 
 T = TypeVar("T")
@@ -78,19 +81,24 @@ def _is_stale_session(error: psycopg.Error) -> bool:
     return error.sqlstate == "42804" and (error.diag.source_function or "").startswith("plpgsql_param_eval")
 
 
-def end_session(connection: Connection[Any], beneficiary: SlotRequest | None = None, *, in_use: bool = False) -> None:
-    """Close a connection for good, and give its slot of the process's budget back.
+def end_session(
+    connection: Connection[Any] | SessionState,
+    beneficiary: SlotRequest | None = None,
+    *,
+    in_use: bool = False,
+) -> None:
+    """Close a session for good, and give its slot of the process's budget back.
 
     Args:
-        connection: The connection, which is not borrowed.
+        connection: The session, or its connection, which is not borrowed.
         beneficiary: The request for a slot that it is closed for, if it is for one.
         in_use: Whether something still uses it: it was cut, and is left to that.
     """
-    slot = connection.slot if isinstance(connection, NodeConnection) else None
+    slot: Slot | None = getattr(connection, "slot", None)
     if slot is not None:
-        slot.close(connection, beneficiary, in_use=in_use)
+        slot.close(connection.pgconn, beneficiary, in_use=in_use)
     elif not in_use:
-        Connection.close(connection)
+        connection.pgconn.finish()
 
 
 class _Prepared(PrepareManager):
@@ -114,19 +122,93 @@ class NodeConnection(Connection[TupleRow]):
     Attributes:
         slot: Its slot of the process's budget, given back when it is closed.
         unknown: What was raised when it died in such a moment.
-        waiting: Whether somebody waits for the server now; not while rows are taken that have come.
     """
 
-    __slots__ = ("_death", "_sent", "slot", "unknown", "waiting")  # not in its __dict__, which giving back compares
+    # What most borrowers leave alone is no attribute of each object: a new one is made for every borrower.
+    slot: Slot | None = None
+    unknown: TransactionOutcomeUnknown | None = None
+    _death = ""  # what it would mean if the connection died now; empty for nothing
+    _router: SessionState | None = None  # what is known of its session, once it is a pool's
 
     def __init__(self, pgconn: PGconn) -> None:
         super().__init__(pgconn)
-        self._death = ""  # what it would mean if the connection died now; empty for nothing
         self._sent: set[bytes] = set()  # the texts of statements that are not answered yet
         self._prepared = _Prepared(self._sent)
-        self.slot: Slot | None = None
-        self.unknown: TransactionOutcomeUnknown | None = None
-        self.waiting = False
+
+    def __del__(self) -> None:  # type: ignore[override]
+        if (session := self.__dict__.get("_router")) is None:
+            super().__del__()
+        else:
+            session.object_is_gone()
+
+    @property
+    def adapters(self) -> AdaptersMap:
+        """What this borrower's values are written and read with: as ``configure=`` left it, until the borrower adds."""
+        if self._adapters is None:
+            self._adapters = AdaptersMap(postgres.adapters if self._router is None else self._router.adapters)
+        return self._adapters
+
+    # What is told to these lies deeper than the attributes that each borrower gets anew.
+
+    @property
+    def prepare_threshold(self) -> int | None:
+        """How often a query is executed before it is prepared: at once if 0, never if ``None``."""
+        return self._prepared.prepare_threshold
+
+    @prepare_threshold.setter
+    def prepare_threshold(self, value: int | None) -> None:
+        self._note_altered()
+        self._prepared.prepare_threshold = value
+
+    @property
+    def prepared_max(self) -> int | None:
+        """The most statements that are prepared at a time; ``None`` for any number."""
+        return Connection.prepared_max.fget(self)  # type: ignore[attr-defined, no-any-return]
+
+    @prepared_max.setter
+    def prepared_max(self, value: int | None) -> None:
+        self._note_altered()
+        Connection.prepared_max.fset(self, value)  # type: ignore[attr-defined]
+
+    def add_notice_handler(self, callback: NoticeHandler) -> None:
+        """Have a function called with each notice until the block ends.
+
+        Args:
+            callback: The function.
+        """
+        self._note_altered()
+        super().add_notice_handler(callback)
+
+    def add_notify_handler(self, callback: NotifyHandler) -> None:
+        """Have a function called with each notification until the block ends.
+
+        Args:
+            callback: The function.
+        """
+        self._note_altered()
+        super().add_notify_handler(callback)
+
+    def remove_notice_handler(self, callback: NoticeHandler) -> None:
+        """Have a function called no more, until the block ends.
+
+        Args:
+            callback: The function.
+        """
+        self._note_altered()
+        super().remove_notice_handler(callback)
+
+    def remove_notify_handler(self, callback: NotifyHandler) -> None:
+        """Have a function called no more, until the block ends.
+
+        Args:
+            callback: The function.
+        """
+        self._note_altered()
+        super().remove_notify_handler(callback)
+
+    def _note_altered(self) -> None:
+        if self._router is not None:
+            self._router.altered = True
 
     @classmethod
     def _connect_gen(cls, conninfo: str = "") -> PQGenConn[Self]:
@@ -151,14 +233,15 @@ class NodeConnection(Connection[TupleRow]):
         if before != ACTIVE and (self._pipeline is None or not self._pipeline.result_queue):  # all is answered
             self._death = ""
             self._sent.clear()
-        self.waiting = True
+        if (session := self._router) is not None:
+            session.waiting = True
         try:
             return Connection.wait(self, gen, *args, **kwargs)
         except psycopg.Error as error:
             if is_stale(error):
                 self._forget(error)
-            if is_spoilt(error) and "_router" in self.__dict__:
-                self.__dict__["_router"].spent = True
+            if session is not None and is_spoilt(error):
+                session.spent = True
             if before == LOST or not self._is_ended_by(error):
                 raise
             if (unknown := self._outcome_unknown()) is None:
@@ -166,7 +249,10 @@ class NodeConnection(Connection[TupleRow]):
             self.unknown = unknown
             raise unknown from error
         finally:
-            self.waiting = False
+            if session is not None:
+                session.waiting = False
+                if session.over:
+                    session.end(self)
 
     def close(self) -> None:
         """Close the connection; if it is borrowed, its pool may open another one in its place."""
@@ -174,6 +260,7 @@ class NodeConnection(Connection[TupleRow]):
         if pool is not None:
             pool.close_lent(self)
         else:
+            self._closed = self._closed or not self.closed  # as psycopg tells whether it was broken before
             end_session(self)
 
     def _is_ended_by(self, error: psycopg.Error) -> bool:
@@ -184,9 +271,9 @@ class NodeConnection(Connection[TupleRow]):
     def _outcome_unknown(self) -> TransactionOutcomeUnknown | None:
         """Say that nobody knows what became of what was sent; ``None`` where that is known or does not matter."""
         pool: Any = self.__dict__.get("_pool")
-        if pool is None or (state := self.__dict__["_router"]).target is None:
+        if pool is None or (session := self._router) is None or session.target is None:
             return None
-        if pool.read_only and state.refuses_writes:
+        if pool.read_only and session.refuses_writes:
             return None
         death = self._death or (COMMITTING if any(map(commits, self._sent)) else "")
         if not death:
@@ -194,14 +281,14 @@ class NodeConnection(Connection[TupleRow]):
         return TransactionOutcomeUnknown(
             f"the connection to {pool.node} died {death} is not known; "
             "look on the primary for what it wrote before you repeat it",
-            version=state.target.requested,
-            tenant=state.target.tenant,
+            version=session.target.requested,
+            tenant=session.target.tenant,
         )
 
     def _forget(self, error: psycopg.Error) -> None:
         """Have psycopg and the server forget what is prepared; if that may not do, end the session with its block."""
-        if "_router" in self.__dict__ and _is_stale_session(error):
-            self.__dict__["_router"].spent = True
+        if self._router is not None and _is_stale_session(error):
+            self._router.spent = True
         prepared = self._prepared
         names = [*prepared._names.values()]
         prepared.clear()
@@ -261,6 +348,80 @@ class PooledConnection(NodeConnection):
         """Send both statements by themselves: in a pipeline each goes alone, and costs no round trip."""
         yield from super()._exec_command(command.removesuffix(b"; " + self.prelude), result_format)
         yield from super()._exec_command(self.prelude, result_format)
+
+
+class _Gone:
+    """The ``pgconn`` of a connection that was given back: it is closed, and values that have been received are read."""
+
+    status = ConnStatus.BAD
+    _encoding = "utf-8"
+
+    def __init__(self, borrowed_at: tuple[str, int] | None) -> None:
+        self._borrowed_at = borrowed_at
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise given_back(self._borrowed_at)
+
+
+def given_back(borrowed_at: tuple[str, int] | None) -> psycopg.InterfaceError:
+    """Make the error for a use of a connection after its block.
+
+    Args:
+        borrowed_at: File and line of where it was borrowed, if that was noted.
+
+    Returns:
+        The error.
+    """
+    where = "" if borrowed_at is None else f" It was borrowed in {borrowed_at[0]}, line {borrowed_at[1]}."
+    return psycopg.InterfaceError(
+        f"the block that borrowed this connection has ended, and the connection was given back.{where}"
+    )
+
+
+class ReturnedConnection(NodeConnection):
+    """What is left of a connection when its block has ended: the session has moved on to another object.
+
+    This becomes the class of the object that was borrowed, so that whatever was kept from the block (the connection, a
+    cursor, a transaction, a pipeline, a bound method) raises as soon as it is used. To close it again does no harm,
+    nor does a cursor's ``close()``, which takes the lock and asks whether the connection is closed.
+    """
+
+    __slots__ = ()
+
+    closed = True
+    broken = False
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in _HARMLESS or name.startswith("__"):
+            return object.__getattribute__(self, name)
+        borrowed_at = object.__getattribute__(self, "__dict__").get("_borrowed_at")
+        if name == "pgconn":
+            return _Gone(borrowed_at)
+        raise given_back(borrowed_at)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name not in _HARMLESS:
+            raise given_back(self.__dict__.get("_borrowed_at"))
+        object.__setattr__(self, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        raise given_back(self.__dict__.get("_borrowed_at"))
+
+    def __enter__(self) -> Self:
+        """Refuse to begin anything."""
+        raise given_back(self.__dict__.get("_borrowed_at"))
+
+    def __repr__(self) -> str:
+        return f"<a connection that was given back, at {id(self):#x}>"
+
+    __del__ = tuple  # type: ignore[assignment]  # does nothing, and costs least
+
+    def close(self) -> None:
+        """Do nothing: for its borrower, it is closed."""
+
+
+# The last two are what psycopg's generators put back when they end, those that were kept half way.
+_HARMLESS = frozenset({"broken", "close", "closed", "lock", "_notifies_backlog", "_pipeline"})
 
 
 def commit(connection: Connection[Any], then: bytes) -> list[tuple[bytes | None, ...]]:

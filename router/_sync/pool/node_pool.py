@@ -18,7 +18,6 @@ from collections import deque
 from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any
-from weakref import ref
 
 import psycopg
 from psycopg import Connection
@@ -28,7 +27,7 @@ from psycopg_pool._acompat import Lock
 from psycopg_pool.pool import AddConnection, MaintenanceTask
 
 from router._runtime.calls import Isolated, shielded
-from router._runtime.flags import is_free
+from router._runtime.flags import free_lock, take_lock, try_lock
 from router._runtime.sockets import cut
 from router._sync.pool.connection import end_session
 from router._sync.pool.opener import LoginRefused, ServerFull, Unable
@@ -45,6 +44,7 @@ if TYPE_CHECKING:
     from router._sync.admission import Admission
     from router._sync.cluster import SyncCluster
     from router._sync.line import Line
+    from router._sync.pool.connection import NodeConnection
     from router._sync.pool.opener import Opener
     from router.core.observations import ProbeResult
     from router.core.topology import Node, Scope, Target
@@ -90,11 +90,12 @@ class Counts:
 
     Attributes:
         stats: psycopg_pool's own counters.
+        taken: Requests that found a connection ready; the others are among psycopg_pool's.
         opened: Attempts to connect; those that psycopg_pool only meant to make are among its own.
         failed: How many of those failed.
     """
 
-    __slots__ = ("_on_primary", "failed", "opened", "stats")
+    __slots__ = ("_on_primary", "failed", "opened", "stats", "taken")
 
     def __init__(self, stats: Counter[str]) -> None:
         """Begin with none of them at the primary.
@@ -103,7 +104,7 @@ class Counts:
             stats: psycopg_pool's own counters.
         """
         self.stats = stats
-        self.opened = self.failed = 0
+        self.opened = self.failed = self.taken = 0
         # Those from earlier, and from which request on it is the primary that serves them, if it is: replaced at once,
         # so that whoever adds them up at any moment sees them grow.
         self._on_primary: tuple[int, int | None] = 0, None
@@ -114,7 +115,7 @@ class Counts:
         Args:
             on_primary: Whether it is.
         """
-        (earlier, since), requests = self._on_primary, self.stats["requests_num"]
+        (earlier, since), requests = self._on_primary, self.taken + self.stats["requests_num"]
         if on_primary and since is None:
             self._on_primary = earlier, requests
         elif not on_primary and since is not None:
@@ -124,7 +125,7 @@ class Counts:
         """Return the counters of now, by their names in the totals; the time that was waited in milliseconds."""
         (earlier, since), stats = self._on_primary, self.stats
         return {
-            "requests": (requests := stats["requests_num"]),
+            "requests": (requests := self.taken + stats["requests_num"]),
             "queued": stats["requests_queued"],
             "wait_ms": stats["requests_wait_ms"],
             "opened": self.opened,
@@ -155,8 +156,8 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         budget_key: What each of its connections counts as in the budget.
         idle: The connections ready to be borrowed; empty while the pool is in doubt, whatever it keeps.
         doubted_at: When it was last put in doubt, on the monotonic clock.
-        borrowed: What is kept of each connection that is out. There is no strong reference to those themselves: one
-            that is dropped by whoever borrowed it is collected, and :meth:`reclaim` has its place back.
+        borrowed: The sessions that are out. There is no reference to their connection objects: one that is dropped by
+            whoever borrowed it is collected, and :meth:`reclaim` has its place back.
         lost: Whether a connection may have been dropped.
         admitted: By which admission, and as what, each connection was lent where a tenant may have so many only.
         notes_where: Whether to note where each connection is borrowed. It costs too much to be done always: it is done
@@ -328,22 +329,23 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         """
         idle = self.idle
         while idle:
-            with self._lock:  # guards _pool, _nconns_min
-                if not idle:
-                    return None
-                connection = idle.popleft()
-                self._nconns_min = min(self._nconns_min, len(idle))  # what shrinking goes by
+            try:
+                connection = idle.popleft()  # which is atomic
+            except IndexError:
+                break
+            if (left := len(idle)) < self._nconns_min:
+                self._nconns_min = left  # what shrinking goes by; roughly will do
             # Nobody asked anything: if there is something to read, it is most likely the end.
-            original = connection.__dict__["_router"]
-            if original.unasked(0) and not self._lives(connection):
+            session: SessionState = connection._router  # type: ignore[attr-defined]
+            if (session.unasked(0) or session.pgconn.transaction_status) and not self._lives(session):
                 with self._lock:  # guards _nconns
-                    self._count_out(original)
+                    self._count_out(session)
                 continue
-            self._stats[self._REQUESTS_NUM] += 1
+            self.counts.taken += 1
             connection._pool = self
-            self.borrowed.add(original)
+            self.borrowed.add(session)
             if self.notes_where:
-                original.borrowed_at = borrower()
+                session.borrowed_at = borrower()
             if self.barred:
                 connection.close()
                 self.give_back(connection)
@@ -351,17 +353,24 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
             return connection
         return None
 
-    def _lives(self, connection: Connection[TupleRow]) -> bool:
-        """Read what came unasked on an idle connection: a notification does no harm, its end means it is closed."""
-        unasked = session_of(connection).unasked
+    def _lives(self, session: SessionState) -> bool:
+        """Read what came unasked in an idle session: a notification does no harm, its end means it is closed.
+
+        Nobody has its connection object, so that no other thread or task is at its socket.
+        """
+        pgconn = session.pgconn
         try:
-            while unasked(0):
-                connection.pgconn.consume_input()
-            while not connection._notify_handlers and connection.pgconn.notifies() is not None:
+            while session.unasked(0):
+                pgconn.consume_input()
+            while not session.attributes["_notify_handlers"] and pgconn.notifies() is not None:
                 pass  # it was for an earlier borrower
         except psycopg.OperationalError:
-            connection.close()
+            end_session(session)
             self.watched.suspect(self.node.server)
+            return False
+        if pgconn.transaction_status:  # something of libpq's was kept from a block
+            logger.warning("a connection of the pool %r is closed: it was used while nobody had borrowed it", self.name)
+            end_session(session)
             return False
         return True
 
@@ -384,10 +393,10 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
             connection: The connection.
             tenant: Whom the request is for; empty where that does not matter.
         """
-        original = session_of(connection)
-        original.tenant = tenant
+        session = session_of(connection)
+        session.tenant = tenant
         connection._pool = self
-        self.borrowed.add(original)
+        self.borrowed.add(session)
         self._stats[self._REQUESTS_NUM] += 1
         self._stats[self._REQUESTS_QUEUED] += 1
 
@@ -509,7 +518,7 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
                 self._adding.clear()
                 self._will_try = False
 
-    def open_connection(self) -> Connection[TupleRow]:
+    def open_connection(self) -> NodeConnection:
         """Open one more connection, for the pool's own worker; if that fails, it is tried again after a while.
 
         Returns:
@@ -544,17 +553,16 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         self._refusal = ""
         self._try_at = self._patience = 0.0
         try:
-            connection.__dict__["_router"] = original = SessionState(connection)
+            session = SessionState(connection, self)
             if self.read_only:
-                original.process = self._opener.recognize(connection, self.node, self.cluster)
-            original.connection = ref(connection, self._note_lost)
-            self._sessions.add(original)
+                session.process = self._opener.recognize(connection, self.node, self.cluster)
+            self._sessions.add(session)
         except BaseException:
             connection.close()
             raise
         return connection
 
-    def _open_within(self, request: SlotRequest) -> Connection[TupleRow] | None:
+    def _open_within(self, request: SlotRequest) -> NodeConnection | None:
         """Open one more connection within the budget; ``None`` if none was to be had, but requests wait for it."""
         slots = self._opener.slots
         # In this order: what leaves the line looks for the request after that.
@@ -615,11 +623,9 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
 
     def end_draining(self) -> None:
         """Be forgotten if it drains and nothing of it is left: what comes back last calls this, and housekeeping."""
-        if self.draining and self._closed and not self.borrowed:
-            # What is taken at this very moment is idle no more, and not noted as borrowed yet.
-            connections = [session.connection() for session in list(self._sessions)]
-            if all(connection is None or connection.closed for connection in connections):
-                self.watched.clusters.remove(self)
+        # What is taken at this very moment is idle no more, and not noted as borrowed yet: so look at the sessions.
+        if self.draining and self._closed and not self.borrowed and all(one.closed for one in list(self._sessions)):
+            self.watched.clusters.remove(self)
 
     def doubt(self) -> None:
         """Lend no idle connection until :meth:`trust`, but not again at once: sessions may go on being ended."""
@@ -647,7 +653,7 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
             beneficiary: The request for that, if it is for one.
         """
         if (connection := self._take_out()) is not None:
-            end_session(connection, beneficiary)
+            end_session(session_of(connection), beneficiary)
 
     def _take_out(self) -> Connection[TupleRow] | None:
         """Have the connection that has been idle longest no more."""
@@ -660,15 +666,16 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
             self._count_out(session_of(connection))
             return connection
 
-    def _count_out(self, original: SessionState) -> None:
+    def _count_out(self, session: SessionState) -> None:
         """Count a connection no more, unless that was done before; under the lock."""
-        if original in self._sessions:
-            self._sessions.discard(original)
+        if session in self._sessions:
+            self._sessions.discard(session)
             self._nconns -= 1
 
-    def _note_lost(self, _: object) -> None:
-        """Note that a connection was collected, wherever that happened to be; nothing else must be touched here."""
-        self.lost = True
+    def _set_connection_expiry_date(self, connection: Connection[TupleRow]) -> None:  # type: ignore[override]
+        """Have all objects of the session go by it."""
+        super()._set_connection_expiry_date(connection)
+        session_of(connection).pristine.update(_created_at=connection._created_at, _expire_at=connection._expire_at)
 
     def session_states(self) -> list[SessionState]:
         """List what is kept of each of its connections."""
@@ -681,13 +688,12 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         An exception may come at any moment, out of a signal handler: so what is counted is compared with what is there.
         """
         self.lost = False
-        for original in list(self._sessions):
-            connection = original.connection()
-            if connection is None or (connection.closed and original in self.borrowed):
-                dropped = connection is None and original in self.borrowed
-                self._replace(original)
-                if dropped:
-                    self._warn_of_dropped(original)
+        for session in list(self._sessions):
+            borrowed = session in self.borrowed
+            if session.dropped or (borrowed and session.closed):
+                self._close_session(session)
+                if session.dropped and borrowed:
+                    self._warn_of_dropped(session)
         with self._lock:  # guards all of this
             if self._closed or self.draining:
                 return
@@ -698,8 +704,8 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
                 adding.queue_again(self)
             self._grow_for_waiting()
 
-    def _warn_of_dropped(self, original: SessionState) -> None:
-        asked, at = original.target, original.borrowed_at
+    def _warn_of_dropped(self, session: SessionState) -> None:
+        asked, at = session.target, session.borrowed_at
         whom = "" if asked is None else f" for {f'tenant {asked.tenant!r}' if asked.tenant else asked.version}"
         where = "; where is noted from now on" if at is None else f" in {at[0]}, line {at[1]}"
         what = f"a connection to {self.node} was borrowed{whom}{where}, and dropped without being given back or closed"
@@ -709,15 +715,15 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         with Isolated("%s", what):  # warnings may be errors here
             warnings.warn_explicit(what, ResourceWarning, file, line)
 
-    def _replace(self, original: SessionState) -> None:
+    def _replace(self, session: SessionState) -> None:
         """Count a connection that was lent no more, unless that was done before, and have another one opened."""
         with self._lock:  # guards _nconns, _sessions
-            self.borrowed.discard(original)
-            self.expendable.discard(original)
-            if (entry := self.admitted.pop(original, None)) is not None:
+            self.borrowed.discard(session)
+            self.expendable.discard(session)
+            if (entry := self.admitted.pop(session, None)) is not None:
                 entry[0].leave(entry[1])
-            if original in self._sessions:
-                self._sessions.discard(original)
+            if session in self._sessions:
+                self._sessions.discard(session)
                 if self._closed or self.draining:
                     self._nconns -= 1
                 else:
@@ -738,6 +744,13 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
             connection.close()
         finally:
             self._replace(session_of(connection))
+
+    def _close_session(self, session: SessionState) -> None:
+        """Close a session whose connection object nobody may use any more, and have its place back."""
+        try:
+            end_session(session)
+        finally:
+            self._replace(session)
 
     def run_task(self, task: MaintenanceTask) -> None:
         """Have the pool's worker do something.
@@ -821,19 +834,26 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
             Whether nothing uses it any more. Else it is cut, and must not even be closed: that would free memory which
             another thread may be using.
         """
-        original = session_of(connection)
-        if not connection.lock.locked():
+        if not self._take_lock(connection, LETTING_GO if wait else 0.0):
+            return False
+        free_lock(connection.lock)
+        return True
+
+    def _take_lock(self, connection: Connection[TupleRow], timeout: float = LETTING_GO) -> bool:
+        """Take the lock of a connection whose block has ended; if something holds it for too long, cut that off."""
+        if try_lock(connection.lock):
             return True
-        if not original.cut_because:
-            if is_free(connection.lock, LETTING_GO if wait else 0.0):
+        session = session_of(connection)
+        if not session.cut_because:
+            if take_lock(connection.lock, timeout):
                 return True
-            original.cut_because = "its block had ended, but something still used it"
+            session.cut_because = "its block had ended, but something still used it"
             logger.warning(
                 "a connection of the pool %r is cut: its block has ended, but something still uses it, %s",
                 self.name,
                 USERS,
             )
-            cut(connection)
+            cut(session)
         return False
 
     @shielded
@@ -846,18 +866,24 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         """
         if self.inherited:
             return
-        original = session_of(connection)
+        session, lock = session_of(connection), connection.lock
         try:
             with Isolated("could not close a connection to %s", self.node):
-                in_use, connection._pool = not self.let_go(connection), None  # no longer lent: its close() closes
-                end_session(connection, beneficiary, in_use=in_use)
+                free = self._take_lock(connection)
+                session.over = True
+                if free:
+                    session.end(connection)
+                    free_lock(lock)
+                else:
+                    session.forget()
+                end_session(session, beneficiary, in_use=not free)
         finally:
             if beneficiary is not None:
                 self._opener.slots.restore(beneficiary)
         with self._lock:  # guards _nconns, _growing, _waiting
-            self.borrowed.discard(original)
-            self.expendable.discard(original)
-            self._count_out(original)
+            self.borrowed.discard(session)
+            self.expendable.discard(session)
+            self._count_out(session)
             self._grow_for_waiting()
         self.end_draining()
 
@@ -872,53 +898,52 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         """
         if self.inherited:
             return
-        state, offer = connection.__dict__, None
-        original: SessionState = state["_router"]
-        pgconn = connection.pgconn
+        session: SessionState = connection._router  # type: ignore[attr-defined]
+        pgconn, lock = session.pgconn, connection.lock
+        following: Connection[TupleRow] | None = None
+        offer = None
         try:
-            if connection.lock.locked() and not self.let_go(connection):
+            if not try_lock(lock) and not self._take_lock(connection):
                 self.close_for(connection)
                 return
-            if pgconn.transaction_status or original.spent:
+            open_transactions = session.attributes["_num_transactions"]  # of whose ends there may be some to come
+            try:
+                following = session.pass_on(connection)
+            finally:
+                free_lock(lock)
+            # From here on, nothing that was kept from the block reaches the session.
+            if pgconn.transaction_status or pgconn.pipeline_status or open_transactions or session.spent:
                 pass
-            elif pgconn.parameter_status(b"in_hot_standby") != original.in_hot_standby:
+            elif pgconn.parameter_status(b"in_hot_standby") != session.in_hot_standby:
                 self.watched.suspect(self.node.server)  # it was promoted, say
-            elif pgconn.parameter_status(b"client_encoding") == original.client_encoding:  # psycopg goes by it
-                if (
-                    state != original.seen
-                    or original.adapted
-                    or state["_notifies_backlog"]
-                    or (prepared := connection._prepared).prepare_threshold != original.prepare_threshold
-                    or prepared.prepared_max != original.prepared_max
-                ):
-                    original.restore(connection)
+            elif pgconn.parameter_status(b"client_encoding") == session.client_encoding:  # psycopg goes by it
                 pgconn.untrace()  # nothing tells whether it is traced
-                original.idle_since = now = monotonic()
-                self.expendable.discard(original)
+                if not pgconn.nonblocking:
+                    pgconn.nonblocking = 1
+                session.idle_since = now = monotonic()
+                self.expendable.discard(session)
                 if (
-                    not connection.closed
-                    and now < connection._expire_at
-                    and (not self._waiting or self._lives(connection))  # as whoever takes an idle one finds out
+                    now < following._expire_at
+                    and (not self._waiting or self._lives(session))  # as whoever takes an idle one finds out
                 ):
                     with self._lock:  # guards _pool, _waiting, _closed
                         if not self.draining:
                             while self._waiting:  # until it is handed over, whoever brings it counts as having it
                                 offer = self._waiting.popleft()
-                                if offer.set(connection):
+                                if offer.set(following):
                                     return
-                            connection._pool = None
-                            self.borrowed.discard(original)
-                            self._pool.append(connection)
+                            self.borrowed.discard(session)
+                            self._pool.append(following)
                             return
         except BaseException as error:
             # Whatever this is, the block has had its own outcome by now; unless it comes from outside of all this.
-            if connection not in self._pool and not (offer is not None and offer.took(connection)):
-                self.close_lent(connection)
+            if following is None or (following not in self._pool and not (offer is not None and offer.took(following))):
+                self._close_session(session)
             if not isinstance(error, Exception):
                 raise
             logger.exception("a connection to %s was closed: it could not be given back", self.node)
         else:
-            self.close_lent(connection)
+            self._close_session(session)
 
     def abandon(self) -> None:
         """Leave it all to the parent process, after a fork."""
@@ -978,7 +1003,6 @@ class _TryAgain(MaintenanceTask):
 
 
 def _cut_off(doomed: Collection[SessionState], reason: str) -> None:
-    for original in doomed:
-        original.cut_because = reason
-        if (lent := original.connection()) is not None:
-            cut(lent)
+    for session in doomed:
+        session.cut_because = reason
+        cut(session)

@@ -131,7 +131,7 @@ class Opener:
         read_only: bool,
         startup: tuple[tuple[str, str], ...] | None,
         optional: bool,
-    ) -> Connection[TupleRow]:
+    ) -> NodeConnection:
         """Open a connection for requests.
 
         Args:
@@ -353,7 +353,7 @@ class Opener:
         autocommit: bool,
         optional: bool,
         read_only: bool | None,
-    ) -> tuple[Connection[TupleRow], Role, bool]:
+    ) -> tuple[NodeConnection, Role, bool]:
         """Open a connection, and report it if that fails; the role of its server, and whether it refuses writes."""
         try:
             connection = self._connect(node, cluster, options, slot, autocommit=autocommit)
@@ -406,7 +406,7 @@ class Opener:
         autocommit: bool,
         within: float | None = None,
         asks: Callable[[], None] = lambda: None,
-    ) -> Connection[TupleRow]:
+    ) -> NodeConnection:
         kind: type[NodeConnection] = NodeConnection
         if node.pooler == "transaction":  # which knows nothing of sessions, nor of what they begin with
             kind, options = PooledConnection, []

@@ -1,0 +1,324 @@
+"""What is kept from a block after its end: it raises, it harms nobody, and a connection that it uses is not lent."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import psycopg
+import pytest
+from psycopg import AsyncConnection
+from psycopg.pq import TransactionStatus
+from psycopg.types.string import StrDumper
+
+from router import AsyncRouter
+from tests.support import aall_of, new_name, run, settings
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from tests.conftest import Postgres
+
+    Keep: TypeAlias = Callable[[AsyncConnection[Any]], Awaitable[Any]]
+    Use: TypeAlias = Callable[[Any], Awaitable[Any]]
+
+ONE: dict[str, Any] = {"max_size": 1, "timeout": 20.0}
+
+
+async def itself(connection: AsyncConnection[Any]) -> Any:
+    return connection
+
+
+async def a_cursor(connection: AsyncConnection[Any]) -> Any:
+    return await connection.execute("SELECT 1")
+
+
+async def a_server_cursor(connection: AsyncConnection[Any]) -> Any:
+    cursor = connection.cursor("named", withhold=True)
+    await cursor.execute("SELECT generate_series(1, 1000)")
+    return cursor
+
+
+async def methods(connection: AsyncConnection[Any]) -> Any:
+    return connection.execute, connection.commit, connection.cancel
+
+
+async def begun(connection: AsyncConnection[Any]) -> Any:
+    both = range(2)  # each can be entered once
+    return (
+        [connection.transaction() for _ in both],
+        [connection.pipeline() for _ in both],
+        [connection.notifies(timeout=0) for _ in both],
+    )
+
+
+async def execute(kept: Any) -> Any:
+    await kept.execute("INSERT INTO note VALUES (1)")
+
+
+async def execute_many(kept: Any) -> Any:
+    await kept.executemany("INSERT INTO note VALUES (%s)", [(1,), (2,)])
+
+
+async def stream(kept: Any) -> Any:
+    async for _ in kept.stream("SELECT 1"):
+        pass
+
+
+async def copy(kept: Any) -> Any:
+    async with kept.copy("COPY note FROM STDIN") as copying:
+        await copying.write(b"1\n")
+
+
+async def fetch(kept: Any) -> Any:
+    await kept.fetchone()
+
+
+async def commit(kept: Any) -> Any:
+    await kept.commit()
+
+
+async def roll_back(kept: Any) -> Any:
+    await kept.rollback()
+
+
+async def cancel(kept: Any) -> Any:
+    kept.cancel()
+
+
+async def cancel_safely(kept: Any) -> Any:
+    await kept.cancel_safe()
+
+
+async def enter(kept: Any) -> Any:
+    async with kept:
+        pass
+
+
+async def in_transaction(kept: Any) -> Any:
+    async with kept.transaction():
+        pass
+
+
+async def in_pipeline(kept: Any) -> Any:
+    async with kept.pipeline():
+        pass
+
+
+async def listen(kept: Any) -> Any:
+    async for _ in kept.notifies(timeout=0):
+        pass
+
+
+async def alter(kept: Any) -> Any:
+    await kept.set_autocommit(True)
+
+
+async def set_attribute(kept: Any) -> Any:
+    kept.row_factory = None
+
+
+async def hear(kept: Any) -> Any:
+    kept.add_notice_handler(print)
+
+
+async def adapt(kept: Any) -> Any:
+    kept.adapters.register_dumper(str, StrDumper)
+
+
+async def ask_libpq(kept: Any) -> Any:
+    kept.pgconn.exec_(b"INSERT INTO note VALUES (1)")
+
+
+async def look(kept: Any) -> Any:
+    return kept.info
+
+
+async def call_first(kept: Any) -> Any:
+    await kept[0]("SELECT 1")
+
+
+async def call_second(kept: Any) -> Any:
+    await kept[1]()
+
+
+async def call_third(kept: Any) -> Any:
+    kept[2]()
+
+
+async def enter_first(kept: Any) -> Any:
+    async with kept[0].pop():
+        pass
+
+
+async def enter_second(kept: Any) -> Any:
+    async with kept[1].pop():
+        pass
+
+
+async def iterate_third(kept: Any) -> Any:
+    async for _ in kept[2].pop():
+        pass
+
+
+STRAYS: list[tuple[Keep, Use]] = [
+    *((itself, use) for use in (
+        execute, commit, roll_back, cancel, cancel_safely, enter, in_transaction, in_pipeline, listen, alter,
+        set_attribute, hear, adapt, ask_libpq, look,
+    )),
+    *((a_cursor, use) for use in (execute, execute_many, stream, copy)),
+    *((a_server_cursor, use) for use in (execute, fetch)),
+    *((methods, use) for use in (call_first, call_second, call_third)),
+    *((begun, use) for use in (enter_first, enter_second, iterate_third)),
+]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:.*was deleted while still open:ResourceWarning")  # of psycopg's, on cursors
+@pytest.mark.parametrize(("keep", "use"), STRAYS)
+async def test_what_is_kept_raises_and_nobody_else_notices(postgres: Postgres, keep: Keep, use: Use) -> None:
+    async with AsyncRouter(settings(primary=postgres.primary, pool=ONE)) as router:
+        async with router.connection() as connection:
+            pid = connection.info.backend_pid
+            await connection.execute("CREATE TEMPORARY TABLE note (i int)")
+            kept = await keep(connection)
+        with pytest.raises(psycopg.InterfaceError, match="block that borrowed this connection has ended"):
+            await use(kept)
+        async with router.connection() as another:
+            assert another.pgconn.transaction_status == TransactionStatus.IDLE
+            assert another.info.backend_pid == pid
+            await another.execute("SELECT 1")
+            with pytest.raises(psycopg.InterfaceError, match="block that borrowed this connection has ended"):
+                await use(kept)
+            assert another.pgconn.transaction_status == TransactionStatus.INTRANS
+            rows = await another.execute("SELECT * FROM note")
+            assert await rows.fetchall() == []
+            assert await (await another.execute("SELECT %s::text", ["a"])).fetchone() == ("a",)
+        del kept
+
+
+async def test_the_error_says_where_the_connection_was_borrowed_if_that_is_noted(postgres: Postgres) -> None:
+    async with AsyncRouter(settings(primary=postgres.primary, pool=ONE)) as router:
+        async with router.connection() as connection:  # pytest shows ResourceWarnings, so that it is noted
+            pass
+        async with router.connection():
+            with pytest.raises(psycopg.InterfaceError, match=rf"{__file__}, line \d+"):
+                await connection.execute("SELECT 1")
+
+
+async def test_to_close_what_is_kept_does_no_harm(postgres: Postgres) -> None:
+    async with AsyncRouter(settings(primary=postgres.primary, pool=ONE)) as router:
+        async with router.connection() as connection:
+            cursor, named = connection.cursor(), connection.cursor("named", withhold=True)
+            await named.execute("SELECT 1")
+            pid = connection.info.backend_pid
+        async with router.connection() as another:
+            await another.execute("SELECT 1")
+            await cursor.close()
+            await named.close()
+            await connection.close()
+            assert connection.closed
+            assert not connection.broken
+            assert "given back" in repr(connection)
+            assert another.info.backend_pid == pid
+            await another.execute("SELECT 1")
+
+
+async def test_rows_that_were_received_in_the_block_can_still_be_read(postgres: Postgres) -> None:
+    async with AsyncRouter(settings(primary=postgres.primary, pool=ONE)) as router:
+        async with router.connection() as connection:
+            cursor = await connection.execute("SELECT 1, ARRAY['a', 'b'], '{\"a\": 1}'::jsonb, now() - now()")
+        async with router.connection() as another:
+            await another.execute("SELECT 2")
+            [(one, array, json, _)] = await cursor.fetchall()
+    assert (one, array, json) == (1, ["a", "b"], {"a": 1})
+
+
+async def test_adapters_that_were_kept_are_nobody_elses(postgres: Postgres) -> None:
+    class Upper(StrDumper):
+        def dump(self, obj: str) -> Any:
+            return super().dump(obj.upper())
+
+    async with AsyncRouter(settings(primary=postgres.primary, pool=ONE)) as router:
+        async with router.connection() as connection:
+            adapters = connection.adapters
+        async with router.connection() as another:
+            adapters.register_dumper(str, Upper)
+            assert await (await another.execute("SELECT %s::text", ["a"])).fetchone() == ("a",)
+
+
+async def test_a_session_that_was_used_while_nobody_had_it_is_replaced_and_reported_once(
+    postgres: Postgres, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with AsyncRouter(settings(primary=postgres.primary, pool=ONE)) as router:
+        async with router.connection() as connection:
+            kept = connection.pgconn
+        kept.exec_(b"BEGIN")
+        for _ in range(2):
+            async with router.connection() as connection:
+                assert connection.pgconn.transaction_status == TransactionStatus.IDLE
+                assert connection.pgconn is not kept
+                await connection.execute("SELECT 1")
+        [node] = router.stats().versions[0].nodes
+        assert node.write is not None
+        assert (node.write.size, node.write.in_use) == (1, 0)
+    told = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(told) == 1
+    assert "while nobody had borrowed it" in told[0]
+
+
+async def test_what_a_block_changes_of_libpqs_connection_is_put_right(postgres: Postgres) -> None:
+    heard: list[Any] = []
+    async with AsyncRouter(settings(primary=postgres.primary, pool=ONE)) as router:
+        async with router.connection() as connection:
+            pid = connection.info.backend_pid
+            connection.pgconn.nonblocking = 0
+            connection.pgconn.notice_handler = heard.append
+            connection.pgconn.notify_handler = heard.append
+        async with router.connection() as connection:
+            assert connection.info.backend_pid == pid
+            assert connection.pgconn.nonblocking == 1
+            said: list[str | None] = []
+            connection.add_notice_handler(lambda notice: said.append(notice.message_primary))
+            await connection.execute("DO $$ BEGIN RAISE NOTICE 'hello'; END $$")
+            assert said == ["hello"]
+        assert heard == []
+
+
+async def test_strays_see_and_write_nothing_of_others(postgres: Postgres) -> None:
+    one, two = new_name(), new_name()
+    for tenant in (one, two):
+        run(postgres.primary, f"CREATE SCHEMA {tenant}", f"CREATE TABLE {tenant}.note (body text)")
+        run(postgres.primary, f"INSERT INTO {tenant}.note VALUES ('{tenant}')")
+    count = Counter[str]()
+    for pooling in ("shared", "dedicated"):
+        options = settings(
+            primary=postgres.primary,
+            pool={"max_size": 3, "timeout": 20.0},
+            tenancy={"pooling": pooling},
+            tenant_template={"schema": "{tenant}"},
+        )
+        async with AsyncRouter(options) as router:
+
+            async def work(stray: int) -> None:
+                kept: Any = None
+                for turn in range(100):
+                    tenant = (one, two)[(turn + stray) % 2]
+                    async with router.connection(tenant=tenant, read_only=turn % 3 > 0) as connection:
+                        rows = await (await connection.execute("SELECT body FROM note")).fetchall()
+                        count["wrong rows"] += rows != [(tenant,)]
+                        if kept is not None:
+                            with suppress(psycopg.InterfaceError):
+                                await kept.execute("INSERT INTO note VALUES ('stray')")
+                                count["carried out"] += 1
+                    kept = connection if stray else None
+                    if stray:
+                        with suppress(psycopg.InterfaceError):
+                            await kept.execute("INSERT INTO note VALUES ('stray')")
+                            count["carried out"] += 1
+
+            await aall_of(*(lambda stray=stray: work(stray) for stray in (0, 0, 0, 1, 1, 1)))
+    assert +count == Counter()
+    for tenant in (one, two):
+        assert run(postgres.primary, f"SELECT body FROM {tenant}.note") == [(tenant,)]
