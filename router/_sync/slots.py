@@ -275,11 +275,13 @@ class Slots:
             request: The request.
         """
         with self._guard:
-            request.withdrawn = True
+            again, request.withdrawn = request.withdrawn, True
             if request in self.waiting:
-                del self.waiting[request]
+                if again:  # the first time, it was interrupted
+                    self._recount()
                 if not request.reserved:
                     self._budget.leave(request)
+                del self.waiting[request]
                 self._hand_over()
         request.flag.set()
 
@@ -394,10 +396,7 @@ class Slots:
             for slot in list(self._slots):
                 if slot.pgconn is not None and ((pgconn := slot.pgconn()) is None or pgconn.status == ConnStatus.BAD):
                     self._release(slot)
-            # A count may have been interrupted: an exception may come out of a signal handler at any moment.
-            waiting = sum(not request.reserved for request in self.waiting)
-            if self._budget.held != Counter(slot.key for slot in self._slots) or self._budget.waiting != waiting:
-                self._count_anew()
+            self._recount()
             self._settle(*self._server_limits)
             waiting_logins = {request.key.login for request in self.waiting}
             for login, limit in list(self._server_limits.items()):
@@ -456,6 +455,15 @@ class Slots:
         self._look_again_at = max(rested_at, now + LOOK_AGAIN)
         return None
 
+    def _recount(self) -> None:
+        """Count anew if a count was interrupted: an exception may come out of a signal handler at any moment."""
+        for request in list(self.waiting):
+            if request.slot is not None:
+                self._note_granted(request, request.slot)
+        waiting = sum(not request.reserved for request in self.waiting)
+        if self._budget.held != Counter(slot.key for slot in self._slots) or self._budget.waiting != waiting:
+            self._count_anew()
+
     def _count_anew(self) -> None:
         waiting = [request for request in self.waiting if not request.reserved]
         self._budget = self._budget.anew(self.limits, (slot.key for slot in self._slots), waiting)
@@ -493,7 +501,6 @@ class Slots:
             self._budget.wait(request)
 
     def _grant(self, request: SlotRequest) -> None:
-        del self.waiting[request]
         key, room = request.key, self._budget.room(request.key)
         closing, found = self._closing.get(key.server, ()), None
         # Where there is no room for both, what was closed here has to have ended at the server.
@@ -501,10 +508,15 @@ class Slots:
             if not (oldest := closing.popleft()).has_ended():
                 found = oldest
                 break
+        # What is interrupted from here on is completed by `_recount()`.
+        request.slot = Slot(self, request, found, self._server_limits.get(key.login))
         self._budget.add(key)
-        request.slot = slot = Slot(self, request, found, self._server_limits.get(key.login))
+        self._note_granted(request, request.slot)
+
+    def _note_granted(self, request: SlotRequest, slot: Slot) -> None:
         self._slots.add(slot)
         request.flag.set()
+        del self.waiting[request]
 
     def _release(self, slot: Slot) -> None:
         if slot in self._slots:

@@ -688,6 +688,7 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         An exception may come at any moment, out of a signal handler: so what is counted is compared with what is there.
         """
         self.lost = False
+        self.withdraw()
         for session in list(self._sessions):
             borrowed = session in self.borrowed
             if session.dropped or (borrowed and session.closed):
