@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from router import aio as aio
     from router._async.router import AsyncRouter
     from router._default import (
+        acquire,
         carried,
         carry,
         close,
@@ -103,6 +104,7 @@ __all__ = [
     "UnknownVersion",
     "Use",
     "VersionStats",
+    "acquire",
     "carried",
     "carry",
     "close",
@@ -153,6 +155,7 @@ _HOMES = {
     "_async.router": ["AsyncRouter"],
     "_process": ["close", "configure"],
     "_default": [
+        "acquire",
         "carried",
         "carry",
         "connection",

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from router.sessions import Session
 
 __all__ = [
+    "acquire",
     "carried",
     "carry",
     "close",
@@ -86,6 +87,49 @@ def connection(
     """
     return _here().connection(
         version=version, tenant=tenant, read_only=read_only, max_lag=max_lag, after=after, timeout=timeout
+    )
+
+
+def acquire(
+    *,
+    version: str | None = None,
+    tenant: str | None = None,
+    read_only: bool = False,
+    max_lag: float | None = None,
+    after: str | None = None,
+    timeout: float | None = None,
+    begin: bool = False,
+) -> Connection[TupleRow]:
+    """Borrow a connection without a block, for a framework that closes its connections itself.
+
+    Its ``close()`` gives it back; what was not committed is rolled back. Its ``commit()`` has the reads of the
+    session in force see what was written, in the same round trip; what was committed otherwise, in autocommit say,
+    is seen once it is closed. As a context manager it commits, or rolls back on an error, and is closed.
+
+    Args:
+        version: As for :func:`connection`.
+        tenant: As for :func:`connection`.
+        read_only: As for :func:`connection`.
+        max_lag: As for :func:`connection`.
+        after: As for :func:`connection`.
+        timeout: As for :func:`connection`.
+        begin: Whether the transaction of a tenant that shares its pool is begun at once, to write: that saves a
+            round trip, but ``autocommit`` cannot be set before it has ended.
+
+    Returns:
+        The connection; after ``close()``, every use of it raises ``InterfaceError``.
+
+    Raises:
+        ConfigError: This is the first use, and the environment's settings are wrong.
+        UnknownVersion: As for :func:`connection`.
+        UnknownTenant: As for :func:`connection`.
+        TenantLocked: As for :func:`connection`.
+        RouterClosed: The router was closed.
+        TokenRefused: As for :func:`connection`.
+        Unavailable: No connection could be had in time; its subclasses say why.
+    """
+    return _here().acquire(
+        version=version, tenant=tenant, read_only=read_only, max_lag=max_lag, after=after, timeout=timeout, begin=begin
     )
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FUNCTIONS = (
-    "connection", "session", "use", "current", "carry", "carried", "execute", "run", "each", "explain",
+    "connection", "acquire", "session", "use", "current", "carry", "carried", "execute", "run", "each", "explain",
     "stats",
 )  # fmt: skip
 """The methods that are functions as well; ``configure()`` and ``close()`` are written by hand."""

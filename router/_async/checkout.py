@@ -153,7 +153,7 @@ class AsyncCheckout:
     ) -> None:
         if pool.inherited:
             return
-        _tell(pool, connection, error)
+        tell(pool, connection, error)
         if error is not None and (reason := session_of(connection).cut_because):
             error.add_note(f"the router cut this connection: {reason}")
         written: tuple[int, int] | None = None
@@ -183,9 +183,9 @@ class AsyncCheckout:
         written = None
         try:
             await connection.rollback()
-            written = None if self._note is None else await _written(connection)
+            written = None if self._note is None else await read_position(connection)
         except psycopg.Error as problem:  # the block's own error matters more; give_back() closes it
-            _tell(pool, connection, problem)
+            tell(pool, connection, problem)
             logger.warning("could not roll back on a connection of the pool %r: %s", pool.name, problem)
         if not pool.read_only and isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
             await connection.close()  # it may be on a standby by now
@@ -210,12 +210,12 @@ class AsyncCheckout:
             )
         try:
             if self._note is not None:
-                return await _written(connection)
+                return await read_position(connection)
             await connection.commit()
         except psycopg.OperationalError as error:
             if not connection.broken:
                 raise
-            _tell(pool, connection, error)
+            tell(pool, connection, error)
             if status == TransactionStatus.IDLE:
                 return None  # all that was written is committed; only how far that went is not known
             raise
@@ -230,12 +230,18 @@ async def _end_reading(connection: AsyncConnection[TupleRow], pool: AsyncNodePoo
         try:
             await connection.commit()
         except psycopg.Error as error:
-            _tell(pool, connection, error)
+            tell(pool, connection, error)
             raise
 
 
-def _tell(pool: AsyncNodePool, connection: AsyncConnection[TupleRow], error: BaseException | None) -> None:
-    """Tell what a block, or the end of one, has shown of its server."""
+def tell(pool: AsyncNodePool, connection: AsyncConnection[TupleRow], error: BaseException | None) -> None:
+    """Tell what a block, or the end of one, has shown of its server.
+
+    Args:
+        pool: Where the connection is from.
+        connection: The connection.
+        error: What was raised; ``None`` for nothing.
+    """
     if isinstance(error, TransactionOutcomeUnknown):
         error = error.__cause__
     sqlstate, broken = getattr(error, "sqlstate", None), connection.broken
@@ -246,8 +252,18 @@ def _tell(pool: AsyncNodePool, connection: AsyncConnection[TupleRow], error: Bas
         pool.watched.suspect(pool.node.server, dying=lost and (sqlstate is None or sqlstate in GOES_DOWN))
 
 
-async def _written(connection: AsyncConnection[TupleRow]) -> tuple[int, int] | None:
-    """Commit if there is something to commit, and ask in the same round trip how far that went."""
+async def read_position(connection: AsyncConnection[TupleRow]) -> tuple[int, int] | None:
+    """Commit if there is something to commit, and ask in the same round trip how far that went.
+
+    Args:
+        connection: The connection.
+
+    Returns:
+        The position and timeline where the WAL ends; ``None`` if that could not be learnt.
+
+    Raises:
+        psycopg.Error: It could not be committed.
+    """
     status = connection.pgconn.transaction_status
     if status in UNDECIDED or in_pipeline(connection):
         rows = await commit(connection, sql.WRITTEN.encode())
@@ -285,6 +301,28 @@ class AsyncTrackedCheckout(AsyncCheckout):
         super().__init__(lane, timeout)
         self._request = request
         self._note = note
+
+    def detach(self) -> AsyncTrackedCheckout:
+        """Have a borrowed connection go its own way, without a block.
+
+        Returns:
+            What :meth:`give_back` has to be called on; it does not refer to the connection.
+        """
+        self._connection = None
+        return self
+
+    async def give_back(
+        self, connection: AsyncConnection[TupleRow], error: Exception | None, note: Note | None
+    ) -> None:
+        """End the transaction and give back a connection that went its own way.
+
+        Args:
+            connection: The connection.
+            error: Why the transaction is rolled back; ``None`` if none is open.
+            note: As for the checkout itself.
+        """
+        self._connection, self._note = connection, note
+        await self.__aexit__(None if error is None else type(error), error, None)
 
 
 class AsyncScopedCheckout(AsyncTrackedCheckout):
@@ -361,7 +399,7 @@ class AsyncScopedCheckout(AsyncTrackedCheckout):
                 # Whoever had it before may have spoilt it for every reset; a fresh one is as it will be the next time.
                 used = session_of(connection).scope is not None
                 again = isinstance(error, psycopg.Error) and (used or connection.broken or isinstance(error, TooLate))
-                _tell(pool, connection, error)
+                tell(pool, connection, error)
                 if isinstance(error, TooLate):
                     pool.watched.suspect(pool.node.server)
                 if isinstance(error, UnknownTenant):
@@ -450,6 +488,16 @@ class AsyncAskingCheckout(AsyncCheckout):
         """End the transaction and give the connection back, as any checkout does."""
         checkout, self._checkout = self._found(), None
         await checkout.__aexit__(kind, error, traceback)
+
+    def detach(self) -> AsyncTrackedCheckout:
+        """Have a borrowed connection go its own way, without a block.
+
+        Returns:
+            What has to give it back.
+        """
+        checkout, self._checkout = self._found(), None
+        assert isinstance(checkout, AsyncTrackedCheckout)  # noqa: S101  (it was asked for one)
+        return checkout.detach()
 
     def _found(self) -> AsyncCheckout:
         if self._checkout is None:

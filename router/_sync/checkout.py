@@ -152,7 +152,7 @@ class Checkout:
     def _end(self, connection: Connection[TupleRow], pool: NodePool, error: BaseException | None) -> None:
         if pool.inherited:
             return
-        _tell(pool, connection, error)
+        tell(pool, connection, error)
         if error is not None and (reason := session_of(connection).cut_because):
             error.add_note(f"the router cut this connection: {reason}")
         written: tuple[int, int] | None = None
@@ -182,9 +182,9 @@ class Checkout:
         written = None
         try:
             connection.rollback()
-            written = None if self._note is None else _written(connection)
+            written = None if self._note is None else read_position(connection)
         except psycopg.Error as problem:  # the block's own error matters more; give_back() closes it
-            _tell(pool, connection, problem)
+            tell(pool, connection, problem)
             logger.warning("could not roll back on a connection of the pool %r: %s", pool.name, problem)
         if not pool.read_only and isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
             connection.close()  # it may be on a standby by now
@@ -209,12 +209,12 @@ class Checkout:
             )
         try:
             if self._note is not None:
-                return _written(connection)
+                return read_position(connection)
             connection.commit()
         except psycopg.OperationalError as error:
             if not connection.broken:
                 raise
-            _tell(pool, connection, error)
+            tell(pool, connection, error)
             if status == TransactionStatus.IDLE:
                 return None  # all that was written is committed; only how far that went is not known
             raise
@@ -229,12 +229,18 @@ def _end_reading(connection: Connection[TupleRow], pool: NodePool) -> None:
         try:
             connection.commit()
         except psycopg.Error as error:
-            _tell(pool, connection, error)
+            tell(pool, connection, error)
             raise
 
 
-def _tell(pool: NodePool, connection: Connection[TupleRow], error: BaseException | None) -> None:
-    """Tell what a block, or the end of one, has shown of its server."""
+def tell(pool: NodePool, connection: Connection[TupleRow], error: BaseException | None) -> None:
+    """Tell what a block, or the end of one, has shown of its server.
+
+    Args:
+        pool: Where the connection is from.
+        connection: The connection.
+        error: What was raised; ``None`` for nothing.
+    """
     if isinstance(error, TransactionOutcomeUnknown):
         error = error.__cause__
     sqlstate, broken = getattr(error, "sqlstate", None), connection.broken
@@ -245,8 +251,18 @@ def _tell(pool: NodePool, connection: Connection[TupleRow], error: BaseException
         pool.watched.suspect(pool.node.server, dying=lost and (sqlstate is None or sqlstate in GOES_DOWN))
 
 
-def _written(connection: Connection[TupleRow]) -> tuple[int, int] | None:
-    """Commit if there is something to commit, and ask in the same round trip how far that went."""
+def read_position(connection: Connection[TupleRow]) -> tuple[int, int] | None:
+    """Commit if there is something to commit, and ask in the same round trip how far that went.
+
+    Args:
+        connection: The connection.
+
+    Returns:
+        The position and timeline where the WAL ends; ``None`` if that could not be learnt.
+
+    Raises:
+        psycopg.Error: It could not be committed.
+    """
     status = connection.pgconn.transaction_status
     if status in UNDECIDED or in_pipeline(connection):
         rows = commit(connection, sql.WRITTEN.encode())
@@ -284,6 +300,26 @@ class TrackedCheckout(Checkout):
         super().__init__(lane, timeout)
         self._request = request
         self._note = note
+
+    def detach(self) -> TrackedCheckout:
+        """Have a borrowed connection go its own way, without a block.
+
+        Returns:
+            What :meth:`give_back` has to be called on; it does not refer to the connection.
+        """
+        self._connection = None
+        return self
+
+    def give_back(self, connection: Connection[TupleRow], error: Exception | None, note: Note | None) -> None:
+        """End the transaction and give back a connection that went its own way.
+
+        Args:
+            connection: The connection.
+            error: Why the transaction is rolled back; ``None`` if none is open.
+            note: As for the checkout itself.
+        """
+        self._connection, self._note = connection, note
+        self.__exit__(None if error is None else type(error), error, None)
 
 
 class ScopedCheckout(TrackedCheckout):
@@ -360,7 +396,7 @@ class ScopedCheckout(TrackedCheckout):
                 # Whoever had it before may have spoilt it for every reset; a fresh one is as it will be the next time.
                 used = session_of(connection).scope is not None
                 again = isinstance(error, psycopg.Error) and (used or connection.broken or isinstance(error, TooLate))
-                _tell(pool, connection, error)
+                tell(pool, connection, error)
                 if isinstance(error, TooLate):
                     pool.watched.suspect(pool.node.server)
                 if isinstance(error, UnknownTenant):
@@ -449,6 +485,16 @@ class AskingCheckout(Checkout):
         """End the transaction and give the connection back, as any checkout does."""
         checkout, self._checkout = self._found(), None
         checkout.__exit__(kind, error, traceback)
+
+    def detach(self) -> TrackedCheckout:
+        """Have a borrowed connection go its own way, without a block.
+
+        Returns:
+            What has to give it back.
+        """
+        checkout, self._checkout = self._found(), None
+        assert isinstance(checkout, TrackedCheckout)  # noqa: S101  (it was asked for one)
+        return checkout.detach()
 
     def _found(self) -> Checkout:
         if self._checkout is None:

@@ -12,6 +12,7 @@ from router._runtime.calls import WeakCall
 from router._runtime.flags import check_locks
 from router._runtime.forks import survive_fork
 from router._runtime.workers import bind_loop, loop_closed
+from router._sync.acquired import lend
 from router._sync.checkout import AskingCheckout, Checkout, ScopedCheckout, TrackedCheckout
 from router._sync.directory import Directory
 from router._sync.each import each, tenants_of
@@ -160,6 +161,56 @@ class Router:
                 version=version, tenant=tenant, read_only=read_only, max_lag=max_lag, after=after, timeout=timeout
             )
         return lane.checkout(lane, timeout)
+
+    def acquire(
+        self,
+        *,
+        version: str | None = None,
+        tenant: str | None = None,
+        read_only: bool = False,
+        max_lag: float | None = None,
+        after: str | None = None,
+        timeout: float | None = None,
+        begin: bool = False,
+    ) -> Connection[TupleRow]:
+        """Borrow a connection without a block, for a framework that closes its connections itself.
+
+        Its ``close()`` gives it back; what was not committed is rolled back. Its ``commit()`` has the reads of the
+        session in force see what was written, in the same round trip; what was committed otherwise, in autocommit say,
+        is seen once it is closed. As a context manager it commits, or rolls back on an error, and is closed.
+
+        Args:
+            version: As for :meth:`connection`.
+            tenant: As for :meth:`connection`.
+            read_only: As for :meth:`connection`.
+            max_lag: As for :meth:`connection`.
+            after: As for :meth:`connection`.
+            timeout: As for :meth:`connection`.
+            begin: Whether the transaction of a tenant that shares its pool is begun at once, to write: that saves a
+                round trip, but ``autocommit`` cannot be set before it has ended.
+
+        Returns:
+            The connection; after ``close()``, every use of it raises ``InterfaceError``.
+
+        Raises:
+            UnknownVersion: As for :meth:`connection`.
+            UnknownTenant: As for :meth:`connection`.
+            TenantLocked: As for :meth:`connection`.
+            RouterClosed: The router was closed.
+            TokenRefused: As for :meth:`connection`.
+            Unavailable: No connection could be had in time; its subclasses say why.
+        """
+        checkout = self._checkout(
+            version=version,
+            tenant=tenant,
+            read_only=read_only,
+            max_lag=max_lag,
+            after=after,
+            timeout=timeout,
+            begin=begin,
+            detached=True,
+        )
+        return lend(checkout, self._ambient, self._note)
 
     def session(self, token: str | None = None) -> Session:
         """Make the reads of this task or thread see what it writes, for the length of a block.
@@ -468,6 +519,7 @@ class Router:
         timeout: float | None,
         avoid: Node | None = None,
         begin: bool = True,
+        detached: bool = False,
     ) -> Checkout:
         """Borrow a connection, for whoever does not name a known key and nothing else."""
         tenant, version = named(self._ambient, tenant, version)
@@ -483,11 +535,12 @@ class Router:
                 after=after,
                 avoid=avoid,
                 begin=begin,
+                detached=detached,
             )
             return AskingCheckout(partial(self._find, str(tenant), again), ASK if timeout is None else timeout)
         session, note, request = current_session(self._ambient), None, None
         if not read_only:
-            if session is not None:
+            if session is not None and not detached:
                 note = partial(self._note, session, lane.target.version)
         else:
             position = self._must_see(lane.target, session, after)
@@ -495,7 +548,7 @@ class Router:
                 request = Request(read_only, max_lag, position, avoid)
         if lane.target.scope is not None:
             return ScopedCheckout(lane, timeout, request=request, note=note, begin=begin)
-        if note is None and request is None:
+        if note is None and request is None and not detached:
             return Checkout(lane, timeout)
         return TrackedCheckout(lane, timeout, request=request, note=note)
 

@@ -438,7 +438,7 @@ async def commit(connection: AsyncConnection[Any], then: bytes) -> list[tuple[by
         psycopg.Error: It could not be committed.
     """
     if connection._num_transactions or connection._tpc or connection._pipeline:
-        await connection.commit()
+        await AsyncConnection.commit(connection)
         if connection._pipeline:  # where no script can be sent
             connection.pgconn.exit_pipeline_mode()
         with suppress(psycopg.Error):

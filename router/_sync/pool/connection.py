@@ -439,7 +439,7 @@ def commit(connection: Connection[Any], then: bytes) -> list[tuple[bytes | None,
         psycopg.Error: It could not be committed.
     """
     if connection._num_transactions or connection._tpc or connection._pipeline:
-        connection.commit()
+        Connection.commit(connection)
         if connection._pipeline:  # where no script can be sent
             connection.pgconn.exit_pipeline_mode()
         with suppress(psycopg.Error):

@@ -1,0 +1,160 @@
+"""A connection without a block, for frameworks: ``close()`` gives it back, and ``commit()`` notes what was written."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self
+
+import psycopg
+from psycopg import AsyncConnection
+from psycopg.pq import TransactionStatus
+
+from router._async.checkout import AsyncAskingCheckout, AsyncTrackedCheckout, read_position, tell
+from router._async.pool.connection import AsyncNodeConnection, AsyncPooledConnection
+from router.sessions import current_session
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+    from typing import TypeAlias
+
+    from psycopg.abc import PQGen
+    from psycopg.rows import TupleRow
+
+    from router._async.checkout import AsyncCheckout
+    from router.ambient import Ambient
+    from router.core.topology import Node
+    from router.sessions import Session
+
+    NoteWritten: TypeAlias = Callable[[Session, str, Node, tuple[int, int] | None], None]
+
+
+class AsyncLease:
+    """What a connection that was acquired has to do with the router: how it is given back, and what it has to note."""
+
+    __slots__ = ("_ambient", "_checkout", "_note", "unnoted")
+
+    def __init__(self, checkout: AsyncTrackedCheckout, ambient: Ambient, note: NoteWritten) -> None:
+        """Begin with a connection that was borrowed just now.
+
+        Args:
+            checkout: What it was borrowed by; it keeps no reference to it, so that one that is dropped is collected.
+            ambient: What the sessions belong to that are to see what is written.
+            note: Told of what was written in a session: that, the version, the node and where its WAL ends.
+        """
+        self.unnoted = True  # whether anything may have been written that no session has noted
+        self._checkout = checkout
+        self._ambient = ambient
+        self._note = note
+
+    async def commit(self, connection: AsyncConnection[TupleRow]) -> None:
+        """Commit; where a session is in force, note in the same round trip how far that went.
+
+        Args:
+            connection: The connection.
+        """
+        checkout, session = self._checkout, self._session()
+        try:
+            if session is None:
+                await AsyncConnection.commit(connection)
+            else:
+                position = await read_position(connection)
+                self._note(session, checkout.version, checkout.pool.node, position)
+                self.unnoted = False
+        except psycopg.OperationalError as error:
+            tell(checkout.pool, connection, error)
+            raise
+
+    async def end(self, connection: AsyncConnection[TupleRow]) -> None:
+        """Give the connection back; what was not committed is rolled back.
+
+        Args:
+            connection: The connection.
+        """
+        checkout, session, error = self._checkout, self._session(), None
+        if connection.pgconn.transaction_status != TransactionStatus.IDLE:
+            error = psycopg.OperationalError("it was closed without a commit")
+        note = None if session is None or not self.unnoted else partial(self._note, session, checkout.version)
+        await checkout.give_back(connection, error, note)
+
+    def _session(self) -> Session | None:
+        return None if self._checkout.pool.read_only else current_session(self._ambient)
+
+
+class AsyncAcquiredConnection(AsyncNodeConnection):
+    """One that was acquired: it has no block around it."""
+
+    __slots__ = ()  # an object that is there becomes one of these
+
+    async def commit(self) -> None:
+        """Commit the transaction; where a session is in force, its reads will see it."""
+        if (lease := self.__dict__.get("_lease")) is None:  # it is being given back
+            await AsyncConnection.commit(self)
+        else:
+            await lease.commit(self)
+
+    async def close(self) -> None:
+        """Give the connection back; what was not committed is rolled back."""
+        if (lease := self.__dict__.pop("_lease", None)) is not None:
+            await lease.end(self)
+
+    async def __aenter__(self) -> Self:
+        """Return the connection itself."""
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc_val: BaseException | None, exc_tb: TracebackType | None
+    ) -> None:
+        """Commit on success, and give the connection back."""
+        try:
+            if exc_val is None and not self.closed:
+                await self.commit()
+        finally:
+            await self.close()
+
+    def _start_query(self) -> PQGen[None]:
+        _note_use(self)
+        return super()._start_query()
+
+
+class AsyncAcquiredPooledConnection(AsyncPooledConnection):
+    """The same behind a transaction pooler."""
+
+    # No class in common: an object that is there becomes one of these, which have to be laid out alike.
+    __slots__ = ()
+    commit = AsyncAcquiredConnection.commit
+    close = AsyncAcquiredConnection.close
+    __aenter__ = AsyncAcquiredConnection.__aenter__
+    __aexit__ = AsyncAcquiredConnection.__aexit__
+
+    def _start_query(self) -> PQGen[None]:
+        _note_use(self)
+        return super()._start_query()
+
+
+def _note_use(connection: AsyncConnection[TupleRow]) -> None:
+    if (lease := connection.__dict__.get("_lease")) is not None:
+        lease.unnoted = True
+
+
+async def lend(checkout: AsyncCheckout, ambient: Ambient, note: NoteWritten) -> AsyncConnection[TupleRow]:
+    """Borrow a connection without a block.
+
+    Args:
+        checkout: Borrows it.
+        ambient: As for :class:`AsyncLease`.
+        note: As for :class:`AsyncLease`.
+
+    Returns:
+        The connection, to be closed.
+
+    Raises:
+        Unavailable: None could be had in time.
+    """
+    assert isinstance(checkout, AsyncTrackedCheckout | AsyncAskingCheckout)  # noqa: S101
+    connection: Any = await checkout.__aenter__()
+    pooled = isinstance(connection, AsyncPooledConnection)
+    connection.__class__ = AsyncAcquiredPooledConnection if pooled else AsyncAcquiredConnection
+    connection.__dict__["_lease"] = AsyncLease(checkout.detach(), ambient, note)
+    acquired: AsyncConnection[TupleRow] = connection
+    return acquired

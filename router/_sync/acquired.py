@@ -1,0 +1,161 @@
+# Generated from router/_async/acquired.py by tools/async_to_sync.py: do not edit.
+"""A connection without a block, for frameworks: ``close()`` gives it back, and ``commit()`` notes what was written."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self
+
+import psycopg
+from psycopg import Connection
+from psycopg.pq import TransactionStatus
+
+from router._sync.checkout import AskingCheckout, TrackedCheckout, read_position, tell
+from router._sync.pool.connection import NodeConnection, PooledConnection
+from router.sessions import current_session
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+    from typing import TypeAlias
+
+    from psycopg.abc import PQGen
+    from psycopg.rows import TupleRow
+
+    from router._sync.checkout import Checkout
+    from router.ambient import Ambient
+    from router.core.topology import Node
+    from router.sessions import Session
+
+    NoteWritten: TypeAlias = Callable[[Session, str, Node, tuple[int, int] | None], None]
+
+
+class Lease:
+    """What a connection that was acquired has to do with the router: how it is given back, and what it has to note."""
+
+    __slots__ = ("_ambient", "_checkout", "_note", "unnoted")
+
+    def __init__(self, checkout: TrackedCheckout, ambient: Ambient, note: NoteWritten) -> None:
+        """Begin with a connection that was borrowed just now.
+
+        Args:
+            checkout: What it was borrowed by; it keeps no reference to it, so that one that is dropped is collected.
+            ambient: What the sessions belong to that are to see what is written.
+            note: Told of what was written in a session: that, the version, the node and where its WAL ends.
+        """
+        self.unnoted = True  # whether anything may have been written that no session has noted
+        self._checkout = checkout
+        self._ambient = ambient
+        self._note = note
+
+    def commit(self, connection: Connection[TupleRow]) -> None:
+        """Commit; where a session is in force, note in the same round trip how far that went.
+
+        Args:
+            connection: The connection.
+        """
+        checkout, session = self._checkout, self._session()
+        try:
+            if session is None:
+                Connection.commit(connection)
+            else:
+                position = read_position(connection)
+                self._note(session, checkout.version, checkout.pool.node, position)
+                self.unnoted = False
+        except psycopg.OperationalError as error:
+            tell(checkout.pool, connection, error)
+            raise
+
+    def end(self, connection: Connection[TupleRow]) -> None:
+        """Give the connection back; what was not committed is rolled back.
+
+        Args:
+            connection: The connection.
+        """
+        checkout, session, error = self._checkout, self._session(), None
+        if connection.pgconn.transaction_status != TransactionStatus.IDLE:
+            error = psycopg.OperationalError("it was closed without a commit")
+        note = None if session is None or not self.unnoted else partial(self._note, session, checkout.version)
+        checkout.give_back(connection, error, note)
+
+    def _session(self) -> Session | None:
+        return None if self._checkout.pool.read_only else current_session(self._ambient)
+
+
+class AcquiredConnection(NodeConnection):
+    """One that was acquired: it has no block around it."""
+
+    __slots__ = ()  # an object that is there becomes one of these
+
+    def commit(self) -> None:
+        """Commit the transaction; where a session is in force, its reads will see it."""
+        if (lease := self.__dict__.get("_lease")) is None:  # it is being given back
+            Connection.commit(self)
+        else:
+            lease.commit(self)
+
+    def close(self) -> None:
+        """Give the connection back; what was not committed is rolled back."""
+        if (lease := self.__dict__.pop("_lease", None)) is not None:
+            lease.end(self)
+
+    def __enter__(self) -> Self:
+        """Return the connection itself."""
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc_val: BaseException | None, exc_tb: TracebackType | None
+    ) -> None:
+        """Commit on success, and give the connection back."""
+        try:
+            if exc_val is None and not self.closed:
+                self.commit()
+        finally:
+            self.close()
+
+    def _start_query(self) -> PQGen[None]:
+        _note_use(self)
+        return super()._start_query()
+
+
+class AcquiredPooledConnection(PooledConnection):
+    """The same behind a transaction pooler."""
+
+    # No class in common: an object that is there becomes one of these, which have to be laid out alike.
+    __slots__ = ()
+    commit = AcquiredConnection.commit
+    close = AcquiredConnection.close
+    __enter__ = AcquiredConnection.__enter__
+    __exit__ = AcquiredConnection.__exit__
+
+    def _start_query(self) -> PQGen[None]:
+        _note_use(self)
+        return super()._start_query()
+
+
+def _note_use(connection: Connection[TupleRow]) -> None:
+    if (lease := connection.__dict__.get("_lease")) is not None:
+        lease.unnoted = True
+
+
+def lend(checkout: Checkout, ambient: Ambient, note: NoteWritten) -> Connection[TupleRow]:
+    """Borrow a connection without a block.
+
+    Args:
+        checkout: Borrows it.
+        ambient: As for :class:`Lease`.
+        note: As for :class:`Lease`.
+
+    Returns:
+        The connection, to be closed.
+
+    Raises:
+        Unavailable: None could be had in time.
+    """
+    assert isinstance(checkout, TrackedCheckout | AskingCheckout)  # noqa: S101
+    connection: Any = checkout.__enter__()
+    pooled = isinstance(connection, PooledConnection)
+    connection.__class__ = AcquiredPooledConnection if pooled else AcquiredConnection
+    connection.__dict__["_lease"] = Lease(checkout.detach(), ambient, note)
+    acquired: Connection[TupleRow] = connection
+    return acquired
