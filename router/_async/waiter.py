@@ -71,11 +71,12 @@ class AsyncWaiter:
         pool: Where the connection is from that was handed over.
         connection: The one handed over.
         error: Why there will be none.
+        wakeup: Wakes it.
     """
 
     __slots__ = (
-        "_wakeup", "accepts", "admission", "connection", "error", "has_needs", "is_held", "line", "number", "pool",
-        "tenant", "token",
+        "accepts", "admission", "connection", "error", "has_needs", "is_held", "line", "number", "pool", "tenant",
+        "token", "wakeup",
     )  # fmt: skip
 
     def __init__(
@@ -107,7 +108,7 @@ class AsyncWaiter:
         self.pool: Any = None
         self.connection: AsyncConnection[TupleRow] | None = None
         self.error: BaseException | None = None
-        self._wakeup = AWakeup()
+        self.wakeup = AWakeup()
 
     @property
     def is_done(self) -> bool:
@@ -116,7 +117,7 @@ class AsyncWaiter:
 
     def wake(self) -> bool:
         """Have the request look what there is to do; whether it still waits."""
-        self._wakeup.set()
+        self.wakeup.set()
         return self.line.has(self)
 
     @ashielded
@@ -131,7 +132,7 @@ class AsyncWaiter:
         Args:
             timeout: The most to wait, in seconds.
         """
-        await self._wakeup.wait_for(timeout)
+        await self.wakeup.wait_for(timeout)
 
 
 class AsyncOffer:

@@ -100,8 +100,10 @@ class Wakeup:
 
     def set(self) -> None:
         """Wake the thread, or have it not wait the next time."""
-        with suppress(RuntimeError):  # it is released already
+        try:  # noqa: SIM105  (each hand-over comes by here)
             self._lock.release()
+        except RuntimeError:
+            pass  # it is released already
 
     def wait_for(self, timeout: float) -> None:
         """Wait to be woken.

@@ -254,7 +254,7 @@ class Line:
             waiter.pool = pool
             waiter.connection = connection
             self._remove(waiter)
-        waiter.wake()
+        waiter.wakeup.set()
         return True
 
     def fail(self, error: BaseException, *, only_plain: bool = False) -> None:
@@ -309,27 +309,28 @@ class Line:
             self._enqueue(waiter)
 
     def _enqueue(self, waiter: Waiter) -> None:
-        accepted = self.pools if waiter.accepts is None else (waiter.accepts,)
-        self.serves(accepted)
-        for pool in accepted:
-            self._mark(pool, waits=True)
+        for pool in self.pools if waiter.accepts is None else (waiter.accepts,):
+            pool._waiting.line = self  # noqa: SLF001
+            pool._waiting.mark(waits=True)  # noqa: SLF001
         self._served.add(waiter, waiter.number, waiter.tenant, waiter.accepts)
 
     def _dequeue(self, waiter: Waiter) -> None:
         self._served.remove(waiter, waiter.tenant, waiter.accepts)
-        for pool in self.pools if waiter.accepts is None else (waiter.accepts,):
-            self._mark(pool)
+        if not self._served.number(waiter.accepts):
+            for pool in self.pools if waiter.accepts is None else (waiter.accepts,):
+                self._mark(pool)
 
     def _remove(self, waiter: Waiter) -> None:
-        led = self.leads(waiter)
+        led = self.unserved and self.leads(waiter)
         self._dequeue(waiter)
         for members in (self._plain, self._needy, self._held):
-            members.pop(waiter, None)
+            if members:
+                members.pop(waiter, None)
         if waiter in self._untold:  # it will not pass the news on
             del self._untold[waiter]
             if self._untold:
                 next(iter(self._untold)).wake()
-        if led and self.unserved and self._plain:
+        if led and self._plain:
             next(iter(self._plain)).wake()
 
     def _mark(self, pool: Lends, *, waits: bool | None = None) -> None:

@@ -72,11 +72,12 @@ class Waiter:
         pool: Where the connection is from that was handed over.
         connection: The one handed over.
         error: Why there will be none.
+        wakeup: Wakes it.
     """
 
     __slots__ = (
-        "_wakeup", "accepts", "admission", "connection", "error", "has_needs", "is_held", "line", "number", "pool",
-        "tenant", "token",
+        "accepts", "admission", "connection", "error", "has_needs", "is_held", "line", "number", "pool", "tenant",
+        "token", "wakeup",
     )  # fmt: skip
 
     def __init__(
@@ -108,7 +109,7 @@ class Waiter:
         self.pool: Any = None
         self.connection: Connection[TupleRow] | None = None
         self.error: BaseException | None = None
-        self._wakeup = Wakeup()
+        self.wakeup = Wakeup()
 
     @property
     def is_done(self) -> bool:
@@ -117,7 +118,7 @@ class Waiter:
 
     def wake(self) -> bool:
         """Have the request look what there is to do; whether it still waits."""
-        self._wakeup.set()
+        self.wakeup.set()
         return self.line.has(self)
 
     @shielded
@@ -132,7 +133,7 @@ class Waiter:
         Args:
             timeout: The most to wait, in seconds.
         """
-        self._wakeup.wait_for(timeout)
+        self.wakeup.wait_for(timeout)
 
 
 class Offer:

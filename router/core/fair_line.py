@@ -34,7 +34,7 @@ class FairLine(Generic[T]):
     def __init__(self) -> None:
         """Begin with nobody."""
         self._queues: dict[Queue, OrderedDict[T, int]] = {}
-        self._heads: list[tuple[int, int, Queue]] = []  # a heap; entries of those that were first once are left in it
+        self._heads: list[tuple[int, int, Queue]] = []  # a heap; entries of those that were first once are left
         self._ties = count()
         self._owners = Counter[str]()
         self._accepting = Counter[object]()
@@ -66,15 +66,19 @@ class FairLine(Generic[T]):
         """
         key = (owner, accepts)
         queue = self._queues.get(key)
-        if queue is None or place < _place(queue):
-            heappush(self._heads, (place, next(self._ties), key))
         if queue is None:
+            if len(self._queues) == 1:  # as long as there is one queue only, the heap is not kept
+                self._heads = self._firsts()
+            if self._queues:
+                heappush(self._heads, (place, next(self._ties), key))
             self._queues[key] = OrderedDict([(waiter, place)])
-        else:
-            is_first = place < _place(queue)
+        elif place < _place(queue):
+            if len(self._queues) > 1:
+                heappush(self._heads, (place, next(self._ties), key))
             queue[waiter] = place
-            if is_first:
-                queue.move_to_end(waiter, last=False)
+            queue.move_to_end(waiter, last=False)
+        else:
+            queue[waiter] = place
         self._owners[owner] += 1
         self._accepting[accepts] += 1
 
@@ -87,13 +91,13 @@ class FairLine(Generic[T]):
             accepts: What it can be served with.
         """
         key = (owner, accepts)
-        queue = self._queues.get(key, OrderedDict())
-        if waiter not in queue:
+        queue = self._queues.get(key)
+        if queue is None or waiter not in queue:
             return
         if len(queue) == 1:
             del self._queues[key]
         else:
-            if next(iter(queue)) is waiter:
+            if len(self._queues) > 1 and next(iter(queue)) is waiter:
                 rest = iter(queue.values())
                 next(rest)
                 heappush(self._heads, (next(rest), next(self._ties), key))
@@ -107,8 +111,7 @@ class FairLine(Generic[T]):
             self._accepting.clear()
             self._heads.clear()
         elif len(self._heads) > 2 * len(self._queues) + SLACK:
-            self._heads = [(_place(queue), next(self._ties), key) for key, queue in self._queues.items()]
-            heapify(self._heads)
+            self._heads = self._firsts()
 
     def first(self, accepted: Collection[object], held: Callable[[], Mapping[str, int]] | None) -> T | None:
         """Find the one that is served next.
@@ -144,6 +147,11 @@ class FairLine(Generic[T]):
             for entry in passed:
                 heappush(self._heads, entry)
         return otherwise
+
+    def _firsts(self) -> list[tuple[int, int, Queue]]:
+        heads = [(_place(queue), next(self._ties), key) for key, queue in self._queues.items()]
+        heapify(heads)
+        return heads
 
 
 def _place(queue: OrderedDict[T, int]) -> int:
