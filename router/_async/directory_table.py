@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import psycopg
 
-from router._async.pool.opener import is_undeclared
 from router._async.pool.scripts import cursor_of, send
+from router._async.pool.server_queries import is_undeclared
 from router._async.pool.session_state import session_of
 from router._runtime.flags import AFlag, AGuard
 from router._runtime.sockets import cut

@@ -260,7 +260,7 @@ class AsyncInForce:
         with Isolated("could not drain what is superseded"):
             await self._drain_superseded()
         with Isolated("could not forget passwords"):
-            self._opener.forget_unused()
+            self._opener.login.forget_unused(self.clusters)
         with Isolated("could not ask the directory again"):
             if self.directory is not None:
                 self.directory.tick(monotonic())

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from router._async.pool.node_pool import AsyncNodePool
-    from router._async.pool.opener import Session
+    from router._async.pool.server_queries import Session
     from router._async.pool.session_state import SessionState
     from router._async.server_in_use import AsyncServerInUse
 

@@ -14,9 +14,9 @@ import psycopg
 from psycopg import AsyncConnection
 
 from router._async.pool.connection import end_session
-from router._async.pool.opener import ServerFull, Unable
+from router._async.pool.login import ServerFull, Unable, failure
 from router._async.silence import AsyncSilence
-from router._async.slots import AsyncSlotRequest, BudgetSpent
+from router._async.slot import AsyncSlotRequest, BudgetSpent
 from router._runtime.calls import Isolated
 from router._runtime.flags import AGuard, asleep
 from router._runtime.limited import ALimited
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from router._async.clusters import AsyncClusters
     from router._async.pool.opener import AsyncOpener
     from router._async.server_in_use import AsyncServerInUse
-    from router._async.slots import AsyncSlot
+    from router._async.slot import AsyncSlot
     from router._runtime.workers import AWorker
     from router.core.observations import Observation, ProbeResult
     from router.core.topology import Cluster, Node
@@ -151,7 +151,7 @@ class AsyncWatcher:
         except psycopg.Error as error:
             if isinstance(error, ServerFull):
                 raise
-            return self._opener.failure(node, error)
+            return failure(node, error)
         await self._hold(node, connection)
         return looked
 
@@ -159,7 +159,7 @@ class AsyncWatcher:
         """See whether the server reacts at all: if it is frozen, connections to it would keep the budget for ever."""
         timeout, port = self._clusters.policy.timeout, self._server.port
         try:
-            addresses = await self._opener.addresses(self._server, timeout)
+            addresses = await self._opener.login.addresses(self._server, timeout)
             reacts = await self._limited.run(partial(aping, addresses, port, 2.0 * timeout), timeout, _never_mind)
         except TimeoutError:
             reacts = False
@@ -186,7 +186,7 @@ class AsyncWatcher:
         if used:
             self._asks = True
             try:
-                return await opener.look(used[0], node), used[0]
+                return await opener.queries.probe(used[0], node), used[0]
             except psycopg.Error:
                 await used.pop().close()
                 if self._used is not used or self.closed:
@@ -195,12 +195,12 @@ class AsyncWatcher:
         self._asks = False
         self.budget_key = budget_key(node, self.budget_key.owner)  # of whichever login is used
         with await opener.slots.take(AsyncSlotRequest(self.budget_key), PATIENCE * timeout) as slot:
-            connection = await opener.connect_to_look(
+            connection = await opener.connect_to_probe(
                 node, self.there.nodes[node], slot, timeout=timeout, asks=self._begin_to_ask
             )
         used.append(connection)
         try:
-            return await opener.look(connection, node, new=True), connection
+            return await opener.queries.probe(connection, node, new=True), connection
         except BaseException:
             await connection.close()
             raise
@@ -225,12 +225,12 @@ class AsyncWatcher:
         opener, process = self._opener, self._clusters.health.get(self._server, UNKNOWN).process
         try:
             with untraced():
-                silent = self._silence.judge(await opener.sessions(connection, pids), process)
+                silent = self._silence.judge(await opener.queries.sessions(connection, pids), process)
                 if silent:
                     await self._clusters.cut_silent(silent)
                 for one in silent:
                     with suppress(psycopg.errors.InsufficientPrivilege):  # another login's: its client is helped anyway
-                        await opener.terminate(connection, one.pid, one.began)
+                        await opener.queries.terminate(connection, one.pid, one.began)
         except BaseException:
             await connection.close()
             raise

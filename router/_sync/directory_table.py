@@ -15,8 +15,8 @@ import psycopg
 from router._runtime.flags import Flag, Guard
 from router._runtime.sockets import cut
 from router._runtime.workers import join, spawn
-from router._sync.pool.opener import is_undeclared
 from router._sync.pool.scripts import cursor_of, send
+from router._sync.pool.server_queries import is_undeclared
 from router._sync.pool.session_state import session_of
 from router.core import sql
 from router.core.errors import RouterClosed, RouterError

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from router._sync.pool.node_pool import NodePool
-    from router._sync.pool.opener import Session
+    from router._sync.pool.server_queries import Session
     from router._sync.pool.session_state import SessionState
     from router._sync.server_in_use import ServerInUse
 

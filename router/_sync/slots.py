@@ -4,35 +4,31 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from contextlib import suppress
-from dataclasses import replace
 from math import inf
 from random import random
-from socket import AF_INET, SOCK_STREAM, fromfd
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any
 from weakref import ref
 
-import psycopg
-from psycopg import Connection
 from psycopg.pq import ConnStatus
 
-from router._runtime.flags import Flag, Guard
-from router._sync.closing import Closing
-from router.core.bounds import BudgetRequest
+from router._runtime.flags import Guard
+from router._sync.closing import Closings
+from router._sync.slot import BudgetSpent, Slot, SlotRequest
 from router.core.budget import KEPT
-from router.core.server_limit import raised, refused
+from router.core.server_limit import ServerLimits
 from router.core.slot_lines import Budget
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from psycopg.pq.abc import PGconn
+    from psycopg import Connection
 
     from router._runtime.workers import Loop
-    from router.core.budget import BudgetKey, Full, Idle, Limits, Login
+    from router._sync.closing import Closing
+    from router._sync.slot import Evictable
+    from router.core.budget import BudgetKey, Full, Limits, Login
     from router.core.server_limit import ServerLimit
-    from router.core.topology import Server
 
 PATIENCE = 0.02
 """Seconds for which a request waits for what comes back, where others wait, before an idle connection is closed."""
@@ -42,107 +38,6 @@ LOOK_AGAIN = 0.02
 
 LONGEST = 1e8
 """Seconds; what threads and event loops can wait for has an end."""
-
-
-class BudgetSpent(Exception):
-    """Every connection that there may be is open, and none became free in time."""
-
-
-class Evictable(Protocol):
-    """What has idle connections that may be closed for others: a pool, or what watches a server."""
-
-    @property
-    def longest_idle(self) -> Idle | None:
-        """The connection that has been idle longest, if there is one."""
-
-    def evict_idle(self, beneficiary: SlotRequest) -> None:
-        """Close that for a request; nothing happens if there is none by now."""
-
-
-class SlotRequest(BudgetRequest):
-    """A request for a slot, which waits until it is granted or withdrawn.
-
-    Attributes:
-        slot: The slot, once it is granted.
-        withdrawn: Whether nothing waits for the connection any more.
-        reserved: Whether a connection is being closed for it just now.
-        flag: Set when it is granted or withdrawn.
-    """
-
-    __slots__ = ("flag", "reserved", "slot", "withdrawn")
-
-    def __init__(self, key: BudgetKey, order: int = 0) -> None:
-        """Make it; it does not wait yet.
-
-        Args:
-            key: For which pool.
-            order: The number of a request that this one continues.
-        """
-        super().__init__(key, order)
-        self.slot: Slot | None = None
-        self.withdrawn = False
-        self.reserved = False
-        self.flag = Flag()
-
-
-class Slot:
-    """The right to have one connection open; as a context manager, around what opens it.
-
-    Attributes:
-        key: What the connection counts as.
-        order: The number of the request that it was granted to.
-        closing: A connection whose server process has to have ended before, where there is no room for both.
-        limit: What was known of a limit of the server's own when it was granted.
-        pgconn: The connection's libpq handle, which is the same for all of its borrowers, as long as it is there.
-    """
-
-    __slots__ = ("_slots", "closing", "key", "limit", "order", "pgconn")
-
-    def __init__(self, slots: Slots, request: SlotRequest, closing: Closing | None, limit: ServerLimit | None) -> None:
-        """Grant it.
-
-        Args:
-            slots: Where it is given back.
-            request: What it is granted to.
-            closing: A connection whose server process has to have ended before.
-            limit: What is known of a limit of the server's own.
-        """
-        self._slots = slots
-        self.key = request.key
-        self.order = request.order
-        self.closing = closing
-        self.limit = limit
-        self.pgconn: ref[Any] | None = None
-
-    def __enter__(self) -> Self:
-        """Open the connection in the block."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Give the slot back if that failed."""
-        if self.pgconn is None:
-            self._slots.release(self)
-
-    def close(self, pgconn: PGconn, beneficiary: SlotRequest | None = None, *, in_use: bool = False) -> None:
-        """Close the connection, and give the slot back.
-
-        Args:
-            pgconn: The connection's libpq handle.
-            beneficiary: The request that it is closed for, if it is for one.
-            in_use: Whether something still uses it: it was cut, and is left to that.
-        """
-        closing = None
-        with suppress(OSError, psycopg.Error):  # it is closed already
-            closing = Closing(fromfd(pgconn.socket, AF_INET, SOCK_STREAM), self.key.server)
-        try:
-            if not in_use:
-                pgconn.finish()
-        finally:
-            self._slots.release(self, closing, beneficiary)
-
-    def note_dropped(self) -> None:
-        """Note that the connection was dropped and is closed: in any thread, at any moment."""
-        self._slots.note_dropped(self)
 
 
 class Slots:
@@ -173,8 +68,8 @@ class Slots:
         self._budget = Budget[SlotRequest](limits)
         self._slots: set[Slot] = set()  # all that are granted
         self._collected: deque[Slot] = deque()  # those whose connection was dropped without being closed
-        self._closing: dict[Server, deque[Closing]] = {}  # those that no slot waits for, the oldest first
-        self._server_limits: dict[Login, ServerLimit] = {}
+        self._closings = Closings()
+        self._server_limits = ServerLimits()
         self.closed = False
         self._look_again_at = inf  # when one that is idle now may be closed for those that have as many
 
@@ -294,14 +189,10 @@ class Slots:
         """
         slot.pgconn = ref(connection.pgconn, lambda _: self.note_dropped(slot))
         with self._guard:
-            known = self._server_limits.get(slot.key.login)
-            if known is None or (most := self._open_at(slot.key.login)) <= known.most:
-                return
-            # One that was under way when the server refused another says only that there was room before.
-            known = raised(most, now=monotonic()) if slot.limit is known else replace(known, most=most)
-            self._server_limits[slot.key.login] = known
-            self._budget.limit_login(slot.key.login, most)
-            self._settle(slot.key.login)
+            login = slot.key.login
+            if self._server_limits.get(login) is not None:
+                self._server_limits.reach(login, slot.limit, self._open_at(login), now=monotonic())
+                self._settle(login)
 
     # Giving it back
 
@@ -324,10 +215,7 @@ class Slots:
         with self._guard:
             self._release(slot)
             if closing is not None and not self.closed:
-                others = self._closing.setdefault(closing.server, deque())
-                while others and others[0].has_ended():
-                    others.popleft()
-                others.append(closing)
+                self._closings.add(closing)
             self._serve(beneficiary)
             self._hand_over()
 
@@ -341,18 +229,11 @@ class Slots:
         login = slot.key.login
         with self._guard:
             self._release(slot)
-            known = self._server_limits.get(login)
             # Those that are closed here may have counted there.
             closing = sum(other.closing is not None and other.key.login == login for other in self._slots)
-            most = self._open_at(login) + closing + len(self._closing.get(login[0], ()))
-            if slot.limit is known:
-                known = refused(known, most, reason, now=monotonic(), jitter=random())
-            elif known is not None:  # another attempt that was under way has shown it already
-                known = replace(known, most=most, reason=reason)
-            if known is not None:
-                self._server_limits[login] = known
-                self._budget.limit_login(login, most)
-            self._hand_over()
+            most = self._open_at(login) + closing + self._closings.number(login[0])
+            self._server_limits.refuse(login, slot.limit, most, reason, now=monotonic(), jitter=random())
+            self._settle(login)
 
     def preempt(self, key: BudgetKey) -> SlotRequest | None:
         """Tell for which request a connection that has come back is to be closed.
@@ -398,16 +279,8 @@ class Slots:
                     self._release(slot)
             self._recount()
             self._settle(*self._server_limits)
-            waiting_logins = {request.key.login for request in self.waiting}
-            for login, limit in list(self._server_limits.items()):
-                if not limit.reason and login not in waiting_logins:  # it is not known to be limited any more
-                    del self._server_limits[login]
-                    self._budget.limit_login(login, None)
-            for server, closing in list(self._closing.items()):
-                while closing and closing[0].has_ended():
-                    closing.popleft()
-                if not closing:
-                    del self._closing[server]
+            self._settle(*self._server_limits.forget({request.key.login for request in self.waiting}))
+            self._closings.sweep()
         if self.waiting:
             self._make_room()
 
@@ -415,7 +288,7 @@ class Slots:
         """Let no request wait any longer."""
         with self._guard:
             self.closed = True
-            self._closing.clear()
+            self._closings.clear()
             waiting = list(self.waiting)
         for request in waiting:
             request.flag.set()
@@ -473,9 +346,7 @@ class Slots:
         while self._collected:
             self._release(self._collected.popleft())
         for login in logins:
-            limit = self._server_limits.get(login)
-            if limit is not None and monotonic() >= limit.retry_at:
-                self._budget.limit_login(login, limit.most + 1)
+            self._budget.limit_login(login, self._server_limits.limit(login, now=monotonic()))
         self._hand_over()
 
     def _hand_over(self) -> None:
@@ -501,15 +372,10 @@ class Slots:
             self._budget.wait(request)
 
     def _grant(self, request: SlotRequest) -> None:
-        key, room = request.key, self._budget.room(request.key)
-        closing, found = self._closing.get(key.server, ()), None
-        # Where there is no room for both, what was closed here has to have ended at the server.
-        while closing and room <= len(closing):
-            if not (oldest := closing.popleft()).has_ended():
-                found = oldest
-                break
+        key = request.key
+        closing = self._closings.take(key.server, self._budget.room(key))
         # What is interrupted from here on is completed by `_recount()`.
-        request.slot = Slot(self, request, found, self._server_limits.get(key.login))
+        request.slot = Slot(self, request, closing, self._server_limits.get(key.login))
         self._budget.add(key)
         self._note_granted(request, request.slot)
 

@@ -20,9 +20,9 @@ from router._runtime.limited import Limited
 from router._runtime.sockets import cut, ping
 from router._runtime.workers import spawn, untraced
 from router._sync.pool.connection import end_session
-from router._sync.pool.opener import ServerFull, Unable
+from router._sync.pool.login import ServerFull, Unable, failure
 from router._sync.silence import Silence
-from router._sync.slots import BudgetSpent, SlotRequest
+from router._sync.slot import BudgetSpent, SlotRequest
 from router.core.budget import BudgetKey, Idle, budget_key
 from router.core.health import UNKNOWN, NodeUse
 from router.core.observations import AttemptFailed, NotProbed
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from router._sync.clusters import Clusters
     from router._sync.pool.opener import Opener
     from router._sync.server_in_use import ServerInUse
-    from router._sync.slots import Slot
+    from router._sync.slot import Slot
     from router.core.observations import Observation, ProbeResult
     from router.core.topology import Cluster, Node
 
@@ -152,7 +152,7 @@ class Watcher:
         except psycopg.Error as error:
             if isinstance(error, ServerFull):
                 raise
-            return self._opener.failure(node, error)
+            return failure(node, error)
         self._hold(node, connection)
         return looked
 
@@ -160,7 +160,7 @@ class Watcher:
         """See whether the server reacts at all: if it is frozen, connections to it would keep the budget for ever."""
         timeout, port = self._clusters.policy.timeout, self._server.port
         try:
-            addresses = self._opener.addresses(self._server, timeout)
+            addresses = self._opener.login.addresses(self._server, timeout)
             reacts = self._limited.run(partial(ping, addresses, port, 2.0 * timeout), timeout, _never_mind)
         except TimeoutError:
             reacts = False
@@ -183,7 +183,7 @@ class Watcher:
         if used:
             self._asks = True
             try:
-                return opener.look(used[0], node), used[0]
+                return opener.queries.probe(used[0], node), used[0]
             except psycopg.Error:
                 used.pop().close()
                 if self._used is not used or self.closed:
@@ -192,12 +192,12 @@ class Watcher:
         self._asks = False
         self.budget_key = budget_key(node, self.budget_key.owner)  # of whichever login is used
         with opener.slots.take(SlotRequest(self.budget_key), PATIENCE * timeout) as slot:
-            connection = opener.connect_to_look(
+            connection = opener.connect_to_probe(
                 node, self.there.nodes[node], slot, timeout=timeout, asks=self._begin_to_ask
             )
         used.append(connection)
         try:
-            return opener.look(connection, node, new=True), connection
+            return opener.queries.probe(connection, node, new=True), connection
         except BaseException:
             connection.close()
             raise
@@ -220,12 +220,12 @@ class Watcher:
         opener, process = self._opener, self._clusters.health.get(self._server, UNKNOWN).process
         try:
             with untraced():
-                silent = self._silence.judge(opener.sessions(connection, pids), process)
+                silent = self._silence.judge(opener.queries.sessions(connection, pids), process)
                 if silent:
                     self._clusters.cut_silent(silent)
                 for one in silent:
                     with suppress(psycopg.errors.InsufficientPrivilege):  # another login's: its client is helped anyway
-                        opener.terminate(connection, one.pid, one.began)
+                        opener.queries.terminate(connection, one.pid, one.began)
         except BaseException:
             connection.close()
             raise

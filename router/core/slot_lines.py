@@ -182,6 +182,8 @@ class Budget(Generic[R]):
             bound.limit = limit
             self._lent_again.clear()
             return
+        if bound is None and limit is None:
+            return
         held = [(key, number) for key, number in self.held.items() if key.login == login]
         waiting = [request for request in self._requests.values() if request.key.login == login]
         if bound is not None:

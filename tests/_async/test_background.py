@@ -19,9 +19,11 @@ from router._async.directory_source import AsyncTenantSource
 from router._async.in_force import AsyncInForce
 from router._async.lane_table import AsyncLaneTable
 from router._async.monitor import AsyncMonitor
+from router._async.pool.login import AsyncLogin
 from router._async.pool.node_pool import AsyncNodePool
 from router._async.pool.opener import AsyncOpener
 from router._async.pool.registry import AsyncPools
+from router._async.pool.server_queries import AsyncServerQueries
 from router._async.slots import AsyncSlots
 from router._async.watcher import AsyncWatcher
 from router._observers import Observers
@@ -45,9 +47,11 @@ STEPS: dict[type[Any], set[str]] = {
     AsyncLaneTable: {"forget"},
     AsyncMonitor: set(),
     AsyncNodePool: {"_take_out", "drop", "end_draining", "keep_warm", "open_connection", "trust"},
-    AsyncOpener: {"_connect", "_log_in", "_password", "connect_to_look", "forget_unused", "look", "open"},
+    AsyncLogin: {"_log_in", "_password", "begin", "forget_unused"},
+    AsyncOpener: {"connect_to_probe", "open"},
     AsyncPools: {"_drain", "sweep"},
     AsyncInForce: {"_drain_superseded"},
+    AsyncServerQueries: {"probe"},
     AsyncSlots: {"_grant", "_release", "fill", "sweep", "take"},
     AsyncTenantSource: {"_works", "ask"},
     AsyncWatcher: {"_ask", "_attempt", "_find_silent", "_next_node", "_probe", "_try_logins"},

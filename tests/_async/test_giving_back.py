@@ -12,7 +12,7 @@ import pytest
 
 from router import AsyncRouter
 from router._async.pool.session_state import SessionState, session_of
-from router._async.slots import AsyncSlot, AsyncSlotRequest
+from router._async.slot import AsyncSlot, AsyncSlotRequest
 from router._runtime.sockets import cut
 from tests.support import aeventually, new_name, run, settings
 

@@ -12,7 +12,8 @@ import pytest
 from psycopg import AsyncConnection
 
 from router import AsyncRouter, NoPrimary, PoolExhausted, Server, TooManyWaiting
-from router._async.slots import AsyncSlotRequest, AsyncSlots
+from router._async.slot import AsyncSlotRequest
+from router._async.slots import AsyncSlots
 from router.core.budget import BudgetKey, Limits
 from tests.proxy import Proxy
 from tests.support import PATIENCE, aall_of, aeventually, aoutside, atogether, new_name, port, run, settings
@@ -156,7 +157,8 @@ async def test_reads_do_not_wait_for_a_replica_that_is_dead_from_the_start(clust
                 started = time.monotonic()
                 async with router.connection(read_only=True) as connection:
                     await connection.execute("SELECT 1")
-                served.append((time.monotonic() - started, port(connection)))
+                    where = port(connection)
+                served.append((time.monotonic() - started, where))
 
         await atogether(read_many, 8)
         assert len(served) == 1000

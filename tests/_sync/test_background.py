@@ -21,9 +21,11 @@ from router._sync.directory_source import TenantSource
 from router._sync.in_force import InForce
 from router._sync.lane_table import LaneTable
 from router._sync.monitor import Monitor
+from router._sync.pool.login import Login
 from router._sync.pool.node_pool import NodePool
 from router._sync.pool.opener import Opener
 from router._sync.pool.registry import Pools
+from router._sync.pool.server_queries import ServerQueries
 from router._sync.slots import Slots
 from router._sync.watcher import Watcher
 from router.core.errors import DirectoryUnavailable
@@ -46,9 +48,11 @@ STEPS: dict[type[Any], set[str]] = {
     LaneTable: {"forget"},
     Monitor: set(),
     NodePool: {"_take_out", "drop", "end_draining", "keep_warm", "open_connection", "trust"},
-    Opener: {"_connect", "_log_in", "_password", "connect_to_look", "forget_unused", "look", "open"},
+    Login: {"_log_in", "_password", "begin", "forget_unused"},
+    Opener: {"connect_to_probe", "open"},
     Pools: {"_drain", "sweep"},
     InForce: {"_drain_superseded"},
+    ServerQueries: {"probe"},
     Slots: {"_grant", "_release", "fill", "sweep", "take"},
     TenantSource: {"_works", "ask"},
     Watcher: {"_ask", "_attempt", "_find_silent", "_next_node", "_probe", "_try_logins"},

@@ -14,7 +14,7 @@ import pytest
 from router import Router
 from router._runtime.sockets import cut
 from router._sync.pool.session_state import SessionState, session_of
-from router._sync.slots import Slot, SlotRequest
+from router._sync.slot import Slot, SlotRequest
 from tests.support import eventually, new_name, run, settings
 
 if TYPE_CHECKING:

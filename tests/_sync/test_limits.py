@@ -13,7 +13,8 @@ import pytest
 from psycopg import Connection
 
 from router import NoPrimary, PoolExhausted, Router, Server, TooManyWaiting
-from router._sync.slots import SlotRequest, Slots
+from router._sync.slot import SlotRequest
+from router._sync.slots import Slots
 from router.core.budget import BudgetKey, Limits
 from tests.proxy import Proxy
 from tests.support import PATIENCE, all_of, eventually, new_name, outside, port, run, settings, together
@@ -157,7 +158,8 @@ def test_reads_do_not_wait_for_a_replica_that_is_dead_from_the_start(cluster: Po
                 started = time.monotonic()
                 with router.connection(read_only=True) as connection:
                     connection.execute("SELECT 1")
-                served.append((time.monotonic() - started, port(connection)))
+                    where = port(connection)
+                served.append((time.monotonic() - started, where))
 
         together(read_many, 8)
         assert len(served) == 1000

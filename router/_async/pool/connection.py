@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from psycopg.pq.abc import PGconn
 
     from router._async.pool.session_state import SessionState
-    from router._async.slots import AsyncSlot, AsyncSlotRequest
+    from router._async.slot import AsyncSlot, AsyncSlotRequest
 
 T = TypeVar("T")
 

@@ -26,9 +26,10 @@ from psycopg_pool._acompat import ALock
 from psycopg_pool.pool_async import AddConnection, MaintenanceTask
 
 from router._async.pool.connection import end_session
-from router._async.pool.opener import LoginRefused, ServerFull, Unable
+from router._async.pool.login import ServerFull, Unable
+from router._async.pool.opener import LoginRefused
 from router._async.pool.session_state import SessionState, borrower, session_of, shows_resource_warnings
-from router._async.slots import AsyncSlotRequest, BudgetSpent
+from router._async.slot import AsyncSlotRequest, BudgetSpent
 from router._async.waiter import AsyncPoolLine
 from router._runtime.calls import Isolated, ashielded
 from router._runtime.flags import afree_lock, atake_lock, atry_lock
@@ -611,7 +612,7 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
             psycopg.Error: It does not say.
         """
         self.expendable.add(session_of(connection))
-        seen = await self._opener.look(connection, self.node)
+        seen = await self._opener.queries.probe(connection, self.node)
         self.expendable.discard(session_of(connection))
         return seen
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from psycopg.pq.abc import PGconn
 
     from router._sync.pool.session_state import SessionState
-    from router._sync.slots import Slot, SlotRequest
+    from router._sync.slot import Slot, SlotRequest
 
 T = TypeVar("T")
 

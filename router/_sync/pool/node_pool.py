@@ -30,9 +30,10 @@ from router._runtime.calls import Isolated, shielded
 from router._runtime.flags import free_lock, take_lock, try_lock
 from router._runtime.sockets import cut
 from router._sync.pool.connection import end_session
-from router._sync.pool.opener import LoginRefused, ServerFull, Unable
+from router._sync.pool.login import ServerFull, Unable
+from router._sync.pool.opener import LoginRefused
 from router._sync.pool.session_state import SessionState, borrower, session_of, shows_resource_warnings
-from router._sync.slots import BudgetSpent, SlotRequest
+from router._sync.slot import BudgetSpent, SlotRequest
 from router._sync.waiter import PoolLine
 from router.core.budget import Full, Idle, budget_key
 from router.core.measures import PoolStats
@@ -612,7 +613,7 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
             psycopg.Error: It does not say.
         """
         self.expendable.add(session_of(connection))
-        seen = self._opener.look(connection, self.node)
+        seen = self._opener.queries.probe(connection, self.node)
         self.expendable.discard(session_of(connection))
         return seen
 
