@@ -49,6 +49,7 @@ RENAMES = {
     "AsyncSilence": "Silence",
     "AsyncClosing": "Closing",
     "AsyncClosings": "Closings",
+    "AsyncEviction": "Eviction",
     "AsyncServerQueries": "ServerQueries",
     "AsyncSlot": "Slot",
     "AsyncSlotRequest": "SlotRequest",

@@ -144,7 +144,7 @@ class AsyncCheckout:
                     await pool.close_for(connection, beneficiary)
                 if slots.waiting:
                     with Isolated("could not look for a connection that may be closed for others"):
-                        await slots.look_again()
+                        await slots.eviction.look_again(slots)
                 if self._lane.in_force.pools.waiting and not pool.in_use:
                     self._lane.in_force.pools.note_unused()
 

@@ -98,7 +98,7 @@ class AsyncInForce:
         self._opener = AsyncOpener(self.slots, self.clusters, password=password, configure=configure)
         self.monitor = AsyncMonitor(self.clusters, self._opener)
         self.pools = AsyncPools(self.topology.max_pools, self.topology.versions, self._opener, self.clusters)
-        self.slots.sources = (self.pools, self.monitor)
+        self.slots.eviction.sources = (self.pools, self.monitor)
         self.lanes = AsyncLaneTable(self)
         self.routes = AsyncRoutes(self)
 

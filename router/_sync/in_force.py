@@ -99,7 +99,7 @@ class InForce:
         self._opener = Opener(self.slots, self.clusters, password=password, configure=configure)
         self.monitor = Monitor(self.clusters, self._opener)
         self.pools = Pools(self.topology.max_pools, self.topology.versions, self._opener, self.clusters)
-        self.slots.sources = (self.pools, self.monitor)
+        self.slots.eviction.sources = (self.pools, self.monitor)
         self.lanes = LaneTable(self)
         self.routes = Routes(self)
 

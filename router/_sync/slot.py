@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from socket import AF_INET, SOCK_STREAM, fromfd
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import psycopg
 
@@ -19,23 +19,12 @@ if TYPE_CHECKING:
     from psycopg.pq.abc import PGconn
 
     from router._sync.slots import Slots
-    from router.core.budget import BudgetKey, Idle
+    from router.core.budget import BudgetKey
     from router.core.server_limit import ServerLimit
 
 
 class BudgetSpent(Exception):
     """Every connection that there may be is open, and none became free in time."""
-
-
-class Evictable(Protocol):
-    """What has idle connections that may be closed for others: a pool, or what watches a server."""
-
-    @property
-    def longest_idle(self) -> Idle | None:
-        """The connection that has been idle longest, if there is one."""
-
-    def evict_idle(self, beneficiary: SlotRequest) -> None:
-        """Close that for a request; nothing happens if there is none by now."""
 
 
 class SlotRequest(BudgetRequest):
@@ -121,4 +110,4 @@ class Slot:
 
     def note_dropped(self) -> None:
         """Note that the connection was dropped and is closed: in any thread, at any moment."""
-        self._slots.note_dropped(self)
+        self._slots.dropped.append(self)  # nothing else must be touched

@@ -14,27 +14,22 @@ from psycopg.pq import ConnStatus
 
 from router._runtime.flags import Guard
 from router._sync.closing import Closings
+from router._sync.eviction import Eviction
 from router._sync.slot import BudgetSpent, Slot, SlotRequest
-from router.core.budget import KEPT
 from router.core.server_limit import ServerLimits
 from router.core.slot_lines import Budget
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
     from psycopg import Connection
 
     from router._runtime.workers import Loop
     from router._sync.closing import Closing
-    from router._sync.slot import Evictable
-    from router.core.budget import BudgetKey, Full, Limits, Login
-    from router.core.server_limit import ServerLimit
+    from router.core.budget import BudgetKey, Full, Idle, Limits, Login
 
 PATIENCE = 0.02
 """Seconds for which a request waits for what comes back, where others wait, before an idle connection is closed."""
-
-LOOK_AGAIN = 0.02
-"""Seconds between two searches for an idle connection that has become old enough to be closed, at least."""
 
 LONGEST = 1e8
 """Seconds; what threads and event loops can wait for has an end."""
@@ -50,7 +45,9 @@ class Slots:
         limits: How many there may be.
         waiting: The requests that wait; whatever returns a connection looks here.
         loop: The event loop that all of the router belongs to; ``None`` before its first use.
-        sources: What has idle connections; those of the first are closed before any of the second.
+        eviction: Closes idle connections for requests.
+        server_limits: What servers have shown of limits of their own.
+        dropped: The slots whose connection was dropped without being closed: noted in any thread, at any moment.
         closed: Whether none is granted any more.
     """
 
@@ -63,15 +60,14 @@ class Slots:
         self.limits = limits
         self.waiting: dict[SlotRequest, None] = {}
         self.loop: Loop = None
-        self.sources: tuple[Iterable[Evictable], ...] = ()
+        self.eviction = Eviction()
+        self.server_limits = ServerLimits()
+        self.dropped: deque[Slot] = deque()
         self._guard = Guard()  # guards all below, the changes of `waiting`, and those of what a request says
         self._budget = Budget[SlotRequest](limits)
         self._slots: set[Slot] = set()  # all that are granted
-        self._collected: deque[Slot] = deque()  # those whose connection was dropped without being closed
         self._closings = Closings()
-        self._server_limits = ServerLimits()
         self.closed = False
-        self._look_again_at = inf  # when one that is idle now may be closed for those that have as many
 
     def allow(self, limits: Limits) -> None:
         """Go by other limits from now on; connections that are too many then are not replaced when they are closed.
@@ -107,18 +103,6 @@ class Slots:
         with self._guard:
             return self._budget.full(key)
 
-    def server_limit(self, key: BudgetKey) -> ServerLimit | None:
-        """Tell what the server has shown of a limit of its own.
-
-        Args:
-            key: Of a pool.
-
-        Returns:
-            That; ``None`` if it has refused none, or one more was had since.
-        """
-        limit = self._server_limits.get(key.login)
-        return limit if limit is not None and limit.reason else None
-
     # Taking one
 
     def take(self, request: SlotRequest, timeout: float) -> Slot:
@@ -144,9 +128,9 @@ class Slots:
             if len(self.waiting) > 1:
                 request.flag.wait_for(min(timeout, PATIENCE))
             if request.slot is None and not request.withdrawn:
-                self._make_room()
+                self.eviction.make_room(self)
             while request.slot is None:
-                now, limit = monotonic(), self._server_limits.get(login)
+                now, limit = monotonic(), self.server_limits.get(login)
                 if request.withdrawn or self.closed or now >= deadline:
                     raise BudgetSpent
                 retry_at = limit.retry_at if limit is not None and limit.retry_at > now else inf
@@ -187,22 +171,14 @@ class Slots:
             slot: The slot, which is given back when the connection is closed or collected.
             connection: The connection.
         """
-        slot.pgconn = ref(connection.pgconn, lambda _: self.note_dropped(slot))
+        slot.pgconn = ref(connection.pgconn, lambda _: slot.note_dropped())
         with self._guard:
             login = slot.key.login
-            if self._server_limits.get(login) is not None:
-                self._server_limits.reach(login, slot.limit, self._open_at(login), now=monotonic())
+            if self.server_limits.get(login) is not None:
+                self.server_limits.reach(login, slot.limit, self._open_at(login), now=monotonic())
                 self._settle(login)
 
     # Giving it back
-
-    def note_dropped(self, slot: Slot) -> None:
-        """Note that a connection was dropped and is closed: in any thread, at any moment.
-
-        Args:
-            slot: Its slot.
-        """
-        self._collected.append(slot)  # nothing else must be touched
 
     def release(self, slot: Slot, closing: Closing | None = None, beneficiary: SlotRequest | None = None) -> None:
         """Take a slot back, and hand it over.
@@ -232,7 +208,7 @@ class Slots:
             # Those that are closed here may have counted there.
             closing = sum(other.closing is not None and other.key.login == login for other in self._slots)
             most = self._open_at(login) + closing + self._closings.number(login[0])
-            self._server_limits.refuse(login, slot.limit, most, reason, now=monotonic(), jitter=random())
+            self.server_limits.refuse(login, slot.limit, most, reason, now=monotonic(), jitter=random())
             self._settle(login)
 
     def preempt(self, key: BudgetKey) -> SlotRequest | None:
@@ -260,16 +236,20 @@ class Slots:
             self._serve(request)
             self._hand_over()
 
-    def look_again(self) -> None:
-        """Close an idle connection for a request, if one may have become old enough since that was tried last.
+    def reserve(self, idle: Sequence[Idle]) -> tuple[int, SlotRequest] | None:
+        """Choose an idle connection to be closed for a request; no other is closed for that meanwhile.
 
-        Called when a connection has come back.
+        Args:
+            idle: Those that there are.
+
+        Returns:
+            The index of the connection, and the request, to be named where it is closed; ``None`` for none.
         """
-        now = monotonic()
-        if now >= self._look_again_at:
-            self._make_room()
-        else:
-            self._look_again_at = min(self._look_again_at, now + KEPT)
+        with self._guard:
+            chosen = self._budget.to_close(idle, monotonic())
+            if chosen is not None:
+                self._reserve(chosen[1])
+            return chosen
 
     def sweep(self) -> None:
         """Do what nothing reports: free the slots of dropped connections, and try servers again that were full."""
@@ -278,11 +258,11 @@ class Slots:
                 if slot.pgconn is not None and ((pgconn := slot.pgconn()) is None or pgconn.status == ConnStatus.BAD):
                     self._release(slot)
             self._recount()
-            self._settle(*self._server_limits)
-            self._settle(*self._server_limits.forget({request.key.login for request in self.waiting}))
+            self._settle(*self.server_limits)
+            self._settle(*self.server_limits.forget({request.key.login for request in self.waiting}))
             self._closings.sweep()
         if self.waiting:
-            self._make_room()
+            self.eviction.make_room(self)
 
     def close(self) -> None:
         """Let no request wait any longer."""
@@ -300,33 +280,7 @@ class Slots:
             if slot.pgconn is not None and (pgconn := slot.pgconn()) is not None:
                 pgconn.finish()
 
-    # All that follows is called under the guard, but for `_make_room()`
-
-    def _make_room(self) -> None:
-        """Close idle connections for requests that wait, as long as there are any for them."""
-        while True:
-            with self._guard:
-                chosen = self._choose_idle()
-            if chosen is None:
-                return
-            source, request = chosen
-            try:
-                source.evict_idle(request)
-            finally:
-                self.restore(request)
-
-    def _choose_idle(self) -> tuple[Evictable, SlotRequest] | None:
-        now, rested_at = monotonic(), inf
-        for source in self.sources:
-            found = [(has, one) for has in source if (one := has.longest_idle) is not None]
-            rested_at = min([rested_at, *(at for _, one in found if (at := one.since + KEPT) > now)])
-            chosen = self._budget.to_close([one for _, one in found], now)
-            if chosen is not None:
-                index, request = chosen
-                self._reserve(request)
-                return found[index][0], request
-        self._look_again_at = max(rested_at, now + LOOK_AGAIN)
-        return None
+    # All that follows is called under the guard
 
     def _recount(self) -> None:
         """Count anew if a count was interrupted: an exception may come out of a signal handler at any moment."""
@@ -343,10 +297,10 @@ class Slots:
 
     def _settle(self, *logins: Login) -> None:
         """Grant whatever there is room for by now."""
-        while self._collected:
-            self._release(self._collected.popleft())
+        while self.dropped:
+            self._release(self.dropped.popleft())
         for login in logins:
-            self._budget.limit_login(login, self._server_limits.limit(login, now=monotonic()))
+            self._budget.limit_login(login, self.server_limits.limit(login, now=monotonic()))
         self._hand_over()
 
     def _hand_over(self) -> None:
@@ -375,7 +329,7 @@ class Slots:
         key = request.key
         closing = self._closings.take(key.server, self._budget.room(key))
         # What is interrupted from here on is completed by `_recount()`.
-        request.slot = Slot(self, request, closing, self._server_limits.get(key.login))
+        request.slot = Slot(self, request, closing, self.server_limits.get(key.login))
         self._budget.add(key)
         self._note_granted(request, request.slot)
 

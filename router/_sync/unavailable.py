@@ -112,7 +112,7 @@ def _spent(in_force: InForce, key: BudgetKey) -> str:
     match in_force.slots.full(key):
         case Full.OWNER:
             return f"{key.owner} has all {key.cap} that it may (tenancy.max_connections)"
-        case Full.LOGIN if (limit := in_force.slots.server_limit(key)) is not None:
+        case Full.LOGIN if (limit := in_force.slots.server_limits.refusing(key.login)) is not None:
             return f"{key.server} {limit}"
         case Full.SERVER:
             most = _holding_most(pool for pool in in_force.pools if pool.node.server == key.server)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, Self, TypeVar
 
 from router.core.budget import share
 
@@ -117,6 +117,88 @@ class Bound:
         for bound in self.inner:
             if not bound.full:
                 yield from bound.open_lines()
+
+
+class Offer(NamedTuple):
+    """A connection that may be closed for a request.
+
+    Attributes:
+        in_use: Whether it comes back just now.
+        rested: Whether it has been idle for long.
+        warm: Whether its pool is to keep it.
+    """
+
+    in_use: bool
+    rested: bool
+    warm: bool
+
+    def serves(self, theirs: int, own: int, ahead: int, *, some: bool) -> bool:
+        """Tell whether it is closed for a request to which that gives room.
+
+        Two apart, they come closer. One apart, they swap: only for a pool that has none, which nothing that
+        comes back could serve otherwise.
+
+        Args:
+            theirs: How many connections its owner or pool has.
+            own: How many that of the request has.
+            ahead: How many requests of that owner, for pools that have none, come before.
+            some: Whether the request's pool has any.
+
+        Returns:
+            Whether it is.
+        """
+        if self.rested and not (self.warm and some):
+            return True
+        return theirs > own + some + (ahead if self.in_use else 0)
+
+
+class Candidate(NamedTuple):
+    """A request that a connection may be closed for.
+
+    Attributes:
+        order: Its number.
+        presses: Whether any connection of the process would do, and its owner has less than its share of those.
+        at_share: Whether its owner has its share of what is full.
+        at_share_of_process: Whether it has its share of the process.
+    """
+
+    order: int
+    presses: bool
+    at_share: bool
+    at_share_of_process: bool
+
+    @classmethod
+    def of(cls, order: int, owner: str, ahead: int, full: Bound, process: Bound, *, presses: bool) -> Self:
+        """Compare an owner with its shares.
+
+        Args:
+            order: The request's number.
+            owner: Whose it is.
+            ahead: How many requests of that owner, for pools that have none, come before.
+            full: What has no room for it.
+            process: The bound of the process.
+            presses: Whether it may press at all.
+
+        Returns:
+            The candidate.
+        """
+        has_share = process.held.get(owner, 0) + ahead >= process.fair
+        at_share = has_share if full is process else full.held.get(owner, 0) >= full.fair
+        return cls(order, presses and full is process and not has_share, at_share, has_share)
+
+    def rank(self, *, pressing: bool) -> tuple[bool, int]:
+        """Rank it in the fair order.
+
+        Where a login or server is full, its connections are what is scarce, and the shares of it count. Those of the
+        process count beside them only while a request that is below such a share waits for nothing else.
+
+        Args:
+            pressing: Whether one does.
+
+        Returns:
+            What orders the candidates, the first one first.
+        """
+        return self.at_share or (pressing and self.at_share_of_process), self.order
 
 
 def change(counts: dict[T, int], what: T, by: int) -> None:

@@ -92,6 +92,18 @@ class ServerLimits:
         """
         return self._known.get(login)
 
+    def refusing(self, login: Login) -> ServerLimit | None:
+        """Tell what is known of a server that has refused a connection.
+
+        Args:
+            login: The server, and the user at it.
+
+        Returns:
+            That; ``None`` if it has refused none, or one more was had since.
+        """
+        known = self._known.get(login)
+        return known if known is not None and known.reason else None
+
     def limit(self, login: Login, *, now: float) -> int | None:
         """Tell how many connections there may be now: one more than there were, when it is time to try.
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from itertools import count
 from operator import attrgetter, ge
-from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
-from router.core.bounds import Bound, BudgetRequest, Mark, change
+from router.core.bounds import Bound, BudgetRequest, Candidate, Mark, Offer, change
 from router.core.budget import KEPT, Full
 
 if TYPE_CHECKING:
@@ -22,54 +22,6 @@ if TYPE_CHECKING:
 
 R = TypeVar("R", bound=BudgetRequest)
 _ORDER = attrgetter("order")
-
-
-class _Offer(NamedTuple):
-    """A connection that may be closed for a request.
-
-    Attributes:
-        in_use: Whether it comes back just now.
-        rested: Whether it has been idle for long.
-        warm: Whether its pool is to keep it.
-    """
-
-    in_use: bool
-    rested: bool
-    warm: bool
-
-    def serves(self, theirs: int, own: int, ahead: int, *, some: bool) -> bool:
-        """Tell whether it is closed for a request to which that gives room.
-
-        Two apart, they come closer. One apart, they swap: only for a pool that has none, which nothing that
-        comes back could serve otherwise.
-        """
-        if self.rested and not (self.warm and some):
-            return True
-        return theirs > own + some + (ahead if self.in_use else 0)
-
-
-class _Candidate(NamedTuple):
-    """A request that a connection may be closed for.
-
-    Attributes:
-        order: Its number.
-        presses: Whether any connection of the process would do, and its owner has less than its share of those.
-        at_share: Whether its owner has its share of what is full.
-        at_share_of_process: Whether it has its share of the process.
-    """
-
-    order: int
-    presses: bool
-    at_share: bool
-    at_share_of_process: bool
-
-    def rank(self, *, pressing: bool) -> tuple[bool, int]:
-        """Rank it in the fair order.
-
-        Where a login or server is full, its connections are what is scarce, and the shares of it count. Those of the
-        process count beside them only while a request that is below such a share waits for nothing else.
-        """
-        return self.at_share or (pressing and self.at_share_of_process), self.order
 
 
 class Budget(Generic[R]):
@@ -316,7 +268,7 @@ class Budget(Generic[R]):
             mark.held[-1] + mark.ahead < process.fair for _, mark, _ in process.open_lines()
         )
         for index, one in enumerate(idle):
-            offer = _Offer(in_use=False, rested=one.since <= now - KEPT, warm=one.warm)
+            offer = Offer(in_use=False, rested=one.since <= now - KEPT, warm=one.warm)
             for candidate in self._candidates(one.key, offer):
                 found = candidate.rank(pressing=pressing), one.warm, one.since, index
                 best = found if best is None else min(best, found)
@@ -341,14 +293,14 @@ class Budget(Generic[R]):
         """
         if key in self._lent_again:
             return None
-        found = list(self._candidates(key, _Offer(in_use=True, rested=False, warm=False)))
+        found = list(self._candidates(key, Offer(in_use=True, rested=False, warm=False)))
         if not found:
             self._lent_again.add(key)
             return None
         pressing = any(candidate.presses for candidate in found)
         return self._requests[min(candidate.rank(pressing=pressing) for candidate in found)[1]]
 
-    def _candidates(self, key: BudgetKey, offer: _Offer) -> Iterator[_Candidate]:
+    def _candidates(self, key: BudgetKey, offer: Offer) -> Iterator[Candidate]:
         """Find the requests that a connection is closed for: of each line the first."""
         process, chain, owner = self._process, self._chain(key.login), key.owner
         for request in self._of_owner.get(owner, ()):  # these compare by pool
@@ -358,23 +310,17 @@ class Budget(Generic[R]):
                 continue  # a pool gains nothing by opening one connection in exchange for another
             if offer.serves(self.held[key], number, 0, some=number > 0):
                 scarce = process if full is None or self.full(request.key) is Full.OWNER else full
-                yield _candidate(request.order, owner, request.ahead, process, scarce, presses=not capped)
+                yield Candidate.of(request.order, owner, request.ahead, scarce, process, presses=not capped)
         for full in chain:
             for bound, mark, line in full.open_lines() if full.full else ():
                 number = mark.held[len(bound.chain) - len(full.chain)]
                 if offer.serves(full.held[owner], number, mark.ahead, some=mark.some):
                     other = next((one for order in line if (one := self._requests[order]).key.owner != owner), None)
                     if other is not None:
-                        yield _candidate(other.order, other.key.owner, mark.ahead, process, full, presses=True)
+                        yield Candidate.of(other.order, other.key.owner, mark.ahead, full, process, presses=True)
 
     def _narrowest_full(self, key: BudgetKey) -> Bound | None:
         return next((bound for bound in self._chain(key.login) if bound.full), None)
-
-
-def _candidate(order: int, owner: str, ahead: int, process: Bound, full: Bound, *, presses: bool) -> _Candidate:
-    has_share = process.held.get(owner, 0) + ahead >= process.fair
-    presses = presses and full is process and not has_share
-    return _Candidate(order, presses, has_share if full is process else full.held.get(owner, 0) >= full.fair, has_share)
 
 
 def _is_at_share(bound: Bound, mark: Mark) -> bool:

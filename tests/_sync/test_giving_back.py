@@ -98,7 +98,7 @@ def test_what_raises_in_giving_back_loses_nothing_and_leaves_the_blocks_outcome_
                         patched.setattr(slots, "waiting", [None])
                         patched.setattr(slots, "preempt", fail if step == "preempt" else lambda _: None)
                         if step == "look_again":
-                            patched.setattr(slots, "look_again", fail)
+                            patched.setattr(slots.eviction, "look_again", fail)
                         if step == "close_for":
                             patched.setattr(slots, "preempt", SlotRequest)
                             patched.setattr(Slot, "close", fail)

@@ -292,7 +292,7 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
     @property
     def refusal(self) -> str:
         """Why there is not one more connection to be had now; empty if nothing but its own size is in the way."""
-        limit = self._opener.slots.server_limit(self.budget_key)
+        limit = self._opener.slots.server_limits.refusing(self.budget_key.login)
         if limit is None or self._opener.slots.full(self.budget_key) is not Full.LOGIN:
             return self._refusal
         return str(limit)
@@ -957,7 +957,7 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
     def stats(self) -> PoolStats:
         """Return one moment's view of the pool."""
         measured, counted = self.get_stats(), self.counts.measured()
-        limit = self._opener.slots.server_limit(self.budget_key)
+        limit = self._opener.slots.server_limits.refusing(self.budget_key.login)
         return PoolStats(
             size=measured["pool_size"],
             max_size=measured["pool_max"],
