@@ -124,7 +124,8 @@ def stats(in_force: AsyncInForce) -> Stats:
         What ``Router.stats()`` returns.
     """
     pools = list(in_force.pools)
-    open_pools = [pool for pool in pools if not pool.draining]
+    draining = [pool for pool in pools if pool.draining]  # looked at once: a pool may begin to drain at any moment
+    open_pools = [pool for pool in pools if pool not in draining]
     in_use = Counter(owner for pool in pools for owner in pool.holders())
     versions = [
         VersionStats(
@@ -155,8 +156,8 @@ def stats(in_force: AsyncInForce) -> Stats:
         totals=in_force.pools.totals(),
         draining=tuple(
             DrainingPoolStats(pool.cluster.name, pool.tenant, pool.node, pool.read_only, pool.stats())
-            for pool in pools
-            if pool.draining and pool.borrowed
+            for pool in draining
+            if pool.borrowed
         ),
     )
 
