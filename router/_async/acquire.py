@@ -138,10 +138,11 @@ async def _acquire_any(lane: AsyncLane, deadline: float, waiter: AsyncWaiter, pi
 
 async def _wait_in_line(lane: AsyncLane, deadline: float, waiter: AsyncWaiter) -> Taken:
     pool_set, line = lane.pool_set, waiter.line
-    while not waiter.is_done:
+    while waiter.connection is None and waiter.error is None:
         await pool_set.work(waiter)
-        left = deadline - monotonic()
-        if not waiter.is_done and left > 0:
+        if waiter.connection is not None or waiter.error is not None:
+            break
+        if (left := deadline - monotonic()) > 0:
             await waiter.wait(min(left, pool_set.patience(waiter)))
         elif line.leave(waiter):
             break

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from psycopg import AsyncConnection
     from psycopg.rows import TupleRow
 
-    from router._async.waiter import AsyncLends, AsyncServes
+    from router._async.waiter import AsyncLends, AsyncOffer, AsyncServes
 
 
 class AsyncLine:
@@ -25,12 +25,12 @@ class AsyncLine:
     - Who joins is in the line *before* it looks for an idle connection, and looks with the pool's lock held. Who gives
       a connection back looks into the line with that lock held, and makes it idle under the same lock. So one of the
       two sees the other, whichever comes first.
-    - ``first()`` only finds the next request. It leaves the line in ``hand_over()``, in the section in which it gets
-      the connection: whoever is interrupted between the two, by a signal say, takes nobody's place away.
+    - ``hand_over()`` finds the next, gives it the connection and takes it out of the line in one section: whoever is
+      interrupted before that, by a signal say, takes nobody's place away.
     - ``leave()`` and ``hand_over()`` exclude each other: a request that gives up has left, and gets nothing any more,
       or it has a connection by then, and has to give that back. So neither is lost.
-    - A pool's mark is set before a request can be found, and removed after the last one is gone; ``first()`` removes
-      one that an interruption has left behind. A mark too many costs a look, one too few would cost a connection.
+    - A pool's mark is set before a request can be found, and removed after the last is gone; ``hand_over()`` removes one
+      that an interruption has left behind. A mark too many costs a search, one too few would cost a connection.
 
     Attributes:
         owner: The pool set.
@@ -57,7 +57,8 @@ class AsyncLine:
         self._needy: OrderedDict[AsyncWaiter, None] = OrderedDict()  # those with
         self._held: OrderedDict[AsyncWaiter, None] = OrderedDict()  # those that are not admitted yet, of both
         self._untold: OrderedDict[AsyncWaiter, None] = OrderedDict()  # of _needy, those that have not heard the news
-        self._served = FairLine[AsyncWaiter]()  # those that may be served; what accepts any of `pools`, as `None`
+        # Those that may be served, where that is not in the order of _plain; any of `pools` is accepted as `None`.
+        self._served = FairLine[AsyncWaiter]()
 
     def __len__(self) -> int:
         """Count all that wait."""
@@ -75,7 +76,7 @@ class AsyncLine:
     def tenants(self) -> list[str]:
         """List the tenants of the requests that may be served."""
         with self._guard:
-            return self._served.owners
+            return list({waiter.tenant for waiter in (*self._plain, *self._needy)})
 
     def number(self, pool: AsyncLends) -> int:
         """Count those that may be served from a pool.
@@ -86,7 +87,8 @@ class AsyncLine:
         Returns:
             How many there are.
         """
-        return self._served.number(pool) + (self._served.number(None) if pool in self.pools else 0)
+        own = self._served.number(pool) if self._needy else 0
+        return own + len(self._plain) if pool in self.pools else own
 
     def is_full(self, waiter: AsyncWaiter, most: int) -> bool:
         """Tell whether too many wait for a request to join them.
@@ -98,8 +100,10 @@ class AsyncLine:
         Returns:
             Whether they do; one that has its place already, or is held back, may always join.
         """
+        if not most or waiter.is_held or waiter.number >= 0:
+            return False
         pools = self.pools if waiter.accepts is None else (waiter.accepts,)
-        if not most or not pools or waiter.is_held or waiter.number >= 0:
+        if not pools:
             return False
         waiting = self.waiting if waiter.accepts is None else self.number(waiter.accepts)
         room: int = sum(most + pool.kept_back for pool in pools)
@@ -184,7 +188,8 @@ class AsyncLine:
         Returns:
             Whether it is the first of those without needs of their own.
         """
-        return next(iter(self._plain), None) is waiter
+        with self._guard:
+            return next(iter(self._plain), None) is waiter
 
     def is_first(self, waiter: AsyncWaiter) -> bool:
         """Tell whether a request is the first of those with needs of their own.
@@ -195,7 +200,8 @@ class AsyncLine:
         Returns:
             Whether it is.
         """
-        return next(iter(self._needy), None) is waiter
+        with self._guard:
+            return next(iter(self._needy), None) is waiter
 
     def serves(self, pools: tuple[AsyncLends, ...]) -> None:
         """Have pools look here for those that wait.
@@ -219,42 +225,33 @@ class AsyncLine:
             for pool in {*before, *pools}:
                 self._mark(pool)
 
-    def first(self, pool: AsyncLends) -> AsyncWaiter | None:
-        """Find the request that is served next from a pool.
+    def hand_over(self, offer: AsyncOffer, connection: AsyncConnection[TupleRow]) -> AsyncWaiter | None:
+        """Hand a connection to the request that is next; from now on it counts as borrowed.
 
         Args:
-            pool: The pool.
-
-        Returns:
-            The first whose tenant has less than its share, else the first; ``None`` if nobody waits for this pool.
-        """
-        with self._guard:
-            found = self._find(pool)
-            if found is None:
-                self._mark(pool, waits=False)
-            return found
-
-    def hand_over(self, waiter: AsyncWaiter, pool: AsyncLends, connection: AsyncConnection[TupleRow]) -> bool:
-        """Hand a connection to a request; from now on it counts as borrowed.
-
-        Args:
-            waiter: The request.
-            pool: Where the connection is from.
+            offer: The way that the connection comes; it notes to which request.
             connection: The connection.
 
         Returns:
-            Whether the request still waited.
+            The request, the first whose tenant has less than its share, else the first; ``None`` if none waits for this
+            pool.
         """
+        pool = offer.pool
         with self._guard:
-            if waiter.is_done or (waiter not in self._plain and waiter not in self._needy):
-                self._dequeue(waiter)  # an interruption has left it there: it must not be found again
-                return False
+            waiter = self._find(pool)
+            while waiter is not None and waiter not in self._plain and waiter not in self._needy:
+                self._served.remove(waiter, waiter.tenant, waiter.accepts)  # where an interruption has left it
+                waiter = self._find(pool)
+            if waiter is None:
+                self._mark(pool, waits=False)
+                return None
             pool.note_lent(connection, waiter.tenant)
+            offer.taker = waiter
             waiter.pool = pool
             waiter.connection = connection
             self._remove(waiter)
         waiter.wakeup.set()
-        return True
+        return waiter
 
     def fail(self, error: BaseException, *, only_plain: bool = False) -> None:
         """Tell those that wait that there will be no connection.
@@ -275,7 +272,9 @@ class AsyncLine:
         """Wake the request that does what all need to have done; whether there is one."""
         with self._guard:
             waiter = next(iter(self._plain), None)
-        return waiter is not None and waiter.wake()
+        if waiter is not None:
+            waiter.wake()
+        return waiter is not None
 
     def tell(self) -> None:
         """Have those with needs of their own choose again, one after the other, since something was learnt."""
@@ -303,43 +302,70 @@ class AsyncLine:
     # Under the guard
 
     def _enter(self, waiter: AsyncWaiter) -> None:
-        (self._needy if waiter.has_needs else self._plain)[waiter] = None
-        if not waiter.has_needs or waiter.accepts is not None:
-            self._enqueue(waiter)
+        if waiter.has_needs:
+            self._needy[waiter] = None
+            if waiter.accepts is not None:
+                self._enqueue(waiter)
+            return
+        for pool in self.pools:
+            if not pool._waiting:  # noqa: SLF001
+                self._mark(pool, waits=True)
+        if self._is_shared:
+            self._served.add(waiter, waiter.number, waiter.tenant, None)
+        is_back = bool(self._plain) and waiter.number < next(iter(self._plain)).number
+        self._plain[waiter] = None
+        if is_back:
+            self._plain.move_to_end(waiter, last=False)
 
     def _enqueue(self, waiter: AsyncWaiter) -> None:
-        for pool in self.pools if waiter.accepts is None else (waiter.accepts,):
-            pool._waiting.line = self  # noqa: SLF001
-            pool._waiting.mark(waits=True)  # noqa: SLF001
+        """Have one with needs of its own be served from the pool that it accepts."""
+        self.serves((waiter.accepts,))
+        self._mark(waiter.accepts, waits=True)
         self._served.add(waiter, waiter.number, waiter.tenant, waiter.accepts)
 
     def _dequeue(self, waiter: AsyncWaiter) -> None:
         self._served.remove(waiter, waiter.tenant, waiter.accepts)
-        if not self._served.number(waiter.accepts):
-            for pool in self.pools if waiter.accepts is None else (waiter.accepts,):
-                self._mark(pool)
+        if waiter.accepts is not None:
+            self._mark(waiter.accepts)
 
     def _remove(self, waiter: AsyncWaiter) -> None:
-        led = self.unserved and self.leads(waiter)
+        led = self.unserved and next(iter(self._plain), None) is waiter
+        if waiter in self._plain:
+            del self._plain[waiter]
+            if self._is_shared:
+                self._dequeue(waiter)
+            if not self._plain:
+                for pool in self.pools:
+                    self._mark(pool)
+            if led and self._plain:
+                next(iter(self._plain)).wake()
+            return
+        self._needy.pop(waiter, None)
+        self._held.pop(waiter, None)
         self._dequeue(waiter)
-        for members in (self._plain, self._needy, self._held):
-            if members:
-                members.pop(waiter, None)
         if waiter in self._untold:  # it will not pass the news on
             del self._untold[waiter]
             if self._untold:
                 next(iter(self._untold)).wake()
-        if led and self._plain:
-            next(iter(self._plain)).wake()
 
     def _mark(self, pool: AsyncLends, *, waits: bool | None = None) -> None:
         if pool._waiting.line is self:  # noqa: SLF001
             pool._waiting.mark(waits=self.number(pool) > 0 if waits is None else waits)  # noqa: SLF001
 
     def _find(self, pool: AsyncLends) -> AsyncWaiter | None:
-        held = (lambda: self._held_by(pool)) if self._is_shared else None
-        return self._served.first((pool, None) if pool in self.pools else (pool,), held)
+        any_pool = pool in self.pools
+        if self._is_shared:
+            return self._served.first((pool, None) if any_pool else (pool,), lambda: self._held_by(pool))
+        plain = next(iter(self._plain), None) if any_pool else None
+        needy = self._served.first((pool,), None) if self._needy else None
+        if plain is None or needy is None:
+            return plain or needy
+        return min(plain, needy, key=_number)
 
     def _held_by(self, pool: AsyncLends) -> Counter[str]:
         """Count what each tenant has out; what is being brought back still counts."""
         return Counter(holder for one in {*self.pools, pool} for holder in one.holders())
+
+
+def _number(waiter: AsyncWaiter) -> int:
+    return waiter.number

@@ -115,8 +115,12 @@ class AsyncWaiter:
         """Whether it has a connection, or will have none."""
         return self.connection is not None or self.error is not None
 
-    def wake(self) -> bool:
-        """Have the request look what there is to do; whether it still waits."""
+    def wake(self) -> None:
+        """Have the request look what there is to do."""
+        self.wakeup.set()
+
+    def wake_for_room(self) -> bool:
+        """Have the request look for room for a pool; whether it still waits."""
         self.wakeup.set()
         return self.line.has(self)
 
@@ -136,13 +140,19 @@ class AsyncWaiter:
 
 
 class AsyncOffer:
-    """A connection's way to a waiter, in the shape of psycopg_pool's ``WaitingClient``."""
+    """A connection's way to the next in line, in the shape of psycopg_pool's ``WaitingClient``.
 
-    __slots__ = ("_pool", "_waiter")
+    Attributes:
+        pool: Where the connection is from.
+        taker: The request that it was handed to.
+    """
 
-    def __init__(self, pool: AsyncLends, waiter: AsyncWaiter | None) -> None:
-        self._pool = pool
-        self._waiter = waiter
+    __slots__ = ("_line", "pool", "taker")
+
+    def __init__(self, line: AsyncLine | None, pool: AsyncLends) -> None:
+        self._line = line
+        self.pool = pool
+        self.taker: AsyncWaiter | None = None
 
     async def set(self, connection: AsyncConnection[TupleRow]) -> bool:
         """Hand a connection over.
@@ -151,21 +161,20 @@ class AsyncOffer:
             connection: The connection.
 
         Returns:
-            Whether the request still waited.
+            Whether a request still waited.
         """
-        waiter = self._waiter
-        return waiter is not None and waiter.line.hand_over(waiter, self._pool, connection)
+        return self._line is not None and self._line.hand_over(self, connection) is not None
 
     def took(self, connection: AsyncConnection[TupleRow]) -> bool:
-        """Tell whether the request has a connection.
+        """Tell whether a request has a connection.
 
         Args:
             connection: The connection.
 
         Returns:
-            Whether it was handed to it.
+            Whether it was handed to one.
         """
-        return self._waiter is not None and self._waiter.connection is connection
+        return self.taker is not None and self.taker.connection is connection
 
 
 class AsyncPoolLine(deque[None]):
@@ -184,8 +193,8 @@ class AsyncPoolLine(deque[None]):
         self._pool = pool
 
     def popleft(self) -> AsyncOffer:  # type: ignore[override]
-        """Find the request to be served next; it leaves the line when it is handed a connection, and not before."""
-        return AsyncOffer(self._pool, None if self.line is None else self.line.first(self._pool))
+        """Offer a connection to the next in line; that leaves the line when it is handed the connection."""
+        return AsyncOffer(self.line, self._pool)
 
     def number(self) -> int:
         """Count the requests that may be served from this pool."""

@@ -137,10 +137,11 @@ def _acquire_any(lane: Lane, deadline: float, waiter: Waiter, picked: NodePool |
 
 def _wait_in_line(lane: Lane, deadline: float, waiter: Waiter) -> Taken:
     pool_set, line = lane.pool_set, waiter.line
-    while not waiter.is_done:
+    while waiter.connection is None and waiter.error is None:
         pool_set.work(waiter)
-        left = deadline - monotonic()
-        if not waiter.is_done and left > 0:
+        if waiter.connection is not None or waiter.error is not None:
+            break
+        if (left := deadline - monotonic()) > 0:
             waiter.wait(min(left, pool_set.patience(waiter)))
         elif line.leave(waiter):
             break

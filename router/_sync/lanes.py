@@ -121,7 +121,7 @@ class PoolSet:
         self.invalidate()
         self.line.fail(Superseded())
 
-    def wake(self) -> bool:
+    def wake_for_room(self) -> bool:
         """Have the first in line look for room for a pool; whether one still waits for that."""
         return self.lacks_room and self.line.wake_first()
 

@@ -39,11 +39,6 @@ class FairLine(Generic[T]):
         self._owners = Counter[str]()
         self._accepting = Counter[object]()
 
-    @property
-    def owners(self) -> list[str]:
-        """The owners that wait."""
-        return list(+self._owners)
-
     def number(self, accepts: object) -> int:
         """Count those that accept something.
 

@@ -122,13 +122,13 @@ async def test_a_flood_of_one_tenant_starves_nobody(
         arrived[waiter] = len(handed)
         join(line, waiter)
 
-    def serve(line: AsyncLine, waiter: AsyncWaiter, *how: Any) -> bool:
-        served = hand_over(line, waiter, *how)
-        if served:
+    def serve(line: AsyncLine, *how: Any) -> AsyncWaiter | None:
+        waiter = hand_over(line, *how)
+        if waiter is not None:
             if waiter.tenant != flood:
                 ahead.append(sum(1 if other == flood else -1 for other in handed[arrived[waiter] :]))
             handed.append(waiter.tenant)
-        return served
+        return waiter
 
     monkeypatch.setattr(AsyncLine, "join", arrive)
     monkeypatch.setattr(AsyncLine, "hand_over", serve)

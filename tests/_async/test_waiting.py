@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -13,7 +14,7 @@ import psycopg
 import pytest
 
 import router.core.choose
-from router import AsyncRouter, NoPrimary, PoolExhausted, RouterClosed
+from router import AsyncRouter, NoPrimary, PoolExhausted, RouterClosed, Unavailable
 from router._async import routes
 from router._async.waiter import AsyncWaiter
 from tests.proxy import Proxy
@@ -236,3 +237,51 @@ async def test_who_waits_for_a_server_fails_at_the_deadline_with_the_reason() ->
                 pass
         assert 0.5 <= time.monotonic() - begun < 3.0
         assert [len(pool_set.line) for pool_set in router._in_force.lanes.pool_sets] == [0]
+
+
+async def test_nobody_is_lost_in_a_crowd_of_which_some_give_up_while_what_is_known_changes(
+    cluster: PostgresCluster,
+) -> None:
+    options = settings(
+        primary=cluster.dsn(),
+        replicas=[standby.dsn() for standby in cluster.standbys],
+        pool={"max_size": 2, "timeout": PATIENCE},
+        tenancy={"pooling": "shared", "max_connections": 2},
+        tenant_template={"version": "v1", "row": "app.tenant"},
+    )
+    async with AsyncRouter(options) as router:
+        served: list[int] = []
+        until = time.monotonic() + 2.0
+
+        async def request(number: int) -> None:
+            turns = count(number)
+            ways: list[dict[str, Any]] = [
+                {"version": "v1", "read_only": True},
+                {"tenant": f"k{number % 3}", "read_only": number % 2 == 0},
+                {"version": "v1", "read_only": True, "max_lag": 60.0},
+                {"version": "v1", "timeout": 0.002},
+            ]
+            while time.monotonic() < until:
+                turn = next(turns)
+                how = ways[turn % len(ways)]
+                try:
+                    async with router.connection(**how) as connection:
+                        await connection.execute("SELECT 1")
+                    served.append(turn)
+                except Unavailable:
+                    assert "timeout" in how
+                if turn % 50 == 0:
+                    for pool_set in router._in_force.lanes.pool_sets:
+                        pool_set.invalidate()
+
+        await aall_of(*(partial(request, number) for number in range(16)))
+        assert served
+
+        async def whole() -> bool:
+            return (
+                not any(pool_set.line for pool_set in router._in_force.lanes.pool_sets)
+                and not any(pool.borrowed or pool._waiting for pool in router._in_force.pools)
+                and not any(admission.admitted for admission in list(router._in_force.lanes._admissions.values()))
+            )
+
+        await aeventually(whole)

@@ -123,13 +123,13 @@ def test_a_flood_of_one_tenant_starves_nobody(
         arrived[waiter] = len(handed)
         join(line, waiter)
 
-    def serve(line: Line, waiter: Waiter, *how: Any) -> bool:
-        served = hand_over(line, waiter, *how)
-        if served:
+    def serve(line: Line, *how: Any) -> Waiter | None:
+        waiter = hand_over(line, *how)
+        if waiter is not None:
             if waiter.tenant != flood:
                 ahead.append(sum(1 if other == flood else -1 for other in handed[arrived[waiter] :]))
             handed.append(waiter.tenant)
-        return served
+        return waiter
 
     monkeypatch.setattr(Line, "join", arrive)
     monkeypatch.setattr(Line, "hand_over", serve)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections import deque
+from contextlib import suppress
 from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -428,9 +429,11 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         if self._closed or self.draining:
             return
         async with self._lock:  # guards _pool, _waiting; taken even if none seems idle, see AsyncLine
-            if not self.idle:
-                return
-            lent = [self.idle.popleft() for _ in range(min(len(self.idle), self._waiting.number()))]
+            lent: list[AsyncConnection[TupleRow]] = []
+            idle = self.idle  # another one, once they are in doubt
+            with suppress(IndexError):  # take() needs no lock to have the last
+                while idle and len(lent) < self._waiting.number():
+                    lent.append(idle.popleft())
             self.borrowed.update(map(session_of, lent))
         for connection in lent:
             connection._pool = self
@@ -660,9 +663,10 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         if not self._pool:
             return None
         async with self._lock:  # guards _pool and _nconns
-            if not self._pool:
+            try:
+                connection = self._pool.popleft()
+            except IndexError:  # take() needs no lock to have the last
                 return None
-            connection = self._pool.popleft()
             self._count_out(session_of(connection))
             return connection
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 class AsyncWantsPool(Protocol):
     """What cannot open its pool because there are too many."""
 
-    def wake(self) -> bool:
+    def wake_for_room(self) -> bool:
         """Have it try again; whether it still wants to."""
 
 
@@ -201,8 +201,8 @@ class AsyncPools:
         with self._guard:
             self.waiting.setdefault(wants)
         while not self._is_first(wants):
-            first = next(iter(self.waiting), None)
-            if first is None or first.wake():
+            first = next(iter(list(self.waiting)), None)  # a copy, for another thread may change it
+            if first is None or first.wake_for_room():
                 return False
             self.waiting.pop(first, None)  # nobody waits there any more
         return self._number < self._most or await self._close_one()
@@ -210,12 +210,12 @@ class AsyncPools:
     def note_unused(self) -> None:
         """Wake the first of those that wait for a pool: one has become unused, or is no more."""
         for wants in list(self.waiting):
-            if wants.wake():
+            if wants.wake_for_room():
                 return
             self.waiting.pop(wants, None)
 
     def _is_first(self, wants: AsyncWantsPool | None) -> bool:
-        return next(iter(self.waiting), wants) is wants
+        return next(iter(list(self.waiting)), wants) is wants  # a copy, likewise
 
     async def sweep(self) -> None:
         """Drain the pools that are unused for long, and open the connections that others are to keep."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections import deque
+from contextlib import suppress
 from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -429,9 +430,11 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         if self._closed or self.draining:
             return
         with self._lock:  # guards _pool, _waiting; taken even if none seems idle, see Line
-            if not self.idle:
-                return
-            lent = [self.idle.popleft() for _ in range(min(len(self.idle), self._waiting.number()))]
+            lent: list[Connection[TupleRow]] = []
+            idle = self.idle  # another one, once they are in doubt
+            with suppress(IndexError):  # take() needs no lock to have the last
+                while idle and len(lent) < self._waiting.number():
+                    lent.append(idle.popleft())
             self.borrowed.update(map(session_of, lent))
         for connection in lent:
             connection._pool = self
@@ -661,9 +664,10 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         if not self._pool:
             return None
         with self._lock:  # guards _pool and _nconns
-            if not self._pool:
+            try:
+                connection = self._pool.popleft()
+            except IndexError:  # take() needs no lock to have the last
                 return None
-            connection = self._pool.popleft()
             self._count_out(session_of(connection))
             return connection
 
