@@ -172,7 +172,7 @@ class AsyncChoice:
     def _look_again_at(self, route: Route) -> float:
         """When to choose again though nothing was learnt; the first in line asks a replica again."""
         self._lane.pool_set.cluster.note_waiting()
-        now, asks = monotonic(), bool(route.ask) and self._waiter.line.is_first(self._waiter)
+        now, asks = monotonic(), bool(route.ask) and self._waiter.line.leads(self._waiter)
         moments = (self._since + SETTLE, self._since + self._target.cluster.read.catch_up)
         return min([now + (ASK_AGAIN if asks else WATCH_OVER), *(moment for moment in moments if moment > now)])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from itertools import count
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from router._runtime.flags import Guard
@@ -30,8 +31,8 @@ class Line:
       interrupted before that, by a signal say, takes nobody's place away.
     - ``leave()`` and ``hand_over()`` exclude each other: a request that gives up has left, and gets nothing any more,
       or it has a connection by then, and has to give that back. So neither is lost.
-    - A pool's mark is set before a request can be found, and removed after the last is gone; ``hand_over()`` removes one
-      that an interruption has left behind. A mark too many costs a search, one too few would cost a connection.
+    - A pool's mark is set before a request can be found, and removed after the last is gone; one that an interruption has
+      left, ``hand_over()`` removes. A mark too many costs a search, one too few would cost a connection.
 
     Attributes:
         owner: The pool set.
@@ -65,19 +66,14 @@ class Line:
         """Count all that wait."""
         return len(self._plain) + len(self._needy) + len(self._held)
 
-    def __bool__(self) -> bool:
-        """Tell whether anybody waits."""
-        return bool(self._plain or self._needy or self._held)
-
     @property
     def waiting(self) -> int:
         """How many wait that any of the pools may serve."""
         return len(self._plain)
 
-    def tenants(self) -> list[str]:
-        """List the tenants of the requests that may be served."""
-        with self._guard:
-            return list({waiter.tenant for waiter in (*self._plain, *self._needy)})
+    def tenants(self) -> set[str]:
+        """Tell whom requests wait for that may be served."""
+        return {waiter.tenant for waiter in list(self._plain)}
 
     def number(self, pool: Lends) -> int:
         """Count those that may be served from a pool.
@@ -181,19 +177,7 @@ class Line:
         return waiter in self._plain or waiter in self._needy or waiter in self._held
 
     def leads(self, waiter: Waiter) -> bool:
-        """Tell whether a request is the one that does what all need to have done.
-
-        Args:
-            waiter: The request.
-
-        Returns:
-            Whether it is the first of those without needs of their own.
-        """
-        with self._guard:
-            return next(iter(self._plain), None) is waiter
-
-    def is_first(self, waiter: Waiter) -> bool:
-        """Tell whether a request is the first of those with needs of their own.
+        """Tell whether a request is the first of its kind, which does what all of that kind need to have done.
 
         Args:
             waiter: The request.
@@ -202,7 +186,7 @@ class Line:
             Whether it is.
         """
         with self._guard:
-            return next(iter(self._needy), None) is waiter
+            return next(iter(self._needy if waiter.has_needs else self._plain), None) is waiter
 
     def serves(self, pools: tuple[Lends, ...]) -> None:
         """Have pools look here for those that wait.
@@ -361,12 +345,8 @@ class Line:
         needy = self._served.first((pool,), None) if self._needy else None
         if plain is None or needy is None:
             return plain or needy
-        return min(plain, needy, key=_number)
+        return min(plain, needy, key=attrgetter("number"))
 
     def _held_by(self, pool: Lends) -> Counter[str]:
         """Count what each tenant has out; what is being brought back still counts."""
         return Counter(holder for one in {*self.pools, pool} for holder in one.holders())
-
-
-def _number(waiter: Waiter) -> int:
-    return waiter.number
