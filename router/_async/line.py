@@ -30,8 +30,8 @@ class AsyncLine:
       interrupted before that, by a signal say, takes nobody's place away.
     - ``leave()`` and ``hand_over()`` exclude each other: a request that gives up has left, and gets nothing any more,
       or it has a connection by then, and has to give that back. So neither is lost.
-    - A pool's mark is set before a request can be found, and removed after the last is gone; one that an interruption has
-      left, ``hand_over()`` removes. A mark too many costs a search, one too few would cost a connection.
+    - A pool's mark is set before a request can be found, and removed after the last is gone; ``hand_over()`` removes
+      what an interruption left. A mark too many costs a search, one too few would cost a connection.
 
     Attributes:
         owner: The pool set.
@@ -58,8 +58,7 @@ class AsyncLine:
         self._needy: OrderedDict[AsyncWaiter, None] = OrderedDict()  # those with
         self._held: OrderedDict[AsyncWaiter, None] = OrderedDict()  # those that are not admitted yet, of both
         self._untold: OrderedDict[AsyncWaiter, None] = OrderedDict()  # of _needy, those that have not heard the news
-        # Those that may be served, where that is not in the order of _plain; any of `pools` is accepted as `None`.
-        self._served = FairLine[AsyncWaiter]()
+        self._served = FairLine[AsyncWaiter]()  # where it is not the order of _plain; `None` stands for any of `pools`
 
     def __len__(self) -> int:
         """Count all that wait."""
@@ -72,7 +71,7 @@ class AsyncLine:
 
     def tenants(self) -> set[str]:
         """Tell whom requests wait for that may be served."""
-        return {waiter.tenant for waiter in list(self._plain)}
+        return {waiter.tenant for waiter in [*self._plain]}
 
     def number(self, pool: AsyncLends) -> int:
         """Count those that may be served from a pool.
@@ -347,5 +346,5 @@ class AsyncLine:
         return min(plain, needy, key=attrgetter("number"))
 
     def _held_by(self, pool: AsyncLends) -> Counter[str]:
-        """Count what each tenant has out; what is being brought back still counts."""
+        """Count what each tenant has, what is being brought back included."""
         return Counter(holder for one in {*self.pools, pool} for holder in one.holders())

@@ -31,8 +31,8 @@ class Line:
       interrupted before that, by a signal say, takes nobody's place away.
     - ``leave()`` and ``hand_over()`` exclude each other: a request that gives up has left, and gets nothing any more,
       or it has a connection by then, and has to give that back. So neither is lost.
-    - A pool's mark is set before a request can be found, and removed after the last is gone; one that an interruption has
-      left, ``hand_over()`` removes. A mark too many costs a search, one too few would cost a connection.
+    - A pool's mark is set before a request can be found, and removed after the last is gone; ``hand_over()`` removes
+      what an interruption left. A mark too many costs a search, one too few would cost a connection.
 
     Attributes:
         owner: The pool set.
@@ -59,8 +59,7 @@ class Line:
         self._needy: OrderedDict[Waiter, None] = OrderedDict()  # those with
         self._held: OrderedDict[Waiter, None] = OrderedDict()  # those that are not admitted yet, of both
         self._untold: OrderedDict[Waiter, None] = OrderedDict()  # of _needy, those that have not heard the news
-        # Those that may be served, where that is not in the order of _plain; any of `pools` is accepted as `None`.
-        self._served = FairLine[Waiter]()
+        self._served = FairLine[Waiter]()  # where it is not the order of _plain; `None` stands for any of `pools`
 
     def __len__(self) -> int:
         """Count all that wait."""
@@ -73,7 +72,7 @@ class Line:
 
     def tenants(self) -> set[str]:
         """Tell whom requests wait for that may be served."""
-        return {waiter.tenant for waiter in list(self._plain)}
+        return {waiter.tenant for waiter in [*self._plain]}
 
     def number(self, pool: Lends) -> int:
         """Count those that may be served from a pool.
@@ -348,5 +347,5 @@ class Line:
         return min(plain, needy, key=attrgetter("number"))
 
     def _held_by(self, pool: Lends) -> Counter[str]:
-        """Count what each tenant has out; what is being brought back still counts."""
+        """Count what each tenant has, what is being brought back included."""
         return Counter(holder for one in {*self.pools, pool} for holder in one.holders())
