@@ -115,6 +115,6 @@ async def test_a_connection_given_up_for_a_second_cancellation_puts_no_pool_in_q
         with pytest.raises(asyncio.CancelledError):
             await task
         assert given_up[0].broken
-        assert [pool.doubted_at for pool in router._in_force.pools] == [0.0]
+        assert [pool.quarantined_at for pool in router._in_force.pools] == [0.0]
         async with router.connection() as connection:
             await connection.execute("SELECT 1")

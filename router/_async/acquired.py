@@ -9,7 +9,7 @@ import psycopg
 from psycopg import AsyncConnection
 from psycopg.pq import TransactionStatus
 
-from router._async.checkout import AsyncAskingCheckout, AsyncTrackedCheckout, read_position, tell
+from router._async.checkout import AsyncLookupCheckout, AsyncTrackedCheckout, read_position, tell
 from router._async.pool.connection import AsyncNodeConnection, AsyncPooledConnection
 from router.sessions import current_session
 
@@ -75,7 +75,7 @@ class AsyncLease:
         if connection.pgconn.transaction_status != TransactionStatus.IDLE:
             error = psycopg.OperationalError("it was closed without a commit")
         note = None if session is None or not self.unnoted else partial(self._note, session, checkout.version)
-        await checkout.give_back(connection, error, note)
+        await checkout.release(connection, error, note)
 
     def _session(self) -> Session | None:
         return None if self._checkout.pool.read_only else current_session(self._ambient)
@@ -151,7 +151,7 @@ async def lend(checkout: AsyncCheckout, ambient: Ambient, note: NoteWritten) -> 
     Raises:
         Unavailable: None could be had in time.
     """
-    assert isinstance(checkout, AsyncTrackedCheckout | AsyncAskingCheckout)  # noqa: S101
+    assert isinstance(checkout, AsyncTrackedCheckout | AsyncLookupCheckout)  # noqa: S101
     connection: Any = await checkout.__aenter__()
     pooled = isinstance(connection, AsyncPooledConnection)
     connection.__class__ = AsyncAcquiredPooledConnection if pooled else AsyncAcquiredConnection

@@ -139,12 +139,12 @@ class AsyncCheckout:
                     with Isolated("could not tell for which request a connection to %s makes room", pool.node):
                         beneficiary = slots.preempt(pool.budget_key)
                 if beneficiary is None:
-                    await pool.give_back(connection)
+                    await pool.release(connection)
                 else:
                     await pool.close_for(connection, beneficiary)
                 if slots.waiting:
                     with Isolated("could not look for a connection that may be closed for others"):
-                        await slots.eviction.look_again(slots)
+                        await slots.eviction.evict_again(slots)
                 if self._lane.in_force.pools.waiting and not pool.in_use:
                     self._lane.in_force.pools.note_unused()
 
@@ -160,9 +160,9 @@ class AsyncCheckout:
         idle = connection.pgconn.transaction_status == TransactionStatus.IDLE
         try:
             if error is not None and not isinstance(error, (Exception, GeneratorExit)):
-                if await pool.let_go(connection, wait=False):
+                if await pool.wait_unused(connection, wait=False):
                     await connection.close()
-            elif not await pool.let_go(connection):
+            elif not await pool.wait_unused(connection):
                 if error is None and not pool.read_only and not idle:
                     raise psycopg.ProgrammingError(
                         f"the block has ended, but something still uses its connection, {USERS}: "
@@ -184,7 +184,7 @@ class AsyncCheckout:
         try:
             await connection.rollback()
             written = None if self._note is None else await read_position(connection)
-        except psycopg.Error as problem:  # the block's own error matters more; give_back() closes it
+        except psycopg.Error as problem:  # the block's own error matters more; release() closes it
             tell(pool, connection, problem)
             logger.warning("could not roll back on a connection of the pool %r: %s", pool.name, problem)
         if not pool.read_only and isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
@@ -223,7 +223,7 @@ class AsyncCheckout:
 
 
 async def _end_reading(connection: AsyncConnection[TupleRow], pool: AsyncNodePool) -> None:
-    if connection.pgconn.transaction_status == TransactionStatus.ACTIVE:  # give_back() closes it
+    if connection.pgconn.transaction_status == TransactionStatus.ACTIVE:  # release() closes it
         if not in_pipeline(connection):
             logger.warning("a block on %s has ended %s: its connection is closed", pool.node, HALF_WAY)
     elif not connection.closed:
@@ -306,14 +306,12 @@ class AsyncTrackedCheckout(AsyncCheckout):
         """Have a borrowed connection go its own way, without a block.
 
         Returns:
-            What :meth:`give_back` has to be called on; it does not refer to the connection.
+            What :meth:`release` has to be called on; it does not refer to the connection.
         """
         self._connection = None
         return self
 
-    async def give_back(
-        self, connection: AsyncConnection[TupleRow], error: Exception | None, note: Note | None
-    ) -> None:
+    async def release(self, connection: AsyncConnection[TupleRow], error: Exception | None, note: Note | None) -> None:
         """End the transaction and give back a connection that went its own way.
 
         Args:
@@ -392,7 +390,7 @@ class AsyncScopedCheckout(AsyncTrackedCheckout):
                 self._lane, scope = lane, lane.target.scope
                 assert scope is not None  # noqa: S101  (a successor has one, too)
                 admitted = True
-            pool.expendable.add(session_of(connection))
+            pool.retryable.add(session_of(connection))
             try:
                 await enter(connection, scope, deadline, begin=self._begin)
             except BaseException as error:
@@ -406,12 +404,12 @@ class AsyncScopedCheckout(AsyncTrackedCheckout):
                     lane.in_force.lanes.unlist(lane)
                 else:
                     await connection.close()
-                await pool.give_back(connection)
+                await pool.release(connection)
                 if not again:
                     raise
                 connection = None
                 continue
-            pool.expendable.discard(session_of(connection))
+            pool.retryable.discard(session_of(connection))
             session_of(connection).target = lane.target
             self._pool, self._connection = pool, connection
             return connection
@@ -430,7 +428,7 @@ class AsyncScopedCheckout(AsyncTrackedCheckout):
                 entry[0].leave(entry[1])
 
 
-class AsyncAskingCheckout(AsyncCheckout):
+class AsyncLookupCheckout(AsyncCheckout):
     """A checkout of a tenant's of whom it has to be asked first where it lives."""
 
     __slots__ = ("_checkout", "_find")

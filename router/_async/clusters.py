@@ -293,7 +293,7 @@ class AsyncClusters:
                     if (there := self.servers.get(server)) is not None:
                         there.quarantined = True
                         for pool in there.pools:
-                            pool.doubt()
+                            pool.quarantine()
         finally:
             self.probe_now(server)
 
@@ -307,12 +307,12 @@ class AsyncClusters:
         if not there.quarantined:
             return
         with self._guard:
-            pools = [pool for pool in there.pools if pool.doubted]
+            pools = [pool for pool in there.pools if pool.quarantined]
             there.quarantined = bool(pools)
         for pool in pools:
-            if pool.doubted_at < begun:
+            if pool.quarantined_at < begun:
                 with Isolated("could not lend the idle connections to %s again", pool.node):
-                    await pool.trust()
+                    await pool.end_quarantine()
 
     def pause(self, there: AsyncServerInUse) -> float:
         """Tell how long to wait before the next probe of a server.

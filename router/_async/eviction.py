@@ -55,7 +55,7 @@ class AsyncEviction:
             finally:
                 slots.restore(request)
 
-    async def look_again(self, slots: AsyncSlots) -> None:
+    async def evict_again(self, slots: AsyncSlots) -> None:
         """Close one if any may have become old enough since that was tried last; called when a connection comes back.
 
         Args:

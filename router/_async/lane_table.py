@@ -26,7 +26,7 @@ REMEMBERED = 20_000
 With more than that, all are worked out anew."""
 
 
-class NotKnownYet(Exception):
+class DirectoryLookupNeeded(Exception):
     """Where a tenant lives has to be asked first."""
 
 
@@ -70,7 +70,7 @@ class AsyncLaneTable:
 
         Raises:
             LookupError: As for :meth:`lane`.
-            NotKnownYet: As for :meth:`lane`.
+            DirectoryLookupNeeded: As for :meth:`lane`.
             RouterClosed: As for :meth:`lane`.
         """
         lanes = self.readers if read_only else self.writers
@@ -91,7 +91,7 @@ class AsyncLaneTable:
         Raises:
             UnknownVersion: There is no such version.
             UnknownTenant: There is no such tenant, or it does not live there.
-            NotKnownYet: Where the tenant lives has to be asked.
+            DirectoryLookupNeeded: Where the tenant lives has to be asked.
             RouterClosed: The router was closed.
             RuntimeError: Greenlets have taken the place of threads since the router was made.
         """
@@ -121,7 +121,7 @@ class AsyncLaneTable:
         Raises:
             UnknownVersion: There is no such version.
             UnknownTenant: There is no such tenant, or it does not live there.
-            NotKnownYet: Where the tenant lives has to be asked.
+            DirectoryLookupNeeded: Where the tenant lives has to be asked.
         """
         if tenant is None:
             return resolve(self._in_force.topology, version)
@@ -135,7 +135,7 @@ class AsyncLaneTable:
             if self._in_force.directory is not None and tenancy is not None:
                 check_key(tenancy.pattern, tenant)
                 if tenant not in tenancy.homes and (home := self._in_force.directory.known(tenant)) is None:
-                    raise NotKnownYet
+                    raise DirectoryLookupNeeded
             target = targets[key] = resolve(self._in_force.topology, version, tenant, home)
             if self._forgotten != forgotten:  # it may be from before
                 targets.pop(key, None)
@@ -222,7 +222,7 @@ class AsyncLaneTable:
             try:
                 found = self.lane(version, tenant, read_only=lane.read_only)
                 break
-            except NotKnownYet:
+            except DirectoryLookupNeeded:
                 if self._in_force.directory is None:
                     raise
                 await self._in_force.directory.find(str(tenant), deadline)

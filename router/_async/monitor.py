@@ -89,4 +89,4 @@ class AsyncMonitor:
         for watcher in watchers:
             with Isolated("could not stop looking at %s", watcher.budget_key.server):
                 await ajoin(watcher.worker, max(deadline - monotonic(), 0.0))
-                await watcher.let_go()
+                await watcher.wait_unused()

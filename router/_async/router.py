@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Self, TypeVar
 from warnings import warn
 
 from router._async.acquired import lend
-from router._async.checkout import AsyncAskingCheckout, AsyncCheckout, AsyncScopedCheckout, AsyncTrackedCheckout
+from router._async.checkout import AsyncCheckout, AsyncLookupCheckout, AsyncScopedCheckout, AsyncTrackedCheckout
 from router._async.directory import AsyncDirectory
 from router._async.each import each, tenants_of
 from router._async.in_force import AsyncInForce
-from router._async.lane_table import NotKnownYet
+from router._async.lane_table import DirectoryLookupNeeded
 from router._async.snapshot import stats
 from router._async.statements import AsyncStatements
 from router._runtime.calls import WeakCall
@@ -448,7 +448,7 @@ class AsyncRouter:
         tenant, version = named(self._ambient, tenant, version)
         try:
             target = self._in_force.lanes.target(version, tenant)
-        except NotKnownYet:
+        except DirectoryLookupNeeded:
             raise UnknownTenant(tenant, "the directory has not been asked for it yet") from None
         position = self._must_see(target, current_session(self._ambient), after) if read_only else None
         return self._in_force.routes.choose(target, Request(read_only, max_lag, position))
@@ -524,7 +524,7 @@ class AsyncRouter:
         tenant, version = named(self._ambient, tenant, version)
         try:
             lane = self._in_force.lanes.find(version, tenant, read_only=read_only)
-        except NotKnownYet:
+        except DirectoryLookupNeeded:
             again = partial(
                 self._checkout,
                 version=version,
@@ -536,7 +536,7 @@ class AsyncRouter:
                 begin=begin,
                 detached=detached,
             )
-            return AsyncAskingCheckout(partial(self._find, str(tenant), again), ASK if timeout is None else timeout)
+            return AsyncLookupCheckout(partial(self._find, str(tenant), again), ASK if timeout is None else timeout)
         session, note, request = current_session(self._ambient), None, None
         if not read_only:
             if session is not None and not detached:
@@ -557,7 +557,7 @@ class AsyncRouter:
         self._belongs_here()
         acheck_locks()
         directory = self._in_force.directory
-        while directory is not None and (checkout is None or isinstance(checkout, AsyncAskingCheckout)):
+        while directory is not None and (checkout is None or isinstance(checkout, AsyncLookupCheckout)):
             await directory.find(tenant, deadline)
             checkout = again(timeout=max(deadline - monotonic(), 0.0))  # a change may have been heard of again
         assert checkout is not None  # noqa: S101  (who asks has a directory)

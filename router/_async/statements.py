@@ -126,23 +126,23 @@ class AsyncStatements:
         """
         text = without_comments(text_of(query))
         locks = _ADVISORY_LOCK.search(text) is not None
-        spent = locks or _SETTING.search(text) is not None
+        dirty = locks or _SETTING.search(text) is not None
         if locks or needs_primary(text):
-            return await self._write(query, text, params, writing, spent=spent)
+            return await self._write(query, text, params, writing, dirty=dirty)
         checkout = reading(avoid=None)
         # The same statement may write in one version and not in another.
         if (key := hash((checkout.version, text))) in self._refused:
-            return await self._write(query, text, params, writing, spent=spent)
+            return await self._write(query, text, params, writing, dirty=dirty)
         refused = False
         try:
-            return await self._read(query, params, reading, checkout, spent=spent)
+            return await self._read(query, params, reading, checkout, dirty=dirty)
         except (psycopg.errors.ReadOnlySqlTransaction, psycopg.errors.FeatureNotSupported) as error:
             if is_stale(error):
                 raise
             refused = not is_spoilt(error)
         except (psycopg.errors.ObjectNotInPrerequisiteState, _Unguarded):
             pass  # the first may be because the server is a standby, or because it is behind: that passes
-        result = await self._write(query, text, params, writing, spent=spent)
+        result = await self._write(query, text, params, writing, dirty=dirty)
         if not refused:
             return result
         with self._guard:
@@ -152,16 +152,16 @@ class AsyncStatements:
         return result
 
     async def _read(
-        self, query: Query, params: Params | None, reading: AsyncReading, checkout: AsyncCheckout, *, spent: bool
+        self, query: Query, params: Params | None, reading: AsyncReading, checkout: AsyncCheckout, *, dirty: bool
     ) -> Result:
         for attempt in count():
             avoid: Node | None = None
             async with checkout as connection:
                 if not session_of(connection).refuses_writes:
                     raise _Unguarded
-                checkout.pool.expendable.add(session_of(connection))
-                if spent:
-                    session_of(connection).spent = True
+                checkout.pool.retryable.add(session_of(connection))
+                if dirty:
+                    session_of(connection).dirty = True
                 try:
                     return await _result(connection, query, params)
                 except psycopg.OperationalError as error:
@@ -183,12 +183,12 @@ class AsyncStatements:
         params: Params | None,
         writing: Callable[[], AsyncCheckout],
         *,
-        spent: bool,
+        dirty: bool,
     ) -> Result:
         for attempt in count():
             async with writing() as connection:
-                if spent:
-                    session_of(connection).spent = True
+                if dirty:
+                    session_of(connection).dirty = True
                 try:
                     return await _result(connection, query, params, text)
                 except psycopg.Error as error:
@@ -277,7 +277,7 @@ async def _result(
         The result.
     """
     # Behind a transaction pooler, a tenant is itself in transactions only: there it is one, committed with the block.
-    if not connection.autocommit and not (isinstance(connection, AsyncPooledConnection) and connection.prelude):
+    if not connection.autocommit and not (isinstance(connection, AsyncPooledConnection) and connection.begin_suffix):
         await connection.set_autocommit(True)
     async with connection.cursor(row_factory=tuple_row) as cursor:
         statement: Any = query  # a template string takes no parameters, as psycopg says itself
@@ -294,7 +294,7 @@ async def _result(
             status=cursor.statusmessage or "",
         )
         if _leaves_something(cursor):
-            session_of(connection).spent = True
+            session_of(connection).dirty = True
         return result
 
 

@@ -128,7 +128,7 @@ class AsyncWaiter:
     async def leave(self) -> None:
         """Leave the line, or give back what was handed over at the last moment."""
         if not self.line.leave(self):
-            await self.pool.give_back(self.connection)
+            await self.pool.release(self.connection)
 
     async def wait(self, timeout: float) -> None:
         """Wait until the request is woken.

@@ -101,7 +101,7 @@ class AsyncWatcher:
                 pause = self._clusters.pause(self.there)
             if self.is_needed and await self.there.probe_now.wait_for(pause * (0.9 + 0.2 * random())):
                 await asleep(PAUSE)
-        await self.let_go()
+        await self.wait_unused()
 
     async def _probe(self) -> None:
         held = self._take()
@@ -171,7 +171,7 @@ class AsyncWatcher:
         with self._guard:
             self._held = node, connection
         if self.closed:  # maybe after close() has looked what is held
-            await self.let_go()
+            await self.wait_unused()
 
     async def _attempt(
         self, node: Node, used: list[AsyncConnection[TupleRow]]
@@ -298,7 +298,7 @@ class AsyncWatcher:
         """The connection that is held for the next probe, as the budget looks at it: any other is wanted sooner."""
         return None if self._held is None else Idle(self.budget_key, -inf, warm=False)
 
-    async def let_go(self) -> None:
+    async def wait_unused(self) -> None:
         """Close the connection that is held for the next look, if there is one."""
         if (held := self._take()) is not None:
             await held[1].close()

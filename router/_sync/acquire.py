@@ -103,7 +103,7 @@ def _acquire_over(
         if not in_use:
             lane.in_force.clusters.end_request(cluster)
     pool.note_waited(monotonic() - begun)
-    if pool.notes_where:
+    if pool.notes_borrower:
         session_of(connection).borrowed_at = borrower()
     return pool, connection
 

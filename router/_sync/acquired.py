@@ -10,7 +10,7 @@ import psycopg
 from psycopg import Connection
 from psycopg.pq import TransactionStatus
 
-from router._sync.checkout import AskingCheckout, TrackedCheckout, read_position, tell
+from router._sync.checkout import LookupCheckout, TrackedCheckout, read_position, tell
 from router._sync.pool.connection import NodeConnection, PooledConnection
 from router.sessions import current_session
 
@@ -76,7 +76,7 @@ class Lease:
         if connection.pgconn.transaction_status != TransactionStatus.IDLE:
             error = psycopg.OperationalError("it was closed without a commit")
         note = None if session is None or not self.unnoted else partial(self._note, session, checkout.version)
-        checkout.give_back(connection, error, note)
+        checkout.release(connection, error, note)
 
     def _session(self) -> Session | None:
         return None if self._checkout.pool.read_only else current_session(self._ambient)
@@ -152,7 +152,7 @@ def lend(checkout: Checkout, ambient: Ambient, note: NoteWritten) -> Connection[
     Raises:
         Unavailable: None could be had in time.
     """
-    assert isinstance(checkout, TrackedCheckout | AskingCheckout)  # noqa: S101
+    assert isinstance(checkout, TrackedCheckout | LookupCheckout)  # noqa: S101
     connection: Any = checkout.__enter__()
     pooled = isinstance(connection, PooledConnection)
     connection.__class__ = AcquiredPooledConnection if pooled else AcquiredConnection

@@ -140,12 +140,12 @@ class Checkout:
                     with Isolated("could not tell for which request a connection to %s makes room", pool.node):
                         beneficiary = slots.preempt(pool.budget_key)
                 if beneficiary is None:
-                    pool.give_back(connection)
+                    pool.release(connection)
                 else:
                     pool.close_for(connection, beneficiary)
                 if slots.waiting:
                     with Isolated("could not look for a connection that may be closed for others"):
-                        slots.eviction.look_again(slots)
+                        slots.eviction.evict_again(slots)
                 if self._lane.in_force.pools.waiting and not pool.in_use:
                     self._lane.in_force.pools.note_unused()
 
@@ -159,9 +159,9 @@ class Checkout:
         idle = connection.pgconn.transaction_status == TransactionStatus.IDLE
         try:
             if error is not None and not isinstance(error, (Exception, GeneratorExit)):
-                if pool.let_go(connection, wait=False):
+                if pool.wait_unused(connection, wait=False):
                     connection.close()
-            elif not pool.let_go(connection):
+            elif not pool.wait_unused(connection):
                 if error is None and not pool.read_only and not idle:
                     raise psycopg.ProgrammingError(
                         f"the block has ended, but something still uses its connection, {USERS}: "
@@ -183,7 +183,7 @@ class Checkout:
         try:
             connection.rollback()
             written = None if self._note is None else read_position(connection)
-        except psycopg.Error as problem:  # the block's own error matters more; give_back() closes it
+        except psycopg.Error as problem:  # the block's own error matters more; release() closes it
             tell(pool, connection, problem)
             logger.warning("could not roll back on a connection of the pool %r: %s", pool.name, problem)
         if not pool.read_only and isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
@@ -222,7 +222,7 @@ class Checkout:
 
 
 def _end_reading(connection: Connection[TupleRow], pool: NodePool) -> None:
-    if connection.pgconn.transaction_status == TransactionStatus.ACTIVE:  # give_back() closes it
+    if connection.pgconn.transaction_status == TransactionStatus.ACTIVE:  # release() closes it
         if not in_pipeline(connection):
             logger.warning("a block on %s has ended %s: its connection is closed", pool.node, HALF_WAY)
     elif not connection.closed:
@@ -305,12 +305,12 @@ class TrackedCheckout(Checkout):
         """Have a borrowed connection go its own way, without a block.
 
         Returns:
-            What :meth:`give_back` has to be called on; it does not refer to the connection.
+            What :meth:`release` has to be called on; it does not refer to the connection.
         """
         self._connection = None
         return self
 
-    def give_back(self, connection: Connection[TupleRow], error: Exception | None, note: Note | None) -> None:
+    def release(self, connection: Connection[TupleRow], error: Exception | None, note: Note | None) -> None:
         """End the transaction and give back a connection that went its own way.
 
         Args:
@@ -389,7 +389,7 @@ class ScopedCheckout(TrackedCheckout):
                 self._lane, scope = lane, lane.target.scope
                 assert scope is not None  # noqa: S101  (a successor has one, too)
                 admitted = True
-            pool.expendable.add(session_of(connection))
+            pool.retryable.add(session_of(connection))
             try:
                 enter(connection, scope, deadline, begin=self._begin)
             except BaseException as error:
@@ -403,12 +403,12 @@ class ScopedCheckout(TrackedCheckout):
                     lane.in_force.lanes.unlist(lane)
                 else:
                     connection.close()
-                pool.give_back(connection)
+                pool.release(connection)
                 if not again:
                     raise
                 connection = None
                 continue
-            pool.expendable.discard(session_of(connection))
+            pool.retryable.discard(session_of(connection))
             session_of(connection).target = lane.target
             self._pool, self._connection = pool, connection
             return connection
@@ -427,7 +427,7 @@ class ScopedCheckout(TrackedCheckout):
                 entry[0].leave(entry[1])
 
 
-class AskingCheckout(Checkout):
+class LookupCheckout(Checkout):
     """A checkout of a tenant's of whom it has to be asked first where it lives."""
 
     __slots__ = ("_checkout", "_find")

@@ -125,7 +125,7 @@ class SyncCluster:
         # nobody must take that for a success.
         server = pool.node.server
         standing = self.view.writing.get(server)
-        pool.barred = "" if pool.read_only or standing is None or standing.tier is not None else standing.note
+        pool.fenced_reason = "" if pool.read_only or standing is None or standing.tier is not None else standing.note
         role = self.clusters.health.get(server, UNKNOWN).role
         pool.counts.follow(on_primary=pool.read_only and role is Role.PRIMARY and len(self.value.nodes) > 1)
 
@@ -139,7 +139,7 @@ class SyncCluster:
         Returns:
             What was cut; ``None`` for nothing.
         """
-        server, reason = pool.node.server, pool.barred
+        server, reason = pool.node.server, pool.fenced_reason
         standing = (self.view.reading if pool.read_only else self.view.writing).get(server)
         if standing is None:  # nobody has probed it since it is in use
             return None

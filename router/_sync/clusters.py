@@ -294,7 +294,7 @@ class Clusters:
                     if (there := self.servers.get(server)) is not None:
                         there.quarantined = True
                         for pool in there.pools:
-                            pool.doubt()
+                            pool.quarantine()
         finally:
             self.probe_now(server)
 
@@ -308,12 +308,12 @@ class Clusters:
         if not there.quarantined:
             return
         with self._guard:
-            pools = [pool for pool in there.pools if pool.doubted]
+            pools = [pool for pool in there.pools if pool.quarantined]
             there.quarantined = bool(pools)
         for pool in pools:
-            if pool.doubted_at < begun:
+            if pool.quarantined_at < begun:
                 with Isolated("could not lend the idle connections to %s again", pool.node):
-                    pool.trust()
+                    pool.end_quarantine()
 
     def pause(self, there: ServerInUse) -> float:
         """Tell how long to wait before the next probe of a server.

@@ -176,7 +176,7 @@ class SqlSource:
                     raise RouterClosed("the router is closed")
                 self._in_use[connection] = checkout.pool
             try:
-                checkout.pool.expendable.add(session_of(connection))
+                checkout.pool.retryable.add(session_of(connection))
                 connection.set_autocommit(True)
                 return use(checkout.pool, connection)
             finally:
@@ -224,7 +224,7 @@ class SqlSource:
                 "are seen when directory.ttl ends",
                 pool.node,
             )
-        session_of(connection).spent = True
+        session_of(connection).dirty = True
         _keep_alive(connection)
         said = list[str]()  # libpq takes for a notice why the server ends a session that waits
 

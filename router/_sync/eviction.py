@@ -56,7 +56,7 @@ class Eviction:
             finally:
                 slots.restore(request)
 
-    def look_again(self, slots: Slots) -> None:
+    def evict_again(self, slots: Slots) -> None:
         """Close one if any may have become old enough since that was tried last; called when a connection comes back.
 
         Args:

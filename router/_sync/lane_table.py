@@ -27,7 +27,7 @@ REMEMBERED = 20_000
 With more than that, all are worked out anew."""
 
 
-class NotKnownYet(Exception):
+class DirectoryLookupNeeded(Exception):
     """Where a tenant lives has to be asked first."""
 
 
@@ -71,7 +71,7 @@ class LaneTable:
 
         Raises:
             LookupError: As for :meth:`lane`.
-            NotKnownYet: As for :meth:`lane`.
+            DirectoryLookupNeeded: As for :meth:`lane`.
             RouterClosed: As for :meth:`lane`.
         """
         lanes = self.readers if read_only else self.writers
@@ -92,7 +92,7 @@ class LaneTable:
         Raises:
             UnknownVersion: There is no such version.
             UnknownTenant: There is no such tenant, or it does not live there.
-            NotKnownYet: Where the tenant lives has to be asked.
+            DirectoryLookupNeeded: Where the tenant lives has to be asked.
             RouterClosed: The router was closed.
             RuntimeError: Greenlets have taken the place of threads since the router was made.
         """
@@ -122,7 +122,7 @@ class LaneTable:
         Raises:
             UnknownVersion: There is no such version.
             UnknownTenant: There is no such tenant, or it does not live there.
-            NotKnownYet: Where the tenant lives has to be asked.
+            DirectoryLookupNeeded: Where the tenant lives has to be asked.
         """
         if tenant is None:
             return resolve(self._in_force.topology, version)
@@ -136,7 +136,7 @@ class LaneTable:
             if self._in_force.directory is not None and tenancy is not None:
                 check_key(tenancy.pattern, tenant)
                 if tenant not in tenancy.homes and (home := self._in_force.directory.known(tenant)) is None:
-                    raise NotKnownYet
+                    raise DirectoryLookupNeeded
             target = targets[key] = resolve(self._in_force.topology, version, tenant, home)
             if self._forgotten != forgotten:  # it may be from before
                 targets.pop(key, None)
@@ -223,7 +223,7 @@ class LaneTable:
             try:
                 found = self.lane(version, tenant, read_only=lane.read_only)
                 break
-            except NotKnownYet:
+            except DirectoryLookupNeeded:
                 if self._in_force.directory is None:
                     raise
                 self._in_force.directory.find(str(tenant), deadline)

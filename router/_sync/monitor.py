@@ -90,4 +90,4 @@ class Monitor:
         for watcher in watchers:
             with Isolated("could not stop looking at %s", watcher.budget_key.server):
                 join(watcher.worker, max(deadline - monotonic(), 0.0))
-                watcher.let_go()
+                watcher.wait_unused()

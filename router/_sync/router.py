@@ -13,11 +13,11 @@ from router._runtime.flags import check_locks
 from router._runtime.forks import survive_fork
 from router._runtime.workers import bind_loop, loop_closed
 from router._sync.acquired import lend
-from router._sync.checkout import AskingCheckout, Checkout, ScopedCheckout, TrackedCheckout
+from router._sync.checkout import Checkout, LookupCheckout, ScopedCheckout, TrackedCheckout
 from router._sync.directory import Directory
 from router._sync.each import each, tenants_of
 from router._sync.in_force import InForce
-from router._sync.lane_table import NotKnownYet
+from router._sync.lane_table import DirectoryLookupNeeded
 from router._sync.snapshot import stats
 from router._sync.statements import Statements
 from router.ambient import ambient_of
@@ -449,7 +449,7 @@ class Router:
         tenant, version = named(self._ambient, tenant, version)
         try:
             target = self._in_force.lanes.target(version, tenant)
-        except NotKnownYet:
+        except DirectoryLookupNeeded:
             raise UnknownTenant(tenant, "the directory has not been asked for it yet") from None
         position = self._must_see(target, current_session(self._ambient), after) if read_only else None
         return self._in_force.routes.choose(target, Request(read_only, max_lag, position))
@@ -525,7 +525,7 @@ class Router:
         tenant, version = named(self._ambient, tenant, version)
         try:
             lane = self._in_force.lanes.find(version, tenant, read_only=read_only)
-        except NotKnownYet:
+        except DirectoryLookupNeeded:
             again = partial(
                 self._checkout,
                 version=version,
@@ -537,7 +537,7 @@ class Router:
                 begin=begin,
                 detached=detached,
             )
-            return AskingCheckout(partial(self._find, str(tenant), again), ASK if timeout is None else timeout)
+            return LookupCheckout(partial(self._find, str(tenant), again), ASK if timeout is None else timeout)
         session, note, request = current_session(self._ambient), None, None
         if not read_only:
             if session is not None and not detached:
@@ -558,7 +558,7 @@ class Router:
         self._belongs_here()
         check_locks()
         directory = self._in_force.directory
-        while directory is not None and (checkout is None or isinstance(checkout, AskingCheckout)):
+        while directory is not None and (checkout is None or isinstance(checkout, LookupCheckout)):
             directory.find(tenant, deadline)
             checkout = again(timeout=max(deadline - monotonic(), 0.0))  # a change may have been heard of again
         assert checkout is not None  # noqa: S101  (who asks has a directory)

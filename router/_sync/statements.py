@@ -127,23 +127,23 @@ class Statements:
         """
         text = without_comments(text_of(query))
         locks = _ADVISORY_LOCK.search(text) is not None
-        spent = locks or _SETTING.search(text) is not None
+        dirty = locks or _SETTING.search(text) is not None
         if locks or needs_primary(text):
-            return self._write(query, text, params, writing, spent=spent)
+            return self._write(query, text, params, writing, dirty=dirty)
         checkout = reading(avoid=None)
         # The same statement may write in one version and not in another.
         if (key := hash((checkout.version, text))) in self._refused:
-            return self._write(query, text, params, writing, spent=spent)
+            return self._write(query, text, params, writing, dirty=dirty)
         refused = False
         try:
-            return self._read(query, params, reading, checkout, spent=spent)
+            return self._read(query, params, reading, checkout, dirty=dirty)
         except (psycopg.errors.ReadOnlySqlTransaction, psycopg.errors.FeatureNotSupported) as error:
             if is_stale(error):
                 raise
             refused = not is_spoilt(error)
         except (psycopg.errors.ObjectNotInPrerequisiteState, _Unguarded):
             pass  # the first may be because the server is a standby, or because it is behind: that passes
-        result = self._write(query, text, params, writing, spent=spent)
+        result = self._write(query, text, params, writing, dirty=dirty)
         if not refused:
             return result
         with self._guard:
@@ -153,16 +153,16 @@ class Statements:
         return result
 
     def _read(
-        self, query: Query, params: Params | None, reading: Reading, checkout: Checkout, *, spent: bool
+        self, query: Query, params: Params | None, reading: Reading, checkout: Checkout, *, dirty: bool
     ) -> Result:
         for attempt in count():
             avoid: Node | None = None
             with checkout as connection:
                 if not session_of(connection).refuses_writes:
                     raise _Unguarded
-                checkout.pool.expendable.add(session_of(connection))
-                if spent:
-                    session_of(connection).spent = True
+                checkout.pool.retryable.add(session_of(connection))
+                if dirty:
+                    session_of(connection).dirty = True
                 try:
                     return _result(connection, query, params)
                 except psycopg.OperationalError as error:
@@ -184,12 +184,12 @@ class Statements:
         params: Params | None,
         writing: Callable[[], Checkout],
         *,
-        spent: bool,
+        dirty: bool,
     ) -> Result:
         for attempt in count():
             with writing() as connection:
-                if spent:
-                    session_of(connection).spent = True
+                if dirty:
+                    session_of(connection).dirty = True
                 try:
                     return _result(connection, query, params, text)
                 except psycopg.Error as error:
@@ -276,7 +276,7 @@ def _result(connection: Connection[TupleRow], query: Query, params: Params | Non
         The result.
     """
     # Behind a transaction pooler, a tenant is itself in transactions only: there it is one, committed with the block.
-    if not connection.autocommit and not (isinstance(connection, PooledConnection) and connection.prelude):
+    if not connection.autocommit and not (isinstance(connection, PooledConnection) and connection.begin_suffix):
         connection.set_autocommit(True)
     with connection.cursor(row_factory=tuple_row) as cursor:
         statement: Any = query  # a template string takes no parameters, as psycopg says itself
@@ -293,7 +293,7 @@ def _result(connection: Connection[TupleRow], query: Query, params: Params | Non
             status=cursor.statusmessage or "",
         )
         if _leaves_something(cursor):
-            session_of(connection).spent = True
+            session_of(connection).dirty = True
         return result
 
 

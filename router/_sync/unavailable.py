@@ -39,7 +39,7 @@ def unavailable(in_force: InForce, route: Route, request: Request, *, late: bool
         key = budget_key(node, "") if pool is None else pool.budget_key  # without a pool: for a probe of it
         if pool is not None and pool.refusal:
             why = f"{node} {pool.refusal}"
-        elif pool is not None and pool.grown and not pool.doubted:
+        elif pool is not None and pool.at_max_size and not pool.quarantined:
             most = _holding_most([pool]) if pool.shared else ""
             why = f"all {pool.max_size} to {node} are in use (pool.max_size){most}"
         elif not late or not (why := _spent(in_force, key)):

@@ -51,7 +51,7 @@ def may_serve(in_force: InForce, pool: NodePool, connection: Connection[TupleRow
     alone = here and not known and not is_primary
     if _ask(in_force, pool, connection, request, state, alone=alone):
         return True
-    pool.give_back(connection)
+    pool.release(connection)
     if state.several_servers:
         sleep(ASK_AGAIN)
     return False
@@ -87,7 +87,7 @@ def _ask(
         return False
     except BaseException:
         connection.close()
-        pool.give_back(connection)
+        pool.release(connection)
         raise
     finally:
         if alone:

@@ -129,7 +129,7 @@ class Waiter:
     def leave(self) -> None:
         """Leave the line, or give back what was handed over at the last moment."""
         if not self.line.leave(self):
-            self.pool.give_back(self.connection)
+            self.pool.release(self.connection)
 
     def wait(self, timeout: float) -> None:
         """Wait until the request is woken.

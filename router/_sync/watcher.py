@@ -102,7 +102,7 @@ class Watcher:
                 pause = self._clusters.pause(self.there)
             if self.is_needed and self.there.probe_now.wait_for(pause * (0.9 + 0.2 * random())):
                 sleep(PAUSE)
-        self.let_go()
+        self.wait_unused()
 
     def _probe(self) -> None:
         held = self._take()
@@ -172,7 +172,7 @@ class Watcher:
         with self._guard:
             self._held = node, connection
         if self.closed:  # maybe after close() has looked what is held
-            self.let_go()
+            self.wait_unused()
 
     def _attempt(self, node: Node, used: list[Connection[TupleRow]]) -> tuple[ProbeResult, Connection[TupleRow]]:
         with untraced():
@@ -293,7 +293,7 @@ class Watcher:
         """The connection that is held for the next probe, as the budget looks at it: any other is wanted sooner."""
         return None if self._held is None else Idle(self.budget_key, -inf, warm=False)
 
-    def let_go(self) -> None:
+    def wait_unused(self) -> None:
         """Close the connection that is held for the next look, if there is one."""
         if (held := self._take()) is not None:
             held[1].close()

@@ -135,10 +135,10 @@ async def test_the_pool_grows_again_once_the_limit_is_lifted(
         assert node.write is not None
         assert node.write.server_limit in {2, 3}  # it is asked often here, also while a session ends
         cluster.primary.execute(f"ALTER ROLE {role} CONNECTION LIMIT -1")
-        grown: list[bool] = []
+        at_max_size: list[bool] = []
 
         async def ask(number: int) -> None:
-            while not grown:
+            while not at_max_size:
                 await work(router, served, number, time.monotonic() + 0.05)
 
         async def watch() -> None:
@@ -149,7 +149,7 @@ async def test_the_pool_grows_again_once_the_limit_is_lifted(
             try:
                 await aeventually(has_grown)
             finally:
-                grown.append(True)
+                at_max_size.append(True)
 
         await aall_of(watch, *(partial(ask, number) for number in range(8)))
 

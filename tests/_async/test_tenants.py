@@ -969,9 +969,9 @@ async def test_who_waits_for_a_pool_waits_quietly(world: World) -> None:
                     return len(waiting) == 4
 
                 await aeventually(all_wait)
-                spent = process_time()
+                dirty = process_time()
                 await asleep(0.5)
-                assert process_time() - spent < 0.25
+                assert process_time() - dirty < 0.25
 
         await aall_of(hold, *(partial(request, f"k{number}") for number in range(4)))
         assert sorted(served) == [[(f"k{number}",)] for number in range(4)]

@@ -77,7 +77,7 @@ async def test_a_request_for_which_nothing_is_ready_passes_few_files_and_chooses
         passed = Passed(monkeypatch)
         # What is known has changed, and a connection is idle.
         [pool_set] = router._in_force.lanes.pool_sets
-        pool_set.pools[0].notes_where = False  # which it does where warnings are shown
+        pool_set.pools[0].notes_borrower = False  # which it does where warnings are shown
         pool_set.invalidate()
         with passed:
             first = await router.connection(version="v1").__aenter__()
@@ -171,7 +171,7 @@ async def test_those_that_wait_are_served_in_order_and_one_that_gives_up_leaves_
             with pytest.raises(PoolExhausted):
                 await request(1, 1.0)()
 
-        async def let_go() -> None:
+        async def wait_unused() -> None:
             async def four_wait() -> bool:
                 return len(pool_set.line) == 4
 
@@ -182,7 +182,7 @@ async def test_those_that_wait_are_served_in_order_and_one_that_gives_up_leaves_
             await aeventually(one_gave_up)
             await held.close()
 
-        await aall_of(request(0, PATIENCE), give_up, request(2, PATIENCE), request(3, PATIENCE), let_go)
+        await aall_of(request(0, PATIENCE), give_up, request(2, PATIENCE), request(3, PATIENCE), wait_unused)
         assert served == [0, 2, 3]
 
 

@@ -47,7 +47,7 @@ STEPS: dict[type[Any], set[str]] = {
     Observers: {"tell"},
     LaneTable: {"forget"},
     Monitor: set(),
-    NodePool: {"_take_out", "drop", "end_draining", "keep_warm", "open_connection", "trust"},
+    NodePool: {"_pop_idle", "drop", "end_draining", "keep_warm", "open_connection", "end_quarantine"},
     Login: {"_log_in", "_password", "begin", "forget_unused"},
     Opener: {"connect_to_probe", "open"},
     Pools: {"_drain", "sweep"},
@@ -59,7 +59,7 @@ STEPS: dict[type[Any], set[str]] = {
 }
 # The loops: whatever they call must be listed, but for what only lets go of something, and cannot do half of that.
 LOOPS = {"_keep_house", "_keep_house_once", "_listen", "_watch", "_work"}
-LETS_GO = {"_leave_open", "let_go"}
+LETS_GO = {"_leave_open", "wait_unused"}
 
 by_the_test: ContextVar[bool] = ContextVar("by_the_test", default=False)
 
@@ -177,9 +177,9 @@ def test_a_pool_that_was_never_opened_does_not_keep_the_others_in_quarantine(clu
         assert not ask(router, "SELECT pg_terminate_backend(pg_backend_pid())", version="v2", read_only=True)
 
         def ended() -> bool:
-            return not any(pool.doubted for pool in pools)
+            return not any(pool.quarantined for pool in pools)
 
-        assert len([pool for pool in pools if pool.doubted_at]) == 3
+        assert len([pool for pool in pools if pool.quarantined_at]) == 3
         eventually(ended)
         assert ask(router, version="v2", read_only=True)
 

@@ -433,7 +433,7 @@ def test_a_session_that_an_administrator_ends_costs_the_others_a_moment(postgres
 
 
 @pytest.mark.parametrize(
-    ("what", "doubts"),
+    ("what", "quarantines"),
     [
         ("SELECT pg_terminate_backend(pg_backend_pid())", True),
         ("SET transaction_timeout = '50ms'; SELECT pg_sleep(20)", False),
@@ -441,26 +441,26 @@ def test_a_session_that_an_administrator_ends_costs_the_others_a_moment(postgres
     ],
 )
 def test_what_puts_the_other_sessions_of_a_server_in_doubt(
-    postgres: Postgres, monkeypatch: pytest.MonkeyPatch, what: str, *, doubts: bool
+    postgres: Postgres, monkeypatch: pytest.MonkeyPatch, what: str, *, quarantines: bool
 ) -> None:
     monkeypatch.setattr(f"{NodePool.__module__}.SURE", 60.0)
-    doubted: list[float] = []
+    quarantined: list[float] = []
     with Router(settings(primary=postgres.primary, health={"interval": 60.0})) as router:
         with router.connection():
             pass
         [pool] = router._in_force.pools
 
-        def trusted() -> bool:
-            return not pool.doubted
+        def released() -> bool:
+            return not pool.quarantined
 
         for _ in range(3):
             with pytest.raises(psycopg.Error):
                 with router.connection() as connection:
                     connection.execute(what)
-            doubted.append(pool.doubted_at)
-            eventually(trusted)
-        assert any(doubted) == doubts
-        assert len({*doubted}) == 1  # not again after a moment
+            quarantined.append(pool.quarantined_at)
+            eventually(released)
+        assert any(quarantined) == quarantines
+        assert len({*quarantined}) == 1  # not again after a moment
 
 
 def test_who_waits_for_a_connection_in_doubt_gets_another_if_that_makes_room(postgres: Postgres) -> None:
@@ -468,7 +468,7 @@ def test_who_waits_for_a_connection_in_doubt_gets_another_if_that_makes_room(pos
         with router.connection():
             pass
         [pool] = router._in_force.pools
-        pool.doubt()
+        pool.quarantine()
 
         def borrow() -> None:
             with router.connection(timeout=20):
@@ -480,7 +480,7 @@ def test_who_waits_for_a_connection_in_doubt_gets_another_if_that_makes_room(pos
         def make_room() -> None:
             eventually(waits)
             pool.evict_idle()
-            pool.trust()
+            pool.end_quarantine()
 
         all_of(borrow, make_room)
 
@@ -598,7 +598,7 @@ def test_a_connection_of_a_fenced_primary_is_not_handed_out_even_if_it_was_on_it
         with router.connection() as connection:
             pass
         [pool] = [pool for pool in router._in_force.pools if not pool.read_only]
-        pool.barred = "fenced"
+        pool.fenced_reason = "fenced"
         assert pool.take() is None
         assert connection.closed
         with pytest.raises(Unavailable):  # nor is one that is opened

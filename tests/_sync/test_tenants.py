@@ -962,9 +962,9 @@ def test_who_waits_for_a_pool_waits_quietly(world: World) -> None:
                     return len(waiting) == 4
 
                 eventually(all_wait)
-                spent = process_time()
+                dirty = process_time()
                 sleep(0.5)
-                assert process_time() - spent < 0.25
+                assert process_time() - dirty < 0.25
 
         all_of(hold, *(partial(request, f"k{number}") for number in range(4)))
         assert sorted(served) == [[(f"k{number}",)] for number in range(4)]

@@ -78,7 +78,7 @@ def test_a_request_for_which_nothing_is_ready_passes_few_files_and_chooses_once(
         passed = Passed(monkeypatch)
         # What is known has changed, and a connection is idle.
         [pool_set] = router._in_force.lanes.pool_sets
-        pool_set.pools[0].notes_where = False  # which it does where warnings are shown
+        pool_set.pools[0].notes_borrower = False  # which it does where warnings are shown
         pool_set.invalidate()
         with passed:
             first = router.connection(version="v1").__enter__()
@@ -172,7 +172,7 @@ def test_those_that_wait_are_served_in_order_and_one_that_gives_up_leaves_its_pl
             with pytest.raises(PoolExhausted):
                 request(1, 1.0)()
 
-        def let_go() -> None:
+        def wait_unused() -> None:
             def four_wait() -> bool:
                 return len(pool_set.line) == 4
 
@@ -183,7 +183,7 @@ def test_those_that_wait_are_served_in_order_and_one_that_gives_up_leaves_its_pl
             eventually(one_gave_up)
             held.close()
 
-        all_of(request(0, PATIENCE), give_up, request(2, PATIENCE), request(3, PATIENCE), let_go)
+        all_of(request(0, PATIENCE), give_up, request(2, PATIENCE), request(3, PATIENCE), wait_unused)
         assert served == [0, 2, 3]
 
 

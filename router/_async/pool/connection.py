@@ -240,7 +240,7 @@ class AsyncNodeConnection(AsyncConnection[TupleRow]):
             if is_stale(error):
                 await self._forget(error)
             if session is not None and is_spoilt(error):
-                session.spent = True
+                session.dirty = True
             if before == LOST or not self._is_ended_by(error):
                 raise
             if (unknown := self._outcome_unknown()) is None:
@@ -287,7 +287,7 @@ class AsyncNodeConnection(AsyncConnection[TupleRow]):
     async def _forget(self, error: psycopg.Error) -> None:
         """Have psycopg and the server forget what is prepared; if that may not do, end the session with its block."""
         if self._router is not None and _is_stale_session(error):
-            self._router.spent = True
+            self._router.dirty = True
         prepared = self._prepared
         names = [*prepared._names.values()]
         prepared.clear()
@@ -322,31 +322,31 @@ class AsyncPooledConnection(AsyncNodeConnection):
     """A connection to a transaction pooler: whatever a tenant's session is set to rides with each BEGIN.
 
     Attributes:
-        prelude: What goes after each BEGIN; empty for nothing.
+        begin_suffix: What goes after each BEGIN; empty for nothing.
     """
 
-    prelude = b""
+    begin_suffix = b""
 
     def _get_tx_start_command(self) -> bytes:
         begin = super()._get_tx_start_command()
-        return begin + b"; " + self.prelude if self.prelude else begin
+        return begin + b"; " + self.begin_suffix if self.begin_suffix else begin
 
     def _start_query(self) -> PQGen[None]:
-        if self._autocommit and self.prelude:
+        if self._autocommit and self.begin_suffix:
             raise psycopg.ProgrammingError(
                 "behind a transaction pooler a tenant's statements run in transactions: in autocommit it would be lost"
             )
         return super()._start_query()
 
     def _exec_command(self, command: QueryNoTemplate, result_format: Format = Format.TEXT) -> PQGen[Any]:
-        if not self.prelude or not isinstance(command, bytes) or not command.endswith(self.prelude):
+        if not self.begin_suffix or not isinstance(command, bytes) or not command.endswith(self.begin_suffix):
             return super()._exec_command(command, result_format)
         return self._begin_in_pipeline(command, result_format) if self._pipeline else sent(self, command, inf)
 
     def _begin_in_pipeline(self, command: bytes, result_format: Format) -> PQGen[None]:
         """Send both statements by themselves: in a pipeline each goes alone, and costs no round trip."""
-        yield from super()._exec_command(command.removesuffix(b"; " + self.prelude), result_format)
-        yield from super()._exec_command(self.prelude, result_format)
+        yield from super()._exec_command(command.removesuffix(b"; " + self.begin_suffix), result_format)
+        yield from super()._exec_command(self.begin_suffix, result_format)
 
 
 class _Gone:

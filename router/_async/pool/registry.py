@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     Use: TypeAlias = tuple[str | None, bool]  # a version, none for tenants' own servers; whether it is for reading
 
 
-class AsyncWantsPool(Protocol):
+class AsyncPoolRequest(Protocol):
     """What cannot open its pool because there are too many."""
 
     def wake_for_room(self) -> bool:
@@ -104,7 +104,7 @@ class AsyncPools:
         uses: list[Use] = [(version, read_only) for version in versions for read_only in (True, False)]
         self._totals = {use: Counter[str]() for use in uses}
         self._counts: list[tuple[ref[AsyncNodePool], Use, Counts]] = []  # of pools that are there, open or not
-        self.waiting: OrderedDict[AsyncWantsPool, None] = OrderedDict()
+        self.waiting: OrderedDict[AsyncPoolRequest, None] = OrderedDict()
 
     def __iter__(self) -> Iterator[AsyncNodePool]:
         """Give all that there are, open or draining."""
@@ -150,7 +150,7 @@ class AsyncPools:
         return self.serving(target, read_only=read_only).get(node)
 
     def open_at_once(
-        self, target: Target, node: Node, *, read_only: bool, wants: AsyncWantsPool
+        self, target: Target, node: Node, *, read_only: bool, wants: AsyncPoolRequest
     ) -> AsyncNodePool | None:
         """Find a pool, or open it if there may be one more, and nobody else waits for that.
 
@@ -189,7 +189,7 @@ class AsyncPools:
             self.note_unused()
         return pool
 
-    async def find_room(self, wants: AsyncWantsPool) -> bool:
+    async def find_room(self, wants: AsyncPoolRequest) -> bool:
         """Close the pool that has been unused longest, for one that cannot open its own; if none is, it has to wait.
 
         Args:
@@ -214,7 +214,7 @@ class AsyncPools:
                 return
             self.waiting.pop(wants, None)
 
-    def _is_first(self, wants: AsyncWantsPool | None) -> bool:
+    def _is_first(self, wants: AsyncPoolRequest | None) -> bool:
         return next(iter(list(self.waiting)), wants) is wants  # a copy, likewise
 
     async def sweep(self) -> None:
@@ -240,7 +240,7 @@ class AsyncPools:
             pool: The pool.
         """
         with self._guard:
-            self._take_out(pool)
+            self._leave_out(pool)
         await self._drain(pool)
 
     @ashielded
@@ -256,7 +256,7 @@ class AsyncPools:
         pool.end_draining()
         self.note_unused()
 
-    def _take_out(self, pool: AsyncNodePool) -> None:
+    def _leave_out(self, pool: AsyncNodePool) -> None:
         """Have a pool among those that are open no more. Under the guard."""
         pool.begin_draining()
         key = PoolsKey.of(pool.target, read_only=pool.read_only)

@@ -64,18 +64,18 @@ class SessionState:
             option.
         borrowed_at: File and line of where it was borrowed last, if that is noted.
         target: What whoever has it, or had it last, asked for.
-        spent: Set to have it closed once it is given back: its session is not fit for another borrower.
+        dirty: Set to have it closed once it is given back: its session is not fit for another borrower.
         cut_because: Why it was cut while it was out; empty if it was not.
         client_encoding: What its server was told to write text in.
         in_hot_standby: What its server said of itself when it was opened.
-        unasked: Polls its socket.
+        has_input: Polls its socket.
     """
 
     __slots__ = (
         "__weakref__", "_handlers", "_hears", "_kind", "_prepared", "_prepares", "adapters", "altered",
-        "application_name", "attributes", "began", "borrowed_at", "client_encoding", "cut_because", "dropped",
-        "idle_since", "in_hot_standby", "opened_at", "over", "pgconn", "pool", "pristine", "process", "refuses_writes",
-        "scope", "slot", "spent", "target", "tenant", "unasked", "waiting",
+        "application_name", "attributes", "began", "borrowed_at", "client_encoding", "cut_because", "dirty", "dropped",
+        "has_input", "idle_since", "in_hot_standby", "opened_at", "over", "pgconn", "pool", "pristine", "process",
+        "refuses_writes", "scope", "slot", "target", "tenant", "waiting",
     )  # fmt: skip
 
     def __init__(self, connection: AsyncNodeConnection, pool: AsyncNodePool) -> None:
@@ -90,7 +90,7 @@ class SessionState:
         self.pgconn = pgconn = connection.pgconn
         self.slot = connection.slot
         self.adapters, connection._adapters = connection.adapters, None
-        self.dropped = self.over = self.waiting = self.spent = False
+        self.dropped = self.over = self.waiting = self.dirty = False
         self.opened_at = self.idle_since = monotonic()
         self.process = self.tenant = self.cut_because = ""
         self.began: bytes | None = None
@@ -106,7 +106,7 @@ class SessionState:
         ) or (isinstance(connection, AsyncPooledConnection) and connection.read_only is True)
         poll = select.poll()
         poll.register(pgconn.socket, select.POLLIN)
-        self.unasked = poll.poll
+        self.has_input = poll.poll
         self._kind = type(connection)
         self._prepared = connection._prepared
         self._prepares = self._prepared.prepare_threshold, self._prepared.prepared_max

@@ -76,7 +76,7 @@ async def enter(connection: AsyncConnection[TupleRow], scope: Scope, deadline: f
     """
     session = session_of(connection)
     if isinstance(connection, AsyncPooledConnection):
-        connection.prelude = _prelude(scope)
+        connection.begin_suffix = _begin_suffix(scope)
         session.scope = scope
         return
     # RESET ALL and DISCARD ALL in a block lose the tenant, and the name of its sessions, which the server reports.
@@ -116,7 +116,7 @@ def _script(scope: Scope, *, reset: bool) -> bytes:
 
 
 @lru_cache(maxsize=1024)
-def _prelude(scope: Scope) -> bytes:
+def _begin_suffix(scope: Scope) -> bytes:
     found = ", ".join(sql.settings(scope.settings, local=True))
     return f"SELECT {found}".encode() if found else b""
 

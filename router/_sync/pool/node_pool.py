@@ -55,11 +55,11 @@ if TYPE_CHECKING:
 USERS = "a stream() or notifies() that was left half way, or another task or thread"
 """What may still use a connection when its block has ended."""
 
-LETTING_GO = 1.0
+USE_GRACE = 1.0
 """Seconds that whatever still uses a connection when its block has ended has to let go of it."""
 
-SURE = 1.0
-"""Seconds after a doubt for which there is no other one."""
+QUARANTINE_COOLDOWN = 1.0
+"""Seconds after a quarantine in which there is no other one."""
 
 TRY_AGAIN = (0.02, 0.5)
 """Seconds after a failed attempt to connect until the next: at first, and at most; they double each time."""
@@ -156,18 +156,18 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         tenant: Whose it is; ``None`` for a version's, and for one that tenants share.
         shared: Whether tenants share it.
         budget_key: What each of its connections counts as in the budget.
-        idle: The connections ready to be borrowed; empty while the pool is in doubt, whatever it keeps.
-        doubted_at: When it was last put in doubt, on the monotonic clock.
+        idle: The connections ready to be borrowed; empty while the pool is in quarantine, whatever it keeps.
+        quarantined_at: When its connections were last put in quarantine, on the monotonic clock.
         borrowed: The sessions that are out. There is no reference to their connection objects: one that is dropped by
             whoever borrowed it is collected, and :meth:`reclaim` has its place back.
         lost: Whether a connection may have been dropped.
         admitted: By which admission, and as what, each connection was lent where a tenant may have so many only.
-        notes_where: Whether to note where each connection is borrowed. It costs too much to be done always: it is done
-            where a ``ResourceWarning`` would be shown, and once a connection was dropped.
-        expendable: Those of them whose query is run again elsewhere if they are cut.
+        notes_borrower: Whether to note where each connection is borrowed. It costs too much to be done always: it is
+            done where a ``ResourceWarning`` would be shown, and once a connection was dropped.
+        retryable: Those of them whose query is run again elsewhere if they are cut.
         inherited: Whether it belongs to the parent of a fork: nothing of it may be used or closed here.
-        barred: Why nobody may use its connections now; empty while they may. Set before :meth:`drop` looks at what is
-            out: whoever borrows at that moment sees this, or is seen there.
+        fenced_reason: Why no request may use its connections now; empty while they may. Set before :meth:`drop` looks
+            at what is out: what is borrowed at that moment sees this, or is seen there.
         behind: Whether something was learnt of its server that it has not followed yet.
         draining: Whether it lends nothing any more, and is closed: it goes when its last connection is back.
         counts: What it has counted.
@@ -224,17 +224,17 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         self.budget_key = budget_key(node, f"tenant {self.tenant}" if self.tenant else cluster.name, cap)
         self._waiting = PoolLine(self)
         self.idle = self._pool
-        self.doubted_at = 0.0
+        self.quarantined_at = 0.0
         self.borrowed: set[SessionState] = set()
         self.lost = False
         self.admitted: dict[SessionState, tuple[Admission, object]] = {}  # its pop() is atomic
-        self.notes_where = shows_resource_warnings()
+        self.notes_borrower = shows_resource_warnings()
         # Guarded by _lock: _nconns is how many there are of both, but for what an exception has interrupted.
         self._sessions: set[SessionState] = set()  # of all connections that have been opened and not been counted out
         self._adding: set[_Adding] = set()  # attempts to open one, from when they are decided on until they have ended
-        self.expendable: set[SessionState] = set()
+        self.retryable: set[SessionState] = set()
         self.inherited = False
-        self.barred = ""
+        self.fenced_reason = ""
         self.behind = False
         self.draining = False
         self._refusal = ""
@@ -243,7 +243,7 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         self._opener = opener
         self._try_at = self._patience = 0.0  # when one more is tried at the earliest; for how long it was put off
         self._will_try = False  # whether the worker is told to do so then
-        self._sure_until = 0.0
+        self._no_quarantine_until = 0.0
         self._startup = target.startup if target.in_session else None
         self._used_at = monotonic()  # when somebody last came for a connection that was not ready
 
@@ -279,14 +279,14 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         return len(self.borrowed) + self._waiting.number()
 
     @property
-    def doubted(self) -> bool:
+    def quarantined(self) -> bool:
         """Whether no idle connection is lent, because all of them may be about to end."""
         return self.idle is not self._pool and not self.draining
 
     @property
     def full(self) -> bool:
         """Whether it has none to lend, and may open no more, or had better not now."""
-        if self.doubted or len(self.borrowed) >= self.max_size:
+        if self.quarantined or len(self.borrowed) >= self.max_size:
             return True
         return not self._pool and self._opener.slots.full(self.budget_key) is Full.LOGIN
 
@@ -299,7 +299,7 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         return str(limit)
 
     @property
-    def grown(self) -> bool:
+    def at_max_size(self) -> bool:
         """Whether it has opened all that it may."""
         return self._nconns >= self.max_size
 
@@ -310,13 +310,13 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
 
     @property
     def kept_back(self) -> int:
-        """How many connections it has that it does not lend now, since they are in doubt."""
-        return len(self._pool) if self.doubted else 0
+        """How many connections it has that it does not lend now, since they are in quarantine."""
+        return len(self._pool) if self.quarantined else 0
 
     @property
     def may_grow(self) -> bool:
         """Whether it may be told to open one more: one that was not opened itself yet counts those it is to keep."""
-        return self._closed or not (self._growing or self.grown)
+        return self._closed or not (self._growing or self.at_max_size)
 
     @property
     def is_growing(self) -> bool:
@@ -339,30 +339,30 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
                 self._nconns_min = left  # what shrinking goes by; roughly will do
             # Nobody asked anything: if there is something to read, it is most likely the end.
             session: SessionState = connection._router  # type: ignore[attr-defined]
-            if (session.unasked(0) or session.pgconn.transaction_status) and not self._lives(session):
+            if (session.has_input(0) or session.pgconn.transaction_status) and not self._lives(session):
                 with self._lock:  # guards _nconns
                     self._count_out(session)
                 continue
             self.counts.taken += 1
             connection._pool = self
             self.borrowed.add(session)
-            if self.notes_where:
+            if self.notes_borrower:
                 session.borrowed_at = borrower()
-            if self.barred:
+            if self.fenced_reason:
                 connection.close()
-                self.give_back(connection)
+                self.release(connection)
                 return None
             return connection
         return None
 
     def _lives(self, session: SessionState) -> bool:
-        """Read what came unasked in an idle session: a notification does no harm, its end means it is closed.
+        """Read what came to an idle session: a notification does no harm, its end means it is closed.
 
         Nobody has its connection object, so that no other thread or task is at its socket.
         """
         pgconn = session.pgconn
         try:
-            while session.unasked(0):
+            while session.has_input(0):
                 pgconn.consume_input()
             while not session.attributes["_notify_handlers"] and pgconn.notifies() is not None:
                 pass  # it was for an earlier borrower
@@ -411,10 +411,10 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         Returns:
             Whether it may: what is known of its server may have changed while it was on its way.
         """
-        if not self.barred:
+        if not self.fenced_reason:
             return True
         connection.close()
-        self.give_back(connection)
+        self.release(connection)
         return False
 
     def note_waited(self, seconds: float) -> None:
@@ -431,14 +431,14 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
             return
         with self._lock:  # guards _pool, _waiting; taken even if none seems idle, see Line
             lent: list[Connection[TupleRow]] = []
-            idle = self.idle  # another one, once they are in doubt
+            idle = self.idle  # another one, once they are in quarantine
             with suppress(IndexError):  # take() needs no lock to have the last
                 while idle and len(lent) < self._waiting.number():
                     lent.append(idle.popleft())
             self.borrowed.update(map(session_of, lent))
         for connection in lent:
             connection._pool = self
-            self.give_back(connection)
+            self.release(connection)
 
     def grow(self) -> None:
         """Open one more connection for those that wait, and the pool, if this is its first use.
@@ -461,7 +461,7 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         Raises:
             PoolClosed: The pool was closed.
         """
-        if self.doubted or self.draining or not self.may_grow:
+        if self.quarantined or self.draining or not self.may_grow:
             return
         if self._closed:
             self._begin()
@@ -484,7 +484,7 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
 
     def _try_later(self) -> None:
         """Try again to open a connection, when it is time and if somebody waits then."""
-        if self._waiting and not self._will_try and not self._growing and not self.grown:
+        if self._waiting and not self._will_try and not self._growing and not self.at_max_size:
             self._will_try = True
             self.schedule_task(_TryAgain(self), max(self._try_at - monotonic(), 0.0))
 
@@ -615,9 +615,9 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         Raises:
             psycopg.Error: It does not say.
         """
-        self.expendable.add(session_of(connection))
+        self.retryable.add(session_of(connection))
         seen = self._opener.queries.probe(connection, self.node)
-        self.expendable.discard(session_of(connection))
+        self.retryable.discard(session_of(connection))
         return seen
 
     def begin_draining(self) -> None:
@@ -631,18 +631,18 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         if self.draining and self._closed and not self.borrowed and all(one.closed for one in list(self._sessions)):
             self.watched.clusters.remove(self)
 
-    def doubt(self) -> None:
-        """Lend no idle connection until :meth:`trust`, but not again at once: sessions may go on being ended."""
+    def quarantine(self) -> None:
+        """Lend no idle connection until :meth:`end_quarantine`; not again at once, for sessions may go on ending."""
         now = monotonic()
-        if not self.doubted and not self.draining and now >= self._sure_until:
-            self.doubted_at = now
+        if not self.quarantined and not self.draining and now >= self._no_quarantine_until:
+            self.quarantined_at = now
             self.idle = deque()
 
     @shielded
-    def trust(self) -> None:
+    def end_quarantine(self) -> None:
         """Lend idle connections again, first to those who wait."""
         with self._lock:  # guards _pool, _waiting
-            self._sure_until = monotonic() + SURE
+            self._no_quarantine_until = monotonic() + QUARANTINE_COOLDOWN
             if self.draining:
                 return
             self.idle = self._pool
@@ -656,10 +656,10 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         Args:
             beneficiary: The request for that, if it is for one.
         """
-        if (connection := self._take_out()) is not None:
+        if (connection := self._pop_idle()) is not None:
             end_session(session_of(connection), beneficiary)
 
-    def _take_out(self) -> Connection[TupleRow] | None:
+    def _pop_idle(self) -> Connection[TupleRow] | None:
         """Have the connection that has been idle longest no more."""
         if not self._pool:
             return None
@@ -715,7 +715,7 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         whom = "" if asked is None else f" for {f'tenant {asked.tenant!r}' if asked.tenant else asked.version}"
         where = "; where is noted from now on" if at is None else f" in {at[0]}, line {at[1]}"
         what = f"a connection to {self.node} was borrowed{whom}{where}, and dropped without being given back or closed"
-        self.notes_where = True
+        self.notes_borrower = True
         logger.warning("%s", what)
         file, line = at or (__file__, 1)
         with Isolated("%s", what):  # warnings may be errors here
@@ -725,7 +725,7 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         """Count a connection that was lent no more, unless that was done before, and have another one opened."""
         with self._lock:  # guards _nconns, _sessions
             self.borrowed.discard(session)
-            self.expendable.discard(session)
+            self.retryable.discard(session)
             if (entry := self.admitted.pop(session, None)) is not None:
                 entry[0].leave(entry[1])
             if session in self._sessions:
@@ -798,7 +798,7 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
 
     def empty(self) -> None:
         """Close what is idle."""
-        while (connection := self._take_out()) is not None:
+        while (connection := self._pop_idle()) is not None:
             with Isolated("could not close a connection to %s", self.node):
                 connection.close()
 
@@ -806,13 +806,13 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         """Part with the connections of a server that must not be used: nobody waits for them, none stays idle.
 
         Args:
-            why_borrowed: Why those that are out are cut, too; if empty, only the expendable are.
+            why_borrowed: Why those that are out are cut, too; if empty, only those whose query is run again are.
 
         Returns:
-            How many of those that are out were cut, but for the expendable.
+            How many of those that are out were cut, but for those whose query is run again.
         """
         self.empty()
-        doomed = list(self.borrowed if why_borrowed else self.expendable)
+        doomed = list(self.borrowed if why_borrowed else self.retryable)
         _cut_off(doomed, why_borrowed)
         return len(doomed) if why_borrowed else 0
 
@@ -826,7 +826,7 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         _cut_off(silent, reason)
         self.drop("")
 
-    def let_go(self, connection: Connection[TupleRow], *, wait: bool = True) -> bool:
+    def wait_unused(self, connection: Connection[TupleRow], *, wait: bool = True) -> bool:
         """Wait for whatever still uses a connection whose block has ended, for a moment; else cut it off.
 
         What holds psycopg's lock is another task or thread, or the generator of a ``stream()`` or ``notifies()`` that
@@ -840,12 +840,12 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
             Whether nothing uses it any more. Else it is cut, and must not even be closed: that would free memory which
             another thread may be using.
         """
-        if not self._take_lock(connection, LETTING_GO if wait else 0.0):
+        if not self._take_lock(connection, USE_GRACE if wait else 0.0):
             return False
         free_lock(connection.lock)
         return True
 
-    def _take_lock(self, connection: Connection[TupleRow], timeout: float = LETTING_GO) -> bool:
+    def _take_lock(self, connection: Connection[TupleRow], timeout: float = USE_GRACE) -> bool:
         """Take the lock of a connection whose block has ended; if something holds it for too long, cut that off."""
         if try_lock(connection.lock):
             return True
@@ -888,13 +888,13 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
                 self._opener.slots.restore(beneficiary)
         with self._lock:  # guards _nconns, _growing, _waiting
             self.borrowed.discard(session)
-            self.expendable.discard(session)
+            self.retryable.discard(session)
             self._count_out(session)
             self._grow_for_waiting()
         self.end_draining()
 
     @shielded
-    def give_back(  # noqa: C901, PLR0912  (the hot path: a call in it costs more than the rest of a line)
+    def release(  # noqa: C901, PLR0912  (the hot path: a call in it costs more than the rest of a line)
         self, connection: Connection[TupleRow]
     ) -> None:
         """Take a borrowed connection back, such as it was when it was opened.
@@ -918,7 +918,7 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
             finally:
                 free_lock(lock)
             # From here on, nothing that was kept from the block reaches the session.
-            if pgconn.transaction_status or pgconn.pipeline_status or open_transactions or session.spent:
+            if pgconn.transaction_status or pgconn.pipeline_status or open_transactions or session.dirty:
                 pass
             elif pgconn.parameter_status(b"in_hot_standby") != session.in_hot_standby:
                 self.watched.suspect(self.node.server)  # it was promoted, say
@@ -927,7 +927,7 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
                 if not pgconn.nonblocking:
                     pgconn.nonblocking = 1
                 session.idle_since = now = monotonic()
-                self.expendable.discard(session)
+                self.retryable.discard(session)
                 if (
                     now < following._expire_at
                     and (not self._waiting or self._lives(session))  # as whoever takes an idle one finds out

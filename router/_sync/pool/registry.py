@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     Use: TypeAlias = tuple[str | None, bool]  # a version, none for tenants' own servers; whether it is for reading
 
 
-class WantsPool(Protocol):
+class PoolRequest(Protocol):
     """What cannot open its pool because there are too many."""
 
     def wake_for_room(self) -> bool:
@@ -105,7 +105,7 @@ class Pools:
         uses: list[Use] = [(version, read_only) for version in versions for read_only in (True, False)]
         self._totals = {use: Counter[str]() for use in uses}
         self._counts: list[tuple[ref[NodePool], Use, Counts]] = []  # of pools that are there, open or not
-        self.waiting: OrderedDict[WantsPool, None] = OrderedDict()
+        self.waiting: OrderedDict[PoolRequest, None] = OrderedDict()
 
     def __iter__(self) -> Iterator[NodePool]:
         """Give all that there are, open or draining."""
@@ -150,7 +150,7 @@ class Pools:
         """
         return self.serving(target, read_only=read_only).get(node)
 
-    def open_at_once(self, target: Target, node: Node, *, read_only: bool, wants: WantsPool) -> NodePool | None:
+    def open_at_once(self, target: Target, node: Node, *, read_only: bool, wants: PoolRequest) -> NodePool | None:
         """Find a pool, or open it if there may be one more, and nobody else waits for that.
 
         Args:
@@ -188,7 +188,7 @@ class Pools:
             self.note_unused()
         return pool
 
-    def find_room(self, wants: WantsPool) -> bool:
+    def find_room(self, wants: PoolRequest) -> bool:
         """Close the pool that has been unused longest, for one that cannot open its own; if none is, it has to wait.
 
         Args:
@@ -213,7 +213,7 @@ class Pools:
                 return
             self.waiting.pop(wants, None)
 
-    def _is_first(self, wants: WantsPool | None) -> bool:
+    def _is_first(self, wants: PoolRequest | None) -> bool:
         return next(iter(list(self.waiting)), wants) is wants  # a copy, likewise
 
     def sweep(self) -> None:
@@ -239,7 +239,7 @@ class Pools:
             pool: The pool.
         """
         with self._guard:
-            self._take_out(pool)
+            self._leave_out(pool)
         self._drain(pool)
 
     @shielded
@@ -255,7 +255,7 @@ class Pools:
         pool.end_draining()
         self.note_unused()
 
-    def _take_out(self, pool: NodePool) -> None:
+    def _leave_out(self, pool: NodePool) -> None:
         """Have a pool among those that are open no more. Under the guard."""
         pool.begin_draining()
         key = PoolsKey.of(pool.target, read_only=pool.read_only)
