@@ -444,7 +444,7 @@ async def test_a_session_that_an_administrator_ends_costs_the_others_a_moment(po
 async def test_what_puts_the_other_sessions_of_a_server_in_doubt(
     postgres: Postgres, monkeypatch: pytest.MonkeyPatch, what: str, *, quarantines: bool
 ) -> None:
-    monkeypatch.setattr(f"{AsyncNodePool.__module__}.SURE", 60.0)
+    monkeypatch.setattr(f"{AsyncNodePool.__module__}.QUARANTINE_COOLDOWN", 60.0)
     quarantined: list[float] = []
     async with AsyncRouter(settings(primary=postgres.primary, health={"interval": 60.0})) as router:
         async with router.connection():

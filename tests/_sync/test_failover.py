@@ -443,7 +443,7 @@ def test_a_session_that_an_administrator_ends_costs_the_others_a_moment(postgres
 def test_what_puts_the_other_sessions_of_a_server_in_doubt(
     postgres: Postgres, monkeypatch: pytest.MonkeyPatch, what: str, *, quarantines: bool
 ) -> None:
-    monkeypatch.setattr(f"{NodePool.__module__}.SURE", 60.0)
+    monkeypatch.setattr(f"{NodePool.__module__}.QUARANTINE_COOLDOWN", 60.0)
     quarantined: list[float] = []
     with Router(settings(primary=postgres.primary, health={"interval": 60.0})) as router:
         with router.connection():

@@ -73,7 +73,7 @@ def test_what_a_block_hangs_on_its_connection_does_not_lose_it(postgres: Postgre
     assert run(postgres.primary, f"SELECT count(*) FROM {table}") == [(3,)]
 
 
-@pytest.mark.parametrize("step", ["pass_on", "suspect", "expiry", "preempt", "look_again", "close_for"])
+@pytest.mark.parametrize("step", ["pass_on", "suspect", "expiry", "preempt", "evict_again", "close_for"])
 def test_what_raises_in_giving_back_loses_nothing_and_leaves_the_blocks_outcome_alone(
     postgres: Postgres, table: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, step: str
 ) -> None:
@@ -97,8 +97,8 @@ def test_what_raises_in_giving_back_loses_nothing_and_leaves_the_blocks_outcome_
                     case _:
                         patched.setattr(slots, "waiting", [None])
                         patched.setattr(slots, "preempt", fail if step == "preempt" else lambda _: None)
-                        if step == "look_again":
-                            patched.setattr(slots.eviction, "look_again", fail)
+                        if step == "evict_again":
+                            patched.setattr(slots.eviction, "evict_again", fail)
                         if step == "close_for":
                             patched.setattr(slots, "preempt", SlotRequest)
                             patched.setattr(Slot, "close", fail)

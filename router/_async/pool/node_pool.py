@@ -950,6 +950,7 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
                 raise
             logger.exception("a connection to %s was closed: it could not be given back", self.node)
         else:
+            session.note_broken(connection)
             await self._close_session(session)
 
     def abandon(self) -> None:

@@ -389,7 +389,11 @@ class ReturnedConnection(NodeConnection):
     __slots__ = ()
 
     closed = True
-    broken = False
+
+    @property
+    def broken(self) -> bool:
+        """Whether it was lost before its block ended."""
+        return bool(self.__dict__.get("_was_broken"))
 
     def __getattribute__(self, name: str) -> Any:
         if name in _HARMLESS or name.startswith("__"):

@@ -949,6 +949,7 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
                 raise
             logger.exception("a connection to %s was closed: it could not be given back", self.node)
         else:
+            session.note_broken(connection)
             self._close_session(session)
 
     def abandon(self) -> None:

@@ -160,6 +160,16 @@ class SessionState:
         if self.borrowed_at is not None:
             connection.__dict__["_borrowed_at"] = self.borrowed_at
         connection.__class__ = ReturnedConnection
+        self.note_broken(connection)
+
+    def note_broken(self, connection: Connection[TupleRow]) -> None:
+        """Have the object of a borrower say after its block, too, that the connection was lost in it.
+
+        Args:
+            connection: The object; it is useless already.
+        """
+        attributes = connection.__dict__
+        attributes["_was_broken"] = self.closed and not attributes["_closed"]
 
     def object_is_gone(self) -> None:
         """Note that the connection object was collected, wherever that happened to be, without being given back."""
