@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import psycopg
 from psycopg import AsyncConnection
@@ -11,6 +11,7 @@ from psycopg.pq import TransactionStatus
 
 from router._async.checkout import AsyncLookupCheckout, AsyncTrackedCheckout, read_position, tell
 from router._async.pool.connection import AsyncNodeConnection, AsyncPooledConnection
+from router._async.pool.scripts import in_pipeline
 from router.sessions import current_session
 
 if TYPE_CHECKING:
@@ -28,11 +29,13 @@ if TYPE_CHECKING:
 
     NoteWritten: TypeAlias = Callable[[Session, str, Node, tuple[int, int] | None], None]
 
+T = TypeVar("T")
+
 
 class AsyncLease:
     """What a connection that was acquired has to do with the router: how it is given back, and what it has to note."""
 
-    __slots__ = ("_ambient", "_checkout", "_note", "unnoted")
+    __slots__ = ("_ambient", "_checkout", "_note", "interruption", "unnoted")
 
     def __init__(self, checkout: AsyncTrackedCheckout, ambient: Ambient, note: NoteWritten) -> None:
         """Begin with a connection that was borrowed just now.
@@ -43,6 +46,8 @@ class AsyncLease:
             note: Told of what was written in a session: that, the version, the node and where its WAL ends.
         """
         self.unnoted = True  # whether anything may have been written that no session has noted
+        # What interrupted a query, a cancellation say: its answer may still come when the connection is closed.
+        self.interruption: BaseException | None = None
         self._checkout = checkout
         self._ambient = ambient
         self._note = note
@@ -57,6 +62,9 @@ class AsyncLease:
         try:
             if session is None:
                 await AsyncConnection.commit(connection)
+            elif in_pipeline(connection):  # nothing can be asked before it ends
+                await AsyncConnection.commit(connection)
+                self._note(session, checkout.version, checkout.pool.node, None)
             else:
                 position = await read_position(connection)
                 self._note(session, checkout.version, checkout.pool.node, position)
@@ -71,11 +79,14 @@ class AsyncLease:
         Args:
             connection: The connection.
         """
-        checkout, session, error = self._checkout, self._session(), None
-        if connection.pgconn.transaction_status != TransactionStatus.IDLE:
+        checkout, error, note = self._checkout, self.interruption, None
+        if error is None and connection.pgconn.transaction_status != TransactionStatus.IDLE:
             error = psycopg.OperationalError("it was closed without a commit")
-        note = None if session is None or not self.unnoted else partial(self._note, session, checkout.version)
-        await checkout.release(connection, error, note)
+        try:
+            if self.unnoted and (session := self._session()) is not None:
+                note = partial(self._note, session, checkout.version)
+        finally:  # also where the session in force cannot be told
+            await checkout.release(connection, error, note)
 
     def _session(self) -> Session | None:
         return None if self._checkout.pool.read_only else current_session(self._ambient)
@@ -112,6 +123,14 @@ class AsyncAcquiredConnection(AsyncNodeConnection):
         finally:
             await self.close()
 
+    async def wait(self, gen: PQGen[T], *args: Any, **kwargs: Any) -> T:
+        """Note an interruption: the session is then not lent again."""
+        try:
+            return await super().wait(gen, *args, **kwargs)
+        except BaseException as error:
+            _note_interruption(self, error)
+            raise
+
     def _start_query(self) -> PQGen[None]:
         _note_use(self)
         return super()._start_query()
@@ -127,6 +146,14 @@ class AsyncAcquiredPooledConnection(AsyncPooledConnection):
     __aenter__ = AsyncAcquiredConnection.__aenter__
     __aexit__ = AsyncAcquiredConnection.__aexit__
 
+    async def wait(self, gen: PQGen[T], *args: Any, **kwargs: Any) -> T:
+        """Note an interruption: the session is then not lent again."""
+        try:
+            return await super().wait(gen, *args, **kwargs)
+        except BaseException as error:
+            _note_interruption(self, error)
+            raise
+
     def _start_query(self) -> PQGen[None]:
         _note_use(self)
         return super()._start_query()
@@ -135,6 +162,11 @@ class AsyncAcquiredPooledConnection(AsyncPooledConnection):
 def _note_use(connection: AsyncConnection[TupleRow]) -> None:
     if (lease := connection.__dict__.get("_lease")) is not None:
         lease.unnoted = True
+
+
+def _note_interruption(connection: AsyncConnection[TupleRow], error: BaseException) -> None:
+    if not isinstance(error, Exception | GeneratorExit) and (lease := connection.__dict__.get("_lease")) is not None:
+        lease.interruption = type(error)()  # one without a traceback, which would keep what the caller has
 
 
 async def lend(checkout: AsyncCheckout, ambient: Ambient, note: NoteWritten) -> AsyncConnection[TupleRow]:

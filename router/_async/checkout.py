@@ -311,7 +311,9 @@ class AsyncTrackedCheckout(AsyncCheckout):
         self._connection = None
         return self
 
-    async def release(self, connection: AsyncConnection[TupleRow], error: Exception | None, note: Note | None) -> None:
+    async def release(
+        self, connection: AsyncConnection[TupleRow], error: BaseException | None, note: Note | None
+    ) -> None:
         """End the transaction and give back a connection that went its own way.
 
         Args:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import psycopg
 from psycopg import Connection
@@ -12,6 +12,7 @@ from psycopg.pq import TransactionStatus
 
 from router._sync.checkout import LookupCheckout, TrackedCheckout, read_position, tell
 from router._sync.pool.connection import NodeConnection, PooledConnection
+from router._sync.pool.scripts import in_pipeline
 from router.sessions import current_session
 
 if TYPE_CHECKING:
@@ -29,11 +30,13 @@ if TYPE_CHECKING:
 
     NoteWritten: TypeAlias = Callable[[Session, str, Node, tuple[int, int] | None], None]
 
+T = TypeVar("T")
+
 
 class Lease:
     """What a connection that was acquired has to do with the router: how it is given back, and what it has to note."""
 
-    __slots__ = ("_ambient", "_checkout", "_note", "unnoted")
+    __slots__ = ("_ambient", "_checkout", "_note", "interruption", "unnoted")
 
     def __init__(self, checkout: TrackedCheckout, ambient: Ambient, note: NoteWritten) -> None:
         """Begin with a connection that was borrowed just now.
@@ -44,6 +47,8 @@ class Lease:
             note: Told of what was written in a session: that, the version, the node and where its WAL ends.
         """
         self.unnoted = True  # whether anything may have been written that no session has noted
+        # What interrupted a query, a cancellation say: its answer may still come when the connection is closed.
+        self.interruption: BaseException | None = None
         self._checkout = checkout
         self._ambient = ambient
         self._note = note
@@ -58,6 +63,9 @@ class Lease:
         try:
             if session is None:
                 Connection.commit(connection)
+            elif in_pipeline(connection):  # nothing can be asked before it ends
+                Connection.commit(connection)
+                self._note(session, checkout.version, checkout.pool.node, None)
             else:
                 position = read_position(connection)
                 self._note(session, checkout.version, checkout.pool.node, position)
@@ -72,11 +80,14 @@ class Lease:
         Args:
             connection: The connection.
         """
-        checkout, session, error = self._checkout, self._session(), None
-        if connection.pgconn.transaction_status != TransactionStatus.IDLE:
+        checkout, error, note = self._checkout, self.interruption, None
+        if error is None and connection.pgconn.transaction_status != TransactionStatus.IDLE:
             error = psycopg.OperationalError("it was closed without a commit")
-        note = None if session is None or not self.unnoted else partial(self._note, session, checkout.version)
-        checkout.release(connection, error, note)
+        try:
+            if self.unnoted and (session := self._session()) is not None:
+                note = partial(self._note, session, checkout.version)
+        finally:  # also where the session in force cannot be told
+            checkout.release(connection, error, note)
 
     def _session(self) -> Session | None:
         return None if self._checkout.pool.read_only else current_session(self._ambient)
@@ -113,6 +124,14 @@ class AcquiredConnection(NodeConnection):
         finally:
             self.close()
 
+    def wait(self, gen: PQGen[T], *args: Any, **kwargs: Any) -> T:
+        """Note an interruption: the session is then not lent again."""
+        try:
+            return super().wait(gen, *args, **kwargs)
+        except BaseException as error:
+            _note_interruption(self, error)
+            raise
+
     def _start_query(self) -> PQGen[None]:
         _note_use(self)
         return super()._start_query()
@@ -128,6 +147,14 @@ class AcquiredPooledConnection(PooledConnection):
     __enter__ = AcquiredConnection.__enter__
     __exit__ = AcquiredConnection.__exit__
 
+    def wait(self, gen: PQGen[T], *args: Any, **kwargs: Any) -> T:
+        """Note an interruption: the session is then not lent again."""
+        try:
+            return super().wait(gen, *args, **kwargs)
+        except BaseException as error:
+            _note_interruption(self, error)
+            raise
+
     def _start_query(self) -> PQGen[None]:
         _note_use(self)
         return super()._start_query()
@@ -136,6 +163,11 @@ class AcquiredPooledConnection(PooledConnection):
 def _note_use(connection: Connection[TupleRow]) -> None:
     if (lease := connection.__dict__.get("_lease")) is not None:
         lease.unnoted = True
+
+
+def _note_interruption(connection: Connection[TupleRow], error: BaseException) -> None:
+    if not isinstance(error, Exception | GeneratorExit) and (lease := connection.__dict__.get("_lease")) is not None:
+        lease.interruption = type(error)()  # one without a traceback, which would keep what the caller has
 
 
 def lend(checkout: Checkout, ambient: Ambient, note: NoteWritten) -> Connection[TupleRow]:

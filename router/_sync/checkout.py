@@ -310,7 +310,7 @@ class TrackedCheckout(Checkout):
         self._connection = None
         return self
 
-    def release(self, connection: Connection[TupleRow], error: Exception | None, note: Note | None) -> None:
+    def release(self, connection: Connection[TupleRow], error: BaseException | None, note: Note | None) -> None:
         """End the transaction and give back a connection that went its own way.
 
         Args:

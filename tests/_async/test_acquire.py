@@ -13,7 +13,7 @@ from router._runtime.sockets import cut
 from tests.support import new_name, run, settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
 
     from router.testing import PostgresCluster
     from tests.conftest import Postgres
@@ -193,3 +193,37 @@ async def test_a_tenant_that_the_directory_knows_may_be_asked_for(postgres: Post
             await router.acquire(tenant="globex")
         with pytest.raises(UnknownVersion):
             await router.acquire(version="v9")
+
+
+async def test_a_pipeline_goes_on_after_a_commit_and_what_that_wrote_is_seen(cluster: PostgresCluster) -> None:
+    name = new_name()
+    run(cluster.dsn(), f"CREATE TABLE {name} (i int)")
+    async with AsyncRouter(settings(**cluster.version_settings())) as router:
+        with router.session():
+            async with await router.acquire() as connection, connection.pipeline():
+                for number in range(3):
+                    await connection.execute(f"INSERT INTO {name} VALUES ({number})")
+                    await connection.commit()
+            async with router.connection(read_only=True) as reader:
+                cursor = await reader.execute(f"SELECT count(*) FROM {name}")
+                assert await cursor.fetchall() == [(3,)]
+
+
+async def test_it_is_given_back_even_where_no_session_can_be_told(postgres: Postgres) -> None:
+    async with AsyncRouter(settings(primary=postgres.primary, pool=ONE)) as router:
+
+        async def suspended() -> AsyncIterator[None]:
+            with router.session():
+                yield
+
+        connection = await router.acquire()
+        await connection.execute("SELECT 1")
+        generator = suspended()
+        await anext(generator)
+        with pytest.raises(RuntimeError, match="suspended"):
+            await connection.close()
+        async for _ in generator:
+            pass
+        assert connection.closed
+        async with await router.acquire() as connection:
+            await connection.execute("SELECT 1")

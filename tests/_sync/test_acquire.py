@@ -194,3 +194,37 @@ def test_a_tenant_that_the_directory_knows_may_be_asked_for(postgres: Postgres) 
             router.acquire(tenant="globex")
         with pytest.raises(UnknownVersion):
             router.acquire(version="v9")
+
+
+def test_a_pipeline_goes_on_after_a_commit_and_what_that_wrote_is_seen(cluster: PostgresCluster) -> None:
+    name = new_name()
+    run(cluster.dsn(), f"CREATE TABLE {name} (i int)")
+    with Router(settings(**cluster.version_settings())) as router:
+        with router.session():
+            with router.acquire() as connection, connection.pipeline():
+                for number in range(3):
+                    connection.execute(f"INSERT INTO {name} VALUES ({number})")
+                    connection.commit()
+            with router.connection(read_only=True) as reader:
+                cursor = reader.execute(f"SELECT count(*) FROM {name}")
+                assert cursor.fetchall() == [(3,)]
+
+
+def test_it_is_given_back_even_where_no_session_can_be_told(postgres: Postgres) -> None:
+    with Router(settings(primary=postgres.primary, pool=ONE)) as router:
+
+        def suspended() -> Iterator[None]:
+            with router.session():
+                yield
+
+        connection = router.acquire()
+        connection.execute("SELECT 1")
+        generator = suspended()
+        next(generator)
+        with pytest.raises(RuntimeError, match="suspended"):
+            connection.close()
+        for _ in generator:
+            pass
+        assert connection.closed
+        with router.acquire() as connection:
+            connection.execute("SELECT 1")
