@@ -28,14 +28,14 @@ RUNTIME = [
     "_runtime.flags", "_runtime.calls", "_runtime.workers", "_runtime.limited", "_runtime.names", "_runtime.sockets",
     "_runtime.login", "_runtime.forks",
 ]  # fmt: skip
-BELOW_THE_SHELL = [*CORE, "_first_use", *SETTINGS, "context", "sessions", "ambient", *RUNTIME, "_observers"]
+BELOW_THE_SHELL = [*CORE, "_first_use", *SETTINGS, "context", "sessions", "ambient", "blocks", *RUNTIME, "_observers"]
 # The modules of `_async`, and the same ones of `_sync`; neither shell imports from the other.
 SHELL = [
     "closing", "eviction", "slot", "slots", "waiter", "line", "admission", "server_in_use", "cluster", "clusters",
     "pool.scripts", "pool.connection", "pool.login", "pool.server_queries", "pool.opener", "pool.session_state",
     "pool.node_pool", "pool.shared_pool", "pool.registry", "silence", "watcher", "monitor", "unavailable", "verify",
     "choice", "acquire", "checkout", "acquired", "lanes", "lane_table", "routes", "directory_table", "directory_source",
-    "directory", "in_force", "statements", "each", "snapshot", "router",
+    "directory", "in_force", "checkouts", "statements", "each", "operations", "snapshot", "router",
 ]  # fmt: skip
 ABOVE_THE_SHELL = ["events", "_process", "_default", "_loops", "aio", "__init__", "testing", "cli"]
 # The packages whose modules are listed; one that stands beside them itself, such as `settings`, offers what they have.

@@ -24,6 +24,8 @@ RENAMES = {
     "_async": "_sync",
     # router
     "AsyncCheckout": "Checkout",
+    "AsyncCheckouts": "Checkouts",
+    "AsyncOperations": "Operations",
     "AsyncDirectory": "Directory",
     "AsyncBorrows": "Borrows",
     "AsyncHomes": "Homes",
