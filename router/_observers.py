@@ -26,7 +26,7 @@ class Observers:
         """
         self._observers = tuple(observers)
 
-    def hear_of(self, kind: type[Event]) -> bool:
+    def listens_to(self, kind: type[Event]) -> bool:
         """Tell whether anybody is told of events of a kind: else they need not be made.
 
         Args:
@@ -37,7 +37,7 @@ class Observers:
         """
         return bool(self._observers) or logger.isEnabledFor(kind.level)
 
-    def tell(self, events: Iterable[Event]) -> None:
+    def emit(self, events: Iterable[Event]) -> None:
         """Log events, and tell the observers.
 
         Args:

@@ -109,10 +109,10 @@ class AsyncCluster:
         for pool_set in list(self.pool_sets):
             pool_set.invalidate()
 
-    def tell(self) -> None:
-        """Have requests that choose for themselves hear that something was learnt of its servers. Under the guard."""
+    def choose_again(self) -> None:
+        """Have requests with needs of their own choose again: something was learnt of its servers. Under the guard."""
         for pool_set in list(self.pool_sets):
-            pool_set.line.tell()
+            pool_set.line.choose_again()
 
     def judge(self, pool: AsyncNodePool) -> None:
         """Tell a pool whether its connections may be used now, and who serves its reads.

@@ -171,7 +171,7 @@ class AsyncClusters:
             if not cluster.pools:
                 self._visited.pop(cluster, None)
             self._settle(cluster)
-        self.observers.tell([PoolClosed(pool.cluster.name, pool.node, pool.read_only, pool.tenant)])
+        self.observers.emit([PoolClosed(pool.cluster.name, pool.node, pool.read_only, pool.tenant)])
 
     def _settle(self, cluster: AsyncCluster) -> None:
         """Have a cluster in use or not, as it should be. Under the guard."""
@@ -236,7 +236,7 @@ class AsyncClusters:
                         pool.behind = False
                         if cut_off:
                             events.append(cut_off)
-        self.observers.tell(events)
+        self.observers.emit(events)
 
     def _learn(
         self, seen: Observation, events: list[Event], now: float
@@ -265,7 +265,7 @@ class AsyncClusters:
                     cluster.view = view
                 raise
             for cluster in clusters:
-                cluster.tell()
+                cluster.choose_again()
         return clusters, changed
 
     # What connections show
@@ -338,4 +338,4 @@ class AsyncClusters:
         for pool, states in by_pool.items():
             with Isolated("the pool to %s could not part with what hears nothing", pool.node):
                 await pool.drop_silent(states, FORGOTTEN)
-        self.observers.tell(ConnectionsCut(pool.node, len(states), FORGOTTEN) for pool, states in by_pool.items())
+        self.observers.emit(ConnectionsCut(pool.node, len(states), FORGOTTEN) for pool, states in by_pool.items())

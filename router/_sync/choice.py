@@ -187,8 +187,8 @@ def _served(in_force: InForce, target: Target, request: Request, node: Node) -> 
     if otherwise.nodes[:1] == (node,):
         return
     in_force.pools.count("for_token", target.cluster.name, read_only=True)
-    if in_force.observers.hear_of(ReadOnPrimary):
-        in_force.observers.tell([ReadOnPrimary(target.cluster.name, target.tenant, node)])
+    if in_force.observers.listens_to(ReadOnPrimary):
+        in_force.observers.emit([ReadOnPrimary(target.cluster.name, target.tenant, node)])
 
 
 def _next(in_force: InForce, route: Route, since: float) -> Node | None:

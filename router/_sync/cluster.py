@@ -110,10 +110,10 @@ class SyncCluster:
         for pool_set in list(self.pool_sets):
             pool_set.invalidate()
 
-    def tell(self) -> None:
-        """Have requests that choose for themselves hear that something was learnt of its servers. Under the guard."""
+    def choose_again(self) -> None:
+        """Have requests with needs of their own choose again: something was learnt of its servers. Under the guard."""
         for pool_set in list(self.pool_sets):
-            pool_set.line.tell()
+            pool_set.line.choose_again()
 
     def judge(self, pool: NodePool) -> None:
         """Tell a pool whether its connections may be used now, and who serves its reads.

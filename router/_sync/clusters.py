@@ -172,7 +172,7 @@ class Clusters:
             if not cluster.pools:
                 self._visited.pop(cluster, None)
             self._settle(cluster)
-        self.observers.tell([PoolClosed(pool.cluster.name, pool.node, pool.read_only, pool.tenant)])
+        self.observers.emit([PoolClosed(pool.cluster.name, pool.node, pool.read_only, pool.tenant)])
 
     def _settle(self, cluster: SyncCluster) -> None:
         """Have a cluster in use or not, as it should be. Under the guard."""
@@ -237,7 +237,7 @@ class Clusters:
                         pool.behind = False
                         if cut_off:
                             events.append(cut_off)
-        self.observers.tell(events)
+        self.observers.emit(events)
 
     def _learn(
         self, seen: Observation, events: list[Event], now: float
@@ -266,7 +266,7 @@ class Clusters:
                     cluster.view = view
                 raise
             for cluster in clusters:
-                cluster.tell()
+                cluster.choose_again()
         return clusters, changed
 
     # What connections show
@@ -339,4 +339,4 @@ class Clusters:
         for pool, states in by_pool.items():
             with Isolated("the pool to %s could not part with what hears nothing", pool.node):
                 pool.drop_silent(states, FORGOTTEN)
-        self.observers.tell(ConnectionsCut(pool.node, len(states), FORGOTTEN) for pool, states in by_pool.items())
+        self.observers.emit(ConnectionsCut(pool.node, len(states), FORGOTTEN) for pool, states in by_pool.items())

@@ -260,7 +260,7 @@ class Line:
             waiter.wake()
         return waiter is not None
 
-    def tell(self) -> None:
+    def choose_again(self) -> None:
         """Have those with needs of their own choose again, one after the other, since something was learnt."""
         with self._guard:
             self.news += 1

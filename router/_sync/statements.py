@@ -98,10 +98,10 @@ class Statements:
         """Count what is run again, and tell of it: where it failed, whose it is, and how."""
         observers = self._in_force.observers
         self._in_force.pools.count("repeated", pool.cluster.name, read_only=pool.read_only)
-        if observers.hear_of(Repeated):
+        if observers.listens_to(Repeated):
             # Not its text, which may hold data.
             reason = type(error).__name__ + (f" ({error.sqlstate})" if error.sqlstate else "")
-            observers.tell([Repeated(pool.cluster.name, tenant, pool.read_only, pool.node, reason)])
+            observers.emit([Repeated(pool.cluster.name, tenant, pool.read_only, pool.node, reason)])
 
     def execute(
         self,

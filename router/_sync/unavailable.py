@@ -153,9 +153,9 @@ def tell_failed(lane: Lane, error: Unavailable) -> None:
     in_force, target, read_only, name = lane.in_force, lane.target, lane.read_only, type(error).__name__
     what = "exhausted" if isinstance(error, PoolExhausted) else "unavailable"
     in_force.pools.count(what, target.cluster.name, read_only=read_only)
-    if in_force.observers.hear_of(RequestFailed):
+    if in_force.observers.listens_to(RequestFailed):
         reason = str(error).replace("\n  -", ";")
-        in_force.observers.tell([RequestFailed(target.cluster.name, target.tenant, read_only, name, reason)])
+        in_force.observers.emit([RequestFailed(target.cluster.name, target.tenant, read_only, name, reason)])
 
 
 def asked_for(target: Target) -> dict[str, Any]:

@@ -251,7 +251,7 @@ async def test_no_event_is_made_of_a_request_when_nobody_listens(
     cluster: PostgresCluster, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with AsyncRouter(settings(primary=cluster.dsn())) as router:
-        heard = router._in_force.observers.hear_of
+        heard = router._in_force.observers.listens_to
         caplog.set_level(logging.INFO, "router")
         assert not any(heard(kind) for kind in (RequestFailed, Repeated, ReadOnPrimary))
         caplog.set_level(logging.DEBUG, "router")

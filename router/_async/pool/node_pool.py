@@ -549,7 +549,7 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
             self._put_off(*TRY_AGAIN)
             if self._waiting and self.line is not None:  # what it was for may have to go elsewhere
                 self.line.owner.invalidate()
-                self.line.tell()
+                self.line.choose_again()
             raise
         finally:
             self._slot_request = None

@@ -184,7 +184,7 @@ class AsyncPools:
             self._open = {**self._open, key: {**self._open.get(key, {}), node: pool}}
             self._counts.append((ref(pool), self._use(pool.cluster.name, read_only=read_only), pool.counts))
             self._clusters.add(pool)
-        self._clusters.observers.tell([PoolOpened(pool.cluster.name, node, read_only, pool.tenant)])
+        self._clusters.observers.emit([PoolOpened(pool.cluster.name, node, read_only, pool.tenant)])
         if self.waiting and self._number < self._most:
             self.note_unused()
         return pool
