@@ -14,7 +14,7 @@ from router import AsyncRouter
 from router._async.pool.session_state import SessionState, session_of
 from router._async.slot import AsyncSlot, AsyncSlotRequest
 from router._runtime.sockets import cut
-from tests.support import aeventually, new_name, run, settings
+from tests.support import aall_of, aeventually, aoutside, new_name, run, settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,6 +70,34 @@ async def test_what_a_block_hangs_on_its_connection_does_not_lose_it(postgres: P
                 await connection.execute(f"INSERT INTO {table} VALUES (1)")
         await aeventually(lambda: is_whole(router))
     assert run(postgres.primary, f"SELECT count(*) FROM {table}") == [(3,)]
+
+
+async def test_a_session_that_has_ended_since_it_answered_is_not_handed_to_the_next_in_line(postgres: Postgres) -> None:
+    async with AsyncRouter(settings(primary=postgres.primary, pool=ONE)) as router:
+
+        async def reading() -> PoolStats | None:
+            return router.stats().versions[0].nodes[0].read
+
+        async def is_lent() -> bool:
+            return (pool := await reading()) is not None and pool.in_use == 1
+
+        async def one_waits() -> bool:
+            return (pool := await reading()) is not None and pool.waiting == 1
+
+        async def first() -> None:
+            async with router.connection(read_only=True) as connection:
+                await connection.execute("SELECT 1")
+                await aeventually(one_waits)
+                ended = f"SELECT pg_terminate_backend({connection.info.backend_pid}, 5000)"
+                assert await aoutside(run, postgres.primary, ended) == [(True,)]
+
+        async def second() -> int:
+            await aeventually(is_lent)
+            async with router.connection(read_only=True) as connection:
+                await connection.execute("SELECT 1")
+                return connection.info.backend_pid
+
+        await aall_of(first, second)
 
 
 @pytest.mark.parametrize("step", ["pass_on", "suspect", "expiry", "preempt", "evict_again", "close_for"])

@@ -311,7 +311,7 @@ def names(cluster: PostgresCluster) -> list[str]:
 
 @pytest.fixture
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(node_pool, "LETTING_GO", 0.05)
+    monkeypatch.setattr(node_pool, "USE_GRACE", 0.05)
 
 
 def pool_of_one(cluster: PostgresCluster, **options: Any) -> RouterSettings:

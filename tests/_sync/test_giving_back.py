@@ -15,7 +15,7 @@ from router import Router
 from router._runtime.sockets import cut
 from router._sync.pool.session_state import SessionState, session_of
 from router._sync.slot import Slot, SlotRequest
-from tests.support import eventually, new_name, run, settings
+from tests.support import all_of, eventually, new_name, outside, run, settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -71,6 +71,34 @@ def test_what_a_block_hangs_on_its_connection_does_not_lose_it(postgres: Postgre
                 connection.execute(f"INSERT INTO {table} VALUES (1)")
         eventually(lambda: is_whole(router))
     assert run(postgres.primary, f"SELECT count(*) FROM {table}") == [(3,)]
+
+
+def test_a_session_that_has_ended_since_it_answered_is_not_handed_to_the_next_in_line(postgres: Postgres) -> None:
+    with Router(settings(primary=postgres.primary, pool=ONE)) as router:
+
+        def reading() -> PoolStats | None:
+            return router.stats().versions[0].nodes[0].read
+
+        def is_lent() -> bool:
+            return (pool := reading()) is not None and pool.in_use == 1
+
+        def one_waits() -> bool:
+            return (pool := reading()) is not None and pool.waiting == 1
+
+        def first() -> None:
+            with router.connection(read_only=True) as connection:
+                connection.execute("SELECT 1")
+                eventually(one_waits)
+                ended = f"SELECT pg_terminate_backend({connection.info.backend_pid}, 5000)"
+                assert outside(run, postgres.primary, ended) == [(True,)]
+
+        def second() -> int:
+            eventually(is_lent)
+            with router.connection(read_only=True) as connection:
+                connection.execute("SELECT 1")
+                return connection.info.backend_pid
+
+        all_of(first, second)
 
 
 @pytest.mark.parametrize("step", ["pass_on", "suspect", "expiry", "preempt", "evict_again", "close_for"])

@@ -26,7 +26,7 @@ from psycopg_pool import AsyncConnectionPool, PoolClosed
 from psycopg_pool._acompat import ALock
 from psycopg_pool.pool_async import AddConnection, MaintenanceTask
 
-from router._async.pool.connection import end_session
+from router._async.pool.connection import FRESH, end_session
 from router._async.pool.login import ServerFull, Unable
 from router._async.pool.opener import LoginRefused
 from router._async.pool.session_state import SessionState, borrower, session_of, shows_resource_warnings
@@ -336,9 +336,10 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
                 break
             if (left := len(idle)) < self._nconns_min:
                 self._nconns_min = left  # what shrinking goes by; roughly will do
-            # Nobody asked anything: if there is something to read, it is most likely the end.
             session: SessionState = connection._router  # type: ignore[attr-defined]
-            if (session.has_input(0) or session.pgconn.transaction_status) and not await self._lives(session):
+            if (session.pgconn.transaction_status or monotonic() >= session.fresh_until) and not await self._lives(
+                session
+            ):
                 async with self._lock:  # guards _nconns
                     self._count_out(session)
                 continue
@@ -357,7 +358,8 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
     async def _lives(self, session: SessionState) -> bool:
         """Read what came to an idle session: a notification does no harm, its end means it is closed.
 
-        Nobody has its connection object, so that no other thread or task is at its socket.
+        Nobody asked anything: if there is something to read, it is most likely the end. Nobody has its connection
+        object, so that no other thread or task is at its socket.
         """
         pgconn = session.pgconn
         try:
@@ -373,6 +375,7 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
             logger.warning("a connection of the pool %r is closed: it was used while nobody had borrowed it", self.name)
             await end_session(session)
             return False
+        session.fresh_until = monotonic() + FRESH
         return True
 
     async def take_for(self, scope: Scope) -> AsyncConnection[TupleRow] | None:
@@ -931,7 +934,7 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
                 self.retryable.discard(session)
                 if (
                     now < following._expire_at
-                    and (not self._waiting or await self._lives(session))  # as whoever takes an idle one finds out
+                    and (not self._waiting or now < session.fresh_until or await self._lives(session))  # as take() does
                 ):
                     async with self._lock:  # guards _pool, _waiting, _closed
                         if not self.draining:

@@ -56,6 +56,7 @@ class SessionState:
         process: Which run of which server it leads to; empty while that is not known.
         began: When its server process began, in the server's words: empty if the server did not show the session as its
             own when it was asked, ``None`` if it has not been asked.
+        fresh_until: Until when it need not be polled before it is lent, as its server was heard a moment ago.
         idle_since: When it was last returned.
         scope: What its session is set to; ``None`` for what it was opened with.
         tenant: Of a pool that tenants share, who has it, or had it last.
@@ -74,8 +75,8 @@ class SessionState:
     __slots__ = (
         "__weakref__", "_handlers", "_hears", "_kind", "_prepared", "_prepares", "adapters", "altered",
         "application_name", "attributes", "began", "borrowed_at", "client_encoding", "cut_because", "dirty", "dropped",
-        "has_input", "idle_since", "in_hot_standby", "opened_at", "over", "pgconn", "pool", "pristine", "process",
-        "refuses_writes", "scope", "slot", "target", "tenant", "waiting",
+        "fresh_until", "has_input", "idle_since", "in_hot_standby", "opened_at", "over", "pgconn", "pool", "pristine",
+        "process", "refuses_writes", "scope", "slot", "target", "tenant", "waiting",
     )  # fmt: skip
 
     def __init__(self, connection: AsyncNodeConnection, pool: AsyncNodePool) -> None:
@@ -92,6 +93,7 @@ class SessionState:
         self.adapters, connection._adapters = connection.adapters, None
         self.dropped = self.over = self.waiting = self.dirty = False
         self.opened_at = self.idle_since = monotonic()
+        self.fresh_until = 0.0
         self.process = self.tenant = self.cut_because = ""
         self.began: bytes | None = None
         self.scope: Scope | None = None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from math import inf
+from time import monotonic
 from typing import TYPE_CHECKING, Any, LiteralString, NoReturn, Self, TypeVar
 
 import psycopg
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+
+FRESH = 0.001
+"""Seconds after a server's answer in which a session is lent without being polled: a poll is a system call, and has a
+thread release the interpreter to all others."""
 
 UNREAD = ("25P03", "57P05")
 """SQLSTATEs of sessions that were ended because they were idle: what was sent to them afterwards was never read."""
@@ -236,15 +241,16 @@ class NodeConnection(Connection[TupleRow]):
         if (session := self._router) is not None:
             session.waiting = True
         try:
-            return Connection.wait(self, gen, *args, **kwargs)
+            answer = Connection.wait(self, gen, *args, **kwargs)
+            if session is not None and (self._sent or self._death) and self._pipeline is None:
+                session.fresh_until = monotonic() + FRESH
+            return answer  # noqa: TRY300
         except psycopg.Error as error:
             if is_stale(error):
                 self._forget(error)
             if session is not None and is_spoilt(error):
                 session.dirty = True
-            if before == LOST or not self._is_ended_by(error):
-                raise
-            if (unknown := self._outcome_unknown()) is None:
+            if before == LOST or not self._is_ended_by(error) or (unknown := self._outcome_unknown()) is None:
                 raise
             self.unknown = unknown
             raise unknown from error

@@ -30,7 +30,7 @@ from psycopg_pool.pool import AddConnection, MaintenanceTask
 from router._runtime.calls import Isolated, shielded
 from router._runtime.flags import free_lock, take_lock, try_lock
 from router._runtime.sockets import cut
-from router._sync.pool.connection import end_session
+from router._sync.pool.connection import FRESH, end_session
 from router._sync.pool.login import ServerFull, Unable
 from router._sync.pool.opener import LoginRefused
 from router._sync.pool.session_state import SessionState, borrower, session_of, shows_resource_warnings
@@ -337,9 +337,8 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
                 break
             if (left := len(idle)) < self._nconns_min:
                 self._nconns_min = left  # what shrinking goes by; roughly will do
-            # Nobody asked anything: if there is something to read, it is most likely the end.
             session: SessionState = connection._router  # type: ignore[attr-defined]
-            if (session.has_input(0) or session.pgconn.transaction_status) and not self._lives(session):
+            if (session.pgconn.transaction_status or monotonic() >= session.fresh_until) and not self._lives(session):
                 with self._lock:  # guards _nconns
                     self._count_out(session)
                 continue
@@ -358,7 +357,8 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
     def _lives(self, session: SessionState) -> bool:
         """Read what came to an idle session: a notification does no harm, its end means it is closed.
 
-        Nobody has its connection object, so that no other thread or task is at its socket.
+        Nobody asked anything: if there is something to read, it is most likely the end. Nobody has its connection
+        object, so that no other thread or task is at its socket.
         """
         pgconn = session.pgconn
         try:
@@ -374,6 +374,7 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
             logger.warning("a connection of the pool %r is closed: it was used while nobody had borrowed it", self.name)
             end_session(session)
             return False
+        session.fresh_until = monotonic() + FRESH
         return True
 
     def take_for(self, scope: Scope) -> Connection[TupleRow] | None:
@@ -930,7 +931,7 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
                 self.retryable.discard(session)
                 if (
                     now < following._expire_at
-                    and (not self._waiting or self._lives(session))  # as whoever takes an idle one finds out
+                    and (not self._waiting or now < session.fresh_until or self._lives(session))  # as take() does
                 ):
                     with self._lock:  # guards _pool, _waiting, _closed
                         if not self.draining:
