@@ -137,7 +137,7 @@ class Ambient:
             UnknownTenant: What was named is no tenant's key; or nothing was named, neither tenant nor version nor lock.
         """
         if tenant is None and version is None and not lock:  # else requests would be for whom the block around it names
-            raise UnknownTenant(None, "use() names neither a tenant nor a version: name one, or do without the block")
+            raise UnknownTenant(None, "use() names neither a tenant nor a version: name one, or leave the block out")
         if tenant is not None:
             if topology.tenancy is None:
                 raise UnknownTenant(tenant, "the settings have no tenants")

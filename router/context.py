@@ -194,8 +194,9 @@ def _in_force(owner: object = None) -> list[Entry]:
             break
         elif (generator := entry.generator) is not None and entry.block.owner is owner and entry.block.guard:
             raise RuntimeError(
-                f"{entry.block.guard} of {generator.f_code.co_filename}:{entry.line} is open, but does not hold for "
-                "this request: it is in a generator, and holds only while that runs. If requests are to be inside "
+                f"{entry.block.guard} of {generator.f_code.co_filename}:{entry.line} is open, but is not in force for "
+                "this request: it is in a generator, and is in force only while that runs. If requests "
+                "are to be inside "
                 "while it is suspended, call its enter() and exit() instead of `with`; else close the generator first"
             )
         entry = entry.outer
@@ -268,7 +269,7 @@ class Use(Block):
     def _check(self) -> None:
         tenant, _ = named(self.owner, self.tenant, None)
         if self.lock and tenant is None:
-            raise UnknownTenant(None, "use(lock=True) names no tenant, and no block around it does")
+            raise UnknownTenant(None, "use(lock=True) names no tenant, and neither does a block around it: name one")
 
     def __repr__(self) -> str:
         """Show what it names."""
@@ -292,7 +293,7 @@ def named(owner: object, tenant: str | None, version: str | None) -> tuple[str |
     """
     tenant, version, locked = _found(owner, tenant, version)
     if locked is not None and tenant != locked:
-        raise TenantLocked(f"tenant {tenant!r} was named inside of use(tenant={locked!r}, lock=True)")
+        raise TenantLocked(f"tenant {tenant!r} was named inside use(tenant={locked!r}, lock=True)")
     return tenant, version
 
 

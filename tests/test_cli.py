@@ -142,7 +142,7 @@ def test_an_error_is_json_where_json_is_asked_for(cli: Cli, versions: Callable[.
     config = tmp_path / "router.toml"
     config.write_text(f'nonsense = 1\nversions.v1 = "postgresql://app:{CANARY}@h:port/app"\n', encoding="utf-8")
     without = (
-        "if this file belongs to another program, do without it: "
+        "if this file belongs to another program, leave it out: "
         "ROUTER_CONFIG names another file, RouterSettings(_config_file=None) reads none"
     )
     for arguments in (("check",), ("status",), ("status", "--watch"), ("explain",), ("tenants",)):
@@ -151,7 +151,7 @@ def test_an_error_is_json_where_json_is_asked_for(cli: Cli, versions: Callable[.
         assert result.json().pop("ok") is False
         assert sorted(result.json()["problems"]) == [
             f"router.toml: nonsense: unknown key; {without}",
-            "router.toml: versions.v1.nodes[0].dsn: has a port that is no number from 1 to 65535",
+            "router.toml: versions.v1.nodes[0].dsn: has a port that is not a number from 1 to 65535",
         ]
     config.unlink()
     versions(v1=REFUSED)

@@ -132,7 +132,7 @@ def test_a_promotion_and_a_demotion_are_told_once() -> None:
     ]
 
 
-FENCE = "fenced: it is a primary on timeline 1, and b:5432 is on the later 2"
+FENCE = "fenced: it is a primary on timeline 1, and b:5432 is on the later timeline 2"
 
 
 def test_a_primary_that_is_fenced_is_told_once_for_each_version() -> None:

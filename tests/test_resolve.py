@@ -234,7 +234,7 @@ def test_without_a_tenant_a_version_must_be_named() -> None:
         resolve(tenants(Home(schema=("{tenant}",))), None)
     assert (caught.value.tenant, str(caught.value)) == (
         None,
-        "no tenant was named, nor is use() in force here: name one, or the version to do without",
+        "no tenant was named, and no use() is in force here: name a tenant, or name the version to work without one",
     )
     assert resolve(tenants(), "live") == Target("live", V1)
 

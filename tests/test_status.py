@@ -290,7 +290,7 @@ def test_killed_servers_and_a_split_brain(
         (None, "down"),
     ]
     assert [node["problems"] for node in result.nodes] == [
-        [f"is fenced: it is a primary on timeline 1, and 127.0.0.1:{new.port} is on the later 2"],
+        [f"is fenced: it is a primary on timeline 1, and 127.0.0.1:{new.port} is on the later timeline 2"],
         [],
         ["is down: Connection refused"],
     ]

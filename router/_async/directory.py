@@ -172,7 +172,7 @@ class AsyncDirectory:
                     question.waiting -= 1
                     if not question.waiting and self._urgent.get(tenant) is question:
                         del self._urgent[tenant], self._questions[tenant]
-            late = f"the directory has not said so within {patience:.3g} s{self._short}"
+            late = f"the directory did not answer within {patience:.3g} s{self._short}"
             reason = question.reason if answered else late
             with self._guard:
                 if question.unknown:
@@ -208,7 +208,7 @@ class AsyncDirectory:
         """
         with self._guard:
             due = self._answers.tick(now)
-            with Isolated("could not ask for tenants"):
+            with Isolated("could not look up tenants"):
                 if not self._closed:
                     if unconfirmed := self._answers.unconfirmed:
                         self._ask(choice(unconfirmed), self._other)  # to see whether that works again
@@ -269,10 +269,12 @@ class AsyncDirectory:
         if (self._urgent or self._other) and self._at_rest and acan_spawn():
             number = self._at_rest.pop()
             try:
-                self._workers[number] = aspawn(self._work, f"router asks for tenants {number}", number)
+                self._workers[number] = aspawn(self._work, f"router looks up tenants {number}", number)
                 self._short = ""
             except RuntimeError as error:  # no thread can be started now; those that run go on
-                self._short = f", and nobody could be sent to ask: {error}" if len(self._at_rest) == ASKING - 1 else ""
+                self._short = (
+                    f", and no worker could be started to ask it: {error}" if len(self._at_rest) == ASKING - 1 else ""
+                )
                 self._at_rest.add(number)
 
     def _next(self) -> _Question | None:
@@ -286,14 +288,14 @@ class AsyncDirectory:
     # Asking: the workers
 
     async def _work(self, number: int) -> None:
-        with Isolated("could not go on asking for tenants"):
+        with Isolated("could not continue to look up tenants"):
             try:
                 while True:
                     with self._guard:
                         if (question := self._next()) is None:
                             self._at_rest.add(number)
                             return
-                    with Isolated("could not ask for tenant %r", question.tenant):
+                    with Isolated("could not look up tenant %r", question.tenant):
                         try:
                             await self._answer(question)
                         except BaseException as error:
@@ -343,7 +345,7 @@ class AsyncDirectory:
         if question.moved:
             self._homes.forget(tenant)
             if reason:
-                logger.warning("tenant %r is served no longer: %s", tenant, reason)
+                logger.warning("tenant %r is no longer served: %s", tenant, reason)
         question.unknown = home is None and not reason
         question.reason = reason
         question.answered.set()

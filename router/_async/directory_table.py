@@ -114,7 +114,7 @@ class AsyncSqlSource:
         """
         with self._guard:
             if self._listener is None and not self._closed.is_set():
-                self._listener = aspawn(self._listen, "router hears of tenants")
+                self._listener = aspawn(self._listen, "router listens for tenants")
         for row in await self._fetch(sql.tenant_of(self.table), [tenant]):
             if str(row["tenant"]) == tenant:  # a collation or a type may find the row of another spelling
                 return {key: row[key] for key in self._keys & row.keys() if row[key] is not None}
@@ -203,9 +203,11 @@ class AsyncSqlSource:
                 return
             except psycopg.Error as error:
                 if self._pause == RETRY[0] and not self._closed.is_set():
-                    logger.warning("cannot hear of changes to tenants, and tries again: %s", self._why_deaf(error))
+                    logger.warning(
+                        "cannot listen for changes to tenants, and will try again: %s", self._why_deaf(error)
+                    )
             except Exception:
-                logger.exception("cannot hear of changes to tenants, and tries again")
+                logger.exception("cannot listen for changes to tenants, and will try again")
             else:
                 return
             self._pause = min(2.0 * self._pause, RETRY[1])
@@ -214,13 +216,15 @@ class AsyncSqlSource:
     async def _hear(self, pool: AsyncNodePool, connection: AsyncConnection[TupleRow]) -> None:
         """Hear of changes until the connection is lost."""
         if pool.node.pooler == "transaction":
-            logger.warning("%s is a transaction pooler: changes to tenants are seen when directory.ttl ends", pool.node)
+            logger.warning(
+                "%s is a transaction pooler: changes to tenants take effect when directory.ttl has passed", pool.node
+            )
             return
         [(pid, _)] = await send(connection, sql.session(()).encode())
         if is_undeclared(connection, pool.node, pid):
             logger.warning(
-                "%s is a pooler that the settings do not declare: if it is one for transactions, changes to tenants "
-                "are seen when directory.ttl ends",
+                "%s is a pooler that the settings do not declare: if it pools transactions, changes to tenants "
+                "take effect when directory.ttl has passed",
                 pool.node,
             )
         session_of(connection).dirty = True

@@ -87,6 +87,6 @@ class AsyncMonitor:
         for watcher in watchers:
             watcher.stop()
         for watcher in watchers:
-            with Isolated("could not stop looking at %s", watcher.budget_key.server):
+            with Isolated("could not stop the watcher of %s", watcher.budget_key.server):
                 await ajoin(watcher.worker, max(deadline - monotonic(), 0.0))
                 await watcher.wait_unused()

@@ -101,7 +101,9 @@ class AsyncRoutes:
             past = position.lsn == UNSURE or position.timeline < known.timeline
             if self._in_force.topology.tokens.foreign == "refuse":
                 if foreign:
-                    raise TokenRefused(f"the token was made for another cluster than version {target.version!r} is now")
+                    raise TokenRefused(
+                        f"the token was made for another cluster than the one that version {target.version!r} has now"
+                    )
                 if position.timeline < known.timeline:
                     raise TokenRefused(
                         f"the token is from before a failover: it is of timeline {position.timeline}, "

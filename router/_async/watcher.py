@@ -89,15 +89,15 @@ class AsyncWatcher:
         while self.is_needed:
             self.there.probe_now.clear()  # what comes from now on is newer than this probe may be
             begun, pause = monotonic(), self._clusters.policy.interval
-            with Isolated("could not look at %s", self._server):
+            with Isolated("could not probe %s", self._server):
                 await self._probe()
-            with Isolated("could not do what follows from a look at %s", self._server):
+            with Isolated("could not act on the probe's result of %s", self._server):
                 await self._clusters.end_quarantine(self.there, begun)
-            with Isolated("could not find out which connections to %s hear nothing", self._server):
+            with Isolated("could not find silent connections to %s", self._server):
                 await self._find_silent()
-            with Isolated("could not try the refused logins at %s again", self._server):
+            with Isolated("could not try the refused logins on %s again", self._server):
                 await self._try_logins()
-            with Isolated("could not tell when to look at %s again", self._server):
+            with Isolated("could not schedule the next probe of %s", self._server):
                 pause = self._clusters.pause(self.there)
             if self.is_needed and await self.there.probe_now.wait_for(pause * (0.9 + 0.2 * random())):
                 await asleep(PAUSE)
@@ -124,7 +124,7 @@ class AsyncWatcher:
             raise
         trouble = seen.reason if isinstance(seen, NotProbed) else ""
         if trouble and trouble != self._trouble:
-            logger.warning("could not look at %s: %s", self._server, trouble)
+            logger.warning("could not probe %s: %s", self._server, trouble)
         self._trouble = trouble
         if seen is not None and not self.closed:  # else it may have been cut for that
             await self._clusters.report(seen)
@@ -140,7 +140,7 @@ class AsyncWatcher:
                 cut(connection)
             if self._asks:
                 return AttemptFailed(node, f"no answer within {timeout:g} s", answered=False)
-            return NotProbed(node, f"this process has not come to ask it within {timeout:g} s")
+            return NotProbed(node, f"this process did not get to ask it within {timeout:g} s")
         except psycopg.errors.ConnectionTimeout:
             self.there.probe_now.set()  # which comes first only where this process did not run
             return None
@@ -217,7 +217,7 @@ class AsyncWatcher:
         except TimeoutError:
             cut(connection)
         except psycopg.Error as error:
-            logger.debug("could not ask %s for sessions: %s", self._server, type(error).__name__)
+            logger.debug("could not read the sessions of %s: %s", self._server, type(error).__name__)
         else:
             await self._hold(node, connection)
 

@@ -209,7 +209,7 @@ class Clusters:
         Args:
             seen: The observation.
         """
-        with Isolated("could not take note of what was seen of %s", seen.node):
+        with Isolated("could not record what was observed of %s", seen.node):
             if self._is_news(seen):
                 self._report(seen)
 
@@ -232,7 +232,7 @@ class Clusters:
             for pool in cluster.pools:
                 pool.behind |= cluster in changed or isinstance(seen, AttemptFailed)
                 if pool.behind:
-                    with Isolated("the pool to %s could not follow what is known of it", pool.node):
+                    with Isolated("the pool to %s could not be told of a change of its server", pool.node):
                         cut_off = cluster.follow(pool, now)
                         pool.behind = False
                         if cut_off:
@@ -312,7 +312,7 @@ class Clusters:
             there.quarantined = bool(pools)
         for pool in pools:
             if pool.quarantined_at < begun:
-                with Isolated("could not lend the idle connections to %s again", pool.node):
+                with Isolated("could not release the idle connections to %s from quarantine", pool.node):
                     pool.end_quarantine()
 
     def pause(self, there: ServerInUse) -> float:
@@ -337,6 +337,6 @@ class Clusters:
         for one in silent:
             by_pool.setdefault(one.pool, []).append(one.original)
         for pool, states in by_pool.items():
-            with Isolated("the pool to %s could not part with what hears nothing", pool.node):
+            with Isolated("the silent connections of the pool to %s could not be closed", pool.node):
                 pool.drop_silent(states, FORGOTTEN)
         self.observers.emit(ConnectionsCut(pool.node, len(states), FORGOTTEN) for pool, states in by_pool.items())

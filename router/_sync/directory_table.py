@@ -115,7 +115,7 @@ class SqlSource:
         """
         with self._guard:
             if self._listener is None and not self._closed.is_set():
-                self._listener = spawn(self._listen, "router hears of tenants")
+                self._listener = spawn(self._listen, "router listens for tenants")
         for row in self._fetch(sql.tenant_of(self.table), [tenant]):
             if str(row["tenant"]) == tenant:  # a collation or a type may find the row of another spelling
                 return {key: row[key] for key in self._keys & row.keys() if row[key] is not None}
@@ -204,9 +204,11 @@ class SqlSource:
                 return
             except psycopg.Error as error:
                 if self._pause == RETRY[0] and not self._closed.is_set():
-                    logger.warning("cannot hear of changes to tenants, and tries again: %s", self._why_deaf(error))
+                    logger.warning(
+                        "cannot listen for changes to tenants, and will try again: %s", self._why_deaf(error)
+                    )
             except Exception:
-                logger.exception("cannot hear of changes to tenants, and tries again")
+                logger.exception("cannot listen for changes to tenants, and will try again")
             else:
                 return
             self._pause = min(2.0 * self._pause, RETRY[1])
@@ -215,13 +217,15 @@ class SqlSource:
     def _hear(self, pool: NodePool, connection: Connection[TupleRow]) -> None:
         """Hear of changes until the connection is lost."""
         if pool.node.pooler == "transaction":
-            logger.warning("%s is a transaction pooler: changes to tenants are seen when directory.ttl ends", pool.node)
+            logger.warning(
+                "%s is a transaction pooler: changes to tenants take effect when directory.ttl has passed", pool.node
+            )
             return
         [(pid, _)] = send(connection, sql.session(()).encode())
         if is_undeclared(connection, pool.node, pid):
             logger.warning(
-                "%s is a pooler that the settings do not declare: if it is one for transactions, changes to tenants "
-                "are seen when directory.ttl ends",
+                "%s is a pooler that the settings do not declare: if it pools transactions, changes to tenants "
+                "take effect when directory.ttl has passed",
                 pool.node,
             )
         session_of(connection).dirty = True

@@ -226,7 +226,7 @@ class InForce:
         if self._housekeeper is None:
             with self.guard:
                 if self._housekeeper is None and not self.closed:
-                    self._housekeeper = spawn(self._keep_house, "router keeps house")
+                    self._housekeeper = spawn(self._keep_house, "router housekeeping")
 
     @property
     def begun(self) -> bool:
@@ -254,15 +254,15 @@ class InForce:
         return True
 
     def _keep_house_once(self) -> None:
-        with Isolated("could not close what is not used"):
+        with Isolated("could not close unused pools"):
             self.pools.sweep()
-        with Isolated("could not find out which connections have ended"):
+        with Isolated("could not find connections that were lost"):
             self.slots.sweep()
-        with Isolated("could not drain what is superseded"):
+        with Isolated("could not drain superseded pools"):
             self._drain_superseded()
-        with Isolated("could not forget passwords"):
+        with Isolated("could not forget old passwords"):
             self._opener.login.forget_unused(self.clusters)
-        with Isolated("could not ask the directory again"):
+        with Isolated("could not refresh the directory"):
             if self.directory is not None:
                 self.directory.tick(monotonic())
 

@@ -88,6 +88,6 @@ class Monitor:
         for watcher in watchers:
             watcher.stop()
         for watcher in watchers:
-            with Isolated("could not stop looking at %s", watcher.budget_key.server):
+            with Isolated("could not stop the watcher of %s", watcher.budget_key.server):
                 join(watcher.worker, max(deadline - monotonic(), 0.0))
                 watcher.wait_unused()

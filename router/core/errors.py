@@ -6,7 +6,7 @@
       ConfigError (ValueError)                  every problem at once, each with its source and key
       UnknownVersion (LookupError)              names the nearest known keys
       UnknownTenant (LookupError)               likewise; nothing has been opened
-      TenantLocked                              another tenant was named inside of use(…, lock=True)
+      TenantLocked                              another tenant was named inside use(…, lock=True)
       DirectoryUnavailable                      where a tenant lives could not be asked, and is not known
       RouterClosed
       Unavailable (psycopg.OperationalError)    .version .tenant .attempts .refused

@@ -36,8 +36,8 @@ class ServerLimit(Value):
 
     def __str__(self) -> str:
         """Say it of the server, in an error."""
-        known = f"; it took {self.most} of this process" if self.most else ""
-        return f"takes no further connection: {self.reason}{known}"
+        known = f"; it accepted {self.most} from this process" if self.most else ""
+        return f"accepts no further connection: {self.reason}{known}"
 
 
 def raised(most: int, *, now: float) -> ServerLimit:

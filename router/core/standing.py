@@ -171,24 +171,24 @@ def _to_read(
     else:
         return Standing(None, note=f"is stale: {_shown(lag)}")
     if banned:
-        tier, note = Tier.BANNED, f"{note}, failed lately"
+        tier, note = Tier.BANNED, f"{note}, failed recently"
     note = f"{note}, {SEVERAL_SERVERS}" if state.several_servers else note
-    return Standing(tier, ask, f"{note}, to be asked whether it has replayed what is to be seen" if ask else note)
+    return Standing(tier, ask, f"{note}, will be asked whether it has replayed the required position" if ask else note)
 
 
 def _not_comparable(state: State, after: Position) -> str | None:
     """Say why a node must not serve what is to be seen, however far it has replayed."""
     is_primary = state.role is Role.PRIMARY
     if not same_system(after.system, state.system):
-        return "is of another system than what is to be seen"
+        return "is of another system than the required position"
     # A primary has what was written on earlier timelines, as far as it survived. A replica on a later one may have
     # left the token's timeline before that position or after it: that cannot be told.
     if state.timeline < after.timeline if is_primary else state.timeline > after.timeline:
-        return f"is on timeline {state.timeline}, what is to be seen on {after.timeline}"
+        return f"is on timeline {state.timeline}, but the required position is on timeline {after.timeline}"
     if not is_primary and after.lsn == UNSURE:
-        return "how far it has to be is not known, since a COMMIT was not answered"
+        return "the required position is not known, because a COMMIT was not answered"
     if not is_primary and not state.timeline:
-        return "does not tell its timeline (GRANT pg_read_all_stats)"
+        return "does not report its timeline: GRANT pg_read_all_stats to its login"
     return None
 
 
@@ -230,7 +230,7 @@ def _limits(policy: ReadPolicy, max_lag: float | None) -> tuple[float | None, in
 
 def _shown(lag: Lag | None) -> str:
     if lag is None:
-        return "how far behind is not known"
+        return "by how much is not known"
     seconds = "" if lag.seconds is None else f"{lag.seconds:.1f} s"
     size = "" if lag.bytes is None else f"{lag.bytes:,} bytes"
     return f"{' and '.join(filter(None, (seconds, size))) or 'how far is not known'} behind"

@@ -212,7 +212,7 @@ class Tenancy(NamedTuple):
     Attributes:
         homes: Where each tenant lives that is listed.
         template: Where any other lives; with a directory, what that leaves open. ``None`` for nowhere.
-        pattern: What a key looks like, as a regular expression; all others are unknown.
+        pattern: What a key matches, as a regular expression; all others are unknown.
         policy: How tenants are kept apart, unless their home says otherwise.
         directory: Where else it is asked, and how.
     """

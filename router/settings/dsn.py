@@ -58,7 +58,7 @@ class Dsn(str):
         if not text.strip():
             raise ValueError("is empty; postgresql:// stands for libpq's defaults")
         if _has_stray_at(text):
-            raise ValueError(f"has an @ too many: {_QUOTING}")
+            raise ValueError(f"has one @ too many: {_QUOTING}")
         defaults = pq.Conninfo.get_defaults()
         try:
             params = {key: str(value) for key, value in conninfo_to_dict(text).items()}
@@ -97,7 +97,7 @@ def _split(
     Its documentation: https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-MULTIPLE-HOSTS
     """
     if "service" in params and not (params.keys() >= {"port"} and params.keys() & {"host", "hostaddr"}):
-        raise ValueError("names a service without host and port: add both, the router must know each server itself")
+        raise ValueError("names a service without host and port: add both, because the router must know each server")
     inherited = _inherited(params)
     nodes = []
     for name, address, port in _hosts(params, defaults):
@@ -143,7 +143,7 @@ def _inherited(params: Mapping[str, str]) -> dict[str, str]:
 def _port(digits: str) -> int:
     stripped = digits.strip()
     if not (stripped.isascii() and stripped.isdecimal() and 1 <= int(stripped) <= 65535):  # noqa: PLR2004 (of TCP)
-        raise ValueError("has a port that is no number from 1 to 65535")
+        raise ValueError("has a port that is not a number from 1 to 65535")
     return int(stripped)
 
 

@@ -24,9 +24,11 @@ if TYPE_CHECKING:
 
 def _checked_key(key: str) -> str:
     if not key or key != key.strip() or not key.isprintable():
-        raise ValueError("is no key: one has at least one character, none that cannot be printed, no space around it")
+        raise ValueError(
+            "is not a valid key: it needs at least one character, only printable ones, and no space around it"
+        )
     if like_connection_string(key):
-        raise ValueError(f"is no key but {MISPLACED}")
+        raise ValueError(f"is not a key but {MISPLACED}")
     return key
 
 
@@ -73,7 +75,7 @@ class NodeSettings(Table):
     @classmethod
     def _faults(cls, data: Mapping[str, Any]) -> Iterator[Fault]:
         if data.get("password") is not None and data.get("password_file") is not None:
-            yield Fault(("password_file",), "stands beside password: only one of them can be it")
+            yield Fault(("password_file",), "cannot be combined with password: give one of them")
 
     def nodes(self, role: Role | None) -> Iterator[Node]:
         """One node for each host that the connection string names.
@@ -162,7 +164,7 @@ class Servers(Table):
     def _faults(cls, data: Mapping[str, Any]) -> Iterator[Fault]:
         primary, replicas, nodes = (data.get(key) for key in ("primary", "replicas", "nodes"))
         if nodes and (primary or replicas):
-            text = "stands beside primary or replicas: use those if the roles are fixed, else nodes alone"
+            text = "cannot be combined with primary or replicas: use those if the roles are fixed, else nodes alone"
             yield Fault(("nodes",), text)
 
     def _nodes(self) -> Iterator[Node]:

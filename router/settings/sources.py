@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 ENV_FILE = ".env"
 WITHOUT_ENV_FILE = (
-    "if this file belongs to another program, do without it: "
+    "if this file belongs to another program, leave it out: "
     "ROUTER_ENV_FILE=/dev/null, or RouterSettings(_env_file=None)"
 )
 """What errors in ``.env`` add."""
@@ -39,7 +39,7 @@ FILE = "router.toml"
 """The file that is read if none is named, as `router init` writes it."""
 
 WITHOUT_FILE = (
-    "if this file belongs to another program, do without it: "
+    "if this file belongs to another program, leave it out: "
     "ROUTER_CONFIG names another file, RouterSettings(_config_file=None) reads none"
 )
 """What errors in that file add."""

@@ -37,7 +37,7 @@ class TenancySettings(Table):
         except (re.error, OverflowError) as error:
             raise ValueError(f"is not a regular expression: {error}") from None
         if like_connection_string(pattern.replace("(?:", "(")):
-            raise ValueError(f"is no regular expression but {MISPLACED}")
+            raise ValueError(f"is not a regular expression but {MISPLACED}")
         return pattern
 
 
@@ -76,7 +76,7 @@ def _checked_name(name: str) -> str:
     if "\0" in name:
         raise ValueError("holds a NUL character, which no name does")
     if like_connection_string(name):
-        raise ValueError(f"is no name but {MISPLACED}")
+        raise ValueError(f"is not a name but {MISPLACED}")
     return _checked_placeholders(name)
 
 

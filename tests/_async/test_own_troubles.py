@@ -209,7 +209,7 @@ async def test_a_process_without_descriptors_puts_no_server_down(
             watched.end_looks(pid)
 
             async def could_not_look() -> bool:
-                return "could not look at" in caplog.text
+                return "could not probe" in caplog.text
 
             await aeventually(could_not_look)
             async with router.connection() as connection:

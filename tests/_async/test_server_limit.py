@@ -100,7 +100,7 @@ async def test_a_request_waits_while_others_hold_all_and_is_served_once_they_lea
     await aoutside(fill)
     async with AsyncRouter(settings(primary=dsn)) as router:
         try:
-            with pytest.raises(PoolExhausted, match=f"takes no further connection: FATAL: .*{REFUSED}"):
+            with pytest.raises(PoolExhausted, match=f"accepts no further connection: FATAL: .*{REFUSED}"):
                 async with router.connection(timeout=0.5):
                     pytest.fail("there was room")
             seen = refused(cluster, role)

@@ -796,7 +796,9 @@ async def test_a_tenant_of_a_shared_pool_has_no_more_than_it_may(world: World) -
         await atogether(work, 8)
         assert max(most) == 2
         async with router.connection(tenant="acme"), router.connection(tenant="acme", read_only=True):
-            with pytest.raises(PoolExhausted, match=r"'acme'.*it uses all 2 that it may \(tenancy.max_connections\)"):
+            with pytest.raises(
+                PoolExhausted, match=r"'acme'.*it uses all 2 connections that it may have \(tenancy.max_connections\)"
+            ):
                 async with router.connection(tenant="acme", timeout=0.1):
                     pytest.fail("there was a third connection")
             async with router.connection(tenant="globex", timeout=0.5), router.connection(tenant="globex"):
@@ -819,7 +821,9 @@ async def test_a_tenant_with_pools_of_its_own_has_no_more_than_it_may(world: Wor
         await atogether(work, 8)
         assert router.stats().tenants == {}
         async with router.connection(tenant="acme"), router.connection(tenant="acme", read_only=True):
-            with pytest.raises(PoolExhausted, match=r"has all 2 that it may \(tenancy.max_connections\)"):
+            with pytest.raises(
+                PoolExhausted, match=r"has all 2 connections that it may have \(tenancy.max_connections\)"
+            ):
                 async with router.connection(tenant="acme", timeout=0.1):
                     pytest.fail("there was a third connection")
             async with router.connection(tenant="globex", timeout=0.5):
@@ -1008,7 +1012,7 @@ async def test_of_keys_without_end_only_so_many_are_remembered(world: World, mon
                     assert len(in_force.lanes.readers) <= 10
                     assert len(in_force.lanes._targets) <= 10
                     assert len(in_force.lanes._admissions) <= 21
-            with pytest.raises(PoolExhausted, match="it uses all 1 that it may"):
+            with pytest.raises(PoolExhausted, match="it uses all 1 connections that it may have"):
                 async with router.connection(tenant="k0", timeout=0.05):
                     pytest.fail("it was forgotten that it has one")
 

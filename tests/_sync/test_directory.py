@@ -155,7 +155,9 @@ class NoDirectory:
 def test_what_cannot_be_asked_is_no_directory(source: Any, name: str) -> None:
     with pytest.raises(TypeError) as refused:
         Router(settings(primary="postgresql://"), directory=source)
-    text = "is no directory: it must be a callable that takes a tenant's key and nothing else, or an object with such a"
+    text = (
+        "is not a directory: it must be a callable that takes a tenant's key and nothing else, or an object with such a"
+    )
     assert f"{name} {text} lookup()" in str(refused.value)
     assert SECRET not in str(refused.value)
 
@@ -187,7 +189,9 @@ def test_a_worker_that_cannot_be_started_is_started_later(monkeypatch: pytest.Mo
     with monkeypatch.context() as patched:
         patched.setattr("router._sync.directory.spawn", fails)
         for number in range(2 * ASKING):
-            with pytest.raises(DirectoryUnavailable, match="nobody could be sent to ask: can't start new thread"):
+            with pytest.raises(
+                DirectoryUnavailable, match="no worker could be started to ask it: can't start new thread"
+            ):
                 made.directory.find(f"bad{number}", monotonic() + 0.01)
     assert made.schema("acme") == "s1"
     made.directory.close(PATIENCE)
@@ -299,14 +303,14 @@ def test_while_the_source_fails_what_is_known_goes_on_working(caplog: pytest.Log
     assert made.schema("acme") == "s1"
     assert made.known("acme") == "s1"
     with pytest.raises(
-        DirectoryUnavailable, match="'globex' lives is not known: the directory fails: OSError in "
+        DirectoryUnavailable, match="'globex' lives is not known: the directory could not be read: OSError in "
     ) as e:
         made.schema("globex")
     stats = made.directory.stats()
     assert (stats.known, stats.unconfirmed) == (1, 1)
     assert stats.failing_for is not None
     assert stats.failing_for < PATIENCE
-    assert stats.reason.startswith("the directory fails: OSError in test_directory.py, line ")
+    assert stats.reason.startswith("the directory could not be read: OSError in test_directory.py, line ")
     assert e.value.__cause__ is None
     told.error = None
     assert made.schema("globex") == "s2"  # it works again
@@ -375,7 +379,7 @@ def test_those_for_whom_somebody_waits_are_asked_for_first() -> None:
 def test_what_is_said_wrongly_of_one_tenant_is_its_fault_only(caplog: pytest.LogCaptureFixture) -> None:
     told = Told(acme="wrong", globex="s2")
     made = Made(told)
-    with pytest.raises(DirectoryUnavailable, match=r"what the directory says is wrong: .*\n.*no such schema"):
+    with pytest.raises(DirectoryUnavailable, match=r"the directory's answer is wrong: .*\n.*no such schema"):
         made.schema("acme")
     assert made.schema("globex") == "s2"
     told.schemas["globex"] = "wrong"
@@ -388,9 +392,9 @@ def test_what_is_said_wrongly_of_one_tenant_is_its_fault_only(caplog: pytest.Log
     assert made.directory.stats().failing_for is None
     told.schemas["globex"] = "s3"
     assert made.schema("globex") == "s3"
-    with pytest.raises(DirectoryUnavailable, match=r"lookup\(\) gave a list, not a mapping"):
+    with pytest.raises(DirectoryUnavailable, match=r"lookup\(\) returned a list, not a mapping"):
         Made(lambda _: []).schema("acme")
-    with pytest.raises(DirectoryUnavailable, match="what the directory says is wrong: ZeroDivisionError in "):
+    with pytest.raises(DirectoryUnavailable, match="the directory's answer is wrong: ZeroDivisionError in "):
         Made(told, reader=fall_over).schema("globex")
 
 
@@ -401,7 +405,7 @@ def test_who_cannot_wait_spoils_it_for_nobody() -> None:
 
     def hurried() -> str:
         with pytest.raises(
-            DirectoryUnavailable, match=r"'acme' lives .*: the directory has not said so within 0\.\d* s"
+            DirectoryUnavailable, match=r"'acme' lives .*: the directory did not answer within 0\.\d* s"
         ):
             made.schema("acme", monotonic() + 0.05)
         told.go_on.set()

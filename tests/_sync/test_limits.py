@@ -41,7 +41,7 @@ def test_a_full_pool_is_not_a_dead_node(postgres: Postgres) -> None:
     with Router(settings(primary=postgres.primary, pool={"max_size": 2})) as router:
         with router.connection(), router.connection():
             started = time.monotonic()
-            with pytest.raises(PoolExhausted, match=r"all 2 to .* are in use \(pool.max_size\)"):
+            with pytest.raises(PoolExhausted, match=r"all 2 connections to .* are in use \(pool.max_size\)"):
                 with router.connection(timeout=0.2):
                     pytest.fail("there was a third connection")
             assert 0.2 <= time.monotonic() - started < 2
@@ -223,7 +223,7 @@ def test_a_spent_budget_says_so(postgres: Postgres) -> None:
     versions = {"v1": {"primary": postgres.primary}, "v2": {"primary": postgres.primary}}
     with Router(settings(versions=versions, max_connections=1)) as router:
         with router.connection(version="v1"):
-            with pytest.raises(PoolExhausted, match=r"all 1 of the process are open \(max_connections\)"):
+            with pytest.raises(PoolExhausted, match=r"all 1 connections of this process are open \(max_connections\)"):
                 with router.connection(version="v2", timeout=0.2):
                     pytest.fail("there was a second connection")
         with router.connection(version="v2") as connection:  # the idle one of v1 makes room
@@ -365,7 +365,7 @@ def test_a_limit_of_the_servers_own_below_max_size_is_lived_with(cluster: Postgr
 
         together(work, 6)
         with router.connection(), router.connection(), router.connection():  # that of the probes makes room
-            full = r"takes no further connection: .*too many connections for role.*; it took 3 of this process"
+            full = r"accepts no further connection: .*too many connections for role.*; it accepted 3 from this process"
             with pytest.raises(PoolExhausted, match=full):
                 with router.connection(timeout=0.3):
                     pytest.fail("there was a fourth connection")
@@ -396,7 +396,7 @@ def test_a_connection_counts_until_its_server_has_let_it_go(
             use(tenant)
         for _ in range(2):  # one that comes back does
             all_of(partial(use, one), partial(use, other))
-    assert not [message for message in caplog.messages if "takes no further connection" in message]
+    assert not [message for message in caplog.messages if "accepts no further connection" in message]
 
 
 def test_an_owner_past_its_own_limit_waits_only_while_sessions_end(cluster: PostgresCluster) -> None:
@@ -460,7 +460,7 @@ def test_a_full_server_is_waited_for_and_is_no_refused_login(
             with router.connection():
                 outside(fill)
                 with router.connection(read_only=True, timeout=20):  # that of the probes makes room
-                    with pytest.raises(PoolExhausted, match=r"takes no further connection: FATAL: .*(clients|slots)"):
+                    with pytest.raises(PoolExhausted, match=r"accepts no further connection: FATAL: .*(clients|slots)"):
                         with router.connection(read_only=True, timeout=0.5):
                             pytest.fail("there was room")
                     assert router.stats().versions[0].nodes[0].state == "up"

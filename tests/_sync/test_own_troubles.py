@@ -210,7 +210,7 @@ def test_a_process_without_descriptors_puts_no_server_down(
             watched.end_looks(pid)
 
             def could_not_look() -> bool:
-                return "could not look at" in caplog.text
+                return "could not probe" in caplog.text
 
             eventually(could_not_look)
             with router.connection() as connection:

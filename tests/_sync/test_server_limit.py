@@ -99,7 +99,7 @@ def test_a_request_waits_while_others_hold_all_and_is_served_once_they_leave(
     outside(fill)
     with Router(settings(primary=dsn)) as router:
         try:
-            with pytest.raises(PoolExhausted, match=f"takes no further connection: FATAL: .*{REFUSED}"):
+            with pytest.raises(PoolExhausted, match=f"accepts no further connection: FATAL: .*{REFUSED}"):
                 with router.connection(timeout=0.5):
                     pytest.fail("there was room")
             seen = refused(cluster, role)

@@ -250,7 +250,7 @@ class AsyncOpener:
         except Exception as error:
             seen = failure(node, error)._replace(read_only=read_only)
             if seen.answered and optional:
-                raise LoginRefused(f"takes no further connection: {seen.reason}") from None
+                raise LoginRefused(f"accepts no further connection: {seen.reason}") from None
             await self._clusters.report(seen)
             raise
         return connection, role, refuses_writes

@@ -32,7 +32,7 @@ logger = logging.getLogger("router")
 
 
 class ServerFull(psycopg.OperationalError):
-    """The server takes no further connection."""
+    """The server accepts no further connection."""
 
 
 class Unable(psycopg.OperationalError):
@@ -121,7 +121,7 @@ class Login:
             if not seen.server_full:
                 raise
             self._slots.refuse(slot, seen.reason)
-            raise ServerFull(f"takes no further connection: {seen.reason}") from None
+            raise ServerFull(f"accepts no further connection: {seen.reason}") from None
         except psycopg.Error:
             raise
         except Exception as error:

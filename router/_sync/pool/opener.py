@@ -251,7 +251,7 @@ class Opener:
         except Exception as error:
             seen = failure(node, error)._replace(read_only=read_only)
             if seen.answered and optional:
-                raise LoginRefused(f"takes no further connection: {seen.reason}") from None
+                raise LoginRefused(f"accepts no further connection: {seen.reason}") from None
             self._clusters.report(seen)
             raise
         return connection, role, refuses_writes

@@ -222,7 +222,7 @@ class Pools:
         with self._guard:
             self._add_up()
         for pool in list(self):
-            with Isolated("could not keep the pool to %s as it should be", pool.node):
+            with Isolated("could not do the housekeeping of the pool to %s", pool.node):
                 pool.reclaim()
                 pool.keep_warm()
                 pool.end_draining()
@@ -244,10 +244,10 @@ class Pools:
 
     @shielded
     def _drain(self, pool: NodePool) -> None:
-        with Isolated("could not forget what was worked out with the pool to %s", pool.node):
+        with Isolated("could not remove the pool to %s from the lanes", pool.node):
             if (line := pool.line) is not None:  # requests that wait for it are served elsewhere
                 line.owner.invalidate()
-        with Isolated("could not empty the pool to %s", pool.node):
+        with Isolated("could not close the idle connections of the pool to %s", pool.node):
             pool.empty()
         with Isolated("could not close the pool to %s", pool.node):
             if not pool.closed:
