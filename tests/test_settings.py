@@ -328,7 +328,7 @@ APART = (
     "own (primary or nodes)"
 )
 NOT_OURS = "has a placeholder that is neither {tenant} nor {version}"
-IN_SECRET = "has {tenant} or {version} in its password, or another secret, where it stays as it is: give each tenant a"
+IN_SECRET = "has {tenant} or {version} in its password or another secret, where it is not replaced: give each tenant a"
 OWN_SERVERS = "cannot be combined with servers of its own: write it in their connection strings instead"
 
 
@@ -347,7 +347,7 @@ OWN_SERVERS = "cannot be combined with servers of its own: write it in their con
         ({"role": ""}, [".role: is empty: leave it out"]),
         ({"database": ""}, [".database: is empty: leave it out"]),
         ({"user": ""}, [".user: is empty: leave it out"]),
-        ({"schema": "a\0b"}, [".schema[0]: holds a NUL character, which no name does"]),
+        ({"schema": "a\0b"}, [".schema[0]: contains a NUL character, which no name may have"]),
         ({"schema": "{tennant}"}, [f".schema[0]: {NOT_OURS}"]),
         ({"database": "{}"}, [f".database: {NOT_OURS}"]),
         ({"role": "{tenant}_{ version }"}, [f".role: {NOT_OURS}"]),
@@ -1440,16 +1440,16 @@ def test_what_is_wrong(values: dict[str, Any], expected: list[str]) -> None:
         ({"primary": ["host=a"]}, [".primary: must be a connection string or a table"]),
         (
             {"primary": "postgresql://a,b/app"},
-            [".primary: names 2 hosts, and has one role: several hosts go into `nodes`, their roles discovered"],
+            [".primary: names 2 hosts, but only one is allowed here: put several hosts into `nodes`"],
         ),
         (
             {"primary": "host=p", "replicas": ["host=a", "host=b,c,d"]},
-            [".replicas[1]: names 3 hosts, and has one role: several hosts go into `nodes`, their roles discovered"],
+            [".replicas[1]: names 3 hosts, but only one is allowed here: put several hosts into `nodes`"],
         ),
         ({"nodes": 5}, [".nodes: must be a list"]),
         (
             {"nodes": "postgresql://a,b/app?target_session_attrs=primary"},
-            [".nodes[0]: has target_session_attrs: leave it out, the router itself observes which server has which"],
+            [".nodes[0]: has target_session_attrs: leave it out, because the router observes which server has"],
         ),
         (
             {"primary": "host=a target_session_attrs=read-write", "replicas": "host=b target_session_attrs=standby"},

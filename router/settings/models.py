@@ -46,12 +46,13 @@ def _schema_root(schema: dict[str, Any]) -> None:
 class RouterSettings(BaseSettings, Table):
     """All settings of a router.
 
-    Sources, strongest first: arguments, ``ROUTER_*`` environment variables, ``.env``, a directory of secrets
-    (``ROUTER_SECRETS_DIR``), the file named by ``ROUTER_CONFIG`` or else ``router.toml`` in the working directory. If
-    none of them has a version, ``DATABASE_URL`` is one, ``default``. ``docs/settings.md`` lists every key.
+    The sources are, strongest first: arguments, ``ROUTER_*`` environment variables, ``.env``, a directory of secrets
+    (``ROUTER_SECRETS_DIR``), and the file named by ``ROUTER_CONFIG`` or else ``router.toml`` in the working directory.
+    If none of them has a version, ``DATABASE_URL`` becomes the version ``default``. ``docs/settings.md`` lists every
+    key.
 
     Raises:
-        ConfigError: Something is wrong with the settings; every problem is listed.
+        ConfigError: Something is wrong with the settings; the error lists every problem.
     """
 
     model_config = SettingsConfigDict(
@@ -66,30 +67,32 @@ class RouterSettings(BaseSettings, Table):
 
     default_version: Key | None = Field(
         default=None,
-        description="The version or alias for requests that name none; left out, it is the only version that there is, "
-        "and with several those requests are an error.",
+        description="The version or alias for requests that name none; left out, it is the only version, and if there "
+        "are several, such requests are an error.",
     )
     max_connections: int = Field(default=200, ge=1, description=about(Topology).get("max_connections"))
     max_connections_per_server: int | None = Field(
         default=None, ge=1, description=about(Topology).get("max_connections_per_server")
     )
     max_pools: int = Field(default=100, ge=1, description=about(Topology).get("max_pools"))
-    pool: Pool = Field(default=PoolPolicy(), description="How every pool behaves; a version may differ.")
-    read: Read = Field(default=ReadPolicy(), description="How reads are spread; a version may differ.")
+    pool: Pool = Field(default=PoolPolicy(), description="How every pool behaves; a version may override it.")
+    read: Read = Field(default=ReadPolicy(), description="How reads are spread; a version may override it.")
     health: Health = Field(default=HealthPolicy(), description=about(Topology).get("health"))
     tokens: TokenSettings = Field(default=TokenSettings.model_construct(), description=about(Topology).get("tokens"))
-    versions: dict[Key, VersionSettings] = Field(default={}, description="Every version, by key; at least one.")
+    versions: dict[Key, VersionSettings] = Field(
+        default={}, description="All versions, by key; at least one is needed."
+    )
     aliases: dict[Key, Annotated[Key, Field(description="A version, or another alias.")]] = Field(
         default={}, description="Other names for versions."
     )
-    tenancy: TenancySettings | None = Field(default=None, description="What holds for all tenants.")
+    tenancy: TenancySettings | None = Field(default=None, description="The settings of all tenants.")
     directory: Directory | None = Field(
         default=None, description=(getdoc(DirectoryPolicy) or "").partition("\n")[0] or None
     )
     tenants: dict[Key, TenantSettings] = Field(default={}, description="Tenants, by key.")
     tenant_template: TenantSettings | None = Field(
         default=None,
-        description="Where tenants live that are not listed; with `[directory]`, what its answers leave open.",
+        description="Where tenants live that are not listed; with `[directory]`, values that its answers leave out.",
     )
 
     def __init__(self, **values: Any) -> None:
@@ -116,10 +119,10 @@ class RouterSettings(BaseSettings, Table):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], **values: Any) -> Self:
-        """Read a file, with the other sources on top of it.
+        """Read the settings from a file; the other sources override it.
 
         Args:
-            path: A TOML, YAML or JSON file, by its suffix; ``ROUTER_CONFIG`` and ``router.toml`` are not looked at.
+            path: A TOML, YAML or JSON file, by its suffix; ``ROUTER_CONFIG`` and ``router.toml`` are ignored.
             **values: Arguments of the constructor.
 
         Returns:
@@ -172,7 +175,7 @@ class RouterSettings(BaseSettings, Table):
 
     @classmethod
     def _read(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> tuple[Self | None, list[Fault]]:
-        """Read what can be read, and judge that as a whole too: nothing that is wrong hides anything else."""
+        """Read all that is readable, and validate that as a whole, too, so that no problem hides another."""
         made, faults = super()._read(data, handler)
         last = faults
         while made is None and (rest := without(data, [fault.path for fault in last])) != data:
@@ -186,18 +189,19 @@ class RouterSettings(BaseSettings, Table):
         return made, faults
 
     def home(self, tenant: str, answer: Mapping[str, Any] | TenantSettings) -> Home:
-        """Read what a directory answered.
+        """Read a directory's answer.
 
         Args:
-            tenant: The key that it was asked for.
-            answer: The keys of ``[tenants.NAME]``; what is left out or ``None`` is as in ``[tenant_template]``, but
-                for where that has tenants live, if servers of its own are named.
+            tenant: The key that the directory was asked for.
+            answer: The keys of ``[tenants.NAME]``. A key that is left out or ``None`` has its value from
+                ``[tenant_template]``; if the answer names servers of its own, the template's database, user and servers
+                do not apply.
 
         Returns:
             Where the tenant lives.
 
         Raises:
-            ConfigError: Something is wrong with the answer; every problem is listed.
+            ConfigError: Something is wrong with the answer; the error lists every problem.
         """
         said = as_written(answer)
         home = None
@@ -207,7 +211,7 @@ class RouterSettings(BaseSettings, Table):
             faults = [Fault(details["loc"], details["msg"]) for details in error.errors(include_url=False)]
         else:
             faults = validate.tenant_faults(self._versions(), tenant, home)
-            # What an answer names, it names on purpose; what the template does is the same for all but for {tenant}.
+            # An answer names a place on purpose; a template gives all tenants the same one, unless it has {tenant}.
             if not (faults or any(map(said.get, PLACES)) or validate.is_apart(home)):
                 places = ", ".join(PLACES)
                 text = f"nothing says where it lives: give one of {places}, or a template with {{tenant}}"
@@ -220,7 +224,7 @@ class RouterSettings(BaseSettings, Table):
         return home
 
     def topology(self) -> Topology:
-        """What the settings describe.
+        """Make the topology that the settings describe.
 
         Returns:
             The topology: policies merged, aliases resolved to versions, one node for each host.
@@ -228,7 +232,7 @@ class RouterSettings(BaseSettings, Table):
         return validate.resolved(self._described())
 
     def _described(self) -> Topology:
-        """The topology, with aliases as they are written."""
+        """Make the topology, with aliases as written."""
         return self._versions()._replace(
             default_version=self.default_version or (next(iter(self.versions)) if len(self.versions) == 1 else None),
             max_connections=self.max_connections,
@@ -240,7 +244,7 @@ class RouterSettings(BaseSettings, Table):
         )
 
     def _versions(self) -> Topology:
-        """The part of the topology that says which versions there are."""
+        """Make the part of the topology that has the versions."""
         clusters = {key: version.cluster(key) for key, version in self.versions.items()}
         return Topology(MappingProxyType(clusters), MappingProxyType(self.aliases))
 

@@ -386,7 +386,7 @@ def test_what_is_said_wrongly_of_one_tenant_is_its_fault_only(caplog: pytest.Log
     made.directory.changed("globex")
     assert made.forgotten[-1:] == ["globex"]
     for _ in range(2):  # where it lived is not where it lives
-        with pytest.raises(DirectoryUnavailable, match="what the directory says is wrong"):
+        with pytest.raises(DirectoryUnavailable, match="the directory's answer is wrong"):
             made.schema("globex")
     assert [record.message for record in caplog.records if "globex" in record.message] != []
     assert made.directory.stats().failing_for is None

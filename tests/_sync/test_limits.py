@@ -68,7 +68,7 @@ def test_too_many_waiting_are_refused_at_the_door(postgres: Postgres) -> None:
         with router.connection():
             together(borrow, 3)
         assert len(refused) == 2
-        assert "1 requests wait" in refused[0]
+        assert "1 requests already wait" in refused[0]
 
 
 def test_who_waits_at_a_full_replica_goes_to_another_that_comes_up(cluster: PostgresCluster) -> None:
