@@ -120,9 +120,9 @@ __all__ = [
     "use",
 ]
 
-# Where these are. A name is looked up when it is first used, and imports its own module only: every pytest run of an
-# environment with this package imports `router` for its fixtures, and must not pay for psycopg and pydantic; nor must
-# `AsyncRouter` pay for `Router`.
+# The modules of these names. A name is imported at its first use, and with it only its own module: every pytest run in
+# an environment with this package imports `router` for its fixtures, and must not pay for psycopg and pydantic; nor
+# must `AsyncRouter` pay for `Router`.
 _HOMES = {
     "core.errors": [
         "ConfigError",
@@ -171,11 +171,11 @@ _HOMES = {
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
-if not TYPE_CHECKING:  # a type checker would take it to mean that any name is there
+if not TYPE_CHECKING:  # a type checker would conclude that any name exists
 
     def __getattr__(name: str) -> object:
         home = "aio" if name == "aio" else _HOME_OF.get(name)
-        if home is not None:  # not for a module that one of those imports from here: it has other locks
+        if home is not None:  # a module has import locks of its own, and must not be imported under this one
             with first_use:
                 module = import_module(f"router.{home}")
                 if name == "aio":

@@ -30,7 +30,7 @@ _kept: dict[asyncio.AbstractEventLoop, _Kept] = {}
 _guard = Lock()  # guards both
 
 LAST = 1.0
-"""Seconds that borrowed connections get to come back when a loop ends."""
+"""Seconds to wait until borrowed connections are returned when a loop ends."""
 
 
 def configure(
@@ -41,10 +41,10 @@ def configure(
     directory: ASource | None = None,
     observers: Sequence[Observer] = (),
 ) -> None:
-    """Set what the routers of all loops are made from; those in use are closed by their loops.
+    """Set the arguments of the routers of all loops; routers that are in use are closed by their loops.
 
     Args:
-        settings: What to route to; ``None`` reads the environment.
+        settings: The versions and tenants to route to; ``None`` reads the environment.
         password: As for :class:`AsyncRouter`.
         configure: As for :class:`AsyncRouter`.
         directory: As for :class:`AsyncRouter`.
@@ -61,13 +61,13 @@ def configure(
 
 
 def here() -> AsyncRouter:
-    """Find the router of the running loop; its first use makes it.
+    """Return the router of the running loop; the first call makes it.
 
     Returns:
         The router.
 
     Raises:
-        RuntimeError: No loop runs here.
+        RuntimeError: No event loop is running.
     """
     loop = asyncio.get_running_loop()
     kept = _kept.get(loop)
@@ -78,10 +78,10 @@ async def close(timeout: float = 5.0) -> int:
     """Close the router of the running loop; the next use makes a new one.
 
     Args:
-        timeout: The most to wait for borrowed connections to come back, in seconds.
+        timeout: The most seconds to wait until borrowed connections are returned.
 
     Returns:
-        How many borrowed connections were cut because they did not come back in time.
+        How many borrowed connections were cut because they were not returned in time.
     """
     with _guard:
         kept = _kept.pop(asyncio.get_running_loop(), None)
@@ -91,25 +91,28 @@ async def close(timeout: float = 5.0) -> int:
 
 
 def _replace(make: Callable[[], AsyncRouter]) -> None:
-    """Set what makes routers from now on; those in use are closed by their loops."""
-    global _make  # noqa: PLW0603  (it is the process's)
+    """Set the function that makes routers from now on; routers that are in use are closed by their loops."""
+    global _make  # noqa: PLW0603  (there is one for the process)
     with _guard:
         _make = make
         old = dict(_kept)
         _kept.clear()
     for loop, kept in old.items():
-        if loop.is_running():  # else it ends the router itself, if it is ever run again
+        if loop.is_running():  # a loop that is not running closes its router when it is run again
             asyncio.run_coroutine_threadsafe(_end(kept), loop)
 
 
 def _first(loop: asyncio.AbstractEventLoop) -> AsyncRouter:
-    """Make the router of a loop in which no other task of it runs now; and forget those of loops that are closed."""
+    """Make the router of the running loop, and forget the routers of loops that are closed.
+
+    No other task of the loop can run meanwhile.
+    """
     _forget_closed()
     with _guard:
         router = _make()
         life = _until_the_loop_ends(router)
         _kept[loop] = _Kept(router, life)
-    with suppress(StopIteration):  # it begins, which awaits nothing: from now on the loop knows of it
+    with suppress(StopIteration):  # starts the generator, awaiting nothing; the loop closes it at its end
         life.__anext__().__await__().send(None)
     return router
 

@@ -1,4 +1,4 @@
-"""What both routers have in common, sync and async: the blocks that say for whom requests are, and what is in force."""
+"""The methods that the sync and the async router share: ``use()``, ``session()``, and what is in force."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Blocks:
-    """A router's methods that wait for nothing: its blocks, and what they have put in force."""
+    """The methods of a router that do no I/O: they make blocks, and report what the blocks have put in force."""
 
     _ambient: Ambient
 
@@ -24,57 +24,59 @@ class Blocks:
         raise NotImplementedError
 
     def session(self, token: str | None = None) -> Session:
-        """Make the reads of this task or thread see what it writes, for the length of a block.
+        """Make the reads of this task or thread see its own writes, for the length of a block.
 
         Args:
-            token: What an earlier session handed on, so that its writes are seen, too; ``None`` or empty for nothing.
+            token: The token of an earlier session, whose writes are to be seen, too; ``None`` or empty for none.
 
         Returns:
-            A context manager, plain and not async, that gives the :class:`Session`; its ``token`` is for handing on.
+            A plain context manager (not async) that gives the :class:`Session`; its ``token`` can be passed on.
 
         Raises:
-            TokenRefused: The token is a foreign one, and ``tokens.foreign`` is ``refuse``.
+            TokenRefused: The token is foreign, and ``tokens.foreign`` is ``refuse``.
         """
         return self._ambient.session(self._topology, token)
 
     def use(self, *, tenant: str | None = None, version: str | None = None, lock: bool = False) -> Use:
-        """Name the tenant and the version of the requests of this task or thread, for the length of a block.
+        """Name the tenant and the version for the requests of this task or thread, for the length of a block.
 
-        Child tasks begun inside it have it, too, and as long as it lasts: one that outlives it names its own tenant, or
-        fails, whatever blocks are around, and nothing locks it. So it is in threads and executors from the start.
+        Child tasks that are started inside inherit the block for as long as it lasts. In a child task that outlives it,
+        neither this block nor those around it are in force: a request there names its own tenant, or fails. Threads and
+        executors inherit nothing.
 
         Args:
-            tenant: The tenant; ``None`` leaves that to the block around it.
-            version: The version, or an alias of it; ``None`` leaves that to the block around it.
-            lock: Whether naming another tenant inside is an error.
+            tenant: The tenant; ``None`` leaves it to the block around this one.
+            version: The version, or an alias of it; ``None`` leaves it to the block around this one.
+            lock: Whether it is an error to name another tenant inside.
 
         Returns:
-            A context manager, plain and not async.
+            A plain context manager (not async).
 
         Raises:
-            UnknownTenant: What was named is no tenant's key; or nothing was named, neither tenant nor version nor lock.
-            TenantLocked: On entering the block: one around it is locked to another tenant.
+            UnknownTenant: ``tenant`` is not a tenant's key; or neither tenant nor version nor lock was given.
+            TenantLocked: When the block is entered: a block around it is locked to another tenant.
         """
         return self._ambient.use(self._topology, tenant, version, lock=lock)
 
     def current(self) -> Current:
-        """Tell what is in force for the requests of this task or thread.
+        """Return what is in force for the requests of this task or thread.
 
         Returns:
-            Tenant, version and session, as :meth:`use`, :meth:`session` and :meth:`carried` have begun them here for
-            any router with these settings.
+            Tenant, version and session, as begun by :meth:`use`, :meth:`session` and :meth:`carried` here, on any
+            router with these settings.
 
         Raises:
-            RuntimeError: A session or a lock is open here and not in force, for its generator is suspended.
+            RuntimeError: A session or a locked ``use()`` is open here but not in force, because its generator is
+                suspended.
         """
         return self._ambient.current()
 
     def carry(self) -> dict[str, str]:
-        """Write what is in force here as text, for a job or the headers of a request to another service.
+        """Return what is in force here as strings, for a job or for the headers of a request to another service.
 
         Returns:
-            Names, which may be those of headers, and values in ASCII, without secrets: tenant, version, whether that is
-            locked, and the token of the session. Empty for nothing.
+            Names, which are valid names of headers, and values in ASCII, without secrets: the tenant, the version,
+            whether the tenant is locked, and the session's token. Empty if nothing is in force.
 
         Raises:
             RuntimeError: As for :meth:`current`.
@@ -82,20 +84,20 @@ class Blocks:
         return self._ambient.carry()
 
     def carried(self, mapping: Mapping[str, str]) -> Carried:
-        """Have what was carried in force, for the length of a block: the other end of :meth:`carry`.
+        """Put in force what :meth:`carry` returned elsewhere, for the length of a block.
 
         Args:
-            mapping: What was carried, maybe among others, such as the headers of a request. It is not signed, but for
-                the token where ``tokens.key`` is set: take it from your own services only.
+            mapping: What :meth:`carry` returned; other entries, such as further headers of a request, are ignored. Only
+                the token in it is signed, if ``tokens.key`` is set: accept it from your own services only.
 
         Returns:
-            A context manager, plain and not async; its ``session`` is the one that goes on in it.
+            A plain context manager (not async); its ``session`` continues the session that was carried.
 
         Raises:
-            UnknownTenant: It names what is no tenant's key.
-            UnknownVersion: It names no version of these settings.
-            TokenRefused: Its token is a foreign one, and ``tokens.foreign`` is ``refuse``.
-            TenantLocked: On entering the block: one around it is locked to another tenant.
-            TypeError: One of the values is no text.
+            UnknownTenant: The tenant in it is not a tenant's key.
+            UnknownVersion: The version in it is not one of these settings.
+            TokenRefused: Its token is foreign, and ``tokens.foreign`` is ``refuse``.
+            TenantLocked: When the block is entered: a block around it is locked to another tenant.
+            TypeError: One of the values is not a string.
         """
         return self._ambient.carried(self._topology, mapping)

@@ -1,4 +1,4 @@
-"""Which checkout a request gets: by what it names, what is in force around it, and what its tenant's pool shares."""
+"""Chooses the checkout of a request: by its arguments, the blocks in force, and whether its tenant's pool is shared."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from router.sessions import Session
 
 LOOKUP_TIMEOUT = PoolPolicy().timeout
-"""Seconds to find out where a tenant lives and to get a connection, for a request that names no timeout."""
+"""Seconds to look up where a tenant lives and to get a connection, for a request that names no timeout."""
 
 
 class AsyncCheckouts:
@@ -37,11 +37,11 @@ class AsyncCheckouts:
     __slots__ = ("_ambient", "_in_force")
 
     def __init__(self, in_force: AsyncInForce, ambient: Ambient) -> None:
-        """Keep what they depend on.
+        """Keep what checkouts depend on.
 
         Args:
             in_force: What is in force.
-            ambient: What the blocks around a request belong to.
+            ambient: The owner of the blocks around a request.
         """
         self._in_force = in_force
         self._ambient = ambient
@@ -68,7 +68,7 @@ class AsyncCheckouts:
             max_lag: As for ``connection()``.
             after: As for ``connection()``.
             timeout: As for ``connection()``.
-            avoid: For a read, the node that it takes only if there is no other.
+            avoid: For a read, a node that it uses only if there is no other.
             begin: Whether a tenant's block that writes begins its transaction in the round trip that sets the session.
             detached: Whether the connection is borrowed without a block.
 
@@ -111,30 +111,30 @@ class AsyncCheckouts:
         return AsyncTrackedCheckout(lane, timeout, request=request, note=note)
 
     async def _find(self, tenant: str, again: Callable[..., AsyncCheckout], deadline: float) -> AsyncCheckout:
-        """Ask where a tenant lives, and make the checkout for the time that is left."""
+        """Look up where a tenant lives, and make the checkout for the time that is left."""
         checkout: AsyncCheckout | None = None
         self.bind_loop()
         acheck_locks()
         directory = self._in_force.directory
         while directory is not None and (checkout is None or isinstance(checkout, AsyncLookupCheckout)):
             await directory.find(tenant, deadline)
-            checkout = again(timeout=max(deadline - monotonic(), 0.0))  # a change may have been heard of again
-        assert checkout is not None  # noqa: S101  (who asks has a directory)
+            checkout = again(timeout=max(deadline - monotonic(), 0.0))  # the home may have changed again meanwhile
+        assert checkout is not None  # noqa: S101  (a lookup checkout is made only if there is a directory)
         return checkout
 
     def _must_see(self, target: Target, session: Session | None, after: str | None) -> Position | None:
-        """Tell what a read has to see: the writes of its session, and those of a token.
+        """Return the position that a read has to see: that of its session's writes, and that of a token.
 
         Args:
-            target: Where it reads.
+            target: The target of the read.
             session: The session in force; ``None`` for none.
             after: The token; ``None`` or empty for none.
 
         Returns:
-            The latest position of them; ``None`` for none.
+            The later of the two positions; ``None`` for none.
 
         Raises:
-            TokenRefused: One is foreign, and ``tokens.foreign`` is ``refuse``.
+            TokenRefused: A token is foreign, and ``tokens.foreign`` is ``refuse``.
         """
         policy, version = self._in_force.topology.tokens, target.version
         positions = [] if session is None else session.positions(version)
@@ -144,17 +144,17 @@ class AsyncCheckouts:
             if handed_on is not None:
                 positions.append(handed_on)
             elif token and policy.foreign == "refuse":
-                raise TokenRefused(f"the token says nothing of version {version!r}")
+                raise TokenRefused(f"the token has no position of version {version!r}")
         return self._in_force.routes.must_see(target, positions)
 
     def note_written(self, session: Session, version: str, node: Node, written: tuple[int, int] | None) -> None:
-        """Have a session see what was written.
+        """Note in a session what was written, so that its reads see it.
 
         Args:
             session: The session.
             version: The version's key.
-            node: Where it was written.
-            written: The position and timeline where the WAL ended after that; ``None`` if that could not be learnt.
+            node: The node that was written to.
+            written: The position and timeline of the end of the WAL after the commit; ``None`` if they are not known.
         """
         known = self._in_force.clusters.health.get(node.server, UNKNOWN)
         position, timeline = (UNSURE, known.timeline) if written is None else written
@@ -163,7 +163,7 @@ class AsyncCheckouts:
     def route(
         self, *, version: str | None, tenant: str | None, read_only: bool, max_lag: float | None, after: str | None
     ) -> Route:
-        """Choose the nodes for a request, of which nothing is borrowed.
+        """Choose the nodes for a request, without borrowing a connection.
 
         Args:
             version: As for ``explain()``.
@@ -187,10 +187,10 @@ class AsyncCheckouts:
         return self._in_force.routes.choose(target, Request(read_only, max_lag, position))
 
     def bind_loop(self) -> None:
-        """Have the router belong to the running event loop.
+        """Bind the router to the running event loop, if it is not bound yet.
 
         Raises:
-            RuntimeError: It belongs to another one.
+            RuntimeError: The router belongs to another loop.
         """
         slots = self._in_force.slots
         if slots.loop is not arunning_loop():

@@ -268,10 +268,10 @@ class AsyncInForce:
     # The end
 
     async def close(self, timeout: float) -> int:
-        """Close every pool; no further request is served.
+        """Close every pool; the router serves no further request.
 
         Args:
-            timeout: The most to wait for borrowed connections to come back, in seconds.
+            timeout: The most seconds to wait until borrowed connections are returned.
 
         Returns:
             How many borrowed connections were cut because they did not come back in time.
@@ -319,7 +319,7 @@ class AsyncInForce:
         return borrowed
 
     def abandon(self) -> None:
-        """Start anew in the child of a fork: what is open is the parent's, and is neither used nor closed here."""
+        """Reset the router in the child of a fork; the parent's connections are neither used nor closed here."""
         for pool in self.pools:
             pool.abandon()
         self.monitor.abandon()

@@ -1,4 +1,4 @@
-"""What a router does itself with connections: one statement, a transaction that is repeated, work for each tenant."""
+"""The operations of a router: one statement, a transaction that is repeated, work for each tenant."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 class AsyncOperations(Blocks):
-    """The methods of a router that borrow connections for as long as they run."""
+    """The methods of a router that borrow a connection and return it themselves."""
 
     _in_force: AsyncInForce
     _checkouts: AsyncCheckouts
@@ -46,21 +46,22 @@ class AsyncOperations(Blocks):
         after: str | None = None,
         timeout: float | None = None,
     ) -> Result:
-        """Run one statement by itself, wherever PostgreSQL lets it run.
+        """Run one statement by itself: on a replica if PostgreSQL allows it there, else on the primary.
 
-        A statement that begins with what writes (INSERT, COPY … FROM, CREATE and the like, comments aside), or that
-        administers a server, goes to the primary. Any other that is new to the router goes to a replica, in a session
-        that refuses writes; if the server refuses it, it runs on the primary, now and from then on. It is committed at
-        once. What it leaves in its session (``SET``, ``LISTEN``, a temporary table, an advisory lock) ends with it.
+        A statement that begins with a word that writes (INSERT, COPY … FROM, CREATE and the like, comments ignored), or
+        that administers a server, goes to the primary. The router sends any other statement to a replica, in a session
+        that refuses writes. If the server refuses it, the router runs it on the primary, now and from then on. The
+        statement is committed at once. What it leaves in its session (``SET``, ``LISTEN``, a temporary table, an
+        advisory lock) ends with it.
 
         Args:
             query: The statement; from Python 3.14 on also as a template string, without parameters of its own.
-            params: Its parameters.
+            params: The statement's parameters.
             version: As for :meth:`connection`.
             tenant: As for :meth:`connection`.
-            max_lag: As for :meth:`connection`, should it read.
-            after: As for :meth:`connection`, should it read.
-            timeout: Seconds for getting a connection; ``None`` takes ``pool.timeout``.
+            max_lag: As for :meth:`connection`, if the statement reads.
+            after: As for :meth:`connection`, if the statement reads.
+            timeout: Seconds to get a connection; ``None`` takes ``pool.timeout``.
 
         Returns:
             The whole result.
@@ -68,10 +69,10 @@ class AsyncOperations(Blocks):
         Raises:
             UnknownVersion: As for :meth:`connection`.
             UnknownTenant: As for :meth:`connection`.
-            Unavailable: No connection could be had in time.
+            Unavailable: No connection was available in time.
             TransactionOutcomeUnknown: The connection died while the statement ran on the primary. (A read whose
                 connection dies is run again elsewhere.)
-            TypeError: It is no statement.
+            TypeError: ``query`` is not a statement.
             psycopg.Error: PostgreSQL refused the statement.
         """
         checkout = partial(self._checkouts.make, version=version, tenant=tenant, timeout=timeout)
@@ -88,25 +89,25 @@ class AsyncOperations(Blocks):
         retries: int = 3,
         timeout: float | None = None,
     ) -> T:
-        """Run a function in a transaction on the primary, and again if that fails for a reason that passes.
+        """Run a function in a transaction on the primary, and run it again after a transient failure.
 
-        Such reasons are a serialization failure, a deadlock, and a connection that is lost before COMMIT.
+        Transient failures are a serialization failure, a deadlock, and a connection that is lost before COMMIT.
 
         Args:
-            function: Called with the connection; it may be called several times, and must leave no trace elsewhere. It
-                cannot commit by itself; ``connection.transaction()`` inside it is a savepoint.
+            function: Called with the connection. It may be called several times, so it must have no effect outside the
+                transaction. It cannot commit by itself; ``connection.transaction()`` inside it is a savepoint.
             version: As for :meth:`connection`.
             tenant: As for :meth:`connection`.
-            retries: How often it is run again at most.
-            timeout: Seconds for getting a connection, each time; ``None`` takes ``pool.timeout``.
+            retries: How often the function is run again at most.
+            timeout: Seconds to get a connection, for each attempt; ``None`` takes ``pool.timeout``.
 
         Returns:
             What the function returned.
 
         Raises:
-            TransactionOutcomeUnknown: The connection died during COMMIT: it is not run again.
-            Unavailable: No connection could be had in time.
-            psycopg.Error: What it failed with the last time.
+            TransactionOutcomeUnknown: The connection died during COMMIT; the function is not run again.
+            Unavailable: No connection was available in time.
+            psycopg.Error: The error of the last attempt.
         """
         writing = partial(self._checkouts.make, version=version, tenant=tenant, timeout=timeout, begin=False)
         return await self._statements.run(function, writing, retries=retries)
@@ -120,28 +121,28 @@ class AsyncOperations(Blocks):
         jobs: int = 8,
         stop_on_error: bool = False,
     ) -> Outcomes[T]:
-        """Call a function for each tenant, with a connection that writes: one transaction a tenant.
+        """Call a function for each tenant, with a connection that writes: one transaction for each tenant.
 
-        What fails for one tenant is rolled back and reported, and the others go on. Requests that the function makes
-        itself are the tenant's, too, as in :meth:`use`. It does not matter whether all find room in the budget: who
-        finds none waits until it is their turn.
+        If the function fails for one tenant, that transaction is rolled back and the error is reported; the other
+        tenants continue. Requests that the function itself makes are for the tenant, too, as in :meth:`use`. There may
+        be more tenants than the budget has connections: a tenant waits until a connection is available.
 
         Args:
             function: Called with the connection and the tenant's key.
-            tenants: Keys; or a pattern as for ``router each --tenants``, such as ``"acme,eu-*"``; ``None`` for all that
-                the settings and the directory list.
-            version: As for :meth:`connection`. Of tenants that are not named by their keys, those who live there.
-            jobs: For how many tenants at the same time.
-            stop_on_error: Whether no further tenant is begun once one has failed.
+            tenants: Keys; or a pattern as for ``router each --tenants``, such as ``"acme,eu-*"``; ``None`` for all
+                tenants that the settings and the directory list.
+            version: As for :meth:`connection`. Tenants that a pattern matches are limited to those that live there.
+            jobs: How many tenants are worked on at the same time.
+            stop_on_error: Whether to begin no further tenant once one has failed.
 
         Returns:
-            What the function returned or failed with, by tenant.
+            For each tenant, what the function returned, or the error.
 
         Raises:
             UnknownVersion: There is no such version.
-            UnknownTenant: The pattern stands for nobody, the directory cannot list its tenants, or what was named is no
+            UnknownTenant: The pattern matches no tenant, the directory cannot list its tenants, or a name is not a
                 tenant's key; nothing has been done.
-            TenantLocked: A ``use(…, lock=True)`` around it is for another tenant; nothing has been done.
+            TenantLocked: A ``use(…, lock=True)`` around the call is for another tenant; nothing has been done.
             ValueError: ``jobs`` is less than 1.
         """
         if jobs < 1:
@@ -151,9 +152,9 @@ class AsyncOperations(Blocks):
         keys = await tenants_of(self._in_force, tenants, version)
         for key in keys:
             try:
-                with self.use(tenant=key):  # one that is not to be named here is refused before anything is done
+                with self.use(tenant=key):  # a tenant that may not be named here is refused before anything is done
                     pass
-            except UnknownTenant:  # of those that a list has, each fails by itself
+            except UnknownTenant:  # a tenant that came from a list or a pattern fails by itself
                 if tenants is not None and not (isinstance(tenants, str) and needs_list(tenants)):
                     raise
         return await each(

@@ -113,7 +113,7 @@ class AsyncStatements:
 
         Args:
             query: The statement.
-            params: Its parameters.
+            params: The statement's parameters.
             reading: Borrows a connection to read.
             writing: Borrows one to write.
 
@@ -121,7 +121,7 @@ class AsyncStatements:
             The whole result.
 
         Raises:
-            TypeError: It is no statement.
+            TypeError: ``query`` is not a statement.
             psycopg.Error: It failed.
         """
         text = without_comments(text_of(query))

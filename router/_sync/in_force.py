@@ -269,10 +269,10 @@ class InForce:
     # The end
 
     def close(self, timeout: float) -> int:
-        """Close every pool; no further request is served.
+        """Close every pool; the router serves no further request.
 
         Args:
-            timeout: The most to wait for borrowed connections to come back, in seconds.
+            timeout: The most seconds to wait until borrowed connections are returned.
 
         Returns:
             How many borrowed connections were cut because they did not come back in time.
@@ -320,7 +320,7 @@ class InForce:
         return borrowed
 
     def abandon(self) -> None:
-        """Start anew in the child of a fork: what is open is the parent's, and is neither used nor closed here."""
+        """Reset the router in the child of a fork; the parent's connections are neither used nor closed here."""
         for pool in self.pools:
             pool.abandon()
         self.monitor.abandon()

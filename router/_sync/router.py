@@ -1,5 +1,5 @@
 # Generated from router/_async/router.py by tools/async_to_sync.py: do not edit.
-"""The public face of the router: connections, and what can be asked of it."""
+"""The public class: it lends connections, runs statements, and reports its state."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 
 
 class Router(Operations):
-    """Sends each request to the right pool: by version, to the right server, for reading or for writing.
+    """Lends connections from the right pool: by version or tenant, to the right server, for reading or for writing.
 
-    Pools open at first use. It may be used at once, or as a context manager that closes it at the end.
+    Pools open at first use. The router may be used at once, or as a context manager, which closes it at the end.
     """
 
     def __init__(
@@ -51,24 +51,24 @@ class Router(Operations):
         directory: Source | None = None,
         observers: Sequence[Observer] = (),
     ) -> None:
-        """Make a router; nothing is opened yet.
+        """Make a router; it opens nothing yet.
 
         Args:
-            settings: What to route to; ``None`` reads the environment.
-            password: Gives the password of a node, for credentials that rotate: asked at the first connection to the
-                node, and again when the server turns its last answer down.
-            configure: Called with each new connection, to register adapters and the like; it must leave it idle. What
-                it sets in the session by SQL is lost when a shared connection passes to another tenant: that belongs in
-                ``options`` of the connection string, or in the settings of the login role (``ALTER ROLE … SET``).
-            directory: Says where tenants live that the settings do not list: called with a tenant's key, or an object
-                with such a ``lookup()``, it returns the keys of a ``[tenants.KEY]``, or ``None`` if there is no such
-                tenant. ``None`` takes the one that the settings name.
-            observers: Called with each event (``router.events``), in the thread or task where it is seen: they must
-                not block.
+            settings: The versions and tenants to route to; ``None`` reads the environment.
+            password: Returns the password of a node, for credentials that rotate. The router calls it before the first
+                connection to the node, and again when the server refuses the last password.
+            configure: Called with each new connection, for example to register adapters; it must leave the connection
+                idle. What it sets in the session by SQL is lost when a shared connection passes to another tenant: put
+                such settings into ``options`` of the connection string, or into the login role (``ALTER ROLE … SET``).
+            directory: Tells where tenants live that the settings do not list. It is a callable, or an object with a
+                method ``lookup()``, that takes a tenant's key and returns the keys of a ``[tenants.KEY]`` table, or
+                ``None`` if there is no such tenant. ``None`` takes the directory that the settings name.
+            observers: Called with each event (``router.events``), in the thread or task that emits it; they must not
+                block.
 
         Raises:
             ConfigError: The settings are wrong.
-            TypeError: ``directory`` cannot be called so.
+            TypeError: ``settings`` are not :class:`RouterSettings`, or ``directory`` does not take one argument.
         """
         self._settings = RouterSettings() if settings is None else settings
         if not isinstance(self._settings, RouterSettings):
@@ -103,18 +103,19 @@ class Router(Operations):
     ) -> Checkout:
         """Borrow a connection for the length of a block.
 
-        A block that writes is one transaction on the primary, committed on success and rolled back on an error. One
-        that only reads runs on a replica, in autocommit unless ``read.autocommit`` is off, in a session in which the
-        server refuses writes (SQLSTATE 25006).
+        A block that writes is one transaction on the primary, committed on success and rolled back on an error. A block
+        that only reads runs on a replica, in a session in which the server refuses writes (SQLSTATE 25006). It is in
+        autocommit, unless ``read.autocommit`` is off.
 
         Args:
-            version: The version, or an alias of it; ``None`` takes that of :meth:`use`, or else the tenant's first, or
-                ``default_version``.
-            tenant: The tenant; ``None`` takes that of :meth:`use`. There is no other default: where there are tenants,
-                a request that names none has to name its version.
+            version: The version, or an alias of it; ``None`` takes the version of :meth:`use`, or else the tenant's
+                first version, or else ``default_version``.
+            tenant: The tenant; ``None`` takes the tenant of :meth:`use`. There is no other default: if the settings
+                have tenants, a request without a tenant has to name its version.
             read_only: Whether the block only reads.
             max_lag: For a read, the most seconds that a replica may be behind; ``None`` takes ``read.max_lag``.
-            after: For a read, the token of a session whose writes it must see, besides those of the session around it.
+            after: For a read, the token of a session whose writes the read must see, besides those of the session in
+                force.
             timeout: Seconds for choosing, connecting and waiting together; ``None`` takes ``pool.timeout``.
 
         Returns:
@@ -122,13 +123,13 @@ class Router(Operations):
 
         Raises:
             UnknownVersion: There is no such version, or none was named and there is no default.
-            UnknownTenant: There is no such tenant, or it does not live in that version; on entering the block if that
-                has to be asked.
-            TenantLocked: Another tenant was named than the one a ``use(…, lock=True)`` around it is for.
+            UnknownTenant: There is no such tenant, or it does not live in that version. If the directory has to be
+                asked first, this is raised when the block is entered.
+            TenantLocked: Another tenant was named than the one of a ``use(…, lock=True)`` around the request.
             RouterClosed: The router was closed.
             TokenRefused: ``after`` is a foreign token, and ``tokens.foreign`` is ``refuse``.
-            Unavailable: On entering the block: no connection could be had in time; its subclasses say why.
-            TransactionOutcomeUnknown: On leaving it: the connection died during COMMIT.
+            Unavailable: When the block is entered: no connection was available in time; the subclasses say why.
+            TransactionOutcomeUnknown: When the block ends: the connection died during COMMIT.
         """
         lanes = self._in_force.lanes
         key = version if tenant is None else (version, tenant)
@@ -155,9 +156,10 @@ class Router(Operations):
     ) -> Connection[TupleRow]:
         """Borrow a connection without a block, for a framework that closes its connections itself.
 
-        Its ``close()`` gives it back; what was not committed is rolled back. Its ``commit()`` has the reads of the
-        session in force see what was written, in the same round trip; what was committed otherwise, in autocommit say,
-        is seen once it is closed. As a context manager it commits, or rolls back on an error, and is closed.
+        ``close()`` on the connection returns it to its pool; what was not committed is rolled back. ``commit()`` also
+        notes the position of the writes, in the same round trip, so that reads of the session in force see them. Writes
+        that were committed in another way, for example in autocommit, are seen once the connection is closed. Used as a
+        context manager, the connection commits, or rolls back on an error, and is then closed.
 
         Args:
             version: As for :meth:`connection`.
@@ -166,8 +168,8 @@ class Router(Operations):
             max_lag: As for :meth:`connection`.
             after: As for :meth:`connection`.
             timeout: As for :meth:`connection`.
-            begin: Whether the transaction of a tenant that shares its pool is begun at once, to write: that saves a
-                round trip, but ``autocommit`` cannot be set before it has ended.
+            begin: Whether to begin the transaction at once if the connection is to write for a tenant in a shared pool.
+                This saves a round trip, but ``autocommit`` cannot be set before the transaction has ended.
 
         Returns:
             The connection; after ``close()``, every use of it raises ``InterfaceError``.
@@ -178,7 +180,7 @@ class Router(Operations):
             TenantLocked: As for :meth:`connection`.
             RouterClosed: The router was closed.
             TokenRefused: As for :meth:`connection`.
-            Unavailable: No connection could be had in time; its subclasses say why.
+            Unavailable: No connection was available in time; the subclasses say why.
         """
         checkout = self._checkouts.make(
             version=version,
@@ -201,7 +203,7 @@ class Router(Operations):
         max_lag: float | None = None,
         after: str | None = None,
     ) -> Route:
-        """Say where a request would go now, and why; nothing is opened.
+        """Return where a request would go now, and why, without opening a connection.
 
         Args:
             version: As for :meth:`connection`.
@@ -211,7 +213,7 @@ class Router(Operations):
             after: As for :meth:`connection`.
 
         Returns:
-            The route; its ``repr`` is for reading.
+            The route; its ``repr`` is meant for people.
 
         Raises:
             UnknownVersion: As for :meth:`connection`.
@@ -222,21 +224,21 @@ class Router(Operations):
         return self._checkouts.route(version=version, tenant=tenant, read_only=read_only, max_lag=max_lag, after=after)
 
     def stats(self) -> Stats:
-        """Return one moment's view of every version, node and pool.
+        """Return the state of every version, node and pool at this moment.
 
         Returns:
-            Frozen values; the ``repr`` is for reading.
+            Frozen values; their ``repr`` is meant for people.
         """
         return stats(self._in_force)
 
     def close(self, timeout: float = 5.0) -> int:
-        """Close every pool; no further request is served.
+        """Close every pool; the router serves no further request.
 
         Args:
-            timeout: The most to wait for borrowed connections to come back, in seconds.
+            timeout: The most seconds to wait until borrowed connections are returned.
 
         Returns:
-            How many borrowed connections were cut because they did not come back in time; their queries fail.
+            How many borrowed connections were cut because they were not returned in time; their queries fail.
         """
         if loop_closed(self._in_force.slots.loop):
             return self._in_force.discard()
@@ -260,17 +262,17 @@ class Router(Operations):
         return f"<{type(self).__name__} {'closed ' if self._in_force.closed else ''}{names}>"
 
     def __del__(self, _warn: Callable[..., None] = warn) -> None:
-        """Have it closed, with a warning, by what it has begun, if it was dropped without :meth:`close`."""
+        """If the router was dropped without :meth:`close`, warn, and let its housekeeping task close it."""
         in_force: InForce | None = getattr(self, "_in_force", None)  # there is none if __init__ failed
         if in_force is not None and in_force.begun:
-            # This may run in any thread, whatever that holds: nothing is waited for, and no lock is taken.
+            # This may run in any thread, whatever locks that holds: it waits for nothing and takes no lock.
             if loop_closed(in_force.slots.loop):
                 in_force.discard()
             in_force.dropped = True
             _warn(f"unclosed {self!r}: call close(), or use it in a `with`", ResourceWarning, source=self)
 
     def abandon(self) -> None:
-        """Start anew in the child of a fork: what is open is the parent's, and is neither used nor closed here."""
+        """Reset the router in the child of a fork; the parent's connections are neither used nor closed here."""
         self._in_force.abandon()
         self._in_force.directory = self._ask_of()
         self._statements.abandon()
@@ -280,7 +282,7 @@ class Router(Operations):
         return self._in_force.topology
 
     def _ask_of(self) -> Directory | None:
-        """The directory, if there is one."""
+        """The directory of these settings; ``None`` if they have none."""
         tenancy, source = self._topology.tenancy, self._directory
         if tenancy is None or (source is None and tenancy.directory.version is None):
             return None

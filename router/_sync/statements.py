@@ -114,7 +114,7 @@ class Statements:
 
         Args:
             query: The statement.
-            params: Its parameters.
+            params: The statement's parameters.
             reading: Borrows a connection to read.
             writing: Borrows one to write.
 
@@ -122,7 +122,7 @@ class Statements:
             The whole result.
 
         Raises:
-            TypeError: It is no statement.
+            TypeError: ``query`` is not a statement.
             psycopg.Error: It failed.
         """
         text = without_comments(text_of(query))

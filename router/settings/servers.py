@@ -150,7 +150,7 @@ class Servers(Table):
     replicas: _Replicas = Field(default=(), description="The nodes that follow the primary and take reads.")
     nodes: _Nodes = Field(
         default=(),
-        description="Nodes whose roles are discovered, instead of `primary` and `replicas`. Each may name several hosts.",
+        description="Nodes with discovered roles, instead of `primary` and `replicas`; each may name several hosts.",
     )
 
     _as_string = "a connection string (of nodes whose roles are discovered)"
