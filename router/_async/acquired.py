@@ -10,7 +10,8 @@ from psycopg import AsyncConnection
 from psycopg.pq import TransactionStatus
 
 from router._async.checkout import AsyncLookupCheckout, AsyncTrackedCheckout, read_position, tell
-from router._async.pool.connection import AsyncNodeConnection, AsyncPooledConnection
+from router._async.pool.connection import AsyncNodeConnection
+from router._async.pool.pooled import AsyncPooledConnection
 from router._async.pool.scripts import in_pipeline
 from router.sessions import current_session
 

@@ -122,7 +122,7 @@ class AsyncSilence:
 def _waits(session: SessionState, seconds: float) -> bool:
     """Whether somebody waits for an answer over a connection that has been quiet for so long."""
     return (
-        session.waiting
+        bool(session.uses)
         and session.pgconn.transaction_status == TransactionStatus.ACTIVE
         and quiet_for(session) >= seconds
     )

@@ -12,7 +12,7 @@ import psycopg
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
-from router._async.pool.connection import AsyncPooledConnection, is_spoilt, is_stale
+from router._async.pool.pooled import AsyncPooledConnection
 from router._async.pool.scripts import text_of
 from router._async.pool.session_state import session_of
 from router._runtime.calls import acall
@@ -20,6 +20,7 @@ from router._runtime.flags import AGuard, asleep
 from router.core.errors import Unavailable
 from router.core.events import Repeated
 from router.core.result import Result
+from router.core.stale import is_spoilt, is_stale
 from router.core.statement import can_be_repeated, needs_primary, without_comments
 
 if TYPE_CHECKING:

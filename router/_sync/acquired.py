@@ -11,7 +11,8 @@ from psycopg import Connection
 from psycopg.pq import TransactionStatus
 
 from router._sync.checkout import LookupCheckout, TrackedCheckout, read_position, tell
-from router._sync.pool.connection import NodeConnection, PooledConnection
+from router._sync.pool.connection import NodeConnection
+from router._sync.pool.pooled import PooledConnection
 from router._sync.pool.scripts import in_pipeline
 from router.sessions import current_session
 

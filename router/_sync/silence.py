@@ -123,7 +123,7 @@ class Silence:
 def _waits(session: SessionState, seconds: float) -> bool:
     """Whether somebody waits for an answer over a connection that has been quiet for so long."""
     return (
-        session.waiting
+        bool(session.uses)
         and session.pgconn.transaction_status == TransactionStatus.ACTIVE
         and quiet_for(session) >= seconds
     )

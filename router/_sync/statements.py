@@ -15,12 +15,13 @@ from psycopg.rows import tuple_row
 
 from router._runtime.calls import call
 from router._runtime.flags import Guard, sleep
-from router._sync.pool.connection import PooledConnection, is_spoilt, is_stale
+from router._sync.pool.pooled import PooledConnection
 from router._sync.pool.scripts import text_of
 from router._sync.pool.session_state import session_of
 from router.core.errors import Unavailable
 from router.core.events import Repeated
 from router.core.result import Result
+from router.core.stale import is_spoilt, is_stale
 from router.core.statement import can_be_repeated, needs_primary, without_comments
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any, LiteralString, NoReturn, Self, TypeVar
@@ -13,15 +13,18 @@ import psycopg
 from psycopg import AsyncConnection, postgres
 from psycopg._preparing import PrepareManager
 from psycopg.adapt import AdaptersMap
-from psycopg.pq import ConnStatus, ExecStatus, Format, TransactionStatus
+from psycopg.pq import ExecStatus, Format, TransactionStatus
 from psycopg.rows import TupleRow
 
-from router._async.pool.scripts import answers, check, rows_of, send, sent
+from router._async.pool.scripts import answers, check, rows_of, send
 from router._runtime.login import log_in
 from router.core.errors import TransactionOutcomeUnknown
+from router.core.stale import is_spoilt, is_stale, is_stale_session
 from router.core.statement import commits
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from psycopg import Xid
     from psycopg._connection_base import NoticeHandler, NotifyHandler
     from psycopg._preparing import Key, Prepare
@@ -47,42 +50,6 @@ INERROR = TransactionStatus.INERROR
 IN_TRANSACTION = (TransactionStatus.INTRANS, INERROR)
 COMMITTING = "during COMMIT: whether the transaction is committed"
 WRITING = "while a statement ran there: whether it was carried out"
-
-
-def is_stale(error: psycopg.Error) -> bool:
-    """Tell whether a statement failed because its session goes by tables or types as they were before a migration.
-
-    Args:
-        error: What it failed with.
-
-    Returns:
-        Whether it is so: then another session, or this one once it has forgotten what is prepared, may run it.
-    """
-    return _is_stale_plan(error) or _is_stale_session(error)
-
-
-def is_spoilt(error: psycopg.Error) -> bool:
-    """Tell whether a statement failed because its session is set so that every statement fails there.
-
-    Args:
-        error: What it failed with.
-
-    Returns:
-        Whether it is so: a hot standby has no serializable transactions, whoever made that the session's default.
-    """
-    return error.sqlstate == "0A000" and error.diag.source_function == "GetSerializableTransactionSnapshot"
-
-
-def _is_stale_plan(error: psycopg.Error) -> bool:
-    # 0A000 is also what a standby has for what it cannot read. The function's name is the same in every language.
-    return error.sqlstate == "0A000" and error.diag.source_function == "RevalidateCachedQuery"
-
-
-def _is_stale_session(error: psycopg.Error) -> bool:
-    if error.sqlstate == "XX000":  # PostgreSQL does not translate what it says of errors of its own
-        return (error.diag.message_primary or "").startswith("cache lookup failed")
-    # PL/pgSQL, which keeps the types of its variables as long as the session lasts.
-    return error.sqlstate == "42804" and (error.diag.source_function or "").startswith("plpgsql_param_eval")
 
 
 async def end_session(
@@ -115,6 +82,17 @@ class _Prepared(PrepareManager):
     def maybe_add_to_cache(self, query: PostgresQuery, prep: Prepare, name: bytes) -> Key | None:
         self._sent.add(query.query)
         return PrepareManager.maybe_add_to_cache(self, query, prep, name)
+
+
+class _Info(psycopg.ConnectionInfo):
+    """What ``connection.info`` returns: it asks the connection object, so that it ends with the block."""
+
+    def __init__(self, connection: AsyncConnection[Any]) -> None:
+        self._connection = connection
+
+    @property
+    def pgconn(self) -> PGconn:  # type: ignore[override]  # an attribute of psycopg's
+        return self._connection.pgconn
 
 
 class AsyncNodeConnection(AsyncConnection[TupleRow]):
@@ -151,6 +129,44 @@ class AsyncNodeConnection(AsyncConnection[TupleRow]):
         if self._adapters is None:
             self._adapters = AdaptersMap(postgres.adapters if self._router is None else self._router.adapters)
         return self._adapters
+
+    @property
+    def info(self) -> psycopg.ConnectionInfo:
+        """What is known of the connection, until its block ends."""
+        return _Info(self)
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        """Refuse to be copied: a copy of this object would outlive the block, and use the session."""
+        raise TypeError("a connection cannot be copied or pickled")
+
+    def cancel(self) -> None:
+        """Cancel the current operation; the connection serves nobody else before the server has been told."""
+        with self._cancelling():
+            super().cancel()
+
+    async def cancel_safe(self, *, timeout: float = 30.0) -> None:
+        """Cancel the current operation; the connection serves nobody else before the server has been told.
+
+        Args:
+            timeout: The most to wait, in seconds.
+        """
+        with self._cancelling():
+            await super().cancel_safe(timeout=timeout)
+
+    @contextmanager
+    def _cancelling(self) -> Iterator[None]:
+        """Note that a request to cancel is on its way, which takes no lock, and may come from any thread."""
+        if (session := self._router) is None:
+            yield
+            return
+        session.begin_use(self, use := object())
+        try:
+            yield
+        except BaseException:
+            session.dirty = True  # it may still arrive, and would then end a statement of the next borrower's
+            raise
+        finally:
+            session.end_use(self, use)
 
     # What is told to these lies deeper than the attributes that each borrower gets anew.
 
@@ -238,7 +254,7 @@ class AsyncNodeConnection(AsyncConnection[TupleRow]):
             self._death = ""
             self._sent.clear()
         if (session := self._router) is not None:
-            session.waiting = True
+            session.begin_use(self, gen)
         try:
             answer = await AsyncConnection.wait(self, gen, *args, **kwargs)
             if session is not None and (self._sent or self._death) and self._pipeline is None:
@@ -255,9 +271,7 @@ class AsyncNodeConnection(AsyncConnection[TupleRow]):
             raise unknown from error
         finally:
             if session is not None:
-                session.waiting = False
-                if session.over:
-                    session.end(self)
+                session.end_use(self, gen)
 
     async def close(self) -> None:
         """Close the connection; if it is borrowed, its pool may open another one in its place."""
@@ -292,7 +306,7 @@ class AsyncNodeConnection(AsyncConnection[TupleRow]):
 
     async def _forget(self, error: psycopg.Error) -> None:
         """Have psycopg and the server forget what is prepared; if that may not do, end the session with its block."""
-        if self._router is not None and _is_stale_session(error):
+        if self._router is not None and is_stale_session(error):
             self._router.dirty = True
         prepared = self._prepared
         names = [*prepared._names.values()]
@@ -322,115 +336,6 @@ class AsyncNodeConnection(AsyncConnection[TupleRow]):
         if action == "COMMIT":
             self._death = COMMITTING
         yield from super()._tpc_finish_gen(action, xid)
-
-
-class AsyncPooledConnection(AsyncNodeConnection):
-    """A connection to a transaction pooler: whatever a tenant's session is set to rides with each BEGIN.
-
-    Attributes:
-        begin_suffix: What goes after each BEGIN; empty for nothing.
-    """
-
-    begin_suffix = b""
-
-    def _get_tx_start_command(self) -> bytes:
-        begin = super()._get_tx_start_command()
-        return begin + b"; " + self.begin_suffix if self.begin_suffix else begin
-
-    def _start_query(self) -> PQGen[None]:
-        if self._autocommit and self.begin_suffix:
-            raise psycopg.ProgrammingError(
-                "behind a transaction pooler a tenant's statements run in transactions: in autocommit it would be lost"
-            )
-        return super()._start_query()
-
-    def _exec_command(self, command: QueryNoTemplate, result_format: Format = Format.TEXT) -> PQGen[Any]:
-        if not self.begin_suffix or not isinstance(command, bytes) or not command.endswith(self.begin_suffix):
-            return super()._exec_command(command, result_format)
-        return self._begin_in_pipeline(command, result_format) if self._pipeline else sent(self, command, inf)
-
-    def _begin_in_pipeline(self, command: bytes, result_format: Format) -> PQGen[None]:
-        """Send both statements by themselves: in a pipeline each goes alone, and costs no round trip."""
-        yield from super()._exec_command(command.removesuffix(b"; " + self.begin_suffix), result_format)
-        yield from super()._exec_command(self.begin_suffix, result_format)
-
-
-class _Gone:
-    """The ``pgconn`` of a connection that was given back: it is closed, and values that have been received are read."""
-
-    status = ConnStatus.BAD
-    _encoding = "utf-8"
-
-    def __init__(self, borrowed_at: tuple[str, int] | None) -> None:
-        self._borrowed_at = borrowed_at
-
-    def __getattr__(self, name: str) -> NoReturn:
-        raise given_back(self._borrowed_at)
-
-
-def given_back(borrowed_at: tuple[str, int] | None) -> psycopg.InterfaceError:
-    """Make the error for a use of a connection after its block.
-
-    Args:
-        borrowed_at: File and line of where it was borrowed, if that was noted.
-
-    Returns:
-        The error.
-    """
-    where = "" if borrowed_at is None else f" It was borrowed in {borrowed_at[0]}, line {borrowed_at[1]}."
-    return psycopg.InterfaceError(
-        f"the block that borrowed this connection has ended, and the connection was given back.{where}"
-    )
-
-
-class AsyncReturnedConnection(AsyncNodeConnection):
-    """What is left of a connection when its block has ended: the session has moved on to another object.
-
-    This becomes the class of the object that was borrowed, so that whatever was kept from the block (the connection, a
-    cursor, a transaction, a pipeline, a bound method) raises as soon as it is used. To close it again does no harm,
-    nor does a cursor's ``close()``, which takes the lock and asks whether the connection is closed.
-    """
-
-    __slots__ = ()
-
-    closed = True
-
-    @property
-    def broken(self) -> bool:
-        """Whether it was lost before its block ended."""
-        return bool(self.__dict__.get("_was_broken"))
-
-    def __getattribute__(self, name: str) -> Any:
-        if name in _HARMLESS or name.startswith("__"):
-            return object.__getattribute__(self, name)
-        borrowed_at = object.__getattribute__(self, "__dict__").get("_borrowed_at")
-        if name == "pgconn":
-            return _Gone(borrowed_at)
-        raise given_back(borrowed_at)
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if name not in _HARMLESS:
-            raise given_back(self.__dict__.get("_borrowed_at"))
-        object.__setattr__(self, name, value)
-
-    def __delattr__(self, name: str) -> None:
-        raise given_back(self.__dict__.get("_borrowed_at"))
-
-    async def __aenter__(self) -> Self:
-        """Refuse to begin anything."""
-        raise given_back(self.__dict__.get("_borrowed_at"))
-
-    def __repr__(self) -> str:
-        return f"<a connection that was given back, at {id(self):#x}>"
-
-    __del__ = tuple  # type: ignore[assignment]  # does nothing, and costs least
-
-    async def close(self) -> None:
-        """Do nothing: for its borrower, it is closed."""
-
-
-# The last two are what psycopg's generators put back when they end, those that were kept half way.
-_HARMLESS = frozenset({"broken", "close", "closed", "lock", "_notifies_backlog", "_pipeline"})
 
 
 async def commit(connection: AsyncConnection[Any], then: bytes) -> list[tuple[bytes | None, ...]]:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 from psycopg.conninfo import make_conninfo
 
-from router._async.pool.connection import AsyncNodeConnection, AsyncPooledConnection
+from router._async.pool.connection import AsyncNodeConnection
+from router._async.pool.pooled import AsyncPooledConnection
 from router._runtime.calls import aconsult
 from router._runtime.login import LOCAL_ERRORS, LoginFailed
 from router._runtime.names import Names

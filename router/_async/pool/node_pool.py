@@ -33,7 +33,7 @@ from router._async.pool.session_state import SessionState, borrower, session_of,
 from router._async.slot import AsyncSlotRequest, BudgetSpent
 from router._async.waiter import AsyncPoolLine
 from router._runtime.calls import Isolated, ashielded
-from router._runtime.flags import afree_lock, atake_lock, atry_lock
+from router._runtime.flags import afree_lock, asleep, atake_lock, atry_lock
 from router._runtime.sockets import cut
 from router.core.budget import Full, Idle, budget_key
 from router.core.measures import PoolStats
@@ -848,13 +848,21 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         return True
 
     async def _take_lock(self, connection: AsyncConnection[TupleRow], timeout: float = USE_GRACE) -> bool:
-        """Take the lock of a connection whose block has ended; if something holds it for too long, cut that off."""
-        if atry_lock(connection.lock):
-            return True
+        """Take the lock of a connection whose block has ended; if something uses it for too long, cut that off."""
         session = session_of(connection)
+        if not session.uses and atry_lock(connection.lock):
+            return True
         if not session.cut_because:
+            deadline = monotonic() + timeout
             if await atake_lock(connection.lock, timeout):
-                return True
+                unused = False
+                try:
+                    unused = await _has_no_uses(session, deadline)
+                finally:
+                    if not unused:
+                        afree_lock(connection.lock)
+                if unused:
+                    return True
             session.cut_because = "its block had ended, but something still used it"
             logger.warning(
                 "a connection of the pool %r is cut: its block has ended, but something still uses it, %s",
@@ -884,7 +892,9 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
                 if free:
                     session.end(connection)
                     afree_lock(lock)
-                else:
+                    free = not session.uses  # something may have begun at this very moment
+                if not free:
+                    cut(session)
                     session.forget()
                 await end_session(session, beneficiary, in_use=not free)
         finally:
@@ -921,7 +931,11 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
                 following = session.pass_on(connection)
             finally:
                 afree_lock(lock)
-            # From here on, nothing that was kept from the block reaches the session.
+            # From here on, nothing that was kept from the block reaches the session but what has begun to.
+            if session.uses:
+                session.end(following)
+                await self.close_for(connection)
+                return
             if pgconn.transaction_status or pgconn.pipeline_status or open_transactions or session.dirty:
                 pass
             elif pgconn.parameter_status(b"in_hot_standby") != session.in_hot_standby:
@@ -1011,6 +1025,15 @@ class _TryAgain(MaintenanceTask):
 
     async def _run(self, pool: AsyncConnectionPool[Any]) -> None:
         await pool.try_again()  # type: ignore[attr-defined]
+
+
+async def _has_no_uses(session: SessionState, deadline: float) -> bool:
+    """Wait until nothing uses a session whose lock is held; a ``cancel()`` takes none, and may be in any thread."""
+    while session.uses:
+        if monotonic() >= deadline:
+            return False
+        await asleep(0.002)
+    return True
 
 
 def _cut_off(doomed: Collection[SessionState], reason: str) -> None:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import psycopg
 from psycopg import AsyncConnection
 
-from router._async.pool.connection import AsyncNodeConnection, AsyncPooledConnection
 from router._async.pool.login import AsyncLogin, ServerFull, Unable, failure
+from router._async.pool.pooled import AsyncPooledConnection
 from router._async.pool.scripts import NOT_THERE, TooLate, why_not_there
 from router._async.pool.server_queries import AsyncServerQueries, ask, is_undeclared, process_of, role_of
 from router._runtime.calls import aconsult
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from psycopg.rows import TupleRow
 
     from router._async.clusters import AsyncClusters
+    from router._async.pool.connection import AsyncNodeConnection
     from router._async.slot import AsyncSlot
     from router._async.slots import AsyncSlots
     from router._runtime.calls import AConfigure, APassword

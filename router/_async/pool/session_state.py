@@ -19,7 +19,8 @@ from weakref import ref
 from psycopg import AsyncConnection
 from psycopg.pq import ConnStatus
 
-from router._async.pool.connection import AsyncPooledConnection, AsyncReturnedConnection
+from router._async.pool.pooled import AsyncPooledConnection
+from router._async.pool.returned import AsyncReturnedConnection, given_back
 from router._async.pool.scripts import begin_of
 from router._runtime.flags import ALock
 
@@ -51,7 +52,7 @@ class SessionState:
         dropped: Whether its object was collected without being given back.
         over: Whether its last block has ended, although something may still use the object: once that has failed, the
             object is of no use, either.
-        waiting: Whether somebody waits for the server now; not while rows are taken that have come.
+        uses: What waits for the server now, or asks it to cancel a statement; not what takes rows that have come.
         opened_at: When it had been opened, on the monotonic clock.
         process: Which run of which server it leads to; empty while that is not known.
         began: When its server process began, in the server's words: empty if the server did not show the session as its
@@ -76,7 +77,7 @@ class SessionState:
         "__weakref__", "_handlers", "_hears", "_kind", "_prepared", "_prepares", "adapters", "altered",
         "application_name", "attributes", "began", "borrowed_at", "client_encoding", "cut_because", "dirty", "dropped",
         "fresh_until", "has_input", "idle_since", "in_hot_standby", "opened_at", "over", "pgconn", "pool", "pristine",
-        "process", "refuses_writes", "scope", "slot", "target", "tenant", "waiting",
+        "process", "refuses_writes", "scope", "slot", "target", "tenant", "uses",
     )  # fmt: skip
 
     def __init__(self, connection: AsyncNodeConnection, pool: AsyncNodePool) -> None:
@@ -91,7 +92,8 @@ class SessionState:
         self.pgconn = pgconn = connection.pgconn
         self.slot = connection.slot
         self.adapters, connection._adapters = connection.adapters, None
-        self.dropped = self.over = self.waiting = self.dirty = False
+        self.dropped = self.over = self.dirty = False
+        self.uses = set[object]()  # whose methods are atomic
         self.opened_at = self.idle_since = monotonic()
         self.fresh_until = 0.0
         self.process = self.tenant = self.cut_because = ""
@@ -156,8 +158,10 @@ class SessionState:
         """Make the object of a borrower useless, whose block has ended.
 
         Args:
-            connection: The object.
+            connection: The object; if it is so already, nothing happens.
         """
+        if isinstance(connection, AsyncReturnedConnection):
+            return
         if self.borrowed_at is not None:
             connection.__dict__["_borrowed_at"] = self.borrowed_at
         connection.__class__ = AsyncReturnedConnection
@@ -171,6 +175,33 @@ class SessionState:
         """
         attributes = connection.__dict__
         attributes["_was_broken"] = self.closed and not attributes["_closed"]
+
+    def begin_use(self, connection: AsyncConnection[TupleRow], use: object) -> None:
+        """Note that something uses the session from here on, with or without the lock of its object.
+
+        Args:
+            connection: The object.
+            use: What uses it.
+
+        Raises:
+            psycopg.InterfaceError: Its block has ended meanwhile.
+        """
+        # In this order: what ends a block makes the object useless first, and looks for uses then.
+        self.uses.add(use)
+        if isinstance(connection, AsyncReturnedConnection):
+            self.uses.discard(use)
+            raise given_back(self.borrowed_at)
+
+    def end_use(self, connection: AsyncConnection[TupleRow], use: object) -> None:
+        """Note that something uses the session no more.
+
+        Args:
+            connection: The object.
+            use: What used it.
+        """
+        self.uses.discard(use)
+        if self.over:
+            self.end(connection)
 
     def object_is_gone(self) -> None:
         """Note that the connection object was collected, wherever that happened to be, without being given back."""

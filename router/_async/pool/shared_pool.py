@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import psycopg
 
-from router._async.pool.connection import AsyncPooledConnection
 from router._async.pool.node_pool import AsyncNodePool
+from router._async.pool.pooled import AsyncPooledConnection
 from router._async.pool.scripts import NOT_THERE, begin_of, send, why_not_there
 from router._async.pool.session_state import session_of
 from router.core import sql

@@ -14,7 +14,8 @@ from psycopg.conninfo import make_conninfo
 from router._runtime.calls import consult
 from router._runtime.login import LOCAL_ERRORS, LoginFailed
 from router._runtime.names import Names
-from router._sync.pool.connection import NodeConnection, PooledConnection
+from router._sync.pool.connection import NodeConnection
+from router._sync.pool.pooled import PooledConnection
 from router.core.errors import RouterClosed, masked
 from router.core.observations import AttemptFailed, read_failure
 from router.settings.dsn import KEEPALIVE

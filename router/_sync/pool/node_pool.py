@@ -28,7 +28,7 @@ from psycopg_pool._acompat import Lock
 from psycopg_pool.pool import AddConnection, MaintenanceTask
 
 from router._runtime.calls import Isolated, shielded
-from router._runtime.flags import free_lock, take_lock, try_lock
+from router._runtime.flags import free_lock, sleep, take_lock, try_lock
 from router._runtime.sockets import cut
 from router._sync.pool.connection import FRESH, end_session
 from router._sync.pool.login import ServerFull, Unable
@@ -847,13 +847,21 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         return True
 
     def _take_lock(self, connection: Connection[TupleRow], timeout: float = USE_GRACE) -> bool:
-        """Take the lock of a connection whose block has ended; if something holds it for too long, cut that off."""
-        if try_lock(connection.lock):
-            return True
+        """Take the lock of a connection whose block has ended; if something uses it for too long, cut that off."""
         session = session_of(connection)
+        if not session.uses and try_lock(connection.lock):
+            return True
         if not session.cut_because:
+            deadline = monotonic() + timeout
             if take_lock(connection.lock, timeout):
-                return True
+                unused = False
+                try:
+                    unused = _has_no_uses(session, deadline)
+                finally:
+                    if not unused:
+                        free_lock(connection.lock)
+                if unused:
+                    return True
             session.cut_because = "its block had ended, but something still used it"
             logger.warning(
                 "a connection of the pool %r is cut: its block has ended, but something still uses it, %s",
@@ -881,7 +889,9 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
                 if free:
                     session.end(connection)
                     free_lock(lock)
-                else:
+                    free = not session.uses  # something may have begun at this very moment
+                if not free:
+                    cut(session)
                     session.forget()
                 end_session(session, beneficiary, in_use=not free)
         finally:
@@ -918,7 +928,11 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
                 following = session.pass_on(connection)
             finally:
                 free_lock(lock)
-            # From here on, nothing that was kept from the block reaches the session.
+            # From here on, nothing that was kept from the block reaches the session but what has begun to.
+            if session.uses:
+                session.end(following)
+                self.close_for(connection)
+                return
             if pgconn.transaction_status or pgconn.pipeline_status or open_transactions or session.dirty:
                 pass
             elif pgconn.parameter_status(b"in_hot_standby") != session.in_hot_standby:
@@ -1008,6 +1022,15 @@ class _TryAgain(MaintenanceTask):
 
     def _run(self, pool: ConnectionPool[Any]) -> None:
         pool.try_again()  # type: ignore[attr-defined]
+
+
+def _has_no_uses(session: SessionState, deadline: float) -> bool:
+    """Wait until nothing uses a session whose lock is held; a ``cancel()`` takes none, and may be in any thread."""
+    while session.uses:
+        if monotonic() >= deadline:
+            return False
+        sleep(0.002)
+    return True
 
 
 def _cut_off(doomed: Collection[SessionState], reason: str) -> None:

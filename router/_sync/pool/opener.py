@@ -12,8 +12,8 @@ import psycopg
 from psycopg import Connection
 
 from router._runtime.calls import consult
-from router._sync.pool.connection import NodeConnection, PooledConnection
 from router._sync.pool.login import Login, ServerFull, Unable, failure
+from router._sync.pool.pooled import PooledConnection
 from router._sync.pool.scripts import NOT_THERE, TooLate, why_not_there
 from router._sync.pool.server_queries import ServerQueries, ask, is_undeclared, process_of, role_of
 from router.core import sql
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from router._runtime.calls import Configure, Password
     from router._sync.clusters import Clusters
+    from router._sync.pool.connection import NodeConnection
     from router._sync.slot import Slot
     from router._sync.slots import Slots
     from router.core.topology import Cluster, Node, Role

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import psycopg
 
-from router._sync.pool.connection import PooledConnection
 from router._sync.pool.node_pool import NodePool
+from router._sync.pool.pooled import PooledConnection
 from router._sync.pool.scripts import NOT_THERE, begin_of, send, why_not_there
 from router._sync.pool.session_state import session_of
 from router.core import sql
