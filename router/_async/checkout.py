@@ -10,7 +10,8 @@ import psycopg
 from psycopg.pq import TransactionStatus
 
 from router._async.acquire import acquire
-from router._async.pool.connection import AsyncNodeConnection, commit
+from router._async.pool.commit import commit
+from router._async.pool.connection import AsyncNodeConnection
 from router._async.pool.node_pool import USERS
 from router._async.pool.scripts import TooLate, in_pipeline, send
 from router._async.pool.session_state import session_of, was_given_up

@@ -13,7 +13,8 @@ from psycopg.pq import TransactionStatus
 from router._runtime.calls import Isolated
 from router._runtime.workers import bind_loop
 from router._sync.acquire import acquire
-from router._sync.pool.connection import NodeConnection, commit
+from router._sync.pool.commit import commit
+from router._sync.pool.connection import NodeConnection
 from router._sync.pool.node_pool import USERS
 from router._sync.pool.scripts import TooLate, in_pipeline, send
 from router._sync.pool.session_state import session_of, was_given_up

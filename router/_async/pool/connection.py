@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 from contextlib import contextmanager, suppress
-from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any, LiteralString, NoReturn, Self, TypeVar
 
@@ -13,10 +12,9 @@ import psycopg
 from psycopg import AsyncConnection, postgres
 from psycopg._preparing import PrepareManager
 from psycopg.adapt import AdaptersMap
-from psycopg.pq import ExecStatus, Format, TransactionStatus
+from psycopg.pq import Format, TransactionStatus
 from psycopg.rows import TupleRow
 
-from router._async.pool.scripts import answers, check, rows_of, send
 from router._runtime.login import log_in
 from router.core.errors import TransactionOutcomeUnknown
 from router.core.stale import is_spoilt, is_stale, is_stale_session
@@ -336,36 +334,3 @@ class AsyncNodeConnection(AsyncConnection[TupleRow]):
         if action == "COMMIT":
             self._death = COMMITTING
         yield from super()._tpc_finish_gen(action, xid)
-
-
-async def commit(connection: AsyncConnection[Any], then: bytes) -> list[tuple[bytes | None, ...]]:
-    """Commit a transaction, and ask something after that in the same round trip.
-
-    Args:
-        connection: The connection, in a transaction.
-        then: What to ask, in ASCII.
-
-    Returns:
-        The rows; none if the question failed: the transaction is committed all the same.
-
-    Raises:
-        psycopg.ProgrammingError: psycopg would not commit here: a ``transaction()`` is open, say.
-        psycopg.Error: It could not be committed.
-    """
-    if connection._num_transactions or connection._tpc or connection._pipeline:
-        await AsyncConnection.commit(connection)
-        if connection._pipeline:  # where no script can be sent
-            connection.pgconn.exit_pipeline_mode()
-        with suppress(psycopg.Error):
-            return await send(connection, then)
-        return []
-    async with connection.lock:
-        return await connection.wait(_committed(connection, b"COMMIT; " + then))
-
-
-def _committed(connection: AsyncConnection[Any], script: bytes) -> PQGen[list[tuple[bytes | None, ...]]]:
-    if isinstance(connection, AsyncNodeConnection):
-        connection._death = COMMITTING
-    committed, *asked = yield from answers(connection, script, inf)
-    check(connection, committed)
-    return rows_of(asked[0]) if asked and asked[0].status == ExecStatus.TUPLES_OK else []
