@@ -118,6 +118,7 @@ RENAMES = {
     "AsyncConnection": "Connection",
     "AsyncConnectionPool": "ConnectionPool",
     "AsyncClientCursor": "ClientCursor",
+    "AsyncRawCursor": "RawCursor",
     "ALock": "Lock",
     "AsyncCursor": "Cursor",
     "AsyncServerCursor": "ServerCursor",

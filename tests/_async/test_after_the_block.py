@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import logging
+import pickle
 from collections import Counter
 from contextlib import suppress
+from copy import copy as copy_object
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any, TypeAlias
+from weakref import ref
 
 import psycopg
 import pytest
-from psycopg import AsyncConnection
-from psycopg.pq import TransactionStatus
+from psycopg import AsyncClientCursor, AsyncConnection, AsyncRawCursor
+from psycopg.pq import ConnStatus, TransactionStatus
 from psycopg.types.string import StrDumper
 
 from router import AsyncRouter
-from tests.support import aall_of, new_name, run, settings
+from router._runtime.flags import AFlag
+from tests.proxy import Proxy
+from tests.support import aall_of, aeventually, new_name, run, settings
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
 
     from tests.conftest import Postgres
 
@@ -52,6 +58,38 @@ async def begun(connection: AsyncConnection[Any]) -> Any:
         [connection.pipeline() for _ in both],
         [connection.notifies(timeout=0) for _ in both],
     )
+
+
+async def a_raw_cursor(connection: AsyncConnection[Any]) -> Any:
+    cursor = AsyncRawCursor(connection)
+    await cursor.execute("SELECT $1", [1])
+    return cursor
+
+
+async def a_client_cursor(connection: AsyncConnection[Any]) -> Any:
+    return AsyncClientCursor(connection)
+
+
+async def a_copy(connection: AsyncConnection[Any]) -> Any:
+    async with connection.cursor().copy("COPY (SELECT 1) TO STDOUT") as copying:
+        while await copying.read():
+            pass
+    return copying
+
+
+async def a_copy_in(connection: AsyncConnection[Any]) -> Any:
+    async with connection.cursor().copy("COPY note FROM STDIN") as copying:
+        pass
+    return copying
+
+
+async def ended(connection: AsyncConnection[Any]) -> Any:
+    async with connection.transaction() as transaction, connection.pipeline() as pipeline:
+        return transaction, pipeline
+
+
+async def properties(connection: AsyncConnection[Any]) -> Any:
+    return connection.info, ref(connection), connection.cursor().connection
 
 
 async def execute(kept: Any) -> Any:
@@ -163,13 +201,73 @@ async def iterate_third(kept: Any) -> Any:
         pass
 
 
+async def read(kept: Any) -> Any:
+    await kept.read_row()
+
+
+async def write(kept: Any) -> Any:
+    for _ in range(10):
+        await kept.write(b"1\n" * 10_000)
+
+
+async def execute_raw(kept: Any) -> Any:
+    await kept.execute("INSERT INTO note VALUES ($1)", [1])
+
+
+async def two_phase(kept: Any) -> Any:
+    await kept.tpc_begin("stray")
+
+
+async def hear_notifications(kept: Any) -> Any:
+    kept.add_notify_handler(print)
+
+
+async def ask_for_file(kept: Any) -> Any:
+    kept.fileno()
+
+
+async def ask_connection_of(kept: Any) -> Any:
+    await kept.connection.execute("INSERT INTO note VALUES (1)")
+
+
+async def leave_first(kept: Any) -> Any:
+    await kept[0].__aexit__(None, None, None)
+
+
+async def sync_second(kept: Any) -> Any:
+    await kept[1].sync()
+
+
+async def leave_second(kept: Any) -> Any:
+    await kept[1].__aexit__(None, None, None)
+
+
+async def look_at_first(kept: Any) -> Any:
+    return kept[0].transaction_status, kept[0].parameter_status("search_path"), kept[0].dsn
+
+
+async def execute_second(kept: Any) -> Any:
+    await kept[1]().execute("INSERT INTO note VALUES (1)")
+
+
+async def execute_third(kept: Any) -> Any:
+    await kept[2].execute("INSERT INTO note VALUES (1)")
+
+
 STRAYS: list[tuple[Keep, Use]] = [
     *((itself, use) for use in (
         execute, commit, roll_back, cancel, cancel_safely, enter, in_transaction, in_pipeline, listen, alter,
-        set_attribute, hear, adapt, ask_libpq, look,
+        set_attribute, hear, adapt, ask_libpq, look, two_phase, hear_notifications, ask_for_file,
     )),
     *((a_cursor, use) for use in (execute, execute_many, stream, copy)),
     *((a_server_cursor, use) for use in (execute, fetch)),
+    *((a_cursor, use) for use in (ask_connection_of,)),
+    *((a_raw_cursor, use) for use in (execute_raw, ask_connection_of)),
+    *((a_client_cursor, use) for use in (execute, stream, copy)),
+    *((a_copy, use) for use in (read,)),
+    *((a_copy_in, use) for use in (write,)),
+    *((ended, use) for use in (leave_first, sync_second, leave_second)),
+    *((properties, use) for use in (look_at_first, execute_second, execute_third)),
     *((methods, use) for use in (call_first, call_second, call_third)),
     *((begun, use) for use in (enter_first, enter_second, iterate_third)),
 ]  # fmt: skip
@@ -196,6 +294,104 @@ async def test_what_is_kept_raises_and_nobody_else_notices(postgres: Postgres, k
             assert await rows.fetchall() == []
             assert await (await another.execute("SELECT %s::text", ["a"])).fetchone() == ("a",)
         del kept
+
+
+HARMLESS = {"broken", "close", "closed", "lock", "pgconn"}
+"""What a connection object still has when its block has ended; its ``pgconn`` says that it is closed."""
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+async def test_nothing_of_the_object_is_of_use(postgres: Postgres, read_only: bool) -> None:
+    async with AsyncRouter(settings(primary=postgres.primary, pool=ONE)) as router:
+        async with router.connection(read_only=read_only) as kept:
+            names = {name for name in dir(kept) if not name.startswith("__")}
+        acquired = await router.acquire(read_only=read_only)
+        await acquired.close()
+        for one in (kept, acquired):
+            for name in names - HARMLESS - {"_pipeline", "_notifies_backlog"}:
+                with pytest.raises(psycopg.InterfaceError, match="block that borrowed this connection has ended"):
+                    getattr(one, name)
+                with pytest.raises(psycopg.InterfaceError, match="block that borrowed this connection has ended"):
+                    setattr(one, name, None)
+                with pytest.raises(psycopg.InterfaceError, match="block that borrowed this connection has ended"):
+                    delattr(one, name)
+            assert one.closed
+            assert one.pgconn.status == ConnStatus.BAD
+            for name in ("transaction_status", "socket", "exec_", "get_cancel", "finish", "reset"):
+                with pytest.raises(psycopg.InterfaceError, match="block that borrowed this connection has ended"):
+                    getattr(one.pgconn, name)
+
+
+@pytest.mark.parametrize("duplicate", [copy_object, deepcopy, pickle.dumps])
+async def test_an_object_cannot_be_copied(postgres: Postgres, duplicate: Any) -> None:
+    options = settings(primary=postgres.primary, pool=ONE)
+    async with AsyncRouter(options) as router, router.connection() as connection:
+        with pytest.raises(TypeError, match="cannot be copied or pickled"):
+            duplicate(connection)
+        await connection.execute("SELECT 1")
+
+
+async def test_rows_are_read_after_the_block_in_the_encoding_of_the_session(postgres: Postgres) -> None:
+    dsn = psycopg.conninfo.make_conninfo(postgres.primary, client_encoding="latin1")
+    async with AsyncRouter(settings(primary=dsn, pool=ONE)) as router:
+        async with router.connection() as connection:
+            cursor = await connection.execute("SELECT ARRAY[chr(233)], chr(233)")
+        async with router.connection():
+            assert await cursor.fetchone() == (["\u00e9"], "\u00e9")
+
+
+@pytest.fixture
+def proxy(postgres: Postgres) -> Iterator[Proxy]:
+    where = psycopg.conninfo.conninfo_to_dict(postgres.primary)
+    with Proxy(str(where["host"]), int(str(where["port"]))) as proxy:
+        yield proxy
+
+
+async def test_a_cancel_on_its_way_when_the_block_ends_ends_nobody_elses_statement(
+    postgres: Postgres, proxy: Proxy
+) -> None:
+    dsn = psycopg.conninfo.make_conninfo(postgres.primary, host=proxy.host, port=proxy.port)
+    kept: list[AsyncConnection[Any]] = []
+    begun = AFlag()
+
+    async def cancel_late() -> None:
+        assert await begun.wait_for(20.0)
+        with suppress(psycopg.Error):
+            await kept[0].cancel_safe()
+
+    async def borrow() -> None:
+        async with router.connection(read_only=True) as connection:
+            await connection.execute("SELECT 1")
+            accepted = proxy.accepted
+            proxy.deaf()  # it does not get further than here
+            kept.append(connection)
+            begun.set()
+
+            async def on_its_way() -> bool:
+                return proxy.accepted > accepted
+
+            await aeventually(on_its_way)
+        proxy.forward()
+        async with router.connection(read_only=True) as connection:
+            for _ in range(50):
+                await connection.execute("SELECT pg_sleep(0.01)")
+
+    async with AsyncRouter(settings(primary=dsn, pool=ONE, health={"interval": 60.0})) as router:
+        await aall_of(cancel_late, borrow)
+
+
+async def test_a_session_whose_cancel_was_given_up_serves_nobody_else(postgres: Postgres, proxy: Proxy) -> None:
+    dsn = psycopg.conninfo.make_conninfo(postgres.primary, host=proxy.host, port=proxy.port)
+    async with AsyncRouter(settings(primary=dsn, pool=ONE, health={"interval": 60.0})) as router:
+        async with router.connection(read_only=True) as connection:
+            pid = connection.info.backend_pid
+            proxy.deaf()
+            with pytest.raises(psycopg.OperationalError):
+                await connection.cancel_safe(timeout=0.1)
+        proxy.forward()  # what is on its way may arrive now
+        async with router.connection(read_only=True) as connection:
+            await connection.execute("SELECT 1")
+            assert connection.info.backend_pid != pid
 
 
 async def test_the_error_says_where_the_connection_was_borrowed_if_that_is_noted(postgres: Postgres) -> None:

@@ -4,21 +4,27 @@
 from __future__ import annotations
 
 import logging
+import pickle
 from collections import Counter
 from contextlib import suppress
+from copy import copy as copy_object
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any, TypeAlias
+from weakref import ref
 
 import psycopg
 import pytest
-from psycopg import Connection
-from psycopg.pq import TransactionStatus
+from psycopg import ClientCursor, Connection, RawCursor
+from psycopg.pq import ConnStatus, TransactionStatus
 from psycopg.types.string import StrDumper
 
 from router import Router
-from tests.support import all_of, new_name, run, settings
+from router._runtime.flags import Flag
+from tests.proxy import Proxy
+from tests.support import all_of, eventually, new_name, run, settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from tests.conftest import Postgres
 
@@ -53,6 +59,38 @@ def begun(connection: Connection[Any]) -> Any:
         [connection.pipeline() for _ in both],
         [connection.notifies(timeout=0) for _ in both],
     )
+
+
+def a_raw_cursor(connection: Connection[Any]) -> Any:
+    cursor = RawCursor(connection)
+    cursor.execute("SELECT $1", [1])
+    return cursor
+
+
+def a_client_cursor(connection: Connection[Any]) -> Any:
+    return ClientCursor(connection)
+
+
+def a_copy(connection: Connection[Any]) -> Any:
+    with connection.cursor().copy("COPY (SELECT 1) TO STDOUT") as copying:
+        while copying.read():
+            pass
+    return copying
+
+
+def a_copy_in(connection: Connection[Any]) -> Any:
+    with connection.cursor().copy("COPY note FROM STDIN") as copying:
+        pass
+    return copying
+
+
+def ended(connection: Connection[Any]) -> Any:
+    with connection.transaction() as transaction, connection.pipeline() as pipeline:
+        return transaction, pipeline
+
+
+def properties(connection: Connection[Any]) -> Any:
+    return connection.info, ref(connection), connection.cursor().connection
 
 
 def execute(kept: Any) -> Any:
@@ -164,13 +202,73 @@ def iterate_third(kept: Any) -> Any:
         pass
 
 
+def read(kept: Any) -> Any:
+    kept.read_row()
+
+
+def write(kept: Any) -> Any:
+    for _ in range(10):
+        kept.write(b"1\n" * 10_000)
+
+
+def execute_raw(kept: Any) -> Any:
+    kept.execute("INSERT INTO note VALUES ($1)", [1])
+
+
+def two_phase(kept: Any) -> Any:
+    kept.tpc_begin("stray")
+
+
+def hear_notifications(kept: Any) -> Any:
+    kept.add_notify_handler(print)
+
+
+def ask_for_file(kept: Any) -> Any:
+    kept.fileno()
+
+
+def ask_connection_of(kept: Any) -> Any:
+    kept.connection.execute("INSERT INTO note VALUES (1)")
+
+
+def leave_first(kept: Any) -> Any:
+    kept[0].__exit__(None, None, None)
+
+
+def sync_second(kept: Any) -> Any:
+    kept[1].sync()
+
+
+def leave_second(kept: Any) -> Any:
+    kept[1].__exit__(None, None, None)
+
+
+def look_at_first(kept: Any) -> Any:
+    return kept[0].transaction_status, kept[0].parameter_status("search_path"), kept[0].dsn
+
+
+def execute_second(kept: Any) -> Any:
+    kept[1]().execute("INSERT INTO note VALUES (1)")
+
+
+def execute_third(kept: Any) -> Any:
+    kept[2].execute("INSERT INTO note VALUES (1)")
+
+
 STRAYS: list[tuple[Keep, Use]] = [
     *((itself, use) for use in (
         execute, commit, roll_back, cancel, cancel_safely, enter, in_transaction, in_pipeline, listen, alter,
-        set_attribute, hear, adapt, ask_libpq, look,
+        set_attribute, hear, adapt, ask_libpq, look, two_phase, hear_notifications, ask_for_file,
     )),
     *((a_cursor, use) for use in (execute, execute_many, stream, copy)),
     *((a_server_cursor, use) for use in (execute, fetch)),
+    *((a_cursor, use) for use in (ask_connection_of,)),
+    *((a_raw_cursor, use) for use in (execute_raw, ask_connection_of)),
+    *((a_client_cursor, use) for use in (execute, stream, copy)),
+    *((a_copy, use) for use in (read,)),
+    *((a_copy_in, use) for use in (write,)),
+    *((ended, use) for use in (leave_first, sync_second, leave_second)),
+    *((properties, use) for use in (look_at_first, execute_second, execute_third)),
     *((methods, use) for use in (call_first, call_second, call_third)),
     *((begun, use) for use in (enter_first, enter_second, iterate_third)),
 ]  # fmt: skip
@@ -197,6 +295,102 @@ def test_what_is_kept_raises_and_nobody_else_notices(postgres: Postgres, keep: K
             assert rows.fetchall() == []
             assert another.execute("SELECT %s::text", ["a"]).fetchone() == ("a",)
         del kept
+
+
+HARMLESS = {"broken", "close", "closed", "lock", "pgconn"}
+"""What a connection object still has when its block has ended; its ``pgconn`` says that it is closed."""
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_nothing_of_the_object_is_of_use(postgres: Postgres, read_only: bool) -> None:
+    with Router(settings(primary=postgres.primary, pool=ONE)) as router:
+        with router.connection(read_only=read_only) as kept:
+            names = {name for name in dir(kept) if not name.startswith("__")}
+        acquired = router.acquire(read_only=read_only)
+        acquired.close()
+        for one in (kept, acquired):
+            for name in names - HARMLESS - {"_pipeline", "_notifies_backlog"}:
+                with pytest.raises(psycopg.InterfaceError, match="block that borrowed this connection has ended"):
+                    getattr(one, name)
+                with pytest.raises(psycopg.InterfaceError, match="block that borrowed this connection has ended"):
+                    setattr(one, name, None)
+                with pytest.raises(psycopg.InterfaceError, match="block that borrowed this connection has ended"):
+                    delattr(one, name)
+            assert one.closed
+            assert one.pgconn.status == ConnStatus.BAD
+            for name in ("transaction_status", "socket", "exec_", "get_cancel", "finish", "reset"):
+                with pytest.raises(psycopg.InterfaceError, match="block that borrowed this connection has ended"):
+                    getattr(one.pgconn, name)
+
+
+@pytest.mark.parametrize("duplicate", [copy_object, deepcopy, pickle.dumps])
+def test_an_object_cannot_be_copied(postgres: Postgres, duplicate: Any) -> None:
+    options = settings(primary=postgres.primary, pool=ONE)
+    with Router(options) as router, router.connection() as connection:
+        with pytest.raises(TypeError, match="cannot be copied or pickled"):
+            duplicate(connection)
+        connection.execute("SELECT 1")
+
+
+def test_rows_are_read_after_the_block_in_the_encoding_of_the_session(postgres: Postgres) -> None:
+    dsn = psycopg.conninfo.make_conninfo(postgres.primary, client_encoding="latin1")
+    with Router(settings(primary=dsn, pool=ONE)) as router:
+        with router.connection() as connection:
+            cursor = connection.execute("SELECT ARRAY[chr(233)], chr(233)")
+        with router.connection():
+            assert cursor.fetchone() == (["\u00e9"], "\u00e9")
+
+
+@pytest.fixture
+def proxy(postgres: Postgres) -> Iterator[Proxy]:
+    where = psycopg.conninfo.conninfo_to_dict(postgres.primary)
+    with Proxy(str(where["host"]), int(str(where["port"]))) as proxy:
+        yield proxy
+
+
+def test_a_cancel_on_its_way_when_the_block_ends_ends_nobody_elses_statement(postgres: Postgres, proxy: Proxy) -> None:
+    dsn = psycopg.conninfo.make_conninfo(postgres.primary, host=proxy.host, port=proxy.port)
+    kept: list[Connection[Any]] = []
+    begun = Flag()
+
+    def cancel_late() -> None:
+        assert begun.wait_for(20.0)
+        with suppress(psycopg.Error):
+            kept[0].cancel_safe()
+
+    def borrow() -> None:
+        with router.connection(read_only=True) as connection:
+            connection.execute("SELECT 1")
+            accepted = proxy.accepted
+            proxy.deaf()  # it does not get further than here
+            kept.append(connection)
+            begun.set()
+
+            def on_its_way() -> bool:
+                return proxy.accepted > accepted
+
+            eventually(on_its_way)
+        proxy.forward()
+        with router.connection(read_only=True) as connection:
+            for _ in range(50):
+                connection.execute("SELECT pg_sleep(0.01)")
+
+    with Router(settings(primary=dsn, pool=ONE, health={"interval": 60.0})) as router:
+        all_of(cancel_late, borrow)
+
+
+def test_a_session_whose_cancel_was_given_up_serves_nobody_else(postgres: Postgres, proxy: Proxy) -> None:
+    dsn = psycopg.conninfo.make_conninfo(postgres.primary, host=proxy.host, port=proxy.port)
+    with Router(settings(primary=dsn, pool=ONE, health={"interval": 60.0})) as router:
+        with router.connection(read_only=True) as connection:
+            pid = connection.info.backend_pid
+            proxy.deaf()
+            with pytest.raises(psycopg.OperationalError):
+                connection.cancel_safe(timeout=0.1)
+        proxy.forward()  # what is on its way may arrive now
+        with router.connection(read_only=True) as connection:
+            connection.execute("SELECT 1")
+            assert connection.info.backend_pid != pid
 
 
 def test_the_error_says_where_the_connection_was_borrowed_if_that_is_noted(postgres: Postgres) -> None:
