@@ -541,7 +541,7 @@ class Changes(RuleBasedStateMachine):
 
     @rule()
     def all_is_counted_anew(self) -> None:
-        self.budget = self.budget.anew(self.limits, self.taken, self.waiting)
+        self.budget = self.budget.recounted(self.limits, self.taken, self.waiting)
 
     @rule(data=st.data(), limit=st.none() | st.integers(0, 3))
     def a_limit_of_a_login_is_learnt(self, data: st.DataObject, limit: int | None) -> None:

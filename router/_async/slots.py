@@ -294,7 +294,7 @@ class AsyncSlots:
 
     def _count_anew(self) -> None:
         waiting = [request for request in self.waiting if not request.reserved]
-        self._budget = self._budget.anew(self.limits, (slot.key for slot in self._slots), waiting)
+        self._budget = self._budget.recounted(self.limits, (slot.key for slot in self._slots), waiting)
 
     def _settle(self, *logins: Login) -> None:
         """Grant whatever there is room for by now."""
