@@ -19,7 +19,7 @@ CORE = [
     "core.replication", "core.standing", "core.balance", "core.choose", "core.budget", "core.fair_line", "core.bounds",
     "core.slot_lines", "core.server_limit", "core.events", "core.server_events", "core.changes", "core.view",
     "core.plan", "core.directory", "core.measures", "core.result", "core.outcomes", "core.statement", "core.stale",
-    "core.sql",
+    "core.traces", "core.sql",
 ]  # fmt: skip
 SETTINGS = [
     "settings.words", "settings.dsn", "settings.variables", "settings.layers", "settings.files", "settings.sources",
@@ -34,10 +34,10 @@ BELOW_THE_SHELL = [*CORE, "_first_use", *SETTINGS, "context", "sessions", "ambie
 SHELL = [
     "closing", "eviction", "slot", "slots", "waiter", "line", "admission", "server_in_use", "cluster", "clusters",
     "pool.scripts", "pool.connection", "pool.returned", "pool.pooled", "pool.commit", "pool.login",
-    "pool.server_queries", "pool.opener", "pool.session_state", "pool.node_pool", "pool.shared_pool",
-    "pool.registry", "silence", "watcher", "monitor", "unavailable", "verify", "choice", "acquire", "checkout",
-    "acquired", "lanes", "lane_table", "routes", "directory_table", "directory_source", "directory", "in_force",
-    "checkouts", "statements", "each", "operations", "snapshot", "router",
+    "pool.server_queries", "pool.opener", "pool.session_state", "pool.hygiene", "pool.node_pool",
+    "pool.shared_pool", "pool.registry", "silence", "watcher", "monitor", "unavailable", "verify", "choice", "acquire",
+    "checkout", "acquired", "lanes", "lane_table", "routes", "directory_table", "directory_source", "directory",
+    "in_force", "checkouts", "statements", "each", "operations", "snapshot", "router",
 ]  # fmt: skip
 ABOVE_THE_SHELL = ["events", "_process", "_default", "_loops", "aio", "__init__", "testing", "cli"]
 # The packages whose modules are listed; one that stands beside them itself, such as `settings`, offers what they have.

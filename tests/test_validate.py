@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-def cluster(name: str, *hosts: str, roles: Sequence[Role | None] = (), **pool: int) -> Cluster:
+def cluster(name: str, *hosts: str, roles: Sequence[Role | None] = (), **pool: Any) -> Cluster:
     found = tuple(
         Node(Server(host, 5432), (("host", host), ("user", "app")), role)
         for host, role in zip(hosts or (name,), roles or [None] * len(hosts or (name,)), strict=True)

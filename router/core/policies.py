@@ -15,6 +15,7 @@ Fallback = Literal["primary", "wait", "error"]
 Foreign = Literal["ignore", "refuse"]
 Pooling = Literal["dedicated", "shared"]
 Hygiene = Literal["transaction", "full"]
+PoolHygiene = Literal["transaction", "full", "auto"]
 
 
 class PoolPolicy(Value):
@@ -29,6 +30,9 @@ class PoolPolicy(Value):
         max_idle: The pool closes connections beyond ``min_size`` that were unused for this many seconds.
         max_lifetime: A connection older than this many seconds is replaced when it is next returned.
         max_unused: A pool is closed if nothing was borrowed from it for this many seconds.
+        hygiene: What is reset when a version's connection is given back: ``transaction`` that alone, ``full`` the whole
+            session, for one round trip more, ``auto`` the whole session after a block that may have left something
+            there. Tenants have ``tenancy.hygiene``.
     """
 
     min_size: int = 0
@@ -39,6 +43,7 @@ class PoolPolicy(Value):
     max_idle: float = 600.0
     max_lifetime: float = 3600.0
     max_unused: float = 600.0
+    hygiene: PoolHygiene = "transaction"
 
 
 class ReadPolicy(Value):

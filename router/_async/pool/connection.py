@@ -70,12 +70,25 @@ async def end_session(
         connection.pgconn.finish()
 
 
-class _Prepared(PrepareManager):
-    """Keeps the texts of what was sent: psycopg tells it of each statement between sending and waiting."""
+class PreparedStatements(PrepareManager):
+    """What psycopg has prepared in a session; keeps the texts of what was sent, too.
+
+    psycopg tells it of each statement between sending and waiting, but for those of ``copy()``, ``stream()`` and
+    server-side cursors.
+    """
 
     def __init__(self, sent: set[bytes]) -> None:
         super().__init__()
         self._sent = sent
+
+    def begin(self) -> None:
+        """Note that something is about to be sent for a cursor."""
+
+    def forget(self) -> None:
+        """Keep nothing of what was prepared: the server has forgotten it."""
+        self._counts.clear()
+        self._names.clear()
+        self._to_flush.clear()
 
     def maybe_add_to_cache(self, query: PostgresQuery, prep: Prepare, name: bytes) -> Key | None:
         self._sent.add(query.query)
@@ -113,7 +126,7 @@ class AsyncNodeConnection(AsyncConnection[TupleRow]):
     def __init__(self, pgconn: PGconn) -> None:
         super().__init__(pgconn)
         self._sent: set[bytes] = set()  # the texts of statements that are not answered yet
-        self._prepared = _Prepared(self._sent)
+        self._prepared: PreparedStatements = PreparedStatements(self._sent)
 
     def __del__(self) -> None:  # type: ignore[override]
         if (session := self.__dict__.get("_router")) is None:
@@ -319,6 +332,7 @@ class AsyncNodeConnection(AsyncConnection[TupleRow]):
     def _start_query(self) -> PQGen[None]:
         if self._autocommit and not self._num_transactions and self.pgconn.transaction_status not in IN_TRANSACTION:
             self._death = WRITING
+        self._prepared.begin()
         return AsyncConnection._start_query(self)
 
     def _exec_command(self, command: QueryNoTemplate, result_format: Format = Format.TEXT) -> PQGen[Any]:

@@ -27,6 +27,7 @@ from psycopg_pool._acompat import ALock
 from psycopg_pool.pool_async import AddConnection, MaintenanceTask
 
 from router._async.pool.connection import FRESH, end_session
+from router._async.pool.hygiene import hygiene_of, note_traces, reset
 from router._async.pool.login import ServerFull, Unable
 from router._async.pool.opener import LoginRefused
 from router._async.pool.session_state import SessionState, borrower, session_of, shows_resource_warnings
@@ -243,6 +244,7 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         self._try_at = self._patience = 0.0  # when one more is tried at the earliest; for how long it was put off
         self._will_try = False  # whether the worker is told to do so then
         self._no_quarantine_until = 0.0
+        self._hygiene = hygiene_of(target)
         self._startup = target.startup if target.in_session else None
         self._used_at = monotonic()  # when somebody last came for a connection that was not ready
 
@@ -559,6 +561,7 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         self._refusal = ""
         self._try_at = self._patience = 0.0
         try:
+            note_traces(connection, self._hygiene)
             session = SessionState(connection, self)
             if self.read_only:
                 session.process = await self._opener.recognize(connection, self.node, self.cluster)
@@ -940,6 +943,8 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
                 pass
             elif pgconn.parameter_status(b"in_hot_standby") != session.in_hot_standby:
                 self.watched.suspect(self.node.server)  # it was promoted, say
+            elif self._hygiene is not None and not await reset(following):
+                pass
             elif pgconn.parameter_status(b"client_encoding") == session.client_encoding:  # psycopg goes by it
                 pgconn.untrace()  # nothing tells whether it is traced
                 if not pgconn.nonblocking:

@@ -31,6 +31,7 @@ from router._runtime.calls import Isolated, shielded
 from router._runtime.flags import free_lock, sleep, take_lock, try_lock
 from router._runtime.sockets import cut
 from router._sync.pool.connection import FRESH, end_session
+from router._sync.pool.hygiene import hygiene_of, note_traces, reset
 from router._sync.pool.login import ServerFull, Unable
 from router._sync.pool.opener import LoginRefused
 from router._sync.pool.session_state import SessionState, borrower, session_of, shows_resource_warnings
@@ -244,6 +245,7 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         self._try_at = self._patience = 0.0  # when one more is tried at the earliest; for how long it was put off
         self._will_try = False  # whether the worker is told to do so then
         self._no_quarantine_until = 0.0
+        self._hygiene = hygiene_of(target)
         self._startup = target.startup if target.in_session else None
         self._used_at = monotonic()  # when somebody last came for a connection that was not ready
 
@@ -558,6 +560,7 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         self._refusal = ""
         self._try_at = self._patience = 0.0
         try:
+            note_traces(connection, self._hygiene)
             session = SessionState(connection, self)
             if self.read_only:
                 session.process = self._opener.recognize(connection, self.node, self.cluster)
@@ -937,6 +940,8 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
                 pass
             elif pgconn.parameter_status(b"in_hot_standby") != session.in_hot_standby:
                 self.watched.suspect(self.node.server)  # it was promoted, say
+            elif self._hygiene is not None and not reset(following):
+                pass
             elif pgconn.parameter_status(b"client_encoding") == session.client_encoding:  # psycopg goes by it
                 pgconn.untrace()  # nothing tells whether it is traced
                 if not pgconn.nonblocking:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from contextlib import suppress
 from functools import lru_cache
 from time import monotonic
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import psycopg
 
+from router._sync.pool.hygiene import note_reset
 from router._sync.pool.node_pool import NodePool
 from router._sync.pool.pooled import PooledConnection
 from router._sync.pool.scripts import NOT_THERE, begin_of, send, why_not_there
@@ -96,15 +96,13 @@ def enter(connection: Connection[TupleRow], scope: Scope, deadline: float, *, be
         except NOT_THERE as error:  # all is as it was, but for what had been prepared
             if begin:
                 send(connection, b"ROLLBACK", deadline)
-            _forget_prepared(connection)
+            connection._prepared.forget()  # type: ignore[attr-defined]
             raise UnknownTenant(scope.tenant, why_not_there(error)) from None
         except psycopg.Error as error:
             error.add_note(f"it was to be set for tenant {scope.tenant!r}")
             raise
     if script:
-        _forget_prepared(connection)
-        (connection._notifies_backlog or deque()).clear()
-        session.client_encoding = connection.pgconn.parameter_status(b"client_encoding")  # configure= may have set it
+        note_reset(connection)
     session.scope = scope
     session.application_name = connection.pgconn.parameter_status(b"application_name")
 
@@ -120,11 +118,3 @@ def _script(scope: Scope, *, reset: bool) -> bytes:
 def _begin_suffix(scope: Scope) -> bytes:
     found = ", ".join(sql.settings(scope.settings, local=True))
     return f"SELECT {found}".encode() if found else b""
-
-
-def _forget_prepared(connection: Connection[TupleRow]) -> None:
-    """Have psycopg forget what it has prepared, since the server does, too; it need not tell the server."""
-    prepared = connection._prepared
-    prepared._counts.clear()
-    prepared._names.clear()
-    prepared._to_flush.clear()
