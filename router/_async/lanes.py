@@ -221,6 +221,13 @@ class AsyncPoolSet:
                     return pool, connection
         return None
 
+    @property
+    def has_work(self) -> bool:
+        """Whether a request that joins others may have more to do than to wait for what they give back."""
+        if self.is_stale or not self.pools or self.has_to_ask or self._unserved or self.target.tenant is not None:
+            return True
+        return any(pool.may_grow for pool in self.pools)
+
     async def work(self, waiter: AsyncWaiter) -> None:
         """Do what those that wait need to have done, for one of them: choose, open, hand over.
 
@@ -313,16 +320,7 @@ class AsyncLane:
     """
 
     __slots__ = (
-        "admission",
-        "checkout",
-        "in_force",
-        "key",
-        "pick",
-        "pool_set",
-        "read_only",
-        "slots",
-        "target",
-        "timeout",
+        "admission", "checkout", "in_force", "key", "pick", "pool_set", "read_only", "slots", "target", "timeout",
     )  # fmt: skip
 
     def __init__(self, target: Target, pool_set: AsyncPoolSet, admission: AsyncAdmission | None, key: Any) -> None:

@@ -93,7 +93,13 @@ def _acquire_over(
     if not in_use:
         lane.in_force.begin_request(cluster)
     try:
-        pool, connection = _acquire(lane, deadline, waiter, picked, request)
+        if request is None:
+            try:
+                pool, connection = _acquire_any(lane, deadline, waiter, picked)
+            except HasToAsk:
+                request, waiter.has_needs, waiter.error = Request(lane.read_only), True, None
+        if request is not None:
+            pool, connection = Choice(lane, deadline, waiter, request).acquire()
     except BaseException as error:
         waiter.leave()
         if isinstance(error, Unavailable):
@@ -102,24 +108,16 @@ def _acquire_over(
     finally:
         if not in_use:
             lane.in_force.clusters.end_request(cluster)
-    pool.note_waited(monotonic() - begun)
+    waited = monotonic() - begun
+    pool.counts.waited += waited  # with no call in between, threads do not overwrite each other's
     if pool.notes_borrower:
         session_of(connection).borrowed_at = borrower()
     return pool, connection
 
 
-def _acquire(lane: Lane, deadline: float, waiter: Waiter, picked: NodePool | None, request: Request | None) -> Taken:
-    if request is None:
-        try:
-            return _acquire_any(lane, deadline, waiter, picked)
-        except HasToAsk:
-            request, waiter.has_needs, waiter.error = Request(lane.read_only), True, None
-    return Choice(lane, deadline, waiter, request).acquire()
-
-
 def _acquire_any(lane: Lane, deadline: float, waiter: Waiter, picked: NodePool | None) -> Taken:
     """Get a connection of any of the lane's pools: one that is ready, unless others wait, or else in line."""
-    pool_set, line = lane.pool_set, lane.pool_set.line
+    pool_set, line, most_waiting = lane.pool_set, waiter.line, lane.target.cluster.pool.max_waiting
     if not line.waiting and not waiter.is_held:
         if pool_set.is_stale:
             pool_set.refresh()
@@ -127,24 +125,28 @@ def _acquire_any(lane: Lane, deadline: float, waiter: Waiter, picked: NodePool |
         if ready is not None and _may_serve(lane, *ready):
             return ready
     while True:
-        if waiter.line.is_full(waiter, lane.target.cluster.pool.max_waiting):
+        if most_waiting and line.is_full(waiter, most_waiting):
             raise too_many_waiting(lane, waiter)
-        waiter.line.join(waiter)
+        line.join(waiter)
         pool, connection = _wait_in_line(lane, deadline, waiter)
-        if pool.is_usable(connection) and _may_serve(lane, pool, connection):
+        if (not pool.fenced_reason or pool.is_usable(connection)) and _may_serve(lane, pool, connection):
             return pool, connection
 
 
 def _wait_in_line(lane: Lane, deadline: float, waiter: Waiter) -> Taken:
-    pool_set, line = lane.pool_set, waiter.line
-    while waiter.connection is None and waiter.error is None:
-        pool_set.work(waiter)
+    pool_set, works = lane.pool_set, waiter.has_work or lane.pool_set.has_work
+    while True:
+        if works:
+            waiter.has_work = True  # until it is done: if this one is interrupted, the next in line does it
+            pool_set.work(waiter)
+            waiter.has_work = False
         if waiter.connection is not None or waiter.error is not None:
             break
         if (left := deadline - monotonic()) > 0:
-            waiter.wait(min(left, pool_set.patience(waiter)))
-        elif line.leave(waiter):
+            waiter.wait(left if pool_set.pools else min(left, pool_set.patience(waiter)))
+        elif waiter.line.leave(waiter):
             break
+        works = waiter.connection is None and waiter.error is None
     if (connection := waiter.connection) is not None:
         pool, waiter.connection = waiter.pool, None
         return pool, connection

@@ -220,6 +220,13 @@ class PoolSet:
                     return pool, connection
         return None
 
+    @property
+    def has_work(self) -> bool:
+        """Whether a request that joins others may have more to do than to wait for what they give back."""
+        if self.is_stale or not self.pools or self.has_to_ask or self._unserved or self.target.tenant is not None:
+            return True
+        return any(pool.may_grow for pool in self.pools)
+
     def work(self, waiter: Waiter) -> None:
         """Do what those that wait need to have done, for one of them: choose, open, hand over.
 
@@ -312,16 +319,7 @@ class Lane:
     """
 
     __slots__ = (
-        "admission",
-        "checkout",
-        "in_force",
-        "key",
-        "pick",
-        "pool_set",
-        "read_only",
-        "slots",
-        "target",
-        "timeout",
+        "admission", "checkout", "in_force", "key", "pick", "pool_set", "read_only", "slots", "target", "timeout",
     )  # fmt: skip
 
     def __init__(self, target: Target, pool_set: PoolSet, admission: Admission | None, key: Any) -> None:

@@ -9,14 +9,13 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from router._runtime.flags import Guard
-from router._sync.waiter import Waiter
 from router.core.fair_line import FairLine
 
 if TYPE_CHECKING:
     from psycopg import Connection
     from psycopg.rows import TupleRow
 
-    from router._sync.waiter import Lends, Offer, Serves
+    from router._sync.waiter import Lends, Offer, Serves, Waiter
 
 
 class Line:
@@ -26,7 +25,8 @@ class Line:
 
     - Who joins is in the line *before* it looks for an idle connection, and looks with the pool's lock held. Who gives
       a connection back looks into the line with that lock held, and makes it idle under the same lock. So one of the
-      two sees the other, whichever comes first.
+      two sees the other, whichever comes first. It is enough that the first in line looks: once it has, nothing becomes
+      idle while anybody waits. If it leaves before, the next has to look.
     - ``hand_over()`` finds the next, gives it the connection and takes it out of the line in one section: whoever is
       interrupted before that, by a signal say, takes nobody's place away.
     - ``leave()`` and ``hand_over()`` exclude each other: a request that gives up has left, and gets nothing any more,
@@ -59,7 +59,7 @@ class Line:
         self._needy: OrderedDict[Waiter, None] = OrderedDict()  # those with
         self._held: OrderedDict[Waiter, None] = OrderedDict()  # those that are not admitted yet, of both
         self._untold: OrderedDict[Waiter, None] = OrderedDict()  # of _needy, those that have not heard the news
-        self._served = FairLine[Waiter]()  # where it is not the order of _plain; `None` stands for any of `pools`
+        self._served: FairLine[Waiter] = FairLine()  # where not in the order of _plain; `None` is any of `pools`
 
     def __len__(self) -> int:
         """Count all that wait."""
@@ -102,8 +102,7 @@ class Line:
         if not pools:
             return False
         waiting = self.waiting if waiter.accepts is None else self.number(waiter.accepts)
-        room: int = sum(most + pool.kept_back for pool in pools)
-        return waiting >= room
+        return bool(waiting >= sum(most + pool.kept_back for pool in pools))
 
     def join(self, waiter: Waiter) -> None:
         """Get in line, or again in the place that it had before.
@@ -162,6 +161,10 @@ class Line:
             waiter.admission.withdraw(waiter)
         with self._guard:
             self._remove(waiter)
+            if waiter.has_work and self._plain:
+                following = next(iter(self._plain))
+                following.has_work = True
+                following.wake()
             return waiter.connection is None
 
     def has(self, waiter: Waiter) -> bool:
@@ -217,8 +220,7 @@ class Line:
             connection: The connection.
 
         Returns:
-            The request, the first whose tenant has less than its share, else the first; ``None`` if none waits for this
-            pool.
+            The first whose tenant has less than its share, else the first; ``None`` if none waits for this pool.
         """
         pool = offer.pool
         with self._guard:
@@ -296,9 +298,9 @@ class Line:
                 self._mark(pool, waits=True)
         if self._is_shared:
             self._served.add(waiter, waiter.number, waiter.tenant, None)
-        is_back = bool(self._plain) and waiter.number < next(iter(self._plain)).number
+        waiter.has_work = not self._plain or waiter.number < next(iter(self._plain)).number
         self._plain[waiter] = None
-        if is_back:
+        if waiter.has_work:
             self._plain.move_to_end(waiter, last=False)
 
     def _enqueue(self, waiter: Waiter) -> None:
@@ -327,10 +329,8 @@ class Line:
         self._needy.pop(waiter, None)
         self._held.pop(waiter, None)
         self._dequeue(waiter)
-        if waiter in self._untold:  # it will not pass the news on
-            del self._untold[waiter]
-            if self._untold:
-                next(iter(self._untold)).wake()
+        if self._untold.pop(waiter, waiter) is None and self._untold:  # it will not pass the news on
+            next(iter(self._untold)).wake()
 
     def _mark(self, pool: Lends, *, waits: bool | None = None) -> None:
         if pool._waiting.line is self:  # noqa: SLF001

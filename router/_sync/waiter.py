@@ -69,6 +69,7 @@ class Waiter:
         token: What it counts as there.
         accepts: Of one that has needs, the pool that it chose; ``None`` for none.
         is_held: Whether its lane's admission does not let it be served yet.
+        has_work: Whether it has to do what all that wait need to have done, and has not done it yet.
         pool: Where the connection is from that was handed over.
         connection: The one handed over.
         error: Why there will be none.
@@ -76,8 +77,8 @@ class Waiter:
     """
 
     __slots__ = (
-        "accepts", "admission", "connection", "error", "has_needs", "is_held", "line", "number", "pool", "tenant",
-        "token", "wakeup",
+        "accepts", "admission", "connection", "error", "has_needs", "has_work", "is_held", "line", "number", "pool",
+        "tenant", "token", "wakeup",
     )  # fmt: skip
 
     def __init__(
@@ -106,6 +107,7 @@ class Waiter:
         self.number = -1
         self.accepts: Any = None
         self.is_held = admission is not None
+        self.has_work = False
         self.pool: Any = None
         self.connection: Connection[TupleRow] | None = None
         self.error: BaseException | None = None

@@ -43,7 +43,7 @@ STEPS: dict[type[Any], set[str]] = {
     AsyncDirectory: {"_answer", "_next", "_settle", "_staff", "tick"},
     AsyncCluster: {"follow", "invalidate", "is_urgent", "judge"},
     AsyncClusters: {"_learn", "_report", "_settle", "end_quarantine", "pause", "remove", "report"},
-    Observers: {"tell"},
+    Observers: {"emit"},
     AsyncLaneTable: {"forget"},
     AsyncMonitor: set(),
     AsyncNodePool: {"_pop_idle", "drop", "end_draining", "keep_warm", "open_connection", "end_quarantine"},

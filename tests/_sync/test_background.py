@@ -44,7 +44,7 @@ STEPS: dict[type[Any], set[str]] = {
     Directory: {"_answer", "_next", "_settle", "_staff", "tick"},
     SyncCluster: {"follow", "invalidate", "is_urgent", "judge"},
     Clusters: {"_learn", "_report", "_settle", "end_quarantine", "pause", "remove", "report"},
-    Observers: {"tell"},
+    Observers: {"emit"},
     LaneTable: {"forget"},
     Monitor: set(),
     NodePool: {"_pop_idle", "drop", "end_draining", "keep_warm", "open_connection", "end_quarantine"},

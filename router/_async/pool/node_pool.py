@@ -1,7 +1,7 @@
 """A pool for one node, to read or to write: ``psycopg_pool``'s, with the few things that a router needs besides.
 
 This file alone uses what is inside ``psycopg_pool``: ``_pool``, ``_nconns``, ``_nconns_min``, ``_waiting``, ``_lock``,
-``_closed``, ``_opened``, ``_growing``, ``_stats``, ``_maybe_grow_pool()``, ``_signal_stop_worker()``, ``set()`` and
+``_closed``, ``_opened``, ``_growing``, ``_maybe_grow_pool()``, ``_signal_stop_worker()``, ``set()`` and
 ``fail()`` of a waiting client, ``_pool`` and ``_expire_at`` of a connection; and inside ``psycopg``, what a borrower
 can change on a connection without a public name to tell.
 ``docs/decisions/0002-inside-psycopg-pool.md`` says why; ``tests/test_inside_psycopg_pool.py`` checks what is assumed.
@@ -40,7 +40,6 @@ from router.core.budget import Full, Idle, budget_key
 from router.core.measures import PoolStats
 
 if TYPE_CHECKING:
-    from collections import Counter
     from collections.abc import Collection
 
     from router._async.admission import AsyncAdmission
@@ -91,22 +90,19 @@ class Counts:
     """What a pool has counted; it may outlive the pool.
 
     Attributes:
-        stats: psycopg_pool's own counters.
-        taken: Requests that found a connection ready; the others are among psycopg_pool's.
+        taken: Requests that found a connection ready.
+        queued: Requests that were handed one in line.
+        waited: For how long requests have looked and waited for one that was not ready, in seconds.
         opened: Attempts to connect; those that psycopg_pool only meant to make are among its own.
         failed: How many of those failed.
     """
 
-    __slots__ = ("_on_primary", "failed", "opened", "stats", "taken")
+    __slots__ = ("_on_primary", "failed", "opened", "queued", "taken", "waited")
 
-    def __init__(self, stats: Counter[str]) -> None:
-        """Begin with none of them at the primary.
-
-        Args:
-            stats: psycopg_pool's own counters.
-        """
-        self.stats = stats
-        self.opened = self.failed = self.taken = 0
+    def __init__(self) -> None:
+        """Begin with none of them at the primary."""
+        self.opened = self.failed = self.taken = self.queued = 0
+        self.waited = 0.0
         # Those from earlier, and from which request on it is the primary that serves them, if it is: replaced at once,
         # so that whoever adds them up at any moment sees them grow.
         self._on_primary: tuple[int, int | None] = 0, None
@@ -117,7 +113,7 @@ class Counts:
         Args:
             on_primary: Whether it is.
         """
-        (earlier, since), requests = self._on_primary, self.taken + self.stats["requests_num"]
+        (earlier, since), requests = self._on_primary, self.taken + self.queued
         if on_primary and since is None:
             self._on_primary = earlier, requests
         elif not on_primary and since is not None:
@@ -125,11 +121,11 @@ class Counts:
 
     def measured(self) -> dict[str, int]:
         """Return the counters of now, by their names in the totals; the time that was waited in milliseconds."""
-        (earlier, since), stats = self._on_primary, self.stats
+        earlier, since = self._on_primary
         return {
-            "requests": (requests := self.taken + stats["requests_num"]),
-            "queued": stats["requests_queued"],
-            "wait_ms": stats["requests_wait_ms"],
+            "requests": (requests := self.taken + self.queued),
+            "queued": self.queued,
+            "wait_ms": int(1000.0 * self.waited),
             "opened": self.opened,
             "failed": self.failed,
             "on_primary": earlier if since is None else earlier + requests - since,
@@ -239,7 +235,7 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         self.draining = False
         self._refusal = ""
         self._slot_request: AsyncSlotRequest | None = None
-        self.counts = Counts(self._stats)
+        self.counts = Counts()
         self._opener = opener
         self._try_at = self._patience = 0.0  # when one more is tried at the earliest; for how long it was put off
         self._will_try = False  # whether the worker is told to do so then
@@ -399,12 +395,11 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
             connection: The connection.
             tenant: Whom the request is for; empty where that does not matter.
         """
-        session = session_of(connection)
+        session: SessionState = connection._router  # type: ignore[attr-defined]
         session.tenant = tenant
         connection._pool = self
         self.borrowed.add(session)
-        self._stats[self._REQUESTS_NUM] += 1
-        self._stats[self._REQUESTS_QUEUED] += 1
+        self.counts.queued += 1
 
     async def is_usable(self, connection: AsyncConnection[TupleRow]) -> bool:
         """Tell whether a connection that was handed over may be used; else it is closed and given back.
@@ -420,14 +415,6 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         await connection.close()
         await self.release(connection)
         return False
-
-    def note_waited(self, seconds: float) -> None:
-        """Count for how long a request has waited.
-
-        Args:
-            seconds: For how long.
-        """
-        self._stats[self._REQUESTS_WAIT_MS] += int(1000.0 * seconds)
 
     async def hand_over(self) -> None:
         """Hand what is idle to those that wait."""
