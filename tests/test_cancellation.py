@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from router import AsyncRouter
+from tests._async.internals import inside
 from tests.support import PATIENCE, aeventually, settings
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ async def test_a_return_that_has_to_wait_survives_cancellation(postgres: Postgre
 
         task = asyncio.create_task(borrow_and_wait())
         await entered.wait()
-        [pool] = router._in_force.pools
+        [pool] = inside(router).pools
         async with pool._lock:  # so that giving back is suspended at this lock
             leave.set()
             await aeventually(lambda: asyncio.sleep(0, bool(pool._lock._waiters)))
@@ -146,6 +147,6 @@ async def test_a_connection_given_up_for_a_second_cancellation_puts_no_pool_in_q
         with pytest.raises(asyncio.CancelledError):
             await task
         assert broken == [True]
-        assert [pool.quarantined_at for pool in router._in_force.pools] == [0.0]
+        assert [pool.quarantined_at for pool in router._snapshot().pools] == [0.0]
         async with router.connection() as connection:
             await connection.execute("SELECT 1")

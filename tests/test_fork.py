@@ -15,6 +15,7 @@ import psycopg
 import pytest
 
 from router import Router
+from tests._sync.internals import inside
 from tests.support import PATIENCE, eventually, run, settings
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def test_a_fork_while_others_wait_for_a_tenants_connection_leaves_it_to_the_pare
         **{"tenant_template": {"row": "app.tenant"}, "tenancy": {"pooling": "shared"}, **scarce},
     )
     with Router(options) as router, ThreadPoolExecutor(1) as executor:
-        in_force, borrowed = router._in_force, router.connection(tenant="acme")
+        in_force, borrowed = inside(router), router.connection(tenant="acme")
         with borrowed as connection, ExitStack() as others:
             if "max_connections" in scarce:
                 others.enter_context(router.connection(tenant="globex"))  # the other one that there may be

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from router import Router
+from tests._sync.internals import inside
 from tests.support import eventually, settings
 
 if TYPE_CHECKING:
     from types import FrameType
 
-    from router._sync.pool.node_pool import NodePool
     from tests.conftest import Postgres
 
 pytestmark = pytest.mark.docker
@@ -65,16 +65,18 @@ def use(router: Router, tenant: str | None) -> None:
         connection.execute("SELECT 1")
 
 
-def is_whole(router: Router, pool: NodePool) -> bool:
+def is_whole(router: Router) -> bool:
     gc.collect(0)
+    found = router._snapshot()
+    [pool] = found.pools
     return (
-        not pool.borrowed
-        and not any(pool_set.line for pool_set in router._in_force.lanes.pool_sets)
-        and not any(admission.admitted for admission in list(router._in_force.lanes._admissions.values()))
-        and not pool._adding
-        and not pool._growing
-        and pool._nconns == len(pool._sessions) == len(pool._pool)
-        and not any(connection.closed for connection in pool._pool)
+        not found.waiting
+        and not found.admitted
+        and not pool.borrowed
+        and not pool.opening
+        and not pool.growing
+        and pool.counted == pool.sessions == pool.idle
+        and not pool.idle_closed
     )
 
 
@@ -92,7 +94,7 @@ def test_an_interruption_at_any_line_loses_no_connection(
     with warnings.catch_warnings(), Router(options) as router:
         warnings.simplefilter("ignore", ResourceWarning)
         use(router, tenant)
-        [pool] = router._in_force.pools
+        [pool] = inside(router).pools
         number, went_through = 0, False
         while not went_through:
             while growing and pool.idle:
@@ -103,6 +105,6 @@ def test_an_interruption_at_any_line_loses_no_connection(
                 went_through = True
             except Interruption:
                 pass
-            eventually(lambda: is_whole(router, pool))
+            eventually(lambda: is_whole(router))
             number += 1
         assert number > 50

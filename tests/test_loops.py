@@ -15,6 +15,7 @@ import pytest
 import router as process_wide
 from router import AsyncRouter, ConfigError, _default, _loops, aio
 from router.core.errors import RouterClosed, UnknownVersion
+from tests._async.internals import inside as of
 from tests.support import PATIENCE, aeventually, eventually, new_name, run, settings
 
 if TYPE_CHECKING:
@@ -249,7 +250,7 @@ def test_a_router_that_is_dropped_without_close_leaves_nothing_when_its_loop_end
 
     async def main() -> AsyncRouter | None:
         router = AsyncRouter(settings(primary=world.dsn))
-        inside.append(ref(router._in_force))
+        inside.append(ref(of(router)))
         await pid(router)
         await pid(router, read_only=True)
         return router if late else None

@@ -56,6 +56,7 @@ class AsyncInForce:
         slots: The process's budget.
         clusters: The clusters in use, and what is known of their servers.
         monitor: Watches the servers.
+        opener: Opens connections.
         pools: The pools, open and draining.
         lanes: The lanes, by what requests name.
         routes: Says where requests may go.
@@ -95,9 +96,9 @@ class AsyncInForce:
         self._housekeeper: AWorker | None = None
         self.slots = AsyncSlots(_limits(self.topology))
         self.clusters = AsyncClusters(self.topology.health, self.observers)
-        self._opener = AsyncOpener(self.slots, self.clusters, password=password, configure=configure)
-        self.monitor = AsyncMonitor(self.clusters, self._opener)
-        self.pools = AsyncPools(self.topology.max_pools, self.topology.versions, self._opener, self.clusters)
+        self.opener = AsyncOpener(self.slots, self.clusters, password=password, configure=configure)
+        self.monitor = AsyncMonitor(self.clusters, self.opener)
+        self.pools = AsyncPools(self.topology.max_pools, self.topology.versions, self.opener, self.clusters)
         self.slots.eviction.sources = (self.pools, self.monitor)
         self.lanes = AsyncLaneTable(self)
         self.routes = AsyncRoutes(self)
@@ -260,7 +261,7 @@ class AsyncInForce:
         with Isolated("could not drain superseded pools"):
             await self._drain_superseded()
         with Isolated("could not forget old passwords"):
-            self._opener.login.forget_unused(self.clusters)
+            self.opener.login.forget_unused(self.clusters)
         with Isolated("could not refresh the directory"):
             if self.directory is not None:
                 self.directory.tick(monotonic())

@@ -10,7 +10,7 @@ from router._async.checkouts import AsyncCheckouts
 from router._async.directory import AsyncDirectory
 from router._async.in_force import AsyncInForce
 from router._async.operations import AsyncOperations
-from router._async.snapshot import stats
+from router._async.snapshot import Snapshot, snapshot, stats
 from router._async.statements import AsyncStatements
 from router._runtime.calls import WeakCall
 from router._runtime.forks import survive_fork
@@ -279,6 +279,10 @@ class AsyncRouter(AsyncOperations):
     @property
     def _topology(self) -> Topology:
         return self._in_force.topology
+
+    def _snapshot(self) -> Snapshot:
+        """Return one moment's view of the inside, for tests."""
+        return snapshot(self._in_force)
 
     def _ask_of(self) -> AsyncDirectory | None:
         """The directory of these settings; ``None`` if they have none."""

@@ -40,20 +40,20 @@ class _Question:
     Attributes:
         tenant: The key.
         waiting: How many wait for the answer.
-        overtaken: Whether a change was heard of since it was asked: the answer may be from before that.
+        stale: Whether a change was heard of since it was asked: the answer may be from before that.
         answered: Set when there is an answer, or none is to be had.
         unknown: Whether the answer is that there is no such tenant.
         moved: Whether it lived elsewhere before.
         reason: Why there is no answer.
     """
 
-    __slots__ = ("answered", "moved", "overtaken", "reason", "tenant", "unknown", "waiting")
+    __slots__ = ("answered", "moved", "reason", "stale", "tenant", "unknown", "waiting")
 
     def __init__(self, tenant: str) -> None:
         self.tenant = tenant
         self.waiting = 0
         self.answered = Flag()
-        self.overtaken = self.unknown = self.moved = False
+        self.stale = self.unknown = self.moved = False
         self.reason = ""
 
 
@@ -63,6 +63,8 @@ class Directory:
     Attributes:
         lists: Whether its source can list the tenants.
         table: The table that it asks; ``None`` where it asks something of the user's.
+        questions: The tenants that are being asked for, or are to be.
+        idle_workers: The numbers of workers that do not run.
     """
 
     def __init__(
@@ -92,10 +94,10 @@ class Directory:
         self._homes = homes
         self._guard = Guard()  # guards all below
         self._answers = Answers(policy)
-        self._questions: dict[str, _Question] = {}
+        self.questions: dict[str, _Question] = {}
         self._urgent: OrderedDict[str, _Question] = OrderedDict()  # not asked yet, and somebody waits for these
         self._other: OrderedDict[str, _Question] = OrderedDict()  # not asked yet, and nobody waits
-        self._at_rest = set(range(ASKING))  # the numbers of workers that do not run
+        self.idle_workers = set(range(ASKING))
         self._workers: dict[int, Worker] = {}
         self._short = ""  # why no worker runs, if none could be started
         self._closed = False
@@ -172,7 +174,7 @@ class Directory:
                 with self._guard:
                     question.waiting -= 1
                     if not question.waiting and self._urgent.get(tenant) is question:
-                        del self._urgent[tenant], self._questions[tenant]
+                        del self._urgent[tenant], self.questions[tenant]
             late = f"the directory did not answer within {patience:.3g} s{self._short}"
             reason = question.reason if answered else late
             with self._guard:
@@ -193,12 +195,12 @@ class Directory:
         with self._guard:
             if tenant is None:
                 self._answers.mark_all_changed()
-                overtaken = list(self._questions.values())
+                stale = list(self.questions.values())
             else:
                 self._answers.mark_changed(tenant)
-                overtaken = [self._questions[tenant]] if tenant in self._questions else []
-            for question in overtaken:
-                question.overtaken = True
+                stale = [self.questions[tenant]] if tenant in self.questions else []
+            for question in stale:
+                question.stale = True
         self._homes.forget(tenant)
 
     def tick(self, now: float) -> None:
@@ -213,7 +215,7 @@ class Directory:
                 if not self._closed:
                     if unconfirmed := self._answers.unconfirmed:
                         self._ask(choice(unconfirmed), self._other)  # to see whether that works again
-                    self._staff()
+                    self._start_worker()
         for tenant in due:
             with Isolated("could not forget where tenant %r lives", tenant):
                 self._homes.forget(tenant)
@@ -245,7 +247,7 @@ class Directory:
             self._closed = True
             self._urgent.clear()
             self._other.clear()
-            questions, workers = list(self._questions.values()), list(self._workers.values())
+            questions, workers = list(self.questions.values()), list(self._workers.values())
         for question in questions:
             question.answered.set()  # which finds the directory closed
         if self.table is not None:
@@ -257,33 +259,31 @@ class Directory:
 
     def _ask(self, tenant: str, queue: OrderedDict[str, _Question]) -> _Question:
         """Have a tenant asked for, unless that is under way."""
-        question = self._questions.get(tenant)
+        question = self.questions.get(tenant)
         if question is None:
-            question = self._questions[tenant] = queue[tenant] = _Question(tenant)
+            question = self.questions[tenant] = queue[tenant] = _Question(tenant)
         elif queue is self._urgent and self._other.pop(tenant, None) is not None:
             queue[tenant] = question
-        self._staff()
+        self._start_worker()
         return question
 
-    def _staff(self) -> None:
-        """Have someone ask what is to be asked; if that cannot be done here, a later call will."""
-        if (self._urgent or self._other) and self._at_rest and can_spawn():
-            number = self._at_rest.pop()
+    def _start_worker(self) -> None:
+        """Start a worker if there is something to ask; if that cannot be done here, a later call does it."""
+        if (self._urgent or self._other) and self.idle_workers and can_spawn():
+            number = self.idle_workers.pop()
             try:
                 self._workers[number] = spawn(self._work, f"router looks up tenants {number}", number)
                 self._short = ""
             except RuntimeError as error:  # no thread can be started now; those that run go on
-                self._short = (
-                    f", and no worker could be started to ask it: {error}" if len(self._at_rest) == ASKING - 1 else ""
-                )
-                self._at_rest.add(number)
+                self.idle_workers.add(number)
+                self._short = "" if len(self.idle_workers) < ASKING else f", and no worker could be started: {error}"
 
     def _next(self) -> _Question | None:
         queue = self._urgent or self._other
         if not queue:
             return None
         _, question = queue.popitem(last=False)
-        question.overtaken = False
+        question.stale = False
         return question
 
     # Asking: the workers
@@ -294,7 +294,7 @@ class Directory:
                 while True:
                     with self._guard:
                         if (question := self._next()) is None:
-                            self._at_rest.add(number)
+                            self.idle_workers.add(number)
                             return
                     with Isolated("could not look up tenant %r", question.tenant):
                         try:
@@ -304,20 +304,19 @@ class Directory:
                             raise
             except BaseException:  # it was cancelled, say
                 with self._guard:
-                    self._at_rest.add(number)
+                    self.idle_workers.add(number)
                 raise
 
     def _answer(self, question: _Question) -> None:
-        said = self._source.ask(question.tenant)
-        while not self._settle(question, said):
-            said = self._source.ask(question.tenant)
+        while not self._settle(question, said := self._source.ask(question.tenant)):
+            pass
         if question.moved:
             self._homes.follow_tenant(question.tenant, said.home)
 
     def _leave_open(self, question: _Question, error: BaseException) -> None:
         """Say to those who wait that there will be no answer."""
         with self._guard:
-            self._questions.pop(question.tenant, None)
+            self.questions.pop(question.tenant, None)
             if isinstance(error, Exception):  # the answer may be kept, and not all done that follows from it
                 question.reason = f"the router failed: {type(error).__name__}"
                 self._answers.drop(question.tenant)
@@ -328,15 +327,14 @@ class Directory:
 
     def _settle(self, question: _Question, said: Said) -> bool:
         """Take what came of asking; whether it counts: if a change was heard of meanwhile, it is to be asked again."""
-        tenant = question.tenant
-        home, reason = said.home, said.reason
+        tenant, home, reason = question.tenant, said.home, said.reason
         with self._guard:
             if said.works_again:
                 self._answers.recover()
-            if question.overtaken and self._source.failing is None and not self._closed:
-                question.overtaken = False
+            if question.stale and self._source.failing is None and not self._closed:
+                question.stale = False
                 return False
-            del self._questions[tenant]
+            del self.questions[tenant]
             if not said.is_answer:
                 self._answers.mark_unconfirmed(tenant, monotonic())
             elif reason:  # where it lived is not where it lives

@@ -57,6 +57,7 @@ class InForce:
         slots: The process's budget.
         clusters: The clusters in use, and what is known of their servers.
         monitor: Watches the servers.
+        opener: Opens connections.
         pools: The pools, open and draining.
         lanes: The lanes, by what requests name.
         routes: Says where requests may go.
@@ -96,9 +97,9 @@ class InForce:
         self._housekeeper: Worker | None = None
         self.slots = Slots(_limits(self.topology))
         self.clusters = Clusters(self.topology.health, self.observers)
-        self._opener = Opener(self.slots, self.clusters, password=password, configure=configure)
-        self.monitor = Monitor(self.clusters, self._opener)
-        self.pools = Pools(self.topology.max_pools, self.topology.versions, self._opener, self.clusters)
+        self.opener = Opener(self.slots, self.clusters, password=password, configure=configure)
+        self.monitor = Monitor(self.clusters, self.opener)
+        self.pools = Pools(self.topology.max_pools, self.topology.versions, self.opener, self.clusters)
         self.slots.eviction.sources = (self.pools, self.monitor)
         self.lanes = LaneTable(self)
         self.routes = Routes(self)
@@ -261,7 +262,7 @@ class InForce:
         with Isolated("could not drain superseded pools"):
             self._drain_superseded()
         with Isolated("could not forget old passwords"):
-            self._opener.login.forget_unused(self.clusters)
+            self.opener.login.forget_unused(self.clusters)
         with Isolated("could not refresh the directory"):
             if self.directory is not None:
                 self.directory.tick(monotonic())

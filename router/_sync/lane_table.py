@@ -48,7 +48,7 @@ class LaneTable:
         self._in_force = in_force
         self.readers: dict[Key, Lane] = {}
         self.writers: dict[Key, Lane] = {}
-        self._targets: dict[Key, Target] = {}
+        self.targets: dict[Key, Target] = {}
         self._forgotten = 0  # how often forget() was called
         self._admissions: WeakValueDictionary[str, Admission] = WeakValueDictionary()  # a lane keeps its own
         self._pool_sets: WeakValueDictionary[PoolsKey, PoolSet] = WeakValueDictionary()  # likewise
@@ -127,9 +127,9 @@ class LaneTable:
         if tenant is None:
             return resolve(self._in_force.topology, version)
         key: Key = (version, tenant)
-        if len(self._targets) >= REMEMBERED:
-            self._targets = {}
-        targets, forgotten = self._targets, self._forgotten
+        if len(self.targets) >= REMEMBERED:
+            self.targets = {}
+        targets, forgotten = self.targets, self._forgotten
         target = targets.get(key) if isinstance(tenant, str) else None
         if target is None:
             home, tenancy = None, self._in_force.topology.tenancy
@@ -161,9 +161,9 @@ class LaneTable:
         return [pool_set for reference in references if (pool_set := reference()) is not None]
 
     @property
-    def admissions(self) -> list[Admission]:
-        """The limits of tenants that are in use."""
-        return list(self._admissions.values())
+    def admissions(self) -> dict[str, Admission]:
+        """The limits of tenants that are in use, by tenant."""
+        return dict(self._admissions)
 
     def _admission(self, target: Target) -> Admission | None:
         tenant, most = target.tenant, target.policy.max_connections
@@ -186,10 +186,10 @@ class LaneTable:
         with self._guard:
             self._forgotten += 1  # first: who has looked before stores nothing after this, or before what follows
             if tenant is None:
-                self._targets, self.readers, self.writers = {}, {}, {}
+                self.targets, self.readers, self.writers = {}, {}, {}
                 return
             for version in (None, *self._in_force.topology.versions, *self._in_force.topology.aliases):
-                for known in (self._targets, self.readers, self.writers):
+                for known in (self.targets, self.readers, self.writers):
                     known.pop((version, tenant), None)
 
     def unlist(self, lane: Lane) -> None:
@@ -198,7 +198,7 @@ class LaneTable:
         Args:
             lane: Its lane.
         """
-        for known in (self._targets, self.readers, self.writers):
+        for known in (self.targets, self.readers, self.writers):
             known.pop(lane.key, None)
 
     def successor(self, lane: Lane, deadline: float) -> Lane:

@@ -14,7 +14,7 @@ from router._sync.checkouts import Checkouts
 from router._sync.directory import Directory
 from router._sync.in_force import InForce
 from router._sync.operations import Operations
-from router._sync.snapshot import stats
+from router._sync.snapshot import Snapshot, snapshot, stats
 from router._sync.statements import Statements
 from router.ambient import ambient_of
 from router.context import CURRENT
@@ -280,6 +280,10 @@ class Router(Operations):
     @property
     def _topology(self) -> Topology:
         return self._in_force.topology
+
+    def _snapshot(self) -> Snapshot:
+        """Return one moment's view of the inside, for tests."""
+        return snapshot(self._in_force)
 
     def _ask_of(self) -> Directory | None:
         """The directory of these settings; ``None`` if they have none."""

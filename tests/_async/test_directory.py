@@ -188,9 +188,7 @@ async def test_a_worker_that_cannot_be_started_is_started_later(monkeypatch: pyt
     with monkeypatch.context() as patched:
         patched.setattr("router._async.directory.aspawn", fails)
         for number in range(2 * ASKING):
-            with pytest.raises(
-                DirectoryUnavailable, match="no worker could be started to ask it: can't start new thread"
-            ):
+            with pytest.raises(DirectoryUnavailable, match="no worker could be started: can't start new thread"):
                 await made.directory.find(f"bad{number}", monotonic() + 0.01)
     assert await made.schema("acme") == "s1"
     await made.directory.close(PATIENCE)
@@ -365,7 +363,7 @@ async def test_those_for_whom_somebody_waits_are_asked_for_first() -> None:
 
     async def go_on() -> str:
         async def waited_for() -> bool:
-            return made.directory._questions["b"].waiting == 1
+            return made.directory.questions["b"].waiting == 1
 
         await aeventually(waited_for)
         told.go_on.set()

@@ -18,6 +18,7 @@ from router import AsyncRouter, NoPrimary, NoReplica, Role, Unavailable
 from router._async.cluster import FAST_INTERVAL
 from router._async.pool.node_pool import AsyncNodePool
 from router._runtime.flags import asleep
+from tests._async.internals import inside
 from tests.support import aall_of, aeventually, aoutside, port, run, settings, short_and_long
 
 if TYPE_CHECKING:
@@ -449,7 +450,7 @@ async def test_what_puts_the_other_sessions_of_a_server_in_doubt(
     async with AsyncRouter(settings(primary=postgres.primary, health={"interval": 60.0})) as router:
         async with router.connection():
             pass
-        [pool] = router._in_force.pools
+        [pool] = inside(router).pools
 
         async def released() -> bool:
             return not pool.quarantined
@@ -468,7 +469,7 @@ async def test_who_waits_for_a_connection_in_doubt_gets_another_if_that_makes_ro
     async with AsyncRouter(settings(primary=postgres.primary, health={"interval": 60.0})) as router:
         async with router.connection():
             pass
-        [pool] = router._in_force.pools
+        [pool] = inside(router).pools
         pool.quarantine()
 
         async def borrow() -> None:
@@ -598,7 +599,7 @@ async def test_a_connection_of_a_fenced_primary_is_not_handed_out_even_if_it_was
     async with AsyncRouter(settings(**cluster.version_settings())) as router:
         async with router.connection() as connection:
             pass
-        [pool] = [pool for pool in router._in_force.pools if not pool.read_only]
+        [pool] = [pool for pool in inside(router).pools if not pool.read_only]
         pool.fenced_reason = "fenced"
         assert await pool.take() is None
         assert connection.closed
@@ -615,10 +616,9 @@ async def test_the_old_primary_serves_reads_once_it_has_rejoined(make_postgres_c
         async with router.connection() as connection:
             assert port(connection) == old.port
         await aoutside(old.kill)
-        clusters = router._in_force.clusters
 
         async def hurried() -> bool:  # while there is no primary
-            return all(clusters.pause(server) == FAST_INTERVAL for server in clusters.servers.values())
+            return set(router._snapshot().servers.values()) == {FAST_INTERVAL}
 
         await aeventually(hurried)
         await aoutside(promote, new)

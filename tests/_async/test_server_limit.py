@@ -12,6 +12,7 @@ import psycopg
 import pytest
 
 from router import AsyncRouter, PoolExhausted
+from tests._async.internals import inside
 from tests.support import aall_of, aeventually, aoutside, new_name, settings
 
 if TYPE_CHECKING:
@@ -179,7 +180,7 @@ async def test_requests_that_wait_for_a_slot_do_nothing(
         health={"interval": 30},
     )
     async with AsyncRouter(options) as router:
-        slots = router._in_force.slots
+        slots = inside(router).slots
         looked: list[float] = []
         settle = slots._settle
 

@@ -17,6 +17,7 @@ import router.core.choose
 from router import AsyncRouter, NoPrimary, PoolExhausted, RouterClosed, Unavailable
 from router._async import routes
 from router._async.waiter import AsyncWaiter
+from tests._async.internals import inside, invalidate
 from tests.proxy import Proxy
 from tests.support import PATIENCE, aall_of, acurrent, aeventually, aoutside, settings, short_and_long
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from types import FrameType
 
+    from router._async.snapshot import PoolSetView
     from router.testing import PostgresCluster
     from router.testing._plugin import MakeCluster
     from tests.conftest import Postgres
@@ -76,9 +78,9 @@ async def test_a_request_for_which_nothing_is_ready_passes_few_files_and_chooses
         await works(router)
         passed = Passed(monkeypatch)
         # What is known has changed, and a connection is idle.
-        [pool_set] = router._in_force.lanes.pool_sets
-        pool_set.pools[0].notes_borrower = False  # which it does where warnings are shown
-        pool_set.invalidate()
+        [pool] = inside(router).pools
+        pool.notes_borrower = False  # which it does where warnings are shown
+        invalidate(router)
         with passed:
             first = await router.connection(version="v1").__aenter__()
         assert passed.chosen == 1
@@ -89,7 +91,7 @@ async def test_a_request_for_which_nothing_is_ready_passes_few_files_and_chooses
         assert passed.chosen == 0
         assert len(passed.files) <= FILES, passed.files
         # Both.
-        pool_set.invalidate()
+        invalidate(router)
         with passed:
             third = await router.connection(version="v1").__aenter__()
         assert passed.chosen == 1
@@ -107,7 +109,7 @@ async def test_a_crowd_that_waits_for_a_server_costs_nothing_and_is_served_when_
     options = settings(nodes=[cluster.dsn(), *DEAD])
     async with AsyncRouter(options) as router:
         served: list[float] = []
-        choose, chosen, woken = router._in_force.routes.choose, [0], [0]
+        choose, chosen, woken = inside(router).routes.choose, [0], [0]
         wait = AsyncWaiter.wait
 
         def counted(*args: Any, **kwargs: Any) -> Any:
@@ -124,10 +126,10 @@ async def test_a_crowd_that_waits_for_a_server_costs_nothing_and_is_served_when_
 
         async def bring_back() -> None:
             async def all_wait() -> bool:
-                return sum(len(pool_set.line) for pool_set in router._in_force.lanes.pool_sets) == crowd
+                return router._snapshot().waiting == crowd
 
             await aeventually(all_wait)
-            monkeypatch.setattr(router._in_force.routes, "choose", counted)
+            monkeypatch.setattr(inside(router).routes, "choose", counted)
             monkeypatch.setattr(AsyncWaiter, "wait", counted_wait)
             cpu, since = time.process_time(), time.monotonic()
 
@@ -154,12 +156,11 @@ async def test_those_that_wait_are_served_in_order_and_one_that_gives_up_leaves_
     async with AsyncRouter(settings(primary=postgres.primary, pool={"max_size": 1})) as router:
         served: list[int] = []
         held = await router.connection().__aenter__()
-        [pool_set] = router._in_force.lanes.pool_sets
 
         def request(number: int, timeout: float) -> Callable[[], Awaitable[None]]:
             async def ask() -> None:
                 async def is_next() -> bool:
-                    return pool_set.line._plain.__len__() >= number
+                    return router._snapshot().waiting >= number
 
                 await aeventually(is_next)
                 async with router.connection(timeout=timeout):
@@ -173,10 +174,10 @@ async def test_those_that_wait_are_served_in_order_and_one_that_gives_up_leaves_
 
         async def wait_unused() -> None:
             async def four_wait() -> bool:
-                return len(pool_set.line) == 4
+                return router._snapshot().waiting == 4
 
             async def one_gave_up() -> bool:
-                return len(pool_set.line) == 3
+                return router._snapshot().waiting == 3
 
             await aeventually(four_wait)
             await aeventually(one_gave_up)
@@ -196,19 +197,21 @@ async def test_a_change_of_one_version_leaves_the_pool_sets_of_others_alone(clus
             for version in versions:
                 async with router.connection(version=version) as connection:
                     await connection.execute("SELECT 1")
-            of = {pool_set.target.version: pool_set for pool_set in router._in_force.lanes.pool_sets}
-            lanes = {version: router._in_force.lanes.writers[version] for version in versions}
+            before = router._snapshot()
+            assert set(before.writers) == {*versions}
             proxy.stop()
 
+            def of(version: str) -> PoolSetView:
+                [found] = [one for one in router._snapshot().pool_sets if one.cluster == version]
+                return found
+
             async def noticed() -> bool:
-                return of["v2"].is_stale or not of["v2"].pools
+                return of("v2").is_stale or not of("v2").pools
 
             await aeventually(noticed)
-            assert not of["v1"].is_stale
-            assert of["v1"].pools
-            assert {
-                version: router._in_force.lanes.writers[version] for version in versions
-            } == lanes  # nor are lanes dropped
+            assert not of("v1").is_stale
+            assert of("v1").pools
+            assert router._snapshot().writers == before.writers  # nor are lanes dropped
 
 
 async def test_closing_ends_all_that_wait(postgres: Postgres) -> None:
@@ -221,7 +224,7 @@ async def test_closing_ends_all_that_wait(postgres: Postgres) -> None:
 
     async def close() -> None:
         async def all_wait() -> bool:
-            return sum(len(pool_set.line) for pool_set in router._in_force.lanes.pool_sets) == 3
+            return router._snapshot().waiting == 3
 
         await aeventually(all_wait)
         await router.close()
@@ -236,7 +239,7 @@ async def test_who_waits_for_a_server_fails_at_the_deadline_with_the_reason() ->
             async with router.connection(timeout=0.5):
                 pass
         assert 0.5 <= time.monotonic() - begun < 3.0
-        assert [len(pool_set.line) for pool_set in router._in_force.lanes.pool_sets] == [0]
+        assert router._snapshot().waiting == 0
 
 
 async def test_nobody_is_lost_in_a_crowd_of_which_some_give_up_while_what_is_known_changes(
@@ -271,17 +274,13 @@ async def test_nobody_is_lost_in_a_crowd_of_which_some_give_up_while_what_is_kno
                 except Unavailable:
                     assert "timeout" in how
                 if turn % 50 == 0:
-                    for pool_set in router._in_force.lanes.pool_sets:
-                        pool_set.invalidate()
+                    invalidate(router)
 
         await aall_of(*(partial(request, number) for number in range(16)))
         assert served
 
         async def whole() -> bool:
-            return (
-                not any(pool_set.line for pool_set in router._in_force.lanes.pool_sets)
-                and not any(pool.borrowed or pool._waiting for pool in router._in_force.pools)
-                and not any(admission.admitted for admission in list(router._in_force.lanes._admissions.values()))
-            )
+            found = router._snapshot()
+            return not (found.waiting or found.admitted or any(pool.borrowed or pool.waiting for pool in found.pools))
 
         await aeventually(whole)

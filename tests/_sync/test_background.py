@@ -27,9 +27,11 @@ from router._sync.pool.opener import Opener
 from router._sync.pool.registry import Pools
 from router._sync.pool.server_queries import ServerQueries
 from router._sync.slots import Slots
+from router._sync.snapshot import DirectoryView
 from router._sync.watcher import Watcher
 from router.core.errors import DirectoryUnavailable
 from router.core.server_events import ReadsFellBack, ReadsReturned
+from tests._sync.internals import inside
 from tests.proxy import Proxy
 from tests.support import current, eventually, running, settings
 
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
 
 # What tasks and threads of the router's own do: each of these raises once.
 STEPS: dict[type[Any], set[str]] = {
-    Directory: {"_answer", "_next", "_settle", "_staff", "tick"},
+    Directory: {"_answer", "_next", "_settle", "_start_worker", "tick"},
     SyncCluster: {"follow", "invalidate", "is_urgent", "judge"},
     Clusters: {"_learn", "_report", "_settle", "end_quarantine", "pause", "remove", "report"},
     Observers: {"emit"},
@@ -127,7 +129,6 @@ def test_each_step_raises_once_and_all_goes_on(
             tenancy={"pooling": "shared"},
         )
         with Router(options, directory=lookup) as router:
-            in_force = router._in_force
             assert ask(router)
             there = {name for name in running() if name.startswith("router ") and not name.endswith(" now")}
             injector.begin()
@@ -137,7 +138,7 @@ def test_each_step_raises_once_and_all_goes_on(
                 ask(router, read_only=True)
                 ask(router, tenant="acme")
                 ask(router, "SELECT pg_terminate_backend(pg_backend_pid())")
-                if not any(pool.in_use for pool in in_force.pools):
+                if not any(pool.borrowed or pool.waiting for pool in router._snapshot().pools):
                     proxy.stop()
                     ask(router, timeout=0.05)
                     proxy.start()
@@ -151,8 +152,8 @@ def test_each_step_raises_once_and_all_goes_on(
                 return ask(router) and ask(router, read_only=True) and ask(router, tenant="acme")
 
             def nothing_is_left() -> bool:
-                taken = [key.owner for key in in_force.slots.held if not key.owner.startswith("probes")]
-                return not list(in_force.pools) and not taken
+                found = router._snapshot()
+                return not found.pools and all(owner.startswith("probes") for owner in found.slots)
 
             eventually(all_is_well)
             assert not ask(router, "SELECT pg_terminate_backend(pg_backend_pid())")
@@ -160,8 +161,7 @@ def test_each_step_raises_once_and_all_goes_on(
             assert there <= running()
             eventually(nothing_is_left)
             assert {node.state for node in router.stats().versions[0].nodes} == {"up"}
-            assert in_force.directory is not None
-            assert (in_force.directory._questions, len(in_force.directory._at_rest)) == ({}, ASKING)
+            assert router._snapshot().directory == DirectoryView(questions=0, idle_workers=ASKING)
     assert any(record.exc_info and record.exc_info[0] is Injected for record in caplog.records)
     assert injector.not_listed == set()
 
@@ -170,16 +170,15 @@ def test_a_pool_that_was_never_opened_does_not_keep_the_others_in_quarantine(clu
     versions = {name: {"primary": cluster.dsn()} for name in ("v1", "v2")}
     with Router(settings(versions=versions, health={"interval": 3600})) as router:
         assert ask(router, read_only=True)
-        router._in_force.lanes.lane("v1", read_only=False).pool_set.refresh()  # which makes the pool, and opens nothing
-        pools = router._in_force.pools
-        assert [pool._opened for pool in pools] == [True, False]
+        inside(router).lanes.lane("v1", read_only=False).pool_set.refresh()  # which makes the pool, and opens nothing
+        assert [pool.opened for pool in router._snapshot().pools] == [True, False]
         assert ask(router, version="v2", read_only=True)
         assert not ask(router, "SELECT pg_terminate_backend(pg_backend_pid())", version="v2", read_only=True)
 
         def ended() -> bool:
-            return not any(pool.quarantined for pool in pools)
+            return not any(pool.quarantined for pool in router._snapshot().pools)
 
-        assert len([pool for pool in pools if pool.quarantined_at]) == 3
+        assert len([pool for pool in router._snapshot().pools if pool.quarantined_at]) == 3
         eventually(ended)
         assert ask(router, version="v2", read_only=True)
 
@@ -196,8 +195,8 @@ def test_a_pool_that_could_not_be_opened_is_opened_by_the_next_request(
             patched.setattr(NodePool, "_start_initial_tasks", fail)  # its threads run by then
             ask(router, read_only=True)
         assert ask(router, read_only=True)
-        [_, pool] = router._in_force.pools
-        assert (pool.stats().size, pool.stats().idle) == (1, 1)
+        [_, pool] = router._snapshot().pools
+        assert (pool.counted, pool.idle) == (1, 1)
 
 
 def test_that_reads_fell_back_is_told_although_what_follows_from_it_has_raised_once(

@@ -189,9 +189,7 @@ def test_a_worker_that_cannot_be_started_is_started_later(monkeypatch: pytest.Mo
     with monkeypatch.context() as patched:
         patched.setattr("router._sync.directory.spawn", fails)
         for number in range(2 * ASKING):
-            with pytest.raises(
-                DirectoryUnavailable, match="no worker could be started to ask it: can't start new thread"
-            ):
+            with pytest.raises(DirectoryUnavailable, match="no worker could be started: can't start new thread"):
                 made.directory.find(f"bad{number}", monotonic() + 0.01)
     assert made.schema("acme") == "s1"
     made.directory.close(PATIENCE)
@@ -366,7 +364,7 @@ def test_those_for_whom_somebody_waits_are_asked_for_first() -> None:
 
     def go_on() -> str:
         def waited_for() -> bool:
-            return made.directory._questions["b"].waiting == 1
+            return made.directory.questions["b"].waiting == 1
 
         eventually(waited_for)
         told.go_on.set()

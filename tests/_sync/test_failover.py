@@ -19,6 +19,7 @@ from router import NoPrimary, NoReplica, Role, Router, Unavailable
 from router._runtime.flags import sleep
 from router._sync.cluster import FAST_INTERVAL
 from router._sync.pool.node_pool import NodePool
+from tests._sync.internals import inside
 from tests.support import all_of, eventually, outside, port, run, settings, short_and_long
 
 if TYPE_CHECKING:
@@ -448,7 +449,7 @@ def test_what_puts_the_other_sessions_of_a_server_in_doubt(
     with Router(settings(primary=postgres.primary, health={"interval": 60.0})) as router:
         with router.connection():
             pass
-        [pool] = router._in_force.pools
+        [pool] = inside(router).pools
 
         def released() -> bool:
             return not pool.quarantined
@@ -467,7 +468,7 @@ def test_who_waits_for_a_connection_in_doubt_gets_another_if_that_makes_room(pos
     with Router(settings(primary=postgres.primary, health={"interval": 60.0})) as router:
         with router.connection():
             pass
-        [pool] = router._in_force.pools
+        [pool] = inside(router).pools
         pool.quarantine()
 
         def borrow() -> None:
@@ -597,7 +598,7 @@ def test_a_connection_of_a_fenced_primary_is_not_handed_out_even_if_it_was_on_it
     with Router(settings(**cluster.version_settings())) as router:
         with router.connection() as connection:
             pass
-        [pool] = [pool for pool in router._in_force.pools if not pool.read_only]
+        [pool] = [pool for pool in inside(router).pools if not pool.read_only]
         pool.fenced_reason = "fenced"
         assert pool.take() is None
         assert connection.closed
@@ -614,10 +615,9 @@ def test_the_old_primary_serves_reads_once_it_has_rejoined(make_postgres_cluster
         with router.connection() as connection:
             assert port(connection) == old.port
         outside(old.kill)
-        clusters = router._in_force.clusters
 
         def hurried() -> bool:  # while there is no primary
-            return all(clusters.pause(server) == FAST_INTERVAL for server in clusters.servers.values())
+            return set(router._snapshot().servers.values()) == {FAST_INTERVAL}
 
         eventually(hurried)
         outside(promote, new)

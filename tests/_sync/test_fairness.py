@@ -59,8 +59,8 @@ def test_what_a_flood_gives_back_goes_to_those_who_have_none(
 
         def waiting() -> set[str]:
             if pooling == "dedicated":
-                return {request.key.owner.removeprefix("tenant ") for request in list(router._in_force.slots.waiting)}
-            return {tenant for pool_set in router._in_force.lanes.pool_sets for tenant in pool_set.line.tenants()}
+                return {owner.removeprefix("tenant ") for owner in router._snapshot().slots_waiting}
+            return {tenant for pool_set in router._snapshot().pool_sets for tenant in pool_set.waiting_for}
 
         def at_once() -> bool:
             return True

@@ -15,6 +15,7 @@ from router import Router
 from router._runtime.sockets import cut
 from router._sync.pool.session_state import SessionState, session_of
 from router._sync.slot import Slot, SlotRequest
+from tests._sync.internals import inside
 from tests.support import all_of, eventually, new_name, outside, run, settings
 
 if TYPE_CHECKING:
@@ -112,8 +113,8 @@ def test_what_raises_in_giving_back_loses_nothing_and_leaves_the_blocks_outcome_
         with monkeypatch.context() as patched:
             with router.connection() as connection:
                 connection.execute(f"INSERT INTO {table} VALUES (1)")
-                [pool] = [pool for pool in router._in_force.pools if pool.borrowed]
-                slots = router._in_force.slots
+                [pool] = [pool for pool in inside(router).pools if pool.borrowed]
+                slots = inside(router).slots
                 match step:
                     case "pass_on":
                         patched.setattr(SessionState, "pass_on", fail)
@@ -229,7 +230,6 @@ def test_a_tenant_that_may_have_one_connection_may_have_another_when_that_is_clo
                     connection.close()
                 del connection
                 gc.collect()
-            [admission] = router._in_force.lanes._admissions.values()
             with router.connection(tenant="acme"):
-                assert admission.admitted == 1
-            assert admission.admitted == 0
+                assert router._snapshot().admissions["acme"].admitted == 1
+            assert router._snapshot().admissions["acme"].admitted == 0

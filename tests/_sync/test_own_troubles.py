@@ -238,7 +238,7 @@ def test_a_process_that_does_not_run_puts_no_server_down(cluster: PostgresCluste
             answered_at = 0.0
 
             def last_heard_at() -> float:
-                return router._in_force.clusters.health[node.node.server].answered_at
+                return router._snapshot().health[node.node.server].answered_at
 
             def answers() -> bool:
                 return last_heard_at() > answered_at

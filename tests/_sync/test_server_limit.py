@@ -13,6 +13,7 @@ import psycopg
 import pytest
 
 from router import PoolExhausted, Router
+from tests._sync.internals import inside
 from tests.support import all_of, eventually, new_name, outside, settings
 
 if TYPE_CHECKING:
@@ -176,7 +177,7 @@ def test_requests_that_wait_for_a_slot_do_nothing(cluster: PostgresCluster, monk
         health={"interval": 30},
     )
     with Router(options) as router:
-        slots = router._in_force.slots
+        slots = inside(router).slots
         looked: list[float] = []
         settle = slots._settle
 

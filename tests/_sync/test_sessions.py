@@ -22,6 +22,7 @@ from router._sync.cluster import FAST_INTERVAL, WAITING
 from router._sync.pool.node_pool import NodePool
 from router.context import CURRENT
 from router.core.consistency import Position, Token
+from tests._sync.internals import close_idle, inside
 from tests.proxy import Proxy
 from tests.support import all_of, eventually, new_name, outside, port, run, settings, short_and_long
 
@@ -101,11 +102,10 @@ def ready(router: Router, *, quiet: bool = False) -> None:
     eventually(opened)
 
     def still() -> bool:
-        clusters = router._in_force.clusters
-        [v1] = clusters
+        [v1] = inside(router).clusters
         # The last hurried look was decided on within a second after somebody waited, and begins soon after that.
         calm = monotonic() > v1.waiting_at + WAITING + 5 * FAST_INTERVAL
-        return calm and all(clusters.pause(server) > FAST_INTERVAL for server in clusters.servers.values())
+        return calm and all(pause > FAST_INTERVAL for pause in router._snapshot().servers.values())
 
     if quiet:
         eventually(still)
@@ -699,9 +699,7 @@ def test_a_primary_that_turns_out_to_be_a_standby_serves_nothing_stale(
                 two.pause_replay()
                 insert(router, table)
                 assert read(router, table) == ([1], address.port)
-                for pool in list(router._in_force.pools):
-                    while pool.idle:
-                        pool.evict_idle()
+                close_idle(router)
                 address.stop()
                 address.lead_to(two)
                 address.start()

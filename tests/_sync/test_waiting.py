@@ -18,6 +18,7 @@ import router.core.choose
 from router import NoPrimary, PoolExhausted, Router, RouterClosed, Unavailable
 from router._sync import routes
 from router._sync.waiter import Waiter
+from tests._sync.internals import inside, invalidate
 from tests.proxy import Proxy
 from tests.support import PATIENCE, all_of, current, eventually, outside, settings, short_and_long
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
 
+    from router._sync.snapshot import PoolSetView
     from router.testing import PostgresCluster
     from router.testing._plugin import MakeCluster
     from tests.conftest import Postgres
@@ -77,9 +79,9 @@ def test_a_request_for_which_nothing_is_ready_passes_few_files_and_chooses_once(
         works(router)
         passed = Passed(monkeypatch)
         # What is known has changed, and a connection is idle.
-        [pool_set] = router._in_force.lanes.pool_sets
-        pool_set.pools[0].notes_borrower = False  # which it does where warnings are shown
-        pool_set.invalidate()
+        [pool] = inside(router).pools
+        pool.notes_borrower = False  # which it does where warnings are shown
+        invalidate(router)
         with passed:
             first = router.connection(version="v1").__enter__()
         assert passed.chosen == 1
@@ -90,7 +92,7 @@ def test_a_request_for_which_nothing_is_ready_passes_few_files_and_chooses_once(
         assert passed.chosen == 0
         assert len(passed.files) <= FILES, passed.files
         # Both.
-        pool_set.invalidate()
+        invalidate(router)
         with passed:
             third = router.connection(version="v1").__enter__()
         assert passed.chosen == 1
@@ -108,7 +110,7 @@ def test_a_crowd_that_waits_for_a_server_costs_nothing_and_is_served_when_it_is_
     options = settings(nodes=[cluster.dsn(), *DEAD])
     with Router(options) as router:
         served: list[float] = []
-        choose, chosen, woken = router._in_force.routes.choose, [0], [0]
+        choose, chosen, woken = inside(router).routes.choose, [0], [0]
         wait = Waiter.wait
 
         def counted(*args: Any, **kwargs: Any) -> Any:
@@ -125,10 +127,10 @@ def test_a_crowd_that_waits_for_a_server_costs_nothing_and_is_served_when_it_is_
 
         def bring_back() -> None:
             def all_wait() -> bool:
-                return sum(len(pool_set.line) for pool_set in router._in_force.lanes.pool_sets) == crowd
+                return router._snapshot().waiting == crowd
 
             eventually(all_wait)
-            monkeypatch.setattr(router._in_force.routes, "choose", counted)
+            monkeypatch.setattr(inside(router).routes, "choose", counted)
             monkeypatch.setattr(Waiter, "wait", counted_wait)
             cpu, since = time.process_time(), time.monotonic()
 
@@ -155,12 +157,11 @@ def test_those_that_wait_are_served_in_order_and_one_that_gives_up_leaves_its_pl
     with Router(settings(primary=postgres.primary, pool={"max_size": 1})) as router:
         served: list[int] = []
         held = router.connection().__enter__()
-        [pool_set] = router._in_force.lanes.pool_sets
 
         def request(number: int, timeout: float) -> Callable[[], None]:
             def ask() -> None:
                 def is_next() -> bool:
-                    return pool_set.line._plain.__len__() >= number
+                    return router._snapshot().waiting >= number
 
                 eventually(is_next)
                 with router.connection(timeout=timeout):
@@ -174,10 +175,10 @@ def test_those_that_wait_are_served_in_order_and_one_that_gives_up_leaves_its_pl
 
         def wait_unused() -> None:
             def four_wait() -> bool:
-                return len(pool_set.line) == 4
+                return router._snapshot().waiting == 4
 
             def one_gave_up() -> bool:
-                return len(pool_set.line) == 3
+                return router._snapshot().waiting == 3
 
             eventually(four_wait)
             eventually(one_gave_up)
@@ -197,19 +198,21 @@ def test_a_change_of_one_version_leaves_the_pool_sets_of_others_alone(cluster: P
             for version in versions:
                 with router.connection(version=version) as connection:
                     connection.execute("SELECT 1")
-            of = {pool_set.target.version: pool_set for pool_set in router._in_force.lanes.pool_sets}
-            lanes = {version: router._in_force.lanes.writers[version] for version in versions}
+            before = router._snapshot()
+            assert set(before.writers) == {*versions}
             proxy.stop()
 
+            def of(version: str) -> PoolSetView:
+                [found] = [one for one in router._snapshot().pool_sets if one.cluster == version]
+                return found
+
             def noticed() -> bool:
-                return of["v2"].is_stale or not of["v2"].pools
+                return of("v2").is_stale or not of("v2").pools
 
             eventually(noticed)
-            assert not of["v1"].is_stale
-            assert of["v1"].pools
-            assert {
-                version: router._in_force.lanes.writers[version] for version in versions
-            } == lanes  # nor are lanes dropped
+            assert not of("v1").is_stale
+            assert of("v1").pools
+            assert router._snapshot().writers == before.writers  # nor are lanes dropped
 
 
 def test_closing_ends_all_that_wait(postgres: Postgres) -> None:
@@ -222,7 +225,7 @@ def test_closing_ends_all_that_wait(postgres: Postgres) -> None:
 
     def close() -> None:
         def all_wait() -> bool:
-            return sum(len(pool_set.line) for pool_set in router._in_force.lanes.pool_sets) == 3
+            return router._snapshot().waiting == 3
 
         eventually(all_wait)
         router.close()
@@ -237,7 +240,7 @@ def test_who_waits_for_a_server_fails_at_the_deadline_with_the_reason() -> None:
             with router.connection(timeout=0.5):
                 pass
         assert 0.5 <= time.monotonic() - begun < 3.0
-        assert [len(pool_set.line) for pool_set in router._in_force.lanes.pool_sets] == [0]
+        assert router._snapshot().waiting == 0
 
 
 def test_nobody_is_lost_in_a_crowd_of_which_some_give_up_while_what_is_known_changes(
@@ -272,17 +275,13 @@ def test_nobody_is_lost_in_a_crowd_of_which_some_give_up_while_what_is_known_cha
                 except Unavailable:
                     assert "timeout" in how
                 if turn % 50 == 0:
-                    for pool_set in router._in_force.lanes.pool_sets:
-                        pool_set.invalidate()
+                    invalidate(router)
 
         all_of(*(partial(request, number) for number in range(16)))
         assert served
 
         def whole() -> bool:
-            return (
-                not any(pool_set.line for pool_set in router._in_force.lanes.pool_sets)
-                and not any(pool.borrowed or pool._waiting for pool in router._in_force.pools)
-                and not any(admission.admitted for admission in list(router._in_force.lanes._admissions.values()))
-            )
+            found = router._snapshot()
+            return not (found.waiting or found.admitted or any(pool.borrowed or pool.waiting for pool in found.pools))
 
         eventually(whole)

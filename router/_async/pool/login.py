@@ -67,6 +67,11 @@ class AsyncLogin:
         self._answers: dict[Node, str] = {}
         self._names = Names()
 
+    @property
+    def remembered(self) -> int:
+        """Of how many nodes the password is remembered."""
+        return len(self._answers)
+
     def forget_unused(self, clusters: AsyncClusters) -> None:
         """Forget the passwords of nodes that nothing connects to any more.
 

@@ -320,6 +320,11 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         """Whether it is opening one more."""
         return self._growing
 
+    @property
+    def opening(self) -> int:
+        """How many connections are being opened, or are to be."""
+        return len(self._adding)
+
     async def take(self) -> AsyncConnection[TupleRow] | None:
         """Borrow a connection that is ready: the part of ``getconn()`` that this takes, and the hot path.
 

@@ -298,6 +298,11 @@ class AsyncPools:
             for (version, read_only), counted in totals.items()
         )
 
+    @property
+    def counted(self) -> int:
+        """Of how many pools, open or gone, counters are kept."""
+        return len(self._counts)
+
     def _add_up(self) -> None:
         """Add what pools that are no more have counted; one that is still used may count on. Under the guard."""
         there = []

@@ -68,6 +68,11 @@ class Login:
         self._answers: dict[Node, str] = {}
         self._names = Names()
 
+    @property
+    def remembered(self) -> int:
+        """Of how many nodes the password is remembered."""
+        return len(self._answers)
+
     def forget_unused(self, clusters: Clusters) -> None:
         """Forget the passwords of nodes that nothing connects to any more.
 

@@ -321,6 +321,11 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         """Whether it is opening one more."""
         return self._growing
 
+    @property
+    def opening(self) -> int:
+        """How many connections are being opened, or are to be."""
+        return len(self._adding)
+
     def take(self) -> Connection[TupleRow] | None:
         """Borrow a connection that is ready: the part of ``getconn()`` that this takes, and the hot path.
 
