@@ -172,6 +172,17 @@ def _version_faults(key: str, cluster: Cluster, unread: frozenset[str | int]) ->
     yield from _repeated(cluster)
     if "pool" not in unread:
         yield from _under(("pool",), pool_faults(cluster.pool))
+        yield from _under(("pool",), _hygiene_faults(cluster))
+
+
+def _hygiene_faults(cluster: Cluster) -> Iterator[Fault]:
+    pooler = next((node for node in cluster.nodes if node.pooler == "transaction"), None)
+    if pooler is not None and cluster.pool.hygiene != "transaction":
+        yield Fault(
+            ("hygiene",),
+            f'is "{cluster.pool.hygiene}", but {pooler} is a transaction pooler, which keeps no session that could be '
+            'reset: set "transaction" for this version',
+        )
 
 
 def _without_primary(cluster: Cluster) -> bool:

@@ -1,0 +1,530 @@
+# Generated from tests/_async/test_hygiene.py by tools/async_to_sync.py: do not edit.
+"""What blocks leave in a version's session, and what of it the next borrower finds: ``pool.hygiene``."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, LiteralString, TypeAlias
+
+import psycopg
+import pytest
+from psycopg import ClientCursor, Connection, RawCursor
+
+from router import ConfigError, Router
+from tests.support import all_of, eventually, new_name, run, settings
+
+if TYPE_CHECKING:
+    from router import RouterSettings
+    from router._runtime.calls import Function
+    from router.testing import PostgresCluster
+    from tests.conftest import Postgres
+    from tests.tapped import Tapped
+
+    Leaving: TypeAlias = Function[[Connection[Any]], object]
+
+LOCK = "SELECT pg_advisory_lock(77)"
+RESETS = ["auto", "full"]
+
+LEFT = """
+SELECT session_user, current_user, current_setting('work_mem'), current_setting('search_path'),
+    current_setting('TimeZone'), current_setting('application_name'), current_setting('transaction_read_only'),
+    ARRAY(SELECT mode FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()),
+    ARRAY(SELECT pg_listening_channels()),
+    ARRAY(SELECT relname FROM pg_class WHERE relpersistence = 't' AND relnamespace = pg_my_temp_schema()),
+    ARRAY(SELECT name FROM pg_cursors WHERE is_holdable),
+    ARRAY(SELECT name FROM pg_prepared_statements WHERE from_sql)
+"""
+
+
+class Names:
+    """What the statements of these tests need to be there.
+
+    Attributes:
+        sequence: A sequence.
+        hidden: A function that sets a time zone.
+        sets: A procedure that sets ``work_mem``.
+    """
+
+    def __init__(self, dsn: str) -> None:
+        self.sequence, self.hidden, self.sets = new_name(), new_name(), new_name()
+        run(
+            dsn,
+            f"CREATE SEQUENCE {self.sequence}",
+            f"CREATE FUNCTION {self.hidden}() RETURNS void LANGUAGE plpgsql AS "
+            "$$ BEGIN EXECUTE 'SET TimeZone = ''Asia/Tokyo'''; END $$",
+            f"CREATE PROCEDURE {self.sets}() LANGUAGE plpgsql AS $$ BEGIN EXECUTE 'SET work_mem = ''7MB'''; END $$",
+        )
+
+    def reading(self) -> dict[str, LiteralString]:
+        """Statements that leave something, by what they leave; a session that refuses writes runs them, too."""
+        return {
+            "setting": "SET work_mem = '7MB'",
+            "setting, by a function": "SELECT set_config('work_mem', '7MB', false)",
+            "setting, after another statement": "SELECT 1; SET work_mem = '7MB'",
+            "setting, with LOCAL in a comment": "SET /* LOCAL */ work_mem = '7MB'",
+            "setting, by a DO": "DO $$ BEGIN EXECUTE 'SET work_mem = ''7MB'''; END $$",
+            "setting, by a CALL": f"CALL {self.sets}()",
+            "setting, where it is not seen, but reported": f"SELECT {self.hidden}()",
+            "search path": "SET search_path = pg_catalog",
+            "time zone": "SET TIME ZONE 'Asia/Tokyo'",
+            "name": "SET application_name = 'somebody'",
+            "role": "SET ROLE pg_monitor",
+            "user": "SET SESSION AUTHORIZATION pg_monitor",
+            "lock": "SELECT pg_advisory_lock(7)",
+            "shared lock": "SELECT pg_advisory_lock_shared(7)",
+            "lock, if it is free": "SELECT pg_try_advisory_lock(7)",
+            "channel": "LISTEN left_there",
+            "cursor": "DECLARE left_open CURSOR WITH HOLD FOR SELECT 1",
+            "prepared statement": "PREPARE left_there AS SELECT 1",
+        }
+
+    def writing(self) -> dict[str, LiteralString]:
+        """The same, and those that only a session that writes runs."""
+        return {
+            **self.reading(),
+            "temporary table": "CREATE TEMP TABLE left_there (i int)",
+            "temporary table, by a SELECT": "SELECT 1 AS i INTO TEMP left_there",
+            "temporary table, by its schema": "CREATE TABLE pg_temp.left_there (i int)",
+            "temporary view": "CREATE OR REPLACE TEMPORARY VIEW left_there AS SELECT 1",
+            "temporary sequence": "CREATE LOCAL TEMP SEQUENCE left_there",
+            "read only": "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY",
+        }
+
+
+@pytest.fixture(scope="module")
+def names(postgres: Postgres) -> Names:
+    return Names(postgres.primary)
+
+
+def one(primary: str, hygiene: str, **options: Any) -> RouterSettings:
+    return settings(primary=primary, pool={"max_size": 1, "hygiene": hygiene, "timeout": 5.0}, **options)
+
+
+def left(router: Router, **options: Any) -> tuple[Any, ...]:
+    """What there is in the session of a router with one connection, and its process."""
+    with router.connection(**options) as connection:
+        row = connection.execute(LEFT, prepare=False).fetchone()
+        assert row is not None
+        return (connection.info.backend_pid, *row)
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+@pytest.mark.parametrize("hygiene", RESETS)
+def test_nothing_that_a_block_leaves_reaches_the_next(
+    postgres: Postgres, names: Names, hygiene: str, read_only: bool
+) -> None:
+    with Router(one(postgres.primary, hygiene)) as router:
+        fresh = left(router, read_only=read_only)
+        for what, statement in (names.reading() if read_only else names.writing()).items():
+            with router.connection(read_only=read_only) as connection:
+                connection.execute(statement)
+            assert left(router, read_only=read_only) == fresh, what
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_transaction_ends_the_transaction_and_nothing_else(postgres: Postgres, names: Names, read_only: bool) -> None:
+    with Router(one(postgres.primary, "transaction")) as router:
+        fresh = left(router, read_only=read_only)
+        for what, statement in (names.reading() if read_only else names.writing()).items():
+            with router.connection(read_only=read_only) as connection:
+                connection.execute(statement)
+            assert left(router, read_only=read_only) != fresh, what
+            with router.connection(read_only=read_only) as connection:
+                connection.rollback()
+                connection.set_autocommit(True)
+                connection.execute("DISCARD ALL", prepare=False)
+            assert left(router, read_only=read_only) == fresh, what
+
+
+def by_an_error(router: Router, statement: LiteralString) -> None:
+    with pytest.raises(ZeroDivisionError):
+        with router.connection() as connection:
+            connection.execute(statement)
+            raise ZeroDivisionError
+
+
+def by_a_failed_statement(router: Router, statement: LiteralString) -> None:
+    with pytest.raises(psycopg.errors.DivisionByZero):
+        with router.connection() as connection:
+            connection.execute(statement)
+            connection.execute("SELECT 1 / 0")
+
+
+def by_a_failure_in_the_same_text(router: Router, statement: LiteralString) -> None:
+    with pytest.raises(psycopg.errors.DivisionByZero):
+        with router.connection() as connection:
+            connection.set_autocommit(True)
+            connection.execute(f"{statement}; COMMIT; SELECT 1 / 0")
+
+
+def by_a_rollback(router: Router, statement: LiteralString) -> None:
+    with router.connection() as connection:
+        connection.execute(statement)
+        connection.rollback()
+        connection.execute("SELECT 1")
+
+
+def by_a_savepoint(router: Router, statement: LiteralString) -> None:
+    with router.connection() as connection, connection.transaction():
+        with suppress(ZeroDivisionError):
+            with connection.transaction():
+                connection.execute(statement)
+                raise ZeroDivisionError
+
+
+def in_autocommit(router: Router, statement: LiteralString) -> None:
+    with router.connection() as connection:
+        connection.set_autocommit(True)
+        connection.execute(statement)
+
+
+def in_a_pipeline(router: Router, statement: LiteralString) -> None:
+    with router.connection() as connection, connection.pipeline():
+        connection.execute("SELECT 1")
+        connection.execute(statement)
+        connection.execute("SELECT 1")
+
+
+def by_a_client_cursor(router: Router, statement: LiteralString) -> None:
+    with router.connection() as connection:
+        ClientCursor(connection).execute(statement)
+
+
+def by_a_raw_cursor(router: Router, statement: LiteralString) -> None:
+    with router.connection() as connection:
+        RawCursor(connection).execute(statement)
+
+
+def unprepared(router: Router, statement: LiteralString) -> None:
+    with router.connection() as connection:
+        connection.prepare_threshold = None
+        connection.execute(statement, prepare=False)
+
+
+def prepared(router: Router, statement: LiteralString) -> None:
+    with router.connection() as connection:
+        connection.execute(statement.encode(), prepare=True)
+
+
+def many(router: Router, statement: LiteralString) -> None:
+    with router.connection() as connection:
+        connection.cursor().executemany(statement, [(), ()])
+
+
+def acquired(router: Router, statement: LiteralString) -> None:
+    connection = router.acquire()
+    connection.execute(statement)
+    connection.close()
+
+
+def in_run(router: Router, statement: LiteralString) -> None:
+    def leave(connection: Connection[Any]) -> None:
+        connection.execute(statement)
+
+    router.run(leave)
+
+
+def by_a_copy(router: Router, statement: LiteralString) -> None:
+    with router.connection() as connection, connection.cursor().copy(f"COPY ({statement}) TO STDOUT") as copy:
+        for _ in copy:
+            pass
+
+
+def by_a_copy_and_then_a_harmless_statement(router: Router, statement: LiteralString) -> None:
+    with router.connection() as connection:
+        with connection.cursor().copy(f"COPY ({statement}) TO STDOUT") as copy:
+            for _ in copy:
+                pass
+        connection.execute("SELECT 1")
+
+
+def by_a_stream(router: Router, statement: LiteralString) -> None:
+    with router.connection() as connection:
+        for _ in connection.cursor().stream(statement):
+            pass
+
+
+def by_a_server_cursor(router: Router, statement: LiteralString) -> None:
+    with router.connection() as connection, connection.cursor("named") as cursor:
+        cursor.execute(statement)
+        cursor.fetchall()
+
+
+WAYS = [
+    by_an_error, by_a_failed_statement, by_a_failure_in_the_same_text, by_a_rollback, by_a_savepoint, in_autocommit,
+    in_a_pipeline, by_a_client_cursor, by_a_raw_cursor, unprepared, prepared, many, acquired, in_run, by_a_copy,
+    by_a_copy_and_then_a_harmless_statement, by_a_stream, by_a_server_cursor,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("hygiene", RESETS)
+def test_nothing_is_left_however_a_statement_is_sent_and_a_block_ends(postgres: Postgres, hygiene: str) -> None:
+    with Router(one(postgres.primary, hygiene)) as router:
+        fresh = left(router)
+        for way in WAYS:
+            way(router, "SELECT pg_advisory_lock(78)")
+            assert left(router) == fresh, way
+
+
+def test_transaction_leaves_a_lock_however_it_was_taken(postgres: Postgres) -> None:
+    with Router(one(postgres.primary, "transaction")) as router:
+        fresh = left(router)
+        for way in WAYS:
+            way(router, "SELECT pg_advisory_lock(79)")
+            assert left(router) != fresh, way
+            with router.connection() as connection:
+                connection.execute("SELECT pg_advisory_unlock_all()")
+
+
+@pytest.mark.parametrize("hygiene", RESETS)
+def test_what_a_sequence_gave_last_is_not_known_to_the_next(postgres: Postgres, names: Names, hygiene: str) -> None:
+    with Router(one(postgres.primary, hygiene)) as router:
+        with router.connection() as connection:
+            connection.execute(f"SELECT nextval('{names.sequence}')")
+            connection.execute("SELECT lastval()")
+        with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState):
+            with router.connection() as connection:
+                connection.execute("SELECT lastval()")
+
+
+@pytest.mark.parametrize("hygiene", RESETS)
+def test_a_lock_is_free_when_its_block_has_ended(postgres: Postgres, hygiene: str) -> None:
+    with Router(one(postgres.primary, hygiene)) as router:
+        for read_only in (False, True):
+            with router.connection(read_only=read_only) as connection:
+                connection.execute(LOCK)
+                assert run(postgres.primary, "SELECT pg_try_advisory_lock(77)") == [(False,)]
+            assert run(postgres.primary, "SELECT pg_try_advisory_lock(77)") == [(True,)]
+
+
+@pytest.mark.parametrize("hygiene", RESETS)
+def test_nobody_hears_what_another_listened_for(postgres: Postgres, hygiene: str) -> None:
+    channel = new_name()
+    with Router(one(postgres.primary, hygiene)) as router:
+        with router.connection() as connection:
+            connection.execute(f"LISTEN {channel}")
+            connection.commit()
+            run(postgres.primary, f"NOTIFY {channel}")
+        run(postgres.primary, f"NOTIFY {channel}")
+        with router.connection() as connection:
+            connection.commit()
+            for heard in connection.notifies(timeout=0.05):
+                pytest.fail(f"it hears {heard}")
+
+
+@pytest.mark.parametrize("hygiene", RESETS)
+def test_statements_of_their_own_leave_nothing(postgres: Postgres, names: Names, hygiene: str) -> None:
+    with Router(one(postgres.primary, hygiene)) as router:
+        for what, statement in names.writing().items():
+            with suppress(psycopg.errors.NoActiveSqlTransaction):
+                router.execute(statement)
+            for read_only in (False, True):
+                _, *found = left(router, read_only=read_only)
+                assert found[7:] == [[], [], [], [], []], what
+                assert found[2] == "4MB", what
+
+
+@pytest.mark.parametrize("hygiene", RESETS)
+def test_those_that_wait_get_what_is_reset(postgres: Postgres, hygiene: str) -> None:
+    with Router(one(postgres.primary, hygiene)) as router:
+        fresh = left(router)
+
+        def leave() -> None:
+            for _ in range(5):
+                with router.connection() as connection:
+                    row = connection.execute(LEFT).fetchone()
+                    assert row == fresh[1:]
+                    connection.execute("SET work_mem = '7MB'")
+                    connection.execute(LOCK)
+
+        all_of(leave, leave, leave)
+        assert left(router) == fresh
+
+
+# What it costs, counted at the socket
+
+
+def behind(tapped: Tapped, hygiene: str) -> RouterSettings:
+    return one(tapped.version()["primary"], hygiene, health={"interval": 3600})
+
+
+def trips(tapped: Tapped, router: Router, leaving: Leaving, *, read_only: bool) -> int:
+    """How many round trips a block costs, after one that is the same."""
+    for _ in range(2):
+        tapped.trips()
+        with router.connection(read_only=read_only) as connection:
+            leaving(connection)
+    return tapped.trips()[0]
+
+
+def nothing(connection: Connection[Any]) -> None:
+    del connection
+
+
+def harmless(connection: Connection[Any]) -> None:
+    connection.execute("SELECT 1", prepare=False)
+
+
+def local(connection: Connection[Any]) -> None:
+    connection.execute("SELECT set_config('app.tenant', %s, true)", ["acme"], prepare=False)
+
+
+def locking(connection: Connection[Any]) -> None:
+    connection.execute(LOCK, prepare=False)
+
+
+def copying(connection: Connection[Any]) -> None:
+    with connection.cursor().copy("COPY (SELECT 1) TO STDOUT") as copy:
+        for _ in copy:
+            pass
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+@pytest.mark.parametrize(("hygiene", "clean", "traced"), [("transaction", 0, 0), ("auto", 0, 1), ("full", 1, 1)])
+def test_a_reset_costs_one_round_trip(tapped: Tapped, hygiene: str, read_only: bool, clean: int, traced: int) -> None:
+    statement = 1 if read_only else 3
+    with Router(behind(tapped, hygiene)) as router:
+        assert trips(tapped, router, nothing, read_only=read_only) == clean
+        for leaving in (harmless, local):
+            assert trips(tapped, router, leaving, read_only=read_only) == statement + clean
+        for leaving in (locking, copying):
+            assert trips(tapped, router, leaving, read_only=read_only) == statement + traced
+        assert trips(tapped, router, harmless, read_only=read_only) == statement + clean
+
+
+def test_statements_stay_prepared_as_long_as_nothing_is_reset(postgres: Postgres) -> None:
+    def prepared_ones(router: Router) -> int:
+        for _ in range(8):  # psycopg prepares a statement when it comes the sixth time
+            with router.connection() as connection:
+                connection.execute("SELECT 7")
+        with router.connection() as connection:
+            row = (connection.execute("SELECT count(*) FROM pg_prepared_statements", prepare=False)).fetchone()
+            assert row is not None
+            return int(row[0])
+
+    with Router(one(postgres.primary, "auto")) as router:
+        assert prepared_ones(router) == 1
+        with router.connection() as connection:
+            connection.execute("SELECT 7")
+            connection.execute(LOCK)
+        assert prepared_ones(router) == 1  # anew
+    with Router(one(postgres.primary, "full")) as router:
+        assert prepared_ones(router) == 0
+
+
+def test_what_configure_has_set_is_no_trace(postgres: Postgres) -> None:
+    def configure(connection: Connection[Any]) -> None:
+        connection.execute("SET work_mem = '9MB'")
+        connection.execute("SET application_name = 'configured'")
+
+    with Router(one(postgres.primary, "auto"), configure=configure) as router:
+        for _ in range(3):
+            assert left(router)[3] == "9MB"
+        with router.connection() as connection:
+            connection.execute(LOCK)
+        assert left(router)[3] == "4MB"  # a reset goes back to what the session began with
+
+
+# What becomes of a session that cannot be reset
+
+
+@pytest.mark.parametrize("hygiene", RESETS)
+def test_a_connection_that_dies_when_it_is_reset_is_nobodys_error(tapped: Tapped, hygiene: str) -> None:
+    with Router(behind(tapped, hygiene)) as router:
+        pid = left(router)[0]
+        tapped.cut(tapped.primary, on="DISCARD SEQUENCES", before=True)
+        with router.connection() as connection:
+            connection.execute(LOCK)
+
+        def is_another() -> bool:
+            with suppress(psycopg.OperationalError):
+                return bool(left(router)[0] != pid)
+            return False
+
+        assert eventually(is_another)
+        tapped.cut(tapped.primary, on="DISCARD SEQUENCES", before=True)
+        with pytest.raises(ZeroDivisionError):
+            with router.connection() as connection:
+                connection.execute(LOCK)
+                raise ZeroDivisionError
+        [node] = router.stats().versions[0].nodes
+        assert node.write is not None
+        assert node.write.in_use == 0
+
+
+@pytest.mark.parametrize("hygiene", RESETS)
+def test_a_server_that_does_not_answer_a_reset_keeps_nobody_waiting(tapped: Tapped, hygiene: str) -> None:
+    with Router(behind(tapped, hygiene)) as router:
+        pid = left(router)[0]
+        tapped.primary.forget_on(b"DISCARD SEQUENCES")
+        with router.connection() as connection:
+            connection.execute(LOCK)
+        tapped.primary.forward()
+
+        def is_another() -> bool:
+            with suppress(psycopg.OperationalError):
+                return bool(left(router)[0] != pid)
+            return False
+
+        assert eventually(is_another)
+
+
+@pytest.mark.parametrize("hygiene", RESETS)
+def test_a_session_that_a_standby_refuses_every_statement_serves_nobody(cluster: PostgresCluster, hygiene: str) -> None:
+    options = settings(
+        primary=cluster.dsn(), replicas=[cluster.standbys[0].dsn()], pool={"max_size": 1, "hygiene": hygiene}
+    )
+    with Router(options) as router:
+        for _ in range(3):
+            with router.connection(read_only=True) as connection:
+                connection.execute("SET default_transaction_isolation = 'serializable'")
+            with router.connection(read_only=True) as connection:
+                connection.execute("SELECT 1")
+
+
+# Where it is set
+
+
+def test_a_version_may_differ(postgres: Postgres) -> None:
+    versions = {
+        "v1": {"primary": postgres.primary},
+        "v2": {"primary": postgres.primary, "pool": {"hygiene": "transaction"}},
+    }
+    with Router(settings(versions=versions, pool={"max_size": 1, "hygiene": "auto"})) as router:
+        for version, expected in (("v1", "4MB"), ("v2", "7MB")):
+            with router.connection(version=version) as connection:
+                connection.execute("SET work_mem = '7MB'")
+            assert left(router, version=version)[3] == expected
+
+
+@pytest.mark.parametrize("hygiene", RESETS)
+@pytest.mark.parametrize("pooling", ["dedicated", "shared"])
+def test_tenants_go_by_what_is_said_of_tenants(tapped: Tapped, pooling: str, hygiene: str) -> None:
+    options = one(
+        tapped.version()["primary"],
+        hygiene,
+        health={"interval": 3600},
+        tenant_template={"row": "app.tenant"},
+        tenancy={"pooling": pooling},
+    )
+    with Router(options) as router:
+        for _ in range(3):
+            with router.connection(tenant="acme", read_only=True) as connection:
+                tapped.trips()
+                connection.execute("SET work_mem = '7MB'")
+            assert tapped.trips() == (1, 0)
+        assert left(router, tenant="acme", read_only=True)[3] == "7MB"
+
+
+def test_a_transaction_pooler_has_no_session_to_reset(postgres: Postgres) -> None:
+    node = {"dsn": postgres.primary, "pooler": "transaction"}
+    for hygiene in RESETS:
+        with pytest.raises(ConfigError, match=r"versions\.v1\.pool\.hygiene.*transaction pooler"):
+            one_of(node, hygiene)
+    one_of(node, "transaction")
+    with pytest.raises(ConfigError, match="hygiene"):
+        one_of(node, "sometimes")
+
+
+def one_of(node: dict[str, Any], hygiene: str) -> RouterSettings:
+    return settings(primary=node, pool={"hygiene": hygiene})
