@@ -177,7 +177,7 @@ def _status(node: Node, cluster: Cluster, health: Health, probe: Probe[_Activity
         allowed = " and ".join(f"{key} is {limit:,}" for key, limit in limits.items() if limit is not None)
         problems.append(f"is stale: {allowed}")
     if (left := state.banned_until - now) > 0:
-        problems.append(f"is avoided for {left:.1f} s more: it went down {state.failures} times lately")
+        problems.append(f"is avoided for {left:.1f} s more: it went down {state.failures} times recently")
     if probe.answer is None:
         problems.append(f"does not tell its connections: {probe.error}")
     return _Status(node, role, use, lag, probe.answer, seen.latency, tuple(problems))
