@@ -109,9 +109,9 @@ async def test_a_return_that_has_to_wait_survives_cancellation(postgres: Postgre
         task = asyncio.create_task(borrow_and_wait())
         await entered.wait()
         [pool] = inside(router).pools
-        async with pool._lock:  # so that giving back is suspended at this lock
+        async with pool.lock:  # so that giving back is suspended at this lock
             leave.set()
-            await aeventually(lambda: asyncio.sleep(0, bool(pool._lock._waiters)))
+            await aeventually(lambda: asyncio.sleep(0, bool(pool.lock._waiters)))
             for _ in range(2):
                 task.cancel()
                 for _ in range(10):

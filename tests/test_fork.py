@@ -107,7 +107,7 @@ def test_a_fork_while_others_wait_for_a_tenants_connection_leaves_it_to_the_pare
             # To read for the same tenant takes another pool: only in its own pool it waits for this very connection.
             waiting = executor.submit(backend, router, tenant="acme", read_only="max_size" not in scarce["pool"])
             admissions = list(in_force.lanes._admissions.values())
-            eventually(lambda: borrowed.pool._waiting or in_force.slots.waiting or any(one.held for one in admissions))
+            eventually(lambda: borrowed.pool.waiting or in_force.slots.waiting or any(one.held for one in admissions))
 
             def child() -> None:
                 borrowed.__exit__(None, None, None)
@@ -116,7 +116,7 @@ def test_a_fork_while_others_wait_for_a_tenants_connection_leaves_it_to_the_pare
                 router.close()
 
             # What another thread may hold at the moment of the fork.
-            locks: list[Any] = [borrowed.pool._lock, in_force.slots._guard, *(one._guard for one in admissions)]
+            locks: list[Any] = [borrowed.pool.lock, in_force.slots._guard, *(one._guard for one in admissions)]
             with ExitStack() as stack:
                 for lock in locks:
                     stack.enter_context(lock)

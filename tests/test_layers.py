@@ -26,14 +26,14 @@ SETTINGS = [
     "settings.table", "settings.servers", "settings.tenants", "settings.tokens", "settings.models", "settings",
 ]  # fmt: skip
 RUNTIME = [
-    "_runtime.flags", "_runtime.calls", "_runtime.workers", "_runtime.limited", "_runtime.names", "_runtime.sockets",
-    "_runtime.login", "_runtime.forks",
+    "_runtime.releases", "_runtime.flags", "_runtime.calls", "_runtime.workers", "_runtime.limited", "_runtime.names",
+    "_runtime.sockets", "_runtime.login", "_runtime.forks",
 ]  # fmt: skip
 BELOW_THE_SHELL = [*CORE, "_first_use", *SETTINGS, "context", "sessions", "ambient", "blocks", *RUNTIME, "_observers"]
 # The modules of `_async`, and the same ones of `_sync`; neither shell imports from the other.
 SHELL = [
     "closing", "eviction", "slot", "slots", "waiter", "line", "admission", "server_in_use", "cluster", "clusters",
-    "pool.scripts", "pool.connection", "pool.returned", "pool.pooled", "pool.commit", "pool.login",
+    "pool.inside", "pool.scripts", "pool.connection", "pool.returned", "pool.pooled", "pool.commit", "pool.login",
     "pool.server_queries", "pool.opener", "pool.session_state", "pool.hygiene", "pool.node_pool",
     "pool.shared_pool", "pool.registry", "silence", "watcher", "monitor", "unavailable", "verify", "choice", "acquire",
     "checkout", "acquired", "lanes", "lane_table", "routes", "directory_table", "directory_source", "directory",

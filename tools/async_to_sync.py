@@ -27,6 +27,10 @@ RENAMES = {
     "AsyncCheckouts": "Checkouts",
     "AsyncOperations": "Operations",
     "AsyncDirectory": "Directory",
+    "AsyncDriverConnection": "DriverConnection",
+    "AsyncDriverPool": "DriverPool",
+    "AsyncPoolOwner": "PoolOwner",
+    "AsyncSessionObjects": "SessionObjects",
     "AsyncBorrows": "Borrows",
     "AsyncHomes": "Homes",
     "AsyncTenantSource": "TenantSource",
@@ -120,6 +124,7 @@ RENAMES = {
     "AsyncClientCursor": "ClientCursor",
     "AsyncRawCursor": "RawCursor",
     "ALock": "Lock",
+    "APoolLock": "PoolLock",
     "AsyncCursor": "Cursor",
     "AsyncServerCursor": "ServerCursor",
     # the language and its library

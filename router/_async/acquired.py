@@ -11,8 +11,8 @@ from psycopg.pq import TransactionStatus
 
 from router._async.checkout import AsyncLookupCheckout, AsyncTrackedCheckout, read_position, tell
 from router._async.pool.connection import AsyncNodeConnection
+from router._async.pool.inside.connection import in_pipeline
 from router._async.pool.pooled import AsyncPooledConnection
-from router._async.pool.scripts import in_pipeline
 from router.sessions import current_session
 
 if TYPE_CHECKING:
@@ -132,9 +132,10 @@ class AsyncAcquiredConnection(AsyncNodeConnection):
             _note_interruption(self, error)
             raise
 
-    def _start_query(self) -> PQGen[None]:
+    def begin_statement(self) -> PQGen[None]:
+        """Begin a transaction before a statement, if one is needed; the statement may write."""
         _note_use(self)
-        return super()._start_query()
+        return super().begin_statement()
 
 
 class AsyncAcquiredPooledConnection(AsyncPooledConnection):
@@ -155,9 +156,10 @@ class AsyncAcquiredPooledConnection(AsyncPooledConnection):
             _note_interruption(self, error)
             raise
 
-    def _start_query(self) -> PQGen[None]:
+    def begin_statement(self) -> PQGen[None]:
+        """Begin a transaction before a statement, if one is needed; the statement may write."""
         _note_use(self)
-        return super()._start_query()
+        return super().begin_statement()
 
 
 def _note_use(connection: AsyncConnection[TupleRow]) -> None:

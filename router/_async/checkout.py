@@ -12,8 +12,9 @@ from psycopg.pq import TransactionStatus
 from router._async.acquire import acquire
 from router._async.pool.commit import commit
 from router._async.pool.connection import AsyncNodeConnection
+from router._async.pool.inside.connection import in_pipeline
 from router._async.pool.node_pool import USERS
-from router._async.pool.scripts import TooLate, in_pipeline, send
+from router._async.pool.scripts import TooLate, send
 from router._async.pool.session_state import session_of, was_given_up
 from router._async.pool.shared_pool import enter
 from router._runtime.calls import Isolated

@@ -298,7 +298,7 @@ class AsyncInForce:
             with Isolated("could not close the pool to %s", pool.node):
                 if not pool.closed:
                     await pool.drop("")  # which psycopg_pool comes to only if its workers end as they should
-                    await await_quietly(pool.close, max(deadline - monotonic(), 0.1))
+                    await await_quietly(pool.stop, max(deadline - monotonic(), 0.1))
             self.clusters.remove(pool)
         if self._housekeeper is not None:
             await ajoin(self._housekeeper, max(deadline - monotonic(), 0.0))

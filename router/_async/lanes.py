@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from router._async.pool.node_pool import AsyncNodePool
     from router._async.waiter import AsyncWaiter
     from router.core.choose import Route
-    from router.core.topology import Scope, Target
+    from router.core.topology import Node, Scope, Target
 
 MOMENT = 0.05
 """Seconds for which a route that was chosen for an error says why others have none, too: many may end at once."""
@@ -88,6 +88,7 @@ class AsyncPoolSet:
         self._unserved = False  # whether waiting makes no sense
         self._first_at: float | None = None  # when the first request came that no pool has served since
         self._has_served = False
+        self._opened: dict[Node, AsyncNodePool] = {}  # what was chosen last, as far as it is open
         self._routed_at = 0.0
         self._turns = count()  # its next() is atomic
         self._pairs: tuple[tuple[AsyncNodePool, AsyncNodePool, float, float], ...] = ()
@@ -111,6 +112,7 @@ class AsyncPoolSet:
         with self._guard:
             self._generation += 1
             self.is_stale = True
+            self._opened = {node: pool for node, pool in self._opened.items() if not pool.draining}
             self._spread(())
         self.line.wake_first()
 
@@ -137,6 +139,7 @@ class AsyncPoolSet:
                 if generation == self._generation and not any(pool.draining for pool in pools):
                     self.is_stale = False
                     self._has_served |= bool(pools)
+                    self._opened = {pool.node: pool for pool in pools}
                     self._spread(pools)
                     return
 
@@ -168,7 +171,8 @@ class AsyncPoolSet:
         self.lacks_room = False
         if not best or (not self._has_served and self._settles(route)):
             return ()
-        found = [in_force.pools.open_at_once(target, node, read_only=read_only, wants=self) for node in best]
+        opened, open_at_once = self._opened, in_force.pools.open_at_once
+        found = [opened.get(node) or open_at_once(target, node, read_only=read_only, wants=self) for node in best]
         pools = tuple(pool for pool in found if pool is not None)
         self.lacks_room = not pools
         self.line.serves(pools)  # before what drains is looked for, see refresh(): who drains one tells its line

@@ -196,7 +196,7 @@ class AsyncLine:
             pools: The pools.
         """
         for pool in pools:
-            pool._waiting.line = self  # noqa: SLF001  (psycopg_pool gives it its name)
+            pool.waiting.line = self
 
     def serve_from(self, pools: tuple[AsyncLends, ...]) -> None:
         """Serve those without needs of their own from these pools from now on.
@@ -293,7 +293,7 @@ class AsyncLine:
                 self._enqueue(waiter)
             return
         for pool in self.pools:
-            if not pool._waiting:  # noqa: SLF001
+            if not pool.waiting:
                 self._mark(pool, waits=True)
         if self._is_shared:
             self._served.add(waiter, waiter.number, waiter.tenant, None)
@@ -332,8 +332,8 @@ class AsyncLine:
             next(iter(self._untold)).wake()
 
     def _mark(self, pool: AsyncLends, *, waits: bool | None = None) -> None:
-        if pool._waiting.line is self:  # noqa: SLF001
-            pool._waiting.mark(waits=self.number(pool) > 0 if waits is None else waits)  # noqa: SLF001
+        if pool.waiting.line is self:
+            pool.waiting.mark(waits=self.number(pool) > 0 if waits is None else waits)
 
     def _find(self, pool: AsyncLends) -> AsyncWaiter | None:
         any_pool = pool in self.pools

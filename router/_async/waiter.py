@@ -33,7 +33,7 @@ class HasToAsk(Exception):
 class AsyncLends(Protocol):
     """What hands connections over: a pool."""
 
-    _waiting: AsyncPoolLine
+    waiting: AsyncPoolLine
 
     def note_lent(self, connection: AsyncConnection[TupleRow], tenant: str) -> None:
         """Take a connection for borrowed by a request of a tenant."""

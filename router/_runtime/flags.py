@@ -126,6 +126,7 @@ class AGuard:
 
 
 ALock, Lock = asyncio.Lock, threading.Lock  # a psycopg connection's
+APoolLock, PoolLock = asyncio.Lock, threading.RLock  # that of a pool of psycopg_pool's
 
 
 def acheck_locks() -> None:

@@ -12,7 +12,6 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import psycopg
-from psycopg._encodings import conninfo_encoding
 from psycopg.errors import finish_pgconn
 from psycopg.pq import ConnStatus, PGconn, PollingStatus
 from psycopg.waiting import Wait
@@ -56,11 +55,12 @@ class LoginFailed(psycopg.OperationalError):
         self.routine = where[1] if where else ""
 
 
-def log_in(conninfo: str) -> PQGenConn[abc.PGconn]:
+def log_in(conninfo: str, encoding: str) -> PQGenConn[abc.PGconn]:
     """Open a connection: what ``psycopg.generators.connect`` does, while libpq is verbose.
 
     Args:
         conninfo: The connection string.
+        encoding: What libpq's messages are written in.
 
     Returns:
         The connection.
@@ -73,12 +73,12 @@ def log_in(conninfo: str) -> PQGenConn[abc.PGconn]:
     set_verbosity(pgconn, _VERBOSE)
     while True:
         if pgconn.status == ConnStatus.BAD:
-            raise _failure(f"connection is bad: {_message(pgconn, conninfo)}", pgconn)
+            raise _failure(f"connection is bad: {pgconn.get_error_message(encoding)}", pgconn)
         match pgconn.connect_poll():
             case PollingStatus.OK:
                 break
             case PollingStatus.FAILED:
-                raise _failure(f"connection failed: {_message(pgconn, conninfo)}", pgconn)
+                raise _failure(f"connection failed: {pgconn.get_error_message(encoding)}", pgconn)
             case state:
                 wait = Wait.R if state == PollingStatus.READING else Wait.W
                 while not (yield pgconn.socket, wait):
@@ -102,10 +102,6 @@ def _failure(verbose: str, pgconn: abc.PGconn) -> LoginFailed | OSError:
                 return lacking
             return OSError("libpq does not say why")
     return error
-
-
-def _message(pgconn: abc.PGconn, conninfo: str) -> str:
-    return pgconn.get_error_message(conninfo_encoding(conninfo))
 
 
 @cache

@@ -12,8 +12,8 @@ from psycopg.pq import TransactionStatus
 
 from router._sync.checkout import LookupCheckout, TrackedCheckout, read_position, tell
 from router._sync.pool.connection import NodeConnection
+from router._sync.pool.inside.connection import in_pipeline
 from router._sync.pool.pooled import PooledConnection
-from router._sync.pool.scripts import in_pipeline
 from router.sessions import current_session
 
 if TYPE_CHECKING:
@@ -133,9 +133,10 @@ class AcquiredConnection(NodeConnection):
             _note_interruption(self, error)
             raise
 
-    def _start_query(self) -> PQGen[None]:
+    def begin_statement(self) -> PQGen[None]:
+        """Begin a transaction before a statement, if one is needed; the statement may write."""
         _note_use(self)
-        return super()._start_query()
+        return super().begin_statement()
 
 
 class AcquiredPooledConnection(PooledConnection):
@@ -156,9 +157,10 @@ class AcquiredPooledConnection(PooledConnection):
             _note_interruption(self, error)
             raise
 
-    def _start_query(self) -> PQGen[None]:
+    def begin_statement(self) -> PQGen[None]:
+        """Begin a transaction before a statement, if one is needed; the statement may write."""
         _note_use(self)
-        return super()._start_query()
+        return super().begin_statement()
 
 
 def _note_use(connection: Connection[TupleRow]) -> None:

@@ -15,8 +15,9 @@ from router._runtime.workers import bind_loop
 from router._sync.acquire import acquire
 from router._sync.pool.commit import commit
 from router._sync.pool.connection import NodeConnection
+from router._sync.pool.inside.connection import in_pipeline
 from router._sync.pool.node_pool import USERS
-from router._sync.pool.scripts import TooLate, in_pipeline, send
+from router._sync.pool.scripts import TooLate, send
 from router._sync.pool.session_state import session_of, was_given_up
 from router._sync.pool.shared_pool import enter
 from router.core import sql

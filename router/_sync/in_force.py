@@ -299,7 +299,7 @@ class InForce:
             with Isolated("could not close the pool to %s", pool.node):
                 if not pool.closed:
                     pool.drop("")  # which psycopg_pool comes to only if its workers end as they should
-                    wait_quietly(pool.close, max(deadline - monotonic(), 0.1))
+                    wait_quietly(pool.stop, max(deadline - monotonic(), 0.1))
             self.clusters.remove(pool)
         if self._housekeeper is not None:
             join(self._housekeeper, max(deadline - monotonic(), 0.0))

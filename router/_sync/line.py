@@ -197,7 +197,7 @@ class Line:
             pools: The pools.
         """
         for pool in pools:
-            pool._waiting.line = self  # noqa: SLF001  (psycopg_pool gives it its name)
+            pool.waiting.line = self
 
     def serve_from(self, pools: tuple[Lends, ...]) -> None:
         """Serve those without needs of their own from these pools from now on.
@@ -294,7 +294,7 @@ class Line:
                 self._enqueue(waiter)
             return
         for pool in self.pools:
-            if not pool._waiting:  # noqa: SLF001
+            if not pool.waiting:
                 self._mark(pool, waits=True)
         if self._is_shared:
             self._served.add(waiter, waiter.number, waiter.tenant, None)
@@ -333,8 +333,8 @@ class Line:
             next(iter(self._untold)).wake()
 
     def _mark(self, pool: Lends, *, waits: bool | None = None) -> None:
-        if pool._waiting.line is self:  # noqa: SLF001
-            pool._waiting.mark(waits=self.number(pool) > 0 if waits is None else waits)  # noqa: SLF001
+        if pool.waiting.line is self:
+            pool.waiting.mark(waits=self.number(pool) > 0 if waits is None else waits)
 
     def _find(self, pool: Lends) -> Waiter | None:
         any_pool = pool in self.pools

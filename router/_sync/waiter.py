@@ -34,7 +34,7 @@ class HasToAsk(Exception):
 class Lends(Protocol):
     """What hands connections over: a pool."""
 
-    _waiting: PoolLine
+    waiting: PoolLine
 
     def note_lent(self, connection: Connection[TupleRow], tenant: str) -> None:
         """Take a connection for borrowed by a request of a tenant."""

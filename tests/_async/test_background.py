@@ -19,6 +19,7 @@ from router._async.directory_source import AsyncTenantSource
 from router._async.in_force import AsyncInForce
 from router._async.lane_table import AsyncLaneTable
 from router._async.monitor import AsyncMonitor
+from router._async.pool.inside.pool import AsyncDriverPool
 from router._async.pool.login import AsyncLogin
 from router._async.pool.node_pool import AsyncNodePool
 from router._async.pool.opener import AsyncOpener
@@ -185,13 +186,13 @@ async def test_a_pool_that_was_never_opened_does_not_keep_the_others_in_quaranti
 async def test_a_pool_that_could_not_be_opened_is_opened_by_the_next_request(
     cluster: PostgresCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(_: AsyncNodePool) -> None:
+    def fail(_: AsyncDriverPool) -> None:
         raise Injected
 
     async with AsyncRouter(settings(primary=cluster.dsn())) as router:
         assert await ask(router)
         with monkeypatch.context() as patched, pytest.raises(Injected):
-            patched.setattr(AsyncNodePool, "_start_initial_tasks", fail)  # its threads run by then
+            patched.setattr(AsyncDriverPool, "_start_initial_tasks", fail)  # its threads run by then
             await ask(router, read_only=True)
         assert await ask(router, read_only=True)
         [_, pool] = router._snapshot().pools

@@ -477,7 +477,7 @@ async def test_who_waits_for_a_connection_in_doubt_gets_another_if_that_makes_ro
                 pass
 
         async def waits() -> bool:
-            return bool(pool._waiting)
+            return bool(pool.waiting)
 
         async def make_room() -> None:
             await aeventually(waits)

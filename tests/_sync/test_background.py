@@ -21,6 +21,7 @@ from router._sync.directory_source import TenantSource
 from router._sync.in_force import InForce
 from router._sync.lane_table import LaneTable
 from router._sync.monitor import Monitor
+from router._sync.pool.inside.pool import DriverPool
 from router._sync.pool.login import Login
 from router._sync.pool.node_pool import NodePool
 from router._sync.pool.opener import Opener
@@ -186,13 +187,13 @@ def test_a_pool_that_was_never_opened_does_not_keep_the_others_in_quarantine(clu
 def test_a_pool_that_could_not_be_opened_is_opened_by_the_next_request(
     cluster: PostgresCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(_: NodePool) -> None:
+    def fail(_: DriverPool) -> None:
         raise Injected
 
     with Router(settings(primary=cluster.dsn())) as router:
         assert ask(router)
         with monkeypatch.context() as patched, pytest.raises(Injected):
-            patched.setattr(NodePool, "_start_initial_tasks", fail)  # its threads run by then
+            patched.setattr(DriverPool, "_start_initial_tasks", fail)  # its threads run by then
             ask(router, read_only=True)
         assert ask(router, read_only=True)
         [_, pool] = router._snapshot().pools

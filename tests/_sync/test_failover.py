@@ -476,7 +476,7 @@ def test_who_waits_for_a_connection_in_doubt_gets_another_if_that_makes_room(pos
                 pass
 
         def waits() -> bool:
-            return bool(pool._waiting)
+            return bool(pool.waiting)
 
         def make_room() -> None:
             eventually(waits)

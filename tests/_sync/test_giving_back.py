@@ -122,7 +122,7 @@ def test_what_raises_in_giving_back_loses_nothing_and_leaves_the_blocks_outcome_
                         session_of(connection).in_hot_standby = b"?"
                         patched.setattr(type(pool.watched), "suspect", fail)
                     case "expiry":
-                        del session_of(connection).pristine["_expire_at"]
+                        del session_of(connection).expires_at
                     case _:
                         patched.setattr(slots, "waiting", [None])
                         patched.setattr(slots, "preempt", fail if step == "preempt" else lambda _: None)

@@ -1,7 +1,5 @@
 """How a block's transaction is committed, with a question in the same round trip."""
 
-# ruff: noqa: SLF001  (as scripts.py, and for the same reason)
-
 from __future__ import annotations
 
 from contextlib import suppress
@@ -13,6 +11,7 @@ from psycopg import AsyncConnection
 from psycopg.pq import ExecStatus
 
 from router._async.pool.connection import COMMITTING, AsyncNodeConnection
+from router._async.pool.inside.connection import in_pipeline, only_psycopg_commits
 from router._async.pool.scripts import answers, check, rows_of, send
 
 if TYPE_CHECKING:
@@ -33,9 +32,9 @@ async def commit(connection: AsyncConnection[Any], then: bytes) -> list[tuple[by
         psycopg.ProgrammingError: psycopg would not commit here: a ``transaction()`` is open, say.
         psycopg.Error: It could not be committed.
     """
-    if connection._num_transactions or connection._tpc or connection._pipeline:
+    if only_psycopg_commits(connection):
         await AsyncConnection.commit(connection)
-        if connection._pipeline:  # where no script can be sent
+        if in_pipeline(connection):  # where no script can be sent
             connection.pgconn.exit_pipeline_mode()
         with suppress(psycopg.Error):
             return await send(connection, then)
@@ -46,7 +45,7 @@ async def commit(connection: AsyncConnection[Any], then: bytes) -> list[tuple[by
 
 def _committed(connection: AsyncConnection[Any], script: bytes) -> PQGen[list[tuple[bytes | None, ...]]]:
     if isinstance(connection, AsyncNodeConnection):
-        connection._death = COMMITTING
+        connection._death = COMMITTING  # noqa: SLF001  (of its own kind)
     committed, *asked = yield from answers(connection, script, inf)
     check(connection, committed)
     return rows_of(asked[0]) if asked and asked[0].status == ExecStatus.TUPLES_OK else []

@@ -3,18 +3,16 @@
 A tenant's session is reset when it is borrowed, together with what makes it the tenant's: see ``shared_pool.py``.
 """
 
-# ruff: noqa: SLF001  (as node_pool.py, and for the same reason)
-
 from __future__ import annotations
 
 import logging
-from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING
 
 import psycopg
 
-from router._async.pool.connection import PreparedStatements
+from router._async.pool.inside.connection import drop_notifications, prepared_of, use_prepared
+from router._async.pool.inside.prepared import PreparedStatements
 from router._async.pool.scripts import TooLate, send
 from router._async.pool.session_state import session_of
 from router.core import sql
@@ -22,8 +20,6 @@ from router.core.traces import leaves_trace
 
 if TYPE_CHECKING:
     from psycopg import AsyncConnection
-    from psycopg._preparing import Key, Prepare
-    from psycopg._queries import PostgresQuery
     from psycopg.pq.abc import PGconn
     from psycopg.rows import TupleRow
 
@@ -72,7 +68,7 @@ class TracedStatements(PreparedStatements):
         Args:
             connection: Its connection.
         """
-        self.__dict__.update(connection._prepared.__dict__)
+        self.__dict__.update(prepared_of(connection).__dict__)
         self.begin_anew(connection.pgconn)
 
     def begin_anew(self, pgconn: PGconn) -> None:
@@ -100,10 +96,15 @@ class TracedStatements(PreparedStatements):
         self.left_trace = self.left_trace or self.unseen
         self.unseen = True
 
-    def maybe_add_to_cache(self, query: PostgresQuery, prep: Prepare, name: bytes) -> Key | None:
+    def note(self, text: bytes) -> None:
+        """Note that a statement was sent, and whether it may have left something.
+
+        Args:
+            text: The statement.
+        """
         self.unseen = False
-        self.left_trace = self.left_trace or leaves_trace(query.query)
-        return PreparedStatements.maybe_add_to_cache(self, query, prep, name)
+        self.left_trace = self.left_trace or leaves_trace(text)
+        super().note(text)
 
 
 def note_traces(connection: AsyncNodeConnection, hygiene: PoolHygiene | None) -> None:
@@ -114,7 +115,7 @@ def note_traces(connection: AsyncNodeConnection, hygiene: PoolHygiene | None) ->
         hygiene: What is reset when it is given back.
     """
     if hygiene == "auto":
-        connection._prepared = TracedStatements(connection)
+        use_prepared(connection, TracedStatements(connection))
 
 
 def _reported(pgconn: PGconn) -> list[bytes | None]:
@@ -133,7 +134,7 @@ async def reset(connection: AsyncConnection[TupleRow]) -> bool:
     Returns:
         Whether the next borrower may have it; else it has to be closed. That is no error of the block's.
     """
-    session, pgconn, prepared = session_of(connection), connection.pgconn, connection._prepared
+    session, pgconn, prepared = session_of(connection), connection.pgconn, prepared_of(connection)
     if isinstance(prepared, TracedStatements):
         if not prepared.has_trace(pgconn):
             return True
@@ -160,6 +161,6 @@ def note_reset(connection: AsyncConnection[TupleRow]) -> None:
     Args:
         connection: The connection.
     """
-    connection._prepared.forget()  # type: ignore[attr-defined]
-    (connection._notifies_backlog or deque()).clear()
+    prepared_of(connection).forget()
+    drop_notifications(connection)
     session_of(connection).client_encoding = connection.pgconn.parameter_status(b"client_encoding")

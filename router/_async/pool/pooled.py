@@ -6,13 +6,14 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 
 import psycopg
-from psycopg.pq import Format
 
 from router._async.pool.connection import AsyncNodeConnection
+from router._async.pool.inside.connection import in_pipeline
 from router._async.pool.scripts import sent
 
 if TYPE_CHECKING:
     from psycopg.abc import PQGen, QueryNoTemplate
+    from psycopg.pq import Format
 
 
 class AsyncPooledConnection(AsyncNodeConnection):
@@ -24,23 +25,41 @@ class AsyncPooledConnection(AsyncNodeConnection):
 
     begin_suffix = b""
 
-    def _get_tx_start_command(self) -> bytes:
-        begin = super()._get_tx_start_command()
+    def begin_command(self) -> bytes:
+        """Tell what a transaction is begun with: the tenant's settings go with it."""
+        begin = super().begin_command()
         return begin + b"; " + self.begin_suffix if self.begin_suffix else begin
 
-    def _start_query(self) -> PQGen[None]:
-        if self._autocommit and self.begin_suffix:
+    def begin_statement(self) -> PQGen[None]:
+        """Begin a transaction before a statement.
+
+        Returns:
+            psycopg's generator for it.
+
+        Raises:
+            psycopg.ProgrammingError: There would be none, and the tenant's settings would be lost.
+        """
+        if self.autocommit and self.begin_suffix:
             raise psycopg.ProgrammingError(
                 "behind a transaction pooler a tenant's statements run in transactions: in autocommit it would be lost"
             )
-        return super()._start_query()
+        return super().begin_statement()
 
-    def _exec_command(self, command: QueryNoTemplate, result_format: Format = Format.TEXT) -> PQGen[Any]:
+    def run_command(self, command: QueryNoTemplate, result_format: Format) -> PQGen[Any]:
+        """Run what psycopg sends by itself; of ``BEGIN`` and the tenant's settings, both.
+
+        Args:
+            command: What it sends.
+            result_format: How the answer is to come.
+
+        Returns:
+            The generator for it.
+        """
         if not self.begin_suffix or not isinstance(command, bytes) or not command.endswith(self.begin_suffix):
-            return super()._exec_command(command, result_format)
-        return self._begin_in_pipeline(command, result_format) if self._pipeline else sent(self, command, inf)
+            return super().run_command(command, result_format)
+        return self._begin_in_pipeline(command, result_format) if in_pipeline(self) else sent(self, command, inf)
 
     def _begin_in_pipeline(self, command: bytes, result_format: Format) -> PQGen[None]:
         """Send both statements by themselves: in a pipeline each goes alone, and costs no round trip."""
-        yield from super()._exec_command(command.removesuffix(b"; " + self.begin_suffix), result_format)
-        yield from super()._exec_command(self.begin_suffix, result_format)
+        yield from super().run_command(command.removesuffix(b"; " + self.begin_suffix), result_format)
+        yield from super().run_command(self.begin_suffix, result_format)

@@ -252,7 +252,7 @@ class AsyncPools:
             await pool.empty()
         with Isolated("could not close the pool to %s", pool.node):
             if not pool.closed:
-                await await_quietly(pool.close, 1.0)
+                await await_quietly(pool.stop, 1.0)
         pool.end_draining()
         self.note_unused()
 

@@ -1,7 +1,5 @@
 """What is kept of each connection that was opened: what it was like then, and what has been noted of it since."""
 
-# ruff: noqa: SLF001  (as node_pool.py, and for the same reason)
-
 from __future__ import annotations
 
 import contextlib
@@ -9,22 +7,21 @@ import os
 import select
 import sys
 import warnings
-from collections import deque
-from functools import partial
+from math import inf
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Any
-from weakref import ref
+from typing import TYPE_CHECKING
 
-from psycopg import AsyncConnection
 from psycopg.pq import ConnStatus
 
+from router._async.pool.inside.connection import CLOSED_HERE
+from router._async.pool.inside.objects import AsyncSessionObjects
 from router._async.pool.pooled import AsyncPooledConnection
 from router._async.pool.returned import AsyncReturnedConnection, given_back
-from router._async.pool.scripts import begin_of
 from router._runtime.flags import ALock
 
 if TYPE_CHECKING:
+    from psycopg import AsyncConnection
     from psycopg.rows import TupleRow
 
     from router._async.pool.connection import AsyncNodeConnection
@@ -34,7 +31,7 @@ if TYPE_CHECKING:
 new = object.__new__
 
 
-class SessionState:
+class SessionState(AsyncSessionObjects):
     """What is known of one session of a pool, and what its connection object was like when it was opened.
 
     The session lasts; each borrower gets an object of its own for it. When a block ends, :meth:`pass_on` makes the next
@@ -42,13 +39,7 @@ class SessionState:
 
     Attributes:
         pool: The pool that it belongs to.
-        pgconn: libpq's connection.
         slot: Its slot of the process's budget, given back when it is closed.
-        pristine: The attributes of a connection object that nobody has used yet; each borrower gets a copy.
-        attributes: Those of the object that it has now.
-        altered: Whether its borrower has, or may have, altered what lies deeper than an attribute of that object: the
-            handlers, the notifications that came, or what is prepared when.
-        adapters: What ``configure=`` left of them; each borrower gets a copy, too.
         dropped: Whether its object was collected without being given back.
         over: Whether its last block has ended, although something may still use the object: once that has failed, the
             object is of no use, either.
@@ -59,6 +50,7 @@ class SessionState:
             own when it was asked, ``None`` if it has not been asked.
         fresh_until: Until when it need not be polled before it is lent, as its server was heard a moment ago.
         idle_since: When it was last returned.
+        expires_at: Until when it may be lent, on the monotonic clock.
         scope: What its session is set to; ``None`` for what it was opened with.
         tenant: Of a pool that tenants share, who has it, or had it last.
         application_name: What the server called the session when it was last set.
@@ -74,10 +66,9 @@ class SessionState:
     """
 
     __slots__ = (
-        "__weakref__", "_handlers", "_hears", "_kind", "_prepared", "_prepares", "adapters", "altered",
-        "application_name", "attributes", "began", "borrowed_at", "client_encoding", "cut_because", "dirty", "dropped",
-        "fresh_until", "has_input", "idle_since", "in_hot_standby", "opened_at", "over", "pgconn", "pool", "pristine",
-        "process", "refuses_writes", "scope", "slot", "target", "tenant", "uses",
+        "application_name", "began", "borrowed_at", "client_encoding", "cut_because", "dirty", "dropped", "expires_at",
+        "fresh_until", "has_input", "idle_since", "in_hot_standby", "opened_at", "over", "pool", "process",
+        "refuses_writes", "scope", "slot", "target", "tenant", "uses",
     )  # fmt: skip
 
     def __init__(self, connection: AsyncNodeConnection, pool: AsyncNodePool) -> None:
@@ -87,15 +78,16 @@ class SessionState:
             connection: The connection.
             pool: The pool that it belongs to.
         """
-        begin_of(connection)  # which psycopg keeps: no borrower has to work it out again
+        super().__init__(connection)
+        self.attributes["_router"] = self.pristine["_router"] = self
         self.pool = pool
-        self.pgconn = pgconn = connection.pgconn
+        pgconn = self.pgconn
         self.slot = connection.slot
-        self.adapters, connection._adapters = connection.adapters, None
         self.dropped = self.over = self.dirty = False
         self.uses = set[object]()  # whose methods are atomic
         self.opened_at = self.idle_since = monotonic()
         self.fresh_until = 0.0
+        self.expires_at = inf
         self.process = self.tenant = self.cut_because = ""
         self.began: bytes | None = None
         self.scope: Scope | None = None
@@ -111,21 +103,6 @@ class SessionState:
         poll = select.poll()
         poll.register(pgconn.socket, select.POLLIN)
         self.has_input = poll.poll
-        self._kind = type(connection)
-        self._prepared = connection._prepared
-        self._prepares = self._prepared.prepare_threshold, self._prepared.prepared_max
-        self._handlers = [*connection._notice_handlers], [*connection._notify_handlers]
-        hearer: Any = ref(self)
-        # psycopg's own, told of the session instead of one connection object: so they stay the same for all borrowers.
-        self._hears: tuple[Any, Any] = (
-            partial(AsyncConnection._notice_handler, hearer),
-            partial(AsyncConnection._notify_handler, hearer),
-        )
-        pgconn.notice_handler, pgconn.notify_handler = self._hears
-        connection._router = self
-        self.attributes = connection.__dict__
-        self.pristine = {**connection.__dict__, "_pool": None, "_adapters": None}
-        self._put_right()
 
     @property
     def closed(self) -> bool:
@@ -142,12 +119,12 @@ class SessionState:
             That of the next.
         """
         if self.altered:
-            self._put_right()
+            self.put_right()
         pgconn = self.pgconn
-        pgconn.notice_handler, pgconn.notify_handler = self._hears
+        pgconn.notice_handler, pgconn.notify_handler = self.hears
         attributes = self.pristine.copy()
         attributes["lock"] = ALock()
-        following = new(self._kind)
+        following = new(self.kind)
         following.__dict__ = self.attributes = attributes
         if self.borrowed_at is not None:
             connection.__dict__["_borrowed_at"] = self.borrowed_at
@@ -174,7 +151,7 @@ class SessionState:
             connection: The object; it is useless already.
         """
         attributes = connection.__dict__
-        attributes["_was_broken"] = self.closed and not attributes["_closed"]
+        attributes["_was_broken"] = self.closed and not attributes[CLOSED_HERE]
 
     def begin_use(self, connection: AsyncConnection[TupleRow], use: object) -> None:
         """Note that something uses the session from here on, with or without the lock of its object.
@@ -212,32 +189,6 @@ class SessionState:
                 if self.slot is not None:
                     self.slot.note_dropped()
 
-    def forget(self) -> None:
-        """Keep nothing of the connection object: something still uses it, and libpq's connection is freed with it."""
-        self.pristine, self.attributes = {}, {"_notice_handlers": [], "_notify_handlers": [], "_notifies_backlog": None}
-
-    def _put_right(self) -> None:
-        """Have the next borrower begin with what ``configure=`` has set up: handlers, and what is prepared when."""
-        self.altered = False
-        notice, notify = self._handlers
-        self.pristine.update(_notice_handlers=[*notice], _notify_handlers=[*notify], _notifies_backlog=deque[Any]())
-        self._prepared.prepare_threshold, self._prepared.prepared_max = self._prepares
-
-    # What psycopg's handlers of notices and notifications look for.
-
-    @property
-    def _notice_handlers(self) -> Any:
-        return self.attributes["_notice_handlers"]
-
-    @property
-    def _notify_handlers(self) -> Any:
-        return self.attributes["_notify_handlers"]
-
-    @property
-    def _notifies_backlog(self) -> Any:
-        self.altered = True  # there is something to be added
-        return self.attributes["_notifies_backlog"]
-
 
 def shows_resource_warnings() -> bool:
     """Tell whether a ``ResourceWarning`` would be shown, as in Python's development mode."""
@@ -253,7 +204,7 @@ def borrower() -> tuple[str, int]:
     Returns:
         File and line of the nearest caller outside of the router and of ``contextlib``.
     """
-    frame, found = sys._getframe(1), None
+    frame, found = sys._getframe(1), None  # noqa: SLF001  (there is no other name for it)
     while frame is not None:
         found, file = frame, frame.f_code.co_filename
         if not file.startswith(_OWN_FILES):

@@ -1,7 +1,5 @@
 """How a connection passes from one tenant to the next: a pool that tenants share, fairly, and what is reset between."""
 
-# ruff: noqa: SLF001  (as pools.py, and for the same reason)
-
 from __future__ import annotations
 
 from contextlib import suppress
@@ -12,9 +10,10 @@ from typing import TYPE_CHECKING
 import psycopg
 
 from router._async.pool.hygiene import note_reset
+from router._async.pool.inside.connection import begin_of, prepared_of
 from router._async.pool.node_pool import AsyncNodePool
 from router._async.pool.pooled import AsyncPooledConnection
-from router._async.pool.scripts import NOT_THERE, begin_of, send, why_not_there
+from router._async.pool.scripts import NOT_THERE, send, why_not_there
 from router._async.pool.session_state import session_of
 from router.core import sql
 from router.core.errors import UnknownTenant
@@ -95,7 +94,7 @@ async def enter(connection: AsyncConnection[TupleRow], scope: Scope, deadline: f
         except NOT_THERE as error:  # all is as it was, but for what had been prepared
             if begin:
                 await send(connection, b"ROLLBACK", deadline)
-            connection._prepared.forget()  # type: ignore[attr-defined]
+            prepared_of(connection).forget()
             raise UnknownTenant(scope.tenant, why_not_there(error)) from None
         except psycopg.Error as error:
             error.add_note(f"it was to be set for tenant {scope.tenant!r}")

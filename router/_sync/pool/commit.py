@@ -1,8 +1,6 @@
 # Generated from router/_async/pool/commit.py by tools/async_to_sync.py: do not edit.
 """How a block's transaction is committed, with a question in the same round trip."""
 
-# ruff: noqa: SLF001  (as scripts.py, and for the same reason)
-
 from __future__ import annotations
 
 from contextlib import suppress
@@ -14,6 +12,7 @@ from psycopg import Connection
 from psycopg.pq import ExecStatus
 
 from router._sync.pool.connection import COMMITTING, NodeConnection
+from router._sync.pool.inside.connection import in_pipeline, only_psycopg_commits
 from router._sync.pool.scripts import answers, check, rows_of, send
 
 if TYPE_CHECKING:
@@ -34,9 +33,9 @@ def commit(connection: Connection[Any], then: bytes) -> list[tuple[bytes | None,
         psycopg.ProgrammingError: psycopg would not commit here: a ``transaction()`` is open, say.
         psycopg.Error: It could not be committed.
     """
-    if connection._num_transactions or connection._tpc or connection._pipeline:
+    if only_psycopg_commits(connection):
         Connection.commit(connection)
-        if connection._pipeline:  # where no script can be sent
+        if in_pipeline(connection):  # where no script can be sent
             connection.pgconn.exit_pipeline_mode()
         with suppress(psycopg.Error):
             return send(connection, then)
@@ -47,7 +46,7 @@ def commit(connection: Connection[Any], then: bytes) -> list[tuple[bytes | None,
 
 def _committed(connection: Connection[Any], script: bytes) -> PQGen[list[tuple[bytes | None, ...]]]:
     if isinstance(connection, NodeConnection):
-        connection._death = COMMITTING
+        connection._death = COMMITTING  # noqa: SLF001  (of its own kind)
     committed, *asked = yield from answers(connection, script, inf)
     check(connection, committed)
     return rows_of(asked[0]) if asked and asked[0].status == ExecStatus.TUPLES_OK else []

@@ -1,34 +1,38 @@
 # Generated from router/_async/pool/connection.py by tools/async_to_sync.py: do not edit.
 """The connections that are lent."""
 
-# ruff: noqa: SLF001  (as scripts.py, and for the same reason)
-
 from __future__ import annotations
 
 from contextlib import contextmanager, suppress
 from time import monotonic
-from typing import TYPE_CHECKING, Any, LiteralString, NoReturn, Self, TypeVar
+from typing import TYPE_CHECKING, Any, LiteralString, NoReturn, TypeVar
 
 import psycopg
 from psycopg import Connection, postgres
-from psycopg._preparing import PrepareManager
-from psycopg.adapt import AdaptersMap
 from psycopg.pq import Format, TransactionStatus
-from psycopg.rows import TupleRow
 
-from router._runtime.login import log_in
+from router._sync.pool.inside.connection import (
+    LENT_BY,
+    DriverConnection,
+    commits_itself,
+    deallocate_all,
+    in_pipeline,
+    is_answered,
+    note_closed,
+    prepared_of,
+    use_prepared,
+)
+from router._sync.pool.inside.prepared import PreparedStatements
 from router.core.errors import TransactionOutcomeUnknown
 from router.core.stale import is_spoilt, is_stale, is_stale_session
 from router.core.statement import commits
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from psycopg import Xid
-    from psycopg._connection_base import NoticeHandler, NotifyHandler
-    from psycopg._preparing import Key, Prepare
-    from psycopg._queries import PostgresQuery
-    from psycopg.abc import PQGen, PQGenConn, QueryNoTemplate
+    from psycopg.abc import PQGen, QueryNoTemplate
+    from psycopg.adapt import AdaptersMap
     from psycopg.pq.abc import PGconn
 
     from router._sync.pool.session_state import SessionState
@@ -71,31 +75,6 @@ def end_session(
         connection.pgconn.finish()
 
 
-class PreparedStatements(PrepareManager):
-    """What psycopg has prepared in a session; keeps the texts of what was sent, too.
-
-    psycopg tells it of each statement between sending and waiting, but for those of ``copy()``, ``stream()`` and
-    server-side cursors.
-    """
-
-    def __init__(self, sent: set[bytes]) -> None:
-        super().__init__()
-        self._sent = sent
-
-    def begin(self) -> None:
-        """Note that something is about to be sent for a cursor."""
-
-    def forget(self) -> None:
-        """Keep nothing of what was prepared: the server has forgotten it."""
-        self._counts.clear()
-        self._names.clear()
-        self._to_flush.clear()
-
-    def maybe_add_to_cache(self, query: PostgresQuery, prep: Prepare, name: bytes) -> Key | None:
-        self._sent.add(query.query)
-        return PrepareManager.maybe_add_to_cache(self, query, prep, name)
-
-
 class _Info(psycopg.ConnectionInfo):
     """What ``connection.info`` returns: it asks the connection object, so that it ends with the block."""
 
@@ -107,7 +86,7 @@ class _Info(psycopg.ConnectionInfo):
         return self._connection.pgconn
 
 
-class NodeConnection(Connection[TupleRow]):
+class NodeConnection(DriverConnection):
     """A connection of a node: it says when nobody can know what became of a transaction, and forgets stale plans.
 
     If the server refuses the login, the error has the SQLSTATE.
@@ -127,7 +106,7 @@ class NodeConnection(Connection[TupleRow]):
     def __init__(self, pgconn: PGconn) -> None:
         super().__init__(pgconn)
         self._sent: set[bytes] = set()  # the texts of statements that are not answered yet
-        self._prepared: PreparedStatements = PreparedStatements(self._sent)
+        use_prepared(self, PreparedStatements(self._sent))
 
     def __del__(self) -> None:  # type: ignore[override]
         if (session := self.__dict__.get("_router")) is None:
@@ -136,11 +115,9 @@ class NodeConnection(Connection[TupleRow]):
             session.object_is_gone()
 
     @property
-    def adapters(self) -> AdaptersMap:
+    def initial_adapters(self) -> AdaptersMap:
         """What this borrower's values are written and read with: as ``configure=`` left it, until the borrower adds."""
-        if self._adapters is None:
-            self._adapters = AdaptersMap(postgres.adapters if self._router is None else self._router.adapters)
-        return self._adapters
+        return postgres.adapters if self._router is None else self._router.adapters
 
     @property
     def info(self) -> psycopg.ConnectionInfo:
@@ -185,12 +162,12 @@ class NodeConnection(Connection[TupleRow]):
     @property
     def prepare_threshold(self) -> int | None:
         """How often a query is executed before it is prepared: at once if 0, never if ``None``."""
-        return self._prepared.prepare_threshold
+        return Connection.prepare_threshold.fget(self)  # type: ignore[attr-defined, no-any-return]
 
     @prepare_threshold.setter
     def prepare_threshold(self, value: int | None) -> None:
         self._note_altered()
-        self._prepared.prepare_threshold = value
+        Connection.prepare_threshold.fset(self, value)  # type: ignore[attr-defined]
 
     @property
     def prepared_max(self) -> int | None:
@@ -202,7 +179,7 @@ class NodeConnection(Connection[TupleRow]):
         self._note_altered()
         Connection.prepared_max.fset(self, value)  # type: ignore[attr-defined]
 
-    def add_notice_handler(self, callback: NoticeHandler) -> None:
+    def add_notice_handler(self, callback: Callable[[psycopg.errors.Diagnostic], None]) -> None:
         """Have a function called with each notice until the block ends.
 
         Args:
@@ -211,7 +188,7 @@ class NodeConnection(Connection[TupleRow]):
         self._note_altered()
         super().add_notice_handler(callback)
 
-    def add_notify_handler(self, callback: NotifyHandler) -> None:
+    def add_notify_handler(self, callback: Callable[[psycopg.Notify], None]) -> None:
         """Have a function called with each notification until the block ends.
 
         Args:
@@ -220,7 +197,7 @@ class NodeConnection(Connection[TupleRow]):
         self._note_altered()
         super().add_notify_handler(callback)
 
-    def remove_notice_handler(self, callback: NoticeHandler) -> None:
+    def remove_notice_handler(self, callback: Callable[[psycopg.errors.Diagnostic], None]) -> None:
         """Have a function called no more, until the block ends.
 
         Args:
@@ -229,7 +206,7 @@ class NodeConnection(Connection[TupleRow]):
         self._note_altered()
         super().remove_notice_handler(callback)
 
-    def remove_notify_handler(self, callback: NotifyHandler) -> None:
+    def remove_notify_handler(self, callback: Callable[[psycopg.Notify], None]) -> None:
         """Have a function called no more, until the block ends.
 
         Args:
@@ -241,10 +218,6 @@ class NodeConnection(Connection[TupleRow]):
     def _note_altered(self) -> None:
         if self._router is not None:
             self._router.altered = True
-
-    @classmethod
-    def _connect_gen(cls, conninfo: str = "") -> PQGenConn[Self]:
-        return cls((yield from log_in(conninfo)))
 
     def wait(self, gen: PQGen[T], *args: Any, **kwargs: Any) -> T:
         """Consume a generator of psycopg's that operates on the connection: all that is sent and read goes this way.
@@ -262,14 +235,14 @@ class NodeConnection(Connection[TupleRow]):
             psycopg.Error: It failed.
         """
         before = self.pgconn.transaction_status
-        if before != ACTIVE and (self._pipeline is None or not self._pipeline.result_queue):  # all is answered
+        if before != ACTIVE and is_answered(self):
             self._death = ""
             self._sent.clear()
         if (session := self._router) is not None:
             session.begin_use(self, gen)
         try:
             answer = Connection.wait(self, gen, *args, **kwargs)
-            if session is not None and (self._sent or self._death) and self._pipeline is None:
+            if session is not None and (self._sent or self._death) and not in_pipeline(self):
                 session.fresh_until = monotonic() + FRESH
             return answer  # noqa: TRY300
         except psycopg.Error as error:
@@ -287,11 +260,11 @@ class NodeConnection(Connection[TupleRow]):
 
     def close(self) -> None:
         """Close the connection; if it is borrowed, its pool may open another one in its place."""
-        pool: Any = self.__dict__.get("_pool")
+        pool: Any = self.__dict__.get(LENT_BY)
         if pool is not None:
             pool.close_lent(self)
         else:
-            self._closed = self._closed or not self.closed  # as psycopg tells whether it was broken before
+            note_closed(self)
             end_session(self)
 
     def _is_ended_by(self, error: psycopg.Error) -> bool:
@@ -301,7 +274,7 @@ class NodeConnection(Connection[TupleRow]):
 
     def _outcome_unknown(self) -> TransactionOutcomeUnknown | None:
         """Say that nobody knows what became of what was sent; ``None`` where that is known or does not matter."""
-        pool: Any = self.__dict__.get("_pool")
+        pool: Any = self.__dict__.get(LENT_BY)
         if pool is None or (session := self._router) is None or session.target is None:
             return None
         if pool.read_only and session.refuses_writes:
@@ -320,32 +293,50 @@ class NodeConnection(Connection[TupleRow]):
         """Have psycopg and the server forget what is prepared; if that may not do, end the session with its block."""
         if self._router is not None and is_stale_session(error):
             self._router.dirty = True
-        prepared = self._prepared
-        names = [*prepared._names.values()]
-        prepared.clear()
-        prepared._to_flush.clear()
-        if self.pgconn.transaction_status == IDLE and self._pipeline is None:
+        prepared = prepared_of(self)
+        names = prepared.forget()
+        if self.pgconn.transaction_status == IDLE and not in_pipeline(self):
             with suppress(psycopg.Error):
-                Connection.wait(self, self._deallocate(None))
+                Connection.wait(self, deallocate_all(self))
         else:  # as soon as the server listens again: each by its name, for others may have been prepared by then
-            prepared._to_flush.extend(names)
+            prepared.deallocate_later(names)
 
-    def _start_query(self) -> PQGen[None]:
-        if self._autocommit and not self._num_transactions and self.pgconn.transaction_status not in IN_TRANSACTION:
+    def begin_statement(self) -> PQGen[None]:
+        """Begin a transaction before a statement, if one is needed; else note that the statement may write."""
+        if commits_itself(self) and self.pgconn.transaction_status not in IN_TRANSACTION:
             self._death = WRITING
-        self._prepared.begin()
-        return Connection._start_query(self)
+        prepared_of(self).begin()
+        return super().begin_statement()
 
-    def _exec_command(self, command: QueryNoTemplate, result_format: Format = Format.TEXT) -> PQGen[Any]:
+    def run_command(self, command: QueryNoTemplate, result_format: Format) -> PQGen[Any]:
+        """Run what psycopg sends by itself, and note that it commits.
+
+        Args:
+            command: What it sends.
+            result_format: How the answer is to come.
+
+        Returns:
+            psycopg's generator for it.
+        """
         if command == b"COMMIT" and self.pgconn.transaction_status != INERROR:
             self._death = COMMITTING
-        return super()._exec_command(command, result_format)
+        return super().run_command(command, result_format)
 
-    def _tpc_prepare_gen(self) -> PQGen[None]:
+    def prepare_two_phase(self) -> PQGen[None]:
+        """Run the first phase of a two-phase commit, and note that it commits."""
         self._death = COMMITTING
-        yield from super()._tpc_prepare_gen()
+        yield from super().prepare_two_phase()
 
-    def _tpc_finish_gen(self, action: LiteralString, xid: Xid | str | None) -> PQGen[None]:
+    def finish_two_phase(self, action: LiteralString, xid: Xid | str | None) -> PQGen[None]:
+        """Run the second phase of a two-phase commit, and note if it commits.
+
+        Args:
+            action: ``COMMIT`` or ``ROLLBACK``.
+            xid: The transaction; ``None`` for the connection's own.
+
+        Yields:
+            What psycopg waits for.
+        """
         if action == "COMMIT":
             self._death = COMMITTING
-        yield from super()._tpc_finish_gen(action, xid)
+        yield from super().finish_two_phase(action, xid)

@@ -1,14 +1,5 @@
 # Generated from router/_async/pool/node_pool.py by tools/async_to_sync.py: do not edit.
-"""A pool for one node, to read or to write: ``psycopg_pool``'s, with the few things that a router needs besides.
-
-This file alone uses what is inside ``psycopg_pool``: ``_pool``, ``_nconns``, ``_nconns_min``, ``_waiting``, ``_lock``,
-``_closed``, ``_opened``, ``_growing``, ``_maybe_grow_pool()``, ``_signal_stop_worker()``, ``set()`` and
-``fail()`` of a waiting client, ``_pool`` and ``_expire_at`` of a connection; and inside ``psycopg``, what a borrower
-can change on a connection without a public name to tell.
-``docs/decisions/0002-inside-psycopg-pool.md`` says why; ``tests/test_inside_psycopg_pool.py`` checks what is assumed.
-"""
-
-# ruff: noqa: SLF001  (see above)
+"""A pool for one node, to read or to write: it lends what ``psycopg_pool`` opens and keeps for it."""
 
 from __future__ import annotations
 
@@ -18,20 +9,18 @@ from collections import deque
 from contextlib import suppress
 from math import inf
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import psycopg
-from psycopg import Connection
-from psycopg.rows import TupleRow
-from psycopg_pool import ConnectionPool, PoolClosed
-from psycopg_pool._acompat import Lock
-from psycopg_pool.pool import AddConnection, MaintenanceTask
+from psycopg_pool import PoolClosed
 
 from router._runtime.calls import Isolated, shielded
 from router._runtime.flags import free_lock, sleep, take_lock, try_lock
 from router._runtime.sockets import cut
 from router._sync.pool.connection import FRESH, end_session
 from router._sync.pool.hygiene import hygiene_of, note_traces, reset
+from router._sync.pool.inside.connection import LENT_BY, NOTIFY_HANDLERS, OPEN_TRANSACTIONS
+from router._sync.pool.inside.pool import DriverPool
 from router._sync.pool.login import ServerFull, Unable
 from router._sync.pool.opener import LoginRefused
 from router._sync.pool.session_state import SessionState, borrower, session_of, shows_resource_warnings
@@ -42,6 +31,9 @@ from router.core.measures import PoolStats
 
 if TYPE_CHECKING:
     from collections.abc import Collection
+
+    from psycopg import Connection
+    from psycopg.rows import TupleRow
 
     from router._sync.admission import Admission
     from router._sync.cluster import SyncCluster
@@ -58,33 +50,16 @@ USERS = "a stream() or notifies() that was left half way, or another task or thr
 USE_GRACE = 1.0
 """Seconds that whatever still uses a connection when its block has ended has to let go of it."""
 
+CLOSE_GRACE = 5.0
+"""Seconds that an attempt to open a connection gets to end when its pool closes."""
+
 QUARANTINE_COOLDOWN = 1.0
 """Seconds after a quarantine in which there is no other one."""
 
 TRY_AGAIN = (0.02, 0.5)
 """Seconds after a failed attempt to connect until the next: at first, and at most; they double each time."""
 
-OVERDUE = 2
-"""In so many rounds of housekeeping the worker begins with what it is told to do, if it was told at all."""
-
 logger = logging.getLogger("router")
-
-
-class _Name(str):
-    """The name of a pool of the router's, as psycopg_pool logs it."""
-
-    __slots__ = ()
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-    """Whether a record of psycopg_pool says what the router does not say: its warnings about these pools do not."""
-    arguments = record.args if isinstance(record.args, tuple) else ()
-    return record.levelno != logging.WARNING or not any(
-        isinstance(argument, _Name) or "_router" in getattr(argument, "__dict__", ()) for argument in arguments
-    )
-
-
-logging.getLogger("psycopg.pool").addFilter(_is_news)
 
 
 class Counts:
@@ -133,18 +108,13 @@ class Counts:
         }
 
 
-class _RoutedConnection(Connection[TupleRow]):
-    """What the pool is told to connect with; what it gets is a plain connection, opened by the router."""
-
-    @classmethod
-    def connect(cls, _: str = "", *, pool: NodePool) -> Connection[TupleRow]:  # type: ignore[override]
-        return pool.open_connection()
-
-
-class NodePool(ConnectionPool[Connection[TupleRow]]):
+class NodePool:
     """The connections of one node for one use.
 
     Attributes:
+        name: How it is called in the log.
+        min_size: How many connections it keeps open.
+        max_size: How many it may have.
         node: What it connects to.
         target: What it serves.
         cluster: The cluster the node serves, as it is connected to.
@@ -153,7 +123,11 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         tenant: Whose it is; ``None`` for a version's, and for one that tenants share.
         shared: Whether tenants share it.
         budget_key: What each of its connections counts as in the budget.
-        idle: The connections ready to be borrowed; empty while the pool is in quarantine, whatever it keeps.
+        waiting: The requests that wait for its connections.
+        lock: Guards what is kept and counted.
+        kept: Its idle connections, the one that has been idle longest first.
+        idle: Those that are ready to be borrowed: all that are kept, or none while the pool is in quarantine.
+        fewest_idle: How few were idle since it was last to shrink; roughly will do.
         quarantined_at: When its connections were last put in quarantine, on the monotonic clock.
         borrowed: The sessions that are out. There is no reference to their connection objects: one that is dropped by
             whoever borrowed it is collected, and :meth:`reclaim` has its place back.
@@ -169,8 +143,6 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         draining: Whether it lends nothing any more, and is closed: it goes when its last connection is back.
         counts: What it has counted.
     """
-
-    _waiting: PoolLine  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -195,23 +167,8 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         self.tenant = None if target.shared else target.tenant
         self.shared = target.shared
         whose = f"{cluster.name}{' tenants' if self.shared else f' {self.tenant}' if self.tenant else ''}"
-        super().__init__(
-            connection_class=_RoutedConnection,
-            kwargs={"pool": self},
-            open=False,
-            name=_Name(f"{whose} {node} {'read' if read_only else 'write'}"),
-            min_size=policy.min_size,
-            max_size=policy.max_size,
-            timeout=policy.timeout,
-            max_waiting=policy.max_waiting,
-            max_idle=policy.max_idle,
-            max_lifetime=policy.max_lifetime,
-            reconnect_timeout=0.0,  # psycopg_pool's own retries last minutes; here the monitor looks for a lost server
-            reconnect_failed=lambda _: self._try_later(),
-            num_workers=1,
-        )
-        # An async pool has none before open(), and what happens to its server meanwhile does not wait for that.
-        self._lock = Lock()
+        self.name = f"{whose} {node} {'read' if read_only else 'write'}"
+        self.min_size, self.max_size = policy.min_size, policy.max_size
         self.node = node
         self.target = target
         self.cluster = cluster
@@ -219,16 +176,19 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         self.read_only = read_only
         cap = None if self.tenant is None else target.policy.max_connections
         self.budget_key = budget_key(node, f"tenant {self.tenant}" if self.tenant else cluster.name, cap)
-        self._waiting = PoolLine(self)
-        self.idle = self._pool
+        self.waiting = PoolLine(self)
+        self._driver = DriverPool(self, self.name, policy, self.waiting)
+        self.lock = self._driver.lock
+        self.kept = self.idle = self._driver.kept
+        self.fewest_idle = policy.min_size
         self.quarantined_at = 0.0
         self.borrowed: set[SessionState] = set()
         self.lost = False
         self.admitted: dict[SessionState, tuple[Admission, object]] = {}  # its pop() is atomic
         self.notes_borrower = shows_resource_warnings()
-        # Guarded by _lock: _nconns is how many there are of both, but for what an exception has interrupted.
-        self._sessions: set[SessionState] = set()  # of all connections that have been opened and not been counted out
-        self._adding: set[_Adding] = set()  # attempts to open one, from when they are decided on until they have ended
+        # Of all connections that have been opened and not been counted out; guarded by the lock. The pool's size is how
+        # many these are, and how many are being opened, but for what an exception has interrupted.
+        self._sessions: set[SessionState] = set()
         self.retryable: set[SessionState] = set()
         self.inherited = False
         self.fenced_reason = ""
@@ -246,15 +206,25 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         self._used_at = monotonic()  # when somebody last came for a connection that was not ready
 
     @property
+    def closed(self) -> bool:
+        """Whether it is not open yet, or is closed."""
+        return self._driver.closed
+
+    @property
+    def size(self) -> int:
+        """How many connections it has, borrowed ones and those being opened included."""
+        return self._driver.size
+
+    @property
     def in_use(self) -> bool:
         """Whether anybody has one of its connections, or waits for one."""
-        return bool(self.borrowed or self._waiting)
+        return bool(self.borrowed or self.waiting)
 
     @property
     def used_at(self) -> float:
         """When it was last used, on the monotonic clock."""
         try:
-            return max(session_of(self._pool[-1]).idle_since, self._used_at)
+            return max(session_of(self.kept[-1]).idle_since, self._used_at)
         except IndexError:
             return self._used_at
 
@@ -262,10 +232,10 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
     def longest_idle(self) -> Idle | None:
         """Its connection that has been idle longest, as the budget looks at it."""
         try:
-            since = session_of(self._pool[0]).idle_since
+            since = session_of(self.kept[0]).idle_since
         except IndexError:
             return None
-        return Idle(self.budget_key, since, warm=self._nconns <= self.min_size)
+        return Idle(self.budget_key, since, warm=self.size <= self.min_size)
 
     def holders(self) -> list[str]:
         """List the tenants of the connections that are out, one for each; none when they are a version's."""
@@ -274,19 +244,19 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
     @property
     def load(self) -> int:
         """How many requests it serves or keeps waiting."""
-        return len(self.borrowed) + self._waiting.number()
+        return len(self.borrowed) + self.waiting.number()
 
     @property
     def quarantined(self) -> bool:
         """Whether no idle connection is lent, because all of them may be about to end."""
-        return self.idle is not self._pool and not self.draining
+        return self.idle is not self.kept and not self.draining
 
     @property
     def full(self) -> bool:
         """Whether it has none to lend, and may open no more, or had better not now."""
         if self.quarantined or len(self.borrowed) >= self.max_size:
             return True
-        return not self._pool and self._opener.slots.full(self.budget_key) is Full.LOGIN
+        return not self.kept and self._opener.slots.full(self.budget_key) is Full.LOGIN
 
     @property
     def refusal(self) -> str:
@@ -299,32 +269,32 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
     @property
     def at_max_size(self) -> bool:
         """Whether it has opened all that it may."""
-        return self._nconns >= self.max_size
+        return self.size >= self.max_size
 
     @property
     def line(self) -> Line | None:
         """Where requests wait for its connections; ``None`` if none has used it yet."""
-        return self._waiting.line
+        return self.waiting.line
 
     @property
     def kept_back(self) -> int:
         """How many connections it has that it does not lend now, since they are in quarantine."""
-        return len(self._pool) if self.quarantined else 0
+        return len(self.kept) if self.quarantined else 0
 
     @property
     def may_grow(self) -> bool:
         """Whether it may be told to open one more: one that was not opened itself yet counts those it is to keep."""
-        return self._closed or not (self._growing or self.at_max_size)
+        return self.closed or not (self.is_growing or self.at_max_size)
 
     @property
     def is_growing(self) -> bool:
         """Whether it is opening one more."""
-        return self._growing
+        return self._driver.is_growing
 
     @property
     def opening(self) -> int:
         """How many connections are being opened, or are to be."""
-        return len(self._adding)
+        return self._driver.adding
 
     def take(self) -> Connection[TupleRow] | None:
         """Borrow a connection that is ready: the part of ``getconn()`` that this takes, and the hot path.
@@ -338,15 +308,15 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
                 connection = idle.popleft()  # which is atomic
             except IndexError:
                 break
-            if (left := len(idle)) < self._nconns_min:
-                self._nconns_min = left  # what shrinking goes by; roughly will do
-            session: SessionState = connection._router  # type: ignore[attr-defined]
+            if (left := len(idle)) < self.fewest_idle:
+                self.fewest_idle = left
+            session: SessionState = connection._router  # type: ignore[attr-defined]  # noqa: SLF001  (the router's own)
             if (session.pgconn.transaction_status or monotonic() >= session.fresh_until) and not self._lives(session):
-                with self._lock:  # guards _nconns
+                with self.lock:  # guards the size
                     self._count_out(session)
                 continue
             self.counts.taken += 1
-            connection._pool = self
+            session.attributes[LENT_BY] = self
             self.borrowed.add(session)
             if self.notes_borrower:
                 session.borrowed_at = borrower()
@@ -367,7 +337,7 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         try:
             while session.has_input(0):
                 pgconn.consume_input()
-            while not session.attributes["_notify_handlers"] and pgconn.notifies() is not None:
+            while not session.attributes[NOTIFY_HANDLERS] and pgconn.notifies() is not None:
                 pass  # it was for an earlier borrower
         except psycopg.OperationalError:
             end_session(session)
@@ -399,9 +369,9 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
             connection: The connection.
             tenant: Whom the request is for; empty where that does not matter.
         """
-        session: SessionState = connection._router  # type: ignore[attr-defined]
+        session: SessionState = connection._router  # type: ignore[attr-defined]  # noqa: SLF001  (the router's own)
         session.tenant = tenant
-        connection._pool = self
+        session.attributes[LENT_BY] = self
         self.borrowed.add(session)
         self.counts.queued += 1
 
@@ -422,17 +392,17 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
 
     def hand_over(self) -> None:
         """Hand what is idle to those that wait."""
-        if self._closed or self.draining:
+        if self.closed or self.draining:
             return
-        with self._lock:  # guards _pool, _waiting; taken even if none seems idle, see Line
+        with self.lock:  # guards kept, waiting; taken even if none seems idle, see Line
             lent: list[Connection[TupleRow]] = []
             idle = self.idle  # another one, once they are in quarantine
             with suppress(IndexError):  # take() needs no lock to have the last
-                while idle and len(lent) < self._waiting.number():
+                while idle and len(lent) < self.waiting.number():
                     lent.append(idle.popleft())
             self.borrowed.update(map(session_of, lent))
         for connection in lent:
-            connection._pool = self
+            connection.__dict__[LENT_BY] = self
             self.release(connection)
 
     def grow(self) -> None:
@@ -442,13 +412,13 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
             PoolClosed: The pool was closed.
         """
         self._used_at = monotonic()
-        if self._closed or self.draining:
+        if self.closed or self.draining:
             self._begin()
         if self.lost:
             self.reclaim()
-        with self._lock:  # guards _pool, _waiting, _closed, _growing
+        with self.lock:  # guards kept, waiting, closed, growing
             self._grow_for_waiting()
-        self._try_later()
+        self.try_later()
 
     def warm_up(self) -> None:
         """Open one more connection if it may have one, though nobody waits: the next request finds it here.
@@ -458,35 +428,31 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         """
         if self.quarantined or self.draining or not self.may_grow:
             return
-        if self._closed:
+        if self.closed:
             self._begin()
-        with self._lock:  # guards _closed, _growing
-            if not self._closed:
-                self._maybe_grow_pool()
+        with self.lock:  # guards closed, growing
+            if not self.closed:
+                self._driver.grow()
 
     def _grow_for_waiting(self) -> None:
         """Open one more if more wait than are kept back; under the lock."""
-        if not self._closed and not self.draining and self._waiting and self._waiting.number() > len(self._pool):
-            self._maybe_grow_pool()
+        if not self.closed and not self.draining and self.waiting and self.waiting.number() > len(self.kept):
+            self._driver.grow()
 
-    def _maybe_grow_pool(self) -> None:
-        if self._may_try():
-            super()._maybe_grow_pool()
-
-    def _may_try(self) -> bool:
+    def may_try(self) -> bool:
         """Whether another attempt to connect is due."""
         return monotonic() >= self._try_at
 
-    def _try_later(self) -> None:
+    def try_later(self) -> None:
         """Try again to open a connection, when it is time and if somebody waits then."""
-        if self._waiting and not self._will_try and not self._growing and not self.at_max_size:
+        if self.waiting and not self._will_try and not self.is_growing and not self.at_max_size:
             self._will_try = True
-            self.schedule_task(_TryAgain(self), max(self._try_at - monotonic(), 0.0))
+            self._driver.try_again_in(max(self._try_at - monotonic(), 0.0))
 
     def try_again(self) -> None:
         """Open one more connection if somebody waits for it."""
         self._will_try = False
-        with self._lock:  # guards _pool, _waiting, _closed, _growing
+        with self.lock:  # guards kept, waiting, closed, growing
             self._grow_for_waiting()
 
     def _put_off(self, first: float, most: float) -> None:
@@ -498,24 +464,28 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         if self.draining:
             raise PoolClosed(f"the pool {self.name!r} is closed")
         try:
-            self.open()
+            self._driver.open()
         except psycopg.OperationalError as error:  # it has been closed meanwhile
             raise PoolClosed(str(error)) from error
         except BaseException:
             self._undo_open()
             raise
         if self.draining:
-            self.close()
+            self.stop(CLOSE_GRACE)
 
     @shielded
     def _undo_open(self) -> None:
-        """Be as before :meth:`open`, which failed half-way: without a worker, nobody here would ever be served."""
-        with self._lock:  # guards _closed, _growing
-            if not self._closed:
-                self._signal_stop_worker()
-                self._closed, self._opened, self._growing = True, False, False  # what is counted is opened next time
-                self._adding.clear()
-                self._will_try = False
+        with self.lock:
+            self._driver.undo_open()
+            self._will_try = False
+
+    def stop(self, timeout: float) -> None:
+        """Open no connection any more, and close what is idle.
+
+        Args:
+            timeout: The most to wait for an attempt to open one, in seconds.
+        """
+        self._driver.close(timeout)
 
     def open_connection(self) -> NodeConnection:
         """Open one more connection, for the pool's own worker; if that fails, it is tried again after a while.
@@ -526,7 +496,7 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         Raises:
             psycopg.OperationalError: It could not be opened.
         """
-        if not self._may_try():  # psycopg_pool tries a failed attempt once more at once
+        if not self.may_try():  # psycopg_pool tries a failed attempt once more at once
             raise psycopg.OperationalError("not tried again yet")
         request = SlotRequest(self.budget_key)
         try:
@@ -543,7 +513,7 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
             raise
         except Exception:
             self._put_off(*TRY_AGAIN)
-            if self._waiting and self.line is not None:  # what it was for may have to go elsewhere
+            if self.waiting and self.line is not None:  # what it was for may have to go elsewhere
                 self.line.owner.invalidate()
                 self.line.choose_again()
             raise
@@ -571,7 +541,7 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         try:
             slot = slots.take(request, inf)
         except BudgetSpent:
-            if not self._waiting or slots.closed:
+            if not self.waiting or slots.closed:
                 raise
             return None
         self.counts.opened += 1  # by the pool's only worker
@@ -583,11 +553,11 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
                     slot,
                     read_only=self.read_only,
                     startup=self._startup,
-                    optional=self._nconns > 1,  # this one is counted already
+                    optional=self.size > 1,  # this one is counted already
                 )
         except ServerFull:
             self.counts.failed += 1
-            if not self._waiting:
+            if not self.waiting:
                 raise
             return None
         except Exception:
@@ -596,7 +566,7 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
 
     def withdraw(self) -> None:
         """Have no connection opened if no request waits for one any more."""
-        if not self._waiting and (request := self._slot_request) is not None:
+        if not self.waiting and (request := self._slot_request) is not None:
             self._opener.slots.withdraw(request)
 
     def look(self, connection: Connection[TupleRow]) -> ProbeResult:
@@ -624,7 +594,7 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
     def end_draining(self) -> None:
         """Be forgotten if it drains and nothing of it is left: what comes back last calls this, and housekeeping."""
         # What is taken at this very moment is idle no more, and not noted as borrowed yet: so look at the sessions.
-        if self.draining and self._closed and not self.borrowed and all(one.closed for one in list(self._sessions)):
+        if self.draining and self.closed and not self.borrowed and all(one.closed for one in list(self._sessions)):
             self.watched.clusters.remove(self)
 
     def quarantine(self) -> None:
@@ -637,13 +607,13 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
     @shielded
     def end_quarantine(self) -> None:
         """Lend idle connections again, first to those who wait."""
-        with self._lock:  # guards _pool, _waiting
+        with self.lock:  # guards kept, waiting
             self._no_quarantine_until = monotonic() + QUARANTINE_COOLDOWN
             if self.draining:
                 return
-            self.idle = self._pool
+            self.idle = self.kept
         self.hand_over()
-        with self._lock:  # guards _pool, _waiting, _closed, _growing
+        with self.lock:  # guards kept, waiting, closed, growing
             self._grow_for_waiting()  # what they waited for has been closed meanwhile
 
     def evict_idle(self, beneficiary: SlotRequest | None = None) -> None:
@@ -657,11 +627,11 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
 
     def _pop_idle(self) -> Connection[TupleRow] | None:
         """Have the connection that has been idle longest no more."""
-        if not self._pool:
+        if not self.kept:
             return None
-        with self._lock:  # guards _pool and _nconns
+        with self.lock:  # guards kept and the size
             try:
-                connection = self._pool.popleft()
+                connection = self.kept.popleft()
             except IndexError:  # take() needs no lock to have the last
                 return None
             self._count_out(session_of(connection))
@@ -671,12 +641,16 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         """Count a connection no more, unless that was done before; under the lock."""
         if session in self._sessions:
             self._sessions.discard(session)
-            self._nconns -= 1
+            self._driver.count_out()
 
-    def _set_connection_expiry_date(self, connection: Connection[TupleRow]) -> None:  # type: ignore[override]
-        """Have all objects of the session go by it."""
-        super()._set_connection_expiry_date(connection)
-        session_of(connection).pristine.update(_created_at=connection._created_at, _expire_at=connection._expire_at)
+    def note_opened(self, connection: Connection[TupleRow], expires_at: float) -> None:
+        """Note until when a connection may be lent.
+
+        Args:
+            connection: The connection.
+            expires_at: Until when, on the monotonic clock.
+        """
+        session_of(connection).expires_at = expires_at
 
     def session_states(self) -> list[SessionState]:
         """List what is kept of each of its connections."""
@@ -696,14 +670,10 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
                 self._close_session(session)
                 if session.dropped and borrowed:
                     self._warn_of_dropped(session)
-        with self._lock:  # guards all of this
-            if self._closed or self.draining:
+        with self.lock:  # guards all of this
+            if self.closed or self.draining:
                 return
-            self._nconns = min(self._nconns, len(self._sessions) + len(self._adding))
-            if self._growing and not any(adding.growing for adding in self._adding):
-                self._growing = False
-            for adding in list(self._adding):
-                adding.queue_again(self)
+            self._driver.recount(len(self._sessions))
             self._grow_for_waiting()
 
     def _warn_of_dropped(self, session: SessionState) -> None:
@@ -719,17 +689,17 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
 
     def _replace(self, session: SessionState) -> None:
         """Count a connection that was lent no more, unless that was done before, and have another one opened."""
-        with self._lock:  # guards _nconns, _sessions
+        with self.lock:  # guards the size, _sessions
             self.borrowed.discard(session)
             self.retryable.discard(session)
             if (entry := self.admitted.pop(session, None)) is not None:
                 entry[0].leave(entry[1])
             if session in self._sessions:
                 self._sessions.discard(session)
-                if self._closed or self.draining:
-                    self._nconns -= 1
+                if self.closed or self.draining:
+                    self._driver.count_out()
                 else:
-                    self.run_task(AddConnection(self))
+                    self._driver.replace_one()
         self.end_draining()
 
     @shielded
@@ -741,7 +711,7 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         """
         if self.inherited:
             return
-        connection._pool = None  # it is no longer lent: its close() closes it
+        connection.__dict__[LENT_BY] = None  # it is no longer lent: its close() closes it
         try:
             connection.close()
         finally:
@@ -754,43 +724,21 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         finally:
             self._replace(session)
 
-    def run_task(self, task: MaintenanceTask) -> None:
-        """Have the pool's worker do something.
+    def note_closing(self, connection: Connection[TupleRow]) -> None:
+        """Note that a connection is closed that is not counted any more.
 
         Args:
-            task: What.
+            connection: The connection.
         """
-        super().run_task(self._kept_in_mind(task))
-
-    def schedule_task(self, task: MaintenanceTask, delay: float) -> None:
-        """Have the pool's worker do something later.
-
-        Args:
-            task: What.
-            delay: In how many seconds.
-        """
-        super().schedule_task(self._kept_in_mind(task), delay)
-
-    def _kept_in_mind(self, task: MaintenanceTask) -> MaintenanceTask:
-        if type(task) is AddConnection:
-            task = _Adding(self, task.attempt, task.growing)
-        if isinstance(task, _Adding):
-            self._adding.add(task)
-        return task
-
-    def _close_connection(self, connection: Connection[TupleRow]) -> None:
-        """Close a connection that psycopg_pool has counted out."""
         self._sessions.discard(session_of(connection))
-        super()._close_connection(connection)
 
     def keep_warm(self) -> None:
         """Open one of the connections that are to be kept open, if there are too few: some may have made room."""
-        if self._nconns < self.min_size:
-            with self._lock:  # guards _nconns
-                if self._closed or self.draining or self._nconns >= self.min_size:
+        if self.size < self.min_size:
+            with self.lock:  # guards the size
+                if self.closed or self.draining or self.size >= self.min_size:
                     return
-                self._nconns += 1
-                self.run_task(AddConnection(self))
+                self._driver.add_one()
 
     def empty(self) -> None:
         """Close what is idle."""
@@ -892,7 +840,7 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         finally:
             if beneficiary is not None:
                 self._opener.slots.restore(beneficiary)
-        with self._lock:  # guards _nconns, _growing, _waiting
+        with self.lock:  # guards the size, growing, waiting
             self.borrowed.discard(session)
             self.retryable.discard(session)
             self._count_out(session)
@@ -910,7 +858,7 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
         """
         if self.inherited:
             return
-        session: SessionState = connection._router  # type: ignore[attr-defined]
+        session: SessionState = connection._router  # type: ignore[attr-defined]  # noqa: SLF001  (the router's own)
         pgconn, lock = session.pgconn, connection.lock
         following: Connection[TupleRow] | None = None
         offer = None
@@ -918,7 +866,7 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
             if not try_lock(lock) and not self._take_lock(connection):
                 self.close_for(connection)
                 return
-            open_transactions = session.attributes["_num_transactions"]  # of whose ends there may be some to come
+            open_transactions = session.attributes[OPEN_TRANSACTIONS]  # of whose ends there may be some to come
             try:
                 following = session.pass_on(connection)
             finally:
@@ -941,21 +889,21 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
                 session.idle_since = now = monotonic()
                 self.retryable.discard(session)
                 if (
-                    now < following._expire_at
-                    and (not self._waiting or now < session.fresh_until or self._lives(session))  # as take() does
+                    now < session.expires_at
+                    and (not self.waiting or now < session.fresh_until or self._lives(session))  # as take() does
                 ):
-                    with self._lock:  # guards _pool, _waiting, _closed
+                    with self.lock:  # guards kept, waiting, closed
                         if not self.draining:
-                            while self._waiting:  # until it is handed over, whoever brings it counts as having it
-                                offer = self._waiting.popleft()
+                            while self.waiting:  # until it is handed over, whoever brings it counts as having it
+                                offer = self.waiting.popleft()
                                 if offer.set(following):
                                     return
                             self.borrowed.discard(session)
-                            self._pool.append(following)
+                            self.kept.append(following)
                             return
         except BaseException as error:
             # Whatever this is, the block has had its own outcome by now; unless it comes from outside of all this.
-            if following is None or (following not in self._pool and not (offer is not None and offer.took(following))):
+            if following is None or (following not in self.kept and not (offer is not None and offer.took(following))):
                 self._close_session(session)
             if not isinstance(error, Exception):
                 raise
@@ -967,20 +915,19 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
     def abandon(self) -> None:
         """Leave it all to the parent process, after a fork."""
         self.inherited = True
-        self._kept, self.idle = self._pool, deque()  # what is dropped would be closed
-        self._pool = self.idle
-        self._closed = True  # its threads are not here: __del__ must not look for them
+        self._inherited_idle = self._driver.abandon()
+        self.kept = self.idle = self._driver.kept
 
     def stats(self) -> PoolStats:
         """Return one moment's view of the pool."""
-        measured, counted = self.get_stats(), self.counts.measured()
+        counted = self.counts.measured()
         limit = self._opener.slots.server_limits.refusing(self.budget_key.login)
         return PoolStats(
-            size=measured["pool_size"],
-            max_size=measured["pool_max"],
-            idle=measured["pool_available"],
+            size=self.size,
+            max_size=self.max_size,
+            idle=len(self.kept),
             in_use=len(self.borrowed),
-            waiting=self._waiting.number(),
+            waiting=self.waiting.number(),
             requests=counted["requests"],
             queued=counted["queued"],
             wait_seconds=counted["wait_ms"] / 1000.0,
@@ -988,37 +935,6 @@ class NodePool(ConnectionPool[Connection[TupleRow]]):
             failed=counted["failed"],
             server_limit=None if limit is None else limit.most,
         )
-
-
-class _Adding(AddConnection):
-    """An attempt to open a connection, which a pool knows of until it has ended."""
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self._begun = False
-        self._rounds = 0
-
-    def _run(self, pool: ConnectionPool[Any]) -> None:
-        if self._begun:
-            return
-        self._begun = True
-        try:
-            super()._run(pool)
-        finally:
-            pool._adding.discard(self)  # type: ignore[attr-defined]
-
-    def queue_again(self, pool: NodePool) -> None:
-        """Get in the worker's queue again if nothing has begun for long: whoever was to do it was interrupted."""
-        self._rounds += 1
-        if self._rounds == OVERDUE and not self._begun:
-            pool.run_task(self)
-
-
-class _TryAgain(MaintenanceTask):
-    """Has a pool open a connection after a pause."""
-
-    def _run(self, pool: ConnectionPool[Any]) -> None:
-        pool.try_again()  # type: ignore[attr-defined]
 
 
 def _has_no_uses(session: SessionState, deadline: float) -> bool:

@@ -251,7 +251,7 @@ class Pools:
             pool.empty()
         with Isolated("could not close the pool to %s", pool.node):
             if not pool.closed:
-                wait_quietly(pool.close, 1.0)
+                wait_quietly(pool.stop, 1.0)
         pool.end_draining()
         self.note_unused()
 

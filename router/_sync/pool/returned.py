@@ -3,26 +3,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NoReturn, Self
 
 import psycopg
-from psycopg._encodings import pg2pyenc
-from psycopg.pq import ConnStatus
 
 from router._sync.pool.connection import NodeConnection
-
-
-class _Gone:
-    """The ``pgconn`` of a connection that was given back: it is closed, and values that have been received are read."""
-
-    status = ConnStatus.BAD
-
-    def __init__(self, borrowed_at: tuple[str, int] | None, client_encoding: bytes | None) -> None:
-        self._borrowed_at = borrowed_at
-        self._encoding = pg2pyenc(client_encoding or b"UTF8")
-
-    def __getattr__(self, name: str) -> NoReturn:
-        raise given_back(self._borrowed_at)
+from router._sync.pool.inside.connection import PUT_BACK, GonePgconn
 
 
 def given_back(borrowed_at: tuple[str, int] | None) -> psycopg.InterfaceError:
@@ -63,7 +50,7 @@ class ReturnedConnection(NodeConnection):
         attributes = object.__getattribute__(self, "__dict__")
         borrowed_at = attributes.get("_borrowed_at")
         if name == "pgconn":
-            return _Gone(borrowed_at, attributes["_router"].client_encoding)
+            return GonePgconn(partial(_refuse, borrowed_at), attributes["_router"].client_encoding)
         raise given_back(borrowed_at)
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -87,5 +74,8 @@ class ReturnedConnection(NodeConnection):
         """Do nothing: for its borrower, it is closed."""
 
 
-# The last two are what psycopg's generators put back when they end, those that were kept half way.
-_HARMLESS = frozenset({"broken", "close", "closed", "lock", "_notifies_backlog", "_pipeline"})
+def _refuse(borrowed_at: tuple[str, int] | None) -> NoReturn:
+    raise given_back(borrowed_at)
+
+
+_HARMLESS = PUT_BACK | {"broken", "close", "closed", "lock"}

@@ -1,8 +1,6 @@
 # Generated from router/_async/pool/session_state.py by tools/async_to_sync.py: do not edit.
 """What is kept of each connection that was opened: what it was like then, and what has been noted of it since."""
 
-# ruff: noqa: SLF001  (as node_pool.py, and for the same reason)
-
 from __future__ import annotations
 
 import contextlib
@@ -10,22 +8,21 @@ import os
 import select
 import sys
 import warnings
-from collections import deque
-from functools import partial
+from math import inf
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Any
-from weakref import ref
+from typing import TYPE_CHECKING
 
-from psycopg import Connection
 from psycopg.pq import ConnStatus
 
 from router._runtime.flags import Lock
+from router._sync.pool.inside.connection import CLOSED_HERE
+from router._sync.pool.inside.objects import SessionObjects
 from router._sync.pool.pooled import PooledConnection
 from router._sync.pool.returned import ReturnedConnection, given_back
-from router._sync.pool.scripts import begin_of
 
 if TYPE_CHECKING:
+    from psycopg import Connection
     from psycopg.rows import TupleRow
 
     from router._sync.pool.connection import NodeConnection
@@ -35,7 +32,7 @@ if TYPE_CHECKING:
 new = object.__new__
 
 
-class SessionState:
+class SessionState(SessionObjects):
     """What is known of one session of a pool, and what its connection object was like when it was opened.
 
     The session lasts; each borrower gets an object of its own for it. When a block ends, :meth:`pass_on` makes the next
@@ -43,13 +40,7 @@ class SessionState:
 
     Attributes:
         pool: The pool that it belongs to.
-        pgconn: libpq's connection.
         slot: Its slot of the process's budget, given back when it is closed.
-        pristine: The attributes of a connection object that nobody has used yet; each borrower gets a copy.
-        attributes: Those of the object that it has now.
-        altered: Whether its borrower has, or may have, altered what lies deeper than an attribute of that object: the
-            handlers, the notifications that came, or what is prepared when.
-        adapters: What ``configure=`` left of them; each borrower gets a copy, too.
         dropped: Whether its object was collected without being given back.
         over: Whether its last block has ended, although something may still use the object: once that has failed, the
             object is of no use, either.
@@ -60,6 +51,7 @@ class SessionState:
             own when it was asked, ``None`` if it has not been asked.
         fresh_until: Until when it need not be polled before it is lent, as its server was heard a moment ago.
         idle_since: When it was last returned.
+        expires_at: Until when it may be lent, on the monotonic clock.
         scope: What its session is set to; ``None`` for what it was opened with.
         tenant: Of a pool that tenants share, who has it, or had it last.
         application_name: What the server called the session when it was last set.
@@ -75,10 +67,9 @@ class SessionState:
     """
 
     __slots__ = (
-        "__weakref__", "_handlers", "_hears", "_kind", "_prepared", "_prepares", "adapters", "altered",
-        "application_name", "attributes", "began", "borrowed_at", "client_encoding", "cut_because", "dirty", "dropped",
-        "fresh_until", "has_input", "idle_since", "in_hot_standby", "opened_at", "over", "pgconn", "pool", "pristine",
-        "process", "refuses_writes", "scope", "slot", "target", "tenant", "uses",
+        "application_name", "began", "borrowed_at", "client_encoding", "cut_because", "dirty", "dropped", "expires_at",
+        "fresh_until", "has_input", "idle_since", "in_hot_standby", "opened_at", "over", "pool", "process",
+        "refuses_writes", "scope", "slot", "target", "tenant", "uses",
     )  # fmt: skip
 
     def __init__(self, connection: NodeConnection, pool: NodePool) -> None:
@@ -88,15 +79,16 @@ class SessionState:
             connection: The connection.
             pool: The pool that it belongs to.
         """
-        begin_of(connection)  # which psycopg keeps: no borrower has to work it out again
+        super().__init__(connection)
+        self.attributes["_router"] = self.pristine["_router"] = self
         self.pool = pool
-        self.pgconn = pgconn = connection.pgconn
+        pgconn = self.pgconn
         self.slot = connection.slot
-        self.adapters, connection._adapters = connection.adapters, None
         self.dropped = self.over = self.dirty = False
         self.uses = set[object]()  # whose methods are atomic
         self.opened_at = self.idle_since = monotonic()
         self.fresh_until = 0.0
+        self.expires_at = inf
         self.process = self.tenant = self.cut_because = ""
         self.began: bytes | None = None
         self.scope: Scope | None = None
@@ -112,21 +104,6 @@ class SessionState:
         poll = select.poll()
         poll.register(pgconn.socket, select.POLLIN)
         self.has_input = poll.poll
-        self._kind = type(connection)
-        self._prepared = connection._prepared
-        self._prepares = self._prepared.prepare_threshold, self._prepared.prepared_max
-        self._handlers = [*connection._notice_handlers], [*connection._notify_handlers]
-        hearer: Any = ref(self)
-        # psycopg's own, told of the session instead of one connection object: so they stay the same for all borrowers.
-        self._hears: tuple[Any, Any] = (
-            partial(Connection._notice_handler, hearer),
-            partial(Connection._notify_handler, hearer),
-        )
-        pgconn.notice_handler, pgconn.notify_handler = self._hears
-        connection._router = self
-        self.attributes = connection.__dict__
-        self.pristine = {**connection.__dict__, "_pool": None, "_adapters": None}
-        self._put_right()
 
     @property
     def closed(self) -> bool:
@@ -143,12 +120,12 @@ class SessionState:
             That of the next.
         """
         if self.altered:
-            self._put_right()
+            self.put_right()
         pgconn = self.pgconn
-        pgconn.notice_handler, pgconn.notify_handler = self._hears
+        pgconn.notice_handler, pgconn.notify_handler = self.hears
         attributes = self.pristine.copy()
         attributes["lock"] = Lock()
-        following = new(self._kind)
+        following = new(self.kind)
         following.__dict__ = self.attributes = attributes
         if self.borrowed_at is not None:
             connection.__dict__["_borrowed_at"] = self.borrowed_at
@@ -175,7 +152,7 @@ class SessionState:
             connection: The object; it is useless already.
         """
         attributes = connection.__dict__
-        attributes["_was_broken"] = self.closed and not attributes["_closed"]
+        attributes["_was_broken"] = self.closed and not attributes[CLOSED_HERE]
 
     def begin_use(self, connection: Connection[TupleRow], use: object) -> None:
         """Note that something uses the session from here on, with or without the lock of its object.
@@ -213,32 +190,6 @@ class SessionState:
                 if self.slot is not None:
                     self.slot.note_dropped()
 
-    def forget(self) -> None:
-        """Keep nothing of the connection object: something still uses it, and libpq's connection is freed with it."""
-        self.pristine, self.attributes = {}, {"_notice_handlers": [], "_notify_handlers": [], "_notifies_backlog": None}
-
-    def _put_right(self) -> None:
-        """Have the next borrower begin with what ``configure=`` has set up: handlers, and what is prepared when."""
-        self.altered = False
-        notice, notify = self._handlers
-        self.pristine.update(_notice_handlers=[*notice], _notify_handlers=[*notify], _notifies_backlog=deque[Any]())
-        self._prepared.prepare_threshold, self._prepared.prepared_max = self._prepares
-
-    # What psycopg's handlers of notices and notifications look for.
-
-    @property
-    def _notice_handlers(self) -> Any:
-        return self.attributes["_notice_handlers"]
-
-    @property
-    def _notify_handlers(self) -> Any:
-        return self.attributes["_notify_handlers"]
-
-    @property
-    def _notifies_backlog(self) -> Any:
-        self.altered = True  # there is something to be added
-        return self.attributes["_notifies_backlog"]
-
 
 def shows_resource_warnings() -> bool:
     """Tell whether a ``ResourceWarning`` would be shown, as in Python's development mode."""
@@ -254,7 +205,7 @@ def borrower() -> tuple[str, int]:
     Returns:
         File and line of the nearest caller outside of the router and of ``contextlib``.
     """
-    frame, found = sys._getframe(1), None
+    frame, found = sys._getframe(1), None  # noqa: SLF001  (there is no other name for it)
     while frame is not None:
         found, file = frame, frame.f_code.co_filename
         if not file.startswith(_OWN_FILES):

@@ -1,8 +1,6 @@
 # Generated from router/_async/pool/shared_pool.py by tools/async_to_sync.py: do not edit.
 """How a connection passes from one tenant to the next: a pool that tenants share, fairly, and what is reset between."""
 
-# ruff: noqa: SLF001  (as pools.py, and for the same reason)
-
 from __future__ import annotations
 
 from contextlib import suppress
@@ -13,9 +11,10 @@ from typing import TYPE_CHECKING
 import psycopg
 
 from router._sync.pool.hygiene import note_reset
+from router._sync.pool.inside.connection import begin_of, prepared_of
 from router._sync.pool.node_pool import NodePool
 from router._sync.pool.pooled import PooledConnection
-from router._sync.pool.scripts import NOT_THERE, begin_of, send, why_not_there
+from router._sync.pool.scripts import NOT_THERE, send, why_not_there
 from router._sync.pool.session_state import session_of
 from router.core import sql
 from router.core.errors import UnknownTenant
@@ -96,7 +95,7 @@ def enter(connection: Connection[TupleRow], scope: Scope, deadline: float, *, be
         except NOT_THERE as error:  # all is as it was, but for what had been prepared
             if begin:
                 send(connection, b"ROLLBACK", deadline)
-            connection._prepared.forget()  # type: ignore[attr-defined]
+            prepared_of(connection).forget()
             raise UnknownTenant(scope.tenant, why_not_there(error)) from None
         except psycopg.Error as error:
             error.add_note(f"it was to be set for tenant {scope.tenant!r}")
