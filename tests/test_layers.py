@@ -35,9 +35,10 @@ SHELL = [
     "closing", "eviction", "slot", "slots", "waiter", "line", "admission", "server_in_use", "cluster", "clusters",
     "pool.inside", "pool.scripts", "pool.connection", "pool.returned", "pool.pooled", "pool.commit", "pool.login",
     "pool.server_queries", "pool.opener", "pool.session_state", "pool.hygiene", "pool.node_pool",
-    "pool.shared_pool", "pool.registry", "silence", "watcher", "monitor", "unavailable", "verify", "choice", "acquire",
-    "checkout", "acquired", "lanes", "lane_table", "routes", "directory_table", "directory_source", "directory",
-    "in_force", "checkouts", "statements", "each", "operations", "snapshot", "router",
+    "pool.shared_pool", "pool.registry", "silence", "watcher", "monitor", "unavailable", "verify", "choice",
+    "acquire", "ending", "checkout", "tenant_checkout", "acquired", "lanes", "lane_table", "routes",
+    "directory_table", "directory_source", "directory", "in_force", "checkouts", "statements", "each", "operations",
+    "snapshot", "router",
 ]  # fmt: skip
 ABOVE_THE_SHELL = ["events", "_process", "_default", "_loops", "aio", "__init__", "testing", "cli"]
 # The packages whose modules are listed; one that stands beside them itself, such as `settings`, offers what they have.

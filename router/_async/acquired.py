@@ -9,10 +9,12 @@ import psycopg
 from psycopg import AsyncConnection
 from psycopg.pq import TransactionStatus
 
-from router._async.checkout import AsyncLookupCheckout, AsyncTrackedCheckout, read_position, tell
+from router._async.checkout import AsyncTrackedCheckout
+from router._async.ending import observe_outcome, read_position
 from router._async.pool.connection import AsyncNodeConnection
 from router._async.pool.inside.connection import in_pipeline
 from router._async.pool.pooled import AsyncPooledConnection
+from router._async.tenant_checkout import AsyncLookupCheckout
 from router.sessions import current_session
 
 if TYPE_CHECKING:
@@ -71,7 +73,7 @@ class AsyncLease:
                 self._note(session, checkout.version, checkout.pool.node, position)
                 self.unnoted = False
         except psycopg.OperationalError as error:
-            tell(checkout.pool, connection, error)
+            observe_outcome(checkout.pool, connection, error)
             raise
 
     async def end(self, connection: AsyncConnection[TupleRow]) -> None:

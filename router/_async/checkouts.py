@@ -6,8 +6,9 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from router._async.checkout import AsyncCheckout, AsyncLookupCheckout, AsyncScopedCheckout, AsyncTrackedCheckout
+from router._async.checkout import AsyncCheckout, AsyncTrackedCheckout
 from router._async.lane_table import DirectoryLookupNeeded
+from router._async.tenant_checkout import AsyncLookupCheckout, AsyncScopedCheckout
 from router._runtime.flags import acheck_locks
 from router._runtime.workers import abind_loop, arunning_loop
 from router.context import named

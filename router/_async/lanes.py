@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from psycopg_pool import PoolClosed
 
-from router._async.checkout import AsyncCheckout, AsyncScopedCheckout
+from router._async.checkout import AsyncCheckout
 from router._async.choice import SETTLE, WATCH_OVER
 from router._async.line import AsyncLine
+from router._async.tenant_checkout import AsyncScopedCheckout
 from router._async.waiter import HasToAsk, Superseded, Unserved
 from router._runtime.calls import Isolated
 from router._runtime.flags import AGuard

@@ -10,10 +10,12 @@ import psycopg
 from psycopg import Connection
 from psycopg.pq import TransactionStatus
 
-from router._sync.checkout import LookupCheckout, TrackedCheckout, read_position, tell
+from router._sync.checkout import TrackedCheckout
+from router._sync.ending import observe_outcome, read_position
 from router._sync.pool.connection import NodeConnection
 from router._sync.pool.inside.connection import in_pipeline
 from router._sync.pool.pooled import PooledConnection
+from router._sync.tenant_checkout import LookupCheckout
 from router.sessions import current_session
 
 if TYPE_CHECKING:
@@ -72,7 +74,7 @@ class Lease:
                 self._note(session, checkout.version, checkout.pool.node, position)
                 self.unnoted = False
         except psycopg.OperationalError as error:
-            tell(checkout.pool, connection, error)
+            observe_outcome(checkout.pool, connection, error)
             raise
 
     def end(self, connection: Connection[TupleRow]) -> None:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from router._runtime.flags import check_locks
 from router._runtime.workers import bind_loop
-from router._sync.checkout import Checkout, LookupCheckout, ScopedCheckout, TrackedCheckout
+from router._sync.checkout import Checkout, TrackedCheckout
 from router._sync.lane_table import DirectoryLookupNeeded
+from router._sync.tenant_checkout import LookupCheckout, ScopedCheckout
 from router.context import named
 from router.core.consistency import UNSURE, Position, without_page_header
 from router.core.errors import TokenRefused, UnknownTenant

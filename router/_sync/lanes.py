@@ -12,9 +12,10 @@ from psycopg_pool import PoolClosed
 
 from router._runtime.calls import Isolated
 from router._runtime.flags import Guard
-from router._sync.checkout import Checkout, ScopedCheckout
+from router._sync.checkout import Checkout
 from router._sync.choice import SETTLE, WATCH_OVER
 from router._sync.line import Line
+from router._sync.tenant_checkout import ScopedCheckout
 from router._sync.waiter import HasToAsk, Superseded, Unserved
 from router.core.balance import PAIRS, pairs, rotation
 from router.core.standing import Request, limits_lag
