@@ -14,6 +14,7 @@ import tempfile
 import textwrap
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from importlib import util
 from pathlib import Path
@@ -23,7 +24,7 @@ import psycopg
 import pytest
 
 from router.testing import ClusterError, PostgresCluster, PostgresServer, _binaries, _server, _setup
-from tests.support import one_of_each
+from tests.support import eventually, one_of_each
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -369,6 +370,19 @@ def test_a_synchronous_commit_waits_for_a_standby() -> None:
         new.execute("INSERT INTO seen VALUES ('alone')")
         old.rejoin(new)
         waits(new, old)
+
+
+def test_a_standby_runs_again_what_its_recovery_cancels() -> None:
+    with PostgresCluster(version=18, standbys=1, settings={"max_standby_streaming_delay": 0}) as cluster:
+        primary, [standby] = cluster.primary, cluster.standbys
+        primary.execute("CREATE TABLE note AS SELECT generate_series(1, 1000) AS i")
+        cluster.wait_replayed()
+        with ThreadPoolExecutor() as executor:
+            counted = executor.submit(standby.execute, "SELECT count(*) FROM note, pg_sleep(1)")
+            eventually(lambda: standby.execute("SELECT 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep'"))
+            primary.execute("DELETE FROM note")
+            primary.execute("VACUUM note")
+            assert counted.result() == [(0,)]
 
 
 def test_settings_reach_every_server() -> None:

@@ -66,6 +66,7 @@ class AsyncSlots:
         self._budget = Budget[AsyncSlotRequest](limits)
         self._slots: set[AsyncSlot] = set()  # all that are granted
         self._closings = AsyncClosings()
+        self._reserved: list[AsyncSlotRequest] = []  # those for which a connection was being closed at the last sweep
         self.closed = False
 
     def allow(self, limits: Limits) -> None:
@@ -101,8 +102,6 @@ class AsyncSlots:
         """
         with self._guard:
             return self._budget.full(key)
-
-    # Taking one
 
     async def take(self, request: AsyncSlotRequest, timeout: float) -> AsyncSlot:
         """Take a slot for a connection about to be opened.
@@ -176,8 +175,6 @@ class AsyncSlots:
             if self.server_limits.get(login) is not None:
                 self.server_limits.reach(login, slot.limit, self._open_at(login), now=monotonic())
                 self._settle(login)
-
-    # Giving it back
 
     def release(
         self, slot: AsyncSlot, closing: AsyncClosing | None = None, beneficiary: AsyncSlotRequest | None = None
@@ -261,6 +258,9 @@ class AsyncSlots:
             self._recount()
             self._settle(*self.server_limits)
             self._settle(*self.server_limits.forget({request.key.login for request in self.waiting}))
+            for request in self._reserved:  # if it still is, what was to close a connection for it was interrupted
+                self._serve(request)
+            self._reserved = [request for request in self.waiting if request.reserved]
             self._closings.sweep()
         if self.waiting:
             await self.eviction.make_room(self)

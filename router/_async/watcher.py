@@ -104,14 +104,15 @@ class AsyncWatcher:
         await self.wait_unused()
 
     async def _probe(self) -> None:
-        held = self._take()
+        held = self._held
         if held is not None and held[0] not in self.there.nodes:  # whose login is not used any more
-            await held[1].close()
+            await self.wait_unused()
             held = None
         node = held[0] if held is not None else self._next_node()
         if node is None:
             return
-        self._used = used = [] if held is None else [held[1]]
+        used: list[AsyncConnection[TupleRow]] = []
+        self._used = used
         try:
             seen = await self._ask(node, used)
         except BudgetSpent:  # the process may open no more connections: that says nothing of the server
@@ -183,7 +184,8 @@ class AsyncWatcher:
         self, node: Node, used: list[AsyncConnection[TupleRow]]
     ) -> tuple[ProbeResult, AsyncConnection[TupleRow]]:
         opener, timeout = self._opener, self._clusters.policy.timeout
-        if used:
+        if (held := self._take()) is not None:  # not before: a task may be cancelled before it has begun
+            used.append(held[1])
             self._asks = True
             try:
                 return await opener.queries.probe(used[0], node), used[0]
@@ -192,6 +194,9 @@ class AsyncWatcher:
                 if self._used is not used or self.closed:
                     raise
                 # That backend is gone; the server need not be.
+            except BaseException:  # a task is cancelled when its loop ends
+                await used.pop().close()
+                raise
         self._asks = False
         self.budget_key = budget_key(node, self.budget_key.owner)  # of whichever login is used
         with await opener.slots.take(AsyncSlotRequest(self.budget_key), PATIENCE * timeout) as slot:
@@ -207,22 +212,31 @@ class AsyncWatcher:
 
     async def _find_silent(self) -> None:
         """Find the connections that hear nothing, and have them cut; their sessions are ended, too."""
-        if self._held is None or not (pids := self._silence.due()) or (held := self._take()) is None:
+        if (held := self._held) is None or not (pids := self._silence.due()):
             return
-        node, connection = held
+        used: list[AsyncConnection[TupleRow]] = []
+        self._used = used
         try:
-            await self._limited.run(
-                partial(self._ask_for, connection, pids), self._clusters.policy.timeout, _never_mind
+            connection = await self._limited.run(
+                partial(self._ask_for, pids, used), self._clusters.policy.timeout, _close
             )
         except TimeoutError:
-            cut(connection)
+            for connection in used:
+                cut(connection)
         except psycopg.Error as error:
             logger.debug("could not read the sessions of %s: %s", self._server, type(error).__name__)
         else:
-            await self._hold(node, connection)
+            if connection is not None:
+                await self._hold(held[0], connection)
 
-    async def _ask_for(self, connection: AsyncConnection[TupleRow], pids: list[int]) -> None:
+    async def _ask_for(
+        self, pids: list[int], used: list[AsyncConnection[TupleRow]]
+    ) -> AsyncConnection[TupleRow] | None:
         opener, process = self._opener, self._clusters.health.get(self._server, UNKNOWN).process
+        if (held := self._take()) is None:
+            return None
+        connection = held[1]
+        used.append(connection)
         try:
             with untraced():
                 silent = self._silence.judge(await opener.queries.sessions(connection, pids), process)
@@ -234,6 +248,7 @@ class AsyncWatcher:
         except BaseException:
             await connection.close()
             raise
+        return connection
 
     def _begin_to_ask(self) -> None:
         """Give the server all of the time that a look has, however long it took to come to it."""
@@ -315,6 +330,11 @@ class AsyncWatcher:
 
 async def _too_late(outcome: tuple[ProbeResult, AsyncConnection[TupleRow]]) -> None:
     await outcome[1].close()
+
+
+async def _close(connection: AsyncConnection[TupleRow] | None) -> None:
+    if connection is not None:
+        await connection.close()
 
 
 async def _never_mind(_: object) -> None:

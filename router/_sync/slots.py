@@ -67,6 +67,7 @@ class Slots:
         self._budget = Budget[SlotRequest](limits)
         self._slots: set[Slot] = set()  # all that are granted
         self._closings = Closings()
+        self._reserved: list[SlotRequest] = []  # those for which a connection was being closed at the last sweep
         self.closed = False
 
     def allow(self, limits: Limits) -> None:
@@ -102,8 +103,6 @@ class Slots:
         """
         with self._guard:
             return self._budget.full(key)
-
-    # Taking one
 
     def take(self, request: SlotRequest, timeout: float) -> Slot:
         """Take a slot for a connection about to be opened.
@@ -177,8 +176,6 @@ class Slots:
             if self.server_limits.get(login) is not None:
                 self.server_limits.reach(login, slot.limit, self._open_at(login), now=monotonic())
                 self._settle(login)
-
-    # Giving it back
 
     def release(self, slot: Slot, closing: Closing | None = None, beneficiary: SlotRequest | None = None) -> None:
         """Take a slot back, and hand it over.
@@ -260,6 +257,9 @@ class Slots:
             self._recount()
             self._settle(*self.server_limits)
             self._settle(*self.server_limits.forget({request.key.login for request in self.waiting}))
+            for request in self._reserved:  # if it still is, what was to close a connection for it was interrupted
+                self._serve(request)
+            self._reserved = [request for request in self.waiting if request.reserved]
             self._closings.sweep()
         if self.waiting:
             self.eviction.make_room(self)

@@ -105,14 +105,15 @@ class Watcher:
         self.wait_unused()
 
     def _probe(self) -> None:
-        held = self._take()
+        held = self._held
         if held is not None and held[0] not in self.there.nodes:  # whose login is not used any more
-            held[1].close()
+            self.wait_unused()
             held = None
         node = held[0] if held is not None else self._next_node()
         if node is None:
             return
-        self._used = used = [] if held is None else [held[1]]
+        used: list[Connection[TupleRow]] = []
+        self._used = used
         try:
             seen = self._ask(node, used)
         except BudgetSpent:  # the process may open no more connections: that says nothing of the server
@@ -180,7 +181,8 @@ class Watcher:
 
     def _answer(self, node: Node, used: list[Connection[TupleRow]]) -> tuple[ProbeResult, Connection[TupleRow]]:
         opener, timeout = self._opener, self._clusters.policy.timeout
-        if used:
+        if (held := self._take()) is not None:  # not before: a task may be cancelled before it has begun
+            used.append(held[1])
             self._asks = True
             try:
                 return opener.queries.probe(used[0], node), used[0]
@@ -189,6 +191,9 @@ class Watcher:
                 if self._used is not used or self.closed:
                     raise
                 # That backend is gone; the server need not be.
+            except BaseException:  # a task is cancelled when its loop ends
+                used.pop().close()
+                raise
         self._asks = False
         self.budget_key = budget_key(node, self.budget_key.owner)  # of whichever login is used
         with opener.slots.take(SlotRequest(self.budget_key), PATIENCE * timeout) as slot:
@@ -204,20 +209,27 @@ class Watcher:
 
     def _find_silent(self) -> None:
         """Find the connections that hear nothing, and have them cut; their sessions are ended, too."""
-        if self._held is None or not (pids := self._silence.due()) or (held := self._take()) is None:
+        if (held := self._held) is None or not (pids := self._silence.due()):
             return
-        node, connection = held
+        used: list[Connection[TupleRow]] = []
+        self._used = used
         try:
-            self._limited.run(partial(self._ask_for, connection, pids), self._clusters.policy.timeout, _never_mind)
+            connection = self._limited.run(partial(self._ask_for, pids, used), self._clusters.policy.timeout, _close)
         except TimeoutError:
-            cut(connection)
+            for connection in used:
+                cut(connection)
         except psycopg.Error as error:
             logger.debug("could not read the sessions of %s: %s", self._server, type(error).__name__)
         else:
-            self._hold(node, connection)
+            if connection is not None:
+                self._hold(held[0], connection)
 
-    def _ask_for(self, connection: Connection[TupleRow], pids: list[int]) -> None:
+    def _ask_for(self, pids: list[int], used: list[Connection[TupleRow]]) -> Connection[TupleRow] | None:
         opener, process = self._opener, self._clusters.health.get(self._server, UNKNOWN).process
+        if (held := self._take()) is None:
+            return None
+        connection = held[1]
+        used.append(connection)
         try:
             with untraced():
                 silent = self._silence.judge(opener.queries.sessions(connection, pids), process)
@@ -229,6 +241,7 @@ class Watcher:
         except BaseException:
             connection.close()
             raise
+        return connection
 
     def _begin_to_ask(self) -> None:
         """Give the server all of the time that a look has, however long it took to come to it."""
@@ -310,6 +323,11 @@ class Watcher:
 
 def _too_late(outcome: tuple[ProbeResult, Connection[TupleRow]]) -> None:
     outcome[1].close()
+
+
+def _close(connection: Connection[TupleRow] | None) -> None:
+    if connection is not None:
+        connection.close()
 
 
 def _never_mind(_: object) -> None:

@@ -13,6 +13,7 @@ import pytest
 from router import AsyncRouter
 from router._async.pool.session_state import SessionState, session_of
 from router._async.slot import AsyncSlot, AsyncSlotRequest
+from router._runtime.flags import AFlag
 from router._runtime.sockets import cut
 from tests._async.internals import inside
 from tests.support import aall_of, aeventually, aoutside, new_name, run, settings
@@ -232,3 +233,37 @@ async def test_a_tenant_that_may_have_one_connection_may_have_another_when_that_
             async with router.connection(tenant="acme"):
                 assert router._snapshot().admissions["acme"].admitted == 1
             assert router._snapshot().admissions["acme"].admitted == 0
+
+
+async def test_a_request_is_served_although_making_room_for_it_was_interrupted(
+    postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = settings(primary=postgres.primary, tenant_template={"row": "app.tenant"}, max_connections=1)
+    async with AsyncRouter(options) as router:
+        slots, held, interrupted = inside(router).slots, AFlag(), list[Any]()
+        preempt = slots.preempt
+
+        def interrupt(key: Any) -> Any:
+            request = preempt(key)
+            if request is not None and not interrupted:
+                interrupted.append(request)
+                raise ZeroDivisionError
+            return request
+
+        monkeypatch.setattr(slots, "preempt", interrupt)
+
+        async def hold() -> None:
+            async def waits() -> bool:
+                return bool(slots.waiting)
+
+            async with router.connection(tenant="one"):
+                held.set()
+                await aeventually(waits)
+
+        async def wait() -> None:
+            assert await held.wait_for(20.0)
+            async with router.connection(tenant="two", timeout=20.0) as connection:
+                await connection.execute("SELECT 1")
+
+        await aall_of(hold, wait)
+        assert interrupted

@@ -12,6 +12,7 @@ import psycopg
 import pytest
 
 from router import Router
+from router._runtime.flags import Flag
 from router._runtime.sockets import cut
 from router._sync.pool.session_state import SessionState, session_of
 from router._sync.slot import Slot, SlotRequest
@@ -233,3 +234,37 @@ def test_a_tenant_that_may_have_one_connection_may_have_another_when_that_is_clo
             with router.connection(tenant="acme"):
                 assert router._snapshot().admissions["acme"].admitted == 1
             assert router._snapshot().admissions["acme"].admitted == 0
+
+
+def test_a_request_is_served_although_making_room_for_it_was_interrupted(
+    postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = settings(primary=postgres.primary, tenant_template={"row": "app.tenant"}, max_connections=1)
+    with Router(options) as router:
+        slots, held, interrupted = inside(router).slots, Flag(), list[Any]()
+        preempt = slots.preempt
+
+        def interrupt(key: Any) -> Any:
+            request = preempt(key)
+            if request is not None and not interrupted:
+                interrupted.append(request)
+                raise ZeroDivisionError
+            return request
+
+        monkeypatch.setattr(slots, "preempt", interrupt)
+
+        def hold() -> None:
+            def waits() -> bool:
+                return bool(slots.waiting)
+
+            with router.connection(tenant="one"):
+                held.set()
+                eventually(waits)
+
+        def wait() -> None:
+            assert held.wait_for(20.0)
+            with router.connection(tenant="two", timeout=20.0) as connection:
+                connection.execute("SELECT 1")
+
+        all_of(hold, wait)
+        assert interrupted

@@ -58,6 +58,9 @@ QUARANTINE_COOLDOWN = 1.0
 TRY_AGAIN = (0.02, 0.5)
 """Seconds after a failed attempt to connect until the next: at first, and at most; they double each time."""
 
+TOLD = 1.0
+"""Seconds after which the worker is told once more, if it has not done what it was told to do."""
+
 logger = logging.getLogger("router")
 
 
@@ -198,7 +201,7 @@ class AsyncNodePool:
         self.counts = Counts()
         self._opener = opener
         self._try_at = self._patience = 0.0  # when one more is tried at the earliest; for how long it was put off
-        self._will_try = False  # whether the worker is told to do so then
+        self._told_until = 0.0  # until when the worker has time to do so, if it is told to
         self._no_quarantine_until = 0.0
         self._hygiene = hygiene_of(target)
         self._startup = target.startup if target.in_session else None
@@ -446,13 +449,15 @@ class AsyncNodePool:
 
     async def try_later(self) -> None:
         """Try again to open a connection, when it is time and if somebody waits then."""
-        if self.waiting and not self._will_try and not self.is_growing and not self.at_max_size:
-            self._will_try = True
-            await self._driver.try_again_in(max(self._try_at - monotonic(), 0.0))
+        now = monotonic()
+        if self.waiting and now >= self._told_until and not self.is_growing and not self.at_max_size:
+            delay = max(self._try_at - now, 0.0)
+            self._told_until = now + delay + TOLD  # and not for good: an exception may come before the next line
+            await self._driver.try_again_in(delay)
 
     async def try_again(self) -> None:
         """Open one more connection if somebody waits for it."""
-        self._will_try = False
+        self._told_until = 0.0
         async with self.lock:  # guards kept, waiting, closed, growing
             self._grow_for_waiting()
 
@@ -478,7 +483,7 @@ class AsyncNodePool:
     async def _undo_open(self) -> None:
         async with self.lock:
             await self._driver.undo_open()
-            self._will_try = False
+            self._told_until = 0.0
 
     async def stop(self, timeout: float) -> None:
         """Open no connection any more, and close what is idle.
