@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
@@ -15,8 +16,8 @@ if TYPE_CHECKING:
     from router.testing import PostgresCluster
 
 
-def options(cluster: PostgresCluster) -> Any:
-    return settings(**cluster.version_settings(), pool={"max_size": 2, "timeout": 5.0})
+def options(cluster: PostgresCluster, **pool: Any) -> Any:
+    return settings(**cluster.version_settings(), pool={"max_size": 2, "timeout": 5.0, **pool})
 
 
 def test_its_engine_borrows_and_gives_back_and_its_commits_are_seen_by_the_reads_of_a_session(
@@ -58,3 +59,19 @@ async def test_its_async_engine_does_so_too(cluster: PostgresCluster) -> None:
         await engine.dispose()
         [write] = [node.write for node in router.stats().versions[0].nodes if node.write]
         assert write.in_use == 0
+
+
+@pytest.mark.parametrize("hygiene", ["auto", "full"])
+def test_what_it_leaves_in_a_session_is_reset(cluster: PostgresCluster, hygiene: str) -> None:
+    with Router(options(cluster, max_size=1, hygiene=hygiene)) as router:
+        engine = create_engine("postgresql+psycopg://", creator=router.acquire, poolclass=NullPool)
+        for _ in range(3):
+            with engine.begin() as connection:
+                pid = connection.execute(text("SELECT pg_backend_pid()")).scalar()
+                assert connection.execute(text("SHOW work_mem")).scalar() == "4MB"
+                connection.execute(text("SET work_mem = '7MB'"))
+                connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": 76})
+            assert run(cluster.dsn(), "SELECT pg_try_advisory_lock(76)") == [(True,)]
+        with router.connection() as plain:
+            assert plain.info.backend_pid == pid
+        engine.dispose()

@@ -18,8 +18,8 @@ REMEMBERED = 1000
 """Bytes of a text whose answer is kept."""
 
 # Looked for in the whole text, quoted parts and comments included: so no way of quoting hides them. Session-level
-# advisory locks; what sets a setting; temporary schemas; and what a sequence gave last.
-_FUNCTIONS = r"(?i)pg_(?:try_)?advisory_lock|set_config|set_limit|pg_settings|pg_temp|nextval|setval"
+# advisory locks; what sets a setting; temporary schemas; what a sequence gave last; and names in escapes.
+_FUNCTIONS = r'(?i)pg_(?:try_)?advisory_lock|set_config|set_limit|pg_settings|pg_temp|nextval|setval|\bU&"'
 # One that lasts for the transaction only, with plain arguments.
 _SETS_LOCALLY = r"(?i)\bset_config\s*\(\s*(?:'[\w.]+'|\$\d+)\s*,\s*(?:'[\w .,:/-]*'|\$\d+)(?:::\w+)?\s*,\s*true\s*\)"
 # In a text without quoted parts and comments.
@@ -30,7 +30,7 @@ _LASTS_FOR_THE_TRANSACTION = r'(?i)[\s(]*SET\s+(?:LOCAL|TRANSACTION|CONSTRAINTS)
 # What statements begin with that leave nothing, but for what is looked for above.
 _TRACELESS = frozenset({
     "ABORT", "ALTER", "ANALYSE", "ANALYZE", "BEGIN", "CHECKPOINT", "CLOSE", "CLUSTER", "COMMENT", "COMMIT", "COPY",
-    "CREATE", "DEALLOCATE", "DECLARE", "DELETE", "DROP", "END", "EXPLAIN", "FETCH", "GRANT", "IMPORT", "INSERT", "LOCK",
+    "CREATE", "DECLARE", "DELETE", "DROP", "END", "EXPLAIN", "FETCH", "GRANT", "IMPORT", "INSERT", "LOCK",
     "MERGE", "MOVE", "NOTIFY", "REASSIGN", "REFRESH", "REINDEX", "RELEASE", "REVOKE", "ROLLBACK", "SAVEPOINT",
     "SECURITY", "SELECT", "SHOW", "START", "TABLE", "TRUNCATE", "UNLISTEN", "UPDATE", "VACUUM", "VALUES", "WITH",
 })  # fmt: skip
