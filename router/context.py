@@ -262,7 +262,7 @@ class Use(Block):
         self.lock = lock
 
     @property
-    def guard(self) -> str:  # type: ignore[override]
+    def guard(self) -> str:  # type: ignore[override]  # an attribute elsewhere
         """How it was made, if it locks."""
         return f"use(tenant={self.tenant!r}, lock=True)" if self.lock else ""
 

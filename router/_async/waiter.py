@@ -194,7 +194,7 @@ class AsyncPoolLine(deque[None]):
         self.line: AsyncLine | None = None
         self._pool = pool
 
-    def popleft(self) -> AsyncOffer:  # type: ignore[override]
+    def popleft(self) -> AsyncOffer:  # type: ignore[override]  # psycopg_pool uses what both have
         """Offer a connection to the next in line; that leaves the line when it is handed the connection."""
         return AsyncOffer(self.line, self._pool)
 

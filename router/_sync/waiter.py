@@ -195,7 +195,7 @@ class PoolLine(deque[None]):
         self.line: Line | None = None
         self._pool = pool
 
-    def popleft(self) -> Offer:  # type: ignore[override]
+    def popleft(self) -> Offer:  # type: ignore[override]  # psycopg_pool uses what both have
         """Offer a connection to the next in line; that leaves the line when it is handed the connection."""
         return Offer(self.line, self._pool)
 

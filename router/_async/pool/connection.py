@@ -107,7 +107,7 @@ class AsyncNodeConnection(AsyncDriverConnection):
         self._sent: set[bytes] = set()  # the texts of statements that are not answered yet
         use_prepared(self, PreparedStatements(self._sent))
 
-    def __del__(self) -> None:  # type: ignore[override]
+    def __del__(self) -> None:  # type: ignore[override]  # psycopg's takes the function that warns, too
         if (session := self.__dict__.get("_router")) is None:
             super().__del__()
         else:
@@ -157,6 +157,8 @@ class AsyncNodeConnection(AsyncDriverConnection):
             session.end_use(self, use)
 
     # What is told to these lies deeper than the attributes that each borrower gets anew.
+
+    # mypy takes a property of a class for what it returns.
 
     @property
     def prepare_threshold(self) -> int | None:

@@ -210,7 +210,7 @@ def borrower() -> tuple[str, int]:
         found, file = frame, frame.f_code.co_filename
         if not file.startswith(_OWN_FILES):
             break
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back  # type: ignore[assignment]  # the last one has none
     return found.f_code.co_filename, found.f_lineno
 
 

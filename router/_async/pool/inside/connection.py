@@ -252,7 +252,7 @@ def prepared_of(connection: AsyncConnection[Any]) -> PreparedStatements:
     Returns:
         Where.
     """
-    prepared: PreparedStatements = connection._prepared  # type: ignore[assignment]
+    prepared: PreparedStatements = connection._prepared  # type: ignore[assignment]  # of this package's own class
     return prepared
 
 

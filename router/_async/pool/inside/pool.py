@@ -73,7 +73,7 @@ logging.getLogger("psycopg.pool").addFilter(_is_news)
 class _Opened(AsyncConnection[TupleRow]):
     """What the pool is told to connect with; what it gets is a connection opened by the router."""
 
-    @classmethod
+    @classmethod  # with less than psycopg's: the pool gives it what it is told to
     async def connect(cls, _: str = "", *, owner: AsyncPoolOwner) -> AsyncConnection[TupleRow]:  # type: ignore[override]
         return await owner.open_connection()
 
@@ -224,6 +224,7 @@ class AsyncDriverPool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         await super()._shrink_pool()
         self._owner.fewest_idle = self._nconns_min
 
+    # psycopg_pool's is for whatever class of connections it is told to open.
     def _set_connection_expiry_date(self, conn: AsyncConnection[TupleRow]) -> None:  # type: ignore[override]
         super()._set_connection_expiry_date(conn)
         self._owner.note_opened(conn, conn._expire_at)  # noqa: SLF001

@@ -253,7 +253,7 @@ def prepared_of(connection: Connection[Any]) -> PreparedStatements:
     Returns:
         Where.
     """
-    prepared: PreparedStatements = connection._prepared  # type: ignore[assignment]
+    prepared: PreparedStatements = connection._prepared  # type: ignore[assignment]  # of this package's own class
     return prepared
 
 

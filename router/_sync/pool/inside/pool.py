@@ -74,7 +74,7 @@ logging.getLogger("psycopg.pool").addFilter(_is_news)
 class _Opened(Connection[TupleRow]):
     """What the pool is told to connect with; what it gets is a connection opened by the router."""
 
-    @classmethod
+    @classmethod  # with less than psycopg's: the pool gives it what it is told to
     def connect(cls, _: str = "", *, owner: PoolOwner) -> Connection[TupleRow]:  # type: ignore[override]
         return owner.open_connection()
 
@@ -225,6 +225,7 @@ class DriverPool(ConnectionPool[Connection[TupleRow]]):
         super()._shrink_pool()
         self._owner.fewest_idle = self._nconns_min
 
+    # psycopg_pool's is for whatever class of connections it is told to open.
     def _set_connection_expiry_date(self, conn: Connection[TupleRow]) -> None:  # type: ignore[override]
         super()._set_connection_expiry_date(conn)
         self._owner.note_opened(conn, conn._expire_at)  # noqa: SLF001
