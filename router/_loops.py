@@ -26,7 +26,7 @@ class _Kept(NamedTuple):
 
 
 _make: Callable[[], AsyncRouter] = AsyncRouter
-_kept: dict[asyncio.AbstractEventLoop, _Kept] = {}
+routers: dict[asyncio.AbstractEventLoop, _Kept] = {}
 _guard = Lock()  # guards both
 
 LAST = 1.0
@@ -70,7 +70,7 @@ def here() -> AsyncRouter:
         RuntimeError: No event loop is running.
     """
     loop = asyncio.get_running_loop()
-    kept = _kept.get(loop)
+    kept = routers.get(loop)
     return _first(loop) if kept is None else kept.router
 
 
@@ -84,7 +84,7 @@ async def close(timeout: float = 5.0) -> int:
         How many borrowed connections were cut because they were not returned in time.
     """
     with _guard:
-        kept = _kept.pop(asyncio.get_running_loop(), None)
+        kept = routers.pop(asyncio.get_running_loop(), None)
     if kept is None:
         return 0
     return await _end(kept, timeout)
@@ -95,8 +95,8 @@ def _replace(make: Callable[[], AsyncRouter]) -> None:
     global _make  # noqa: PLW0603  (there is one for the process)
     with _guard:
         _make = make
-        old = dict(_kept)
-        _kept.clear()
+        old = dict(routers)
+        routers.clear()
     for loop, kept in old.items():
         if loop.is_running():  # a loop that is not running closes its router when it is run again
             asyncio.run_coroutine_threadsafe(_end(kept), loop)
@@ -111,7 +111,7 @@ def _first(loop: asyncio.AbstractEventLoop) -> AsyncRouter:
     with _guard:
         router = _make()
         life = _until_the_loop_ends(router)
-        _kept[loop] = _Kept(router, life)
+        routers[loop] = _Kept(router, life)
     with suppress(StopIteration):  # starts the generator, awaiting nothing; the loop closes it at its end
         life.__anext__().__await__().send(None)
     return router
@@ -123,8 +123,8 @@ async def _until_the_loop_ends(router: AsyncRouter) -> AsyncGenerator[None, None
     finally:
         with _guard:
             loop = asyncio.get_running_loop()
-            if loop in _kept and _kept[loop].router is router:
-                del _kept[loop]
+            if loop in routers and routers[loop].router is router:
+                del routers[loop]
         await router.close(LAST)
 
 
@@ -136,7 +136,7 @@ async def _end(kept: _Kept, timeout: float = 5.0) -> int:
 
 def _forget_closed() -> None:
     with _guard:
-        gone = [_kept.pop(loop) for loop in list(_kept) if loop.is_closed()]
+        gone = [routers.pop(loop) for loop in list(routers) if loop.is_closed()]
     for kept in gone:
         kept.router._in_force.discard()  # noqa: SLF001  (as close() would, if there were a loop to call it in)
 

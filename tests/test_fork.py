@@ -106,7 +106,7 @@ def test_a_fork_while_others_wait_for_a_tenants_connection_leaves_it_to_the_pare
             connection.execute("CREATE TEMPORARY TABLE mine (i int) ON COMMIT DROP")
             # To read for the same tenant takes another pool: only in its own pool it waits for this very connection.
             waiting = executor.submit(backend, router, tenant="acme", read_only="max_size" not in scarce["pool"])
-            admissions = list(in_force.lanes._admissions.values())
+            admissions = list(in_force.lanes.admissions.values())
             eventually(lambda: borrowed.pool.waiting or in_force.slots.waiting or any(one.held for one in admissions))
 
             def child() -> None:

@@ -53,7 +53,7 @@ def _configured(world: World) -> Iterator[None]:
     aio.configure(settings(primary=world.dsn))
     yield
     aio.configure(settings(primary=world.dsn))
-    assert not _loops._kept
+    assert not _loops.routers
 
 
 async def pid(router: Any = aio, **named: Any) -> int:
@@ -154,7 +154,7 @@ def test_each_loop_has_a_router_of_its_own_that_ends_with_it(world: World) -> No
 
     for _ in range(3):
         asyncio.run(main())
-        assert not _loops._kept
+        assert not _loops.routers
         assert world.left()
 
 
@@ -189,7 +189,7 @@ def test_the_router_of_a_loop_that_was_closed_without_a_word_is_forgotten_at_the
     loop.close()
     assert world.sessions()
     asyncio.run(pid())
-    assert not _loops._kept
+    assert not _loops.routers
     assert world.left()
 
 

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 CONFIG = generate.ROOT / "config"
 CANARY = "hunter2/canary"  # the "/" and what is after it end a password that is not percent-encoded
 ENCODED = "hunter2%2Fcanary"
-DEFAULT_HOST = dsn._socket_directory()
+DEFAULT_HOST = dsn.socket_directory()
 
 
 @pytest.fixture(autouse=True)

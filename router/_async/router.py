@@ -282,7 +282,7 @@ class AsyncRouter(AsyncOperations):
 
     def _snapshot(self) -> Snapshot:
         """Return one moment's view of the inside, for tests."""
-        return snapshot(self._in_force)
+        return snapshot(self._in_force, self._statements)
 
     def _ask_of(self) -> AsyncDirectory | None:
         """The directory of these settings; ``None`` if they have none."""

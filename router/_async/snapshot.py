@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from router._async.in_force import AsyncInForce
     from router._async.lanes import AsyncPoolSet
     from router._async.pool.node_pool import AsyncNodePool
+    from router._async.statements import AsyncStatements
     from router.core.choose import Route
     from router.core.health import Health
     from router.core.measures import PoolStats
@@ -135,6 +136,7 @@ class Snapshot(NamedTuple):
         counted: Of how many pools, open or gone, counters are kept.
         directory: The directory; ``None`` if there is none.
         passwords: Of how many nodes the password is remembered.
+        statements: How many statements are remembered that have to run on the primary.
     """
 
     closed: bool
@@ -154,6 +156,7 @@ class Snapshot(NamedTuple):
     counted: int
     directory: DirectoryView | None
     passwords: int
+    statements: int
 
     @property
     def waiting(self) -> int:
@@ -166,11 +169,12 @@ class Snapshot(NamedTuple):
         return sum(admission.admitted for admission in self.admissions.values())
 
 
-def snapshot(in_force: AsyncInForce) -> Snapshot:
+def snapshot(in_force: AsyncInForce, statements: AsyncStatements) -> Snapshot:
     """Say what a router has inside, for tests.
 
     Args:
         in_force: Everything of it that changes.
+        statements: Runs its statements.
 
     Returns:
         A frozen view.
@@ -199,6 +203,7 @@ def snapshot(in_force: AsyncInForce) -> Snapshot:
         counted=in_force.pools.counted,
         directory=None if directory is None else DirectoryView(len(directory.questions), len(directory.idle_workers)),
         passwords=in_force.opener.login.remembered,
+        statements=statements.remembered,
     )
 
 

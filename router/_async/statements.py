@@ -90,6 +90,11 @@ class AsyncStatements:
         # Hashes, in the order of their coming: a text may be long. Two that collide cost a read of the primary's.
         self._refused: dict[int, None] = {}
 
+    @property
+    def remembered(self) -> int:
+        """How many statements are remembered that have to run on the primary."""
+        return len(self._refused)
+
     def abandon(self) -> None:
         """Forget, in the child of a fork, who may have held the guard in the parent."""
         self._guard = AGuard()

@@ -283,7 +283,7 @@ class Router(Operations):
 
     def _snapshot(self) -> Snapshot:
         """Return one moment's view of the inside, for tests."""
-        return snapshot(self._in_force)
+        return snapshot(self._in_force, self._statements)
 
     def _ask_of(self) -> Directory | None:
         """The directory of these settings; ``None`` if they have none."""

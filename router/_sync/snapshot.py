@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from router._sync.in_force import InForce
     from router._sync.lanes import PoolSet
     from router._sync.pool.node_pool import NodePool
+    from router._sync.statements import Statements
     from router.core.choose import Route
     from router.core.health import Health
     from router.core.measures import PoolStats
@@ -136,6 +137,7 @@ class Snapshot(NamedTuple):
         counted: Of how many pools, open or gone, counters are kept.
         directory: The directory; ``None`` if there is none.
         passwords: Of how many nodes the password is remembered.
+        statements: How many statements are remembered that have to run on the primary.
     """
 
     closed: bool
@@ -155,6 +157,7 @@ class Snapshot(NamedTuple):
     counted: int
     directory: DirectoryView | None
     passwords: int
+    statements: int
 
     @property
     def waiting(self) -> int:
@@ -167,11 +170,12 @@ class Snapshot(NamedTuple):
         return sum(admission.admitted for admission in self.admissions.values())
 
 
-def snapshot(in_force: InForce) -> Snapshot:
+def snapshot(in_force: InForce, statements: Statements) -> Snapshot:
     """Say what a router has inside, for tests.
 
     Args:
         in_force: Everything of it that changes.
+        statements: Runs its statements.
 
     Returns:
         A frozen view.
@@ -200,6 +204,7 @@ def snapshot(in_force: InForce) -> Snapshot:
         counted=in_force.pools.counted,
         directory=None if directory is None else DirectoryView(len(directory.questions), len(directory.idle_workers)),
         passwords=in_force.opener.login.remembered,
+        statements=statements.remembered,
     )
 
 

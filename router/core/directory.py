@@ -117,6 +117,11 @@ class Answers:
         answer = self._known.get(tenant)
         return None if answer is None else answer.home
 
+    @property
+    def unknown(self) -> int:
+        """How many keys are remembered that are no tenant's, in date or not."""
+        return len(self._unknown)
+
     def is_unknown(self, tenant: str, now: float) -> bool:
         """Tell whether there was no such tenant a moment ago.
 

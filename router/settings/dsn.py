@@ -101,7 +101,7 @@ def _split(
     inherited = _inherited(params)
     nodes = []
     for name, address, port in _hosts(params, defaults):
-        host = name or ("" if address else _socket_directory())
+        host = name or ("" if address else socket_directory())
         place = {"host": host, "hostaddr": address, "port": str(port)}
         own = {**inherited, **params, **place}
         # The address decides which process answers; the name beside it is for TLS and .pgpass.
@@ -148,8 +148,12 @@ def _port(digits: str) -> int:
 
 
 @cache
-def _socket_directory() -> str:
-    """Where this libpq looks when no host is named: the directory it was built with, or localhost."""
+def socket_directory() -> str:
+    """Tell where this libpq looks when no host is named.
+
+    Returns:
+        The directory that it was built with, or localhost.
+    """
     # Refused for its sslmode before any I/O, but after libpq has filled in where it would have gone.
     refused = pq.PGconn.connect_start(b"host='' hostaddr='' port='' sslmode=none")
     host = refused.host.decode()

@@ -190,7 +190,7 @@ async def test_what_is_remembered_is_bounded(tapped: Tapped, monkeypatch: pytest
         statements = [f"WITH w AS (INSERT INTO {table} VALUES ({n})) SELECT 1".encode() for n in range(3)]
         for statement in statements:
             await router.execute(statement)
-        assert len(router._statements._refused) == 2
+        assert router._snapshot().statements == 2
         tapped.trips()
         for statement in statements[1:]:
             await router.execute(statement)
