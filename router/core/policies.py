@@ -30,9 +30,10 @@ class PoolPolicy(Value):
         max_idle: The pool closes connections beyond ``min_size`` that were unused for this many seconds.
         max_lifetime: A connection older than this many seconds is replaced when it is next returned.
         max_unused: A pool is closed if nothing was borrowed from it for this many seconds.
-        hygiene: What is reset when a version's connection is given back: ``transaction`` that alone, ``full`` the whole
-            session, for one round trip more, ``auto`` the whole session after a block that may have left something
-            there. Tenants have ``tenancy.hygiene``.
+        hygiene: What is reset when a version's connection is given back: ``transaction`` ends the transaction and
+            resets nothing, ``full`` resets the whole session, for one round trip more, and ``auto`` does so after a
+            block that may have left something in the session, as far as its statements show: what functions and
+            triggers do inside is not seen. Tenants have ``tenancy.hygiene``.
     """
 
     min_size: int = 0

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any, LiteralString, TypeAlias
 import psycopg
 import pytest
 from psycopg import AsyncClientCursor, AsyncConnection, AsyncRawCursor
+from psycopg.sql import SQL, Identifier, Literal
 
 from router import AsyncRouter, ConfigError
-from tests.support import aall_of, aeventually, new_name, run, settings
+from tests._async.test_spoilt import changes
+from tests.support import SLOW, aall_of, aeventually, new_name, run, settings
 
 if TYPE_CHECKING:
     from router import RouterSettings
@@ -135,6 +137,29 @@ async def test_transaction_ends_the_transaction_and_nothing_else(
                 await connection.set_autocommit(True)
                 await connection.execute("DISCARD ALL", prepare=False)
             assert await left(router, read_only=read_only) == fresh, what
+
+
+@SLOW
+@pytest.mark.parametrize("read_only", [False, True])
+@pytest.mark.parametrize("hygiene", RESETS)
+async def test_every_setting_goes_back_to_what_it_was(cluster: PostgresCluster, hygiene: str, read_only: bool) -> None:
+    async with AsyncRouter(one(cluster.dsn(), hygiene)) as router:
+
+        async def in_force() -> dict[str, str]:
+            async with router.connection(read_only=read_only) as connection:
+                rows = await (await connection.execute("SELECT name, setting FROM pg_settings")).fetchall()
+                # What belongs to the transaction is as the connection object says.
+                return {name: setting for name, setting in rows if not name.startswith("transaction_")}
+
+        fresh = await in_force()
+        done = 0
+        for name, value in changes(cluster):
+            with suppress(psycopg.Error):
+                async with router.connection(read_only=read_only) as connection:
+                    await connection.execute(SQL("SET {} TO {}").format(Identifier(name), Literal(value)))
+                    done += 1
+            assert await in_force() == fresh, (name, value)
+        assert done > 200  # the others are refused
 
 
 async def by_an_error(router: AsyncRouter, statement: LiteralString) -> None:

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any, LiteralString, TypeAlias
 import psycopg
 import pytest
 from psycopg import ClientCursor, Connection, RawCursor
+from psycopg.sql import SQL, Identifier, Literal
 
 from router import ConfigError, Router
-from tests.support import all_of, eventually, new_name, run, settings
+from tests._sync.test_spoilt import changes
+from tests.support import SLOW, all_of, eventually, new_name, run, settings
 
 if TYPE_CHECKING:
     from router import RouterSettings
@@ -134,6 +136,29 @@ def test_transaction_ends_the_transaction_and_nothing_else(postgres: Postgres, n
                 connection.set_autocommit(True)
                 connection.execute("DISCARD ALL", prepare=False)
             assert left(router, read_only=read_only) == fresh, what
+
+
+@SLOW
+@pytest.mark.parametrize("read_only", [False, True])
+@pytest.mark.parametrize("hygiene", RESETS)
+def test_every_setting_goes_back_to_what_it_was(cluster: PostgresCluster, hygiene: str, read_only: bool) -> None:
+    with Router(one(cluster.dsn(), hygiene)) as router:
+
+        def in_force() -> dict[str, str]:
+            with router.connection(read_only=read_only) as connection:
+                rows = connection.execute("SELECT name, setting FROM pg_settings").fetchall()
+                # What belongs to the transaction is as the connection object says.
+                return {name: setting for name, setting in rows if not name.startswith("transaction_")}
+
+        fresh = in_force()
+        done = 0
+        for name, value in changes(cluster):
+            with suppress(psycopg.Error):
+                with router.connection(read_only=read_only) as connection:
+                    connection.execute(SQL("SET {} TO {}").format(Identifier(name), Literal(value)))
+                    done += 1
+            assert in_force() == fresh, (name, value)
+        assert done > 200  # the others are refused
 
 
 def by_an_error(router: Router, statement: LiteralString) -> None:
