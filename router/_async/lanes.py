@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import count
+from operator import attrgetter
 from random import getrandbits
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 MOMENT = 0.05
 """Seconds for which a route that was chosen for an error says why others have none, too: many may end at once."""
 
+MAY_GROW = attrgetter("may_grow")
 PAIRS_BITS = PAIRS.bit_length() - 1
 
 
@@ -231,7 +233,7 @@ class AsyncPoolSet:
         """Whether a request that joins others may have more to do than to wait for what they give back."""
         if self.is_stale or not self.pools or self.has_to_ask or self._unserved or self.target.tenant is not None:
             return True
-        return any(pool.may_grow for pool in self.pools)
+        return True in map(MAY_GROW, self.pools)
 
     async def work(self, waiter: AsyncWaiter) -> None:
         """Do what those that wait need to have done, for one of them: choose, open, hand over.

@@ -16,6 +16,8 @@ import pytest
 import router.core.choose
 from router import AsyncRouter, NoPrimary, PoolExhausted, RouterClosed, Unavailable
 from router._async import routes
+from router._async.lanes import AsyncPoolSet
+from router._async.pool.node_pool import AsyncNodePool
 from router._async.waiter import AsyncWaiter
 from tests._async.internals import inside, invalidate
 from tests.proxy import Proxy
@@ -230,6 +232,51 @@ async def test_closing_ends_all_that_wait(postgres: Postgres) -> None:
         await router.close()
 
     await aall_of(request, partial(request, read_only=True), partial(request, read_only=True, max_lag=1.0), close)
+
+
+async def test_if_the_first_in_line_is_interrupted_before_it_looks_for_what_is_idle_the_next_looks(
+    postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Injected(Exception):
+        pass
+
+    async with AsyncRouter(settings(primary=postgres.primary, pool={"max_size": 1, "timeout": PATIENCE})) as router:
+        await works(router)
+        [pool] = router._in_force.pools
+        [pool_set] = router._in_force.lanes.pool_sets
+        work, led = AsyncPoolSet.work, list[AsyncWaiter]()
+
+        async def take_none(_: AsyncNodePool) -> None:
+            """Find nothing, as if the connection were given back only after that."""
+
+        async def interrupted_work(pool_set: AsyncPoolSet, waiter: AsyncWaiter) -> None:
+            if not led:
+                led.append(waiter)
+                await aeventually(two_wait)
+                raise Injected
+            await work(pool_set, waiter)
+
+        async def one_waits() -> bool:
+            return len(pool_set.line) == 1
+
+        async def two_wait() -> bool:
+            return len(pool_set.line) == 2
+
+        async def first() -> None:
+            with pytest.raises(Injected):
+                await works(router)
+
+        async def second() -> None:
+            await aeventually(one_waits)
+            begun = time.monotonic()
+            await works(router)
+            assert time.monotonic() - begun < PATIENCE / 2
+
+        monkeypatch.setattr(AsyncNodePool, "take", take_none)
+        monkeypatch.setattr(AsyncPoolSet, "work", interrupted_work)
+        assert len(pool.idle) == 1
+        await aall_of(first, second)
+        assert led
 
 
 async def test_who_waits_for_a_server_fails_at_the_deadline_with_the_reason() -> None:

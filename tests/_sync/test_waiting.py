@@ -17,6 +17,8 @@ import pytest
 import router.core.choose
 from router import NoPrimary, PoolExhausted, Router, RouterClosed, Unavailable
 from router._sync import routes
+from router._sync.lanes import PoolSet
+from router._sync.pool.node_pool import NodePool
 from router._sync.waiter import Waiter
 from tests._sync.internals import inside, invalidate
 from tests.proxy import Proxy
@@ -231,6 +233,51 @@ def test_closing_ends_all_that_wait(postgres: Postgres) -> None:
         router.close()
 
     all_of(request, partial(request, read_only=True), partial(request, read_only=True, max_lag=1.0), close)
+
+
+def test_if_the_first_in_line_is_interrupted_before_it_looks_for_what_is_idle_the_next_looks(
+    postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Injected(Exception):
+        pass
+
+    with Router(settings(primary=postgres.primary, pool={"max_size": 1, "timeout": PATIENCE})) as router:
+        works(router)
+        [pool] = router._in_force.pools
+        [pool_set] = router._in_force.lanes.pool_sets
+        work, led = PoolSet.work, list[Waiter]()
+
+        def take_none(_: NodePool) -> None:
+            """Find nothing, as if the connection were given back only after that."""
+
+        def interrupted_work(pool_set: PoolSet, waiter: Waiter) -> None:
+            if not led:
+                led.append(waiter)
+                eventually(two_wait)
+                raise Injected
+            work(pool_set, waiter)
+
+        def one_waits() -> bool:
+            return len(pool_set.line) == 1
+
+        def two_wait() -> bool:
+            return len(pool_set.line) == 2
+
+        def first() -> None:
+            with pytest.raises(Injected):
+                works(router)
+
+        def second() -> None:
+            eventually(one_waits)
+            begun = time.monotonic()
+            works(router)
+            assert time.monotonic() - begun < PATIENCE / 2
+
+        monkeypatch.setattr(NodePool, "take", take_none)
+        monkeypatch.setattr(PoolSet, "work", interrupted_work)
+        assert len(pool.idle) == 1
+        all_of(first, second)
+        assert led
 
 
 def test_who_waits_for_a_server_fails_at_the_deadline_with_the_reason() -> None:

@@ -39,10 +39,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-
 FRESH = 0.001
-"""Seconds after a server's answer in which a session is lent without being polled: a poll is a system call, and has a
-thread release the interpreter to all others."""
+"""Seconds after a server's answer in which a session is lent without being polled, which would be a system call."""
 
 UNREAD = ("25P03", "57P05")
 """SQLSTATEs of sessions that were ended because they were idle: what was sent to them afterwards was never read."""
@@ -67,8 +65,7 @@ async def end_session(
         beneficiary: The request for a slot that it is closed for, if it is for one.
         in_use: Whether something still uses it: it was cut, and is left to that.
     """
-    slot: AsyncSlot | None = getattr(connection, "slot", None)
-    if slot is not None:
+    if (slot := getattr(connection, "slot", None)) is not None:
         await slot.close(connection.pgconn, beneficiary, in_use=in_use)
     elif not in_use:
         connection.pgconn.finish()
@@ -235,29 +232,26 @@ class AsyncNodeConnection(AsyncDriverConnection):
             TransactionOutcomeUnknown: The connection died when something had been sent that commits.
             psycopg.Error: It failed.
         """
-        before = self.pgconn.transaction_status
-        if before != ACTIVE and is_answered(self):
-            self._death = ""
-            self._sent.clear()
         if (session := self._router) is not None:
-            session.begin_use(self, gen)
+            session.uses.add(gen)  # as begin_use(), and end_use() below, without a call: each statement comes by here
         try:
-            answer = await AsyncConnection.wait(self, gen, *args, **kwargs)
-            if session is not None and (self._sent or self._death) and not in_pipeline(self):
-                session.fresh_until = monotonic() + FRESH
-            return answer  # noqa: TRY300
-        except psycopg.Error as error:
-            if is_stale(error):
-                await self._forget(error)
-            if session is not None and is_spoilt(error):
-                session.dirty = True
-            if before == LOST or not self._is_ended_by(error) or (unknown := self._outcome_unknown()) is None:
+            sent, before = self._sent, self.pgconn.transaction_status  # the first raises once the block has ended
+            if before != ACTIVE and is_answered(self):
+                self._death = ""
+                sent.clear()
+            try:
+                answer = await AsyncConnection.wait(self, gen, *args, **kwargs)
+            except psycopg.Error as error:
+                await self._note_failed(error, before)
                 raise
-            self.unknown = unknown
-            raise unknown from error
+            if session is not None and (sent or self._death) and not in_pipeline(self):
+                session.fresh_until = monotonic() + FRESH
+            return answer
         finally:
             if session is not None:
-                session.end_use(self, gen)
+                session.uses.discard(gen)
+                if session.over:
+                    session.end(self)
 
     async def close(self) -> None:
         """Close the connection; if it is borrowed, its pool may open another one in its place."""
@@ -268,20 +262,25 @@ class AsyncNodeConnection(AsyncDriverConnection):
             note_closed(self)
             await end_session(self)
 
-    def _is_ended_by(self, error: psycopg.Error) -> bool:
-        if error.sqlstate in UNREAD:
-            return False
-        return self.closed or error.diag.severity_nonlocalized in ("FATAL", "PANIC")
+    async def _note_failed(self, error: psycopg.Error, before: int) -> None:
+        """Take note of what an error tells of the session, and raise another if nobody knows what was carried out."""
+        if self._router is not None and (is_spoilt(error) or is_stale_session(error)):
+            self._router.dirty = True
+        if is_stale(error):
+            await self._forget()
+        ended = self.closed or error.diag.severity_nonlocalized in ("FATAL", "PANIC")
+        if before == LOST or error.sqlstate in UNREAD or not ended or (unknown := self._outcome_unknown()) is None:
+            return
+        self.unknown = unknown
+        raise unknown from error
 
     def _outcome_unknown(self) -> TransactionOutcomeUnknown | None:
         """Say that nobody knows what became of what was sent; ``None`` where that is known or does not matter."""
         pool: Any = self.__dict__.get(LENT_BY)
         if pool is None or (session := self._router) is None or session.target is None:
             return None
-        if pool.read_only and session.refuses_writes:
-            return None
         death = self._death or (COMMITTING if any(map(commits, self._sent)) else "")
-        if not death:
+        if not death or (pool.read_only and session.refuses_writes):
             return None
         return TransactionOutcomeUnknown(
             f"the connection to {pool.node} died {death} is not known; "
@@ -290,10 +289,8 @@ class AsyncNodeConnection(AsyncDriverConnection):
             tenant=session.target.tenant,
         )
 
-    async def _forget(self, error: psycopg.Error) -> None:
-        """Have psycopg and the server forget what is prepared; if that may not do, end the session with its block."""
-        if self._router is not None and is_stale_session(error):
-            self._router.dirty = True
+    async def _forget(self) -> None:
+        """Have psycopg and the server forget what is prepared."""
         prepared = prepared_of(self)
         names = prepared.forget()
         if self.pgconn.transaction_status == IDLE and not in_pipeline(self):
