@@ -326,6 +326,17 @@ async def test_a_lock_is_free_when_its_block_has_ended(postgres: Postgres, hygie
 
 
 @pytest.mark.parametrize("hygiene", RESETS)
+async def test_a_standbys_session_is_reset_too(cluster: PostgresCluster, hygiene: str) -> None:
+    async with AsyncRouter(one(cluster.dsn(), hygiene, replicas=[cluster.standbys[0].dsn()])) as router:
+        fresh = await left(router, read_only=True)
+        for statement in ("SET work_mem = '7MB'", LOCK, "PREPARE left_there AS SELECT 1", "SET TIME ZONE 'Asia/Tokyo'"):
+            async with router.connection(read_only=True) as connection:
+                assert (await (await connection.execute("SELECT pg_is_in_recovery()")).fetchone()) == (True,)
+                await connection.execute(statement)
+            assert await left(router, read_only=True) == fresh, statement
+
+
+@pytest.mark.parametrize("hygiene", RESETS)
 async def test_nobody_hears_what_another_listened_for(postgres: Postgres, hygiene: str) -> None:
     channel = new_name()
     async with AsyncRouter(one(postgres.primary, hygiene)) as router:

@@ -323,6 +323,17 @@ def test_a_lock_is_free_when_its_block_has_ended(postgres: Postgres, hygiene: st
 
 
 @pytest.mark.parametrize("hygiene", RESETS)
+def test_a_standbys_session_is_reset_too(cluster: PostgresCluster, hygiene: str) -> None:
+    with Router(one(cluster.dsn(), hygiene, replicas=[cluster.standbys[0].dsn()])) as router:
+        fresh = left(router, read_only=True)
+        for statement in ("SET work_mem = '7MB'", LOCK, "PREPARE left_there AS SELECT 1", "SET TIME ZONE 'Asia/Tokyo'"):
+            with router.connection(read_only=True) as connection:
+                assert (connection.execute("SELECT pg_is_in_recovery()").fetchone()) == (True,)
+                connection.execute(statement)
+            assert left(router, read_only=True) == fresh, statement
+
+
+@pytest.mark.parametrize("hygiene", RESETS)
 def test_nobody_hears_what_another_listened_for(postgres: Postgres, hygiene: str) -> None:
     channel = new_name()
     with Router(one(postgres.primary, hygiene)) as router:
