@@ -226,17 +226,17 @@ class AsyncInForce:
         if self._housekeeper is None:
             with self.guard:
                 if self._housekeeper is None and not self.closed:
-                    self._housekeeper = aspawn(self._keep_house, "router housekeeping")
+                    self._housekeeper = aspawn(self._run_housekeeping, "router housekeeping")
 
     @property
     def begun(self) -> bool:
         """Whether anything was opened that has to be closed."""
         return self._housekeeper is not None and not self.closed
 
-    async def _keep_house(self) -> None:
+    async def _run_housekeeping(self) -> None:
         try:
             while not await self._closing.wait_for(HOUSEKEEPING):
-                await self._keep_house_once()
+                await self._do_housekeeping()
                 if self.dropped and await self._ended():
                     return
         finally:
@@ -253,7 +253,7 @@ class AsyncInForce:
         await self.close(GRACE)
         return True
 
-    async def _keep_house_once(self) -> None:
+    async def _do_housekeeping(self) -> None:
         with Isolated("could not close unused pools"):
             await self.pools.sweep()
         with Isolated("could not find connections that were lost"):

@@ -32,10 +32,10 @@ if TYPE_CHECKING:
     from router.core.policies import HealthPolicy
     from router.core.topology import Cluster
 
-VISITED = 64
+RECENT = 64
 """How many clusters of tenants' own stay in use without a pool: those that requests have used last."""
 
-FORGOTTEN = "the server has no work for them, and nothing arrives: a gateway or proxy in between has forgotten them"
+SILENT = "the server has no work for them, and nothing arrives: a gateway or proxy in between has forgotten them"
 """The reason for which connections to a server that is up are cut."""
 
 
@@ -74,7 +74,7 @@ class Clusters:
         self._guard = Guard()  # guards all that is changed here, and in each cluster what its docstring says
         self._known: WeakValueDictionary[Cluster, SyncCluster] = WeakValueDictionary()
         self._in_use: dict[SyncCluster, None] = {}
-        self._visited: dict[SyncCluster, None] = {}  # the latest at the end
+        self._recent: dict[SyncCluster, None] = {}  # the latest at the end
 
     def __iter__(self) -> Iterator[SyncCluster]:
         return iter(list(self._in_use))
@@ -103,12 +103,12 @@ class Clusters:
         with self._guard:
             cluster.requests += 1
             if not cluster.kept:
-                self._visited.pop(cluster, None)
-                self._visited[cluster] = None
+                self._recent.pop(cluster, None)
+                self._recent[cluster] = None
             self._settle(cluster)
-            while len(self._visited) > VISITED:
-                oldest = next(iter(self._visited))
-                del self._visited[oldest]
+            while len(self._recent) > RECENT:
+                oldest = next(iter(self._recent))
+                del self._recent[oldest]
                 self._settle(oldest)
 
     def end_request(self, cluster: SyncCluster) -> None:
@@ -132,7 +132,7 @@ class Clusters:
         with self._guard:
             cluster.kept = kept
             cluster.stays_in_use &= kept
-            self._visited.pop(cluster, None)
+            self._recent.pop(cluster, None)
             self._settle(cluster)
 
     def add(self, pool: NodePool) -> None:
@@ -170,13 +170,13 @@ class Clusters:
                 forgotten = {pool.node, NodeUse(pool.node, read_only=True), NodeUse(pool.node, read_only=False)}
                 self.health = {key: state for key, state in self.health.items() if key not in forgotten}
             if not cluster.pools:
-                self._visited.pop(cluster, None)
+                self._recent.pop(cluster, None)
             self._settle(cluster)
         self.observers.emit([PoolClosed(pool.cluster.name, pool.node, pool.read_only, pool.tenant)])
 
     def _settle(self, cluster: SyncCluster) -> None:
         """Compute whether a cluster and its servers are in use. Called under the guard."""
-        needed = bool(cluster.kept or cluster.requests or cluster.pools or cluster in self._visited)
+        needed = bool(cluster.kept or cluster.requests or cluster.pools or cluster in self._recent)
         if needed == (cluster in self._in_use):
             return
         servers = dict(self.servers)
@@ -339,5 +339,5 @@ class Clusters:
             by_pool.setdefault(one.pool, []).append(one.state)
         for pool, states in by_pool.items():
             with Isolated("the silent connections of the pool to %s could not be closed", pool.node):
-                pool.drop_silent(states, FORGOTTEN)
-        self.observers.emit(ConnectionsCut(pool.node, len(states), FORGOTTEN) for pool, states in by_pool.items())
+                pool.drop_silent(states, SILENT)
+        self.observers.emit(ConnectionsCut(pool.node, len(states), SILENT) for pool, states in by_pool.items())

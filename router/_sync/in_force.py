@@ -227,17 +227,17 @@ class InForce:
         if self._housekeeper is None:
             with self.guard:
                 if self._housekeeper is None and not self.closed:
-                    self._housekeeper = spawn(self._keep_house, "router housekeeping")
+                    self._housekeeper = spawn(self._run_housekeeping, "router housekeeping")
 
     @property
     def begun(self) -> bool:
         """Whether anything was opened that has to be closed."""
         return self._housekeeper is not None and not self.closed
 
-    def _keep_house(self) -> None:
+    def _run_housekeeping(self) -> None:
         try:
             while not self._closing.wait_for(HOUSEKEEPING):
-                self._keep_house_once()
+                self._do_housekeeping()
                 if self.dropped and self._ended():
                     return
         finally:
@@ -254,7 +254,7 @@ class InForce:
         self.close(GRACE)
         return True
 
-    def _keep_house_once(self) -> None:
+    def _do_housekeeping(self) -> None:
         with Isolated("could not close unused pools"):
             self.pools.sweep()
         with Isolated("could not find connections that were lost"):

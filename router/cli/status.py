@@ -102,7 +102,7 @@ def status(
 ) -> None:
     """Show each version's nodes: role, state, lag, connections, latency, and what is wrong.
 
-    It connects to every node, with --watch anew for each probe. It cannot see into the processes that use a router:
+    It connects to every node, with --watch again for each probe. It cannot see into the processes that use a router:
     connections are what the server counts for the node's user and database, over all processes. In use are those that
     run something or are in a transaction; waiting are those of them that wait for a lock. The latency is that of one
     query. A replica's lag in seconds is the most that it can be, the age of the last commit it replayed; --watch

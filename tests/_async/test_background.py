@@ -60,7 +60,7 @@ STEPS: dict[type[Any], set[str]] = {
     AsyncWatcher: {"_ask", "_attempt", "_find_silent", "_next_node", "_probe", "_try_logins"},
 }
 # The loops: whatever they call must be listed, but for what only lets go of something, and cannot do half of that.
-LOOPS = {"_keep_house", "_keep_house_once", "_listen", "_watch", "_work"}
+LOOPS = {"_run_housekeeping", "_do_housekeeping", "_listen", "_watch", "_work"}
 LETS_GO = {"_leave_open", "wait_unused"}
 
 by_the_test: ContextVar[bool] = ContextVar("by_the_test", default=False)

@@ -1019,7 +1019,7 @@ async def test_of_keys_without_end_only_so_many_are_remembered(world: World, mon
 
 
 async def test_of_tenants_servers_that_are_down_only_so_many_are_watched(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("router._async.clusters.VISITED", 3)
+    monkeypatch.setattr("router._async.clusters.RECENT", 3)
     options = RouterSettings(tenant_template="postgresql://app@127.0.0.{tenant}:1/app", versions={"v1": "host=h"})
     async with AsyncRouter(options) as router:
         for number in range(2, 20):

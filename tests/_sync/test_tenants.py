@@ -1012,7 +1012,7 @@ def test_of_keys_without_end_only_so_many_are_remembered(world: World, monkeypat
 
 
 def test_of_tenants_servers_that_are_down_only_so_many_are_watched(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("router._sync.clusters.VISITED", 3)
+    monkeypatch.setattr("router._sync.clusters.RECENT", 3)
     options = RouterSettings(tenant_template="postgresql://app@127.0.0.{tenant}:1/app", versions={"v1": "host=h"})
     with Router(options) as router:
         for number in range(2, 20):
