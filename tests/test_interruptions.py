@@ -80,7 +80,9 @@ def is_whole(router: Router) -> bool:
     )
 
 
-@pytest.mark.parametrize(("growing", "tenant"), [(False, None), (True, None), (False, "acme")])
+@pytest.mark.parametrize(
+    ("growing", "tenant"), [(False, None), (False, "acme"), pytest.param(True, None, marks=pytest.mark.slow)]
+)
 def test_an_interruption_at_any_line_loses_no_connection(
     postgres: Postgres,
     monkeypatch: pytest.MonkeyPatch,

@@ -6,14 +6,21 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bench.strays import KINDS, POOLINGS, run
+from bench.strays import run
 
 if TYPE_CHECKING:
     from router.testing import PostgresCluster
 
 
-@pytest.mark.parametrize("pooling", POOLINGS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "pooling"),
+    [
+        ("threads", "shared"),
+        ("tasks", "dedicated"),
+        pytest.param("threads", "dedicated", marks=pytest.mark.slow),
+        pytest.param("tasks", "shared", marks=pytest.mark.slow),
+    ],
+)
 def test_what_outlives_its_block_is_refused_and_nobody_else_notices(
     cluster: PostgresCluster, kind: str, pooling: str
 ) -> None:
