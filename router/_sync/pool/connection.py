@@ -22,6 +22,7 @@ from router._sync.pool.inside.connection import (
     prepared_of,
     use_prepared,
 )
+from router._sync.pool.inside.objects import ended_by
 from router._sync.pool.inside.prepared import PreparedStatements
 from router.core.errors import TransactionOutcomeUnknown
 from router.core.stale import is_spoilt, is_stale, is_stale_session
@@ -230,7 +231,8 @@ class NodeConnection(DriverConnection):
             What the generator returns.
 
         Raises:
-            TransactionOutcomeUnknown: The connection died when something had been sent that commits.
+            TransactionOutcomeUnknown: The connection died when something had been sent that commits, unless the server
+                had ended the session before that.
             psycopg.Error: It failed.
         """
         if (session := self._router) is not None:
@@ -264,9 +266,12 @@ class NodeConnection(DriverConnection):
             end_session(self)
 
     def _note_failed(self, error: psycopg.Error, before: int) -> None:
-        """Take note of what an error tells of the session, and raise another if nobody knows what was carried out."""
-        if self._router is not None and (is_spoilt(error) or is_stale_session(error)):
-            self._router.dirty = True
+        """Take note of what an error tells of the session, and raise one that says more, if there is one."""
+        if (session := self._router) is not None:
+            if is_spoilt(error) or is_stale_session(error):
+                session.dirty = True
+            if session.ended_by and error.sqlstate is None:
+                raise ended_by(session.ended_by) from error
         if is_stale(error):
             self._forget()
         ended = self.closed or error.diag.severity_nonlocalized in ("FATAL", "PANIC")

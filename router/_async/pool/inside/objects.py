@@ -9,14 +9,46 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, errors
+from psycopg.pq import DiagnosticField
 
 from router._async.pool.inside.connection import LENT_BY, begin_of, use_adapters
 
 if TYPE_CHECKING:
+    from weakref import ReferenceType
+
     from psycopg.adapt import AdaptersMap
-    from psycopg.pq.abc import PGconn
+    from psycopg.pq.abc import PGconn, PGresult
     from psycopg.rows import TupleRow
+
+
+def hear_notice(hearer: ReferenceType[Any], notice: PGresult) -> None:
+    """Pass a notice on to psycopg; of an error that ends the session while nothing runs, libpq tells by a notice, too.
+
+    Args:
+        hearer: Refers to the session's objects.
+        notice: What the server said.
+    """
+    objects = hearer()
+    if objects is not None and notice.error_field(DiagnosticField.SEVERITY_NONLOCALIZED) in {b"FATAL", b"PANIC"}:
+        objects.ended_by = (notice.error_field(DiagnosticField.SQLSTATE) or b"").decode()
+    AsyncConnection._notice_handler(hearer, notice)
+
+
+def ended_by(sqlstate: str) -> errors.Error:
+    """Make the error for what is sent to a session that the server had ended before: it was not read any more.
+
+    Args:
+        sqlstate: What the server ended it with.
+
+    Returns:
+        The error, of the class that psycopg has for that SQLSTATE.
+    """
+    try:
+        kind = errors.lookup(sqlstate)
+    except KeyError:
+        kind = errors.OperationalError
+    return kind(f"the server had ended the session before (SQLSTATE {sqlstate}): what was sent was not carried out")
 
 
 class AsyncSessionObjects:
@@ -31,11 +63,12 @@ class AsyncSessionObjects:
             handlers, the notifications that came, or what is prepared when.
         adapters: What ``configure=`` left of them; each borrower gets a copy, too.
         hears: libpq's handlers of notices and notifications.
+        ended_by: The SQLSTATE with which the server ended the session while nothing ran; empty if it did not.
     """
 
     __slots__ = (
-        "__weakref__", "_handlers", "_prepared", "_prepares", "adapters", "altered", "attributes", "hears", "kind",
-        "pgconn", "pristine",
+        "__weakref__", "_handlers", "_prepared", "_prepares", "adapters", "altered", "attributes", "ended_by", "hears",
+        "kind", "pgconn", "pristine",
     )  # fmt: skip
 
     def __init__(self, connection: AsyncConnection[TupleRow]) -> None:
@@ -52,10 +85,11 @@ class AsyncSessionObjects:
         self._prepared = connection._prepared
         self._prepares = self._prepared.prepare_threshold, self._prepared.prepared_max
         self._handlers = [*connection._notice_handlers], [*connection._notify_handlers]
+        self.ended_by = ""
         hearer: Any = ref(self)
-        # psycopg's own, told of the session instead of one connection object: so they stay the same for all borrowers.
+        # psycopg's, told of the session instead of one connection object: so they stay the same for all borrowers.
         self.hears: tuple[Any, Any] = (
-            partial(AsyncConnection._notice_handler, hearer),
+            partial(hear_notice, hearer),
             partial(AsyncConnection._notify_handler, hearer),
         )
         self.pgconn.notice_handler, self.pgconn.notify_handler = self.hears
