@@ -65,6 +65,30 @@ def test_a_child_has_connections_of_its_own_and_the_parents_live_on(postgres: Po
         assert backend(router) == mine
 
 
+def test_a_child_that_closes_an_acquired_connection_leaves_it_to_the_parent(postgres: Postgres) -> None:
+    options = settings(
+        primary=postgres.primary,
+        tenant_template={"row": "app.tenant"},
+        tenancy={"pooling": "shared", "max_connections": 1},
+        pool={"timeout": PATIENCE},
+    )
+    with Router(options) as router:
+        for tenant in (None, "acme"):
+            named: dict[str, Any] = {"version": "v1"} if tenant is None else {"tenant": tenant}
+            connection = router.acquire(**named)
+            connection.execute("CREATE TEMPORARY TABLE mine (i int) ON COMMIT DROP")
+
+            def child(connection: Any = connection, named: dict[str, Any] = named) -> None:
+                connection.close()
+                router.acquire(**named).close()
+                router.close()
+
+            assert in_child(child) == 0
+            assert connection.execute("SELECT count(*) FROM mine").fetchone() == (0,)
+            connection.close()
+            router.acquire(**named).close()
+
+
 def test_a_fork_inside_a_block_leaves_the_parents_transaction_alone(postgres: Postgres) -> None:
     with Router(settings(primary=postgres.primary, pool={"max_size": 1})) as router:
         borrowed = router.connection()

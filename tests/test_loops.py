@@ -159,6 +159,26 @@ def test_each_loop_has_a_router_of_its_own_that_ends_with_it(world: World) -> No
 
 
 @pytest.mark.usefixtures("_configured")
+def test_an_acquired_connection_that_outlives_its_loop_is_closed_with_it(world: World) -> None:
+    async def main() -> psycopg.AsyncConnection[Any]:
+        connection = await aio.acquire()
+        await connection.execute("SELECT 1")
+        return connection
+
+    async def use(connection: psycopg.AsyncConnection[Any]) -> None:
+        with pytest.raises(psycopg.Error):
+            await connection.execute("SELECT 1")
+        await connection.close()
+        await pid()
+
+    kept = asyncio.run(main())
+    assert world.left()
+    asyncio.run(use(kept))
+    assert kept.closed
+    assert world.left()
+
+
+@pytest.mark.usefixtures("_configured")
 def test_loops_of_several_threads_do_not_meet(world: World) -> None:
     together, found = threading.Barrier(3), set[int]()
 

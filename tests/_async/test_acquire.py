@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -176,6 +177,68 @@ async def test_it_is_a_tenants(postgres: Postgres, pooling: str, begin: bool) ->
                 await connection.close()
         with pytest.raises(UnknownTenant):
             await router.acquire()
+
+
+@pytest.mark.parametrize("ends", ["closed", "closed twice", "broken", "dropped", "failed"])
+@pytest.mark.parametrize("pooling", ["shared", "dedicated"])
+async def test_its_end_makes_room_for_another_of_its_tenant(postgres: Postgres, pooling: str, ends: str) -> None:
+    options = settings(
+        primary=postgres.primary,
+        tenancy={"pooling": pooling, "max_connections": 1},
+        tenant_template={"row": "app.tenant"},
+        pool={"max_size": 1, "timeout": 20.0},
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        async with AsyncRouter(options) as router:
+            for _ in range(3):
+                connection = await router.acquire(tenant="acme")
+                await connection.execute("SELECT 1")
+                with pytest.raises(PoolExhausted):
+                    await router.acquire(tenant="acme", timeout=0.05)
+                if ends == "broken":
+                    cut(connection)
+                if ends == "failed":
+                    with pytest.raises(psycopg.errors.DivisionByZero):
+                        await connection.execute("SELECT 1 / 0")
+                if ends != "dropped":
+                    await connection.close()
+                if ends == "closed twice":
+                    await connection.close()
+                del connection
+                gc.collect()
+            for tenant in ("globex", "acme"):
+                connection = await router.acquire(tenant=tenant)
+                await connection.close()
+
+
+@pytest.mark.parametrize("use", ["execute", "commit", "rollback", "cursor", "transaction", "pipeline", "kept"])
+async def test_after_close_every_use_of_it_raises(postgres: Postgres, use: str) -> None:
+    async with AsyncRouter(settings(primary=postgres.primary, pool=ONE)) as router:
+        connection = await router.acquire()
+        cursor = connection.cursor()
+        await connection.close()
+        async with await router.acquire() as another:
+            await another.execute("SELECT 1")
+            with pytest.raises(psycopg.InterfaceError, match="given back"):
+                match use:
+                    case "execute":
+                        await connection.execute("SELECT 1")
+                    case "commit":
+                        await connection.commit()
+                    case "rollback":
+                        await connection.rollback()
+                    case "cursor":
+                        connection.cursor()
+                    case "transaction":
+                        async with connection.transaction():
+                            pytest.fail("it began")
+                    case "pipeline":
+                        async with connection.pipeline():
+                            pytest.fail("it began")
+                    case "kept":
+                        await cursor.execute("SELECT 1")
+            await another.execute("SELECT 1")
 
 
 async def test_a_tenant_that_the_directory_knows_may_be_asked_for(postgres: Postgres) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import gc
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -177,6 +178,68 @@ def test_it_is_a_tenants(postgres: Postgres, pooling: str, begin: bool) -> None:
                 connection.close()
         with pytest.raises(UnknownTenant):
             router.acquire()
+
+
+@pytest.mark.parametrize("ends", ["closed", "closed twice", "broken", "dropped", "failed"])
+@pytest.mark.parametrize("pooling", ["shared", "dedicated"])
+def test_its_end_makes_room_for_another_of_its_tenant(postgres: Postgres, pooling: str, ends: str) -> None:
+    options = settings(
+        primary=postgres.primary,
+        tenancy={"pooling": pooling, "max_connections": 1},
+        tenant_template={"row": "app.tenant"},
+        pool={"max_size": 1, "timeout": 20.0},
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        with Router(options) as router:
+            for _ in range(3):
+                connection = router.acquire(tenant="acme")
+                connection.execute("SELECT 1")
+                with pytest.raises(PoolExhausted):
+                    router.acquire(tenant="acme", timeout=0.05)
+                if ends == "broken":
+                    cut(connection)
+                if ends == "failed":
+                    with pytest.raises(psycopg.errors.DivisionByZero):
+                        connection.execute("SELECT 1 / 0")
+                if ends != "dropped":
+                    connection.close()
+                if ends == "closed twice":
+                    connection.close()
+                del connection
+                gc.collect()
+            for tenant in ("globex", "acme"):
+                connection = router.acquire(tenant=tenant)
+                connection.close()
+
+
+@pytest.mark.parametrize("use", ["execute", "commit", "rollback", "cursor", "transaction", "pipeline", "kept"])
+def test_after_close_every_use_of_it_raises(postgres: Postgres, use: str) -> None:
+    with Router(settings(primary=postgres.primary, pool=ONE)) as router:
+        connection = router.acquire()
+        cursor = connection.cursor()
+        connection.close()
+        with router.acquire() as another:
+            another.execute("SELECT 1")
+            with pytest.raises(psycopg.InterfaceError, match="given back"):
+                match use:
+                    case "execute":
+                        connection.execute("SELECT 1")
+                    case "commit":
+                        connection.commit()
+                    case "rollback":
+                        connection.rollback()
+                    case "cursor":
+                        connection.cursor()
+                    case "transaction":
+                        with connection.transaction():
+                            pytest.fail("it began")
+                    case "pipeline":
+                        with connection.pipeline():
+                            pytest.fail("it began")
+                    case "kept":
+                        cursor.execute("SELECT 1")
+            another.execute("SELECT 1")
 
 
 def test_a_tenant_that_the_directory_knows_may_be_asked_for(postgres: Postgres) -> None:
