@@ -105,11 +105,13 @@ LEAVE_NOTHING = [
 @pytest.mark.parametrize("text", LEAVE_SOMETHING)
 def test_what_may_outlast_its_transaction(text: str) -> None:
     assert leaves_trace(text.encode())
+    assert leaves_trace(text.swapcase().encode())
 
 
 @pytest.mark.parametrize("text", LEAVE_NOTHING)
 def test_what_ends_with_its_transaction(text: str) -> None:
     assert not leaves_trace(text.encode())
+    assert not leaves_trace(text.swapcase().encode())
 
 
 QUOTED = st.sampled_from(["'a;b'", "'it''s; LISTEN'", '"a;b"', "$$;$$", "$a$;$$;$a$", "E'a\\\\;b'", "U&'a;b'"])

@@ -496,6 +496,23 @@ async def test_a_connection_that_dies_when_it_is_reset_is_nobodys_error(tapped: 
 
 
 @pytest.mark.parametrize("hygiene", RESETS)
+async def test_a_connection_that_dies_when_it_is_reset_was_not_lost_in_its_block(tapped: Tapped, hygiene: str) -> None:
+    calls = []
+
+    async def fail(connection: AsyncConnection[Any]) -> None:
+        calls.append(connection)
+        await connection.execute(LOCK)
+        raise psycopg.errors.UniqueViolation
+
+    async with AsyncRouter(behind(tapped, hygiene)) as router:
+        tapped.cut(tapped.primary, on="DISCARD SEQUENCES", before=True)
+        with pytest.raises(psycopg.errors.UniqueViolation):
+            await router.run(fail, retries=3)
+        assert len(calls) == 1  # a transaction is run again if its connection was lost
+        assert not calls[0].broken
+
+
+@pytest.mark.parametrize("hygiene", RESETS)
 async def test_a_server_that_does_not_answer_a_reset_keeps_nobody_waiting(tapped: Tapped, hygiene: str) -> None:
     async with AsyncRouter(behind(tapped, hygiene)) as router:
         pid = (await left(router))[0]

@@ -489,6 +489,23 @@ def test_a_connection_that_dies_when_it_is_reset_is_nobodys_error(tapped: Tapped
 
 
 @pytest.mark.parametrize("hygiene", RESETS)
+def test_a_connection_that_dies_when_it_is_reset_was_not_lost_in_its_block(tapped: Tapped, hygiene: str) -> None:
+    calls = []
+
+    def fail(connection: Connection[Any]) -> None:
+        calls.append(connection)
+        connection.execute(LOCK)
+        raise psycopg.errors.UniqueViolation
+
+    with Router(behind(tapped, hygiene)) as router:
+        tapped.cut(tapped.primary, on="DISCARD SEQUENCES", before=True)
+        with pytest.raises(psycopg.errors.UniqueViolation):
+            router.run(fail, retries=3)
+        assert len(calls) == 1  # a transaction is run again if its connection was lost
+        assert not calls[0].broken
+
+
+@pytest.mark.parametrize("hygiene", RESETS)
 def test_a_server_that_does_not_answer_a_reset_keeps_nobody_waiting(tapped: Tapped, hygiene: str) -> None:
     with Router(behind(tapped, hygiene)) as router:
         pid = left(router)[0]

@@ -886,7 +886,8 @@ class NodePool:
             elif pgconn.parameter_status(b"in_hot_standby") != session.in_hot_standby:
                 self.watched.suspect(self.node.server)  # it was promoted, say
             elif self._hygiene is not None and not reset(following):
-                pass
+                self._close_session(session)  # which was not lost in the block
+                return
             elif pgconn.parameter_status(b"client_encoding") == session.client_encoding:  # psycopg goes by it
                 pgconn.untrace()  # nothing tells whether it is traced
                 if not pgconn.nonblocking:
