@@ -8,7 +8,7 @@ from collections import Counter
 from contextlib import suppress
 from copy import copy as copy_object
 from copy import deepcopy
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, LiteralString, TypeAlias
 from weakref import ref
 
 import psycopg
@@ -20,7 +20,7 @@ from psycopg.types.string import StrDumper
 from router import AsyncRouter
 from router._runtime.flags import AFlag
 from tests.proxy import Proxy
-from tests.support import aall_of, aeventually, new_name, run, settings
+from tests.support import aall_of, aeventually, aoutside, new_name, run, settings
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -419,6 +419,48 @@ async def test_to_close_what_is_kept_does_no_harm(postgres: Postgres) -> None:
             assert "given back" in repr(connection)
             assert another.info.backend_pid == pid
             await another.execute("SELECT 1")
+
+
+async def test_a_close_that_was_kept_does_no_harm(postgres: Postgres) -> None:
+    async with AsyncRouter(settings(primary=postgres.primary, pool=ONE)) as router:
+        async with router.connection() as connection:
+            pid, close = connection.info.backend_pid, connection.close
+        async with router.connection() as another:
+            await close()
+            await another.execute("SELECT 1")
+            assert another.info.backend_pid == pid
+            [node] = router.stats().versions[0].nodes
+            assert node.write is not None
+            assert (node.write.size, node.write.in_use) == (1, 1)
+        async with router.connection() as another:
+            assert another.info.backend_pid == pid
+
+
+async def test_a_connection_that_is_closed_while_a_statement_runs_fails_that_and_nobody_else(
+    postgres: Postgres,
+) -> None:
+    query: LiteralString = f"SELECT pg_sleep(60) AS {new_name()}"
+    async with AsyncRouter(settings(primary=postgres.primary, pool=ONE)) as router:
+        for _ in range(3):
+            kept: list[AsyncConnection[Any]] = []
+
+            async def borrow(kept: list[AsyncConnection[Any]] = kept) -> None:
+                with pytest.raises(psycopg.OperationalError):
+                    async with router.connection(read_only=True) as connection:
+                        kept.append(connection)
+                        await connection.execute(query)
+
+            async def close(kept: list[AsyncConnection[Any]] = kept) -> None:
+                async def runs() -> bool:
+                    active = f"SELECT 1 FROM pg_stat_activity WHERE query = '{query}' AND state = 'active'"
+                    return bool(await aoutside(run, postgres.primary, active))
+
+                await aeventually(runs)
+                await kept[0].close()
+
+            await aall_of(borrow, close)
+            async with router.connection(read_only=True) as another:
+                assert await (await another.execute("SELECT 1")).fetchone() == (1,)
 
 
 async def test_rows_that_were_received_in_the_block_can_still_be_read(postgres: Postgres) -> None:

@@ -9,7 +9,7 @@ from collections import Counter
 from contextlib import suppress
 from copy import copy as copy_object
 from copy import deepcopy
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, LiteralString, TypeAlias
 from weakref import ref
 
 import psycopg
@@ -21,7 +21,7 @@ from psycopg.types.string import StrDumper
 from router import Router
 from router._runtime.flags import Flag
 from tests.proxy import Proxy
-from tests.support import all_of, eventually, new_name, run, settings
+from tests.support import all_of, eventually, new_name, outside, run, settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -418,6 +418,48 @@ def test_to_close_what_is_kept_does_no_harm(postgres: Postgres) -> None:
             assert "given back" in repr(connection)
             assert another.info.backend_pid == pid
             another.execute("SELECT 1")
+
+
+def test_a_close_that_was_kept_does_no_harm(postgres: Postgres) -> None:
+    with Router(settings(primary=postgres.primary, pool=ONE)) as router:
+        with router.connection() as connection:
+            pid, close = connection.info.backend_pid, connection.close
+        with router.connection() as another:
+            close()
+            another.execute("SELECT 1")
+            assert another.info.backend_pid == pid
+            [node] = router.stats().versions[0].nodes
+            assert node.write is not None
+            assert (node.write.size, node.write.in_use) == (1, 1)
+        with router.connection() as another:
+            assert another.info.backend_pid == pid
+
+
+def test_a_connection_that_is_closed_while_a_statement_runs_fails_that_and_nobody_else(
+    postgres: Postgres,
+) -> None:
+    query: LiteralString = f"SELECT pg_sleep(60) AS {new_name()}"
+    with Router(settings(primary=postgres.primary, pool=ONE)) as router:
+        for _ in range(3):
+            kept: list[Connection[Any]] = []
+
+            def borrow(kept: list[Connection[Any]] = kept) -> None:
+                with pytest.raises(psycopg.OperationalError):
+                    with router.connection(read_only=True) as connection:
+                        kept.append(connection)
+                        connection.execute(query)
+
+            def close(kept: list[Connection[Any]] = kept) -> None:
+                def runs() -> bool:
+                    active = f"SELECT 1 FROM pg_stat_activity WHERE query = '{query}' AND state = 'active'"
+                    return bool(outside(run, postgres.primary, active))
+
+                eventually(runs)
+                kept[0].close()
+
+            all_of(borrow, close)
+            with router.connection(read_only=True) as another:
+                assert another.execute("SELECT 1").fetchone() == (1,)
 
 
 def test_rows_that_were_received_in_the_block_can_still_be_read(postgres: Postgres) -> None:

@@ -717,11 +717,24 @@ class AsyncNodePool:
         """
         if self.inherited:
             return
-        connection.__dict__[LENT_BY] = None  # it is no longer lent: its close() closes it
+        session, use = session_of(connection), object()
         try:
-            await connection.close()
+            session.begin_use(connection, use)
+        except psycopg.Error:  # its block has ended meanwhile, or it is being closed
+            return
+        try:
+            session.is_closing = True  # first: what would begin to use it from now on fails, and the rest is seen here
+            if len(session.uses) > 1:  # to close it would free memory that is in use: the end of its block does
+                session.cut_because = "it was closed while something used it"
+                cut(session)
+                return
+            connection.__dict__[LENT_BY] = None  # it is no longer lent: its close() closes it
+            try:
+                await connection.close()
+            finally:
+                await self._replace(session)
         finally:
-            await self._replace(session_of(connection))
+            session.end_use(connection, use)
 
     async def _close_session(self, session: SessionState) -> None:
         """Close a session whose connection object nobody may use any more, and have its place back."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
 
+import psycopg
 from psycopg.pq import ConnStatus
 
 from router._async.pool.inside.connection import CLOSED_HERE
@@ -43,6 +44,7 @@ class SessionState(AsyncSessionObjects):
         dropped: Whether its object was collected without being given back.
         over: Whether its last block has ended, although something may still use the object: once that has failed, the
             object is of no use, either.
+        is_closing: Whether its borrower closes it.
         uses: What waits for the server now, or asks it to cancel a statement; not what takes rows that have come.
         opened_at: When it had been opened, on the monotonic clock.
         process: Which run of which server it leads to; empty while that is not known.
@@ -67,8 +69,8 @@ class SessionState(AsyncSessionObjects):
 
     __slots__ = (
         "application_name", "began", "borrowed_at", "client_encoding", "cut_because", "dirty", "dropped", "expires_at",
-        "fresh_until", "has_input", "idle_since", "in_hot_standby", "opened_at", "over", "pool", "process",
-        "refuses_writes", "scope", "slot", "target", "tenant", "uses",
+        "fresh_until", "has_input", "idle_since", "in_hot_standby", "is_closing", "opened_at", "over", "pool",
+        "process", "refuses_writes", "scope", "slot", "target", "tenant", "uses",
     )  # fmt: skip
 
     def __init__(self, connection: AsyncNodeConnection, pool: AsyncNodePool) -> None:
@@ -83,7 +85,7 @@ class SessionState(AsyncSessionObjects):
         self.pool = pool
         pgconn = self.pgconn
         self.slot = connection.slot
-        self.dropped = self.over = self.dirty = False
+        self.dropped = self.over = self.dirty = self.is_closing = False
         self.uses = set[object]()  # whose methods are atomic
         self.opened_at = self.idle_since = monotonic()
         self.fresh_until = 0.0
@@ -162,12 +164,16 @@ class SessionState(AsyncSessionObjects):
 
         Raises:
             psycopg.InterfaceError: Its block has ended meanwhile.
+            psycopg.OperationalError: Its borrower closes it.
         """
         # In this order: what ends a block makes the object useless first, and looks for uses then.
         self.uses.add(use)
         if isinstance(connection, AsyncReturnedConnection):
             self.uses.discard(use)
             raise given_back(self.borrowed_at)
+        if self.is_closing:
+            self.uses.discard(use)
+            raise psycopg.OperationalError("the connection is closed")
 
     def end_use(self, connection: AsyncConnection[TupleRow], use: object) -> None:
         """Note that something uses the session no more.

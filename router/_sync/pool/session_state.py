@@ -13,6 +13,7 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
 
+import psycopg
 from psycopg.pq import ConnStatus
 
 from router._runtime.flags import Lock
@@ -44,6 +45,7 @@ class SessionState(SessionObjects):
         dropped: Whether its object was collected without being given back.
         over: Whether its last block has ended, although something may still use the object: once that has failed, the
             object is of no use, either.
+        is_closing: Whether its borrower closes it.
         uses: What waits for the server now, or asks it to cancel a statement; not what takes rows that have come.
         opened_at: When it had been opened, on the monotonic clock.
         process: Which run of which server it leads to; empty while that is not known.
@@ -68,8 +70,8 @@ class SessionState(SessionObjects):
 
     __slots__ = (
         "application_name", "began", "borrowed_at", "client_encoding", "cut_because", "dirty", "dropped", "expires_at",
-        "fresh_until", "has_input", "idle_since", "in_hot_standby", "opened_at", "over", "pool", "process",
-        "refuses_writes", "scope", "slot", "target", "tenant", "uses",
+        "fresh_until", "has_input", "idle_since", "in_hot_standby", "is_closing", "opened_at", "over", "pool",
+        "process", "refuses_writes", "scope", "slot", "target", "tenant", "uses",
     )  # fmt: skip
 
     def __init__(self, connection: NodeConnection, pool: NodePool) -> None:
@@ -84,7 +86,7 @@ class SessionState(SessionObjects):
         self.pool = pool
         pgconn = self.pgconn
         self.slot = connection.slot
-        self.dropped = self.over = self.dirty = False
+        self.dropped = self.over = self.dirty = self.is_closing = False
         self.uses = set[object]()  # whose methods are atomic
         self.opened_at = self.idle_since = monotonic()
         self.fresh_until = 0.0
@@ -163,12 +165,16 @@ class SessionState(SessionObjects):
 
         Raises:
             psycopg.InterfaceError: Its block has ended meanwhile.
+            psycopg.OperationalError: Its borrower closes it.
         """
         # In this order: what ends a block makes the object useless first, and looks for uses then.
         self.uses.add(use)
         if isinstance(connection, ReturnedConnection):
             self.uses.discard(use)
             raise given_back(self.borrowed_at)
+        if self.is_closing:
+            self.uses.discard(use)
+            raise psycopg.OperationalError("the connection is closed")
 
     def end_use(self, connection: Connection[TupleRow], use: object) -> None:
         """Note that something uses the session no more.
