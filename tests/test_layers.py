@@ -36,7 +36,7 @@ SHELL = [
     "pool.inside", "pool.scripts", "pool.connection", "pool.returned", "pool.pooled", "pool.commit", "pool.login",
     "pool.server_queries", "pool.opener", "pool.session_state", "pool.hygiene", "pool.node_pool",
     "pool.shared_pool", "pool.registry", "silence", "watcher", "monitor", "unavailable", "verify", "choice",
-    "acquire", "ending", "checkout", "tenant_checkout", "acquired", "lanes", "lane_table", "routes",
+    "acquire", "ending", "checkout", "tenant_checkout", "acquired", "pool_set", "lane", "lane_table", "routes",
     "directory_table", "directory_source", "directory", "in_force", "checkouts", "statements", "each", "operations",
     "snapshot", "router",
 ]  # fmt: skip

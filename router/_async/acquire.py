@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from psycopg import AsyncConnection
     from psycopg.rows import TupleRow
 
-    from router._async.lanes import AsyncLane
+    from router._async.lane import AsyncLane
     from router._async.pool.node_pool import AsyncNodePool
 
     Taken: TypeAlias = tuple[AsyncNodePool, AsyncConnection[TupleRow]]

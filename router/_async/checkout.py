@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from psycopg.rows import TupleRow
 
     from router._async.ending import Note
-    from router._async.lanes import AsyncLane
+    from router._async.lane import AsyncLane
     from router._async.pool.node_pool import AsyncNodePool
     from router.core.standing import Request
 

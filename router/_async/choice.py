@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from psycopg.rows import TupleRow
 
     from router._async.in_force import AsyncInForce
-    from router._async.lanes import AsyncLane
+    from router._async.lane import AsyncLane
     from router._async.pool.node_pool import AsyncNodePool
     from router._async.waiter import AsyncWaiter
     from router.core.choose import Route

@@ -14,8 +14,8 @@ from router.core.view import NOTHING_KNOWN
 
 if TYPE_CHECKING:
     from router._async.clusters import AsyncClusters
-    from router._async.lanes import AsyncPoolSet
     from router._async.pool.node_pool import AsyncNodePool
+    from router._async.pool_set import AsyncPoolSet
     from router.core.topology import Cluster, Node, Server
     from router.core.view import View
 

@@ -21,9 +21,9 @@ from router.core.view import NOTHING_KNOWN, makes_a_difference, recompute
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from router._async.lanes import AsyncPoolSet
     from router._async.pool.node_pool import AsyncNodePool
     from router._async.pool.session_state import SessionState
+    from router._async.pool_set import AsyncPoolSet
     from router._async.silence import Silent
     from router._observers import Observers
     from router.core.health import Health

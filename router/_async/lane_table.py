@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 from router._async.admission import AsyncAdmission
-from router._async.lanes import AsyncLane, AsyncPoolSet
+from router._async.lane import AsyncLane
 from router._async.pool.registry import PoolsKey
+from router._async.pool_set import AsyncPoolSet
 from router._runtime.flags import AGuard, acheck_locks
 from router.core.errors import NoPrimary, NoReplica, RouterClosed
 from router.core.resolve import check_key, resolve

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from router._async.in_force import AsyncInForce
-    from router._async.lanes import AsyncPoolSet
     from router._async.pool.node_pool import AsyncNodePool
+    from router._async.pool_set import AsyncPoolSet
     from router._async.statements import AsyncStatements
     from router.core.choose import Route
     from router.core.health import Health

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from router._async.in_force import AsyncInForce
-    from router._async.lanes import AsyncLane
+    from router._async.lane import AsyncLane
     from router._async.pool.node_pool import AsyncNodePool
     from router._async.waiter import AsyncWaiter
     from router.core.budget import BudgetKey

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from psycopg import Connection
     from psycopg.rows import TupleRow
 
-    from router._sync.lanes import Lane
+    from router._sync.lane import Lane
     from router._sync.pool.node_pool import NodePool
 
     Taken: TypeAlias = tuple[NodePool, Connection[TupleRow]]

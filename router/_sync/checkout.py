@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from psycopg.rows import TupleRow
 
     from router._sync.ending import Note
-    from router._sync.lanes import Lane
+    from router._sync.lane import Lane
     from router._sync.pool.node_pool import NodePool
     from router.core.standing import Request
 

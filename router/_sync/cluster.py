@@ -15,8 +15,8 @@ from router.core.view import NOTHING_KNOWN
 
 if TYPE_CHECKING:
     from router._sync.clusters import Clusters
-    from router._sync.lanes import PoolSet
     from router._sync.pool.node_pool import NodePool
+    from router._sync.pool_set import PoolSet
     from router.core.topology import Cluster, Node, Server
     from router.core.view import View
 

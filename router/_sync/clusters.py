@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from router._observers import Observers
-    from router._sync.lanes import PoolSet
     from router._sync.pool.node_pool import NodePool
     from router._sync.pool.session_state import SessionState
+    from router._sync.pool_set import PoolSet
     from router._sync.silence import Silent
     from router.core.health import Health
     from router.core.observations import Observation

@@ -8,8 +8,9 @@ from weakref import WeakValueDictionary
 
 from router._runtime.flags import Guard, check_locks
 from router._sync.admission import Admission
-from router._sync.lanes import Lane, PoolSet
+from router._sync.lane import Lane
 from router._sync.pool.registry import PoolsKey
+from router._sync.pool_set import PoolSet
 from router.core.errors import NoPrimary, NoReplica, RouterClosed
 from router.core.resolve import check_key, resolve
 

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from router._sync.in_force import InForce
-    from router._sync.lanes import PoolSet
     from router._sync.pool.node_pool import NodePool
+    from router._sync.pool_set import PoolSet
     from router._sync.statements import Statements
     from router.core.choose import Route
     from router.core.health import Health

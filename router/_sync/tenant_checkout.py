@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from router._runtime.calls import Function
     from router._sync.ending import Note
-    from router._sync.lanes import Lane
+    from router._sync.lane import Lane
     from router._sync.pool.node_pool import NodePool
     from router.core.standing import Request
 

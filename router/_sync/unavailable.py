@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from router._sync.in_force import InForce
-    from router._sync.lanes import Lane
+    from router._sync.lane import Lane
     from router._sync.pool.node_pool import NodePool
     from router._sync.waiter import Waiter
     from router.core.budget import BudgetKey

@@ -16,8 +16,8 @@ import pytest
 import router.core.choose
 from router import AsyncRouter, NoPrimary, PoolExhausted, RouterClosed, Unavailable
 from router._async import routes
-from router._async.lanes import AsyncPoolSet
 from router._async.pool.node_pool import AsyncNodePool
+from router._async.pool_set import AsyncPoolSet
 from router._async.waiter import AsyncWaiter
 from tests._async.internals import inside, invalidate
 from tests.proxy import Proxy
@@ -242,8 +242,8 @@ async def test_if_the_first_in_line_is_interrupted_before_it_looks_for_what_is_i
 
     async with AsyncRouter(settings(primary=postgres.primary, pool={"max_size": 1, "timeout": PATIENCE})) as router:
         await works(router)
-        [pool] = router._in_force.pools
-        [pool_set] = router._in_force.lanes.pool_sets
+        [pool] = inside(router).pools
+        [pool_set] = inside(router).lanes.pool_sets
         work, led = AsyncPoolSet.work, list[AsyncWaiter]()
 
         async def take_none(_: AsyncNodePool) -> None:

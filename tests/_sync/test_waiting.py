@@ -17,8 +17,8 @@ import pytest
 import router.core.choose
 from router import NoPrimary, PoolExhausted, Router, RouterClosed, Unavailable
 from router._sync import routes
-from router._sync.lanes import PoolSet
 from router._sync.pool.node_pool import NodePool
+from router._sync.pool_set import PoolSet
 from router._sync.waiter import Waiter
 from tests._sync.internals import inside, invalidate
 from tests.proxy import Proxy
@@ -243,8 +243,8 @@ def test_if_the_first_in_line_is_interrupted_before_it_looks_for_what_is_idle_th
 
     with Router(settings(primary=postgres.primary, pool={"max_size": 1, "timeout": PATIENCE})) as router:
         works(router)
-        [pool] = router._in_force.pools
-        [pool_set] = router._in_force.lanes.pool_sets
+        [pool] = inside(router).pools
+        [pool_set] = inside(router).lanes.pool_sets
         work, led = PoolSet.work, list[Waiter]()
 
         def take_none(_: NodePool) -> None:

@@ -1,5 +1,4 @@
-# Generated from router/_async/lanes.py by tools/async_to_sync.py: do not edit.
-"""What all requests for one key use: a lane; and what lanes have in common: a pool set, with its line."""
+"""What the lanes for one cluster and use have in common: the pools of the best nodes, and the line of requests."""
 
 from __future__ import annotations
 
@@ -7,28 +6,25 @@ from itertools import count
 from operator import attrgetter
 from random import getrandbits
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from psycopg_pool import PoolClosed
 
+from router._async.choice import SETTLE, WATCH_OVER
+from router._async.line import AsyncLine
+from router._async.waiter import HasToAsk, Superseded, Unserved
 from router._runtime.calls import Isolated
-from router._runtime.flags import Guard
-from router._sync.checkout import Checkout
-from router._sync.choice import SETTLE, WATCH_OVER
-from router._sync.line import Line
-from router._sync.tenant_checkout import ScopedCheckout
-from router._sync.waiter import HasToAsk, Superseded, Unserved
+from router._runtime.flags import AGuard
 from router.core.balance import PAIRS, pairs, rotation
 from router.core.standing import Request, limits_lag
 
 if TYPE_CHECKING:
-    from psycopg import Connection
+    from psycopg import AsyncConnection
     from psycopg.rows import TupleRow
 
-    from router._sync.admission import Admission
-    from router._sync.in_force import InForce
-    from router._sync.pool.node_pool import NodePool
-    from router._sync.waiter import Waiter
+    from router._async.in_force import AsyncInForce
+    from router._async.pool.node_pool import AsyncNodePool
+    from router._async.waiter import AsyncWaiter
     from router.core.choose import Route
     from router.core.topology import Node, Scope, Target
 
@@ -39,7 +35,7 @@ MAY_GROW = attrgetter("may_grow")
 PAIRS_BITS = PAIRS.bit_length() - 1
 
 
-class PoolSet:
+class AsyncPoolSet:
     """The pools of the best nodes of one cluster for one use, and the requests that wait for one of their connections.
 
     What is known of the servers decides which pools these are. A change empties the spread, which costs nothing while
@@ -67,7 +63,7 @@ class PoolSet:
         has_to_ask: Whether the nodes have to be asked first, so that each request chooses for itself.
     """
 
-    def __init__(self, in_force: InForce, target: Target, *, read_only: bool) -> None:
+    def __init__(self, in_force: AsyncInForce, target: Target, *, read_only: bool) -> None:
         """Begin without a pool.
 
         Args:
@@ -79,26 +75,26 @@ class PoolSet:
         self.target = target
         self.cluster = in_force.clusters.of(target.watched or target.cluster)
         self.read_only = read_only
-        self.pools: tuple[NodePool, ...] = ()
+        self.pools: tuple[AsyncNodePool, ...] = ()
         self.route: Route | None = None
         self.limits_lag = limits_lag(target.cluster, Request(read_only))
-        self.line = Line(self, is_shared=target.shared)
+        self.line = AsyncLine(self, is_shared=target.shared)
         self.is_stale = True
         self.is_superseded = False
         self.has_to_ask = False
-        self._guard = Guard()  # guards the replacing of the spread, and _generation
+        self._guard = AGuard()  # guards the replacing of the spread, and _generation
         self._generation = 0
         self.lacks_room = False
         self._unserved = False  # whether waiting makes no sense
         self._first_at: float | None = None  # when the first request came that no pool has served since
         self._has_served = False
-        self._opened: dict[Node, NodePool] = {}  # what was chosen last, as far as it is open
+        self._opened: dict[Node, AsyncNodePool] = {}  # what was chosen last, as far as it is open
         self._routed_at = 0.0
         self._turns = count()  # its next() is atomic
-        self._pairs: tuple[tuple[NodePool, NodePool, float, float], ...] = ()
-        self._rotation: tuple[NodePool, ...] = ()
+        self._pairs: tuple[tuple[AsyncNodePool, AsyncNodePool, float, float], ...] = ()
+        self._rotation: tuple[AsyncNodePool, ...] = ()
 
-    def pick(self) -> NodePool | None:
+    def pick(self) -> AsyncNodePool | None:
         """Pick the pool for the next request, as ``read.balance`` says.
 
         Returns:
@@ -161,7 +157,7 @@ class PoolSet:
             self.route, self._routed_at = self.in_force.routes.choose(self.target, Request(self.read_only)), now
         return self.route
 
-    def _choose(self) -> tuple[NodePool, ...]:
+    def _choose(self) -> tuple[AsyncNodePool, ...]:
         in_force, target, read_only = self.in_force, self.target, self.read_only
         if self.is_superseded:
             raise Superseded
@@ -191,7 +187,7 @@ class PoolSet:
             self._first_at = now
         return now < self._first_at + SETTLE
 
-    def _spread(self, pools: tuple[NodePool, ...]) -> None:
+    def _spread(self, pools: tuple[AsyncNodePool, ...]) -> None:
         """Spread requests over these pools; under the guard."""
         if pools != self.pools:
             self.pools = pools
@@ -205,7 +201,9 @@ class PoolSet:
                 self._rotation = tuple(pools[place] for place in rotation(weights))
         self.line.serve_from(pools)
 
-    def take(self, scope: Scope | None, picked: NodePool | None) -> tuple[NodePool, Connection[TupleRow]] | None:
+    async def take(
+        self, scope: Scope | None, picked: AsyncNodePool | None
+    ) -> tuple[AsyncNodePool, AsyncConnection[TupleRow]] | None:
         """Borrow a connection that is ready in any of the pools.
 
         Args:
@@ -221,8 +219,8 @@ class PoolSet:
             if pool is not None and pool.idle:
                 if picked is not None and pool is not picked:
                     with Isolated("could not open a connection to %s", picked.node):
-                        picked.warm_up()
-                connection = pool.take() if scope is None else pool.take_for(scope)
+                        await picked.warm_up()
+                connection = await (pool.take() if scope is None else pool.take_for(scope))
                 if connection is not None:
                     return pool, connection
         return None
@@ -234,7 +232,7 @@ class PoolSet:
             return True
         return True in map(MAY_GROW, self.pools)
 
-    def work(self, waiter: Waiter) -> None:
+    async def work(self, waiter: AsyncWaiter) -> None:
         """Do what those that wait need to have done, for one of them: choose, open, hand over.
 
         Args:
@@ -250,7 +248,7 @@ class PoolSet:
             if not self.line.leads(waiter):
                 return  # the first in line does it, and serves all
             self.refresh()
-        if self.lacks_room and in_force.pools.find_room(self):
+        if self.lacks_room and await in_force.pools.find_room(self):
             self.refresh()
         refused = self.target.tenant is not None and self.in_force.routes.is_login_refused(
             self.target, read_only=self.read_only
@@ -262,34 +260,34 @@ class PoolSet:
         elif not self.pools and not self.lacks_room:
             self.cluster.note_waiting()
         else:
-            self._serve()
+            await self._serve()
 
     def _may_log_in(self) -> bool:
         """Whether a tenant's own login is only refused at some of the nodes, or may be tried again."""
         self.route = route = self.in_force.routes.choose(self.target, Request(self.read_only))
         return bool(route.ready) or route.pending
 
-    def _serve(self) -> None:
+    async def _serve(self) -> None:
         pools = self.pools
         for pool in pools:
-            pool.hand_over()
+            await pool.hand_over()
         if growing := [pool for pool in pools if pool.may_grow]:
             lacking = self.line.waiting - sum(pool.is_growing for pool in pools)
             for pool in sorted(growing, key=_busy)[: max(lacking, 0)]:
-                self._grow(pool)
+                await self._grow(pool)
 
-    def _grow(self, pool: NodePool) -> None:
+    async def _grow(self, pool: AsyncNodePool) -> None:
         try:
-            pool.grow()
+            await pool.grow()
         except BaseException as error:  # another request has to do it, or this one again
             closed = isinstance(error, PoolClosed)
             if closed:
-                self.in_force.pools.drain(pool)
+                await self.in_force.pools.drain(pool)
             self.invalidate()
             if not closed:
                 raise
 
-    def patience(self, waiter: Waiter) -> float:
+    def patience(self, waiter: AsyncWaiter) -> float:
         """Say how long a request may wait before it looks again what there is to do, though nothing has woken it.
 
         Args:
@@ -305,46 +303,5 @@ class PoolSet:
         return WATCH_OVER
 
 
-def _busy(pool: NodePool) -> float:
+def _busy(pool: AsyncNodePool) -> float:
     return len(pool.borrowed) / pool.node.weight
-
-
-class Lane:
-    """What all requests for one key use until the topology or a tenant's home changes.
-
-    Attributes:
-        target: What the key resolved to.
-        read_only: Whether the requests only read.
-        timeout: Their deadline if they name none, in seconds.
-        pool_set: The pools, with those that wait for them: shared with all lanes for the same servers and use.
-        pick: That of the pool set.
-        admission: Lets so many requests of a tenant be served at a time; ``None`` for any number.
-        in_force: Everything of its router that changes.
-        slots: The process's budget.
-        checkout: What borrows from it.
-        key: What the requests name.
-    """
-
-    __slots__ = (
-        "admission", "checkout", "in_force", "key", "pick", "pool_set", "read_only", "slots", "target", "timeout",
-    )  # fmt: skip
-
-    def __init__(self, target: Target, pool_set: PoolSet, admission: Admission | None, key: Any) -> None:
-        """Make the lane.
-
-        Args:
-            target: What the key resolved to.
-            pool_set: The pools.
-            admission: Lets so many of its requests be served at a time.
-            key: What the requests name.
-        """
-        self.target = target
-        self.read_only = pool_set.read_only
-        self.timeout = target.cluster.pool.timeout
-        self.pool_set = pool_set
-        self.pick = pool_set.pick
-        self.admission = admission
-        self.in_force = pool_set.in_force
-        self.slots = pool_set.in_force.slots
-        self.checkout: type[Checkout] = Checkout if target.scope is None else ScopedCheckout
-        self.key = key
