@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 class Block:
     """A ``with`` block that has an effect on the requests made inside it, by this task or thread and its child tasks.
 
-    Threads and executors begin without any. In a generator a ``with`` is in force only while that runs, not for whoever
-    iterates over it; but for the body of a ``with`` that the generator was made for by ``contextlib``. What runs the
-    code between two halves of any other generator, as pytest does with fixtures, needs :meth:`enter` and :meth:`exit`.
+    Threads and executors begin without blocks. In a generator, a ``with`` is in force only while the generator runs,
+    not in the code that iterates over it; if ``contextlib`` made a context manager of the generator, it is also in
+    force in the body of that. Where other code runs while a generator is suspended, as with fixtures of pytest, use
+    :meth:`enter` and :meth:`exit`.
     """
 
     __slots__ = ("_entry", "_owner")
@@ -201,7 +202,7 @@ def _in_force(owner: object = None) -> list[Entry]:
             )
         entry = entry.outer
     if len(found) > 1 and any(entry.level for entry in found):
-        # What a generator has entered comes before what was entered around it since, by whoever iterates over it.
+        # A block that a generator has entered comes before those that the code iterating over it has entered since.
         running = _running()
         found.sort(key=lambda entry: running.get(id(entry.level), len(running)))
     return found

@@ -21,32 +21,32 @@ if TYPE_CHECKING:
 class Line:
     """The requests that wait for the connections of one pool set, in order of arrival, each woken by itself.
 
-    How hand-over, leaving and joining interleave (with threads; a task is not interrupted where nothing is awaited):
+    How joining, handing over and leaving interleave (with threads; a task is not interrupted where nothing is awaited):
 
-    - Who joins is in the line *before* it looks for an idle connection, and looks with the pool's lock held. Who gives
-      a connection back looks into the line with that lock held, and makes it idle under the same lock. So one of the
-      two sees the other, whichever comes first. It is enough that the first in line looks: once it has, nothing becomes
-      idle while anybody waits. If it leaves before, the next has to look.
-    - ``hand_over()`` finds the next, gives it the connection and takes it out of the line in one section: whoever is
-      interrupted before that, by a signal say, takes nobody's place away.
-    - ``leave()`` and ``hand_over()`` exclude each other: a request that gives up has left, and gets nothing any more,
-      or it has a connection by then, and has to give that back. So neither is lost.
-    - A pool's mark is set before a request can be found, and removed after the last is gone; ``hand_over()`` removes
-      what an interruption left. A mark too many costs a search, one too few would cost a connection.
+    - A request joins the line *before* it looks for an idle connection, and looks with the pool's lock held. A block
+      that returns a connection looks into the line with that lock held, and makes the connection idle under the same
+      lock. So one of the two sees the other in any order. It is enough that the first in line looks: after that, no
+      connection becomes idle while a request waits. If it leaves before it has looked, the next request has to look.
+    - ``hand_over()`` finds the next waiter, gives it the connection and removes it from the line in one section. So an
+      interruption before that, for example by a signal, removes no waiter.
+    - ``leave()`` and ``hand_over()`` exclude each other: a request that gives up has either left, and gets no
+      connection, or has a connection by then, which it has to return. So neither is lost.
+    - A pool's mark is set before a waiter can be found, and removed after the last has left; ``hand_over()`` removes
+      a mark that an interruption left. A surplus mark costs a search; a missing one would cost a connection.
 
     Attributes:
         owner: The pool set.
-        pools: From which those without needs of their own are served.
-        unserved: Whether somebody has to watch over the line, since no pool serves it: the first, see :meth:`leads`.
-        news: How often something was learnt that may matter to those with needs of their own.
+        pools: The pools that serve the requests without needs of their own.
+        unserved: Whether no pool serves the line, so that its first waiter has to watch over it, see :meth:`leads`.
+        news: How many observations came that may matter to requests with needs of their own.
     """
 
     def __init__(self, owner: Serves, *, is_shared: bool) -> None:
-        """Begin with nobody.
+        """Make an empty line.
 
         Args:
             owner: The pool set.
-            is_shared: Whether tenants share its connections, each to get its share.
+            is_shared: Whether tenants share its connections, so that each gets its share.
         """
         self.owner = owner
         self.pools: tuple[Any, ...] = ()

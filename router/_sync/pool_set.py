@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from router.core.topology import Node, Scope, Target
 
 MOMENT = 0.05
-"""Seconds for which a route that was chosen for an error says why others have none, too: many may end at once."""
+"""Seconds for which a route that was chosen for an error also serves other errors: many requests may fail at once."""
 
 MAY_GROW = attrgetter("may_grow")
 PAIRS_BITS = PAIRS.bit_length() - 1
@@ -39,37 +39,37 @@ PAIRS_BITS = PAIRS.bit_length() - 1
 class PoolSet:
     """The pools of the best nodes of one cluster for one use, and the requests that wait for one of their connections.
 
-    What is known of the servers decides which pools these are. A change empties the spread, which costs nothing while
-    nobody comes; the next request, or the first in line, chooses once for all. How that interleaves with joining:
+    The standings of the servers decide which pools these are. A change of a standing only empties the spread; the next
+    request, or the first in line, chooses once for all. How that interleaves with joining the line:
 
     - ``invalidate()`` counts a generation, empties the spread, and wakes the first in line, in this order.
-    - ``refresh()`` notes the generation before it looks at what is known, and stores the spread only if that is still
-      the same: else it chooses again. So no spread outlives the change that it does not know of.
-    - Of those in line only the first refreshes, and then serves all: those that have joined before the spread is
-      stored are in line by then, and those that join later find it.
-    - Should it be interrupted before that, the spread stays stale, and when it leaves the line it wakes the next.
+    - ``refresh()`` notes the generation before it reads the standings, and stores the spread only if the generation is
+      still the same; otherwise it chooses again. So no spread outlives a change that it does not include.
+    - Of the requests in line, only the first one refreshes, and then serves all: requests that joined before the spread
+      was stored are in line by then, and those that join later find it.
+    - If it is interrupted before that, the spread stays stale, and when it leaves the line, it wakes the next one.
 
     Attributes:
-        in_force: Everything of its router that changes.
-        target: What it serves, or, where tenants share it, what one of them does.
-        cluster: The cluster that its pools are of.
+        in_force: What is in force in its router.
+        target: The target that it serves; if tenants share it, the target of one of them.
+        cluster: The cluster of its pools.
         read_only: Whether its requests only read.
-        pools: The pools of the best nodes; empty while none is known to be up, or what is known has changed.
-        route: What was chosen last.
-        limits_lag: Whether its requests may be served only by what is not too far behind.
+        pools: The pools of the best nodes; empty if none is up, or if a standing has changed.
+        route: The route that was chosen last.
+        limits_lag: Whether a limit on lag applies to its requests.
         line: The requests that wait.
-        is_stale: Whether what is known has changed since.
-        lacks_room: Whether others have to be closed before one of its pools may be opened.
-        is_superseded: Whether requests for the same keys use another one by now.
-        has_to_ask: Whether the nodes have to be asked first, so that each request chooses for itself.
+        is_stale: Whether a standing has changed since the pools were chosen.
+        lacks_room: Whether another pool has to be closed before one of its pools may be opened.
+        is_superseded: Whether requests for the same keys use another pool set by now.
+        has_to_ask: Whether replicas have to be asked for their position first, so that each request chooses for itself.
     """
 
     def __init__(self, in_force: InForce, target: Target, *, read_only: bool) -> None:
-        """Begin without a pool.
+        """Make a pool set without pools.
 
         Args:
-            in_force: Everything of its router that changes.
-            target: What it serves.
+            in_force: What is in force in its router.
+            target: The target that it serves.
             read_only: Whether its requests only read.
         """
         self.in_force = in_force
@@ -96,10 +96,10 @@ class PoolSet:
         self._rotation: tuple[NodePool, ...] = ()
 
     def pick(self) -> NodePool | None:
-        """Pick the pool for the next request, as ``read.balance`` says.
+        """Pick the pool for the next request by ``read.balance``.
 
         Returns:
-            The pool, or ``None`` when no node is known to be up.
+            The pool; ``None`` if no node is known to be up.
         """
         if self._pairs:
             one, two, weight_one, weight_two = self._pairs[getrandbits(PAIRS_BITS)]
@@ -109,7 +109,7 @@ class PoolSet:
         return None
 
     def invalidate(self) -> None:
-        """Choose anew before the next request is served."""
+        """Make the next request, or the first in line, choose the pools again."""
         with self._guard:
             self._generation += 1
             self.is_stale = True
@@ -118,13 +118,13 @@ class PoolSet:
         self.line.wake_first()
 
     def supersede(self) -> None:
-        """Serve nothing any more: requests that wait, or come by a lane from before, look up their lanes again."""
+        """Serve no request any more: requests that wait, or hold an old lane, look up their lanes again."""
         self.is_superseded = True  # first: no pool is opened from now on
         self.invalidate()
         self.line.fail(Superseded())
 
     def wake_for_room(self) -> bool:
-        """Have the first in line look for room for a pool; whether one still waits for that."""
+        """Wake the first in line to look for room for a pool; return whether a request still waits for that."""
         return self.lacks_room and self.line.wake_first()
 
     def refresh(self) -> None:
@@ -145,10 +145,10 @@ class PoolSet:
                     return
 
     def current_route(self, *, fresh: bool) -> Route:
-        """Say where requests go, and why: for an error.
+        """Return the route of its requests, for an error.
 
         Args:
-            fresh: Whether to choose again, if that was not done a moment ago.
+            fresh: Whether to choose again, unless that was done a moment ago.
 
         Returns:
             The route.
@@ -176,11 +176,13 @@ class PoolSet:
         found = [opened.get(node) or open_at_once(target, node, read_only=read_only, wants=self) for node in best]
         pools = tuple(pool for pool in found if pool is not None)
         self.lacks_room = not pools
-        self.line.serves(pools)  # before what drains is looked for, see refresh(): who drains one tells its line
+        self.line.serves(
+            pools
+        )  # before refresh() looks for draining pools: drain() invalidates the line that a pool serves
         return pools
 
     def _settles(self, route: Route) -> bool:
-        """Whether a server that was not probed yet may turn out to be better, and there is time to wait for that."""
+        """Whether to wait for the first probe of a server that may turn out to be better."""
         if not self.in_force.routes.is_unsettled(route):
             return False
         now = monotonic()
@@ -206,11 +208,11 @@ class PoolSet:
         """Borrow a connection that is ready in any of the pools.
 
         Args:
-            scope: Whom it is for, where that matters.
-            picked: The pool that was picked; it opens one more if the connection is from another.
+            scope: The scope of the request's tenant; ``None`` if the pools are not shared.
+            picked: The pool that was picked; it opens one more connection if the one taken is from another pool.
 
         Returns:
-            The connection, and the pool it is from; ``None`` when none is ready.
+            The pool, and the connection; ``None`` if none is ready.
         """
         if picked not in self.pools:
             picked = self.pick()
@@ -226,16 +228,16 @@ class PoolSet:
 
     @property
     def has_work(self) -> bool:
-        """Whether a request that joins others may have more to do than to wait for what they give back."""
+        """Whether a request that joins the line may have to do more than to wait for a connection."""
         if self.is_stale or not self.pools or self.has_to_ask or self._unserved or self.target.tenant is not None:
             return True
         return True in map(MAY_GROW, self.pools)
 
     def work(self, waiter: Waiter) -> None:
-        """Do what those that wait need to have done, for one of them: choose, open, hand over.
+        """Do for the waiting requests what one of them has to do: choose pools, open connections, hand them over.
 
         Args:
-            waiter: The one.
+            waiter: The request that does it.
 
         Raises:
             RouterClosed: The router was closed.
@@ -287,14 +289,7 @@ class PoolSet:
                 raise
 
     def patience(self, waiter: Waiter) -> float:
-        """Say how long a request may wait before it looks again what there is to do, though nothing has woken it.
-
-        Args:
-            waiter: The request.
-
-        Returns:
-            Seconds; none but the first in line ever has to, and only while no pool serves it.
-        """
+        """Return the seconds that a request may wait until it calls :meth:`work` again: no limit if a pool serves it."""
         if self.pools or not self.line.leads(waiter):
             return float("inf")
         if self._first_at is not None and (left := self._first_at + SETTLE - monotonic()) > 0:

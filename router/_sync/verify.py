@@ -68,7 +68,7 @@ def _ask(
 ) -> bool:
     """Ask over a connection whether its server is as far as a request asks for; the answer is for all if it may be.
 
-    Where that fails, the connection is closed: whoever had it before may have spoilt it.
+    If that fails, the connection is closed: a former borrower may have changed its session.
     """
     server = pool.node.server
     if alone:

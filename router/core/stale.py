@@ -27,7 +27,7 @@ def is_spoilt(error: psycopg.Error) -> bool:
         error: What it failed with.
 
     Returns:
-        Whether it is so: a hot standby has no serializable transactions, whoever made that the session's default.
+        Whether it does: a hot standby has no serializable transactions, wherever the session has that default from.
     """
     return error.sqlstate == "0A000" and error.diag.source_function == "GetSerializableTransactionSnapshot"
 

@@ -78,11 +78,11 @@ class Counts:
     __slots__ = ("_on_primary", "failed", "opened", "queued", "taken", "waited")
 
     def __init__(self) -> None:
-        """Begin with none of them at the primary."""
+        """Begin with all counts at 0."""
         self.opened = self.failed = self.taken = self.queued = 0
         self.waited = 0.0
-        # Those from earlier, and from which request on it is the primary that serves them, if it is: replaced at once,
-        # so that whoever adds them up at any moment sees them grow.
+        # The requests on the primary before, and the number of the request from which on the primary serves them, if it
+        # does. Both are replaced at once, so that their sum never goes down.
         self._on_primary: tuple[int, int | None] = 0, None
 
     def follow(self, *, on_primary: bool) -> None:
@@ -129,21 +129,21 @@ class AsyncNodePool:
         lock: Guards what is kept and counted.
         kept: Its idle connections, the one that has been idle longest first.
         idle: Those that are ready to be borrowed: all that are kept, or none while the pool is in quarantine.
-        fewest_idle: How few were idle since it was last to shrink; roughly will do.
+        fewest_idle: The fewest connections that were idle since it last shrank; an approximate number is enough.
         quarantined_at: When its connections were last put in quarantine, on the monotonic clock.
-        borrowed: The sessions that are out. There is no reference to their connection objects: one that is dropped by
-            whoever borrowed it is collected, and :meth:`reclaim` has its place back.
+        borrowed: The sessions that are borrowed. There is no reference to their connection objects: one that its
+            borrower drops is collected, and :meth:`reclaim` closes its session.
         lost: Whether a connection may have been dropped.
-        admitted: By which admission, and as what, each connection was lent where a tenant may have so many only.
-        notes_borrower: Whether to note where each connection is borrowed. It costs too much to be done always: it is
-            done where a ``ResourceWarning`` would be shown, and once a connection was dropped.
-        retryable: Those of them whose query is run again elsewhere if they are cut.
+        admitted: For each connection that was lent within a tenant's limit, the admission, and what it counts as there.
+        notes_borrower: Whether to note where each connection is borrowed. That is too slow to be done always: it is
+            done if a ``ResourceWarning`` would be shown, and once a connection was dropped.
+        retryable: The borrowed sessions whose query is run again elsewhere if they are cut.
         inherited: Whether it belongs to the parent of a fork: nothing of it may be used or closed here.
-        fenced_reason: Why no request may use its connections now; empty while they may. Set before :meth:`drop` looks
-            at what is out: what is borrowed at that moment sees this, or is seen there.
-        behind: Whether something was learnt of its server that it has not followed yet.
-        draining: Whether it lends nothing any more, and is closed: it goes when its last connection is back.
-        counts: What it has counted.
+        fenced_reason: Why no request may use its connections now; empty while they may. It is set before :meth:`drop`
+            looks at the borrowed sessions: a request that borrows at that moment sees this, or is seen there.
+        behind: Whether it has not followed yet an observation of its server.
+        draining: Whether it lends nothing any more; it is removed when its last connection is returned.
+        counts: Its counts.
     """
 
     def __init__(
@@ -205,7 +205,7 @@ class AsyncNodePool:
         self._no_quarantine_until = 0.0
         self._hygiene = hygiene_of(target)
         self._startup = target.startup if target.in_session else None
-        self._used_at = monotonic()  # when somebody last came for a connection that was not ready
+        self._used_at = monotonic()  # when a request last needed a connection that was not ready
 
     @property
     def closed(self) -> bool:
@@ -448,7 +448,7 @@ class AsyncNodePool:
         return monotonic() >= self._try_at
 
     async def try_later(self) -> None:
-        """Try again to open a connection, when it is time and if somebody waits then."""
+        """Try again to open a connection, if a request waits then."""
         now = monotonic()
         if self.waiting and now >= self._told_until and not self.is_growing and not self.at_max_size:
             delay = max(self._try_at - now, 0.0)
@@ -456,7 +456,7 @@ class AsyncNodePool:
             await self._driver.try_again_in(delay)
 
     async def try_again(self) -> None:
-        """Open one more connection if somebody waits for it."""
+        """Open one more connection if a request waits for it."""
         self._told_until = 0.0
         async with self.lock:  # guards kept, waiting, closed, growing
             self._grow_for_waiting()
@@ -593,7 +593,7 @@ class AsyncNodePool:
         return seen
 
     def begin_draining(self) -> None:
-        """Lend nothing any more, also to requests that hold a lane from before; whoever calls this closes the pool."""
+        """Lend nothing any more, not even to requests that hold an old lane; the caller also stops the pool."""
         self.draining = True  # first: what comes back from now on does not become idle
         self.idle = deque()
 
@@ -664,9 +664,9 @@ class AsyncNodePool:
 
     @ashielded
     async def reclaim(self) -> None:
-        """Have the places back of connections that were dropped or closed by whoever borrowed them, or lost on the way.
+        """Reclaim connections that their borrowers dropped or closed, or that were lost through an interruption.
 
-        An exception may come at any moment, out of a signal handler: so what is counted is compared with what is there.
+        A signal handler may raise at any moment; so the counts are compared with the connections that exist.
         """
         self.lost = False
         self.withdraw()
@@ -916,7 +916,7 @@ class AsyncNodePool:
                 ):
                     async with self.lock:  # guards kept, waiting, closed
                         if not self.draining:
-                            while self.waiting:  # until it is handed over, whoever brings it counts as having it
+                            while self.waiting:  # until it is handed over, it still counts as borrowed
                                 offer = self.waiting.popleft()
                                 if await offer.set(following):
                                     return

@@ -158,7 +158,7 @@ class AsyncOpener:
             node: Whose login to use.
             cluster: The cluster it serves, for its policies.
             slot: Its slot of the budget.
-            timeout: The most seconds that whoever looks waits for the server.
+            timeout: The most seconds that the probe waits for the server.
             asks: Called when this process has all it needs, and the server is asked.
 
         Returns:

@@ -59,7 +59,7 @@ class SessionState(AsyncSessionObjects):
         refuses_writes: Whether the server is known to refuse writes in this session; a pooler may have dropped that
             option.
         borrowed_at: File and line of where it was borrowed last, if that is noted.
-        target: What whoever has it, or had it last, asked for.
+        target: The target of the request that has it, or had it last.
         dirty: Set to have it closed once it is given back: its session is not fit for another borrower.
         cut_because: Why it was cut while it was out; empty if it was not.
         client_encoding: What its server was told to write text in.

@@ -177,7 +177,7 @@ def answers(connection: Connection[Any], script: bytes, deadline: float) -> PQGe
 
 
 def _until(deadline: float, answer: PQGen[list[PGresult]]) -> PQGen[list[PGresult]]:
-    """Wait for what another generator waits for; whoever waits says now and then that nothing has come yet."""
+    """Wait for what another generator waits for; the waiting function reports at intervals that nothing has come."""
     try:
         wanted = next(answer)
         while True:

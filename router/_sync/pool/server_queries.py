@@ -118,8 +118,8 @@ class ServerQueries:
 def is_undeclared(connection: Connection[TupleRow], node: Node, pid: bytes | None) -> bool:
     """Tell whether a pooler answers for a server, although the settings do not say so.
 
-    A pooler hands out numbers of its own, PgBouncer in every mode. In which mode it is cannot be asked; that a session
-    is somebody else's by now would show too late.
+    A pooler gives its clients numbers of its own; PgBouncer does in every mode. Its mode cannot be asked, and it would
+    be noticed too late that a session belongs to another client by now.
 
     Args:
         connection: The connection.

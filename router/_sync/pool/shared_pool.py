@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from router.core.topology import Scope
 
 LEAST = 0.5
-"""Seconds that a server has at least to set a session, even past the deadline: if whoever is served at the last moment
-cost a connection, a crowd would have them closed faster than they open."""
+"""The least seconds that a server has to set a session, even past the deadline: if each request that is served at the
+last moment cost a connection, many requests would close connections faster than they are opened."""
 
 
 class SharedPool(NodePool):
