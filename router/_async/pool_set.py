@@ -290,7 +290,7 @@ class AsyncPoolSet:
                 raise
 
     def patience(self, waiter: AsyncWaiter) -> float:
-        """Return the seconds that a request may wait until it calls :meth:`work` again: no limit if a pool serves it."""
+        """Return the seconds that a request may wait until it calls :meth:`work` again: no limit if a pool serves."""
         if self.pools or not self.line.leads(waiter):
             return float("inf")
         if self._first_at is not None and (left := self._first_at + SETTLE - monotonic()) > 0:

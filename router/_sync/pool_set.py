@@ -289,7 +289,7 @@ class PoolSet:
                 raise
 
     def patience(self, waiter: Waiter) -> float:
-        """Return the seconds that a request may wait until it calls :meth:`work` again: no limit if a pool serves it."""
+        """Return the seconds that a request may wait until it calls :meth:`work` again: no limit if a pool serves."""
         if self.pools or not self.line.leads(waiter):
             return float("inf")
         if self._first_at is not None and (left := self._first_at + SETTLE - monotonic()) > 0:
