@@ -1,4 +1,4 @@
-"""What all requests for one key use: a lane."""
+"""A lane: what all requests for one key share."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ if TYPE_CHECKING:
 
 
 class AsyncLane:
-    """What all requests for one key use until the topology or a tenant's home changes.
+    """What all requests for one key share until the topology or a tenant's home changes.
 
     Attributes:
-        target: What the key resolved to.
+        target: The target of the key.
         read_only: Whether the requests only read.
-        timeout: Their deadline if they name none, in seconds.
-        pool_set: The pools, with those that wait for them: shared with all lanes for the same servers and use.
-        pick: That of the pool set.
-        admission: Lets so many requests of a tenant be served at a time; ``None`` for any number.
-        in_force: Everything of its router that changes.
+        timeout: The timeout of requests that name none, in seconds.
+        pool_set: The pool set, shared with all lanes for the same servers and use.
+        pick: The method of the pool set.
+        admission: Limits how many requests of a tenant are served at a time; ``None`` for no limit.
+        in_force: What is in force in its router.
         slots: The process's budget.
-        checkout: What borrows from it.
-        key: What the requests name.
+        checkout: The class of checkout that borrows from it.
+        key: The version, or version and tenant, that the requests name.
     """
 
     __slots__ = (
@@ -37,10 +37,10 @@ class AsyncLane:
         """Make the lane.
 
         Args:
-            target: What the key resolved to.
-            pool_set: The pools.
-            admission: Lets so many of its requests be served at a time.
-            key: What the requests name.
+            target: The target of the key.
+            pool_set: The pool set.
+            admission: Limits how many of its requests are served at a time; ``None`` for no limit.
+            key: The version, or version and tenant, that the requests name.
         """
         self.target = target
         self.read_only = pool_set.read_only
