@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any, NoReturn, Self
+from typing import Any, Self
 
 import psycopg
 
@@ -49,7 +48,7 @@ class AsyncReturnedConnection(AsyncNodeConnection):
         attributes = object.__getattribute__(self, "__dict__")
         borrowed_at = attributes.get("_borrowed_at")
         if name == "pgconn":
-            return GonePgconn(partial(_refuse, borrowed_at), attributes["_router"].client_encoding)
+            return GonePgconn(given_back(borrowed_at), attributes["_router"].client_encoding)
         raise given_back(borrowed_at)
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -71,10 +70,6 @@ class AsyncReturnedConnection(AsyncNodeConnection):
 
     async def close(self) -> None:
         """Do nothing: for its borrower, it is closed."""
-
-
-def _refuse(borrowed_at: tuple[str, int] | None) -> NoReturn:
-    raise given_back(borrowed_at)
 
 
 _HARMLESS = PUT_BACK | {"broken", "close", "closed", "lock"}

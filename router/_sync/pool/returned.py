@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any, NoReturn, Self
+from typing import Any, Self
 
 import psycopg
 
@@ -50,7 +49,7 @@ class ReturnedConnection(NodeConnection):
         attributes = object.__getattribute__(self, "__dict__")
         borrowed_at = attributes.get("_borrowed_at")
         if name == "pgconn":
-            return GonePgconn(partial(_refuse, borrowed_at), attributes["_router"].client_encoding)
+            return GonePgconn(given_back(borrowed_at), attributes["_router"].client_encoding)
         raise given_back(borrowed_at)
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -72,10 +71,6 @@ class ReturnedConnection(NodeConnection):
 
     def close(self) -> None:
         """Do nothing: for its borrower, it is closed."""
-
-
-def _refuse(borrowed_at: tuple[str, int] | None) -> NoReturn:
-    raise given_back(borrowed_at)
 
 
 _HARMLESS = PUT_BACK | {"broken", "close", "closed", "lock"}

@@ -15,10 +15,9 @@ from router._async.pool.inside.imports import conninfo_encoding, pg2pyenc
 from router._runtime.login import log_in
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import NoReturn
 
-    from psycopg import AsyncCursor, Xid
+    from psycopg import AsyncCursor, InterfaceError, Xid
     from psycopg.abc import PQGen, PQGenConn, QueryNoTemplate
 
     from router._async.pool.inside.prepared import PreparedStatements
@@ -112,18 +111,18 @@ class GonePgconn:
 
     status = ConnStatus.BAD
 
-    def __init__(self, refuse: Callable[[], NoReturn], client_encoding: bytes | None) -> None:
+    def __init__(self, error: InterfaceError, client_encoding: bytes | None) -> None:
         """Make it.
 
         Args:
-            refuse: Raises the error for every other use.
+            error: Raised by every other use.
             client_encoding: What the server has written text in.
         """
-        self._refuse = refuse
+        self._error = error
         self._encoding = pg2pyenc(client_encoding or b"UTF8")
 
     def __getattr__(self, name: str) -> NoReturn:
-        self._refuse()
+        raise self._error
 
 
 # What is sent and answered
