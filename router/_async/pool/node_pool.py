@@ -286,7 +286,7 @@ class AsyncNodePool:
     @property
     def may_grow(self) -> bool:
         """Whether it may be told to open one more: one that was not opened itself yet counts those it is to keep."""
-        return self.closed or not (self.is_growing or self.at_max_size)
+        return self._driver.may_grow
 
     @property
     def is_growing(self) -> bool:

@@ -128,6 +128,11 @@ class AsyncDriverPool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         return self._growing
 
     @property
+    def may_grow(self) -> bool:
+        """Whether it may be told to open one more."""
+        return self._closed or not (self._growing or self._nconns >= self._max_size)
+
+    @property
     def adding(self) -> int:
         """How many connections are being opened, or are to be."""
         return len(self._adding)
