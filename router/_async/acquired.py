@@ -134,10 +134,10 @@ class AsyncAcquiredConnection(AsyncNodeConnection):
             _note_interruption(self, error)
             raise
 
-    def begin_statement(self) -> PQGen[None]:
-        """Begin a transaction before a statement, if one is needed; the statement may write."""
+    def note_statement(self, *, commits_itself: bool) -> None:
+        """Note that a statement may write."""
         _note_use(self)
-        return super().begin_statement()
+        super().note_statement(commits_itself=commits_itself)
 
 
 class AsyncAcquiredPooledConnection(AsyncPooledConnection):
@@ -158,10 +158,10 @@ class AsyncAcquiredPooledConnection(AsyncPooledConnection):
             _note_interruption(self, error)
             raise
 
-    def begin_statement(self) -> PQGen[None]:
-        """Begin a transaction before a statement, if one is needed; the statement may write."""
+    def note_statement(self, *, commits_itself: bool) -> None:
+        """Note that a statement may write."""
         _note_use(self)
-        return super().begin_statement()
+        super().note_statement(commits_itself=commits_itself)
 
 
 def _note_use(connection: AsyncConnection[TupleRow]) -> None:

@@ -135,10 +135,10 @@ class AcquiredConnection(NodeConnection):
             _note_interruption(self, error)
             raise
 
-    def begin_statement(self) -> PQGen[None]:
-        """Begin a transaction before a statement, if one is needed; the statement may write."""
+    def note_statement(self, *, commits_itself: bool) -> None:
+        """Note that a statement may write."""
         _note_use(self)
-        return super().begin_statement()
+        super().note_statement(commits_itself=commits_itself)
 
 
 class AcquiredPooledConnection(PooledConnection):
@@ -159,10 +159,10 @@ class AcquiredPooledConnection(PooledConnection):
             _note_interruption(self, error)
             raise
 
-    def begin_statement(self) -> PQGen[None]:
-        """Begin a transaction before a statement, if one is needed; the statement may write."""
+    def note_statement(self, *, commits_itself: bool) -> None:
+        """Note that a statement may write."""
         _note_use(self)
-        return super().begin_statement()
+        super().note_statement(commits_itself=commits_itself)
 
 
 def _note_use(connection: Connection[TupleRow]) -> None:

@@ -62,6 +62,8 @@ class TracedStatements(PreparedStatements):
         unseen: Whether something was begun that has not been seen: a ``copy()``, ``stream()`` or server-side cursor.
     """
 
+    traces = True
+
     def __init__(self, connection: AsyncNodeConnection) -> None:
         """Begin with a session that has just been opened.
 
@@ -104,7 +106,6 @@ class TracedStatements(PreparedStatements):
         """
         self.unseen = False
         self.left_trace = self.left_trace or leaves_trace(text)
-        super().note(text)
 
 
 def note_traces(connection: AsyncNodeConnection, hygiene: PoolHygiene | None) -> None:

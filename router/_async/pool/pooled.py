@@ -30,20 +30,20 @@ class AsyncPooledConnection(AsyncNodeConnection):
         begin = super().begin_command()
         return begin + b"; " + self.begin_suffix if self.begin_suffix else begin
 
-    def begin_statement(self) -> PQGen[None]:
-        """Begin a transaction before a statement.
+    def note_statement(self, *, commits_itself: bool) -> None:
+        """Refuse a statement before which no transaction is begun.
 
-        Returns:
-            psycopg's generator for it.
+        Args:
+            commits_itself: As for any connection.
 
         Raises:
-            psycopg.ProgrammingError: There would be none, and the tenant's settings would be lost.
+            psycopg.ProgrammingError: It would not be the tenant's: the settings go with ``BEGIN``.
         """
         if self.autocommit and self.begin_suffix:
             raise psycopg.ProgrammingError(
                 "behind a transaction pooler a tenant's statements run in transactions: in autocommit it would be lost"
             )
-        return super().begin_statement()
+        super().note_statement(commits_itself=commits_itself)
 
     def run_command(self, command: QueryNoTemplate, result_format: Format) -> PQGen[Any]:
         """Run what psycopg sends by itself; of ``BEGIN`` and the tenant's settings, both.

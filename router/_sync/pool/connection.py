@@ -13,8 +13,8 @@ from psycopg.pq import Format, TransactionStatus
 
 from router._sync.pool.inside.connection import (
     LENT_BY,
+    PIPELINE,
     DriverConnection,
-    commits_itself,
     deallocate_all,
     in_pipeline,
     is_answered,
@@ -239,7 +239,8 @@ class NodeConnection(DriverConnection):
             session.uses.add(gen)  # as begin_use(), and end_use() below, without a call: each statement comes by here
         try:
             sent, before = self._sent, self.pgconn.transaction_status  # the first raises once the block has ended
-            if before != ACTIVE and is_answered(self):
+            pipeline = self.__dict__[PIPELINE]
+            if before != ACTIVE and (pipeline is None or is_answered(self)):
                 self._death = ""
                 sent.clear()
             try:
@@ -247,7 +248,7 @@ class NodeConnection(DriverConnection):
             except psycopg.Error as error:
                 self._note_failed(error, before)
                 raise
-            if session is not None and (sent or self._death) and not in_pipeline(self):
+            if pipeline is None and session is not None and (sent or self._death):
                 session.fresh_until = monotonic() + FRESH
             return answer
         finally:
@@ -305,12 +306,14 @@ class NodeConnection(DriverConnection):
         else:  # as soon as the server listens again: each by its name, for others may have been prepared by then
             prepared.deallocate_later(names)
 
-    def begin_statement(self) -> PQGen[None]:
-        """Begin a transaction before a statement, if one is needed; else note that the statement may write."""
-        if commits_itself(self) and self.pgconn.transaction_status not in IN_TRANSACTION:
+    def note_statement(self, *, commits_itself: bool) -> None:
+        """Note that a statement may write, if no transaction is begun before it.
+
+        Args:
+            commits_itself: Whether none is.
+        """
+        if commits_itself and self.pgconn.transaction_status not in IN_TRANSACTION:
             self._death = WRITING
-        prepared_of(self).begin()
-        return super().begin_statement()
 
     def run_command(self, command: QueryNoTemplate, result_format: Format) -> PQGen[Any]:
         """Run what psycopg sends by itself, and note that it commits.

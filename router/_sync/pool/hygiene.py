@@ -63,6 +63,8 @@ class TracedStatements(PreparedStatements):
         unseen: Whether something was begun that has not been seen: a ``copy()``, ``stream()`` or server-side cursor.
     """
 
+    traces = True
+
     def __init__(self, connection: NodeConnection) -> None:
         """Begin with a session that has just been opened.
 
@@ -105,7 +107,6 @@ class TracedStatements(PreparedStatements):
         """
         self.unseen = False
         self.left_trace = self.left_trace or leaves_trace(text)
-        super().note(text)
 
 
 def note_traces(connection: NodeConnection, hygiene: PoolHygiene | None) -> None:

@@ -34,6 +34,9 @@ NOTIFY_HANDLERS = "_notify_handlers"
 OPEN_TRANSACTIONS = "_num_transactions"
 """The attribute that counts the ``transaction()`` blocks of a connection that have not ended."""
 
+PIPELINE = "_pipeline"
+"""The attribute that has the pipeline that is open; ``None`` for none."""
+
 CLOSED_HERE = "_closed"
 """The attribute that tells a connection that was closed here from one that broke."""
 
@@ -61,11 +64,18 @@ class AsyncDriverConnection(AsyncConnection[TupleRow]):
         raise NotImplementedError
 
     def _start_query(self) -> PQGen[None]:
-        return self.begin_statement()
+        self.note_statement(commits_itself=self._autocommit and not self._num_transactions)
+        prepared: PreparedStatements = self._prepared  # type: ignore[assignment]  # of this package's own class
+        if prepared.traces:
+            prepared.begin()
+        return AsyncConnection._start_query(self)
 
-    def begin_statement(self) -> PQGen[None]:
-        """Begin a transaction before a statement, if one is needed."""
-        return super()._start_query()
+    def note_statement(self, *, commits_itself: bool) -> None:
+        """Note that a statement is about to be sent; before it, a transaction is begun, if one is needed.
+
+        Args:
+            commits_itself: Whether none is: in autocommit, outside of every ``transaction()``.
+        """
 
     def _get_tx_start_command(self) -> bytes:
         return self.begin_command()
@@ -162,18 +172,6 @@ def is_answered(connection: AsyncConnection[Any]) -> bool:
         Whether it waits for none, or there is no pipeline.
     """
     return connection._pipeline is None or not connection._pipeline.result_queue
-
-
-def commits_itself(connection: AsyncConnection[Any]) -> bool:
-    """Tell whether each statement is committed by itself.
-
-    Args:
-        connection: The connection.
-
-    Returns:
-        Whether it is: in autocommit, outside of every ``transaction()``.
-    """
-    return connection._autocommit and not connection._num_transactions
 
 
 def only_psycopg_commits(connection: AsyncConnection[Any]) -> bool:

@@ -18,7 +18,12 @@ class PreparedStatements(PrepareManager):
 
     psycopg tells it of each statement between sending and waiting, but for those of ``copy()``, ``stream()`` and
     server-side cursors.
+
+    Attributes:
+        traces: Whether it has to be told what is sent, see :meth:`begin` and :meth:`note`.
     """
+
+    traces = False
 
     def __init__(self, sent: set[bytes]) -> None:
         """Begin with nothing.
@@ -38,12 +43,13 @@ class PreparedStatements(PrepareManager):
         Args:
             text: The statement.
         """
-        self._sent.add(text)
 
     def maybe_add_to_cache(self, query: PostgresQuery, prep: Prepare, name: bytes) -> Key | None:
         """Note what was sent, as psycopg asks whether to prepare it the next time."""
-        self.note(query.query)
-        return super().maybe_add_to_cache(query, prep, name)
+        self._sent.add(query.query)
+        if self.traces:
+            self.note(query.query)
+        return PrepareManager.maybe_add_to_cache(self, query, prep, name)
 
     def forget(self) -> list[bytes]:
         """Keep nothing of what was prepared; the server need not be told if it has forgotten it, too.
