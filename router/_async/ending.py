@@ -1,4 +1,4 @@
-"""How a block ends: commit, roll back, ask how far that went, and take note of what that shows of the server."""
+"""How a block ends: commit or roll back, read the position of its writes, and observe what its outcome shows."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ async def _end_reading(connection: AsyncConnection[TupleRow], pool: AsyncNodePoo
 
 
 def observe_outcome(pool: AsyncNodePool, connection: AsyncConnection[TupleRow], error: BaseException | None) -> None:
-    """Have what a block, or the end of one, has shown of its server looked into.
+    """Have the server probed if the outcome of a block, or of its end, may tell that it is down or a standby.
 
     Args:
         pool: Where the connection is from.

@@ -37,19 +37,20 @@ T = TypeVar("T")
 
 
 class Lease:
-    """What a connection that was acquired has to do with the router: how it is given back, and what it has to note."""
+    """How an acquired connection is given back to its pool, and how the session in force learns what it has written."""
 
     __slots__ = ("_ambient", "_checkout", "_note", "interruption", "unnoted")
 
     def __init__(self, checkout: TrackedCheckout, ambient: Ambient, note: NoteWritten) -> None:
-        """Begin with a connection that was borrowed just now.
+        """Begin with a connection that has just been borrowed.
 
         Args:
-            checkout: What it was borrowed by; it keeps no reference to it, so that one that is dropped is collected.
-            ambient: What the sessions belong to that are to see what is written.
-            note: Told of what was written in a session: that, the version, the node and where its WAL ends.
+            checkout: Borrowed the connection, and gives it back. It keeps no reference to the connection, so that a
+                connection that is dropped is collected.
+            ambient: Finds the session in force.
+            note: Called with the session, the version, the node and where its WAL ends after a write.
         """
-        self.unnoted = True  # whether anything may have been written that no session has noted
+        self.unnoted = True  # whether there may be a write that no session has noted
         # What interrupted a query, a cancellation say: its answer may still come when the connection is closed.
         self.interruption: BaseException | None = None
         self._checkout = checkout
@@ -97,9 +98,9 @@ class Lease:
 
 
 class AcquiredConnection(NodeConnection):
-    """One that was acquired: it has no block around it."""
+    """A connection that was acquired: no block around it gives it back."""
 
-    __slots__ = ()  # an object that is there becomes one of these
+    __slots__ = ()  # the class of an existing object is set to this one
 
     def commit(self) -> None:
         """Commit the transaction; where a session is in force, its reads will see it."""
@@ -144,7 +145,7 @@ class AcquiredConnection(NodeConnection):
 class AcquiredPooledConnection(PooledConnection):
     """The same behind a transaction pooler."""
 
-    # No class in common: an object that is there becomes one of these, which have to be laid out alike.
+    # No class in common: the class of an existing object is set to this one, and both must have the same layout.
     __slots__ = ()
     commit = AcquiredConnection.commit
     close = AcquiredConnection.close

@@ -1,5 +1,5 @@
 # Generated from router/_async/ending.py by tools/async_to_sync.py: do not edit.
-"""How a block ends: commit, roll back, ask how far that went, and take note of what that shows of the server."""
+"""How a block ends: commit or roll back, read the position of its writes, and observe what its outcome shows."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def _end_reading(connection: Connection[TupleRow], pool: NodePool, _: Note | Non
 
 
 def observe_outcome(pool: NodePool, connection: Connection[TupleRow], error: BaseException | None) -> None:
-    """Have what a block, or the end of one, has shown of its server looked into.
+    """Have the server probed if the outcome of a block, or of its end, may tell that it is down or a standby.
 
     Args:
         pool: Where the connection is from.

@@ -1,5 +1,5 @@
 # Generated from router/_async/tenant_checkout.py by tools/async_to_sync.py: do not edit.
-"""What ``connection()`` returns for a tenant whose connection has to be made its own, or who has to be looked up."""
+"""What ``connection()`` returns for a tenant that shares its pool, or that the directory has to be asked for."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class ScopedCheckout(TrackedCheckout):
-    """A checkout of a tenant's whose connection may have served another one, or has to be reset."""
+    """A checkout for a tenant whose connection may have served another tenant, and is set to this one first."""
 
     __slots__ = ("_begin",)
 
@@ -113,7 +113,7 @@ class ScopedCheckout(TrackedCheckout):
     def _give_back_unset(
         self, lane: Lane, pool: NodePool, connection: Connection[TupleRow], error: BaseException
     ) -> bool:
-        """Give back a connection that could not be made the tenant's; whether another one may do."""
+        """Give back a connection that could not be set to the tenant, and tell whether another one may work."""
         # An earlier borrower may have spoilt its session for every reset; a fresh one is as it will be the next time.
         used = session_of(connection).scope is not None
         again = isinstance(error, psycopg.Error) and (used or connection.broken or isinstance(error, TooLate))
@@ -142,7 +142,7 @@ class ScopedCheckout(TrackedCheckout):
 
 
 class LookupCheckout(Checkout):
-    """A checkout of a tenant's of whom it has to be asked first where it lives."""
+    """A checkout for a tenant that the directory has to be asked for first."""
 
     __slots__ = ("_checkout", "_find")
 
