@@ -126,6 +126,7 @@ RENAMES = {
     "ALock": "Lock",
     "APoolLock": "PoolLock",
     "AsyncCursor": "Cursor",
+    "AsyncPipeline": "Pipeline",
     "AsyncServerCursor": "ServerCursor",
     # the language and its library
     "anext": "next",

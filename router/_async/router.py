@@ -10,6 +10,7 @@ from router._async.checkouts import AsyncCheckouts
 from router._async.directory import AsyncDirectory
 from router._async.in_force import AsyncInForce
 from router._async.operations import AsyncOperations
+from router._async.pool.inside.check import check_inside
 from router._async.snapshot import Snapshot, snapshot, stats
 from router._async.statements import AsyncStatements
 from router._runtime.calls import WeakCall
@@ -67,8 +68,10 @@ class AsyncRouter(AsyncOperations):
 
         Raises:
             ConfigError: The settings are wrong.
+            RouterError: psycopg or psycopg_pool is installed in a release that this one does not work with.
             TypeError: ``settings`` are not :class:`RouterSettings`, or ``directory`` does not take one argument.
         """
+        check_inside()
         self._settings = RouterSettings() if settings is None else settings
         if not isinstance(self._settings, RouterSettings):
             given = type(settings).__name__

@@ -14,6 +14,7 @@ from router._sync.checkouts import Checkouts
 from router._sync.directory import Directory
 from router._sync.in_force import InForce
 from router._sync.operations import Operations
+from router._sync.pool.inside.check import check_inside
 from router._sync.snapshot import Snapshot, snapshot, stats
 from router._sync.statements import Statements
 from router.ambient import ambient_of
@@ -68,8 +69,10 @@ class Router(Operations):
 
         Raises:
             ConfigError: The settings are wrong.
+            RouterError: psycopg or psycopg_pool is installed in a release that this one does not work with.
             TypeError: ``settings`` are not :class:`RouterSettings`, or ``directory`` does not take one argument.
         """
+        check_inside()
         self._settings = RouterSettings() if settings is None else settings
         if not isinstance(self._settings, RouterSettings):
             given = type(settings).__name__

@@ -12,6 +12,7 @@ from psycopg.pq import ConnStatus, Format
 from psycopg.rows import TupleRow
 
 from router._async.pool.inside.imports import conninfo_encoding, pg2pyenc
+from router._async.pool.inside.libpq import verbosity_setter
 from router._runtime.login import log_in
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class AsyncDriverConnection(AsyncConnection[TupleRow]):
 
     @classmethod
     def _connect_gen(cls, conninfo: str = "") -> PQGenConn[Self]:
-        return cls((yield from log_in(conninfo, conninfo_encoding(conninfo))))
+        return cls((yield from log_in(conninfo, conninfo_encoding(conninfo), verbosity_setter())))
 
     @property
     def adapters(self) -> AdaptersMap:

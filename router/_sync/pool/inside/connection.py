@@ -14,6 +14,7 @@ from psycopg.rows import TupleRow
 
 from router._runtime.login import log_in
 from router._sync.pool.inside.imports import conninfo_encoding, pg2pyenc
+from router._sync.pool.inside.libpq import verbosity_setter
 
 if TYPE_CHECKING:
     from typing import NoReturn
@@ -50,7 +51,7 @@ class DriverConnection(Connection[TupleRow]):
 
     @classmethod
     def _connect_gen(cls, conninfo: str = "") -> PQGenConn[Self]:
-        return cls((yield from log_in(conninfo, conninfo_encoding(conninfo))))
+        return cls((yield from log_in(conninfo, conninfo_encoding(conninfo), verbosity_setter())))
 
     @property
     def adapters(self) -> AdaptersMap:
