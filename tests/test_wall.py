@@ -239,7 +239,7 @@ def told_with(folder: Path, package: ModuleType, old: str, new: str) -> list[str
     about = folder / f"{package.__name__}-{package.__version__}.dist-info"
     about.mkdir()
     (about / "METADATA").write_text(str(distribution(name).read_text("METADATA")), encoding="utf-8")
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join((str(folder), str(ROOT.parent)))}
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join((str(folder), str(ROOT.parent), *sys.path))}
     command = [sys.executable, "-c", FIRST_ROUTERS]
     ended = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
     if ended.returncode:  # a module is gone: the import says so
