@@ -25,8 +25,9 @@ NAMES: dict[type[Any], frozenset[str]] = {
         "_tpc", "_tpc_finish_gen", "_tpc_prepare_gen", "lock", "pgconn", "prepare_threshold", "prepared_max", "wait",
     }),
     ConnectionPool: frozenset({
-        "_close_connection", "_closed", "_expire_at", "_growing", "_lock", "_maybe_grow_pool", "_nconns", "_nconns_min",
-        "_opened", "_pool", "_set_connection_expiry_date", "_shrink_pool", "_signal_stop_worker", "_waiting",
+        "_close_connection", "_closed", "_expire_at", "_growing", "_lock", "_max_size", "_maybe_grow_pool", "_nconns",
+        "_nconns_min", "_opened", "_pool", "_set_connection_expiry_date", "_shrink_pool", "_signal_stop_worker",
+        "_waiting",
     }),
     Cursor: frozenset({"_adapters"}),
     Pipeline: frozenset({"result_queue"}),
