@@ -238,6 +238,8 @@ class AsyncNodeConnection(AsyncDriverConnection):
             session.uses.add(gen)  # as begin_use(), and end_use() below, without a call: each statement comes by here
         try:
             sent, before = self._sent, self.pgconn.transaction_status  # the first raises once the block has ended
+            if session is not None and session.is_closing:
+                raise psycopg.OperationalError("the connection is closed")
             pipeline = self.__dict__[PIPELINE]
             if before != ACTIVE and (pipeline is None or is_answered(self)):
                 self._death = ""
