@@ -7,6 +7,7 @@ import logging
 import sys
 import warnings
 from linecache import getline
+from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -110,3 +111,46 @@ def test_an_interruption_at_any_line_loses_no_connection(
             eventually(lambda: is_whole(router))
             number += 1
         assert number > 50
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_an_interruption_after_a_connection_has_passed_to_another_thread_does_not_close_it(
+    postgres: Postgres, waits: bool
+) -> None:
+    has_it, interrupted, pids = Event(), Event(), list[int]()
+
+    def borrow() -> None:
+        with router.connection() as connection:
+            has_it.set()
+            assert interrupted.wait(10)
+            connection.execute("SELECT 1")
+            pids.append(connection.info.backend_pid)
+
+    other = Thread(target=borrow)
+
+    def trace(frame: FrameType, event: str, _: Any) -> Any:
+        code = frame.f_code
+        if not code.co_filename.endswith(("_sync/pool/node_pool.py", "_sync/pool/release.py")):
+            return None
+        before = getline(code.co_filename, frame.f_lineno - 1)
+        if event == "line" and ("offer.set(" if waits else "kept.append(") in before:
+            sys.settrace(None)
+            if not waits:
+                other.start()
+            assert has_it.wait(10)
+            raise Interruption
+        return trace
+
+    with Router(settings(primary=postgres.primary, pool={"max_size": 1})) as router:
+        try:
+            with pytest.raises(Interruption), router.connection() as connection:
+                pid = connection.info.backend_pid
+                connection.commit()
+                if waits:
+                    other.start()
+                    eventually(lambda: router._snapshot().waiting)
+                sys.settrace(trace)
+        finally:
+            interrupted.set()
+            other.join()
+    assert pids == [pid]

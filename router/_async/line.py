@@ -231,9 +231,7 @@ class AsyncLine:
                 self._mark(pool, waits=False)
                 return None
             pool.note_lent(connection, waiter.tenant)
-            offer.taker = waiter
-            waiter.pool = pool
-            waiter.connection = connection
+            offer.taker, waiter.pool, waiter.connection = waiter, pool, connection  # no interruption comes in between
             self._remove(waiter)
         waiter.wakeup.set()
         return waiter

@@ -146,7 +146,7 @@ class AsyncOffer:
 
     Attributes:
         pool: Where the connection is from.
-        taker: The request that it was handed to.
+        taker: The request that it was handed to; ``None`` as long as it was not. That may have given it back by now.
     """
 
     __slots__ = ("_line", "pool", "taker")
@@ -166,17 +166,6 @@ class AsyncOffer:
             Whether a request still waited.
         """
         return self._line is not None and self._line.hand_over(self, connection) is not None
-
-    def took(self, connection: AsyncConnection[TupleRow]) -> bool:
-        """Tell whether a request has a connection.
-
-        Args:
-            connection: The connection.
-
-        Returns:
-            Whether it was handed to one.
-        """
-        return self.taker is not None and self.taker.connection is connection
 
 
 class AsyncPoolLine(deque[None]):

@@ -232,9 +232,7 @@ class Line:
                 self._mark(pool, waits=False)
                 return None
             pool.note_lent(connection, waiter.tenant)
-            offer.taker = waiter
-            waiter.pool = pool
-            waiter.connection = connection
+            offer.taker, waiter.pool, waiter.connection = waiter, pool, connection  # no interruption comes in between
             self._remove(waiter)
         waiter.wakeup.set()
         return waiter

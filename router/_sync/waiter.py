@@ -147,7 +147,7 @@ class Offer:
 
     Attributes:
         pool: Where the connection is from.
-        taker: The request that it was handed to.
+        taker: The request that it was handed to; ``None`` as long as it was not. That may have given it back by now.
     """
 
     __slots__ = ("_line", "pool", "taker")
@@ -167,17 +167,6 @@ class Offer:
             Whether a request still waited.
         """
         return self._line is not None and self._line.hand_over(self, connection) is not None
-
-    def took(self, connection: Connection[TupleRow]) -> bool:
-        """Tell whether a request has a connection.
-
-        Args:
-            connection: The connection.
-
-        Returns:
-            Whether it was handed to one.
-        """
-        return self.taker is not None and self.taker.connection is connection
 
 
 class PoolLine(deque[None]):

@@ -18,7 +18,9 @@ from psycopg.pq import ConnStatus, TransactionStatus
 from psycopg.types.string import StrDumper
 
 from router import AsyncRouter
+from router._async.slot import AsyncSlot
 from router._runtime.flags import AFlag
+from tests._async.internals import inside
 from tests.proxy import Proxy
 from tests.support import aall_of, aeventually, aoutside, new_name, run, settings
 
@@ -461,6 +463,41 @@ async def test_a_connection_that_is_closed_while_a_statement_runs_fails_that_and
             await aall_of(borrow, close)
             async with router.connection(read_only=True) as another:
                 assert await (await another.execute("SELECT 1")).fetchone() == (1,)
+
+
+async def test_a_statement_that_begins_while_its_connection_is_closed_fails_before_anything_is_sent(
+    postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[str] = []
+    async with AsyncRouter(settings(primary=postgres.primary, pool=ONE)) as router:
+        async with router.connection(read_only=True) as connection:
+
+            async def close(slot: AsyncSlot, *args: Any, **options: Any) -> None:
+                with pytest.raises(psycopg.OperationalError, match="the connection is closed"):
+                    await connection.execute("SELECT 1")
+                begun.append("a statement")
+                await closes(slot, *args, **options)
+
+            closes = AsyncSlot.close
+            monkeypatch.setattr(AsyncSlot, "close", close)
+            await connection.close()
+            monkeypatch.undo()
+        async with router.connection(read_only=True) as another:
+            await another.execute("SELECT 1")
+    assert begun == ["a statement"]
+
+
+async def test_a_connection_that_was_cut_is_lent_to_nobody_though_its_block_ends_well(
+    postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("router._async.pool.connection.FRESH", 60.0)
+    async with AsyncRouter(settings(primary=postgres.primary, pool=ONE)) as router:
+        async with router.connection(read_only=True) as connection:
+            await connection.execute("SELECT 1")
+            [pool] = inside(router).pools
+            await pool.drop("its server must not be used")
+        async with router.connection(read_only=True) as another:
+            await another.execute("SELECT 1")
 
 
 async def test_rows_that_were_received_in_the_block_can_still_be_read(postgres: Postgres) -> None:

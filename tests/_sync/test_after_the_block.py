@@ -20,6 +20,8 @@ from psycopg.types.string import StrDumper
 
 from router import Router
 from router._runtime.flags import Flag
+from router._sync.slot import Slot
+from tests._sync.internals import inside
 from tests.proxy import Proxy
 from tests.support import all_of, eventually, new_name, outside, run, settings
 
@@ -460,6 +462,41 @@ def test_a_connection_that_is_closed_while_a_statement_runs_fails_that_and_nobod
             all_of(borrow, close)
             with router.connection(read_only=True) as another:
                 assert another.execute("SELECT 1").fetchone() == (1,)
+
+
+def test_a_statement_that_begins_while_its_connection_is_closed_fails_before_anything_is_sent(
+    postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[str] = []
+    with Router(settings(primary=postgres.primary, pool=ONE)) as router:
+        with router.connection(read_only=True) as connection:
+
+            def close(slot: Slot, *args: Any, **options: Any) -> None:
+                with pytest.raises(psycopg.OperationalError, match="the connection is closed"):
+                    connection.execute("SELECT 1")
+                begun.append("a statement")
+                closes(slot, *args, **options)
+
+            closes = Slot.close
+            monkeypatch.setattr(Slot, "close", close)
+            connection.close()
+            monkeypatch.undo()
+        with router.connection(read_only=True) as another:
+            another.execute("SELECT 1")
+    assert begun == ["a statement"]
+
+
+def test_a_connection_that_was_cut_is_lent_to_nobody_though_its_block_ends_well(
+    postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("router._sync.pool.connection.FRESH", 60.0)
+    with Router(settings(primary=postgres.primary, pool=ONE)) as router:
+        with router.connection(read_only=True) as connection:
+            connection.execute("SELECT 1")
+            [pool] = inside(router).pools
+            pool.drop("its server must not be used")
+        with router.connection(read_only=True) as another:
+            another.execute("SELECT 1")
 
 
 def test_rows_that_were_received_in_the_block_can_still_be_read(postgres: Postgres) -> None:

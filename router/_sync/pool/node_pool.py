@@ -724,8 +724,7 @@ class NodePool:
         try:
             session.is_closing = True  # first: what would begin to use it from now on fails, and the rest is seen here
             if len(session.uses) > 1:  # to close it would free memory that is in use: the end of its block does
-                session.cut_because = "it was closed while something used it"
-                cut(session)
+                _cut_off([session], "it was closed while something used it")
                 return
             connection.__dict__[LENT_BY] = None  # it is no longer lent: its close() closes it
             try:
@@ -878,8 +877,7 @@ class NodePool:
             return
         session: SessionState = connection._router  # type: ignore[attr-defined]  # noqa: SLF001  (the router's own)
         pgconn, lock = session.pgconn, connection.lock
-        following: Connection[TupleRow] | None = None
-        offer = None
+        offer, is_kept = None, False
         try:
             if not try_lock(lock) and not self._take_lock(connection):
                 self.close_for(connection)
@@ -918,12 +916,15 @@ class NodePool:
                                 if offer.set(following):
                                     return
                             self.borrowed.discard(session)
+                            is_kept = True  # first: once it is kept, another thread may have it
                             self.kept.append(following)
                             return
         except BaseException as error:
+            if is_kept or (offer is not None and offer.taker is not None):  # an interruption, once that was done
+                raise
+            session.is_closing = True  # first: what would begin to use it from now on fails
+            (self.close_for(connection) if session.uses else self._close_session(session))
             # Whatever this is, the block has had its own outcome by now; unless it comes from outside of all this.
-            if following is None or (following not in self.kept and not (offer is not None and offer.took(following))):
-                self._close_session(session)
             if not isinstance(error, Exception):
                 raise
             logger.exception("a connection to %s was closed: it could not be given back", self.node)
@@ -968,4 +969,5 @@ def _has_no_uses(session: SessionState, deadline: float) -> bool:
 def _cut_off(doomed: Collection[SessionState], reason: str) -> None:
     for session in doomed:
         session.cut_because = reason
+        session.dirty = True  # the block may end well, a moment before anything fails
         cut(session)
