@@ -47,6 +47,7 @@ RENAMES = {
     "AsyncNodeConnection": "NodeConnection",
     "AsyncNodePool": "NodePool",
     "AsyncOpener": "Opener",
+    "AsyncOpening": "Opening",
     "AsyncReading": "Reading",
     "AsyncRouter": "Router",
     "AsyncInForce": "InForce",

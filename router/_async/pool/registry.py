@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from typing import TypeAlias
 
     from router._async.clusters import AsyncClusters
-    from router._async.pool.node_pool import Counts
+    from router._async.pool.counts import Counts
     from router._async.pool.opener import AsyncOpener
     from router.core.topology import Cluster, Node, Target
 

@@ -7,7 +7,6 @@ import logging
 import warnings
 from collections import deque
 from contextlib import suppress
-from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -18,13 +17,12 @@ from router._runtime.calls import Isolated, shielded
 from router._runtime.flags import free_lock, sleep, take_lock, try_lock
 from router._runtime.sockets import cut
 from router._sync.pool.connection import FRESH, end_session
+from router._sync.pool.counts import Counts
 from router._sync.pool.hygiene import hygiene_of, note_traces, reset
 from router._sync.pool.inside.connection import LENT_BY, NOTIFY_HANDLERS, OPEN_TRANSACTIONS
 from router._sync.pool.inside.pool import DriverPool
-from router._sync.pool.login import ServerFull, Unable
-from router._sync.pool.opener import LoginRefused
+from router._sync.pool.opening import Opening
 from router._sync.pool.session_state import SessionState, borrower, session_of, shows_resource_warnings
-from router._sync.slot import BudgetSpent, SlotRequest
 from router._sync.waiter import PoolLine
 from router.core.budget import Full, Idle, budget_key
 from router.core.measures import PoolStats
@@ -40,6 +38,7 @@ if TYPE_CHECKING:
     from router._sync.line import Line
     from router._sync.pool.connection import NodeConnection
     from router._sync.pool.opener import Opener
+    from router._sync.slot import SlotRequest
     from router.core.observations import ProbeResult
     from router.core.topology import Node, Scope, Target
 
@@ -56,59 +55,10 @@ CLOSE_GRACE = 5.0
 QUARANTINE_COOLDOWN = 1.0
 """Seconds after a quarantine in which there is no other one."""
 
-TRY_AGAIN = (0.02, 0.5)
-"""Seconds after a failed attempt to connect until the next: at first, and at most; they double each time."""
-
 TOLD = 1.0
 """Seconds after which the worker is told once more, if it has not done what it was told to do."""
 
 logger = logging.getLogger("router")
-
-
-class Counts:
-    """What a pool has counted; it may outlive the pool.
-
-    Attributes:
-        taken: Requests that found a connection ready.
-        queued: Requests that were handed one in line.
-        waited: For how long requests have looked and waited for one that was not ready, in seconds.
-        opened: Attempts to connect; those that psycopg_pool only meant to make are among its own.
-        failed: How many of those failed.
-    """
-
-    __slots__ = ("_on_primary", "failed", "opened", "queued", "taken", "waited")
-
-    def __init__(self) -> None:
-        """Begin with all counts at 0."""
-        self.opened = self.failed = self.taken = self.queued = 0
-        self.waited = 0.0
-        # The requests on the primary before, and the number of the request from which on the primary serves them, if it
-        # does. Both are replaced at once, so that their sum never goes down.
-        self._on_primary: tuple[int, int | None] = 0, None
-
-    def follow(self, *, on_primary: bool) -> None:
-        """Count requests apart from now on while it is the primary that serves reads.
-
-        Args:
-            on_primary: Whether it is.
-        """
-        (earlier, since), requests = self._on_primary, self.taken + self.queued
-        if on_primary and since is None:
-            self._on_primary = earlier, requests
-        elif not on_primary and since is not None:
-            self._on_primary = earlier + requests - since, None
-
-    def measured(self) -> dict[str, int]:
-        """Return the counters of now, by their names in the totals; the time that was waited in milliseconds."""
-        earlier, since = self._on_primary
-        return {
-            "requests": (requests := self.taken + self.queued),
-            "queued": self.queued,
-            "wait_ms": int(1000.0 * self.waited),
-            "opened": self.opened,
-            "failed": self.failed,
-            "on_primary": earlier if since is None else earlier + requests - since,
-        }
 
 
 class NodePool:
@@ -197,15 +147,12 @@ class NodePool:
         self.fenced_reason = ""
         self.behind = False
         self.draining = False
-        self._refusal = ""
-        self._slot_request: SlotRequest | None = None
         self.counts = Counts()
         self._opener = opener
-        self._try_at = self._patience = 0.0  # when one more is tried at the earliest; for how long it was put off
+        self._opening = Opening(self, target, opener)
         self._told_until = 0.0  # until when the worker has time to do so, if it is told to
         self._no_quarantine_until = 0.0
         self._hygiene = hygiene_of(target)
-        self._startup = target.startup if target.in_session else None
         self._used_at = monotonic()  # when a request last needed a connection that was not ready
 
     @property
@@ -266,7 +213,7 @@ class NodePool:
         """Why there is not one more connection to be had now; empty if nothing but its own size is in the way."""
         limit = self._opener.slots.server_limits.refusing(self.budget_key.login)
         if limit is None or self._opener.slots.full(self.budget_key) is not Full.LOGIN:
-            return self._refusal
+            return self._opening.refusal
         return str(limit)
 
     @property
@@ -444,13 +391,13 @@ class NodePool:
 
     def may_try(self) -> bool:
         """Whether another attempt to connect is due."""
-        return monotonic() >= self._try_at
+        return monotonic() >= self._opening.due_at
 
     def try_later(self) -> None:
         """Try again to open a connection, if a request waits then."""
         now = monotonic()
         if self.waiting and now >= self._told_until and not self.is_growing and not self.at_max_size:
-            delay = max(self._try_at - now, 0.0)
+            delay = max(self._opening.due_at - now, 0.0)
             self._told_until = now + delay + TOLD  # and not for good: an exception may come before the next line
             self._driver.try_again_in(delay)
 
@@ -459,11 +406,6 @@ class NodePool:
         self._told_until = 0.0
         with self.lock:  # guards kept, waiting, closed, growing
             self._grow_for_waiting()
-
-    def _put_off(self, first: float, most: float) -> None:
-        """Try again later than the last time."""
-        self._patience = min(max(2.0 * self._patience, first), most)
-        self._try_at = monotonic() + self._patience
 
     def _begin(self) -> None:
         if self.draining:
@@ -493,7 +435,7 @@ class NodePool:
         self._driver.close(timeout)
 
     def open_connection(self) -> NodeConnection:
-        """Open one more connection, for the pool's own worker; if that fails, it is tried again after a while.
+        """Open one more connection, for psycopg_pool's worker; if that fails, it is tried again after a while.
 
         Returns:
             The connection.
@@ -501,31 +443,7 @@ class NodePool:
         Raises:
             psycopg.OperationalError: It could not be opened.
         """
-        if not self.may_try():  # psycopg_pool tries a failed attempt once more at once
-            raise psycopg.OperationalError("not tried again yet")
-        request = SlotRequest(self.budget_key)
-        try:
-            while (connection := self._open_within(request)) is None:
-                request = SlotRequest(self.budget_key, request.order)
-        except (BudgetSpent, ServerFull):  # and nothing waits
-            self._put_off(TRY_AGAIN[0], TRY_AGAIN[0])
-            raise
-        except (LoginRefused, Unable) as error:
-            if not self._refusal:
-                logger.warning("%s %s", self.node, str(error))  # a record that is kept keeps no frames
-            self._refusal = str(error)
-            self._put_off(*TRY_AGAIN)
-            raise
-        except Exception:
-            self._put_off(*TRY_AGAIN)
-            if self.waiting and self.line is not None:  # what it was for may have to go elsewhere
-                self.line.owner.invalidate()
-                self.line.choose_again()
-            raise
-        finally:
-            self._slot_request = None
-        self._refusal = ""
-        self._try_at = self._patience = 0.0
+        connection = self._opening.open()
         try:
             note_traces(connection, self._hygiene)
             session = SessionState(connection, self)
@@ -537,41 +455,9 @@ class NodePool:
             raise
         return connection
 
-    def _open_within(self, request: SlotRequest) -> NodeConnection | None:
-        """Open one more connection within the budget; ``None`` if none was to be had, but requests wait for it."""
-        slots = self._opener.slots
-        # In this order: what leaves the line looks for the request after that.
-        self._slot_request = request
-        self.withdraw()
-        try:
-            slot = slots.take(request, inf)
-        except BudgetSpent:
-            if not self.waiting or slots.closed:
-                raise
-            return None
-        self.counts.opened += 1  # by the pool's only worker
-        try:
-            with slot:
-                return self._opener.open(
-                    self.node,
-                    self.cluster,
-                    slot,
-                    read_only=self.read_only,
-                    startup=self._startup,
-                    optional=self.size > 1,  # this one is counted already
-                )
-        except ServerFull:
-            self.counts.failed += 1
-            if not self.waiting:
-                raise
-            return None
-        except Exception:
-            self.counts.failed += 1
-            raise
-
     def withdraw(self) -> None:
         """Have no connection opened if no request waits for one any more."""
-        if not self.waiting and (request := self._slot_request) is not None:
+        if not self.waiting and (request := self._opening.request) is not None:
             self._opener.slots.withdraw(request)
 
     def look(self, connection: Connection[TupleRow]) -> ProbeResult:

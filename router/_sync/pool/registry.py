@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from typing import TypeAlias
 
     from router._sync.clusters import Clusters
-    from router._sync.pool.node_pool import Counts
+    from router._sync.pool.counts import Counts
     from router._sync.pool.opener import Opener
     from router.core.topology import Cluster, Node, Target
 
