@@ -509,6 +509,7 @@ def test_check_says_when_a_login_is_refused(cli: Cli, versions: Callable[..., No
     (refused,) = problems(cli("check", "--json"))
     assert "refuses the login: " in refused
     assert "correct user, password or database" in refused
+    assert "primary, login refused" in cli("check").out
 
 
 @pytest.mark.slow

@@ -47,6 +47,19 @@ class DirectoryStats(Value):
     failing_for: float | None = None
     reason: str = ""
 
+    def described(self) -> str:
+        """Describe it in one line.
+
+        Returns:
+            The line.
+        """
+        words = [f"{self.known} tenants known", f"{self.unknown} keys of no tenant"]
+        if self.unconfirmed:
+            words.append(f"{self.unconfirmed} known tenants not confirmed")
+        if self.failing_for is not None:
+            words.append(f"failing for {self.failing_for:.0f} s: {self.reason}")
+        return ", ".join(words)
+
 
 class _Answer:
     """Where one tenant lives.

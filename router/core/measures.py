@@ -57,7 +57,7 @@ class NodeStats(Value):
     Attributes:
         node: The node.
         role: Its role as observed, else as configured; ``None`` when neither is known.
-        state: ``up``, ``down``, or ``unknown`` before the first probe.
+        state: ``up``, ``down``, or ``unknown`` before the first probe. A node whose login is refused is ``down``, too.
         reason: Why it is down, or not believed.
         server_version: As libpq counts: 160004 is 16.4; 0 while unknown.
         timeline: The WAL timeline it is on; 0 while unknown.
@@ -220,5 +220,5 @@ class Stats(Value):
                 use = "read" if pool.read_only else "write"
                 lines.append(f"    {pool.node}  {pool.tenant or pool.version}, {use}: {pool.pool.in_use} in use")
         if self.directory is not None:
-            lines.append(f"  {self.directory}")
+            lines.append(f"  directory: {self.directory.described()}")
         return "\n".join(lines)
