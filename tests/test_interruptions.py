@@ -8,6 +8,7 @@ import sys
 import warnings
 from linecache import getline
 from threading import Event, Thread
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -154,3 +155,42 @@ def test_an_interruption_after_a_connection_has_passed_to_another_thread_does_no
             interrupted.set()
             other.join()
     assert pids == [pid]
+
+
+def test_an_interruption_while_a_connection_is_handed_over_delays_no_request_and_loses_no_connection(
+    postgres: Postgres,
+) -> None:
+    served = list[float]()
+
+    def borrow() -> None:
+        begun = monotonic()
+        with router.connection() as connection:
+            connection.execute("SELECT 1")
+        served.append(monotonic() - begun)
+
+    def trace(frame: FrameType, event: str, _: Any) -> Any:
+        code, caller = frame.f_code, frame.f_back
+        if code.co_filename.endswith("_sync/line.py") and (
+            event == "call"
+            and code.co_name == "_remove"
+            and caller is not None
+            and caller.f_code.co_name == "hand_over"
+        ):
+            sys.settrace(None)
+            raise Interruption
+        return trace
+
+    with Router(settings(primary=postgres.primary, pool={"max_size": 1, "timeout": 60.0})) as router:
+        waiting = [Thread(target=borrow) for _ in range(3)]
+        with pytest.raises(Interruption), router.connection() as connection:
+            connection.commit()
+            for thread in waiting:
+                thread.start()
+            eventually(lambda: router._snapshot().waiting == len(waiting))
+            sys.settrace(trace)
+        for thread in waiting:
+            thread.join()
+        [pool] = router._snapshot().pools
+        assert (pool.sessions, pool.idle, pool.borrowed) == (1, 1, 0)
+        assert not router._snapshot().waiting
+    assert max(served) < 30

@@ -225,16 +225,18 @@ class Line:
         pool = offer.pool
         with self._guard:
             waiter = self._find(pool)
-            while waiter is not None and waiter not in self._plain and waiter not in self._needy:
-                self._served.remove(waiter, waiter.tenant, waiter.accepts)  # where an interruption has left it
+            while waiter is not None and (waiter.pool is not None or not self.has(waiter)):
+                self._remove(waiter)  # an interruption has left it here, or a part of it
                 waiter = self._find(pool)
             if waiter is None:
                 self._mark(pool, waits=False)
                 return None
             pool.note_lent(connection, waiter.tenant)
             offer.taker, waiter.pool, waiter.connection = waiter, pool, connection  # no interruption comes in between
-            self._remove(waiter)
-        waiter.wakeup.set()
+            try:
+                self._remove(waiter)
+            finally:
+                waiter.wakeup.set()
         return waiter
 
     def fail(self, error: BaseException, *, only_plain: bool = False) -> None:
