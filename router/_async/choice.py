@@ -81,7 +81,11 @@ class AsyncChoice:
             pool = await self._open(route)
             taken = await self._take(pool) or await self._wait(route, pool, news)
             if taken is not None and await may_serve(self._in_force, taken[0], taken[1], self._request):
-                await self._waiter.leave()
+                try:
+                    await self._waiter.leave()
+                except BaseException:
+                    await taken[0].release(taken[1])
+                    raise
                 _served(self._in_force, self._target, self._request, taken[0].node)
                 return taken
             if taken is not None and _state(self._in_force, taken[0].node).several_servers:

@@ -90,4 +90,4 @@ class AsyncMonitor:
         for watcher in watchers:
             with Isolated("could not stop the watcher of %s", watcher.budget_key.server):
                 await ajoin(watcher.worker, max(deadline - monotonic(), 0.0))
-                await watcher.wait_unused()
+                await watcher.close_held()

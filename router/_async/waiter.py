@@ -130,7 +130,8 @@ class AsyncWaiter:
     async def leave(self) -> None:
         """Leave the line, or give back what was handed over at the last moment."""
         if not self.line.leave(self):
-            await self.pool.release(self.connection)
+            connection, self.connection = self.connection, None  # once: it is called again if this is interrupted
+            await self.pool.release(connection)
 
     async def wait(self, timeout: float) -> None:
         """Wait until the request is woken.

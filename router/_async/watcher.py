@@ -101,12 +101,12 @@ class AsyncWatcher:
                 pause = self._clusters.pause(self.there)
             if self.is_needed and await self.there.probe_now.wait_for(pause * (0.9 + 0.2 * random())):
                 await asleep(PAUSE)
-        await self.wait_unused()
+        await self.close_held()
 
     async def _probe(self) -> None:
         held = self._held
         if held is not None and held[0] not in self.there.nodes:  # the node's login is no longer used
-            await self.wait_unused()
+            await self.close_held()
             held = None
         node = held[0] if held is not None else self._next_node()
         if node is None:
@@ -172,7 +172,7 @@ class AsyncWatcher:
         with self._guard:
             self._held = node, connection
         if self.closed:  # close() may have looked at _held before
-            await self.wait_unused()
+            await self.close_held()
 
     async def _attempt(
         self, node: Node, used: list[AsyncConnection[TupleRow]]
@@ -315,7 +315,7 @@ class AsyncWatcher:
         """The connection held for the next probe, for the budget, which closes it before any other idle one."""
         return None if self._held is None else Idle(self.budget_key, -inf, warm=False)
 
-    async def wait_unused(self) -> None:
+    async def close_held(self) -> None:
         """Close the connection that is held for the next probe, if there is one."""
         if (held := self._take()) is not None:
             await held[1].close()

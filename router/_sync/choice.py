@@ -82,7 +82,11 @@ class Choice:
             pool = self._open(route)
             taken = self._take(pool) or self._wait(route, pool, news)
             if taken is not None and may_serve(self._in_force, taken[0], taken[1], self._request):
-                self._waiter.leave()
+                try:
+                    self._waiter.leave()
+                except BaseException:
+                    taken[0].release(taken[1])
+                    raise
                 _served(self._in_force, self._target, self._request, taken[0].node)
                 return taken
             if taken is not None and _state(self._in_force, taken[0].node).several_servers:

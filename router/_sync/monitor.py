@@ -91,4 +91,4 @@ class Monitor:
         for watcher in watchers:
             with Isolated("could not stop the watcher of %s", watcher.budget_key.server):
                 join(watcher.worker, max(deadline - monotonic(), 0.0))
-                watcher.wait_unused()
+                watcher.close_held()

@@ -131,7 +131,8 @@ class Waiter:
     def leave(self) -> None:
         """Leave the line, or give back what was handed over at the last moment."""
         if not self.line.leave(self):
-            self.pool.release(self.connection)
+            connection, self.connection = self.connection, None  # once: it is called again if this is interrupted
+            self.pool.release(connection)
 
     def wait(self, timeout: float) -> None:
         """Wait until the request is woken.

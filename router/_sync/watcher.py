@@ -102,12 +102,12 @@ class Watcher:
                 pause = self._clusters.pause(self.there)
             if self.is_needed and self.there.probe_now.wait_for(pause * (0.9 + 0.2 * random())):
                 sleep(PAUSE)
-        self.wait_unused()
+        self.close_held()
 
     def _probe(self) -> None:
         held = self._held
         if held is not None and held[0] not in self.there.nodes:  # the node's login is no longer used
-            self.wait_unused()
+            self.close_held()
             held = None
         node = held[0] if held is not None else self._next_node()
         if node is None:
@@ -173,7 +173,7 @@ class Watcher:
         with self._guard:
             self._held = node, connection
         if self.closed:  # close() may have looked at _held before
-            self.wait_unused()
+            self.close_held()
 
     def _attempt(self, node: Node, used: list[Connection[TupleRow]]) -> tuple[ProbeResult, Connection[TupleRow]]:
         with untraced():
@@ -308,7 +308,7 @@ class Watcher:
         """The connection held for the next probe, for the budget, which closes it before any other idle one."""
         return None if self._held is None else Idle(self.budget_key, -inf, warm=False)
 
-    def wait_unused(self) -> None:
+    def close_held(self) -> None:
         """Close the connection that is held for the next probe, if there is one."""
         if (held := self._take()) is not None:
             held[1].close()

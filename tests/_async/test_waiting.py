@@ -174,7 +174,7 @@ async def test_those_that_wait_are_served_in_order_and_one_that_gives_up_leaves_
             with pytest.raises(PoolExhausted):
                 await request(1, 1.0)()
 
-        async def wait_unused() -> None:
+        async def close_held() -> None:
             async def four_wait() -> bool:
                 return router._snapshot().waiting == 4
 
@@ -185,8 +185,21 @@ async def test_those_that_wait_are_served_in_order_and_one_that_gives_up_leaves_
             await aeventually(one_gave_up)
             await held.close()
 
-        await aall_of(request(0, PATIENCE), give_up, request(2, PATIENCE), request(3, PATIENCE), wait_unused)
+        await aall_of(request(0, PATIENCE), give_up, request(2, PATIENCE), request(3, PATIENCE), close_held)
         assert served == [0, 2, 3]
+
+
+async def test_a_request_that_leaves_twice_gives_its_connection_back_once(postgres: Postgres) -> None:
+    async with AsyncRouter(settings(primary=postgres.primary, pool={"max_size": 1})) as router:
+        async with router.connection():
+            [pool_set] = inside(router).lanes.pool_sets
+            waiter = AsyncWaiter(pool_set.line)
+            pool_set.line.join(waiter)
+        assert waiter.connection is not None
+        await waiter.leave()
+        await waiter.leave()  # as if the first time was interrupted
+        [pool] = router._snapshot().pools
+        assert (pool.idle, pool.borrowed) == (1, 0)
 
 
 async def test_a_change_of_one_version_leaves_the_pool_sets_of_others_alone(cluster: PostgresCluster) -> None:

@@ -62,7 +62,7 @@ STEPS: dict[type[Any], set[str]] = {
 }
 # The loops: whatever they call must be listed, but for what only lets go of something, and cannot do half of that.
 LOOPS = {"_run_housekeeping", "_do_housekeeping", "_listen", "_watch", "_work"}
-LETS_GO = {"_leave_open", "wait_unused"}
+LETS_GO = {"_leave_open", "close_held"}
 
 by_the_test: ContextVar[bool] = ContextVar("by_the_test", default=False)
 

@@ -175,7 +175,7 @@ def test_those_that_wait_are_served_in_order_and_one_that_gives_up_leaves_its_pl
             with pytest.raises(PoolExhausted):
                 request(1, 1.0)()
 
-        def wait_unused() -> None:
+        def close_held() -> None:
             def four_wait() -> bool:
                 return router._snapshot().waiting == 4
 
@@ -186,8 +186,21 @@ def test_those_that_wait_are_served_in_order_and_one_that_gives_up_leaves_its_pl
             eventually(one_gave_up)
             held.close()
 
-        all_of(request(0, PATIENCE), give_up, request(2, PATIENCE), request(3, PATIENCE), wait_unused)
+        all_of(request(0, PATIENCE), give_up, request(2, PATIENCE), request(3, PATIENCE), close_held)
         assert served == [0, 2, 3]
+
+
+def test_a_request_that_leaves_twice_gives_its_connection_back_once(postgres: Postgres) -> None:
+    with Router(settings(primary=postgres.primary, pool={"max_size": 1})) as router:
+        with router.connection():
+            [pool_set] = inside(router).lanes.pool_sets
+            waiter = Waiter(pool_set.line)
+            pool_set.line.join(waiter)
+        assert waiter.connection is not None
+        waiter.leave()
+        waiter.leave()  # as if the first time was interrupted
+        [pool] = router._snapshot().pools
+        assert (pool.idle, pool.borrowed) == (1, 0)
 
 
 def test_a_change_of_one_version_leaves_the_pool_sets_of_others_alone(cluster: PostgresCluster) -> None:
