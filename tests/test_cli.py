@@ -210,7 +210,7 @@ def test_bad_settings_exit_with_2_and_every_problem(cli: Cli, command: str, tmp_
 def test_an_unknown_version_exits_with_2_and_the_nearest(cli: Cli, command: str, both: None) -> None:
     result = cli(command, "--version", "v22")
     assert (result.code, result.out) == (2, "")
-    assert result.err == "unknown version 'v22'; did you mean 'v2'?; known: v1, v2\n"
+    assert result.err == "unknown version 'v22' (did you mean 'v2'?); known: v1, v2\n"
 
 
 def test_the_config_option_is_stronger_than_router_config(

@@ -123,7 +123,7 @@ class UnknownVersion(RouterError, LookupError):
         else:
             message = f"unknown version {masked(version)!r}"
             if near := nearest(version, self.known):
-                message += f"; did you mean {near!r}?"
+                message += f" (did you mean {near!r}?)"
         super().__init__(f"{message}; known: {', '.join(self.known) or 'none'}")
 
 
