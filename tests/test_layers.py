@@ -39,7 +39,7 @@ SHELL = [
     "pool.shared_pool", "pool.registry", "silence", "watcher", "monitor", "unavailable", "verify", "choice",
     "acquire", "ending", "checkout", "tenant_checkout", "acquired", "pool_set", "lane", "lane_table", "routes",
     "directory_table", "directory_source", "directory", "in_force", "checkouts", "statements", "each", "operations",
-    "snapshot", "router",
+    "stats", "snapshot", "router",
 ]  # fmt: skip
 ABOVE_THE_SHELL = ["events", "_process", "_default", "_loops", "aio", "__init__", "testing", "cli"]
 # The packages whose modules are listed; one that stands beside them itself, such as `settings`, offers what they have.

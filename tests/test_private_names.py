@@ -32,6 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     "_async/test_background.py": {"_getframe", "_start_initial_tasks"},  # each step fails once, also psycopg_pool's
     "_async/test_borrowing.py": PSYCOPGS,
     "_async/test_features.py": PSYCOPGS,
+    "_async/test_pool_methods.py": {"_pool"},  # by which psycopg knows what to give a connection back to
     "_async/test_routing.py": {"_may_serve"},  # something happens in the middle of a request
     "_async/test_server_limit.py": {"_settle"},  # it is counted how often slots are handed out
     "_async/test_tenants.py": PSYCOPGS,

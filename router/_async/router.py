@@ -7,12 +7,11 @@ from warnings import warn
 
 from router._async.acquired import lend
 from router._async.checkouts import AsyncCheckouts
-from router._async.directory import AsyncDirectory
 from router._async.in_force import AsyncInForce
 from router._async.operations import AsyncOperations
 from router._async.pool.inside.check import check_inside
-from router._async.snapshot import Snapshot, snapshot, stats
 from router._async.statements import AsyncStatements
+from router._async.stats import stats
 from router._runtime.calls import WeakCall
 from router._runtime.forks import survive_fork
 from router._runtime.workers import aloop_closed
@@ -29,6 +28,8 @@ if TYPE_CHECKING:
     from psycopg.rows import TupleRow
 
     from router._async.checkout import AsyncCheckout
+    from router._async.directory import AsyncDirectory
+    from router._async.snapshot import Snapshot
     from router._runtime.calls import AConfigure, APassword, ASource
     from router.core.choose import Route
     from router.core.events import Observer
@@ -285,6 +286,8 @@ class AsyncRouter(AsyncOperations):
 
     def _snapshot(self) -> Snapshot:
         """Return one moment's view of the inside, for tests."""
+        from router._async.snapshot import snapshot
+
         return snapshot(self._in_force, self._statements)
 
     def _ask_of(self) -> AsyncDirectory | None:
@@ -292,4 +295,6 @@ class AsyncRouter(AsyncOperations):
         tenancy, source = self._topology.tenancy, self._directory
         if tenancy is None or (source is None and tenancy.directory.version is None):
             return None
+        from router._async.directory import AsyncDirectory
+
         return AsyncDirectory(source, self._settings, tenancy.directory, self._in_force, keep=self._given)

@@ -11,12 +11,11 @@ from router._runtime.forks import survive_fork
 from router._runtime.workers import loop_closed
 from router._sync.acquired import lend
 from router._sync.checkouts import Checkouts
-from router._sync.directory import Directory
 from router._sync.in_force import InForce
 from router._sync.operations import Operations
 from router._sync.pool.inside.check import check_inside
-from router._sync.snapshot import Snapshot, snapshot, stats
 from router._sync.statements import Statements
+from router._sync.stats import stats
 from router.ambient import ambient_of
 from router.context import CURRENT
 from router.core.topology import Tenancy
@@ -31,6 +30,8 @@ if TYPE_CHECKING:
 
     from router._runtime.calls import Configure, Password, Source
     from router._sync.checkout import Checkout
+    from router._sync.directory import Directory
+    from router._sync.snapshot import Snapshot
     from router.core.choose import Route
     from router.core.events import Observer
     from router.core.measures import Stats
@@ -286,6 +287,8 @@ class Router(Operations):
 
     def _snapshot(self) -> Snapshot:
         """Return one moment's view of the inside, for tests."""
+        from router._sync.snapshot import snapshot
+
         return snapshot(self._in_force, self._statements)
 
     def _ask_of(self) -> Directory | None:
@@ -293,4 +296,6 @@ class Router(Operations):
         tenancy, source = self._topology.tenancy, self._directory
         if tenancy is None or (source is None and tenancy.directory.version is None):
             return None
+        from router._sync.directory import Directory
+
         return Directory(source, self._settings, tenancy.directory, self._in_force, keep=self._given)
