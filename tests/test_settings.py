@@ -729,7 +729,10 @@ SECRET = {"password", "sslpassword", "oauth_client_secret", "scram_client_key", 
     ("text", "problem"),
     [
         ("", "is empty; postgresql:// stands for libpq's defaults"),
-        ("db1", "is not a connection string that libpq can read: "),
+        ("db1", "is not a connection string: that is a URI which begins with postgresql://, or has the form key=value"),
+        ("db1:5432/app", "is not a connection string: that is a URI which begins with postgresql://"),
+        ("mysql://app:pw@db1/app?ssl=on", "is not a connection string: that is a URI which begins with postgresql://"),
+        ("postgresql://[db1/app", "is not a connection string that libpq can read: "),
         ("hostt=db1", "has an unknown parameter 'hostt'; did you mean 'host'?"),
         ("postgresql://app:pw@db1/app?sslmod=require", "has an unknown parameter 'sslmod'; did you mean 'sslmode'?"),
         ("postgresql://app:pw@db1/app?schema=public", "has an unknown parameter 'schema'"),
@@ -1478,8 +1481,8 @@ def test_no_version() -> None:
     assert problems() == [
         (
             "settings: versions: no version is given: `router init` writes a router.toml to start from "
-            "(ROUTER_CONFIG or "
-            "--config names another file); or set ROUTER_VERSIONS__NAME__PRIMARY, or DATABASE_URL"
+            "(ROUTER_CONFIG or --config names another file); "
+            "or set ROUTER_VERSIONS__NAME__PRIMARY, or DATABASE_URL, to a URI of PostgreSQL"
         )
     ]
 

@@ -165,6 +165,8 @@ def _why_refused(text: str, message: str, known: list[str]) -> str:
     """What is wrong with ``text``, without libpq's message, which quotes from it, even the password."""
     if re.match(r"\s*postgres\w*\+\w+://", text):
         return "names a driver, which libpq does not know: write postgresql://"
+    if not _is_uri(text) and ("=" not in text or "://" in text.partition("=")[0]):
+        return "is not a connection string: that is a URI which begins with postgresql://, or has the form key=value"
     unknown = re.match(r'invalid (?:connection option|URI query parameter):? "([^"]*)"', message)
     if unknown is None:
         return f"is not a connection string that libpq can read: {_QUOTING}"

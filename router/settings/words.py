@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 NO_VERSION = (
     "no version is given: `router init` writes a router.toml to start from (ROUTER_CONFIG or --config "
     "names another file); "
-    "or set ROUTER_VERSIONS__NAME__PRIMARY, or DATABASE_URL"
+    "or set ROUTER_VERSIONS__NAME__PRIMARY, or DATABASE_URL, to a URI of PostgreSQL"
 )
 MISPLACED = "a connection string, which goes into `primary` or `nodes`"
 
