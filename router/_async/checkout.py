@@ -97,6 +97,8 @@ class AsyncCheckout:
         Raises:
             TransactionOutcomeUnknown: The connection died during COMMIT.
             psycopg.OperationalError: The connection died before it, although the block saw no error.
+            psycopg.ProgrammingError: Something is left half way, or still uses the connection, so that the transaction
+                was rolled back.
         """
         connection = self._connection
         if connection is None:

@@ -72,8 +72,8 @@ async def end(
         elif not await pool.wait_unused(connection):
             if error is None and not pool.read_only and not idle:
                 raise psycopg.ProgrammingError(
-                    f"the block has ended, but something still uses its connection, {USERS}: "
-                    "its transaction is rolled back"
+                    f"the block has ended, but something still uses its connection to {pool.node}, {USERS}: "
+                    "its transaction is rolled back; let that end before the block does"
                 )
         elif error is None:
             written = await (_end_reading if pool.read_only else _commit)(connection, pool, note)
@@ -106,13 +106,19 @@ async def _commit(
     if connection.broken:
         if isinstance(connection, AsyncNodeConnection) and connection.unknown is not None:
             raise connection.unknown  # which the block has swallowed
-        raise psycopg.OperationalError("the connection was lost before COMMIT: the transaction was rolled back")
+        raise psycopg.OperationalError(
+            f"the connection to {pool.node} was lost before COMMIT: "
+            "the transaction was rolled back, and may be repeated"
+        )
     if connection.closed:  # by the block
         return None
     status = connection.pgconn.transaction_status
     if status == TransactionStatus.ACTIVE and not in_pipeline(connection):
         await connection.close()
-        raise psycopg.ProgrammingError(f"the block has ended {HALF_WAY}: its transaction is rolled back")
+        raise psycopg.ProgrammingError(
+            f"the block on {pool.node} has ended {HALF_WAY}: its transaction is rolled back; "
+            "read it to its end, or leave its `with`, before the block ends"
+        )
     if status == TransactionStatus.INERROR:
         logger.warning(
             "a block on %s has ended without an error, but its transaction is rolled back: a statement had failed, "

@@ -501,9 +501,10 @@ class AsyncNodePool:
         """Lend idle connections again, first to those who wait."""
         async with self.lock:  # guards kept, waiting
             self._no_quarantine_until = monotonic() + QUARANTINE_COOLDOWN
-            if self.draining:
-                return
             self.idle = self.kept
+            if self.draining:  # last: begin_draining() takes no lock, and sets this first
+                self.idle = deque()
+                return
         await self.hand_over()
         async with self.lock:  # guards kept, waiting, closed, growing
             self._grow_for_waiting()  # what they waited for has been closed meanwhile

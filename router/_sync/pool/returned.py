@@ -20,9 +20,10 @@ def given_back(borrowed_at: tuple[str, int] | None) -> psycopg.InterfaceError:
     Returns:
         The error.
     """
-    where = "" if borrowed_at is None else f" It was borrowed in {borrowed_at[0]}, line {borrowed_at[1]}."
+    where = "" if borrowed_at is None else f" This one was borrowed in {borrowed_at[0]}, line {borrowed_at[1]}."
     return psycopg.InterfaceError(
-        f"the block that borrowed this connection has ended, and the connection was given back.{where}"
+        "the block that borrowed this connection has ended, or it was closed: it was given back, and cannot be used "
+        f"any more. Borrow another one.{where}"
     )
 
 
