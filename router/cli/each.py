@@ -89,7 +89,11 @@ def each(
         "router-each.log"
     ),
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the run in the log, and try again what failed.")
+        bool,
+        typer.Option(
+            "--resume",
+            help="Continue the last run in the log, and try again what failed. Without it, a run does every tenant.",
+        ),
     ] = False,
     redo: Annotated[
         bool, typer.Option("--redo", help="With --resume: also repeat what was cut off, and may or may not be done.")
