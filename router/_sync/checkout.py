@@ -111,7 +111,7 @@ class Checkout:
         finally:
             if not pool.inherited:  # else its slots are, too
                 slots, beneficiary = self._lane.slots, None
-                if slots.waiting:
+                if slots.waiting and not connection.closed:  # else it makes room anyway, or has done so
                     with Isolated("could not tell for which request a connection to %s makes room", pool.node):
                         beneficiary = slots.preempt(pool.budget_key)
                 if beneficiary is None:

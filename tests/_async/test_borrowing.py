@@ -13,9 +13,11 @@ from psycopg.rows import dict_row, tuple_row
 from router import AsyncRouter
 from router._runtime.flags import AFlag
 from router._runtime.sockets import cut
-from tests.support import aall_of, aeventually, new_name, run, settings
+from tests.support import PATIENCE, aall_of, aeventually, new_name, run, settings
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from router.testing import PostgresCluster
     from tests.conftest import Postgres
 
@@ -109,6 +111,36 @@ async def test_what_an_open_pipeline_or_a_two_phase_transaction_left_is_closed(p
         async with router.connection() as connection:
             assert connection.pgconn is not session
             assert (await (await connection.execute("SELECT 1")).fetchone()) == (1,)
+
+
+async def test_a_connection_that_was_closed_in_its_block_is_not_closed_for_others_at_its_end(
+    postgres: Postgres, caplog: pytest.LogCaptureFixture
+) -> None:
+    versions = {version: {"primary": postgres.primary} for version in ("v1", "v2", "v3")}
+    async with AsyncRouter(settings(versions=versions, max_connections=1, pool={"timeout": PATIENCE})) as router:
+        has_begun, has_ended = AFlag(), AFlag()
+
+        async def closes() -> None:
+            async def both_wait() -> bool:
+                return len(router._snapshot().slots_waiting) == 2
+
+            async with router.connection(version="v1") as connection:
+                has_begun.set()
+                await aeventually(both_wait)
+                await connection.close()
+            has_ended.set()
+
+        def waits(version: str) -> Callable[[], Awaitable[None]]:
+            async def wait() -> None:
+                assert await has_begun.wait_for(PATIENCE)
+                async with router.connection(version=version) as connection:
+                    await connection.execute("SELECT 1")
+                    assert await has_ended.wait_for(PATIENCE)
+
+            return wait
+
+        await aall_of(closes, waits("v2"), waits("v3"))
+    assert "could not" not in caplog.text
 
 
 @pytest.mark.docker

@@ -14,9 +14,11 @@ from psycopg.rows import dict_row, tuple_row
 from router import Router
 from router._runtime.flags import Flag
 from router._runtime.sockets import cut
-from tests.support import all_of, eventually, new_name, run, settings
+from tests.support import PATIENCE, all_of, eventually, new_name, run, settings
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from router.testing import PostgresCluster
     from tests.conftest import Postgres
 
@@ -110,6 +112,36 @@ def test_what_an_open_pipeline_or_a_two_phase_transaction_left_is_closed(postgre
         with router.connection() as connection:
             assert connection.pgconn is not session
             assert (connection.execute("SELECT 1").fetchone()) == (1,)
+
+
+def test_a_connection_that_was_closed_in_its_block_is_not_closed_for_others_at_its_end(
+    postgres: Postgres, caplog: pytest.LogCaptureFixture
+) -> None:
+    versions = {version: {"primary": postgres.primary} for version in ("v1", "v2", "v3")}
+    with Router(settings(versions=versions, max_connections=1, pool={"timeout": PATIENCE})) as router:
+        has_begun, has_ended = Flag(), Flag()
+
+        def closes() -> None:
+            def both_wait() -> bool:
+                return len(router._snapshot().slots_waiting) == 2
+
+            with router.connection(version="v1") as connection:
+                has_begun.set()
+                eventually(both_wait)
+                connection.close()
+            has_ended.set()
+
+        def waits(version: str) -> Callable[[], None]:
+            def wait() -> None:
+                assert has_begun.wait_for(PATIENCE)
+                with router.connection(version=version) as connection:
+                    connection.execute("SELECT 1")
+                    assert has_ended.wait_for(PATIENCE)
+
+            return wait
+
+        all_of(closes, waits("v2"), waits("v3"))
+    assert "could not" not in caplog.text
 
 
 @pytest.mark.docker
