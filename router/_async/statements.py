@@ -22,6 +22,7 @@ from router.core.events import Repeated
 from router.core.result import Result
 from router.core.stale import is_spoilt, is_stale
 from router.core.statement import can_be_repeated, needs_primary, without_comments
+from router.core.traces import names_what_lasts
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -54,9 +55,6 @@ BACKOFF = 0.02
 
 # Allowed on a standby, where they lock nobody out.
 _ADVISORY_LOCK = re.compile(r"\bpg_(?:try_)?advisory_", re.IGNORECASE)
-
-# What changes a session without being a statement of its own.
-_SETTING = re.compile(r"\bset_config\b", re.IGNORECASE)
 
 # Statements that leave nothing behind in their session, by the first word of what PostgreSQL calls them.
 _TRACELESS = frozenset({"SELECT", "INSERT", "UPDATE", "DELETE", "MERGE", "COPY", "NOTIFY", "EXPLAIN", "SHOW", "CALL"})
@@ -132,7 +130,7 @@ class AsyncStatements:
         """
         text = without_comments(text_of(query))
         locks = _ADVISORY_LOCK.search(text) is not None
-        dirty = locks or _SETTING.search(text) is not None
+        dirty = locks or names_what_lasts(text)
         if locks or needs_primary(text):
             return await self._write(query, text, params, writing, dirty=dirty)
         checkout = reading(avoid=None)

@@ -18,8 +18,10 @@ REMEMBERED = 1000
 """Bytes of a text whose answer is kept."""
 
 # Looked for in the whole text, quoted parts and comments included: so no way of quoting hides them. Session-level
-# advisory locks; what sets a setting; temporary schemas; what a sequence gave last; and names in escapes.
-_FUNCTIONS = r'(?i)pg_(?:try_)?advisory_lock|set_config|set_limit|pg_settings|pg_temp|nextval|setval|\bU&"'
+# advisory locks; what sets a setting; temporary schemas; and names in escapes.
+_FUNCTIONS = r'(?i)pg_(?:try_)?advisory_lock|set_config|set_limit|pg_settings|pg_temp|\bU&"'
+# What a sequence gave last.
+_SEQUENCES = r"(?i)nextval|setval"
 # One that lasts for the transaction only, with plain arguments.
 _SETS_LOCALLY = r"(?i)\bset_config\s*\(\s*(?:'[\w.]+'|\$\d+)\s*,\s*(?:'[\w .,:/-]*'|\$\d+)(?:::\w+)?\s*,\s*true\s*\)"
 # In a text without quoted parts and comments.
@@ -48,10 +50,22 @@ def leaves_trace(text: bytes) -> bool:
     return _judged(text) if len(text) <= REMEMBERED else len(text) > LONGEST or _judge(text)
 
 
+def names_what_lasts(text: str) -> bool:
+    """Tell whether a text names something that takes a lock or changes a setting of its session.
+
+    Args:
+        text: One statement or several.
+
+    Returns:
+        Whether it does, unless all that it names is a setting that lasts for the transaction.
+    """
+    functions = len(re.findall(_FUNCTIONS, text))
+    return functions > 0 and functions > len(re.findall(_SETS_LOCALLY, text))
+
+
 def _judge(text: bytes) -> bool:
     statements = text.decode(errors="replace")
-    functions = len(re.findall(_FUNCTIONS, statements))
-    if functions and functions > len(re.findall(_SETS_LOCALLY, statements)):
+    if names_what_lasts(statements) or re.search(_SEQUENCES, statements):
         return True
     if "\\'" in statements:  # where it ends depends on standard_conforming_strings
         return True

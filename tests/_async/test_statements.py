@@ -254,6 +254,7 @@ LEFT_BEHIND = (
         "DO 'BEGIN SET search_path TO pg_catalog; END'",
         "SET search_path TO pg_catalog",
         "SELECT set_config('search_path', 'pg_catalog', false)",
+        "UPDATE pg_settings SET setting = 'pg_catalog' WHERE name = 'search_path'",
         "SELECT 1; SET search_path TO pg_catalog",
         "INSERT INTO {t} SELECT 1 WHERE false; LISTEN {t}",
     ],
