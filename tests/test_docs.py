@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import psycopg
 import psycopg_pool
-import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,22 +60,23 @@ def defined() -> frozenset[str]:
     return frozenset(found)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_each_file_that_a_page_names_is_there(page: Path) -> None:
-    named = [text for text in code_in(page) if re.fullmatch(r"[\w./-]+(?:\.py|/)|(?:docs|config|\.ci)/[\w./-]+", text)]
-    assert [text for text in named if text not in ELSEWHERE and text.rstrip("/") not in files()] == []
+def test_each_file_that_a_page_names_is_there() -> None:
+    pattern = re.compile(r"[\w./-]+(?:\.py|/)|(?:docs|config|\.ci)/[\w./-]+")
+    named = [(name_of(page), text) for page in PAGES for text in code_in(page) if pattern.fullmatch(text)]
+    assert [(page, text) for page, text in named if text not in ELSEWHERE and text.rstrip("/") not in files()] == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_each_link_of_a_page_leads_somewhere(page: Path) -> None:
-    links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", FENCED.sub("", page.read_text()))
-    assert [link for link in links if "://" not in link and not (page.parent / link).exists()] == []
+def test_each_link_of_a_page_leads_somewhere() -> None:
+    pattern = re.compile(r"\]\(([^)#\s]+)[^)]*\)")
+    links = [(page, link) for page in PAGES for link in pattern.findall(FENCED.sub("", page.read_text()))]
+    broken = [(page, link) for page, link in links if "://" not in link and not (page.parent / link).exists()]
+    assert broken == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_each_class_of_the_async_shell_that_a_page_names_is_there(page: Path) -> None:
-    named = {name for text in code_in(page) for name in re.findall(r"\bAsync[A-Z]\w+", text)}
-    assert named - defined() == set()
+def test_each_class_of_the_async_shell_that_a_page_names_is_there() -> None:
+    texts = [(name_of(page), text) for page in PAGES for text in code_in(page)]
+    named = {(page, name) for page, text in texts for name in re.findall(r"\bAsync[A-Z]\w+", text)}
+    assert {(page, name) for page, name in named if name not in defined()} == set()
 
 
 def test_each_function_that_the_design_names_is_there() -> None:
