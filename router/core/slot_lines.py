@@ -303,6 +303,8 @@ class Budget(Generic[R]):
 
     def _candidates(self, key: BudgetKey, offer: Offer) -> Iterator[Candidate]:
         """Find the requests that a connection may be closed for: the first one of each line."""
+        if key not in self.held:  # it was closed meanwhile, by another thread
+            return
         process, chain, owner = self._process, self._chain(key.login), key.owner
         for request in self._of_owner.get(owner, ()):  # pools of the same owner are compared with each other
             full, number = self._narrowest_full(request.key), self.held.get(request.key, 0)
