@@ -32,6 +32,27 @@ if TYPE_CHECKING:
     from router._runtime.workers import AWorker
     from router.core.policies import DirectoryPolicy
 
+    class AsyncBorrows(Protocol):
+        """Gives connections: the router's."""
+
+        def borrow(self, version: str | None) -> AsyncCheckout:
+            """Prepare to borrow a connection that writes.
+
+            Args:
+                version: To which version.
+            """
+
+    class AsyncToldOfChanges(Protocol):
+        """What is told of changes to tenants: the directory."""
+
+        def changed(self, tenant: str | None) -> None:
+            """Take note of a change that was heard of.
+
+            Args:
+                tenant: The key of the tenant that changed; ``None`` when it may be any.
+            """
+
+
 RETRY = (0.01, 1.0)
 """Seconds until one tries again to hear of changes: at first, and at most."""
 
@@ -42,28 +63,6 @@ over it, and gateways forget, without a word, what is silent for minutes."""
 T = TypeVar("T")
 
 logger = logging.getLogger("router")
-
-
-class AsyncBorrows(Protocol):
-    """Gives connections: the router's."""
-
-    def borrow(self, version: str | None) -> AsyncCheckout:
-        """Prepare to borrow a connection that writes.
-
-        Args:
-            version: To which version.
-        """
-
-
-class AsyncToldOfChanges(Protocol):
-    """What is told of changes to tenants: the directory."""
-
-    def changed(self, tenant: str | None) -> None:
-        """Take note of a change that was heard of.
-
-        Args:
-            tenant: The key of the tenant that changed; ``None`` when it may be any.
-        """
 
 
 class AsyncSqlSource:

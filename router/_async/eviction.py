@@ -15,19 +15,19 @@ if TYPE_CHECKING:
     from router._async.slots import AsyncSlots
     from router.core.budget import Idle
 
+    class Evictable(Protocol):
+        """What has idle connections that may be closed for others: a pool, or what watches a server."""
+
+        @property
+        def longest_idle(self) -> Idle | None:
+            """The connection that has been idle longest, if there is one."""
+
+        async def evict_idle(self, beneficiary: AsyncSlotRequest) -> None:
+            """Close that for a request; nothing happens if there is none by now."""
+
+
 LOOK_AGAIN = 0.02
 """Seconds between two searches for an idle connection that has become old enough to be closed, at least."""
-
-
-class Evictable(Protocol):
-    """What has idle connections that may be closed for others: a pool, or what watches a server."""
-
-    @property
-    def longest_idle(self) -> Idle | None:
-        """The connection that has been idle longest, if there is one."""
-
-    async def evict_idle(self, beneficiary: AsyncSlotRequest) -> None:
-        """Close that for a request; nothing happens if there is none by now."""
 
 
 class AsyncEviction:

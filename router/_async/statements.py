@@ -36,6 +36,13 @@ if TYPE_CHECKING:
     from router._async.pool.node_pool import AsyncNodePool
     from router.core.topology import Node
 
+    class AsyncReading(Protocol):
+        """Borrows a connection to read."""
+
+        def __call__(self, *, avoid: Node | None) -> AsyncCheckout:
+            """Borrow it, from another node than ``avoid`` if there is one."""
+
+
 T = TypeVar("T")
 
 ELSEWHERE = 2
@@ -65,13 +72,6 @@ logger = logging.getLogger("router")
 
 class _Unguarded(Exception):
     """The server is not known to refuse writes in the session that is to read."""
-
-
-class AsyncReading(Protocol):
-    """Borrows a connection to read."""
-
-    def __call__(self, *, avoid: Node | None) -> AsyncCheckout:
-        """Borrow it, from another node than ``avoid`` if there is one."""
 
 
 class AsyncStatements:

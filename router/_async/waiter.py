@@ -17,6 +17,30 @@ if TYPE_CHECKING:
     from router._async.admission import AsyncAdmission
     from router._async.line import AsyncLine
 
+    class AsyncLends(Protocol):
+        """What hands connections over: a pool."""
+
+        waiting: AsyncPoolLine
+
+        def note_lent(self, connection: AsyncConnection[TupleRow], tenant: str) -> None:
+            """Take a connection for borrowed by a request of a tenant."""
+
+        @property
+        def kept_back(self) -> int:
+            """How many connections it has that it does not lend now."""
+
+        def holders(self) -> list[str]:
+            """List the tenants of the connections that are out, one for each."""
+
+        def withdraw(self) -> None:
+            """Have no connection opened if no request waits for one any more."""
+
+    class AsyncServes(Protocol):
+        """Whose line it is: a pool set."""
+
+        def invalidate(self) -> None:
+            """Choose anew before the next request is served."""
+
 
 class Unserved(Exception):
     """Nothing can serve those that wait, and nothing will by itself."""
@@ -28,32 +52,6 @@ class Superseded(Exception):
 
 class HasToAsk(Exception):
     """Which replica may serve a request has to be asked of them: each request asks for itself."""
-
-
-class AsyncLends(Protocol):
-    """What hands connections over: a pool."""
-
-    waiting: AsyncPoolLine
-
-    def note_lent(self, connection: AsyncConnection[TupleRow], tenant: str) -> None:
-        """Take a connection for borrowed by a request of a tenant."""
-
-    @property
-    def kept_back(self) -> int:
-        """How many connections it has that it does not lend now."""
-
-    def holders(self) -> list[str]:
-        """List the tenants of the connections that are out, one for each."""
-
-    def withdraw(self) -> None:
-        """Have no connection opened if no request waits for one any more."""
-
-
-class AsyncServes(Protocol):
-    """Whose line it is: a pool set."""
-
-    def invalidate(self) -> None:
-        """Choose anew before the next request is served."""
 
 
 class AsyncWaiter:

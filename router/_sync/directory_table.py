@@ -33,6 +33,27 @@ if TYPE_CHECKING:
     from router._sync.pool.node_pool import NodePool
     from router.core.policies import DirectoryPolicy
 
+    class Borrows(Protocol):
+        """Gives connections: the router's."""
+
+        def borrow(self, version: str | None) -> Checkout:
+            """Prepare to borrow a connection that writes.
+
+            Args:
+                version: To which version.
+            """
+
+    class ToldOfChanges(Protocol):
+        """What is told of changes to tenants: the directory."""
+
+        def changed(self, tenant: str | None) -> None:
+            """Take note of a change that was heard of.
+
+            Args:
+                tenant: The key of the tenant that changed; ``None`` when it may be any.
+            """
+
+
 RETRY = (0.01, 1.0)
 """Seconds until one tries again to hear of changes: at first, and at most."""
 
@@ -43,28 +64,6 @@ over it, and gateways forget, without a word, what is silent for minutes."""
 T = TypeVar("T")
 
 logger = logging.getLogger("router")
-
-
-class Borrows(Protocol):
-    """Gives connections: the router's."""
-
-    def borrow(self, version: str | None) -> Checkout:
-        """Prepare to borrow a connection that writes.
-
-        Args:
-            version: To which version.
-        """
-
-
-class ToldOfChanges(Protocol):
-    """What is told of changes to tenants: the directory."""
-
-    def changed(self, tenant: str | None) -> None:
-        """Take note of a change that was heard of.
-
-        Args:
-            tenant: The key of the tenant that changed; ``None`` when it may be any.
-        """
 
 
 class SqlSource:

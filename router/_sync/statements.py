@@ -37,6 +37,13 @@ if TYPE_CHECKING:
     from router._sync.pool.node_pool import NodePool
     from router.core.topology import Node
 
+    class Reading(Protocol):
+        """Borrows a connection to read."""
+
+        def __call__(self, *, avoid: Node | None) -> Checkout:
+            """Borrow it, from another node than ``avoid`` if there is one."""
+
+
 T = TypeVar("T")
 
 ELSEWHERE = 2
@@ -66,13 +73,6 @@ logger = logging.getLogger("router")
 
 class _Unguarded(Exception):
     """The server is not known to refuse writes in the session that is to read."""
-
-
-class Reading(Protocol):
-    """Borrows a connection to read."""
-
-    def __call__(self, *, avoid: Node | None) -> Checkout:
-        """Borrow it, from another node than ``avoid`` if there is one."""
 
 
 class Statements:

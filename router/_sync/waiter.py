@@ -18,6 +18,30 @@ if TYPE_CHECKING:
     from router._sync.admission import Admission
     from router._sync.line import Line
 
+    class Lends(Protocol):
+        """What hands connections over: a pool."""
+
+        waiting: PoolLine
+
+        def note_lent(self, connection: Connection[TupleRow], tenant: str) -> None:
+            """Take a connection for borrowed by a request of a tenant."""
+
+        @property
+        def kept_back(self) -> int:
+            """How many connections it has that it does not lend now."""
+
+        def holders(self) -> list[str]:
+            """List the tenants of the connections that are out, one for each."""
+
+        def withdraw(self) -> None:
+            """Have no connection opened if no request waits for one any more."""
+
+    class Serves(Protocol):
+        """Whose line it is: a pool set."""
+
+        def invalidate(self) -> None:
+            """Choose anew before the next request is served."""
+
 
 class Unserved(Exception):
     """Nothing can serve those that wait, and nothing will by itself."""
@@ -29,32 +53,6 @@ class Superseded(Exception):
 
 class HasToAsk(Exception):
     """Which replica may serve a request has to be asked of them: each request asks for itself."""
-
-
-class Lends(Protocol):
-    """What hands connections over: a pool."""
-
-    waiting: PoolLine
-
-    def note_lent(self, connection: Connection[TupleRow], tenant: str) -> None:
-        """Take a connection for borrowed by a request of a tenant."""
-
-    @property
-    def kept_back(self) -> int:
-        """How many connections it has that it does not lend now."""
-
-    def holders(self) -> list[str]:
-        """List the tenants of the connections that are out, one for each."""
-
-    def withdraw(self) -> None:
-        """Have no connection opened if no request waits for one any more."""
-
-
-class Serves(Protocol):
-    """Whose line it is: a pool set."""
-
-    def invalidate(self) -> None:
-        """Choose anew before the next request is served."""
 
 
 class Waiter:

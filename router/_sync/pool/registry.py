@@ -29,12 +29,11 @@ if TYPE_CHECKING:
 
     Use: TypeAlias = tuple[str | None, bool]  # a version, none for tenants' own servers; whether it is for reading
 
+    class PoolRequest(Protocol):
+        """What cannot open its pool because there are too many."""
 
-class PoolRequest(Protocol):
-    """What cannot open its pool because there are too many."""
-
-    def wake_for_room(self) -> bool:
-        """Have it try again; whether it still wants to."""
+        def wake_for_room(self) -> bool:
+            """Have it try again; whether it still wants to."""
 
 
 class PoolsKey(NamedTuple):

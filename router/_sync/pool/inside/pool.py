@@ -22,36 +22,36 @@ if TYPE_CHECKING:
 
     from router.core.policies import PoolPolicy
 
+    class PoolOwner(Protocol):
+        """The router's own pool, as psycopg_pool's pool asks it.
+
+        Attributes:
+            fewest_idle: How few were idle since the pool was last to shrink; roughly will do.
+        """
+
+        fewest_idle: int
+
+        def open_connection(self) -> Connection[TupleRow]:
+            """Open one more connection."""
+
+        def may_try(self) -> bool:
+            """Tell whether another attempt to connect is due."""
+
+        def try_later(self) -> None:
+            """Try again to open a connection, when it is time and if a request waits then."""
+
+        def try_again(self) -> None:
+            """Open one more connection if a request waits for it."""
+
+        def note_opened(self, connection: Connection[TupleRow], expires_at: float) -> None:
+            """Note until when a connection may be lent, on the monotonic clock."""
+
+        def note_closing(self, connection: Connection[TupleRow]) -> None:
+            """Note that a connection is closed that is not counted any more."""
+
+
 OVERDUE = 2
 """In so many rounds of housekeeping the worker begins with what it is told to do, if it was told at all."""
-
-
-class PoolOwner(Protocol):
-    """The router's own pool, as psycopg_pool's pool asks it.
-
-    Attributes:
-        fewest_idle: How few were idle since the pool was last to shrink; roughly will do.
-    """
-
-    fewest_idle: int
-
-    def open_connection(self) -> Connection[TupleRow]:
-        """Open one more connection."""
-
-    def may_try(self) -> bool:
-        """Tell whether another attempt to connect is due."""
-
-    def try_later(self) -> None:
-        """Try again to open a connection, when it is time and if a request waits then."""
-
-    def try_again(self) -> None:
-        """Open one more connection if a request waits for it."""
-
-    def note_opened(self, connection: Connection[TupleRow], expires_at: float) -> None:
-        """Note until when a connection may be lent, on the monotonic clock."""
-
-    def note_closing(self, connection: Connection[TupleRow]) -> None:
-        """Note that a connection is closed that is not counted any more."""
 
 
 class _Name(str):
