@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from router.ambient import Carried, Current
     from router.context import Use
     from router.core.choose import Route
-    from router.core.directory import DirectoryStats
     from router.core.errors import (
         ConfigError,
         DirectoryUnavailable,
@@ -61,7 +60,15 @@ if TYPE_CHECKING:
         UnknownTenant,
         UnknownVersion,
     )
-    from router.core.measures import DrainingPoolStats, NodeStats, PoolStats, Stats, TenantPoolStats, VersionStats
+    from router.core.measures import (
+        DirectoryStats,
+        DrainingPoolStats,
+        NodeStats,
+        PoolStats,
+        Stats,
+        TenantPoolStats,
+        VersionStats,
+    )
     from router.core.outcomes import Outcomes
     from router.core.result import Result
     from router.core.topology import Node, Role, Server
@@ -142,8 +149,15 @@ _HOMES = {
     ],
     "core.topology": ["Node", "Role", "Server"],
     "core.choose": ["Route"],
-    "core.measures": ["DrainingPoolStats", "NodeStats", "PoolStats", "Stats", "TenantPoolStats", "VersionStats"],
-    "core.directory": ["DirectoryStats"],
+    "core.measures": [
+        "DirectoryStats",
+        "DrainingPoolStats",
+        "NodeStats",
+        "PoolStats",
+        "Stats",
+        "TenantPoolStats",
+        "VersionStats",
+    ],
     "core.result": ["Result"],
     "core.outcomes": ["Outcomes"],
     "context": ["Use"],

@@ -18,7 +18,7 @@ CORE = [
     "core.faults", "core.policy_faults", "core.duplicates", "core.validate", "core.observations", "core.health",
     "core.replication", "core.standing", "core.balance", "core.choose", "core.budget", "core.fair_line", "core.bounds",
     "core.slot_lines", "core.server_limit", "core.events", "core.server_events", "core.changes", "core.view",
-    "core.plan", "core.directory", "core.measures", "core.result", "core.outcomes", "core.statement", "core.stale",
+    "core.plan", "core.measures", "core.directory", "core.result", "core.outcomes", "core.statement", "core.stale",
     "core.traces", "core.sql",
 ]  # fmt: skip
 SETTINGS = [

@@ -7,8 +7,7 @@ from typing import Literal
 
 import pytest
 
-from router.core.directory import DirectoryStats
-from router.core.measures import NodeStats, PoolStats, Stats, VersionStats
+from router.core.measures import DirectoryStats, NodeStats, PoolStats, Stats, VersionStats
 from router.core.topology import Node, Role, Secrets, Server
 
 PARAMS = (("dbname", "app"), ("user", "app"))

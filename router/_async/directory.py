@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from router._async.directory_source import AsyncHomes, Said
     from router._runtime.calls import ASource
     from router._runtime.workers import AWorker
-    from router.core.directory import DirectoryStats
+    from router.core.measures import DirectoryStats
     from router.core.policies import DirectoryPolicy
     from router.core.topology import Home
     from router.settings import RouterSettings

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from router._runtime.calls import Source
     from router._runtime.workers import Worker
     from router._sync.directory_source import Homes, Said
-    from router.core.directory import DirectoryStats
+    from router.core.measures import DirectoryStats
     from router.core.policies import DirectoryPolicy
     from router.core.topology import Home
     from router.settings import RouterSettings

@@ -7,43 +7,43 @@ import logging
 from collections.abc import Mapping
 from inspect import signature
 from time import monotonic
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from router._runtime.calls import WeakCall, call, consult
 from router._runtime.flags import Guard
-from router._sync.directory_table import Borrows
 from router.core.directory import describe_failure
 from router.core.errors import RouterClosed
+from router.core.value import Value
 
 if TYPE_CHECKING:
     from router._runtime.calls import Source
-    from router._sync.directory_table import SqlSource
+    from router._sync.directory_table import Borrows, SqlSource
     from router.core.topology import Home
     from router.settings import RouterSettings
+
+    class Homes(Borrows, Protocol):
+        """What uses the homes of tenants, and what was worked out from them: the router's."""
+
+        def forget(self, tenant: str | None) -> None:
+            """Work out anew where a tenant lives, from its next request on.
+
+            Args:
+                tenant: The tenant; ``None`` for all of them.
+            """
+
+        def follow_tenant(self, tenant: str, home: Home | None) -> None:
+            """Do what follows from a tenant's move.
+
+            Args:
+                tenant: The tenant.
+                home: Where it lives now; ``None`` for nowhere.
+            """
+
 
 logger = logging.getLogger("router")
 
 
-class Homes(Borrows, Protocol):
-    """What uses the homes of tenants, and what was worked out from them: the router's."""
-
-    def forget(self, tenant: str | None) -> None:
-        """Work out anew where a tenant lives, from its next request on.
-
-        Args:
-            tenant: The tenant; ``None`` for all of them.
-        """
-
-    def follow_tenant(self, tenant: str, home: Home | None) -> None:
-        """Do what follows from a tenant's move.
-
-        Args:
-            tenant: The tenant.
-            home: Where it lives now; ``None`` for nowhere.
-        """
-
-
-class Said(NamedTuple):
+class Said(Value):
     """What came of asking for one tenant.
 
     Attributes:

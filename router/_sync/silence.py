@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from psycopg.pq import TransactionStatus
 
 from router._runtime.sockets import quiet_for
+from router.core.value import Value
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,7 +33,7 @@ LOGIN = 10.0
 """Seconds by which the ages of a session and of its connection may differ, because of the login and ``configure=``."""
 
 
-class Silent(NamedTuple):
+class Silent(Value):
     """A silent connection.
 
     Attributes:

@@ -10,7 +10,7 @@ from traceback import extract_tb
 from typing import TYPE_CHECKING
 
 from router.core.errors import RouterError
-from router.core.value import Value
+from router.core.measures import DirectoryStats
 
 if TYPE_CHECKING:
     from router.core.policies import DirectoryPolicy
@@ -27,38 +27,6 @@ UNUSED_TTLS = 10.0
 
 SPREAD = 0.1
 """The part of ``ttl`` by which an answer may end early, so that not all that is learnt at once is asked for at once."""
-
-
-class DirectoryStats(Value):
-    """The directory of tenants.
-
-    Attributes:
-        known: Tenants whose home is known.
-        unknown: Keys remembered as those of no tenant.
-        unconfirmed: How many of the known could not be confirmed when that was last tried, or not yet since a change
-            was heard of.
-        failing_for: Seconds since the directory began to fail; ``None`` while it works.
-        reason: Why it fails; empty while it works.
-    """
-
-    known: int
-    unknown: int
-    unconfirmed: int
-    failing_for: float | None = None
-    reason: str = ""
-
-    def described(self) -> str:
-        """Describe it in one line.
-
-        Returns:
-            The line.
-        """
-        words = [f"{self.known} tenants known", f"{self.unknown} keys of no tenant"]
-        if self.unconfirmed:
-            words.append(f"{self.unconfirmed} known tenants not confirmed")
-        if self.failing_for is not None:
-            words.append(f"failing for {self.failing_for:.0f} s: {self.reason}")
-        return ", ".join(words)
 
 
 class _Answer:

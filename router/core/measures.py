@@ -12,7 +12,6 @@ from router.core.value import Value
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from router.core.directory import DirectoryStats
     from router.core.topology import Node, Role
 
 
@@ -163,6 +162,38 @@ class Totals(Value):
     repeated: int = 0
     on_primary: int = 0
     for_token: int = 0
+
+
+class DirectoryStats(Value):
+    """The directory of tenants.
+
+    Attributes:
+        known: Tenants whose home is known.
+        unknown: Keys remembered as those of no tenant.
+        unconfirmed: How many of the known could not be confirmed when that was last tried, or not yet since a change
+            was heard of.
+        failing_for: Seconds since the directory began to fail; ``None`` while it works.
+        reason: Why it fails; empty while it works.
+    """
+
+    known: int
+    unknown: int
+    unconfirmed: int
+    failing_for: float | None = None
+    reason: str = ""
+
+    def described(self) -> str:
+        """Describe it in one line.
+
+        Returns:
+            The line.
+        """
+        words = [f"{self.known} tenants known", f"{self.unknown} keys of no tenant"]
+        if self.unconfirmed:
+            words.append(f"{self.unconfirmed} known tenants not confirmed")
+        if self.failing_for is not None:
+            words.append(f"failing for {self.failing_for:.0f} s: {self.reason}")
+        return ", ".join(words)
 
 
 class Stats(Value):

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from time import monotonic
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import psycopg
 
@@ -12,6 +12,7 @@ from router._sync.pool.scripts import send
 from router.core import sql
 from router.core.observations import ProbeResult
 from router.core.topology import Role
+from router.core.value import Value
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from router.core.topology import Cluster, Node, Server
 
 
-class Session(NamedTuple):
+class Session(Value):
     """What a server shows of a session.
 
     Attributes:
