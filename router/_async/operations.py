@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from router._async.each import each, tenants_of
 from router.blocks import Blocks
 from router.context import named
 from router.core.errors import UnknownTenant
@@ -145,6 +144,8 @@ class AsyncOperations(Blocks):
             TenantLocked: A ``use(…, lock=True)`` around the call is for another tenant; nothing has been done.
             ValueError: ``jobs`` is less than 1.
         """
+        from router._async.each import each, tenants_of
+
         if jobs < 1:
             raise ValueError(f"jobs is {jobs}: it must be at least 1")
         self._checkouts.bind_loop()

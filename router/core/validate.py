@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from router.core.duplicates import duplicates
 from router.core.errors import nearest
 from router.core.faults import Fault, quoted
-from router.core.names import InvalidName, names_of, rendered
+from router.core.names import OWN_SERVERS, InvalidName, names_of, rendered
 from router.core.policy_faults import health_faults, pool_faults, tenancy_faults
 from router.core.topology import Role
 
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from router.core.faults import KeyPath
     from router.core.policies import PoolPolicy
     from router.core.topology import Cluster, Home, Tenancy, Topology
-
-OWN_SERVERS = "tenant"
-"""How the name of a cluster begins that is a tenant's own; the tenant's key follows."""
 
 _NO_PLACES = frozenset({"version", "pooling", "hygiene", "max_connections", "min_size"})
 """The keys of a tenant that do not say where it lives; any other, misspelt ones included, may do so."""

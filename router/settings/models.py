@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from importlib import import_module
 from inspect import getdoc
 from pathlib import Path
 from types import MappingProxyType
@@ -13,18 +14,16 @@ from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, InitSettingsSource, SettingsConfigDict
 
 from router._first_use import first_use
-from router.core import validate
 from router.core.errors import ConfigError, masked
 from router.core.faults import Fault, dotted
+from router.core.names import OWN_SERVERS
 from router.core.policies import DirectoryPolicy, HealthPolicy, PoolPolicy, ReadPolicy
 from router.core.topology import TENANT_PATTERN, Home, Tenancy, Topology
-from router.settings import sources
-from router.settings.layers import Layers
 from router.settings.servers import PLACES, Key, VersionSettings, as_servers
 from router.settings.table import Directory, Health, Pool, Read, Table, about, apart, as_table, without
 from router.settings.tenants import TenancySettings, TenantSettings, as_written, over_template, policy_of
 from router.settings.tokens import TokenSettings
-from router.settings.variables import PREFIX
+from router.settings.variables import ENV_FILE, PREFIX, WITHOUT_ENV_FILE
 from router.settings.words import NO_VERSION
 
 if TYPE_CHECKING:
@@ -32,6 +31,11 @@ if TYPE_CHECKING:
 
     from pydantic import ModelWrapValidatorHandler
     from pydantic_settings import PydanticBaseSettingsSource
+
+    from router.settings.layers import Layers
+
+READERS = ("router.core.validate", "router.settings.layers", "router.settings.sources")
+"""What settings are read with: imported when the first are made, so that ``import router`` need not wait for it."""
 
 
 def _schema_root(schema: dict[str, Any]) -> None:
@@ -58,7 +62,7 @@ class RouterSettings(BaseSettings, Table):
     model_config = SettingsConfigDict(
         case_sensitive=True,  # names reach us as written, for errors; `variables` compares them in lower case
         env_prefix=PREFIX,
-        env_file=sources.ENV_FILE,
+        env_file=ENV_FILE,
         env_file_encoding="utf-8-sig",  # some editors begin a file with a byte order mark
         env_ignore_empty=True,
         title="Settings of psycopg-router",
@@ -99,13 +103,17 @@ class RouterSettings(BaseSettings, Table):
         with first_use:
             TenantSettings.model_rebuild()
             type(self).model_rebuild()
+            for name in READERS:
+                import_module(name)
+        from router.settings.layers import Layers
+
         layers = Layers(type(self).model_fields)
         faults: list[Fault] = []
         env_file = values.setdefault(
             "_env_file", os.environ.get("ROUTER_ENV_FILE") or self.model_config.get("env_file")
         )
-        if env_file == sources.ENV_FILE:
-            layers.may_be_foreign(sources.ENV_FILE, sources.WITHOUT_ENV_FILE)
+        if env_file == ENV_FILE:
+            layers.may_be_foreign(ENV_FILE, WITHOUT_ENV_FILE)
         try:
             super().__init__(**values, _layers=layers)
         except ValidationError as error:
@@ -143,6 +151,8 @@ class RouterSettings(BaseSettings, Table):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Let pydantic-settings read its sources, and merge what they hold into one."""
+        from router.settings import sources
+
         arguments = dict(init_settings())
         layers: Layers = arguments.pop("_layers")
         file: Path | bool | None = arguments.pop("_config_file", True)
@@ -183,6 +193,8 @@ class RouterSettings(BaseSettings, Table):
             made, last = super()._read(data, handler)
             faults += apart(last, faults)
         if made is not None:
+            from router.core import validate
+
             unread = [fault.path for fault in faults]
             described = cls._described(made)
             faults += validate.faults(described, directory=made.directory is not None, unread=unread)
@@ -203,6 +215,8 @@ class RouterSettings(BaseSettings, Table):
         Raises:
             ConfigError: Something is wrong with the answer; the error lists every problem.
         """
+        from router.core import validate
+
         said = as_written(answer)
         home = None
         try:
@@ -229,6 +243,8 @@ class RouterSettings(BaseSettings, Table):
         Returns:
             The topology: policies merged, aliases resolved to versions, one node for each host.
         """
+        from router.core import validate
+
         return validate.resolved(self._described())
 
     def _described(self) -> Topology:
@@ -260,7 +276,7 @@ class RouterSettings(BaseSettings, Table):
         )
 
     def _home(self, tenant: str, settings: TenantSettings) -> Home:
-        name = f"{validate.OWN_SERVERS} {tenant}".rstrip()
+        name = f"{OWN_SERVERS} {tenant}".rstrip()
         return settings.home(name, policy_of(self.tenancy), self.pool, self.read)
 
 

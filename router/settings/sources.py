@@ -28,11 +28,6 @@ if TYPE_CHECKING:
 
     from router.settings.layers import Layers
 
-ENV_FILE = ".env"
-WITHOUT_ENV_FILE = (
-    "if this file belongs to another program, leave it out: "
-    "ROUTER_ENV_FILE=/dev/null, or RouterSettings(_env_file=None)"
-)
 """What errors in ``.env`` add."""
 
 FILE = "router.toml"
