@@ -32,7 +32,7 @@ ROWS: dict[str, Callable[[], Iterable[Figure]]] = {
 APART = ("tenants", "strays")
 """Measured only when named: each takes minutes."""
 
-NOT_YET = {"contention", "waiting", "strays"}
+NOT_YET = {"contention"}
 """What ``--check`` does not ask of yet: the bars show how far it is."""
 
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 ROUNDS = 300
 OTHERS = 60  # rounds in which those take part that are there to compare with
 BATCH = 200
-BAR = Bar("at most", 0.9)
+BAR = Bar("at most", 0.85)
 UNIT = "times psycopg_pool's"
 
 # The same for everyone: sessions to read are in autocommit and refuse writes, and a pool keeps a connection or more.

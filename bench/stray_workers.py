@@ -35,6 +35,7 @@ STRAYS = 2  # uses of it after each block
 WRITES = 0.25  # of all blocks
 NESTED = 0.05  # of all blocks have a transaction and a pipeline of their own
 RACES = 0.01  # of all blocks meet a use when they end
+CANCELS = 0.5  # of those are a cancel
 USES = 20  # of a helper, at most
 REPORTS = 0.5  # seconds from one to the next
 ENOUGH = 100  # failed blocks: the workers go on no longer
@@ -107,12 +108,14 @@ class Block(NamedTuple):
         writes: Whether it writes.
         is_nested: Whether it has a transaction and a pipeline of its own.
         race: Whether a helper uses the connection until that raises.
+        cancels: Whether it cancels what runs there instead, once.
     """
 
     tenant: str
     writes: bool
     is_nested: bool
     race: bool
+    cancels: bool
 
     @property
     def statement(self) -> str:
@@ -202,7 +205,8 @@ class Worker:
             if self._tally.failed.total() > ENOUGH:
                 return
             writes, nested, race = (self._random.random() < part for part in (WRITES, NESTED, RACES))
-            yield Block(TENANTS[number % 2], writes, nested or not number, race)
+            cancels = race and self._random.random() < CANCELS
+            yield Block(TENANTS[number % 2], writes, nested or not number, race, cancels)
             self._tally.checkouts += 1
 
     def look_at(self, block: Block, connection: Any) -> None:
@@ -318,6 +322,9 @@ def _race(races: SimpleQueue[tuple[Block, Any] | None], tally: Tally) -> None:
     while race := races.get():
         block, connection = race
         with suppress(psycopg.Error):
+            if block.cancels:
+                connection.cancel_safe()
+                continue
             for _ in range(USES):
                 rows = connection.execute(block.statement).fetchall()
                 tally.foreign_rows += rows != [(block.tenant, f"of {block.tenant}")]
@@ -376,6 +383,9 @@ async def _aborrow(
 
 async def _arace(block: Block, connection: Any, tally: Tally) -> None:
     with suppress(psycopg.Error):
+        if block.cancels:
+            await connection.cancel_safe()
+            return
         for _ in range(USES):
             rows = await (await connection.execute(block.statement)).fetchall()
             tally.foreign_rows += rows != [(block.tenant, f"of {block.tenant}")]

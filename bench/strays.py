@@ -2,7 +2,8 @@
 
 Six workers borrow in turns for two tenants, from pools of three connections. Of every block they keep the connection, a
 cursor, a transaction and a pipeline, and use some of what they have kept while others have the session. Now and then
-a helper uses a connection from before its block ends until it raises, so that the end of the block meets a use.
+a helper uses a connection from before its block ends until it raises, or cancels what runs there, so that the end of
+the block meets a use.
 
 Every use after the end of the block has to raise :exc:`psycopg.InterfaceError`. No block is answered with another
 tenant's rows, fails or begins in a transaction, and nothing that came after a block is ever committed. Each mode, with

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from router import aio as aio
     from router._async.router import AsyncRouter
     from router._default import (
+        acquire,
         carried,
         carry,
         close,
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
     from router.ambient import Carried, Current
     from router.context import Use
     from router.core.choose import Route
-    from router.core.directory import DirectoryStats
     from router.core.errors import (
         ConfigError,
         DirectoryUnavailable,
@@ -60,7 +60,15 @@ if TYPE_CHECKING:
         UnknownTenant,
         UnknownVersion,
     )
-    from router.core.measures import DrainingPoolStats, NodeStats, PoolStats, Stats, TenantPoolStats, VersionStats
+    from router.core.measures import (
+        DirectoryStats,
+        DrainingPoolStats,
+        NodeStats,
+        PoolStats,
+        Stats,
+        TenantPoolStats,
+        VersionStats,
+    )
     from router.core.outcomes import Outcomes
     from router.core.result import Result
     from router.core.topology import Node, Role, Server
@@ -103,6 +111,7 @@ __all__ = [
     "UnknownVersion",
     "Use",
     "VersionStats",
+    "acquire",
     "carried",
     "carry",
     "close",
@@ -118,9 +127,9 @@ __all__ = [
     "use",
 ]
 
-# Where these are. A name is looked up when it is first used, and imports its own module only: every pytest run of an
-# environment with this package imports `router` for its fixtures, and must not pay for psycopg and pydantic; nor must
-# `AsyncRouter` pay for `Router`.
+# The modules of these names. A name is imported at its first use, and with it only its own module: every pytest run in
+# an environment with this package imports `router` for its fixtures, and must not pay for psycopg and pydantic; nor
+# must `AsyncRouter` pay for `Router`.
 _HOMES = {
     "core.errors": [
         "ConfigError",
@@ -140,8 +149,15 @@ _HOMES = {
     ],
     "core.topology": ["Node", "Role", "Server"],
     "core.choose": ["Route"],
-    "core.measures": ["DrainingPoolStats", "NodeStats", "PoolStats", "Stats", "TenantPoolStats", "VersionStats"],
-    "core.directory": ["DirectoryStats"],
+    "core.measures": [
+        "DirectoryStats",
+        "DrainingPoolStats",
+        "NodeStats",
+        "PoolStats",
+        "Stats",
+        "TenantPoolStats",
+        "VersionStats",
+    ],
     "core.result": ["Result"],
     "core.outcomes": ["Outcomes"],
     "context": ["Use"],
@@ -153,6 +169,7 @@ _HOMES = {
     "_async.router": ["AsyncRouter"],
     "_process": ["close", "configure"],
     "_default": [
+        "acquire",
         "carried",
         "carry",
         "connection",
@@ -168,11 +185,11 @@ _HOMES = {
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
-if not TYPE_CHECKING:  # a type checker would take it to mean that any name is there
+if not TYPE_CHECKING:  # a type checker would conclude that any name exists
 
     def __getattr__(name: str) -> object:
         home = "aio" if name == "aio" else _HOME_OF.get(name)
-        if home is not None:  # not for a module that one of those imports from here: it has other locks
+        if home is not None:  # a module has import locks of its own, and must not be imported under this one
             with first_use:
                 module = import_module(f"router.{home}")
                 if name == "aio":

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from router.sessions import Session
 
 __all__ = [
+    "acquire",
     "carried",
     "carry",
     "close",
@@ -56,18 +57,19 @@ def connection(
 ) -> Checkout:
     """Borrow a connection for the length of a block.
 
-    A block that writes is one transaction on the primary, committed on success and rolled back on an error. One
-    that only reads runs on a replica, in autocommit unless ``read.autocommit`` is off, in a session in which the
-    server refuses writes (SQLSTATE 25006).
+    A block that writes is one transaction on the primary, committed on success and rolled back on an error. A block
+    that only reads runs on a replica, in a session in which the server refuses writes (SQLSTATE 25006). It is in
+    autocommit, unless ``read.autocommit`` is off.
 
     Args:
-        version: The version, or an alias of it; ``None`` takes that of :func:`use`, or else the tenant's first, or
-            ``default_version``.
-        tenant: The tenant; ``None`` takes that of :func:`use`. There is no other default: where there are tenants,
-            a request that names none has to name its version.
+        version: The version, or an alias of it; ``None`` takes the version of :func:`use`, or else the tenant's
+            first version, or else ``default_version``.
+        tenant: The tenant; ``None`` takes the tenant of :func:`use`. There is no other default: if the settings
+            have tenants, a request without a tenant has to name its version.
         read_only: Whether the block only reads.
         max_lag: For a read, the most seconds that a replica may be behind; ``None`` takes ``read.max_lag``.
-        after: For a read, the token of a session whose writes it must see, besides those of the session around it.
+        after: For a read, the token of a session whose writes the read must see, besides those of the session in
+            force.
         timeout: Seconds for choosing, connecting and waiting together; ``None`` takes ``pool.timeout``.
 
     Returns:
@@ -76,77 +78,123 @@ def connection(
     Raises:
         ConfigError: This is the first use, and the environment's settings are wrong.
         UnknownVersion: There is no such version, or none was named and there is no default.
-        UnknownTenant: There is no such tenant, or it does not live in that version; on entering the block if that
-            has to be asked.
-        TenantLocked: Another tenant was named than the one a ``use(…, lock=True)`` around it is for.
+        UnknownTenant: There is no such tenant, or it does not live in that version. If the directory has to be
+            asked first, this is raised when the block is entered.
+        TenantLocked: Another tenant was named than the one of a ``use(…, lock=True)`` around the request.
         RouterClosed: The router was closed.
         TokenRefused: ``after`` is a foreign token, and ``tokens.foreign`` is ``refuse``.
-        Unavailable: On entering the block: no connection could be had in time; its subclasses say why.
-        TransactionOutcomeUnknown: On leaving it: the connection died during COMMIT.
+        Unavailable: When the block is entered: no connection was available in time; the subclasses say why.
+        TransactionOutcomeUnknown: When the block ends: the connection died during COMMIT.
     """
     return _here().connection(
         version=version, tenant=tenant, read_only=read_only, max_lag=max_lag, after=after, timeout=timeout
     )
 
 
-def session(token: str | None = None) -> Session:
-    """Make the reads of this task or thread see what it writes, for the length of a block.
+def acquire(
+    *,
+    version: str | None = None,
+    tenant: str | None = None,
+    read_only: bool = False,
+    max_lag: float | None = None,
+    after: str | None = None,
+    timeout: float | None = None,
+    begin: bool = False,
+) -> Connection[TupleRow]:
+    """Borrow a connection without a block, for a framework that closes its connections itself.
+
+    ``close()`` on the connection returns it to its pool; what was not committed is rolled back. ``commit()`` also
+    notes the position of the writes, in the same round trip, so that reads of the session in force see them. Writes
+    that were committed in another way, for example in autocommit, are seen once the connection is closed. Used as a
+    context manager, the connection commits, or rolls back on an error, and is then closed.
 
     Args:
-        token: What an earlier session handed on, so that its writes are seen, too; ``None`` or empty for nothing.
+        version: As for :func:`connection`.
+        tenant: As for :func:`connection`.
+        read_only: As for :func:`connection`.
+        max_lag: As for :func:`connection`.
+        after: As for :func:`connection`.
+        timeout: As for :func:`connection`.
+        begin: Whether to begin the transaction at once if the connection is to write for a tenant in a shared pool.
+            This saves a round trip, but ``autocommit`` cannot be set before the transaction has ended.
 
     Returns:
-        A context manager, plain and not async, that gives the :class:`Session`; its ``token`` is for handing on.
+        The connection; after ``close()``, every use of it raises ``InterfaceError``.
 
     Raises:
         ConfigError: This is the first use, and the environment's settings are wrong.
-        TokenRefused: The token is a foreign one, and ``tokens.foreign`` is ``refuse``.
+        UnknownVersion: As for :func:`connection`.
+        UnknownTenant: As for :func:`connection`.
+        TenantLocked: As for :func:`connection`.
+        RouterClosed: The router was closed.
+        TokenRefused: As for :func:`connection`.
+        Unavailable: No connection was available in time; the subclasses say why.
+    """
+    return _here().acquire(
+        version=version, tenant=tenant, read_only=read_only, max_lag=max_lag, after=after, timeout=timeout, begin=begin
+    )
+
+
+def session(token: str | None = None) -> Session:
+    """Make the reads of this task or thread see its own writes, for the length of a block.
+
+    Args:
+        token: The token of an earlier session, whose writes are to be seen, too; ``None`` or empty for none.
+
+    Returns:
+        A plain context manager (not async) that gives the :class:`Session`; its ``token`` can be passed on.
+
+    Raises:
+        ConfigError: This is the first use, and the environment's settings are wrong.
+        TokenRefused: The token is foreign, and ``tokens.foreign`` is ``refuse``.
     """
     return _here().session(token)
 
 
 def use(*, tenant: str | None = None, version: str | None = None, lock: bool = False) -> Use:
-    """Name the tenant and the version of the requests of this task or thread, for the length of a block.
+    """Name the tenant and the version for the requests of this task or thread, for the length of a block.
 
-    Child tasks begun inside it have it, too, and as long as it lasts: one that outlives it names its own tenant, or
-    fails, whatever blocks are around, and nothing locks it. So it is in threads and executors from the start.
+    Child tasks that are started inside inherit the block for as long as it lasts. In a child task that outlives it,
+    neither this block nor those around it are in force: a request there names its own tenant, or fails. Threads and
+    executors inherit nothing.
 
     Args:
-        tenant: The tenant; ``None`` leaves that to the block around it.
-        version: The version, or an alias of it; ``None`` leaves that to the block around it.
-        lock: Whether naming another tenant inside is an error.
+        tenant: The tenant; ``None`` leaves it to the block around this one.
+        version: The version, or an alias of it; ``None`` leaves it to the block around this one.
+        lock: Whether it is an error to name another tenant inside.
 
     Returns:
-        A context manager, plain and not async.
+        A plain context manager (not async).
 
     Raises:
         ConfigError: This is the first use, and the environment's settings are wrong.
-        UnknownTenant: What was named is no tenant's key; or nothing was named, neither tenant nor version nor lock.
-        TenantLocked: On entering the block: one around it is locked to another tenant.
+        UnknownTenant: ``tenant`` is not a tenant's key; or neither tenant nor version nor lock was given.
+        TenantLocked: When the block is entered: a block around it is locked to another tenant.
     """
     return _here().use(tenant=tenant, version=version, lock=lock)
 
 
 def current() -> Current:
-    """Tell what is in force for the requests of this task or thread.
+    """Return what is in force for the requests of this task or thread.
 
     Returns:
-        Tenant, version and session, as :func:`use`, :func:`session` and :func:`carried` have begun them here for
-        any router with these settings.
+        Tenant, version and session, as begun by :func:`use`, :func:`session` and :func:`carried` here, on any
+        router with these settings.
 
     Raises:
         ConfigError: This is the first use, and the environment's settings are wrong.
-        RuntimeError: A session or a lock is open here and not in force, for its generator is suspended.
+        RuntimeError: A session or a locked ``use()`` is open here but not in force, because its generator is
+            suspended.
     """
     return _here().current()
 
 
 def carry() -> dict[str, str]:
-    """Write what is in force here as text, for a job or the headers of a request to another service.
+    """Return what is in force here as strings, for a job or for the headers of a request to another service.
 
     Returns:
-        Names, which may be those of headers, and values in ASCII, without secrets: tenant, version, whether that is
-        locked, and the token of the session. Empty for nothing.
+        Names, which are valid names of headers, and values in ASCII, without secrets: the tenant, the version,
+        whether the tenant is locked, and the session's token. Empty if nothing is in force.
 
     Raises:
         ConfigError: This is the first use, and the environment's settings are wrong.
@@ -156,22 +204,22 @@ def carry() -> dict[str, str]:
 
 
 def carried(mapping: Mapping[str, str]) -> Carried:
-    """Have what was carried in force, for the length of a block: the other end of :func:`carry`.
+    """Put in force what :func:`carry` returned elsewhere, for the length of a block.
 
     Args:
-        mapping: What was carried, maybe among others, such as the headers of a request. It is not signed, but for
-            the token where ``tokens.key`` is set: take it from your own services only.
+        mapping: What :func:`carry` returned; other entries, such as further headers of a request, are ignored. Only
+            the token in it is signed, if ``tokens.key`` is set: accept it from your own services only.
 
     Returns:
-        A context manager, plain and not async; its ``session`` is the one that goes on in it.
+        A plain context manager (not async); its ``session`` continues the session that was carried.
 
     Raises:
         ConfigError: This is the first use, and the environment's settings are wrong.
-        UnknownTenant: It names what is no tenant's key.
-        UnknownVersion: It names no version of these settings.
-        TokenRefused: Its token is a foreign one, and ``tokens.foreign`` is ``refuse``.
-        TenantLocked: On entering the block: one around it is locked to another tenant.
-        TypeError: One of the values is no text.
+        UnknownTenant: The tenant in it is not a tenant's key.
+        UnknownVersion: The version in it is not one of these settings.
+        TokenRefused: Its token is foreign, and ``tokens.foreign`` is ``refuse``.
+        TenantLocked: When the block is entered: a block around it is locked to another tenant.
+        TypeError: One of the values is not a string.
     """
     return _here().carried(mapping)
 
@@ -186,21 +234,22 @@ def execute(
     after: str | None = None,
     timeout: float | None = None,
 ) -> Result:
-    """Run one statement by itself, wherever PostgreSQL lets it run.
+    """Run one statement by itself: on a replica if PostgreSQL allows it there, else on the primary.
 
-    A statement that begins with what writes (INSERT, COPY … FROM, CREATE and the like, comments aside), or that
-    administers a server, goes to the primary. Any other that is new to the router goes to a replica, in a session
-    that refuses writes; if the server refuses it, it runs on the primary, now and from then on. It is committed at
-    once. What it leaves in its session (``SET``, ``LISTEN``, a temporary table, an advisory lock) ends with it.
+    A statement that begins with a word that writes (INSERT, COPY … FROM, CREATE and the like, comments ignored), or
+    that administers a server, goes to the primary. The router sends any other statement to a replica, in a session
+    that refuses writes. If the server refuses it, the router runs it on the primary, now and from then on. The
+    statement is committed at once. What it leaves in its session (``SET``, ``LISTEN``, a temporary table, an
+    advisory lock) ends with it.
 
     Args:
         query: The statement; from Python 3.14 on also as a template string, without parameters of its own.
-        params: Its parameters.
+        params: The statement's parameters.
         version: As for :func:`connection`.
         tenant: As for :func:`connection`.
-        max_lag: As for :func:`connection`, should it read.
-        after: As for :func:`connection`, should it read.
-        timeout: Seconds for getting a connection; ``None`` takes ``pool.timeout``.
+        max_lag: As for :func:`connection`, if the statement reads.
+        after: As for :func:`connection`, if the statement reads.
+        timeout: Seconds to get a connection; ``None`` takes ``pool.timeout``.
 
     Returns:
         The whole result.
@@ -209,10 +258,10 @@ def execute(
         ConfigError: This is the first use, and the environment's settings are wrong.
         UnknownVersion: As for :func:`connection`.
         UnknownTenant: As for :func:`connection`.
-        Unavailable: No connection could be had in time.
+        Unavailable: No connection was available in time.
         TransactionOutcomeUnknown: The connection died while the statement ran on the primary. (A read whose
             connection dies is run again elsewhere.)
-        TypeError: It is no statement.
+        TypeError: ``query`` is not a statement.
         psycopg.Error: PostgreSQL refused the statement.
     """
     return _here().execute(query, params, version=version, tenant=tenant, max_lag=max_lag, after=after, timeout=timeout)
@@ -226,26 +275,26 @@ def run(
     retries: int = 3,
     timeout: float | None = None,
 ) -> T:
-    """Run a function in a transaction on the primary, and again if that fails for a reason that passes.
+    """Run a function in a transaction on the primary, and run it again after a transient failure.
 
-    Such reasons are a serialization failure, a deadlock, and a connection that is lost before COMMIT.
+    Transient failures are a serialization failure, a deadlock, and a connection that is lost before COMMIT.
 
     Args:
-        function: Called with the connection; it may be called several times, and must leave no trace elsewhere. It
-            cannot commit by itself; ``connection.transaction()`` inside it is a savepoint.
+        function: Called with the connection. It may be called several times, so it must have no effect outside the
+            transaction. It cannot commit by itself; ``connection.transaction()`` inside it is a savepoint.
         version: As for :func:`connection`.
         tenant: As for :func:`connection`.
-        retries: How often it is run again at most.
-        timeout: Seconds for getting a connection, each time; ``None`` takes ``pool.timeout``.
+        retries: How often the function is run again at most.
+        timeout: Seconds to get a connection, for each attempt; ``None`` takes ``pool.timeout``.
 
     Returns:
         What the function returned.
 
     Raises:
         ConfigError: This is the first use, and the environment's settings are wrong.
-        TransactionOutcomeUnknown: The connection died during COMMIT: it is not run again.
-        Unavailable: No connection could be had in time.
-        psycopg.Error: What it failed with the last time.
+        TransactionOutcomeUnknown: The connection died during COMMIT; the function is not run again.
+        Unavailable: No connection was available in time.
+        psycopg.Error: The error of the last attempt.
     """
     return _here().run(function, version=version, tenant=tenant, retries=retries, timeout=timeout)
 
@@ -258,29 +307,29 @@ def each(
     jobs: int = 8,
     stop_on_error: bool = False,
 ) -> Outcomes[T]:
-    """Call a function for each tenant, with a connection that writes: one transaction a tenant.
+    """Call a function for each tenant, with a connection that writes: one transaction for each tenant.
 
-    What fails for one tenant is rolled back and reported, and the others go on. Requests that the function makes
-    itself are the tenant's, too, as in :func:`use`. It does not matter whether all find room in the budget: who
-    finds none waits until it is their turn.
+    If the function fails for one tenant, that transaction is rolled back and the error is reported; the other
+    tenants continue. Requests that the function itself makes are for the tenant, too, as in :func:`use`. There may
+    be more tenants than the budget has connections: a tenant waits until a connection is available.
 
     Args:
         function: Called with the connection and the tenant's key.
-        tenants: Keys; or a pattern as for ``router each --tenants``, such as ``"acme,eu-*"``; ``None`` for all that
-            the settings and the directory list.
-        version: As for :func:`connection`. Of tenants that are not named by their keys, those who live there.
-        jobs: For how many tenants at the same time.
-        stop_on_error: Whether no further tenant is begun once one has failed.
+        tenants: Keys; or a pattern as for ``router each --tenants``, such as ``"acme,eu-*"``; ``None`` for all
+            tenants that the settings and the directory list.
+        version: As for :func:`connection`. Tenants that a pattern matches are limited to those that live there.
+        jobs: How many tenants are worked on at the same time.
+        stop_on_error: Whether to begin no further tenant once one has failed.
 
     Returns:
-        What the function returned or failed with, by tenant.
+        For each tenant, what the function returned, or the error.
 
     Raises:
         ConfigError: This is the first use, and the environment's settings are wrong.
         UnknownVersion: There is no such version.
-        UnknownTenant: The pattern stands for nobody, the directory cannot list its tenants, or what was named is no
+        UnknownTenant: The pattern matches no tenant, the directory cannot list its tenants, or a name is not a
             tenant's key; nothing has been done.
-        TenantLocked: A ``use(…, lock=True)`` around it is for another tenant; nothing has been done.
+        TenantLocked: A ``use(…, lock=True)`` around the call is for another tenant; nothing has been done.
         ValueError: ``jobs`` is less than 1.
     """
     return _here().each(function, tenants=tenants, version=version, jobs=jobs, stop_on_error=stop_on_error)
@@ -294,7 +343,7 @@ def explain(
     max_lag: float | None = None,
     after: str | None = None,
 ) -> Route:
-    """Say where a request would go now, and why; nothing is opened.
+    """Return where a request would go now, and why, without opening a connection.
 
     Args:
         version: As for :func:`connection`.
@@ -304,7 +353,7 @@ def explain(
         after: As for :func:`connection`.
 
     Returns:
-        The route; its ``repr`` is for reading.
+        The route; its ``repr`` is meant for people.
 
     Raises:
         ConfigError: This is the first use, and the environment's settings are wrong.
@@ -317,10 +366,10 @@ def explain(
 
 
 def stats() -> Stats:
-    """Return one moment's view of every version, node and pool.
+    """Return the state of every version, node and pool at this moment.
 
     Returns:
-        Frozen values; the ``repr`` is for reading.
+        Frozen values; their ``repr`` is meant for people.
 
     Raises:
         ConfigError: This is the first use, and the environment's settings are wrong.

@@ -26,11 +26,11 @@ class _Kept(NamedTuple):
 
 
 _make: Callable[[], AsyncRouter] = AsyncRouter
-_kept: dict[asyncio.AbstractEventLoop, _Kept] = {}
+routers: dict[asyncio.AbstractEventLoop, _Kept] = {}
 _guard = Lock()  # guards both
 
 LAST = 1.0
-"""Seconds that borrowed connections get to come back when a loop ends."""
+"""Seconds to wait until borrowed connections are returned when a loop ends."""
 
 
 def configure(
@@ -41,10 +41,10 @@ def configure(
     directory: ASource | None = None,
     observers: Sequence[Observer] = (),
 ) -> None:
-    """Set what the routers of all loops are made from; those in use are closed by their loops.
+    """Set the arguments of the routers of all loops; routers that are in use are closed by their loops.
 
     Args:
-        settings: What to route to; ``None`` reads the environment.
+        settings: The versions and tenants to route to; ``None`` reads the environment.
         password: As for :class:`AsyncRouter`.
         configure: As for :class:`AsyncRouter`.
         directory: As for :class:`AsyncRouter`.
@@ -61,16 +61,16 @@ def configure(
 
 
 def here() -> AsyncRouter:
-    """Find the router of the running loop; its first use makes it.
+    """Return the router of the running loop; the first call makes it.
 
     Returns:
         The router.
 
     Raises:
-        RuntimeError: No loop runs here.
+        RuntimeError: No event loop is running.
     """
     loop = asyncio.get_running_loop()
-    kept = _kept.get(loop)
+    kept = routers.get(loop)
     return _first(loop) if kept is None else kept.router
 
 
@@ -78,38 +78,41 @@ async def close(timeout: float = 5.0) -> int:
     """Close the router of the running loop; the next use makes a new one.
 
     Args:
-        timeout: The most to wait for borrowed connections to come back, in seconds.
+        timeout: The most seconds to wait until borrowed connections are returned.
 
     Returns:
-        How many borrowed connections were cut because they did not come back in time.
+        How many borrowed connections were cut because they were not returned in time.
     """
     with _guard:
-        kept = _kept.pop(asyncio.get_running_loop(), None)
+        kept = routers.pop(asyncio.get_running_loop(), None)
     if kept is None:
         return 0
     return await _end(kept, timeout)
 
 
 def _replace(make: Callable[[], AsyncRouter]) -> None:
-    """Set what makes routers from now on; those in use are closed by their loops."""
-    global _make  # noqa: PLW0603  (it is the process's)
+    """Set the function that makes routers from now on; routers that are in use are closed by their loops."""
+    global _make  # noqa: PLW0603  (there is one for the process)
     with _guard:
         _make = make
-        old = dict(_kept)
-        _kept.clear()
+        old = dict(routers)
+        routers.clear()
     for loop, kept in old.items():
-        if loop.is_running():  # else it ends the router itself, if it is ever run again
+        if loop.is_running():  # a loop that is not running closes its router when it is run again
             asyncio.run_coroutine_threadsafe(_end(kept), loop)
 
 
 def _first(loop: asyncio.AbstractEventLoop) -> AsyncRouter:
-    """Make the router of a loop in which no other task of it runs now; and forget those of loops that are closed."""
+    """Make the router of the running loop, and forget the routers of loops that are closed.
+
+    No other task of the loop can run meanwhile.
+    """
     _forget_closed()
     with _guard:
         router = _make()
         life = _until_the_loop_ends(router)
-        _kept[loop] = _Kept(router, life)
-    with suppress(StopIteration):  # it begins, which awaits nothing: from now on the loop knows of it
+        routers[loop] = _Kept(router, life)
+    with suppress(StopIteration):  # starts the generator, awaiting nothing; the loop closes it at its end
         life.__anext__().__await__().send(None)
     return router
 
@@ -120,8 +123,8 @@ async def _until_the_loop_ends(router: AsyncRouter) -> AsyncGenerator[None, None
     finally:
         with _guard:
             loop = asyncio.get_running_loop()
-            if loop in _kept and _kept[loop].router is router:
-                del _kept[loop]
+            if loop in routers and routers[loop].router is router:
+                del routers[loop]
         await router.close(LAST)
 
 
@@ -133,7 +136,7 @@ async def _end(kept: _Kept, timeout: float = 5.0) -> int:
 
 def _forget_closed() -> None:
     with _guard:
-        gone = [_kept.pop(loop) for loop in list(_kept) if loop.is_closed()]
+        gone = [routers.pop(loop) for loop in list(routers) if loop.is_closed()]
     for kept in gone:
         kept.router._in_force.discard()  # noqa: SLF001  (as close() would, if there were a loop to call it in)
 

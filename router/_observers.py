@@ -1,4 +1,4 @@
-"""Tells what happens: to the log, and to the observers that the user gave."""
+"""Passes events to the log, and to the observers that the user gave."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ logger = logging.getLogger("router")
 
 
 class Observers:
-    """Whoever is told of events."""
+    """The log and the observers that receive events."""
 
     def __init__(self, observers: Sequence[Observer] = ()) -> None:
         """Keep them.
@@ -26,8 +26,8 @@ class Observers:
         """
         self._observers = tuple(observers)
 
-    def hear_of(self, kind: type[Event]) -> bool:
-        """Tell whether anybody is told of events of a kind: else they need not be made.
+    def listens_to(self, kind: type[Event]) -> bool:
+        """Tell whether events of a kind are received at all: otherwise they need not be made.
 
         Args:
             kind: The kind.
@@ -37,11 +37,11 @@ class Observers:
         """
         return bool(self._observers) or logger.isEnabledFor(kind.level)
 
-    def tell(self, events: Iterable[Event]) -> None:
-        """Log events, and tell the observers.
+    def emit(self, events: Iterable[Event]) -> None:
+        """Log events, and call the observers with them.
 
         Args:
-            events: What happened.
+            events: The events.
         """
         for event in events:
             with Isolated("an event could not be logged"):

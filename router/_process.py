@@ -1,4 +1,4 @@
-"""The router behind ``router.connection()`` and the like: made from the environment at first use, closed at exit."""
+"""The process-wide router behind ``router.connection()``: made from the environment at first use, closed at exit."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _guard = Lock()  # guards the replacing of _current
 
 
 def here() -> Router:
-    """Find the router of the process; its first use makes it.
+    """Return the process-wide router; the first call makes it.
 
     Returns:
         The router.
 
     Raises:
-        ConfigError: This is the first use, and the environment's settings are wrong.
+        ConfigError: This is the first call, and the settings in the environment are wrong.
     """
     return _current or _first()
 
@@ -40,10 +40,10 @@ def configure(
     directory: Source | None = None,
     observers: Sequence[Observer] = (),
 ) -> None:
-    """Set the process-wide router; one that was in use is closed.
+    """Set the process-wide router, and close the one that was in use.
 
     Args:
-        settings: What to route to; ``None`` reads the environment.
+        settings: The versions and tenants to route to; ``None`` reads the environment.
         password: As for :class:`Router`.
         configure: As for :class:`Router`.
         directory: As for :class:`Router`.
@@ -60,16 +60,16 @@ def close(timeout: float = 5.0) -> int:
     """Close the process-wide router; the next use makes a new one from the environment.
 
     Args:
-        timeout: The most to wait for borrowed connections to come back, in seconds.
+        timeout: The most seconds to wait until borrowed connections are returned.
 
     Returns:
-        How many borrowed connections were cut because they did not come back in time.
+        How many borrowed connections were cut because they were not returned in time.
     """
     return _replace(None, timeout)
 
 
 def _first() -> Router:
-    global _current  # noqa: PLW0603  (it is the process-wide one)
+    global _current  # noqa: PLW0603  (there is one for the process)
     with _guard:
         if _current is None:
             _current = Router()

@@ -1,4 +1,4 @@
-"""What is in force for a task or thread, as one value to look at, and as strings to hand to jobs and other services."""
+"""What is in force for a task or thread: as one value, and as strings for jobs and other services."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from router.core.topology import Topology
 
 TENANT, VERSION, LOCKED, TOKEN = "router-tenant", "router-version", "router-locked", "router-token"
-"""The keys of what :meth:`Ambient.carry` makes; they are names of HTTP headers as well."""
+"""The keys of the mapping that :meth:`Ambient.carry` returns; they are valid names of HTTP headers."""
 
 
 class Current(NamedTuple):
@@ -27,9 +27,9 @@ class Current(NamedTuple):
 
     Attributes:
         tenant: The tenant; ``None`` for none.
-        version: The version that was named; ``None`` where that is left to the tenant or to ``default_version``.
-        session: The session; ``None`` outside of any.
-        locked: Whether no other tenant may be named here.
+        version: The version that was named; ``None`` if that is left to the tenant or to ``default_version``.
+        session: The session; ``None`` outside of a session.
+        locked: Whether a request may name no other tenant here.
     """
 
     tenant: str | None
@@ -39,20 +39,20 @@ class Current(NamedTuple):
 
 
 class Carried:
-    """The blocks that were in force elsewhere; a context manager, plain and not async, made by ``carried()``.
+    """A plain context manager (not async), made by ``carried()``, for blocks that were in force elsewhere.
 
     Attributes:
-        session: The session in it, which begins where the one that was carried had got to; ``None`` if none was.
+        session: The session inside, which continues the session that was carried; ``None`` if there was none.
     """
 
     __slots__ = ("_use", "session")
 
     def __init__(self, use: Use | None, session: Session | None) -> None:
-        """Prepare it.
+        """Prepare the block.
 
         Args:
-            use: Names tenant and version.
-            session: Makes reads see what was written.
+            use: The block that names tenant and version; ``None`` for none.
+            session: The session that makes reads see what was written; ``None`` for none.
         """
         self._use = use
         self.session = session
@@ -74,14 +74,14 @@ class Carried:
         self._end(self.session, self._use)
 
     def enter(self) -> Self:
-        """Begin it without a ``with``, until :meth:`exit`, as ``use()`` and ``session()`` can be.
+        """Begin the block without a ``with``, until :meth:`exit`, like ``use()`` and ``session()``.
 
         Returns:
             The block itself.
 
         Raises:
-            RuntimeError: It has begun already.
-            TenantLocked: One around it is locked to another tenant.
+            RuntimeError: The block has begun already.
+            TenantLocked: A block around it is locked to another tenant.
         """
         if self._use is not None:
             self._use.enter()
@@ -94,7 +94,7 @@ class Carried:
         return self
 
     def exit(self) -> None:
-        """End what :meth:`enter` began; nothing happens if it is over."""
+        """End the block that :meth:`enter` began; do nothing if it has ended."""
         self._end(self.session, self._use)
 
     @staticmethod
@@ -105,19 +105,19 @@ class Carried:
 
 
 class Ambient:
-    """What blocks belong to: they are for all routers with the same settings, sync and async.
+    """The owner of blocks: all routers with the same settings, sync and async, share one.
 
     Attributes:
-        made_for: What the settings say; another topology may be in force since.
+        made_for: The topology of the settings; another one may be in force by now.
     """
 
     __slots__ = ("__weakref__", "made_for")
 
     def __init__(self, made_for: Topology) -> None:
-        """Make it; :func:`ambient_of` finds the one that there is.
+        """Make the owner; use :func:`ambient_of` to find an existing one.
 
         Args:
-            made_for: What the settings say.
+            made_for: The topology of the settings.
         """
         self.made_for = made_for
 
@@ -125,19 +125,20 @@ class Ambient:
         """Prepare a block that names tenant and version.
 
         Args:
-            topology: What is in force.
-            tenant: The tenant; ``None`` leaves that to the block around it.
-            version: The version, or an alias of it; ``None`` leaves that to the block around it.
-            lock: Whether naming another tenant inside is an error.
+            topology: The topology in force.
+            tenant: The tenant; ``None`` leaves it to the block around this one.
+            version: The version, or an alias of it; ``None`` leaves it to the block around this one.
+            lock: Whether it is an error to name another tenant inside.
 
         Returns:
             The block.
 
         Raises:
-            UnknownTenant: What was named is no tenant's key; or nothing was named, neither tenant nor version nor lock.
+            UnknownTenant: ``tenant`` is not a tenant's key; or neither tenant nor version nor lock was given.
         """
-        if tenant is None and version is None and not lock:  # else requests would be for whom the block around it names
-            raise UnknownTenant(None, "use() names neither a tenant nor a version: name one, or do without the block")
+        # A block that names nothing would silently leave requests to the tenant of the block around it.
+        if tenant is None and version is None and not lock:
+            raise UnknownTenant(None, "use() names neither a tenant nor a version: name one, or leave the block out")
         if tenant is not None:
             if topology.tenancy is None:
                 raise UnknownTenant(tenant, "the settings have no tenants")
@@ -148,34 +149,35 @@ class Ambient:
         """Prepare a session.
 
         Args:
-            topology: What is in force.
-            token: What an earlier one handed on; ``None`` or empty for nothing.
+            topology: The topology in force.
+            token: The token of an earlier session; ``None`` or empty for none.
 
         Returns:
             The session.
 
         Raises:
-            TokenRefused: The token is a foreign one, and ``tokens.foreign`` is ``refuse``.
+            TokenRefused: The token is foreign, and ``tokens.foreign`` is ``refuse``.
         """
         return Session(self, topology.tokens, token)
 
     def current(self) -> Current:
-        """Tell what is in force here.
+        """Return what is in force here.
 
         Returns:
             Tenant, version and session.
 
         Raises:
-            RuntimeError: A session or a lock is open here and not in force, for its generator is suspended.
+            RuntimeError: A session or a locked ``use()`` is open here but not in force, because its generator is
+                suspended.
         """
         tenant, version = named(self, None, None)
         return Current(tenant, version, current_session(self), locked=locked_to(self) is not None)
 
     def carry(self) -> dict[str, str]:
-        """Write what is in force here.
+        """Return what is in force here as strings.
 
         Returns:
-            Names and values for headers or a job: ASCII text, without secrets; empty for nothing.
+            Names and values for headers or a job, in ASCII and without secrets; empty if nothing is in force.
         """
         tenant, version, session, locked = self.current()
         found = {
@@ -188,28 +190,28 @@ class Ambient:
         return {name: value for name, value in found.items() if value is not None}
 
     def carried(self, topology: Topology, mapping: Mapping[str, str]) -> Carried:
-        """Prepare a block in which is in force what was carried.
+        """Prepare a block that puts in force what was carried.
 
         Args:
-            topology: What is in force.
-            mapping: What :meth:`carry` made, maybe among others, such as the headers of a request; upper and lower case
-                are the same.
+            topology: The topology in force.
+            mapping: What :meth:`carry` returned; other entries, such as further headers of a request, are ignored, and
+                so is the case of the names.
 
         Returns:
             The block.
 
         Raises:
-            UnknownTenant: It names what is no tenant's key.
-            UnknownVersion: It names no version of these settings.
-            TokenRefused: Its token is a foreign one, and ``tokens.foreign`` is ``refuse``.
-            TypeError: One of the values is no text.
+            UnknownTenant: The tenant in it is not a tenant's key.
+            UnknownVersion: The version in it is not one of these settings.
+            TokenRefused: Its token is foreign, and ``tokens.foreign`` is ``refuse``.
+            TypeError: One of the values is not a string.
         """
         found = {
             name.lower(): value for name, value in mapping.items() if name.lower() in (TENANT, VERSION, LOCKED, TOKEN)
         }
         for name, value in found.items():
             if not isinstance(value, str):
-                raise TypeError(f"{name} is {type(value).__name__}, not text as carry() made it")
+                raise TypeError(f"{name} is {type(value).__name__}, not a string as carry() returns it")
         tenant, version, token = found.get(TENANT), found.get(VERSION), found.get(TOKEN)
         locked = found.get(LOCKED) == "yes"
         if version is not None:
@@ -224,13 +226,13 @@ _guard = Lock()  # guards the changes of _ambients
 
 
 def ambient_of(topology: Topology) -> Ambient:
-    """Find what the blocks of routers with these settings belong to.
+    """Find the owner of the blocks of all routers with these settings.
 
     Args:
-        topology: What the settings say.
+        topology: The topology of the settings.
 
     Returns:
-        The one of all that are the same.
+        The owner, the same one for all equal topologies.
     """
     with _guard:
         found = next((one for one in _ambients if one.made_for is topology or one.made_for == topology), None)

@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 class Block:
     """A ``with`` block that has an effect on the requests made inside it, by this task or thread and its child tasks.
 
-    Threads and executors begin without any. In a generator a ``with`` is in force only while that runs, not for whoever
-    iterates over it; but for the body of a ``with`` that the generator was made for by ``contextlib``. What runs the
-    code between two halves of any other generator, as pytest does with fixtures, needs :meth:`enter` and :meth:`exit`.
+    Threads and executors begin without blocks. In a generator, a ``with`` is in force only while the generator runs,
+    not in the code that iterates over it; if ``contextlib`` made a context manager of the generator, it is also in
+    force in the body of that. Where other code runs while a generator is suspended, as with fixtures of pytest, use
+    :meth:`enter` and :meth:`exit`.
     """
 
     __slots__ = ("_entry", "_owner")
@@ -194,13 +195,14 @@ def _in_force(owner: object = None) -> list[Entry]:
             break
         elif (generator := entry.generator) is not None and entry.block.owner is owner and entry.block.guard:
             raise RuntimeError(
-                f"{entry.block.guard} of {generator.f_code.co_filename}:{entry.line} is open, but does not hold for "
-                "this request: it is in a generator, and holds only while that runs. If requests are to be inside "
+                f"{entry.block.guard} of {generator.f_code.co_filename}:{entry.line} is open, but is not in force for "
+                "this request: it is in a generator, and is in force only while that runs. If requests "
+                "are to be inside "
                 "while it is suspended, call its enter() and exit() instead of `with`; else close the generator first"
             )
         entry = entry.outer
     if len(found) > 1 and any(entry.level for entry in found):
-        # What a generator has entered comes before what was entered around it since, by whoever iterates over it.
+        # A block that a generator has entered comes before those that the code iterating over it has entered since.
         running = _running()
         found.sort(key=lambda entry: running.get(id(entry.level), len(running)))
     return found
@@ -261,14 +263,14 @@ class Use(Block):
         self.lock = lock
 
     @property
-    def guard(self) -> str:  # type: ignore[override]
+    def guard(self) -> str:  # type: ignore[override]  # an attribute elsewhere
         """How it was made, if it locks."""
         return f"use(tenant={self.tenant!r}, lock=True)" if self.lock else ""
 
     def _check(self) -> None:
         tenant, _ = named(self.owner, self.tenant, None)
         if self.lock and tenant is None:
-            raise UnknownTenant(None, "use(lock=True) names no tenant, and no block around it does")
+            raise UnknownTenant(None, "use(lock=True) names no tenant, and neither does a block around it: name one")
 
     def __repr__(self) -> str:
         """Show what it names."""
@@ -292,7 +294,7 @@ def named(owner: object, tenant: str | None, version: str | None) -> tuple[str |
     """
     tenant, version, locked = _found(owner, tenant, version)
     if locked is not None and tenant != locked:
-        raise TenantLocked(f"tenant {tenant!r} was named inside of use(tenant={locked!r}, lock=True)")
+        raise TenantLocked(f"tenant {tenant!r} was named inside use(tenant={locked!r}, lock=True)")
     return tenant, version
 
 

@@ -1,4 +1,4 @@
-"""What a session has written, so that its reads see it: kept per task or thread, and handed on as a token."""
+"""Sessions: the positions that a task or thread has written, so that its reads see them, and their tokens."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 class Session(Block):
-    """Makes the reads of this task or thread see this session's writes; a context manager, made by ``session()``.
+    """A context manager, made by ``session()``, that makes the reads of this task or thread see its writes.
 
-    Tasks started inside its block share it; threads do not, they are handed ``token``. Inside the block of another
-    session of the same settings, reads see what either has to see, and both note what is written.
+    Tasks started inside its block share it. Threads do not: pass them ``token``. Inside the block of another
+    session of the same settings, reads see the writes of both sessions, and both note what is written.
     """
 
     __slots__ = ("_guard", "_policy", "_token")
@@ -26,12 +26,12 @@ class Session(Block):
     guard = "session()"
 
     def __init__(self, owner: object, policy: TokenPolicy, token: str | None) -> None:
-        """Begin where a token ends.
+        """Make a session that starts at the positions of a token.
 
         Args:
-            owner: What it is for: the routers with the same settings.
+            owner: The owner of the block: the routers with the same settings.
             policy: How tokens are made and read.
-            token: What an earlier session handed on; ``None`` for nothing.
+            token: The token of an earlier session; ``None`` for none.
 
         Raises:
             TokenRefused: The token is not one of this router's, and ``tokens.foreign`` is ``refuse``.
@@ -43,25 +43,25 @@ class Session(Block):
 
     @property
     def token(self) -> str:
-        """What it has written so far, and what it began with: URL-safe text, empty while that is nothing."""
+        """The positions that it has written, and those it started with, as URL-safe text; empty if there are none."""
         return self._token.text(self._policy.key)
 
     def whole_token(self) -> str:
-        """Write what its reads have to see: its own token, and those of the sessions around it.
+        """Return one token for all that its reads have to see: its own positions, and those of the sessions around it.
 
         Returns:
-            URL-safe text, empty for nothing.
+            URL-safe text, empty if there are none.
         """
         return self._whole().text(self._policy.key)
 
     def positions(self, version: str) -> list[Position]:
-        """List what its reads of a version have to see.
+        """List the positions that its reads of a version have to see.
 
         Args:
             version: The version's key.
 
         Returns:
-            Its own position and those of the sessions around it, outermost first; none where nothing was written.
+            Its own position and those of the sessions around it, outermost first; empty if nothing was written.
         """
         own, around = self._token.of(version), self._around()
         return [*([] if around is None else around.positions(version)), *([] if own is None else [own])]
@@ -71,7 +71,7 @@ class Session(Block):
 
         Args:
             version: The version's key.
-            position: Where its WAL ended after that.
+            position: The end of the version's WAL after the commit.
         """
         with self._guard:
             self._token = self._token.at(version, position)
@@ -96,17 +96,17 @@ class Session(Block):
 
 
 def parsed(text: str | None, policy: TokenPolicy) -> Token:
-    """Read a token, or take a foreign one as none, as the settings say.
+    """Read a token; by the settings, a foreign token is ignored or refused.
 
     Args:
         text: The token; ``None`` for none.
         policy: How tokens are read.
 
     Returns:
-        What it says.
+        The positions in it; none if it is ignored.
 
     Raises:
-        TokenRefused: It cannot be read, and ``tokens.foreign`` is ``refuse``.
+        TokenRefused: The token cannot be read, and ``tokens.foreign`` is ``refuse``.
     """
     if not text:
         return Token()
@@ -119,12 +119,12 @@ def parsed(text: str | None, policy: TokenPolicy) -> Token:
 
 
 def current_session(owner: object) -> Session | None:
-    """Find the session that the requests of this task or thread belong to.
+    """Find the session in force for the requests of this task or thread.
 
     Args:
-        owner: What they are made to: the routers with the same settings.
+        owner: The owner of the blocks: the routers with the same settings.
 
     Returns:
-        The innermost one; ``None`` outside of any.
+        The innermost session; ``None`` outside of a session.
     """
     return next((block for block in blocks(owner) if isinstance(block, Session)), None)

@@ -399,6 +399,13 @@ def test_at_its_cap_a_owner_closes_its_own_only() -> None:
     assert to_close(Limits(2, None), [B, reader], [writer], idle[:1], NOW) is None
 
 
+def test_a_connection_that_was_closed_meanwhile_is_closed_for_nobody() -> None:
+    waiting, gone = BudgetKey(ONE, "a", None), BudgetKey(ONE, "a", None)
+    assert to_close(Limits(1, None), [B], [waiting], [cold(gone, 1)], NOW) is None
+    assert to_close(Limits(1, None), [B], [waiting], [cold(gone, 1), cold(B, 2)], NOW) == (1, 0)
+    assert preempted_by(Limits(1, None), [B], [waiting], gone) is None
+
+
 # Which connection in use passes on
 
 
@@ -541,7 +548,7 @@ class Changes(RuleBasedStateMachine):
 
     @rule()
     def all_is_counted_anew(self) -> None:
-        self.budget = self.budget.anew(self.limits, self.taken, self.waiting)
+        self.budget = self.budget.recounted(self.limits, self.taken, self.waiting)
 
     @rule(data=st.data(), limit=st.none() | st.integers(0, 3))
     def a_limit_of_a_login_is_learnt(self, data: st.DataObject, limit: int | None) -> None:

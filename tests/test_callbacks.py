@@ -11,7 +11,7 @@ SHELL = Path(router.__file__).parent / "_async"
 CALLABLE = ("Callable", "AFunction", "APassword", "AConfigure", "ASource", "Observer", "Note")
 FROM_USERS = {"password", "configure", "observers", "source", "directory"}
 # Of one request each: what notes how far its WAL is in its session; what finds its lane once the home is known.
-OF_A_REQUEST = {("AsyncTrackedCheckout", "note"), ("AsyncScopedCheckout", "note"), ("AsyncAskingCheckout", "find")}
+OF_A_REQUEST = {("AsyncTrackedCheckout", "note"), ("AsyncScopedCheckout", "note"), ("AsyncLookupCheckout", "find")}
 
 
 def callables(tree: ast.AST) -> set[tuple[str, str]]:

@@ -160,7 +160,7 @@ def test_what_it_is_and_where_it_goes_is_said() -> None:
     dsn = FORMS[0]
     with pytest.raises(ConfigError) as caught:
         RouterSettings(versions={dsn: "host=db1"}, aliases={"live": dsn}, default_version=dsn)
-    what = "is no key but a connection string, which goes into `primary` or `nodes`"
+    what = "is not a key but a connection string, which goes into `primary` or `nodes`"
     assert sorted(caught.value.problems) == [
         f"argument: aliases.live: {what}",
         f"argument: default_version: {what}",
@@ -170,5 +170,5 @@ def test_what_it_is_and_where_it_goes_is_said() -> None:
         RouterSettings.load(dsn)
     goes_into = "ROUTER_VERSIONS__NAME__PRIMARY"
     assert caught.value.problems == (
-        f"ROUTER_CONFIG (or --config): is no path but a connection string, which goes into {goes_into}",
+        f"ROUTER_CONFIG (or --config): is not a path but a connection string, which goes into {goes_into}",
     )

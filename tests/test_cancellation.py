@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from router import AsyncRouter
+from tests._async.internals import inside
 from tests.support import PATIENCE, aeventually, settings
 
 if TYPE_CHECKING:
-    import psycopg
+    from collections.abc import Awaitable, Callable
 
     from tests.conftest import Postgres
 
@@ -24,6 +25,17 @@ async def borrow(router: AsyncRouter, *, read_only: bool) -> None:
         await connection.execute("SELECT 1")
         await asyncio.sleep(0)
         await connection.execute("SELECT pg_sleep(0.001)")
+
+
+async def borrow_without_a_block(router: AsyncRouter, *, read_only: bool) -> None:
+    connection = await router.acquire(read_only=read_only, timeout=PATIENCE)
+    try:
+        await connection.execute("SELECT 1")
+        await asyncio.sleep(0)
+        await connection.execute("SELECT pg_sleep(0.001)")
+        await connection.commit()
+    finally:
+        await connection.close()
 
 
 async def whole(router: AsyncRouter, *, read_only: bool) -> bool:
@@ -46,8 +58,11 @@ async def whole(router: AsyncRouter, *, read_only: bool) -> bool:
 
 
 @pytest.mark.docker
+@pytest.mark.parametrize("borrow", [borrow, borrow_without_a_block])
 @pytest.mark.parametrize("read_only", [False, True])
-async def test_500_cancellations_leave_the_pool_whole(postgres: Postgres, read_only: bool) -> None:
+async def test_500_cancellations_leave_the_pool_whole(
+    postgres: Postgres, read_only: bool, borrow: Callable[..., Awaitable[None]]
+) -> None:
     options = settings(primary=postgres.primary, pool={"min_size": SIZE, "max_size": SIZE})
     async with AsyncRouter(options) as router:
         chance = random.Random(20)
@@ -55,7 +70,7 @@ async def test_500_cancellations_leave_the_pool_whole(postgres: Postgres, read_o
         await aeventually(lambda: whole(router, read_only=read_only))
         cancelled = 0
         while cancelled < 500:
-            tasks = [asyncio.create_task(borrow(router, read_only=read_only)) for _ in range(2 * SIZE)]
+            tasks = [asyncio.ensure_future(borrow(router, read_only=read_only)) for _ in range(2 * SIZE)]
             for task in tasks:
                 # Between two steps of the event loop, or in the middle of a query.
                 await asyncio.sleep(chance.choice([0, 0, 0, 0.0005, 0.001, 0.002]))
@@ -64,6 +79,21 @@ async def test_500_cancellations_leave_the_pool_whole(postgres: Postgres, read_o
                 assert outcome is None or isinstance(outcome, asyncio.CancelledError), outcome
                 cancelled += outcome is not None
         await aeventually(lambda: whole(router, read_only=read_only))
+
+
+async def test_a_session_whose_query_was_cancelled_is_not_lent_again(postgres: Postgres) -> None:
+    options = settings(primary=postgres.primary, pool={"max_size": 1, "timeout": PATIENCE})
+    async with AsyncRouter(options) as router:
+        connection = await router.acquire()
+        before = connection.info.backend_pid
+        task = asyncio.create_task(connection.execute("SELECT pg_sleep(60)"))
+        await aeventually(lambda: asyncio.sleep(0, connection.lock.locked()))
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await connection.close()
+        async with await router.acquire() as connection:
+            assert connection.info.backend_pid != before
 
 
 async def test_a_return_that_has_to_wait_survives_cancellation(postgres: Postgres) -> None:
@@ -78,10 +108,10 @@ async def test_a_return_that_has_to_wait_survives_cancellation(postgres: Postgre
 
         task = asyncio.create_task(borrow_and_wait())
         await entered.wait()
-        [pool] = router._in_force.pools
-        async with pool._lock:  # so that giving back is suspended at this lock
+        [pool] = inside(router).pools
+        async with pool.lock:  # so that giving back is suspended at this lock
             leave.set()
-            await aeventually(lambda: asyncio.sleep(0, bool(pool._lock._waiters)))
+            await aeventually(lambda: asyncio.sleep(0, bool(pool.lock._waiters)))
             for _ in range(2):
                 task.cancel()
                 for _ in range(10):
@@ -97,14 +127,16 @@ async def test_a_return_that_has_to_wait_survives_cancellation(postgres: Postgre
 async def test_a_connection_given_up_for_a_second_cancellation_puts_no_pool_in_quarantine(postgres: Postgres) -> None:
     async with AsyncRouter(settings(primary=postgres.primary)) as router:
         entered = asyncio.Event()
-        given_up: list[psycopg.AsyncConnection[Any]] = []
+        broken = []
 
         async def wait_long() -> None:
             async with router.connection() as connection:
                 await connection.execute("SELECT 1")
-                given_up.append(connection)
                 entered.set()
-                await connection.execute("SELECT pg_sleep(60)")
+                try:
+                    await connection.execute("SELECT pg_sleep(60)")
+                finally:
+                    broken.append(connection.broken)
 
         task = asyncio.create_task(wait_long())
         await entered.wait()
@@ -114,7 +146,7 @@ async def test_a_connection_given_up_for_a_second_cancellation_puts_no_pool_in_q
             await asyncio.sleep(0)
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert given_up[0].broken
-        assert [pool.doubted_at for pool in router._in_force.pools] == [0.0]
+        assert broken == [True]
+        assert [pool.quarantined_at for pool in router._snapshot().pools] == [0.0]
         async with router.connection() as connection:
             await connection.execute("SELECT 1")

@@ -372,7 +372,7 @@ def test_standings_say_what_changes_them_and_nothing_else() -> None:
 
 def test_a_fenced_node_serves_nothing() -> None:
     health: Health = {P: up(PRIMARY), R1: replace(up(PRIMARY), timeline=2), R2: replace(up(REPLICA), timeline=2)}
-    reason = "fenced: it is a primary on timeline 1, and r1:5432 is on the later 2"
+    reason = "fenced: it is a primary on timeline 1, and r1:5432 is on the later timeline 2"
     for request, order in [(READ, "r2 r1 r3"), (WRITE, "r1 r3")]:
         route = chosen(make_target(*CLUSTER), health, request)
         assert hosts(route.nodes) == order
@@ -517,7 +517,7 @@ def test_what_is_stale_says_how_far() -> None:
         "is stale: 9.0 s and 500 bytes behind",
     ]
     unknown: Health = {R1: behind(7.0, 900)}
-    assert chosen(target, unknown).refused[CLUSTER[1]] == "is stale: how far behind is not known"
+    assert chosen(target, unknown).refused[CLUSTER[1]] == "is stale: by how much is not known"
     stale = chosen(make_target(*CLUSTER, max_lag=1.0, allow_stale=True), LAGGING)
     assert stale.notes[CLUSTER[1]] == "replica, up, stale: 3.0 s and 100 bytes behind"
 
@@ -593,18 +593,18 @@ def test_what_was_written_before_a_failover_is_read_from_the_primary() -> None:
     health = {server: replace(state, timeline=2) for server, state in LAGGING.items()}
     route = chosen(make_target(*CLUSTER), health, Request(read_only=True, after=Position(SYSTEM, 1, 10)))
     assert (hosts(route.nodes), route.ask) == ("p", frozenset())
-    assert set(route.refused.values()) == {"is on timeline 2, what is to be seen on 1"}
+    assert set(route.refused.values()) == {"is on timeline 2, but the required position is on timeline 1"}
 
 
 def test_of_another_system_nothing_is_compared() -> None:
     route = chosen(make_target(*CLUSTER[:2]), LAGGING, Request(read_only=True, after=Position(8, 1, 1)))
-    assert set(route.refused.values()) == {"is of another system than what is to be seen"}
+    assert set(route.refused.values()) == {"is of another system than the required position"}
 
 
 def test_a_replica_that_does_not_tell_its_timeline_serves_only_who_has_nothing_to_see() -> None:
     health = {**LAGGING, R2: replace(up(REPLICA), timeline=0)}
     route = chosen(make_target(*CLUSTER), health, Request(read_only=True, after=AT_END))
-    assert route.refused == {CLUSTER[2]: "does not tell its timeline (GRANT pg_read_all_stats)"}
+    assert route.refused == {CLUSTER[2]: "does not report its timeline: GRANT pg_read_all_stats to its login"}
     assert CLUSTER[2] in chosen(make_target(*CLUSTER), health).nodes
 
 
@@ -622,7 +622,7 @@ def test_to_be_fresh_and_to_have_replayed_it_are_both_asked_for() -> None:
     assert hosts(route.nodes) == "r2 r1 p r3"
     assert (
         route.notes[CLUSTER[3]]
-        == "replica, up, stale: 9.0 s and 500 bytes behind, to be asked whether it has replayed what is to be seen"
+        == "replica, up, stale: 9.0 s and 500 bytes behind, will be asked whether it has replayed the required position"
     )
 
 
@@ -632,7 +632,8 @@ def test_one_that_failed_lately_is_asked_last() -> None:
     assert hosts(route.nodes) == "r3 p r2 r1"
     assert route.best == 1
     assert (
-        route.notes[CLUSTER[1]] == "replica, up, failed lately, to be asked whether it has replayed what is to be seen"
+        route.notes[CLUSTER[1]]
+        == "replica, up, failed recently, will be asked whether it has replayed the required position"
     )
 
 

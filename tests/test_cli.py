@@ -142,7 +142,7 @@ def test_an_error_is_json_where_json_is_asked_for(cli: Cli, versions: Callable[.
     config = tmp_path / "router.toml"
     config.write_text(f'nonsense = 1\nversions.v1 = "postgresql://app:{CANARY}@h:port/app"\n', encoding="utf-8")
     without = (
-        "if this file belongs to another program, do without it: "
+        "if this file belongs to another program, leave it out: "
         "ROUTER_CONFIG names another file, RouterSettings(_config_file=None) reads none"
     )
     for arguments in (("check",), ("status",), ("status", "--watch"), ("explain",), ("tenants",)):
@@ -151,7 +151,7 @@ def test_an_error_is_json_where_json_is_asked_for(cli: Cli, versions: Callable[.
         assert result.json().pop("ok") is False
         assert sorted(result.json()["problems"]) == [
             f"router.toml: nonsense: unknown key; {without}",
-            "router.toml: versions.v1.nodes[0].dsn: has a port that is no number from 1 to 65535",
+            "router.toml: versions.v1.nodes[0].dsn: has a port that is not a number from 1 to 65535",
         ]
     config.unlink()
     versions(v1=REFUSED)
@@ -210,7 +210,7 @@ def test_bad_settings_exit_with_2_and_every_problem(cli: Cli, command: str, tmp_
 def test_an_unknown_version_exits_with_2_and_the_nearest(cli: Cli, command: str, both: None) -> None:
     result = cli(command, "--version", "v22")
     assert (result.code, result.out) == (2, "")
-    assert result.err == "unknown version 'v22'; did you mean 'v2'?; known: v1, v2\n"
+    assert result.err == "unknown version 'v22' (did you mean 'v2'?); known: v1, v2\n"
 
 
 def test_the_config_option_is_stronger_than_router_config(
@@ -509,6 +509,7 @@ def test_check_says_when_a_login_is_refused(cli: Cli, versions: Callable[..., No
     (refused,) = problems(cli("check", "--json"))
     assert "refuses the login: " in refused
     assert "correct user, password or database" in refused
+    assert "primary, login refused" in cli("check").out
 
 
 @pytest.mark.slow

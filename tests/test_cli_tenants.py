@@ -372,7 +372,7 @@ def test_explain_asks_the_directory_unless_offline(
     offline = cli("explain", "--tenant", "acme", "--offline")
     assert (offline.code, offline.err) == (
         2,
-        "where tenant 'acme' lives, only the directory knows: leave --offline out\n",
+        "only the directory knows where tenant 'acme' lives: leave --offline out\n",
     )
     wrong = cli("explain", "--tenant", "bad")
     assert wrong.code == 2

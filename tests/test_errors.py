@@ -79,7 +79,7 @@ def test_wrong_settings_are_listed_whole(problems: list[str], text: str) -> None
 @pytest.mark.parametrize(
     ("version", "known", "text"),
     [
-        ("bleu", ["blue", "green"], "unknown version 'bleu'; did you mean 'blue'?; known: blue, green"),
+        ("bleu", ["blue", "green"], "unknown version 'bleu' (did you mean 'blue'?); known: blue, green"),
         ("x", ["blue", "green"], "unknown version 'x'; known: blue, green"),
         ("", ["blue"], "unknown version ''; known: blue"),
         ("v1", [], "unknown version 'v1'; known: none"),

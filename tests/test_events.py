@@ -132,7 +132,7 @@ def test_a_promotion_and_a_demotion_are_told_once() -> None:
     ]
 
 
-FENCE = "fenced: it is a primary on timeline 1, and b:5432 is on the later 2"
+FENCE = "fenced: it is a primary on timeline 1, and b:5432 is on the later timeline 2"
 
 
 def test_a_primary_that_is_fenced_is_told_once_for_each_version() -> None:
@@ -275,7 +275,7 @@ SERVER = A.server
             UndeclaredPooler(SERVER),
             logging.WARNING,
             (
-                "a:5432 is a pooler that the settings do not declare: tenants that share it, or are kept apart by "
+                "a:5432 is a pooler that the settings do not declare: tenants that share it, or are separated by "
                 'a schema, role or setting, are refused there until pooler = "transaction" or "session" is set on the '
                 "node"
             ),
@@ -298,7 +298,7 @@ SERVER = A.server
         (
             ReadOnPrimary("v1", None, A),
             logging.DEBUG,
-            "v1: a read goes to the primary app@a:5432/app: no replica has what it must see",
+            "v1: a read goes to the primary app@a:5432/app: no replica has replayed the required position",
         ),
         (
             ReadsFellBack("v1", A, "b: down"),
@@ -326,11 +326,15 @@ SERVER = A.server
             SeveralServers(SERVER),
             logging.WARNING,
             (
-                "a:5432: several servers answer at this address; reads that have to be fresh ask over each connection, "
+                "a:5432: several servers answer at this address; reads that have to be fresh ask on each connection, "
                 "or go to the primary: give each server an address of its own"
             ),
         ),
-        (ServerBanned(SERVER, 3, 1.26), logging.INFO, "a:5432 is avoided for 1.3 s more: it went down 3 times lately"),
+        (
+            ServerBanned(SERVER, 3, 1.26),
+            logging.INFO,
+            "a:5432 is avoided for 1.3 s more: it went down 3 times recently",
+        ),
         (RoleChanged(SERVER, PRIMARY, 3), logging.WARNING, "a:5432 is a primary now, on timeline 3"),
         (RoleChanged(SERVER, REPLICA, 0), logging.WARNING, "a:5432 is a replica now"),
         (

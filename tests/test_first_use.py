@@ -71,6 +71,21 @@ first.join()
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) != 0)
 """
 
+LOOPS_THAT_END = """
+import asyncio, os
+os.environ["ROUTER_HEALTH__INTERVAL"] = "0.02"
+import router
+
+async def main(steps):
+    async with router.aio.connection(version="v1") as conn:
+        await conn.execute("SELECT 1")
+    for step in range(steps):
+        await asyncio.sleep(0.0002 * (steps % 3))
+
+for steps in range(40):
+    asyncio.run(main(steps))
+"""
+
 
 def python(script: str, postgres: Postgres, *arguments: str) -> str:
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("ROUTER_", "PG"))}
@@ -95,3 +110,7 @@ def test_after_the_main_thread_has_ended(postgres: Postgres, use: str) -> None:
 @pytest.mark.parametrize("module", ["psycopg_pool", "pydantic", "router._runtime", "router._default"])
 def test_in_a_fork_while_another_thread_imports(postgres: Postgres, module: str) -> None:
     python(IN_A_FORK, postgres, module, str(PATIENCE))
+
+
+def test_a_loop_that_ends_at_whatever_moment_leaves_no_connection_open(postgres: Postgres) -> None:
+    python(LOOPS_THAT_END, postgres)  # psycopg warns of one, and warnings are errors there

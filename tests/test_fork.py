@@ -15,6 +15,7 @@ import psycopg
 import pytest
 
 from router import Router
+from tests._sync.internals import inside
 from tests.support import PATIENCE, eventually, run, settings
 
 if TYPE_CHECKING:
@@ -64,6 +65,30 @@ def test_a_child_has_connections_of_its_own_and_the_parents_live_on(postgres: Po
         assert backend(router) == mine
 
 
+def test_a_child_that_closes_an_acquired_connection_leaves_it_to_the_parent(postgres: Postgres) -> None:
+    options = settings(
+        primary=postgres.primary,
+        tenant_template={"row": "app.tenant"},
+        tenancy={"pooling": "shared", "max_connections": 1},
+        pool={"timeout": PATIENCE},
+    )
+    with Router(options) as router:
+        for tenant in (None, "acme"):
+            named: dict[str, Any] = {"version": "v1"} if tenant is None else {"tenant": tenant}
+            connection = router.acquire(**named)
+            connection.execute("CREATE TEMPORARY TABLE mine (i int) ON COMMIT DROP")
+
+            def child(connection: Any = connection, named: dict[str, Any] = named) -> None:
+                connection.close()
+                router.acquire(**named).close()
+                router.close()
+
+            assert in_child(child) == 0
+            assert connection.execute("SELECT count(*) FROM mine").fetchone() == (0,)
+            connection.close()
+            router.acquire(**named).close()
+
+
 def test_a_fork_inside_a_block_leaves_the_parents_transaction_alone(postgres: Postgres) -> None:
     with Router(settings(primary=postgres.primary, pool={"max_size": 1})) as router:
         borrowed = router.connection()
@@ -97,7 +122,7 @@ def test_a_fork_while_others_wait_for_a_tenants_connection_leaves_it_to_the_pare
         **{"tenant_template": {"row": "app.tenant"}, "tenancy": {"pooling": "shared"}, **scarce},
     )
     with Router(options) as router, ThreadPoolExecutor(1) as executor:
-        in_force, borrowed = router._in_force, router.connection(tenant="acme")
+        in_force, borrowed = inside(router), router.connection(tenant="acme")
         with borrowed as connection, ExitStack() as others:
             if "max_connections" in scarce:
                 others.enter_context(router.connection(tenant="globex"))  # the other one that there may be
@@ -105,8 +130,8 @@ def test_a_fork_while_others_wait_for_a_tenants_connection_leaves_it_to_the_pare
             connection.execute("CREATE TEMPORARY TABLE mine (i int) ON COMMIT DROP")
             # To read for the same tenant takes another pool: only in its own pool it waits for this very connection.
             waiting = executor.submit(backend, router, tenant="acme", read_only="max_size" not in scarce["pool"])
-            admissions = list(in_force.lanes._admissions.values())
-            eventually(lambda: borrowed.pool._waiting or in_force.slots.waiting or any(one.held for one in admissions))
+            admissions = list(in_force.lanes.admissions.values())
+            eventually(lambda: borrowed.pool.waiting or in_force.slots.waiting or any(one.held for one in admissions))
 
             def child() -> None:
                 borrowed.__exit__(None, None, None)
@@ -115,7 +140,7 @@ def test_a_fork_while_others_wait_for_a_tenants_connection_leaves_it_to_the_pare
                 router.close()
 
             # What another thread may hold at the moment of the fork.
-            locks: list[Any] = [borrowed.pool._lock, in_force.slots._guard, *(one._guard for one in admissions)]
+            locks: list[Any] = [borrowed.pool.lock, in_force.slots._guard, *(one._guard for one in admissions)]
             with ExitStack() as stack:
                 for lock in locks:
                     stack.enter_context(lock)

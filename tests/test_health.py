@@ -482,7 +482,9 @@ def test_on_one_timeline_the_primary_seen_first_stays_until_it_goes_down() -> No
 
 def test_of_a_fence_by_timeline_both_timelines_are_told() -> None:
     health = after(looked(A, PRIMARY), looked(B, PRIMARY, timeline=3))
-    assert fenced(health, CLUSTER) == {A: "fenced: it is a primary on timeline 1, and b:5432 is on the later 3"}
+    assert fenced(health, CLUSTER) == {
+        A: "fenced: it is a primary on timeline 1, and b:5432 is on the later timeline 3"
+    }
 
 
 def test_who_is_out_by_its_timeline_keeps_nobody_else_out() -> None:

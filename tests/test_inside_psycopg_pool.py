@@ -18,7 +18,6 @@ from psycopg.types import TypeInfo, TypesRegistry
 from psycopg.types.string import ByteaLoader, BytesDumper
 from psycopg_pool._acompat import ALock
 
-from router._async.pool.session_state import OF_THE_POOL
 from tests.support import aeventually, eventually
 
 if TYPE_CHECKING:
@@ -253,7 +252,7 @@ def test_what_a_pool_and_psycopg_add_to_a_connection_is_known(
         for _ in range(7):
             connection.execute("SELECT %s", [1])
         assert set(vars(connection)) == first
-        assert first - set(vars(plain)) == OF_THE_POOL - {"_router"}
+        assert first - set(vars(plain)) == {"_pool", "_created_at", "_expire_at"}
 
 
 def test_adapters_are_copied_when_they_are_written_to(pool: psycopg_pool.ConnectionPool[Any]) -> None:

@@ -7,17 +7,19 @@ import logging
 import sys
 import warnings
 from linecache import getline
+from threading import Event, Thread
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from router import Router
+from tests._sync.internals import inside
 from tests.support import eventually, settings
 
 if TYPE_CHECKING:
     from types import FrameType
 
-    from router._sync.pool.node_pool import NodePool
     from tests.conftest import Postgres
 
 pytestmark = pytest.mark.docker
@@ -65,20 +67,24 @@ def use(router: Router, tenant: str | None) -> None:
         connection.execute("SELECT 1")
 
 
-def is_whole(router: Router, pool: NodePool) -> bool:
+def is_whole(router: Router) -> bool:
     gc.collect(0)
+    found = router._snapshot()
+    [pool] = found.pools
     return (
-        not pool.borrowed
-        and not any(pool_set.line for pool_set in router._in_force.lanes.pool_sets)
-        and not any(admission.admitted for admission in list(router._in_force.lanes._admissions.values()))
-        and not pool._adding
-        and not pool._growing
-        and pool._nconns == len(pool._sessions) == len(pool._pool)
-        and not any(connection.closed for connection in pool._pool)
+        not found.waiting
+        and not found.admitted
+        and not pool.borrowed
+        and not pool.opening
+        and not pool.growing
+        and pool.counted == pool.sessions == pool.idle
+        and not pool.idle_closed
     )
 
 
-@pytest.mark.parametrize(("growing", "tenant"), [(False, None), (True, None), (False, "acme")])
+@pytest.mark.parametrize(
+    ("growing", "tenant"), [(False, None), (False, "acme"), pytest.param(True, None, marks=pytest.mark.slow)]
+)
 def test_an_interruption_at_any_line_loses_no_connection(
     postgres: Postgres,
     monkeypatch: pytest.MonkeyPatch,
@@ -92,7 +98,7 @@ def test_an_interruption_at_any_line_loses_no_connection(
     with warnings.catch_warnings(), Router(options) as router:
         warnings.simplefilter("ignore", ResourceWarning)
         use(router, tenant)
-        [pool] = router._in_force.pools
+        [pool] = inside(router).pools
         number, went_through = 0, False
         while not went_through:
             while growing and pool.idle:
@@ -103,6 +109,88 @@ def test_an_interruption_at_any_line_loses_no_connection(
                 went_through = True
             except Interruption:
                 pass
-            eventually(lambda: is_whole(router, pool))
+            eventually(lambda: is_whole(router))
             number += 1
         assert number > 50
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_an_interruption_after_a_connection_has_passed_to_another_thread_does_not_close_it(
+    postgres: Postgres, waits: bool
+) -> None:
+    has_it, interrupted, pids = Event(), Event(), list[int]()
+
+    def borrow() -> None:
+        with router.connection() as connection:
+            has_it.set()
+            assert interrupted.wait(10)
+            connection.execute("SELECT 1")
+            pids.append(connection.info.backend_pid)
+
+    other = Thread(target=borrow)
+
+    def trace(frame: FrameType, event: str, _: Any) -> Any:
+        code = frame.f_code
+        if not code.co_filename.endswith(("_sync/pool/node_pool.py", "_sync/pool/release.py")):
+            return None
+        before = getline(code.co_filename, frame.f_lineno - 1)
+        if event == "line" and ("offer.set(" if waits else "kept.append(") in before:
+            sys.settrace(None)
+            if not waits:
+                other.start()
+            assert has_it.wait(10)
+            raise Interruption
+        return trace
+
+    with Router(settings(primary=postgres.primary, pool={"max_size": 1})) as router:
+        try:
+            with pytest.raises(Interruption), router.connection() as connection:
+                pid = connection.info.backend_pid
+                connection.commit()
+                if waits:
+                    other.start()
+                    eventually(lambda: router._snapshot().waiting)
+                sys.settrace(trace)
+        finally:
+            interrupted.set()
+            other.join()
+    assert pids == [pid]
+
+
+def test_an_interruption_while_a_connection_is_handed_over_delays_no_request_and_loses_no_connection(
+    postgres: Postgres,
+) -> None:
+    served = list[float]()
+
+    def borrow() -> None:
+        begun = monotonic()
+        with router.connection() as connection:
+            connection.execute("SELECT 1")
+        served.append(monotonic() - begun)
+
+    def trace(frame: FrameType, event: str, _: Any) -> Any:
+        code, caller = frame.f_code, frame.f_back
+        if code.co_filename.endswith("_sync/line.py") and (
+            event == "call"
+            and code.co_name == "_remove"
+            and caller is not None
+            and caller.f_code.co_name == "hand_over"
+        ):
+            sys.settrace(None)
+            raise Interruption
+        return trace
+
+    with Router(settings(primary=postgres.primary, pool={"max_size": 1, "timeout": 60.0})) as router:
+        waiting = [Thread(target=borrow) for _ in range(3)]
+        with pytest.raises(Interruption), router.connection() as connection:
+            connection.commit()
+            for thread in waiting:
+                thread.start()
+            eventually(lambda: router._snapshot().waiting == len(waiting))
+            sys.settrace(trace)
+        for thread in waiting:
+            thread.join()
+        [pool] = router._snapshot().pools
+        assert (pool.sessions, pool.idle, pool.borrowed) == (1, 1, 0)
+        assert not router._snapshot().waiting
+    assert max(served) < 30

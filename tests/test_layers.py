@@ -18,24 +18,28 @@ CORE = [
     "core.faults", "core.policy_faults", "core.duplicates", "core.validate", "core.observations", "core.health",
     "core.replication", "core.standing", "core.balance", "core.choose", "core.budget", "core.fair_line", "core.bounds",
     "core.slot_lines", "core.server_limit", "core.events", "core.server_events", "core.changes", "core.view",
-    "core.plan", "core.directory", "core.measures", "core.result", "core.outcomes", "core.statement", "core.sql",
+    "core.plan", "core.measures", "core.directory", "core.result", "core.outcomes", "core.statement", "core.stale",
+    "core.traces", "core.sql",
 ]  # fmt: skip
 SETTINGS = [
     "settings.words", "settings.dsn", "settings.variables", "settings.layers", "settings.files", "settings.sources",
     "settings.table", "settings.servers", "settings.tenants", "settings.tokens", "settings.models", "settings",
 ]  # fmt: skip
 RUNTIME = [
-    "_runtime.flags", "_runtime.calls", "_runtime.workers", "_runtime.limited", "_runtime.names", "_runtime.sockets",
-    "_runtime.login", "_runtime.forks",
+    "_runtime.releases", "_runtime.flags", "_runtime.calls", "_runtime.workers", "_runtime.limited", "_runtime.names",
+    "_runtime.sockets", "_runtime.login", "_runtime.forks",
 ]  # fmt: skip
-BELOW_THE_SHELL = [*CORE, "_first_use", *SETTINGS, "context", "sessions", "ambient", *RUNTIME, "_observers"]
+BELOW_THE_SHELL = [*CORE, "_first_use", *SETTINGS, "context", "sessions", "ambient", "blocks", *RUNTIME, "_observers"]
 # The modules of `_async`, and the same ones of `_sync`; neither shell imports from the other.
 SHELL = [
-    "closing", "slots", "waiter", "line", "admission", "server_in_use", "cluster", "clusters", "pool.scripts",
-    "pool.connection", "pool.opener", "pool.session_state", "pool.node_pool", "pool.shared_pool", "pool.registry",
-    "silence", "watcher", "monitor", "unavailable", "verify", "choice", "acquire", "checkout", "lanes", "lane_table",
-    "routes", "directory_table", "directory_source", "directory", "in_force", "statements", "each", "snapshot",
-    "router",
+    "closing", "eviction", "slot", "slots", "waiter", "line", "admission", "server_in_use", "cluster", "clusters",
+    "pool.inside", "pool.scripts", "pool.connection", "pool.returned", "pool.pooled", "pool.commit", "pool.login",
+    "pool.server_queries", "pool.opener", "pool.session_state", "pool.hygiene", "pool.counts",
+    "pool.opening", "pool.node_pool",
+    "pool.shared_pool", "pool.registry", "silence", "watcher", "monitor", "unavailable", "verify", "choice",
+    "acquire", "ending", "checkout", "tenant_checkout", "acquired", "pool_set", "lane", "lane_table", "routes",
+    "directory_table", "directory_source", "directory", "in_force", "checkouts", "statements", "each", "operations",
+    "stats", "snapshot", "router",
 ]  # fmt: skip
 ABOVE_THE_SHELL = ["events", "_process", "_default", "_loops", "aio", "__init__", "testing", "cli"]
 # The packages whose modules are listed; one that stands beside them itself, such as `settings`, offers what they have.

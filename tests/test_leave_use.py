@@ -22,7 +22,7 @@ SECONDS = 2.0
 def test_tenants_whose_servers_are_left_and_used_all_the_time_are_served(
     cluster: PostgresCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("router._sync.clusters.VISITED", 1)
+    monkeypatch.setattr("router._sync.clusters.RECENT", 1)
     hosts = {"acme": cluster.primary.host, "globex": "localhost", "initech": str(cluster.directory)}
     tenants = {tenant: {"primary": cluster.dsn(host=host)} for tenant, host in hosts.items()}
     options = settings(versions={"v1": cluster.dsn()}, tenants=tenants, max_pools=2, pool={"timeout": 1.0})

@@ -15,6 +15,7 @@ import pytest
 import router as process_wide
 from router import AsyncRouter, ConfigError, _default, _loops, aio
 from router.core.errors import RouterClosed, UnknownVersion
+from tests._async.internals import inside as of
 from tests.support import PATIENCE, aeventually, eventually, new_name, run, settings
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def _configured(world: World) -> Iterator[None]:
     aio.configure(settings(primary=world.dsn))
     yield
     aio.configure(settings(primary=world.dsn))
-    assert not _loops._kept
+    assert not _loops.routers
 
 
 async def pid(router: Any = aio, **named: Any) -> int:
@@ -153,8 +154,28 @@ def test_each_loop_has_a_router_of_its_own_that_ends_with_it(world: World) -> No
 
     for _ in range(3):
         asyncio.run(main())
-        assert not _loops._kept
+        assert not _loops.routers
         assert world.left()
+
+
+@pytest.mark.usefixtures("_configured")
+def test_an_acquired_connection_that_outlives_its_loop_is_closed_with_it(world: World) -> None:
+    async def main() -> psycopg.AsyncConnection[Any]:
+        connection = await aio.acquire()
+        await connection.execute("SELECT 1")
+        return connection
+
+    async def use(connection: psycopg.AsyncConnection[Any]) -> None:
+        with pytest.raises(psycopg.Error):
+            await connection.execute("SELECT 1")
+        await connection.close()
+        await pid()
+
+    kept = asyncio.run(main())
+    assert world.left()
+    asyncio.run(use(kept))
+    assert kept.closed
+    assert world.left()
 
 
 @pytest.mark.usefixtures("_configured")
@@ -188,7 +209,7 @@ def test_the_router_of_a_loop_that_was_closed_without_a_word_is_forgotten_at_the
     loop.close()
     assert world.sessions()
     asyncio.run(pid())
-    assert not _loops._kept
+    assert not _loops.routers
     assert world.left()
 
 
@@ -249,7 +270,7 @@ def test_a_router_that_is_dropped_without_close_leaves_nothing_when_its_loop_end
 
     async def main() -> AsyncRouter | None:
         router = AsyncRouter(settings(primary=world.dsn))
-        inside.append(ref(router._in_force))
+        inside.append(ref(of(router)))
         await pid(router)
         await pid(router, read_only=True)
         return router if late else None

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import FrozenInstanceError, fields
+from dataclasses import FrozenInstanceError, fields, replace
 from typing import Literal
 
 import pytest
 
-from router.core.measures import NodeStats, PoolStats, Stats, VersionStats
+from router.core.measures import DirectoryStats, NodeStats, PoolStats, Stats, VersionStats
 from router.core.topology import Node, Role, Secrets, Server
 
 PARAMS = (("dbname", "app"), ("user", "app"))
@@ -95,6 +95,20 @@ def test_stats_read_as_one_line_a_node() -> None:
         "  v3",
     ]
     assert str(STATS) == repr(STATS)
+
+
+@pytest.mark.parametrize(
+    ("directory", "line"),
+    [
+        (DirectoryStats(7, 2, 0), "7 tenants known, 2 keys of no tenant"),
+        (
+            DirectoryStats(7, 0, 3, failing_for=4.2, reason="Connection refused"),
+            "7 tenants known, 0 keys of no tenant, 3 known tenants not confirmed, failing for 4 s: Connection refused",
+        ),
+    ],
+)
+def test_stats_describe_the_directory_in_words(directory: DirectoryStats, line: str) -> None:
+    assert repr(replace(STATS, directory=directory)).splitlines()[-1] == f"  directory: {line}"
 
 
 def test_stats_show_no_secret() -> None:

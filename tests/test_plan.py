@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from router.core.plan import plan, serves
 from router.core.policies import PoolPolicy, TenantPolicy
 from router.core.resolve import resolve
 from router.core.topology import Cluster, Home, Node, Server, Tenancy, Topology
 
 
-def cluster(name: str, *hosts: str, **policy: int) -> Cluster:
+def cluster(name: str, *hosts: str, **policy: Any) -> Cluster:
     return Cluster(name, tuple(Node(Server(host, 5432), (("host", host),)) for host in hosts), PoolPolicy(**policy))
 
 

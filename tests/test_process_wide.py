@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 import router
-from router import ConfigError, RouterError, UnknownVersion, _default
+from router import ConfigError, RouterError, UnknownVersion, _default, aio
 from tests.support import settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from types import ModuleType
 
     from tests.conftest import Postgres
 
@@ -103,6 +104,13 @@ def test_every_public_name_is_there() -> None:
             assert getattr(router, name) is vars(_default)[name]
     with pytest.raises(AttributeError, match="no attribute 'Rooter'"):
         router.Rooter  # type: ignore[attr-defined]  # noqa: B018
+
+
+@pytest.mark.parametrize(("face", "kind"), [(router, router.Router), (router.aio, router.AsyncRouter)])
+def test_every_method_is_a_function_as_well(face: ModuleType, kind: type[object]) -> None:
+    methods = {name for name in dir(kind) if not name.startswith("_")} - {"abandon"}  # which a fork calls
+    assert methods | {"configure"} == set(aio.__all__)
+    assert methods <= set(dir(face))
 
 
 def test_importing_it_alone_is_cheap() -> None:

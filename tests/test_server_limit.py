@@ -42,6 +42,7 @@ def test_jitter_and_bounds(most: int, jitter: float, pause: float, before: int) 
 
 def test_an_error_says_what_the_server_said_and_what_was_had() -> None:
     assert (
-        str(ServerLimit(3, "too many", 1.0, 0.0)) == "takes no further connection: too many; it took 3 of this process"
+        str(ServerLimit(3, "too many", 1.0, 0.0))
+        == "accepts no further connection: too many; it accepted 3 from this process"
     )
-    assert str(ServerLimit(0, "too many", 1.0, 0.0)) == "takes no further connection: too many"
+    assert str(ServerLimit(0, "too many", 1.0, 0.0)) == "accepts no further connection: too many"

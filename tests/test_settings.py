@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 CONFIG = generate.ROOT / "config"
 CANARY = "hunter2/canary"  # the "/" and what is after it end a password that is not percent-encoded
 ENCODED = "hunter2%2Fcanary"
-DEFAULT_HOST = dsn._socket_directory()
+DEFAULT_HOST = dsn.socket_directory()
 
 
 @pytest.fixture(autouse=True)
@@ -193,13 +193,13 @@ def test_what_is_no_key(key: str) -> None:
     (problem,) = problems(versions={key: "host=h"})
     assert problem == (
         f"argument: versions.{quoted(key)}: "
-        "is no key: one has at least one character, none that cannot be printed, no space around it"
+        "is not a valid key: it needs at least one character, only printable ones, and no space around it"
     )
 
 
 # -------------------------------------------------------------------------------------------------------------- tenants
 
-BESIDE = "stands beside primary or replicas: use those if the roles are fixed, else nodes alone"
+BESIDE = "cannot be combined with primary or replicas: use those if the roles are fixed, else nodes alone"
 TWO = {**V1, "v2": {"nodes": "host=db2"}}
 
 
@@ -323,12 +323,13 @@ def test_the_directory() -> None:
 
 
 APART = (
-    "has nothing that keeps it apart from others: it needs a database, user, schema, role or row, or servers of its "
+    "has nothing that separates it from other tenants: it needs a database, user, schema, role or "
+    "row, or servers of its "
     "own (primary or nodes)"
 )
 NOT_OURS = "has a placeholder that is neither {tenant} nor {version}"
-IN_SECRET = "has {tenant} or {version} in its password, or another secret, where it stays as it is: give each tenant a"
-OWN_SERVERS = "stands beside servers of its own: write it in their connection strings instead"
+IN_SECRET = "has {tenant} or {version} in its password or another secret, where it is not replaced: give each tenant a"
+OWN_SERVERS = "cannot be combined with servers of its own: write it in their connection strings instead"
 
 
 @pytest.mark.parametrize(
@@ -346,7 +347,7 @@ OWN_SERVERS = "stands beside servers of its own: write it in their connection st
         ({"role": ""}, [".role: is empty: leave it out"]),
         ({"database": ""}, [".database: is empty: leave it out"]),
         ({"user": ""}, [".user: is empty: leave it out"]),
-        ({"schema": "a\0b"}, [".schema[0]: holds a NUL character, which no name does"]),
+        ({"schema": "a\0b"}, [".schema[0]: contains a NUL character, which no name may have"]),
         ({"schema": "{tennant}"}, [f".schema[0]: {NOT_OURS}"]),
         ({"database": "{}"}, [f".database: {NOT_OURS}"]),
         ({"role": "{tenant}_{ version }"}, [f".role: {NOT_OURS}"]),
@@ -354,14 +355,17 @@ OWN_SERVERS = "stands beside servers of its own: write it in their connection st
         ({"primary": "host=db-{customer}"}, [f".primary: {NOT_OURS}"]),
         ({"primary": "host=a", "replicas": ["host=b", "host=c dbname={x}"]}, [f".replicas: {NOT_OURS}"]),
         ("postgresql://a/%7Bx%7D", [f".nodes: {NOT_OURS}"]),
-        ("host=a port={tenant}", [".nodes[0].dsn: has a port that is no number from 1 to 65535"]),
+        ("host=a port={tenant}", [".nodes[0].dsn: has a port that is not a number from 1 to 65535"]),
         ({"nodes": "host=a-{tenant},a-{tenant}"}, [": lists a-{tenant}:5432 twice"]),
         (f"postgresql://app:{ENCODED}@db/{{x}}", [f".nodes: {NOT_OURS}"]),
         ({"primary": {"dsn": "host=a", "password_file": "/run/{customer}"}}, [f".primary: {NOT_OURS}"]),
         ({"primary": {"dsn": "host=a", "password": f"{CANARY}{{tenant}}"}}, [f".primary: {IN_SECRET}"]),
         (f"postgresql://app:{ENCODED}%7Bversion%7D@db", [f".nodes: {IN_SECRET}"]),
         ({"primary": "host=p", "replicas": f"host=a sslpassword={CANARY}{{tenant}}"}, [f".replicas: {IN_SECRET}"]),
-        ({"database": f"postgresql://app:{ENCODED}@db"}, [".database: is no name but a connection string, which goes"]),
+        (
+            {"database": f"postgresql://app:{ENCODED}@db"},
+            [".database: is not a name but a connection string, which goes"],
+        ),
         ({"row": "tenant"}, [".row: must be the name of a setting with a dot in it, such as app.tenant"]),
         ({"row": "app.{tenant}"}, [".row: must be the name of a setting with a dot in it, such as app.tenant"]),
         ({"row": "app.tenant=x -c role"}, [".row: must be the name of a setting with a dot in it, such as app.tenant"]),
@@ -369,7 +373,7 @@ OWN_SERVERS = "stands beside servers of its own: write it in their connection st
         ({"nodes": "host=a", "database": "x"}, [f".database: {OWN_SERVERS}"]),
         ({"primary": "host=a", "user": "x", "database": "y"}, [f".database: {OWN_SERVERS}", f".user: {OWN_SERVERS}"]),
         ({"primary": "host=a", "nodes": "host=b"}, [f".nodes: {BESIDE}"]),
-        ({"replicas": "host=a"}, [".replicas: stands without primary: add that, or list them as nodes"]),
+        ({"replicas": "host=a"}, [".replicas: is given without primary: add it, or list the servers as nodes"]),
         ({"schema": "a", "scema": "b"}, [".scema: unknown key; did you mean schema?"]),
         ({"schema_": "a"}, [".schema_: unknown key; did you mean schema?"]),
         ({"schema": "a", "pooling": "both"}, [".pooling: must be 'dedicated' or 'shared'"]),
@@ -436,14 +440,14 @@ def test_what_is_wrong_in_a_tenant(tenant: Any, expected: list[str]) -> None:
         ({"directory": {"table": ""}}, ["directory.table: is empty"]),
         (
             {"versions": {**V1, "tenant x": "host=a"}},
-            ['versions."tenant x": begins as the names of tenants\' own servers'],
+            ['versions."tenant x": begins like the names of tenants\' own servers'],
         ),
         (
             {"tenants": {"Acme": {"version": "v1"}, "b": {"row": "x"}, "c": {"schema": "c", "version": "v22"}, "": {}}},
             [
-                'tenants."": is no key: one has at least one character',
-                "tenants.Acme: has nothing that keeps it apart",
-                "tenants.Acme: is no tenant's key: one looks like [a-z0-9][a-z0-9_-]{0,47} (tenancy.pattern)",
+                'tenants."": is not a valid key: it needs at least one character',
+                "tenants.Acme: has nothing that separates it",
+                "tenants.Acme: is not a valid tenant key: it must match [a-z0-9][a-z0-9_-]{0,47} (tenancy.pattern)",
                 "tenants.b.row: must be the name of a setting",
                 "tenants.c.version: names no version or alias; did you mean v2?",
             ],
@@ -457,7 +461,7 @@ def test_what_is_wrong_about_tenants(values: dict[str, Any], expected: list[str]
         assert line.startswith(f"argument: {text}")
 
 
-TAKEN = "lives where tenant_template has 'y': the two would be one. Move it, or list both"
+TAKEN = "lives in the same place that tenant_template gives 'y': move it, or list both"
 
 
 @pytest.mark.parametrize(
@@ -514,7 +518,7 @@ def test_no_two_who_are_listed_live_in_one_place() -> None:
         "f": {"nodes": "host=x"},
         "g": {"primary": "host=x"},
     }
-    text = "lives where tenant {!r} does: the two would be one. Give one of them another home"
+    text = "lives in the same place as tenant {!r}: give one of them another home"
     assert problems(versions=TWO, tenants=tenants) == [
         f"argument: tenants.{one}: {text.format(other)}" for one, other in (("c", "a"), ("e", "b"), ("g", "f"))
     ]
@@ -601,7 +605,7 @@ def test_servers_of_its_own_replace_where_the_template_has_it_live() -> None:
         ({"nodes": "host=a", "database": "x"}, [f": database: {OWN_SERVERS}"]),
         ({"primary": f"host=a password='{CANARY}"}, [": primary.dsn: is not a connection string that libpq can read"]),
         ({"primary": {"dsn": "host=a", "password": [CANARY]}}, [": primary.password: must be a valid string"]),
-        ({"database": f"postgresql://app:{ENCODED}@db"}, [": database: is no name but a connection string"]),
+        ({"database": f"postgresql://app:{ENCODED}@db"}, [": database: is not a name but a connection string"]),
         ({f"postgresql://app:{ENCODED}@db": 1}, [': "…": unknown key']),
         ([CANARY], [": must be a connection string (of nodes whose roles are discovered) or a table"]),
         (None, [": must be a connection string (of nodes whose roles are discovered) or a table"]),
@@ -725,14 +729,17 @@ SECRET = {"password", "sslpassword", "oauth_client_secret", "scram_client_key", 
     ("text", "problem"),
     [
         ("", "is empty; postgresql:// stands for libpq's defaults"),
-        ("db1", "is not a connection string that libpq can read: "),
+        ("db1", "is not a connection string: that is a URI which begins with postgresql://, or has the form key=value"),
+        ("db1:5432/app", "is not a connection string: that is a URI which begins with postgresql://"),
+        ("mysql://app:pw@db1/app?ssl=on", "is not a connection string: that is a URI which begins with postgresql://"),
+        ("postgresql://[db1/app", "is not a connection string that libpq can read: "),
         ("hostt=db1", "has an unknown parameter 'hostt'; did you mean 'host'?"),
         ("postgresql://app:pw@db1/app?sslmod=require", "has an unknown parameter 'sslmod'; did you mean 'sslmode'?"),
         ("postgresql://app:pw@db1/app?schema=public", "has an unknown parameter 'schema'"),
         ("postgresql+psycopg://app@db1/app", "names a driver, which libpq does not know: write postgresql://"),
-        ("host=db1 port=x", "has a port that is no number from 1 to 65535"),
-        ("host=db1 port=65536", "has a port that is no number from 1 to 65535"),
-        ("host=db1 port=²", "has a port that is no number from 1 to 65535"),
+        ("host=db1 port=x", "has a port that is not a number from 1 to 65535"),
+        ("host=db1 port=65536", "has a port that is not a number from 1 to 65535"),
+        ("host=db1 port=²", "has a port that is not a number from 1 to 65535"),
         ("host=a,b,c port=1,2", "names 3 hosts but 2 ports: give one port for all, or one for each"),
         ("host=a,b hostaddr=::1", "names 2 hosts but 1 addresses in hostaddr: give one for each"),
         ("service=app", "names a service without host and port: "),
@@ -801,7 +808,7 @@ def test_which_password_counts() -> None:
     assert (password_of(by_file), by_file.password_file) == (None, Path("/run/secrets/db1"))
     assert [password_of(node) for node in nodes(nodes={"dsn": "host=a,b", "password": "both"})] == ["both", "both"]
     assert problems(versions={"v1": {"primary": {"dsn": dsn, "password": "a", "password_file": "b"}}}) == [
-        "argument: versions.v1.primary.password_file: stands beside password: only one of them can be it"
+        "argument: versions.v1.primary.password_file: cannot be combined with password: give one of them"
     ]
 
 
@@ -940,7 +947,7 @@ def test_another_programs_file_in_the_working_directory(write: Callable[[str, st
     write("router.toml", "[http.routers.web]\nrule = 'Host(`example.org`)'\n")
     (problem,) = problems(versions=V1)
     assert problem == (
-        "router.toml: http: unknown key; if this file belongs to another program, do without it: "
+        "router.toml: http: unknown key; if this file belongs to another program, leave it out: "
         "ROUTER_CONFIG names another file, RouterSettings(_config_file=None) reads none"
     )
 
@@ -965,7 +972,7 @@ def test_the_url_of_the_one_database_is_a_version(
 @pytest.mark.parametrize("url", ["mysql://db1/app", "sqlite:///app.db", "", "postgres"])
 def test_the_url_of_another_database_is_not_ours(url: str, env: Callable[..., None]) -> None:
     env(DATABASE_URL=url)
-    assert [line.partition(": there")[0] for line in problems()] == ["settings: versions"]
+    assert [line.partition(": no version")[0] for line in problems()] == ["settings: versions"]
 
 
 def test_what_is_wrong_with_the_url(env: Callable[..., None]) -> None:
@@ -1262,7 +1269,7 @@ def test_a_version_may_be_called_like_a_service(env: Callable[..., None]) -> Non
 
 
 WITHOUT = (
-    "if this file belongs to another program, do without it: "
+    "if this file belongs to another program, leave it out: "
     "ROUTER_ENV_FILE=/dev/null, or RouterSettings(_env_file=None)"
 )
 
@@ -1401,7 +1408,7 @@ def test_each_problem_names_its_source(
         ({"read": {"autocommit": "perhaps"}}, ["read.autocommit: must be a valid boolean"]),
         ({"default_version": "v11"}, ["default_version: names no version or alias; did you mean v1?"]),
         ({"default_version": "zzz"}, ["default_version: names no version or alias; known: v1"]),
-        ({"aliases": {"v1": "v1"}}, ["aliases.v1: is the key of a version too: one of them needs another"]),
+        ({"aliases": {"v1": "v1"}}, ["aliases.v1: is also the key of a version: one of them needs another"]),
         ({"aliases": {"a": "b", "b": "a", "c": "a"}}, ["aliases.a: leads back to itself: a → b → a"]),
         ({"aliases": {"a": "a"}}, ["aliases.a: leads back to itself: a → a"]),
         ({"aliases": {"a": "b", "b": "x.y"}}, ["aliases.b: names no version or alias; known: v1, a, b"]),
@@ -1436,16 +1443,16 @@ def test_what_is_wrong(values: dict[str, Any], expected: list[str]) -> None:
         ({"primary": ["host=a"]}, [".primary: must be a connection string or a table"]),
         (
             {"primary": "postgresql://a,b/app"},
-            [".primary: names 2 hosts, and has one role: several hosts go into `nodes`, their roles discovered"],
+            [".primary: names 2 hosts, but only one is allowed here: put several hosts into `nodes`"],
         ),
         (
             {"primary": "host=p", "replicas": ["host=a", "host=b,c,d"]},
-            [".replicas[1]: names 3 hosts, and has one role: several hosts go into `nodes`, their roles discovered"],
+            [".replicas[1]: names 3 hosts, but only one is allowed here: put several hosts into `nodes`"],
         ),
         ({"nodes": 5}, [".nodes: must be a list"]),
         (
             {"nodes": "postgresql://a,b/app?target_session_attrs=primary"},
-            [".nodes[0]: has target_session_attrs: leave it out, the router itself observes which server has which"],
+            [".nodes[0]: has target_session_attrs: leave it out, because the router observes which server has"],
         ),
         (
             {"primary": "host=a target_session_attrs=read-write", "replicas": "host=b target_session_attrs=standby"},
@@ -1473,8 +1480,9 @@ def test_a_fault_of_the_general_table_is_told_once() -> None:
 def test_no_version() -> None:
     assert problems() == [
         (
-            "settings: versions: there is none: `router init` writes a router.toml to start from (ROUTER_CONFIG or "
-            "--config names another file); or set ROUTER_VERSIONS__NAME__PRIMARY, or DATABASE_URL"
+            "settings: versions: no version is given: `router init` writes a router.toml to start from "
+            "(ROUTER_CONFIG or --config names another file); "
+            "or set ROUTER_VERSIONS__NAME__PRIMARY, or DATABASE_URL, to a URI of PostgreSQL"
         )
     ]
 
@@ -1687,7 +1695,7 @@ def test_reading_settings_imports_no_parser() -> None:
 def test_a_directory_that_could_only_listen_is_refused(limits: dict[str, Any]) -> None:
     values = {"versions": {"v1": {"primary": "host=a"}}, "aliases": {"live": "v1"}, "directory": {"version": "live"}}
     RouterSettings(**values)
-    with pytest.raises(ConfigError, match=r"listens over a connection of its own.* is 1: give it at least 2"):
+    with pytest.raises(ConfigError, match=r"needs a connection of its own to listen.* is 1: it must be at least 2"):
         RouterSettings(**{**values, **limits})
 
 
@@ -1696,7 +1704,7 @@ def test_a_directory_that_says_nothing_of_where_a_tenant_lives_is_wrong(answer: 
     values = {"versions": {"v1": {"primary": "host=a"}}, "directory": {"version": "v1"}}
     for template in ({"version": "v1", "role": "app_tenant"}, None):
         settings = RouterSettings(**values, tenant_template=template)
-        with pytest.raises(ConfigError, match=r"tenant 'acme': .*(nothing says where it lives|needs|keeps it apart)"):
+        with pytest.raises(ConfigError, match=r"tenant 'acme': .*(nothing says where it lives|needs|separates it)"):
             settings.home("acme", answer)
     settings = RouterSettings(**values, tenant_template={"version": "v1", "schema": "t_{tenant}"})
     if answer != {"schema": []}:  # which says that it has none

@@ -290,7 +290,7 @@ def test_killed_servers_and_a_split_brain(
         (None, "down"),
     ]
     assert [node["problems"] for node in result.nodes] == [
-        [f"is fenced: it is a primary on timeline 1, and 127.0.0.1:{new.port} is on the later 2"],
+        [f"is fenced: it is a primary on timeline 1, and 127.0.0.1:{new.port} is on the later timeline 2"],
         [],
         ["is down: Connection refused"],
     ]
@@ -400,7 +400,7 @@ def test_watch_sees_a_server_die_and_come_back(
     standby.start()
     _, back = nodes(until(lines, lambda found: found[1]["state"] == "up"))
     (avoided,) = back["problems"]
-    assert re.fullmatch(r"is avoided for \d+\.\d s more: it went down 1 times lately", avoided)
+    assert re.fullmatch(r"is avoided for \d+\.\d s more: it went down 1 times recently", avoided)
 
 
 def test_watch_goes_on_while_a_server_never_answers_and_leaves_it_alone(

@@ -73,13 +73,8 @@ def test_what_is_no_key_is_unknown_before_anything_is_opened(key: Any) -> None:
             assert raised.value.tenant is key
             assert len(str(raised.value)) < 300
             assert str(raised.value).isprintable()
-        in_force = router._in_force
-        assert (in_force.lanes.readers, in_force.lanes.writers, in_force.lanes._targets, list(in_force.pools)) == (
-            {},
-            {},
-            {},
-            [],
-        )
+        found = router._snapshot()
+        assert (found.readers, found.writers, found.targets, found.pools) == ({}, {}, frozenset(), ())
         stats = router.stats()
         assert (stats.connections, stats.tenant_pools) == (0, ())
     for statement in ("execute", "run"):
@@ -184,7 +179,7 @@ async def test_tasks_cancelled_while_a_connection_changes_hands_leave_the_pool_w
             return (pool.pool.in_use, pool.pool.waiting) == (0, 0) and pool.pool.idle == pool.pool.size
 
         await aeventually(whole)
-        assert [admission.admitted for admission in router._in_force.lanes._admissions.values()] == [0, 0, 0]
+        assert [admission.admitted for admission in router._snapshot().admissions.values()] == [0, 0, 0]
         async with (
             router.connection(tenant=keys[0], read_only=read_only, timeout=PATIENCE),
             router.connection(tenant=keys[0], read_only=read_only, timeout=PATIENCE),

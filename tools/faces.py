@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FUNCTIONS = (
-    "connection", "session", "use", "current", "carry", "carried", "execute", "run", "each", "explain",
+    "connection", "acquire", "session", "use", "current", "carry", "carried", "execute", "run", "each", "explain",
     "stats",
 )  # fmt: skip
 """The methods that are functions as well; ``configure()`` and ``close()`` are written by hand."""
@@ -35,14 +35,14 @@ class Face(NamedTuple):
 
     Attributes:
         path: Where it is written.
-        source: The module of the class whose methods they call.
+        sources: The modules of the class whose methods they call, and of those that it inherits from.
         kept: The module that keeps the routers, and has what is written by hand; its ``here()`` gives the one to call.
         doc: Its description.
         raises: What each function raises besides.
     """
 
     path: Path
-    source: Path
+    sources: tuple[Path, ...]
     kept: str
     doc: str
     raises: tuple[str, ...]
@@ -51,14 +51,14 @@ class Face(NamedTuple):
 FACES = (
     Face(
         ROOT / "router/_default.py",
-        ROOT / "router/_sync/router.py",
+        (ROOT / "router/_sync/router.py", ROOT / "router/_sync/operations.py", ROOT / "router/blocks.py"),
         "router._process",
         "The process-wide router: made from the environment at first use, closed at exit.",
         (CONFIG_ERROR,),
     ),
     Face(
         ROOT / "router/aio.py",
-        ROOT / "router/_async/router.py",
+        (ROOT / "router/_async/router.py", ROOT / "router/_async/operations.py", ROOT / "router/blocks.py"),
         "router._loops",
         "The process-wide async routers: one for each event loop, made at its first use and closed with the loop.\n\n"
         '::\n\n    import router\n    async with router.aio.connection(version="v2") as conn: ...\n',
@@ -76,20 +76,25 @@ def face(module: Face) -> str:
     Returns:
         Its text, formatted.
     """
-    text = module.source.read_text(encoding="utf-8")
-    tree = ast.parse(text)
-    [router] = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name.endswith("Router")]
-    methods = {node.name: node for node in router.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
+    trees = [ast.parse(source.read_text(encoding="utf-8")) for source in module.sources]
+    classes = [node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)]
+    methods = {
+        node.name: node
+        for kind in classes
+        for node in kind.body
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
     functions = [function(methods[name], module.raises) for name in FUNCTIONS]
     exported = ", ".join(f'"{name}"' for name in sorted([*FUNCTIONS, "close", "configure"]))
     names = {name for function in FUNCTIONS for name in names_of(methods[function])}
+    needed = {line for tree in trees for line in imports(tree, names)}
     pieces = [
-        f"# Generated from {module.source.relative_to(ROOT).as_posix()} by tools/faces.py: do not edit.",
+        f"# Generated from {module.sources[0].relative_to(ROOT).as_posix()} by tools/faces.py: do not edit.",
         f'"""{module.doc}"""',
         "from __future__ import annotations",
         "from typing import TYPE_CHECKING, TypeVar",
         f"from {module.kept} import close, configure, here as _here",
-        "if TYPE_CHECKING:\n" + "\n".join(f"    {line}" for line in sorted(imports(tree, names))),
+        "if TYPE_CHECKING:\n" + "\n".join(f"    {line}" for line in sorted(needed)),
         f"__all__ = [{exported}]",
         'T = TypeVar("T")',
         *functions,

@@ -1,4 +1,4 @@
-"""The way of a request for which no connection was ready, or that asks for more than its key says."""
+"""Gets a connection for a request for which none was ready, or that has needs of its own."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from psycopg import AsyncConnection
     from psycopg.rows import TupleRow
 
-    from router._async.lanes import AsyncLane
+    from router._async.lane import AsyncLane
     from router._async.pool.node_pool import AsyncNodePool
 
     Taken: TypeAlias = tuple[AsyncNodePool, AsyncConnection[TupleRow]]
@@ -36,26 +36,26 @@ async def acquire(
     *,
     admitted: bool = True,
 ) -> tuple[AsyncLane, AsyncNodePool, AsyncConnection[TupleRow]]:
-    """Get a connection when none is ready, or a request asks for more than its key says.
+    """Get a connection when none is ready, or when a request has needs of its own.
 
     Args:
-        lane: Where the request belongs.
+        lane: The lane of the request.
         deadline: Until when, on the monotonic clock.
-        picked: The pool that was picked, and has none ready.
-        request: What it asks for; ``None`` for nothing but what the lane says.
-        token: What it counts as in the lane's admission; the caller has that leave, whatever happens.
+        picked: The pool that was picked, and has no connection ready.
+        request: Its needs; ``None`` if it has none of its own.
+        token: What it counts as in the lane's admission; the caller makes it leave, whatever happens.
         admitted: Whether it is admitted already.
 
     Returns:
         The lane in force, if the topology or the tenant's home has changed meanwhile; the pool, and the connection.
 
     Raises:
-        UnknownVersion: There is no such version any more.
-        UnknownTenant: There is no such tenant any more.
-        Unavailable: None could be had in time.
+        UnknownVersion: The version does not exist any more.
+        UnknownTenant: The tenant does not exist any more.
+        Unavailable: No connection was available in time.
         RouterClosed: The router was closed.
-        RuntimeError: The lane is from before a fork; or greenlets have taken the place of threads since.
-        TokenRefused: What it must see is of another cluster or timeline, and ``tokens.foreign`` is ``refuse``.
+        RuntimeError: The lane is from before a fork; or greenlets have replaced threads since.
+        TokenRefused: The position to see is of another cluster or timeline, and ``tokens.foreign`` is ``refuse``.
     """
     acheck_locks()
     if lane.slots is not lane.in_force.slots:
@@ -92,7 +92,13 @@ async def _acquire_over(
     if not in_use:
         lane.in_force.begin_request(cluster)
     try:
-        pool, connection = await _acquire(lane, deadline, waiter, picked, request)
+        if request is None:
+            try:
+                pool, connection = await _acquire_any(lane, deadline, waiter, picked)
+            except HasToAsk:
+                request, waiter.has_needs, waiter.error = Request(lane.read_only), True, None
+        if request is not None:
+            pool, connection = await AsyncChoice(lane, deadline, waiter, request).acquire()
     except BaseException as error:
         await waiter.leave()
         if isinstance(error, Unavailable):
@@ -101,26 +107,16 @@ async def _acquire_over(
     finally:
         if not in_use:
             lane.in_force.clusters.end_request(cluster)
-    pool.note_waited(monotonic() - begun)
-    if pool.notes_where:
+    waited = monotonic() - begun
+    pool.counts.waited += waited  # with no call in between, threads do not overwrite each other's
+    if pool.notes_borrower:
         session_of(connection).borrowed_at = borrower()
     return pool, connection
 
 
-async def _acquire(
-    lane: AsyncLane, deadline: float, waiter: AsyncWaiter, picked: AsyncNodePool | None, request: Request | None
-) -> Taken:
-    if request is None:
-        try:
-            return await _acquire_any(lane, deadline, waiter, picked)
-        except HasToAsk:
-            request, waiter.has_needs, waiter.error = Request(lane.read_only), True, None
-    return await AsyncChoice(lane, deadline, waiter, request).acquire()
-
-
 async def _acquire_any(lane: AsyncLane, deadline: float, waiter: AsyncWaiter, picked: AsyncNodePool | None) -> Taken:
-    """Get a connection of any of the lane's pools: one that is ready, unless others wait, or else in line."""
-    pool_set, line = lane.pool_set, lane.pool_set.line
+    """Get a connection of any of the lane's pools: one that is ready, unless other requests wait; otherwise in line."""
+    pool_set, line, most_waiting = lane.pool_set, waiter.line, lane.target.cluster.pool.max_waiting
     if not line.waiting and not waiter.is_held:
         if pool_set.is_stale:
             pool_set.refresh()
@@ -128,23 +124,28 @@ async def _acquire_any(lane: AsyncLane, deadline: float, waiter: AsyncWaiter, pi
         if ready is not None and await _may_serve(lane, *ready):
             return ready
     while True:
-        if waiter.line.is_full(waiter, lane.target.cluster.pool.max_waiting):
+        if most_waiting and line.is_full(waiter, most_waiting):
             raise too_many_waiting(lane, waiter)
-        waiter.line.join(waiter)
+        line.join(waiter)
         pool, connection = await _wait_in_line(lane, deadline, waiter)
-        if await pool.is_usable(connection) and await _may_serve(lane, pool, connection):
+        if (not pool.fenced_reason or await pool.is_usable(connection)) and await _may_serve(lane, pool, connection):
             return pool, connection
 
 
 async def _wait_in_line(lane: AsyncLane, deadline: float, waiter: AsyncWaiter) -> Taken:
-    pool_set, line = lane.pool_set, waiter.line
-    while not waiter.is_done:
-        await pool_set.work(waiter)
-        left = deadline - monotonic()
-        if not waiter.is_done and left > 0:
-            await waiter.wait(min(left, pool_set.patience(waiter)))
-        elif line.leave(waiter):
+    pool_set, works = lane.pool_set, waiter.has_work or lane.pool_set.has_work
+    while True:
+        if works:
+            waiter.has_work = True  # if this request is interrupted before it is done, the next in line does it
+            await pool_set.work(waiter)
+            waiter.has_work = False
+        if waiter.connection is not None or waiter.error is not None:
             break
+        if (left := deadline - monotonic()) > 0:
+            await waiter.wait(left if pool_set.pools else min(left, pool_set.patience(waiter)))
+        elif waiter.line.leave(waiter):
+            break
+        works = waiter.connection is None and waiter.error is None
     if (connection := waiter.connection) is not None:
         pool, waiter.connection = waiter.pool, None
         return pool, connection
@@ -154,7 +155,7 @@ async def _wait_in_line(lane: AsyncLane, deadline: float, waiter: AsyncWaiter) -
 
 
 async def _may_serve(lane: AsyncLane, pool: AsyncNodePool, connection: AsyncConnection[TupleRow]) -> bool:
-    """Whether what a connection leads to is fresh enough, where that is limited; else it is given back."""
+    """Whether a connection's server is within the limit on lag, if there is one; else the connection is returned."""
     return not lane.pool_set.limits_lag or await may_serve(lane.in_force, pool, connection, Request(lane.read_only))
 
 

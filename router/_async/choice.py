@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from psycopg.rows import TupleRow
 
     from router._async.in_force import AsyncInForce
-    from router._async.lanes import AsyncLane
+    from router._async.lane import AsyncLane
     from router._async.pool.node_pool import AsyncNodePool
     from router._async.waiter import AsyncWaiter
     from router.core.choose import Route
@@ -81,7 +81,11 @@ class AsyncChoice:
             pool = await self._open(route)
             taken = await self._take(pool) or await self._wait(route, pool, news)
             if taken is not None and await may_serve(self._in_force, taken[0], taken[1], self._request):
-                await self._waiter.leave()
+                try:
+                    await self._waiter.leave()
+                except BaseException:
+                    await taken[0].release(taken[1])
+                    raise
                 _served(self._in_force, self._target, self._request, taken[0].node)
                 return taken
             if taken is not None and _state(self._in_force, taken[0].node).several_servers:
@@ -172,7 +176,7 @@ class AsyncChoice:
     def _look_again_at(self, route: Route) -> float:
         """When to choose again though nothing was learnt; the first in line asks a replica again."""
         self._lane.pool_set.cluster.note_waiting()
-        now, asks = monotonic(), bool(route.ask) and self._waiter.line.is_first(self._waiter)
+        now, asks = monotonic(), bool(route.ask) and self._waiter.line.leads(self._waiter)
         moments = (self._since + SETTLE, self._since + self._target.cluster.read.catch_up)
         return min([now + (ASK_AGAIN if asks else WATCH_OVER), *(moment for moment in moments if moment > now)])
 
@@ -186,8 +190,8 @@ def _served(in_force: AsyncInForce, target: Target, request: Request, node: Node
     if otherwise.nodes[:1] == (node,):
         return
     in_force.pools.count("for_token", target.cluster.name, read_only=True)
-    if in_force.observers.hear_of(ReadOnPrimary):
-        in_force.observers.tell([ReadOnPrimary(target.cluster.name, target.tenant, node)])
+    if in_force.observers.listens_to(ReadOnPrimary):
+        in_force.observers.emit([ReadOnPrimary(target.cluster.name, target.tenant, node)])
 
 
 def _next(in_force: AsyncInForce, route: Route, since: float) -> Node | None:

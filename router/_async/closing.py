@@ -1,7 +1,8 @@
-"""A connection that is closed here goes on counting at its server until the process there has ended."""
+"""Connections that are closed here: each goes on counting at its server until the process there has ended."""
 
 from __future__ import annotations
 
+from collections import deque
 from contextlib import suppress
 from socket import MSG_DONTWAIT
 from time import monotonic
@@ -59,3 +60,61 @@ class AsyncClosing:
         """Wait until the process has ended, or had the time to; it must not be asked again."""
         with self._socket:
             await await_end(self._socket, self._until - monotonic())
+
+
+class AsyncClosings:
+    """Those that nothing waits for yet, by server, the oldest first."""
+
+    def __init__(self) -> None:
+        """Begin without any."""
+        self._of: dict[Server, deque[AsyncClosing]] = {}
+
+    def add(self, closing: AsyncClosing) -> None:
+        """Take one in.
+
+        Args:
+            closing: What is closed by now.
+        """
+        others = self._of.setdefault(closing.server, deque())
+        while others and others[0].has_ended():
+            others.popleft()
+        others.append(closing)
+
+    def number(self, server: Server) -> int:
+        """Tell how many may still count at a server.
+
+        Args:
+            server: The server.
+
+        Returns:
+            How many, at most.
+        """
+        return len(self._of.get(server, ()))
+
+    def take(self, server: Server, room: int) -> AsyncClosing | None:
+        """Find what has to have ended before one more connection is opened.
+
+        Args:
+            server: Where it is opened.
+            room: How many there is room for, as far as this process counts them.
+
+        Returns:
+            The oldest; ``None`` if there is room for all of them and one more.
+        """
+        others = self._of.get(server)
+        while others and room <= len(others):
+            if not (oldest := others.popleft()).has_ended():
+                return oldest
+        return None
+
+    def sweep(self) -> None:
+        """Forget those that have ended."""
+        for server, others in list(self._of.items()):
+            while others and others[0].has_ended():
+                others.popleft()
+            if not others:
+                del self._of[server]
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._of.clear()

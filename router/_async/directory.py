@@ -1,4 +1,4 @@
-"""The directory of tenants: asks at run time where a tenant lives, keeps what it hears, and hears of changes."""
+"""The directory of tenants: looks up at run time where a tenant lives, keeps the answers, and receives changes."""
 
 from __future__ import annotations
 
@@ -22,46 +22,48 @@ if TYPE_CHECKING:
     from router._async.directory_source import AsyncHomes, Said
     from router._runtime.calls import ASource
     from router._runtime.workers import AWorker
-    from router.core.directory import DirectoryStats
+    from router.core.measures import DirectoryStats
     from router.core.policies import DirectoryPolicy
     from router.core.topology import Home
     from router.settings import RouterSettings
 
 ASKING = 4
-"""How many tenants are asked for at the same time at most."""
+"""The most tenants that are looked up at the same time."""
 
 logger = logging.getLogger("router")
 
 
 class _Question:
-    """One tenant that is being asked for, by however many.
+    """One tenant that is being looked up, for any number of requests.
 
     Attributes:
         tenant: The key.
-        waiting: How many wait for the answer.
-        overtaken: Whether a change was heard of since it was asked: the answer may be from before that.
-        answered: Set when there is an answer, or none is to be had.
+        waiting: How many requests wait for the answer.
+        stale: Whether a change was received since the source was asked, so that the answer may be out of date.
+        answered: A flag that is set when there is an answer, or when there will be none.
         unknown: Whether the answer is that there is no such tenant.
-        moved: Whether it lived elsewhere before.
+        moved: Whether the tenant lived elsewhere before.
         reason: Why there is no answer.
     """
 
-    __slots__ = ("answered", "moved", "overtaken", "reason", "tenant", "unknown", "waiting")
+    __slots__ = ("answered", "moved", "reason", "stale", "tenant", "unknown", "waiting")
 
     def __init__(self, tenant: str) -> None:
         self.tenant = tenant
         self.waiting = 0
         self.answered = AFlag()
-        self.overtaken = self.unknown = self.moved = False
+        self.stale = self.unknown = self.moved = False
         self.reason = ""
 
 
 class AsyncDirectory:
-    """What is known of tenants, kept up to date: however many ask for one at once, its source is asked once.
+    """The homes of tenants, kept up to date; the source is asked once, however many requests name a tenant at once.
 
     Attributes:
         lists: Whether its source can list the tenants.
-        table: The table that it asks; ``None`` where it asks something of the user's.
+        table: The table that it asks; ``None`` if it asks a callable of the user's.
+        questions: The tenants that are being looked up, or are in the queue.
+        idle_workers: The numbers of workers that do not run.
     """
 
     def __init__(
@@ -73,14 +75,14 @@ class AsyncDirectory:
         *,
         keep: list[object],
     ) -> None:
-        """Begin with nothing known; nothing is asked yet.
+        """Make a directory without answers; it asks nothing yet.
 
         Args:
-            source: Says where a tenant lives: as for :class:`AsyncTenantSource`; ``None`` for the table of the policy.
-            settings: Those that make a home of a key and what the source says.
-            policy: How long an answer counts, and which table is asked.
-            homes: Told when a tenant's home is to be used no longer, and gives connections to the table.
-            keep: Where a source is kept that is the user's.
+            source: Tells where a tenant lives: as for :class:`AsyncTenantSource`; ``None`` for the table of the policy.
+            settings: The settings, which make a home of a key and an answer.
+            policy: How long an answer is valid, and which table is asked.
+            homes: Is called when a tenant's home must no longer be used, and lends connections to the table.
+            keep: The list that keeps the user's source alive.
 
         Raises:
             TypeError: The source cannot be called with a key.
@@ -91,22 +93,22 @@ class AsyncDirectory:
         self._homes = homes
         self._guard = AGuard()  # guards all below
         self._answers = Answers(policy)
-        self._questions: dict[str, _Question] = {}
-        self._urgent: OrderedDict[str, _Question] = OrderedDict()  # not asked yet, and somebody waits for these
-        self._other: OrderedDict[str, _Question] = OrderedDict()  # not asked yet, and nobody waits
-        self._at_rest = set(range(ASKING))  # the numbers of workers that do not run
+        self.questions: dict[str, _Question] = {}
+        self._urgent: OrderedDict[str, _Question] = OrderedDict()  # not asked yet, and a request waits
+        self._other: OrderedDict[str, _Question] = OrderedDict()  # not asked yet, and no request waits
+        self.idle_workers = set(range(ASKING))
         self._workers: dict[int, AWorker] = {}
         self._short = ""  # why no worker runs, if none could be started
         self._closed = False
 
     def known(self, tenant: str) -> Home | None:
-        """Tell where a tenant lives, without asking anybody; what is out of date is asked for in the background.
+        """Return where a tenant lives without asking the source; an answer that is due is refreshed in the background.
 
         Args:
             tenant: Its key.
 
         Returns:
-            Its home; ``None`` if it must be asked for first.
+            Its home; ``None`` if the source must be asked first.
         """
         with self._guard:
             home, due = self._answers.use(tenant, monotonic())
@@ -115,7 +117,7 @@ class AsyncDirectory:
         return home
 
     def confirm(self, tenant: str) -> None:
-        """Have it found out in the background where a tenant lives that has pools of its own, if that is due.
+        """Look up in the background where a tenant lives that has pools of its own, if its answer is due.
 
         Args:
             tenant: Its key.
@@ -126,31 +128,31 @@ class AsyncDirectory:
                     self._ask(tenant, self._other)
 
     def peek(self, tenant: str) -> tuple[bool, Home | None]:
-        """Tell where a tenant lives, which does not count as a use of it.
+        """Return where a tenant lives, without counting that as a use of it.
 
         Args:
             tenant: Its key.
 
         Returns:
-            Whether that is known, and its home; ``None`` if there is no such tenant, or if it is not known.
+            Whether the answer is known, and its home; ``None`` if there is no such tenant, or no answer.
         """
         with self._guard:
             home = self._answers.peek(tenant)
             return home is not None or self._answers.is_unknown(tenant, monotonic()), home
 
     async def find(self, tenant: str, deadline: float) -> Home:
-        """Find out where a tenant lives.
+        """Look up where a tenant lives.
 
         Args:
             tenant: Its key.
             deadline: Until when to wait, on the monotonic clock.
 
         Returns:
-            Its home. If a change was heard of and cannot be asked for, that is what was known before.
+            Its home. If a change was received and the source cannot be asked, this is the former answer.
 
         Raises:
             UnknownTenant: There is no such tenant.
-            DirectoryUnavailable: That cannot be asked, or not in time, and nothing is known of it.
+            DirectoryUnavailable: The source did not answer, or not in time, and there is no former answer.
             RouterClosed: The router was closed.
         """
         while (home := self.known(tenant)) is None:
@@ -164,61 +166,61 @@ class AsyncDirectory:
                 question.waiting += 1
                 patience = max(deadline - now, 0.0)
                 if self._answers.has(tenant):
-                    patience /= 2.0  # the rest is for getting a connection, with what was known before
+                    patience /= 2.0  # the rest is for a connection, with the former answer
             try:
                 answered = await question.answered.wait_for(patience)
             finally:
                 with self._guard:
                     question.waiting -= 1
                     if not question.waiting and self._urgent.get(tenant) is question:
-                        del self._urgent[tenant], self._questions[tenant]
-            late = f"the directory has not said so within {patience:.3g} s{self._short}"
+                        del self._urgent[tenant], self.questions[tenant]
+            late = f"the directory did not answer within {patience:.3g} s{self._short}"
             reason = question.reason if answered else late
             with self._guard:
                 if question.unknown:
                     raise UnknownTenant(tenant, known=self._answers.tenants)
                 if reason and not self._closed and not self._answers.mark_unconfirmed(tenant, monotonic()):
                     raise DirectoryUnavailable(tenant, reason)
-            # It is known now, unless a change has been heard of again.
+            # The answer is known now, unless another change was received.
         return home
 
     def changed(self, tenant: str | None) -> None:
-        """Take note of a change that was heard of.
+        """Record a change that was received.
 
         Args:
-            tenant: Its key: it is asked for before it is used again. ``None`` if it may be any: each is asked for when
-                it is next used, and what is known goes on working meanwhile.
+            tenant: The key of the tenant that changed, which is looked up before it is used again. ``None`` if any may
+                have changed: each is looked up at its next use, and the former answers are used meanwhile.
         """
         with self._guard:
             if tenant is None:
                 self._answers.mark_all_changed()
-                overtaken = list(self._questions.values())
+                stale = list(self.questions.values())
             else:
                 self._answers.mark_changed(tenant)
-                overtaken = [self._questions[tenant]] if tenant in self._questions else []
-            for question in overtaken:
-                question.overtaken = True
+                stale = [self.questions[tenant]] if tenant in self.questions else []
+            for question in stale:
+                question.stale = True
         self._homes.forget(tenant)
 
     def tick(self, now: float) -> None:
-        """Do what time brings: to be called about once a second.
+        """Refresh answers that are due; called about once a second.
 
         Args:
             now: The time, on the monotonic clock.
         """
         with self._guard:
             due = self._answers.tick(now)
-            with Isolated("could not ask for tenants"):
+            with Isolated("could not look up tenants"):
                 if not self._closed:
                     if unconfirmed := self._answers.unconfirmed:
-                        self._ask(choice(unconfirmed), self._other)  # to see whether that works again
-                    self._staff()
+                        self._ask(choice(unconfirmed), self._other)  # to find out whether the source works again
+                    self._start_worker()
         for tenant in due:
             with Isolated("could not forget where tenant %r lives", tenant):
                 self._homes.forget(tenant)
 
     def stats(self) -> DirectoryStats:
-        """Return one moment's view of it."""
+        """Return its state at this moment."""
         with self._guard:
             now = monotonic()
             stats = self._answers.stats(now)
@@ -234,19 +236,19 @@ class AsyncDirectory:
         return await self._source.tenants()
 
     async def close(self, timeout: float) -> None:
-        """Ask nothing any more, nor hear of changes; those who wait for an answer get none.
+        """Stop asking and listening; requests that wait for an answer get none.
 
         Args:
-            timeout: The most to wait for what is being asked, in seconds.
+            timeout: The most seconds to wait for questions in flight.
         """
         deadline = monotonic() + timeout
         with self._guard:
             self._closed = True
             self._urgent.clear()
             self._other.clear()
-            questions, workers = list(self._questions.values()), list(self._workers.values())
+            questions, workers = list(self.questions.values()), list(self._workers.values())
         for question in questions:
-            question.answered.set()  # which finds the directory closed
+            question.answered.set()  # the request then finds the directory closed
         if self.table is not None:
             await self.table.close(max(deadline - monotonic(), 0.0))
         for worker in workers:
@@ -255,67 +257,66 @@ class AsyncDirectory:
     # Asking: under the guard
 
     def _ask(self, tenant: str, queue: OrderedDict[str, _Question]) -> _Question:
-        """Have a tenant asked for, unless that is under way."""
-        question = self._questions.get(tenant)
+        """Put a tenant into a queue to be looked up, unless it is there already."""
+        question = self.questions.get(tenant)
         if question is None:
-            question = self._questions[tenant] = queue[tenant] = _Question(tenant)
+            question = self.questions[tenant] = queue[tenant] = _Question(tenant)
         elif queue is self._urgent and self._other.pop(tenant, None) is not None:
             queue[tenant] = question
-        self._staff()
+        self._start_worker()
         return question
 
-    def _staff(self) -> None:
-        """Have someone ask what is to be asked; if that cannot be done here, a later call will."""
-        if (self._urgent or self._other) and self._at_rest and acan_spawn():
-            number = self._at_rest.pop()
+    def _start_worker(self) -> None:
+        """Start a worker if there is something to ask; if that cannot be done here, a later call does it."""
+        if (self._urgent or self._other) and self.idle_workers and acan_spawn():
+            number = self.idle_workers.pop()
             try:
-                self._workers[number] = aspawn(self._work, f"router asks for tenants {number}", number)
+                self._workers[number] = aspawn(self._work, f"router looks up tenants {number}", number)
                 self._short = ""
             except RuntimeError as error:  # no thread can be started now; those that run go on
-                self._short = f", and nobody could be sent to ask: {error}" if len(self._at_rest) == ASKING - 1 else ""
-                self._at_rest.add(number)
+                self.idle_workers.add(number)
+                self._short = "" if len(self.idle_workers) < ASKING else f", and no worker could be started: {error}"
 
     def _next(self) -> _Question | None:
         queue = self._urgent or self._other
         if not queue:
             return None
         _, question = queue.popitem(last=False)
-        question.overtaken = False
+        question.stale = False
         return question
 
     # Asking: the workers
 
     async def _work(self, number: int) -> None:
-        with Isolated("could not go on asking for tenants"):
+        with Isolated("could not continue to look up tenants"):
             try:
                 while True:
                     with self._guard:
                         if (question := self._next()) is None:
-                            self._at_rest.add(number)
+                            self.idle_workers.add(number)
                             return
-                    with Isolated("could not ask for tenant %r", question.tenant):
+                    with Isolated("could not look up tenant %r", question.tenant):
                         try:
                             await self._answer(question)
                         except BaseException as error:
                             self._leave_open(question, error)
                             raise
-            except BaseException:  # it was cancelled, say
+            except BaseException:  # for example a cancellation
                 with self._guard:
-                    self._at_rest.add(number)
+                    self.idle_workers.add(number)
                 raise
 
     async def _answer(self, question: _Question) -> None:
-        said = await self._source.ask(question.tenant)
-        while not self._settle(question, said):
-            said = await self._source.ask(question.tenant)
+        while not self._settle(question, said := await self._source.ask(question.tenant)):
+            pass
         if question.moved:
             await self._homes.follow_tenant(question.tenant, said.home)
 
     def _leave_open(self, question: _Question, error: BaseException) -> None:
-        """Say to those who wait that there will be no answer."""
+        """Tell the requests that wait that there will be no answer."""
         with self._guard:
-            self._questions.pop(question.tenant, None)
-            if isinstance(error, Exception):  # the answer may be kept, and not all done that follows from it
+            self.questions.pop(question.tenant, None)
+            if isinstance(error, Exception):  # the answer may have been kept without all of its effects
                 question.reason = f"the router failed: {type(error).__name__}"
                 self._answers.drop(question.tenant)
             else:
@@ -324,26 +325,25 @@ class AsyncDirectory:
         question.answered.set()
 
     def _settle(self, question: _Question, said: Said) -> bool:
-        """Take what came of asking; whether it counts: if a change was heard of meanwhile, it is to be asked again."""
-        tenant = question.tenant
-        home, reason = said.home, said.reason
+        """Record an answer; return whether it counts: after a change that was received meanwhile, ask again."""
+        tenant, home, reason = question.tenant, said.home, said.reason
         with self._guard:
             if said.works_again:
                 self._answers.recover()
-            if question.overtaken and self._source.failing is None and not self._closed:
-                question.overtaken = False
+            if question.stale and self._source.failing is None and not self._closed:
+                question.stale = False
                 return False
-            del self._questions[tenant]
+            del self.questions[tenant]
             if not said.is_answer:
                 self._answers.mark_unconfirmed(tenant, monotonic())
-            elif reason:  # where it lived is not where it lives
+            elif reason:  # the former home must not be used any more
                 question.moved = self._answers.drop(tenant)
             else:
                 question.moved = self._answers.keep(tenant, home, monotonic(), random())
         if question.moved:
             self._homes.forget(tenant)
             if reason:
-                logger.warning("tenant %r is served no longer: %s", tenant, reason)
+                logger.warning("tenant %r is no longer served: %s", tenant, reason)
         question.unknown = home is None and not reason
         question.reason = reason
         question.answered.set()

@@ -6,43 +6,43 @@ import logging
 from collections.abc import Mapping
 from inspect import signature
 from time import monotonic
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from router._async.directory_table import AsyncBorrows
 from router._runtime.calls import WeakCall, acall, aconsult
 from router._runtime.flags import AGuard
 from router.core.directory import describe_failure
 from router.core.errors import RouterClosed
+from router.core.value import Value
 
 if TYPE_CHECKING:
-    from router._async.directory_table import AsyncSqlSource
+    from router._async.directory_table import AsyncBorrows, AsyncSqlSource
     from router._runtime.calls import ASource
     from router.core.topology import Home
     from router.settings import RouterSettings
 
+    class AsyncHomes(AsyncBorrows, Protocol):
+        """What uses the homes of tenants, and what was worked out from them: the router's."""
+
+        def forget(self, tenant: str | None) -> None:
+            """Work out anew where a tenant lives, from its next request on.
+
+            Args:
+                tenant: The tenant; ``None`` for all of them.
+            """
+
+        async def follow_tenant(self, tenant: str, home: Home | None) -> None:
+            """Do what follows from a tenant's move.
+
+            Args:
+                tenant: The tenant.
+                home: Where it lives now; ``None`` for nowhere.
+            """
+
+
 logger = logging.getLogger("router")
 
 
-class AsyncHomes(AsyncBorrows, Protocol):
-    """What uses the homes of tenants, and what was worked out from them: the router's."""
-
-    def forget(self, tenant: str | None) -> None:
-        """Work out anew where a tenant lives, from its next request on.
-
-        Args:
-            tenant: The tenant; ``None`` for all of them.
-        """
-
-    async def follow_tenant(self, tenant: str, home: Home | None) -> None:
-        """Do what follows from a tenant's move.
-
-        Args:
-            tenant: The tenant.
-            home: Where it lives now; ``None`` for nowhere.
-        """
-
-
-class Said(NamedTuple):
+class Said(Value):
     """What came of asking for one tenant.
 
     Attributes:
@@ -107,11 +107,11 @@ class AsyncTenantSource:
         if said is None:
             return Said(None, works_again=works_again)
         if not isinstance(said, Mapping):
-            return Said(None, f"lookup() gave a {type(said).__name__}, not a mapping", works_again=works_again)
+            return Said(None, f"lookup() returned a {type(said).__name__}, not a mapping", works_again=works_again)
         try:
             return Said(self._settings.home(tenant, said), works_again=works_again)
         except Exception as error:  # noqa: BLE001  (one tenant's fault must not end the asking for others)
-            wrong = f"what the directory says is wrong: {describe_failure(error)}"
+            wrong = f"the directory's answer is wrong: {describe_failure(error)}"
             return Said(None, wrong, works_again=works_again)
 
     async def tenants(self) -> list[str]:
@@ -124,13 +124,13 @@ class AsyncTenantSource:
 
     def _fails(self, error: Exception) -> str:
         """Take note that it fails; why."""
-        reason = f"the directory fails: {describe_failure(error)}"
+        reason = f"the directory could not be read: {describe_failure(error)}"
         if not isinstance(error, RouterClosed):
             with self._guard:
                 first = self.failing is None
                 self.failing = (monotonic() if self.failing is None else self.failing[0], reason)
             if first:
-                logger.warning("%s; what is known of tenants goes on working", reason)
+                logger.warning("%s; tenants that are known continue to work", reason)
         return reason
 
     def _works(self) -> bool:
@@ -138,7 +138,7 @@ class AsyncTenantSource:
         with self._guard:
             failed, self.failing = self.failing is not None, None
         if failed:
-            logger.info("the directory of tenants works again")
+            logger.info("the directory of tenants can be read again")
         return failed
 
 
@@ -149,7 +149,8 @@ def _lookup_of(source: Any) -> Any:
     except TypeError:
         name = getattr(lookup, "__qualname__", type(lookup).__name__)
         raise TypeError(
-            f"{name} is no directory: it must be a callable that takes a tenant's key and nothing else, or an object "
+            f"{name} is not a directory: it must be a callable that takes a tenant's key and nothing "
+            "else, or an object "
             "with such a lookup()"
         ) from None
     except ValueError:  # it is built in, and does not say what it takes

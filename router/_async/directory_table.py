@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import psycopg
 
-from router._async.pool.opener import is_undeclared
 from router._async.pool.scripts import cursor_of, send
+from router._async.pool.server_queries import is_undeclared
 from router._async.pool.session_state import session_of
 from router._runtime.flags import AFlag, AGuard
 from router._runtime.sockets import cut
@@ -32,6 +32,27 @@ if TYPE_CHECKING:
     from router._runtime.workers import AWorker
     from router.core.policies import DirectoryPolicy
 
+    class AsyncBorrows(Protocol):
+        """Gives connections: the router's."""
+
+        def borrow(self, version: str | None) -> AsyncCheckout:
+            """Prepare to borrow a connection that writes.
+
+            Args:
+                version: To which version.
+            """
+
+    class AsyncToldOfChanges(Protocol):
+        """What is told of changes to tenants: the directory."""
+
+        def changed(self, tenant: str | None) -> None:
+            """Take note of a change that was heard of.
+
+            Args:
+                tenant: The key of the tenant that changed; ``None`` when it may be any.
+            """
+
+
 RETRY = (0.01, 1.0)
 """Seconds until one tries again to hear of changes: at first, and at most."""
 
@@ -42,28 +63,6 @@ over it, and gateways forget, without a word, what is silent for minutes."""
 T = TypeVar("T")
 
 logger = logging.getLogger("router")
-
-
-class AsyncBorrows(Protocol):
-    """Gives connections: the router's."""
-
-    def borrow(self, version: str | None) -> AsyncCheckout:
-        """Prepare to borrow a connection that writes.
-
-        Args:
-            version: To which version.
-        """
-
-
-class AsyncToldOfChanges(Protocol):
-    """What is told of changes to tenants: the directory."""
-
-    def changed(self, tenant: str | None) -> None:
-        """Take note of a change that was heard of.
-
-        Args:
-            tenant: The key of the tenant that changed; ``None`` when it may be any.
-        """
 
 
 class AsyncSqlSource:
@@ -114,7 +113,7 @@ class AsyncSqlSource:
         """
         with self._guard:
             if self._listener is None and not self._closed.is_set():
-                self._listener = aspawn(self._listen, "router hears of tenants")
+                self._listener = aspawn(self._listen, "router listens for tenants")
         for row in await self._fetch(sql.tenant_of(self.table), [tenant]):
             if str(row["tenant"]) == tenant:  # a collation or a type may find the row of another spelling
                 return {key: row[key] for key in self._keys & row.keys() if row[key] is not None}
@@ -175,7 +174,7 @@ class AsyncSqlSource:
                     raise RouterClosed("the router is closed")
                 self._in_use[connection] = checkout.pool
             try:
-                checkout.pool.expendable.add(session_of(connection))
+                checkout.pool.retryable.add(session_of(connection))
                 await connection.set_autocommit(True)
                 return await use(checkout.pool, connection)
             finally:
@@ -203,9 +202,11 @@ class AsyncSqlSource:
                 return
             except psycopg.Error as error:
                 if self._pause == RETRY[0] and not self._closed.is_set():
-                    logger.warning("cannot hear of changes to tenants, and tries again: %s", self._why_deaf(error))
+                    logger.warning(
+                        "cannot listen for changes to tenants, and will try again: %s", self._why_deaf(error)
+                    )
             except Exception:
-                logger.exception("cannot hear of changes to tenants, and tries again")
+                logger.exception("cannot listen for changes to tenants, and will try again")
             else:
                 return
             self._pause = min(2.0 * self._pause, RETRY[1])
@@ -214,16 +215,18 @@ class AsyncSqlSource:
     async def _hear(self, pool: AsyncNodePool, connection: AsyncConnection[TupleRow]) -> None:
         """Hear of changes until the connection is lost."""
         if pool.node.pooler == "transaction":
-            logger.warning("%s is a transaction pooler: changes to tenants are seen when directory.ttl ends", pool.node)
+            logger.warning(
+                "%s is a transaction pooler: changes to tenants take effect when directory.ttl has passed", pool.node
+            )
             return
         [(pid, _)] = await send(connection, sql.session(()).encode())
         if is_undeclared(connection, pool.node, pid):
             logger.warning(
-                "%s is a pooler that the settings do not declare: if it is one for transactions, changes to tenants "
-                "are seen when directory.ttl ends",
+                "%s is a pooler that the settings do not declare: if it pools transactions, changes to tenants "
+                "take effect when directory.ttl has passed",
                 pool.node,
             )
-        session_of(connection).spent = True
+        session_of(connection).dirty = True
         _keep_alive(connection)
         said = list[str]()  # libpq takes for a notice why the server ends a session that waits
 

@@ -1,4 +1,4 @@
-"""One watcher for each server in use: none waits for another."""
+"""The watchers, one for each server in use, so that none waits for another."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ class AsyncMonitor:
     """The watchers: each has a task or thread of its own, so that a server that does not answer delays no other.
 
     Attributes:
-        watchers: The watchers, by server; one of a server that is in use no more ends by itself. Replaced whole.
+        watchers: The watchers, by server; the watcher of a server that is no longer in use ends by itself. The dict is
+            replaced, not changed.
     """
 
     def __init__(self, clusters: AsyncClusters, opener: AsyncOpener) -> None:
@@ -53,7 +54,7 @@ class AsyncMonitor:
                 return
 
     def _keep_up(self) -> None:
-        """Have a watcher for each server in use, and no other."""
+        """Start a watcher for each server in use, and stop all others."""
         with self._guard:
             there = self._clusters.servers
             watchers = {server: watcher for server, watcher in self.watchers.items() if watcher.is_needed}
@@ -70,7 +71,7 @@ class AsyncMonitor:
         return iter(self.watchers.values())
 
     def abandon(self) -> None:
-        """Have those watchers end that a fork has copied, as it does greenlets: their connections are the parent's."""
+        """Stop the watchers in the child of a fork, which copies greenlets; the connections are the parent's."""
         for watcher in self.watchers.values():
             watcher.abandon()
 
@@ -78,7 +79,7 @@ class AsyncMonitor:
         """Stop every watcher.
 
         Args:
-            timeout: The most to wait for probes that are under way, in seconds.
+            timeout: The most seconds to wait for probes in flight.
         """
         deadline = monotonic() + timeout
         with self._guard:
@@ -87,6 +88,6 @@ class AsyncMonitor:
         for watcher in watchers:
             watcher.stop()
         for watcher in watchers:
-            with Isolated("could not stop looking at %s", watcher.budget_key.server):
+            with Isolated("could not stop the watcher of %s", watcher.budget_key.server):
                 await ajoin(watcher.worker, max(deadline - monotonic(), 0.0))
-                await watcher.let_go()
+                await watcher.close_held()

@@ -1,4 +1,4 @@
-"""A server that clusters in use have nodes on: what its watcher is given."""
+"""A server that clusters in use have nodes on: the object that its watcher works for."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class AsyncServerInUse:
 
     Attributes:
         server: The server.
-        clusters: They; replaced whole.
-        probe_now: Set to have it probed at once.
+        clusters: The clusters in use that have nodes on it; the tuple is replaced, not changed.
+        probe_now: A flag that is set to have the server probed at once.
         quarantined: Whether pools may be in quarantine until a probe has ended.
     """
 

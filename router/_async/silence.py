@@ -1,9 +1,9 @@
-"""Finds the borrowed connections that hear nothing although their server is well: a gateway or proxy forgot them.
+"""Finds silent connections: a gateway or proxy has forgotten a borrowed connection although its server is up.
 
-Two samples of a server's sessions, taken over the connection of its looks, show it: the client has been waiting for an
-answer and nothing has been sent or received over its connection, while its session has been at rest, or is gone. So a
-statement that runs, waits for a lock or copies is not cut however long that takes, nor an answer or a statement that is
-still on its way over a slow line, nor who takes rows slowly.
+Two samples of a server's sessions, taken over the connection of its probes, show it: the client has been waiting for an
+answer, and nothing was sent or received over its connection, while its session was idle, or has ended. So a statement
+that runs, waits for a lock or copies is not cut, however long it takes, nor is one that is on its way over a slow line,
+nor a client that reads rows slowly.
 """
 
 from __future__ import annotations
@@ -14,55 +14,52 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from psycopg.pq import TransactionStatus
 
-from router._async.pool.connection import AsyncNodeConnection
 from router._runtime.sockets import quiet_for
+from router.core.value import Value
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from psycopg import AsyncConnection
-    from psycopg.rows import TupleRow
-
     from router._async.pool.node_pool import AsyncNodePool
-    from router._async.pool.opener import Session
+    from router._async.pool.server_queries import Session
     from router._async.pool.session_state import SessionState
     from router._async.server_in_use import AsyncServerInUse
 
 SAMPLE = 15.0
-"""Seconds between two samples, and for which a connection has to have been quiet to be sampled at all."""
+"""Seconds between two samples, and seconds without traffic after which a connection is sampled."""
 
 LOGIN = 10.0
-"""Seconds by which the ages of a session and of its connection may differ: the login and ``configure=`` lie between."""
+"""Seconds by which the ages of a session and of its connection may differ, because of the login and ``configure=``."""
 
 
-class Silent(NamedTuple):
-    """A connection that hears nothing.
+class Silent(Value):
+    """A silent connection.
 
     Attributes:
-        pool: Whose it is.
-        original: What is kept of it.
+        pool: Its pool.
+        state: The state of its session.
         pid: The server process of its session.
-        began: When that began, in the server's words.
+        began: When that process began, as the server reports it.
     """
 
     pool: AsyncNodePool
-    original: SessionState
+    state: SessionState
     pid: int
     began: bytes
 
 
 class _Asked(NamedTuple):
     pool: AsyncNodePool
-    original: SessionState
+    state: SessionState
     pid: int
     waits: bool
 
 
 class AsyncSilence:
-    """What the samples of one server's sessions have shown."""
+    """The samples of one server's sessions."""
 
     def __init__(self, there: AsyncServerInUse) -> None:
-        """Begin with nothing sampled.
+        """Begin without a sample.
 
         Args:
             there: The server.
@@ -70,14 +67,14 @@ class AsyncSilence:
         self._there = there
         self._due = self._sampled_at = -inf
         self._asked: list[_Asked] = []
-        self._at_rest: dict[SessionState, bytes] = {}  # whose session was at rest at the last sample, and since when
+        self._idle: dict[SessionState, bytes] = {}  # the sessions that were idle at the last sample, and since when
 
     def due(self) -> list[int]:
-        """Begin a sample, if it is time for one.
+        """Begin a sample, if one is due.
 
         Returns:
-            The server processes to ask about: those of connections that have been quiet for long while somebody waits,
-            and those of sessions that the server has not shown yet.
+            The server processes to ask about: those of connections without traffic whose client waits for an answer,
+            and those of sessions that the server has not reported yet.
         """
         if (now := monotonic()) < self._due:
             return []
@@ -85,59 +82,57 @@ class AsyncSilence:
         for pool in self._there.pools:
             if pool.node.pooler is not None or pool.inherited:
                 continue
-            for original in pool.session_states():
-                if (connection := original.connection()) is not None:
-                    waits = _waits(connection, SAMPLE)
-                    if waits or original.began is None:
-                        self._asked.append(_Asked(pool, original, connection.pgconn.backend_pid, waits))
+            for state in pool.session_states():
+                if not state.closed:
+                    waits = _waits(state, SAMPLE)
+                    if waits or state.began is None:
+                        self._asked.append(_Asked(pool, state, state.pgconn.backend_pid, waits))
         if not self._asked:
-            self._at_rest = {}
+            self._idle = {}
         return [asked.pid for asked in self._asked]
 
     def judge(self, shown: Mapping[int, Session], process: str) -> list[Silent]:
         """End a sample.
 
         Args:
-            shown: The sessions that the server has of those processes.
-            process: Which run of which server that is; empty if that is not known, and then nothing is.
+            shown: The sessions of those processes, by process, as the server reports them.
+            process: The server process that the watcher probes; empty if it is not known, and then no sample counts.
 
         Returns:
-            The connections that hear nothing.
+            The silent connections.
         """
         now, silent = monotonic(), list[Silent]()
-        before, self._at_rest = self._at_rest, {}
+        before, self._idle = self._idle, {}
         since, self._sampled_at = self._sampled_at, now
-        for pool, original, pid, waits in self._asked if process else ():
+        for pool, state, pid, waits in self._asked if process else ():
             session = shown.get(pid)
-            if original.began is None:
-                _identify(original, session, process, now)
-            # Else it leads to another server behind that address, or to a pooler, which invents its numbers.
-            if not waits or not original.began or original.process != process:
+            if state.began is None:
+                _identify(state, session, process, now)
+            # Otherwise it leads to another server behind that address, or to a pooler, which invents process numbers.
+            if not waits or not state.began or state.process != process:
                 continue
-            rests_since = b"gone" if session is None or session.began != original.began else session.rests_since
-            if not rests_since:
+            idle_since = b"gone" if session is None or session.began != state.began else session.rests_since
+            if not idle_since:
                 continue
-            self._at_rest[original] = rests_since
-            connection = original.connection()
-            if before.get(original) == rests_since and connection is not None and _waits(connection, now - since):
-                silent.append(Silent(pool, original, pid, original.began))
+            self._idle[state] = idle_since
+            if before.get(state) == idle_since and _waits(state, now - since):
+                silent.append(Silent(pool, state, pid, state.began))
         return silent
 
 
-def _waits(connection: AsyncConnection[TupleRow], seconds: float) -> bool:
-    """Whether somebody waits for an answer over a connection that has been quiet for so long."""
+def _waits(session: SessionState, seconds: float) -> bool:
+    """Whether a client waits for an answer over a connection that had no traffic for so many seconds."""
     return (
-        isinstance(connection, AsyncNodeConnection)
-        and connection.waiting
-        and connection.pgconn.transaction_status == TransactionStatus.ACTIVE
-        and quiet_for(connection) >= seconds
+        bool(session.uses)
+        and session.pgconn.transaction_status == TransactionStatus.ACTIVE
+        and quiet_for(session) >= seconds
     )
 
 
-def _identify(original: SessionState, session: Session | None, process: str, now: float) -> None:
-    """Note when a session began, if the one that the server has under its number is the connection's."""
-    original.began = b""
-    if session is None or session.age is None or original.process not in {"", process}:
+def _identify(state: SessionState, session: Session | None, process: str, now: float) -> None:
+    """Note when a session began, if the session that the server has under its number is this one."""
+    state.began = b""
+    if session is None or session.age is None or state.process not in {"", process}:
         return
-    if abs(session.age - (now - original.opened_at)) < LOGIN:
-        original.began, original.process = session.began, process
+    if abs(session.age - (now - state.opened_at)) < LOGIN:
+        state.began, state.process = session.began, process

@@ -3,143 +3,35 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from contextlib import suppress
-from dataclasses import replace
 from math import inf
 from random import random
-from socket import AF_INET, SOCK_STREAM, fromfd
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any
 from weakref import ref
 
-import psycopg
-from psycopg import AsyncConnection
 from psycopg.pq import ConnStatus
 
-from router._async.closing import AsyncClosing
-from router._runtime.flags import AFlag, AGuard
-from router.core.bounds import BudgetRequest
-from router.core.budget import KEPT
-from router.core.server_limit import raised, refused
+from router._async.closing import AsyncClosings
+from router._async.eviction import AsyncEviction
+from router._async.slot import AsyncSlot, AsyncSlotRequest, BudgetSpent
+from router._runtime.flags import AGuard
+from router.core.server_limit import ServerLimits
 from router.core.slot_lines import Budget
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
+    from psycopg import AsyncConnection
+
+    from router._async.closing import AsyncClosing
     from router._runtime.workers import ALoop
     from router.core.budget import BudgetKey, Full, Idle, Limits, Login
-    from router.core.server_limit import ServerLimit
-    from router.core.topology import Server
 
 PATIENCE = 0.02
 """Seconds for which a request waits for what comes back, where others wait, before an idle connection is closed."""
 
-LOOK_AGAIN = 0.02
-"""Seconds between two searches for an idle connection that has become old enough to be closed, at least."""
-
 LONGEST = 1e8
 """Seconds; what threads and event loops can wait for has an end."""
-
-
-class BudgetSpent(Exception):
-    """Every connection that there may be is open, and none became free in time."""
-
-
-class Evictable(Protocol):
-    """What has idle connections that may be closed for others: a pool, or what watches a server."""
-
-    @property
-    def longest_idle(self) -> Idle | None:
-        """The connection that has been idle longest, if there is one."""
-
-    async def evict_idle(self, beneficiary: AsyncSlotRequest) -> None:
-        """Close that for a request; nothing happens if there is none by now."""
-
-
-class AsyncSlotRequest(BudgetRequest):
-    """A request for a slot, which waits until it is granted or withdrawn.
-
-    Attributes:
-        slot: The slot, once it is granted.
-        withdrawn: Whether nothing waits for the connection any more.
-        reserved: Whether a connection is being closed for it just now.
-        flag: Set when it is granted or withdrawn.
-    """
-
-    __slots__ = ("flag", "reserved", "slot", "withdrawn")
-
-    def __init__(self, key: BudgetKey, order: int = 0) -> None:
-        """Make it; it does not wait yet.
-
-        Args:
-            key: For which pool.
-            order: The number of a request that this one continues.
-        """
-        super().__init__(key, order)
-        self.slot: AsyncSlot | None = None
-        self.withdrawn = False
-        self.reserved = False
-        self.flag = AFlag()
-
-
-class AsyncSlot:
-    """The right to have one connection open; as a context manager, around what opens it.
-
-    Attributes:
-        key: What the connection counts as.
-        order: The number of the request that it was granted to.
-        closing: A connection whose server process has to have ended before, where there is no room for both.
-        limit: What was known of a limit of the server's own when it was granted.
-        pgconn: The connection's libpq handle, which is the same for all of its borrowers, as long as it is there.
-    """
-
-    __slots__ = ("_slots", "closing", "key", "limit", "order", "pgconn")
-
-    def __init__(
-        self, slots: AsyncSlots, request: AsyncSlotRequest, closing: AsyncClosing | None, limit: ServerLimit | None
-    ) -> None:
-        """Grant it.
-
-        Args:
-            slots: Where it is given back.
-            request: What it is granted to.
-            closing: A connection whose server process has to have ended before.
-            limit: What is known of a limit of the server's own.
-        """
-        self._slots = slots
-        self.key = request.key
-        self.order = request.order
-        self.closing = closing
-        self.limit = limit
-        self.pgconn: ref[Any] | None = None
-
-    def __enter__(self) -> Self:
-        """Open the connection in the block."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Give the slot back if that failed."""
-        if self.pgconn is None:
-            self._slots.release(self)
-
-    async def close(
-        self, connection: AsyncConnection[Any], beneficiary: AsyncSlotRequest | None = None, *, in_use: bool = False
-    ) -> None:
-        """Close the connection, and give the slot back.
-
-        Args:
-            connection: The connection.
-            beneficiary: The request that it is closed for, if it is for one.
-            in_use: Whether something still uses it: it was cut, and is left to that.
-        """
-        closing = None
-        with suppress(OSError, psycopg.Error):  # it is closed already
-            closing = AsyncClosing(fromfd(connection.pgconn.socket, AF_INET, SOCK_STREAM), self.key.server)
-        try:
-            if not in_use:
-                await AsyncConnection.close(connection)
-        finally:
-            self._slots.release(self, closing, beneficiary)
 
 
 class AsyncSlots:
@@ -152,7 +44,9 @@ class AsyncSlots:
         limits: How many there may be.
         waiting: The requests that wait; whatever returns a connection looks here.
         loop: The event loop that all of the router belongs to; ``None`` before its first use.
-        sources: What has idle connections; those of the first are closed before any of the second.
+        eviction: Closes idle connections for requests.
+        server_limits: What servers have shown of limits of their own.
+        dropped: The slots whose connection was dropped without being closed: noted in any thread, at any moment.
         closed: Whether none is granted any more.
     """
 
@@ -165,15 +59,15 @@ class AsyncSlots:
         self.limits = limits
         self.waiting: dict[AsyncSlotRequest, None] = {}
         self.loop: ALoop = None
-        self.sources: tuple[Iterable[Evictable], ...] = ()
+        self.eviction = AsyncEviction()
+        self.server_limits = ServerLimits()
+        self.dropped: deque[AsyncSlot] = deque()
         self._guard = AGuard()  # guards all below, the changes of `waiting`, and those of what a request says
         self._budget = Budget[AsyncSlotRequest](limits)
         self._slots: set[AsyncSlot] = set()  # all that are granted
-        self._collected: deque[AsyncSlot] = deque()  # those whose connection was dropped without being closed
-        self._closing: dict[Server, deque[AsyncClosing]] = {}  # those that no slot waits for, the oldest first
-        self._server_limits: dict[Login, ServerLimit] = {}
+        self._closings = AsyncClosings()
+        self._reserved: list[AsyncSlotRequest] = []  # those for which a connection was being closed at the last sweep
         self.closed = False
-        self._look_again_at = inf  # when one that is idle now may be closed for those that have as many
 
     def allow(self, limits: Limits) -> None:
         """Go by other limits from now on; connections that are too many then are not replaced when they are closed.
@@ -209,20 +103,6 @@ class AsyncSlots:
         with self._guard:
             return self._budget.full(key)
 
-    def server_limit(self, key: BudgetKey) -> ServerLimit | None:
-        """Tell what the server has shown of a limit of its own.
-
-        Args:
-            key: Of a pool.
-
-        Returns:
-            That; ``None`` if it has refused none, or one more was had since.
-        """
-        limit = self._server_limits.get(key.login)
-        return limit if limit is not None and limit.reason else None
-
-    # Taking one
-
     async def take(self, request: AsyncSlotRequest, timeout: float) -> AsyncSlot:
         """Take a slot for a connection about to be opened.
 
@@ -246,9 +126,9 @@ class AsyncSlots:
             if len(self.waiting) > 1:
                 await request.flag.wait_for(min(timeout, PATIENCE))
             if request.slot is None and not request.withdrawn:
-                await self._make_room()
+                await self.eviction.make_room(self)
             while request.slot is None:
-                now, limit = monotonic(), self._server_limits.get(login)
+                now, limit = monotonic(), self.server_limits.get(login)
                 if request.withdrawn or self.closed or now >= deadline:
                     raise BudgetSpent
                 retry_at = limit.retry_at if limit is not None and limit.retry_at > now else inf
@@ -289,19 +169,12 @@ class AsyncSlots:
             slot: The slot, which is given back when the connection is closed or collected.
             connection: The connection.
         """
-        # It may be collected in any thread, at any moment: nothing but the list must be touched then.
-        slot.pgconn = ref(connection.pgconn, lambda _: self._collected.append(slot))
+        slot.pgconn = ref(connection.pgconn, lambda _: slot.note_dropped())
         with self._guard:
-            known = self._server_limits.get(slot.key.login)
-            if known is None or (most := self._open_at(slot.key.login)) <= known.most:
-                return
-            # One that was under way when the server refused another says only that there was room before.
-            known = raised(most, now=monotonic()) if slot.limit is known else replace(known, most=most)
-            self._server_limits[slot.key.login] = known
-            self._budget.limit_login(slot.key.login, most)
-            self._settle(slot.key.login)
-
-    # Giving it back
+            login = slot.key.login
+            if self.server_limits.get(login) is not None:
+                self.server_limits.reach(login, slot.limit, self._open_at(login), now=monotonic())
+                self._settle(login)
 
     def release(
         self, slot: AsyncSlot, closing: AsyncClosing | None = None, beneficiary: AsyncSlotRequest | None = None
@@ -316,10 +189,7 @@ class AsyncSlots:
         with self._guard:
             self._release(slot)
             if closing is not None and not self.closed:
-                others = self._closing.setdefault(closing.server, deque())
-                while others and others[0].has_ended():
-                    others.popleft()
-                others.append(closing)
+                self._closings.add(closing)
             self._serve(beneficiary)
             self._hand_over()
 
@@ -333,18 +203,11 @@ class AsyncSlots:
         login = slot.key.login
         with self._guard:
             self._release(slot)
-            known = self._server_limits.get(login)
             # Those that are closed here may have counted there.
             closing = sum(other.closing is not None and other.key.login == login for other in self._slots)
-            most = self._open_at(login) + closing + len(self._closing.get(login[0], ()))
-            if slot.limit is known:
-                known = refused(known, most, reason, now=monotonic(), jitter=random())
-            elif known is not None:  # another attempt that was under way has shown it already
-                known = replace(known, most=most, reason=reason)
-            if known is not None:
-                self._server_limits[login] = known
-                self._budget.limit_login(login, most)
-            self._hand_over()
+            most = self._open_at(login) + closing + self._closings.number(login[0])
+            self.server_limits.refuse(login, slot.limit, most, reason, now=monotonic(), jitter=random())
+            self._settle(login)
 
     def preempt(self, key: BudgetKey) -> AsyncSlotRequest | None:
         """Tell for which request a connection that has come back is to be closed.
@@ -371,16 +234,20 @@ class AsyncSlots:
             self._serve(request)
             self._hand_over()
 
-    async def look_again(self) -> None:
-        """Close an idle connection for a request, if one may have become old enough since that was tried last.
+    def reserve(self, idle: Sequence[Idle]) -> tuple[int, AsyncSlotRequest] | None:
+        """Choose an idle connection to be closed for a request; no other is closed for that meanwhile.
 
-        Called when a connection has come back.
+        Args:
+            idle: Those that there are.
+
+        Returns:
+            The index of the connection, and the request, to be named where it is closed; ``None`` for none.
         """
-        now = monotonic()
-        if now >= self._look_again_at:
-            await self._make_room()
-        else:
-            self._look_again_at = min(self._look_again_at, now + KEPT)
+        with self._guard:
+            chosen = self._budget.to_close(idle, monotonic())
+            if chosen is not None:
+                self._reserve(chosen[1])
+            return chosen
 
     async def sweep(self) -> None:
         """Do what nothing reports: free the slots of dropped connections, and try servers again that were full."""
@@ -389,25 +256,20 @@ class AsyncSlots:
                 if slot.pgconn is not None and ((pgconn := slot.pgconn()) is None or pgconn.status == ConnStatus.BAD):
                     self._release(slot)
             self._recount()
-            self._settle(*self._server_limits)
-            waiting_logins = {request.key.login for request in self.waiting}
-            for login, limit in list(self._server_limits.items()):
-                if not limit.reason and login not in waiting_logins:  # it is not known to be limited any more
-                    del self._server_limits[login]
-                    self._budget.limit_login(login, None)
-            for server, closing in list(self._closing.items()):
-                while closing and closing[0].has_ended():
-                    closing.popleft()
-                if not closing:
-                    del self._closing[server]
+            self._settle(*self.server_limits)
+            self._settle(*self.server_limits.forget({request.key.login for request in self.waiting}))
+            for request in self._reserved:  # if it still is, what was to close a connection for it was interrupted
+                self._serve(request)
+            self._reserved = [request for request in self.waiting if request.reserved]
+            self._closings.sweep()
         if self.waiting:
-            await self._make_room()
+            await self.eviction.make_room(self)
 
     def close(self) -> None:
         """Let no request wait any longer."""
         with self._guard:
             self.closed = True
-            self._closing.clear()
+            self._closings.clear()
             waiting = list(self.waiting)
         for request in waiting:
             request.flag.set()
@@ -419,33 +281,7 @@ class AsyncSlots:
             if slot.pgconn is not None and (pgconn := slot.pgconn()) is not None:
                 pgconn.finish()
 
-    # All that follows is called under the guard, but for `_make_room()`
-
-    async def _make_room(self) -> None:
-        """Close idle connections for requests that wait, as long as there are any for them."""
-        while True:
-            with self._guard:
-                chosen = self._choose_idle()
-            if chosen is None:
-                return
-            source, request = chosen
-            try:
-                await source.evict_idle(request)
-            finally:
-                self.restore(request)
-
-    def _choose_idle(self) -> tuple[Evictable, AsyncSlotRequest] | None:
-        now, rested_at = monotonic(), inf
-        for source in self.sources:
-            found = [(has, one) for has in source if (one := has.longest_idle) is not None]
-            rested_at = min([rested_at, *(at for _, one in found if (at := one.since + KEPT) > now)])
-            chosen = self._budget.to_close([one for _, one in found], now)
-            if chosen is not None:
-                index, request = chosen
-                self._reserve(request)
-                return found[index][0], request
-        self._look_again_at = max(rested_at, now + LOOK_AGAIN)
-        return None
+    # All that follows is called under the guard
 
     def _recount(self) -> None:
         """Count anew if a count was interrupted: an exception may come out of a signal handler at any moment."""
@@ -458,16 +294,14 @@ class AsyncSlots:
 
     def _count_anew(self) -> None:
         waiting = [request for request in self.waiting if not request.reserved]
-        self._budget = self._budget.anew(self.limits, (slot.key for slot in self._slots), waiting)
+        self._budget = self._budget.recounted(self.limits, (slot.key for slot in self._slots), waiting)
 
     def _settle(self, *logins: Login) -> None:
         """Grant whatever there is room for by now."""
-        while self._collected:
-            self._release(self._collected.popleft())
+        while self.dropped:
+            self._release(self.dropped.popleft())
         for login in logins:
-            limit = self._server_limits.get(login)
-            if limit is not None and monotonic() >= limit.retry_at:
-                self._budget.limit_login(login, limit.most + 1)
+            self._budget.limit_login(login, self.server_limits.limit(login, now=monotonic()))
         self._hand_over()
 
     def _hand_over(self) -> None:
@@ -493,15 +327,10 @@ class AsyncSlots:
             self._budget.wait(request)
 
     def _grant(self, request: AsyncSlotRequest) -> None:
-        key, room = request.key, self._budget.room(request.key)
-        closing, found = self._closing.get(key.server, ()), None
-        # Where there is no room for both, what was closed here has to have ended at the server.
-        while closing and room <= len(closing):
-            if not (oldest := closing.popleft()).has_ended():
-                found = oldest
-                break
+        key = request.key
+        closing = self._closings.take(key.server, self._budget.room(key))
         # What is interrupted from here on is completed by `_recount()`.
-        request.slot = AsyncSlot(self, request, found, self._server_limits.get(key.login))
+        request.slot = AsyncSlot(self, request, closing, self.server_limits.get(key.login))
         self._budget.add(key)
         self._note_granted(request, request.slot)
 

@@ -1,23 +1,20 @@
-"""One moment's view of a router."""
+"""One moment's view of the inside of a router, for tests."""
 
 from __future__ import annotations
 
 from collections import Counter
-from time import monotonic
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
-
-from router.core.health import node_state, restrictions_of, role_of
-from router.core.measures import DrainingPoolStats, NodeStats, Stats, TenantPoolStats, VersionStats
-from router.core.replication import fenced, lag_of, primary_of
-from router.core.topology import Role
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from router._async.in_force import AsyncInForce
+    from router._async.pool.node_pool import AsyncNodePool
+    from router._async.pool_set import AsyncPoolSet
+    from router._async.statements import AsyncStatements
+    from router.core.choose import Route
     from router.core.health import Health
-    from router.core.measures import PoolStats
     from router.core.topology import Cluster, Node, Server
 
 
@@ -28,58 +25,149 @@ class PoolView(NamedTuple):
         node: What it connects to.
         read_only: Whether it is for reading.
         tenant: Whose it is; ``None`` for a version's, and for one that tenants share.
+        identity: The same for the same pool.
+        opened: Whether it is open; one that is not may have been made only.
         draining: Whether it lends nothing any more.
         quarantined: Whether its idle connections are not lent now.
+        quarantined_at: When that began the last time, on the monotonic clock; 0 for never.
         fenced_reason: Why its connections may not be used now; empty if they may.
+        at_max_size: Whether it may open no further connection.
+        growing: Whether it opens connections for those that wait.
+        opening: How many it opens, or is to open.
         idle: How many connections are ready.
+        idle_closed: How many of those are closed all the same.
         borrowed: How many are borrowed.
         sessions: How many are open.
+        counted: How many psycopg_pool counts.
+        waiting: How many requests wait that it may serve.
     """
 
     node: Node
     read_only: bool
     tenant: str | None
+    identity: int
+    opened: bool
     draining: bool
     quarantined: bool
+    quarantined_at: float
     fenced_reason: str
+    at_max_size: bool
+    growing: bool
+    opening: int
     idle: int
+    idle_closed: int
     borrowed: int
     sessions: int
+    counted: int
+    waiting: int
+
+
+class PoolSetView(NamedTuple):
+    """What the lanes of one cluster and use share, for tests.
+
+    Attributes:
+        cluster: The cluster's name.
+        read_only: Whether it is for reading.
+        is_stale: Whether the pools have to be chosen anew.
+        pools: How many pools were chosen.
+        route: What was chosen last.
+        waiting: How many requests are in its line, those included that are not admitted yet.
+        waiting_for: The tenants for whom requests wait that may be served.
+    """
+
+    cluster: str
+    read_only: bool
+    is_stale: bool
+    pools: int
+    route: Route | None
+    waiting: int
+    waiting_for: frozenset[str]
+
+
+class AdmissionView(NamedTuple):
+    """The limit of one tenant, for tests.
+
+    Attributes:
+        admitted: How many of its requests are served.
+        held: How many wait to be admitted.
+    """
+
+    admitted: int
+    held: int
+
+
+class DirectoryView(NamedTuple):
+    """The directory of tenants, for tests.
+
+    Attributes:
+        questions: For how many tenants it asks, or is to ask.
+        idle_workers: How many of its workers do not run.
+    """
+
+    questions: int
+    idle_workers: int
 
 
 class Snapshot(NamedTuple):
     """What a router has inside at one moment, for tests: so that these need not know where it is kept.
 
     Attributes:
+        closed: Whether it was closed.
         pools: The pools, open and draining.
+        pool_sets: What lanes share.
         clusters: The clusters in use, by value.
-        servers: The servers in use.
+        servers: The servers in use, and in how many seconds each is probed again.
         watched: Those of them that a watcher probes.
         health: What is known of servers and of refused logins.
-        lanes: How many lanes there are, for reading and for writing.
-        waiting: How many requests wait in the lines of pool sets.
+        readers: The lanes for reading, by key: something that is the same for the same lane.
+        writers: Those for writing.
+        targets: The keys of which it is remembered what they resolve to.
+        admissions: The limits of tenants in use.
         slots: How many connections each owner has, or has under way.
-        slots_waiting: How many requests for a slot wait.
-        admitted: How many requests are admitted by the limits of tenants.
+        slots_waiting: The owners for which requests wait for a slot, in order of arrival.
+        pools_waiting: How many requests wait until there may be one pool more.
+        counted: Of how many pools, open or gone, counters are kept.
+        directory: The directory; ``None`` if there is none.
+        passwords: Of how many nodes the password is remembered.
+        statements: How many statements are remembered that have to run on the primary.
     """
 
+    closed: bool
     pools: tuple[PoolView, ...]
+    pool_sets: tuple[PoolSetView, ...]
     clusters: tuple[Cluster, ...]
-    servers: frozenset[Server]
+    servers: Mapping[Server, float]
     watched: frozenset[Server]
     health: Health
-    lanes: tuple[int, int]
-    waiting: int
+    readers: Mapping[object, int]
+    writers: Mapping[object, int]
+    targets: frozenset[object]
+    admissions: Mapping[str, AdmissionView]
     slots: Mapping[str, int]
-    slots_waiting: int
-    admitted: int
+    slots_waiting: tuple[str, ...]
+    pools_waiting: int
+    counted: int
+    directory: DirectoryView | None
+    passwords: int
+    statements: int
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait in the lines of pool sets."""
+        return sum(pool_set.waiting for pool_set in self.pool_sets)
+
+    @property
+    def admitted(self) -> int:
+        """How many requests are admitted by the limits of tenants."""
+        return sum(admission.admitted for admission in self.admissions.values())
 
 
-def snapshot(in_force: AsyncInForce) -> Snapshot:
+def snapshot(in_force: AsyncInForce, statements: AsyncStatements) -> Snapshot:
     """Say what a router has inside, for tests.
 
     Args:
         in_force: Everything of it that changes.
+        statements: Runs its statements.
 
     Returns:
         A frozen view.
@@ -87,105 +175,62 @@ def snapshot(in_force: AsyncInForce) -> Snapshot:
     slots = Counter[str]()
     for key, number in in_force.slots.held.items():
         slots[key.owner] += number
+    clusters, lanes, directory = in_force.clusters, in_force.lanes, in_force.directory
     return Snapshot(
-        pools=tuple(
-            PoolView(
-                pool.node,
-                pool.read_only,
-                pool.tenant,
-                pool.draining,
-                pool.doubted,
-                pool.barred,
-                len(pool.idle),
-                len(pool.borrowed),
-                len(pool.session_states()),
-            )
-            for pool in in_force.pools
-        ),
-        clusters=tuple(cluster.value for cluster in in_force.clusters),
-        servers=frozenset(in_force.clusters.servers),
+        closed=in_force.closed,
+        pools=tuple(map(_pool_view, in_force.pools)),
+        pool_sets=tuple(map(_pool_set_view, lanes.pool_sets)),
+        clusters=tuple(cluster.value for cluster in clusters),
+        servers=MappingProxyType({server: clusters.pause(there) for server, there in [*clusters.servers.items()]}),
         watched=frozenset(server for server, watcher in in_force.monitor.watchers.items() if watcher.is_needed),
-        health=MappingProxyType(dict(in_force.clusters.health)),
-        lanes=(len(in_force.lanes.readers), len(in_force.lanes.writers)),
-        waiting=sum(pool_set.line.waiting for pool_set in in_force.lanes.pool_sets),
+        health=MappingProxyType(dict(clusters.health)),
+        readers=MappingProxyType({key: id(lane) for key, lane in [*lanes.readers.items()]}),
+        writers=MappingProxyType({key: id(lane) for key, lane in [*lanes.writers.items()]}),
+        targets=frozenset(lanes.targets),
+        admissions=MappingProxyType(
+            {tenant: AdmissionView(one.admitted, one.held) for tenant, one in lanes.admissions.items()}
+        ),
         slots=MappingProxyType(dict(slots)),
-        slots_waiting=len(in_force.slots.waiting),
-        admitted=sum(admission.admitted for admission in in_force.lanes.admissions),
+        slots_waiting=tuple(request.key.owner for request in [*in_force.slots.waiting]),
+        pools_waiting=len(in_force.pools.waiting),
+        counted=in_force.pools.counted,
+        directory=None if directory is None else DirectoryView(len(directory.questions), len(directory.idle_workers)),
+        passwords=in_force.opener.login.remembered,
+        statements=statements.remembered,
     )
 
 
-def stats(in_force: AsyncInForce) -> Stats:
-    """Count what a router has.
-
-    Args:
-        in_force: Everything of it that changes.
-
-    Returns:
-        What ``Router.stats()`` returns.
-    """
-    pools = list(in_force.pools)
-    draining = [pool for pool in pools if pool.draining]  # looked at once: a pool may begin to drain at any moment
-    open_pools = [pool for pool in pools if pool not in draining]
-    in_use = Counter(owner for pool in pools for owner in pool.holders())
-    versions = [
-        VersionStats(
-            name,
-            _nodes(
-                in_force,
-                cluster,
-                {
-                    (pool.node, pool.read_only): pool.stats()
-                    for pool in open_pools
-                    if pool.cluster.name == name and pool.tenant is None and not pool.shared
-                },
-            ),
-        )
-        for name, cluster in in_force.topology.versions.items()
-    ]
-    return Stats(
-        connections=in_force.slots.total,
-        max_connections=in_force.topology.max_connections,
-        versions=tuple(versions),
-        tenant_pools=tuple(
-            TenantPoolStats(pool.cluster.name, pool.tenant, pool.node, pool.read_only, pool.stats())
-            for pool in open_pools
-            if pool.tenant is not None or pool.shared
-        ),
-        tenants=MappingProxyType(dict(in_use.most_common())),
-        directory=None if in_force.directory is None else in_force.directory.stats(),
-        totals=in_force.pools.totals(),
-        draining=tuple(
-            DrainingPoolStats(pool.cluster.name, pool.tenant, pool.node, pool.read_only, pool.stats())
-            for pool in draining
-            if pool.borrowed
-        ),
+def _pool_view(pool: AsyncNodePool) -> PoolView:
+    idle, measured = [*pool.idle], pool.stats()
+    return PoolView(
+        node=pool.node,
+        read_only=pool.read_only,
+        tenant=pool.tenant,
+        identity=id(pool),
+        opened=not pool.closed,
+        draining=pool.draining,
+        quarantined=pool.quarantined,
+        quarantined_at=pool.quarantined_at,
+        fenced_reason=pool.fenced_reason,
+        at_max_size=pool.at_max_size,
+        growing=pool.is_growing,
+        opening=pool.opening,
+        idle=len(idle),
+        idle_closed=sum(connection.closed for connection in idle),
+        borrowed=len(pool.borrowed),
+        sessions=len(pool.session_states()),
+        counted=measured.size,
+        waiting=measured.waiting,
     )
 
 
-def _nodes(
-    in_force: AsyncInForce, cluster: Cluster, pools: Mapping[tuple[Node, bool], PoolStats]
-) -> tuple[NodeStats, ...]:
-    health, now = in_force.clusters.health, monotonic()
-    out = fenced(health, cluster)
-    primary = primary_of(health, cluster, out)
-    nodes = []
-    for node in cluster.nodes:
-        state, role = node_state(health, node), role_of(health, node)
-        lag = lag_of(health, node, primary, now=now) if state.up and role is Role.REPLICA else None
-        nodes.append(
-            NodeStats(
-                node=node,
-                role=role,
-                state="unknown" if state.up is None else "up" if state.up else "down",
-                reason=state.reason or out.get(node) or restrictions_of(health, node),
-                server_version=state.server_version,
-                timeline=state.timeline,
-                lag=None if lag is None else lag.seconds,
-                lag_bytes=None if lag is None else lag.bytes,
-                latency=state.latency,
-                failures=state.failures,
-                read=pools.get((node, True)),
-                write=pools.get((node, False)),
-            )
-        )
-    return tuple(nodes)
+def _pool_set_view(pool_set: AsyncPoolSet) -> PoolSetView:
+    return PoolSetView(
+        cluster=pool_set.cluster.value.name,
+        read_only=pool_set.read_only,
+        is_stale=pool_set.is_stale,
+        pools=len(pool_set.pools),
+        route=pool_set.route,
+        waiting=len(pool_set.line),
+        waiting_for=frozenset(pool_set.line.tenants()),
+    )

@@ -12,7 +12,7 @@ import psycopg
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
-from router._async.pool.connection import AsyncPooledConnection, is_spoilt, is_stale
+from router._async.pool.pooled import AsyncPooledConnection
 from router._async.pool.scripts import text_of
 from router._async.pool.session_state import session_of
 from router._runtime.calls import acall
@@ -20,7 +20,9 @@ from router._runtime.flags import AGuard, asleep
 from router.core.errors import Unavailable
 from router.core.events import Repeated
 from router.core.result import Result
+from router.core.stale import is_spoilt, is_stale
 from router.core.statement import can_be_repeated, needs_primary, without_comments
+from router.core.traces import names_what_lasts
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -33,6 +35,13 @@ if TYPE_CHECKING:
     from router._async.in_force import AsyncInForce
     from router._async.pool.node_pool import AsyncNodePool
     from router.core.topology import Node
+
+    class AsyncReading(Protocol):
+        """Borrows a connection to read."""
+
+        def __call__(self, *, avoid: Node | None) -> AsyncCheckout:
+            """Borrow it, from another node than ``avoid`` if there is one."""
+
 
 T = TypeVar("T")
 
@@ -54,9 +63,6 @@ BACKOFF = 0.02
 # Allowed on a standby, where they lock nobody out.
 _ADVISORY_LOCK = re.compile(r"\bpg_(?:try_)?advisory_", re.IGNORECASE)
 
-# What changes a session without being a statement of its own.
-_SETTING = re.compile(r"\bset_config\b", re.IGNORECASE)
-
 # Statements that leave nothing behind in their session, by the first word of what PostgreSQL calls them.
 _TRACELESS = frozenset({"SELECT", "INSERT", "UPDATE", "DELETE", "MERGE", "COPY", "NOTIFY", "EXPLAIN", "SHOW", "CALL"})
 
@@ -66,13 +72,6 @@ logger = logging.getLogger("router")
 
 class _Unguarded(Exception):
     """The server is not known to refuse writes in the session that is to read."""
-
-
-class AsyncReading(Protocol):
-    """Borrows a connection to read."""
-
-    def __call__(self, *, avoid: Node | None) -> AsyncCheckout:
-        """Borrow it, from another node than ``avoid`` if there is one."""
 
 
 class AsyncStatements:
@@ -89,6 +88,11 @@ class AsyncStatements:
         # Hashes, in the order of their coming: a text may be long. Two that collide cost a read of the primary's.
         self._refused: dict[int, None] = {}
 
+    @property
+    def remembered(self) -> int:
+        """How many statements are remembered that have to run on the primary."""
+        return len(self._refused)
+
     def abandon(self) -> None:
         """Forget, in the child of a fork, who may have held the guard in the parent."""
         self._guard = AGuard()
@@ -97,10 +101,10 @@ class AsyncStatements:
         """Count what is run again, and tell of it: where it failed, whose it is, and how."""
         observers = self._in_force.observers
         self._in_force.pools.count("repeated", pool.cluster.name, read_only=pool.read_only)
-        if observers.hear_of(Repeated):
+        if observers.listens_to(Repeated):
             # Not its text, which may hold data.
             reason = type(error).__name__ + (f" ({error.sqlstate})" if error.sqlstate else "")
-            observers.tell([Repeated(pool.cluster.name, tenant, pool.read_only, pool.node, reason)])
+            observers.emit([Repeated(pool.cluster.name, tenant, pool.read_only, pool.node, reason)])
 
     async def execute(
         self,
@@ -113,7 +117,7 @@ class AsyncStatements:
 
         Args:
             query: The statement.
-            params: Its parameters.
+            params: The statement's parameters.
             reading: Borrows a connection to read.
             writing: Borrows one to write.
 
@@ -121,28 +125,28 @@ class AsyncStatements:
             The whole result.
 
         Raises:
-            TypeError: It is no statement.
+            TypeError: ``query`` is not a statement.
             psycopg.Error: It failed.
         """
         text = without_comments(text_of(query))
         locks = _ADVISORY_LOCK.search(text) is not None
-        spent = locks or _SETTING.search(text) is not None
+        dirty = locks or names_what_lasts(text)
         if locks or needs_primary(text):
-            return await self._write(query, text, params, writing, spent=spent)
+            return await self._write(query, text, params, writing, dirty=dirty)
         checkout = reading(avoid=None)
         # The same statement may write in one version and not in another.
         if (key := hash((checkout.version, text))) in self._refused:
-            return await self._write(query, text, params, writing, spent=spent)
+            return await self._write(query, text, params, writing, dirty=dirty)
         refused = False
         try:
-            return await self._read(query, params, reading, checkout, spent=spent)
+            return await self._read(query, params, reading, checkout, dirty=dirty)
         except (psycopg.errors.ReadOnlySqlTransaction, psycopg.errors.FeatureNotSupported) as error:
             if is_stale(error):
                 raise
             refused = not is_spoilt(error)
         except (psycopg.errors.ObjectNotInPrerequisiteState, _Unguarded):
             pass  # the first may be because the server is a standby, or because it is behind: that passes
-        result = await self._write(query, text, params, writing, spent=spent)
+        result = await self._write(query, text, params, writing, dirty=dirty)
         if not refused:
             return result
         with self._guard:
@@ -152,16 +156,16 @@ class AsyncStatements:
         return result
 
     async def _read(
-        self, query: Query, params: Params | None, reading: AsyncReading, checkout: AsyncCheckout, *, spent: bool
+        self, query: Query, params: Params | None, reading: AsyncReading, checkout: AsyncCheckout, *, dirty: bool
     ) -> Result:
         for attempt in count():
             avoid: Node | None = None
             async with checkout as connection:
                 if not session_of(connection).refuses_writes:
                     raise _Unguarded
-                checkout.pool.expendable.add(session_of(connection))
-                if spent:
-                    session_of(connection).spent = True
+                checkout.pool.retryable.add(session_of(connection))
+                if dirty:
+                    session_of(connection).dirty = True
                 try:
                     return await _result(connection, query, params)
                 except psycopg.OperationalError as error:
@@ -183,12 +187,12 @@ class AsyncStatements:
         params: Params | None,
         writing: Callable[[], AsyncCheckout],
         *,
-        spent: bool,
+        dirty: bool,
     ) -> Result:
         for attempt in count():
             async with writing() as connection:
-                if spent:
-                    session_of(connection).spent = True
+                if dirty:
+                    session_of(connection).dirty = True
                 try:
                     return await _result(connection, query, params, text)
                 except psycopg.Error as error:
@@ -277,7 +281,7 @@ async def _result(
         The result.
     """
     # Behind a transaction pooler, a tenant is itself in transactions only: there it is one, committed with the block.
-    if not connection.autocommit and not (isinstance(connection, AsyncPooledConnection) and connection.prelude):
+    if not connection.autocommit and not (isinstance(connection, AsyncPooledConnection) and connection.begin_suffix):
         await connection.set_autocommit(True)
     async with connection.cursor(row_factory=tuple_row) as cursor:
         statement: Any = query  # a template string takes no parameters, as psycopg says itself
@@ -294,7 +298,7 @@ async def _result(
             status=cursor.statusmessage or "",
         )
         if _leaves_something(cursor):
-            session_of(connection).spent = True
+            session_of(connection).dirty = True
         return result
 
 

@@ -52,7 +52,7 @@ async def may_serve(
     alone = here and not known and not is_primary
     if await _ask(in_force, pool, connection, request, state, alone=alone):
         return True
-    await pool.give_back(connection)
+    await pool.release(connection)
     if state.several_servers:
         await asleep(ASK_AGAIN)
     return False
@@ -69,7 +69,7 @@ async def _ask(
 ) -> bool:
     """Ask over a connection whether its server is as far as a request asks for; the answer is for all if it may be.
 
-    Where that fails, the connection is closed: whoever had it before may have spoilt it.
+    If that fails, the connection is closed: a former borrower may have changed its session.
     """
     server = pool.node.server
     if alone:
@@ -88,7 +88,7 @@ async def _ask(
         return False
     except BaseException:
         await connection.close()
-        await pool.give_back(connection)
+        await pool.release(connection)
         raise
     finally:
         if alone:

@@ -17,6 +17,30 @@ if TYPE_CHECKING:
     from router._async.admission import AsyncAdmission
     from router._async.line import AsyncLine
 
+    class AsyncLends(Protocol):
+        """What hands connections over: a pool."""
+
+        waiting: AsyncPoolLine
+
+        def note_lent(self, connection: AsyncConnection[TupleRow], tenant: str) -> None:
+            """Take a connection for borrowed by a request of a tenant."""
+
+        @property
+        def kept_back(self) -> int:
+            """How many connections it has that it does not lend now."""
+
+        def holders(self) -> list[str]:
+            """List the tenants of the connections that are out, one for each."""
+
+        def withdraw(self) -> None:
+            """Have no connection opened if no request waits for one any more."""
+
+    class AsyncServes(Protocol):
+        """Whose line it is: a pool set."""
+
+        def invalidate(self) -> None:
+            """Choose anew before the next request is served."""
+
 
 class Unserved(Exception):
     """Nothing can serve those that wait, and nothing will by itself."""
@@ -28,32 +52,6 @@ class Superseded(Exception):
 
 class HasToAsk(Exception):
     """Which replica may serve a request has to be asked of them: each request asks for itself."""
-
-
-class AsyncLends(Protocol):
-    """What hands connections over: a pool."""
-
-    _waiting: AsyncPoolLine
-
-    def note_lent(self, connection: AsyncConnection[TupleRow], tenant: str) -> None:
-        """Take a connection for borrowed by a request of a tenant."""
-
-    @property
-    def kept_back(self) -> int:
-        """How many connections it has that it does not lend now."""
-
-    def holders(self) -> list[str]:
-        """List the tenants of the connections that are out, one for each."""
-
-    def withdraw(self) -> None:
-        """Have no connection opened if no request waits for one any more."""
-
-
-class AsyncServes(Protocol):
-    """Whose line it is: a pool set."""
-
-    def invalidate(self) -> None:
-        """Choose anew before the next request is served."""
 
 
 class AsyncWaiter:
@@ -68,14 +66,16 @@ class AsyncWaiter:
         token: What it counts as there.
         accepts: Of one that has needs, the pool that it chose; ``None`` for none.
         is_held: Whether its lane's admission does not let it be served yet.
+        has_work: Whether it has to do what all that wait need to have done, and has not done it yet.
         pool: Where the connection is from that was handed over.
         connection: The one handed over.
         error: Why there will be none.
+        wakeup: Wakes it.
     """
 
     __slots__ = (
-        "_wakeup", "accepts", "admission", "connection", "error", "has_needs", "is_held", "line", "number", "pool",
-        "tenant", "token",
+        "accepts", "admission", "connection", "error", "has_needs", "has_work", "is_held", "line", "number", "pool",
+        "tenant", "token", "wakeup",
     )  # fmt: skip
 
     def __init__(
@@ -104,26 +104,32 @@ class AsyncWaiter:
         self.number = -1
         self.accepts: Any = None
         self.is_held = admission is not None
+        self.has_work = False
         self.pool: Any = None
         self.connection: AsyncConnection[TupleRow] | None = None
         self.error: BaseException | None = None
-        self._wakeup = AWakeup()
+        self.wakeup = AWakeup()
 
     @property
     def is_done(self) -> bool:
         """Whether it has a connection, or will have none."""
         return self.connection is not None or self.error is not None
 
-    def wake(self) -> bool:
-        """Have the request look what there is to do; whether it still waits."""
-        self._wakeup.set()
+    def wake(self) -> None:
+        """Have the request look what there is to do."""
+        self.wakeup.set()
+
+    def wake_for_room(self) -> bool:
+        """Have the request look for room for a pool; whether it still waits."""
+        self.wakeup.set()
         return self.line.has(self)
 
     @ashielded
     async def leave(self) -> None:
         """Leave the line, or give back what was handed over at the last moment."""
         if not self.line.leave(self):
-            await self.pool.give_back(self.connection)
+            connection, self.connection = self.connection, None  # once: it is called again if this is interrupted
+            await self.pool.release(connection)
 
     async def wait(self, timeout: float) -> None:
         """Wait until the request is woken.
@@ -131,17 +137,23 @@ class AsyncWaiter:
         Args:
             timeout: The most to wait, in seconds.
         """
-        await self._wakeup.wait_for(timeout)
+        await self.wakeup.wait_for(timeout)
 
 
 class AsyncOffer:
-    """A connection's way to a waiter, in the shape of psycopg_pool's ``WaitingClient``."""
+    """A connection's way to the next in line, in the shape of psycopg_pool's ``WaitingClient``.
 
-    __slots__ = ("_pool", "_waiter")
+    Attributes:
+        pool: Where the connection is from.
+        taker: The request that it was handed to; ``None`` as long as it was not. That may have given it back by now.
+    """
 
-    def __init__(self, pool: AsyncLends, waiter: AsyncWaiter | None) -> None:
-        self._pool = pool
-        self._waiter = waiter
+    __slots__ = ("_line", "pool", "taker")
+
+    def __init__(self, line: AsyncLine | None, pool: AsyncLends) -> None:
+        self._line = line
+        self.pool = pool
+        self.taker: AsyncWaiter | None = None
 
     async def set(self, connection: AsyncConnection[TupleRow]) -> bool:
         """Hand a connection over.
@@ -150,21 +162,9 @@ class AsyncOffer:
             connection: The connection.
 
         Returns:
-            Whether the request still waited.
+            Whether a request still waited.
         """
-        waiter = self._waiter
-        return waiter is not None and waiter.line.hand_over(waiter, self._pool, connection)
-
-    def took(self, connection: AsyncConnection[TupleRow]) -> bool:
-        """Tell whether the request has a connection.
-
-        Args:
-            connection: The connection.
-
-        Returns:
-            Whether it was handed to it.
-        """
-        return self._waiter is not None and self._waiter.connection is connection
+        return self._line is not None and self._line.hand_over(self, connection) is not None
 
 
 class AsyncPoolLine(deque[None]):
@@ -182,9 +182,9 @@ class AsyncPoolLine(deque[None]):
         self.line: AsyncLine | None = None
         self._pool = pool
 
-    def popleft(self) -> AsyncOffer:  # type: ignore[override]
-        """Find the request to be served next; it leaves the line when it is handed a connection, and not before."""
-        return AsyncOffer(self._pool, None if self.line is None else self.line.first(self._pool))
+    def popleft(self) -> AsyncOffer:  # type: ignore[override]  # psycopg_pool uses what both have
+        """Offer a connection to the next in line; that leaves the line when it is handed the connection."""
+        return AsyncOffer(self.line, self._pool)
 
     def number(self) -> int:
         """Count the requests that may be served from this pool."""

@@ -35,6 +35,18 @@ if TYPE_CHECKING:
     ASource: TypeAlias = Callable[[str], Answer | Awaitable[Answer]] | "ALookup"
     Source: TypeAlias = Callable[[str], Answer] | "Lookup"
 
+    class ALookup(Protocol):
+        """An object that finds where a tenant lives."""
+
+        def lookup(self, tenant: str, /) -> Answer | Awaitable[Answer]:
+            """Find it; ``None`` if there is no such tenant."""
+
+    class Lookup(Protocol):
+        """The same for threads."""
+
+        def lookup(self, tenant: str, /) -> Answer:
+            """Find it; ``None`` if there is no such tenant."""
+
 
 logger = logging.getLogger("router")
 
@@ -66,20 +78,6 @@ class Isolated:
         with suppress(Exception):  # a filter of the application's may fail, too
             logger.error(self._what, *self._args, exc_info=error)
         return True
-
-
-class ALookup(Protocol):
-    """An object that finds where a tenant lives."""
-
-    def lookup(self, tenant: str, /) -> Answer | Awaitable[Answer]:
-        """Find it; ``None`` if there is no such tenant."""
-
-
-class Lookup(Protocol):
-    """The same for threads."""
-
-    def lookup(self, tenant: str, /) -> Answer:
-        """Find it; ``None`` if there is no such tenant."""
 
 
 async def acall(function: Callable[..., T | Awaitable[T]], *args: object) -> T:

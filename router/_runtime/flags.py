@@ -7,7 +7,11 @@ import threading
 import time
 from contextlib import suppress
 from math import inf
-from typing import Self
+from operator import methodcaller
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class AFlag(asyncio.Event):
@@ -96,8 +100,10 @@ class Wakeup:
 
     def set(self) -> None:
         """Wake the thread, or have it not wait the next time."""
-        with suppress(RuntimeError):  # it is released already
+        try:  # noqa: SIM105  (each hand-over comes by here)
             self._lock.release()
+        except RuntimeError:
+            pass  # it is released already
 
     def wait_for(self, timeout: float) -> None:
         """Wait to be woken.
@@ -117,6 +123,10 @@ class AGuard:
 
     def __exit__(self, *exc: object) -> None:
         """Leave it."""
+
+
+ALock, Lock = asyncio.Lock, threading.Lock  # a psycopg connection's
+APoolLock, PoolLock = asyncio.Lock, threading.RLock  # that of a pool of psycopg_pool's
 
 
 def acheck_locks() -> None:
@@ -144,37 +154,65 @@ asleep = asyncio.sleep
 sleep = time.sleep
 
 
-async def ais_free(lock: asyncio.Lock, timeout: float) -> bool:
-    """Wait until a lock is free.
+def atry_lock(lock: asyncio.Lock) -> bool:
+    """Tell whether nobody holds a lock: nobody takes it before something is awaited.
+
+    Args:
+        lock: The lock.
+
+    Returns:
+        Whether it is free.
+    """
+    return not lock.locked()
+
+
+async def atake_lock(lock: asyncio.Lock, timeout: float) -> bool:
+    """Take a lock.
 
     Args:
         lock: The lock.
         timeout: The most to wait, in seconds.
 
     Returns:
-        Whether it was free in time.
+        Whether it was free in time, and is held now.
     """
-    # No asyncio.timeout(), which cancels the task that began to wait: auncancelled() goes on in another.
+    # No asyncio.timeout(), which cancels the task that began to wait: ashielded() goes on in another.
     taking = asyncio.ensure_future(lock.acquire())
     try:
         await asyncio.wait({taking}, timeout=timeout)
-    finally:
-        if not (late := taking.cancel()):
+    except BaseException:
+        if not taking.cancel():
             lock.release()
-    return not late
+        raise
+    return not taking.cancel()
 
 
-def is_free(lock: threading.Lock, timeout: float) -> bool:
-    """Wait until a lock is free.
+def afree_lock(lock: asyncio.Lock) -> None:
+    """Release a lock after :func:`atry_lock`, which does not take it, or :func:`atake_lock`, which does.
+
+    Args:
+        lock: The lock.
+    """
+    if lock.locked():
+        lock.release()
+
+
+try_lock: Callable[[threading.Lock], bool] = methodcaller("acquire", blocking=False)
+"""Take a lock if nobody holds it; whether it is held now."""
+
+
+def take_lock(lock: threading.Lock, timeout: float) -> bool:
+    """Take a lock.
 
     Args:
         lock: The lock.
         timeout: The most to wait, in seconds.
 
     Returns:
-        Whether it was free in time.
+        Whether it was free in time, and is held now.
     """
-    if not lock.acquire(timeout=timeout):
-        return False
-    lock.release()
-    return True
+    return lock.acquire(timeout=timeout)
+
+
+free_lock: Callable[[threading.Lock], None] = methodcaller("release")
+"""Release a lock."""

@@ -27,7 +27,7 @@ def survive_fork(router: _Forkable) -> None:
 
 def _after_fork() -> None:
     for router in list(_inherited_by_fork):
-        with Isolated("could not start anew in the child of a fork"):
+        with Isolated("could not reset the router in the child of a fork"):
             router.abandon()
 
 

@@ -46,7 +46,7 @@ class ALimited:
         Args:
             function: What to run.
             timeout: The most to wait for it, and before that for one that was left to itself, in seconds.
-            too_late: Takes what the function returned, should that come after the timeout.
+            too_late: Takes what the function returned, should that come after the timeout, or with a cancellation.
 
         Returns:
             What it returned.
@@ -77,6 +77,10 @@ class ALimited:
             if await self._ends(outcome):
                 return outcome.result()
             raise TimeoutError
+        except asyncio.CancelledError:
+            if outcome.done() and not outcome.cancelled() and outcome.exception() is None:
+                await too_late(outcome.result())
+            raise
         finally:
             if not outcome.cancel() and not outcome.cancelled():
                 outcome.exception()  # it is not waited for any more: asyncio must not log it

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import re
 import socket
-import sys
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import psycopg
-from psycopg._encodings import conninfo_encoding
 from psycopg.errors import finish_pgconn
 from psycopg.pq import ConnStatus, PGconn, PollingStatus
 from psycopg.waiting import Wait
@@ -56,11 +52,13 @@ class LoginFailed(psycopg.OperationalError):
         self.routine = where[1] if where else ""
 
 
-def log_in(conninfo: str) -> PQGenConn[abc.PGconn]:
+def log_in(conninfo: str, encoding: str, set_verbosity: Callable[[abc.PGconn, int], None]) -> PQGenConn[abc.PGconn]:
     """Open a connection: what ``psycopg.generators.connect`` does, while libpq is verbose.
 
     Args:
         conninfo: The connection string.
+        encoding: What libpq's messages are written in.
+        set_verbosity: Libpq's ``PQsetErrorVerbosity``.
 
     Returns:
         The connection.
@@ -69,16 +67,16 @@ def log_in(conninfo: str) -> PQGenConn[abc.PGconn]:
         LoginFailed: It could not be opened.
         OSError: It could not, for want of something that this process has too little of.
     """
-    pgconn, set_verbosity = PGconn.connect_start(conninfo.encode()), _verbosity()
+    pgconn = PGconn.connect_start(conninfo.encode())
     set_verbosity(pgconn, _VERBOSE)
     while True:
         if pgconn.status == ConnStatus.BAD:
-            raise _failure(f"connection is bad: {_message(pgconn, conninfo)}", pgconn)
+            raise _failure(f"connection is bad: {pgconn.get_error_message(encoding)}", pgconn)
         match pgconn.connect_poll():
             case PollingStatus.OK:
                 break
             case PollingStatus.FAILED:
-                raise _failure(f"connection failed: {_message(pgconn, conninfo)}", pgconn)
+                raise _failure(f"connection failed: {pgconn.get_error_message(encoding)}", pgconn)
             case state:
                 wait = Wait.R if state == PollingStatus.READING else Wait.W
                 while not (yield pgconn.socket, wait):
@@ -102,32 +100,3 @@ def _failure(verbose: str, pgconn: abc.PGconn) -> LoginFailed | OSError:
                 return lacking
             return OSError("libpq does not say why")
     return error
-
-
-def _message(pgconn: abc.PGconn, conninfo: str) -> str:
-    return pgconn.get_error_message(conninfo_encoding(conninfo))
-
-
-@cache
-def _verbosity() -> Callable[[Any, int], None]:
-    """Libpq's ``PQsetErrorVerbosity``, which psycopg does not offer; where it cannot be found, nothing is set.
-
-    It must be of the same libpq: that is the one which psycopg's module was loaded with.
-    """
-    implementation = sys.modules[PGconn.__module__]
-    try:
-        if PGconn.__module__.startswith("psycopg."):  # psycopg's implementation in Python
-            from psycopg.pq import _pq_ctypes
-
-            libpq: ctypes.CDLL = vars(_pq_ctypes)["pq"]
-        else:
-            libpq = ctypes.CDLL(implementation.__file__)
-        function = libpq.PQsetErrorVerbosity
-    except (OSError, AttributeError):  # linked statically, say
-        return lambda *_: None
-    function.argtypes = [ctypes.c_void_p, ctypes.c_int]
-
-    def set_verbosity(pgconn: Any, verbosity: int) -> None:
-        function(pgconn.pgconn_ptr, verbosity)
-
-    return set_verbosity

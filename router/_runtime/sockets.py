@@ -9,14 +9,14 @@ import struct
 import sys
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol
 
 import psycopg
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from psycopg import AsyncConnection, Connection
+    from psycopg.pq.abc import PGconn
 
 
 _ASKS_FOR_TLS = (8).to_bytes(4, "big") + (80877103).to_bytes(4, "big")  # as PostgreSQL's protocol has it
@@ -89,7 +89,14 @@ def ping(addresses: Sequence[str], port: int, timeout: float) -> bool:
     return not asked
 
 
-def cut(connection: AsyncConnection[Any] | Connection[Any]) -> None:
+class HasPgconn(Protocol):
+    """A connection, or a session: what has libpq's connection."""
+
+    @property
+    def pgconn(self) -> PGconn: ...
+
+
+def cut(connection: HasPgconn) -> None:
     """Shut a connection's socket down, although it may be in use: a query over it fails with a lost connection.
 
     Closing it here instead would free memory that libpq is using in another thread or a suspended task.
@@ -104,7 +111,7 @@ def cut(connection: AsyncConnection[Any] | Connection[Any]) -> None:
         duplicate.shutdown(socket.SHUT_RDWR)
 
 
-def quiet_for(connection: AsyncConnection[Any] | Connection[Any]) -> float:
+def quiet_for(connection: HasPgconn) -> float:
     """Tell for how long nothing has been sent or received over a connection, not even a part of a message.
 
     Args:

@@ -1,5 +1,5 @@
 # Generated from router/_async/acquire.py by tools/async_to_sync.py: do not edit.
-"""The way of a request for which no connection was ready, or that asks for more than its key says."""
+"""Gets a connection for a request for which none was ready, or that has needs of its own."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from psycopg import Connection
     from psycopg.rows import TupleRow
 
-    from router._sync.lanes import Lane
+    from router._sync.lane import Lane
     from router._sync.pool.node_pool import NodePool
 
     Taken: TypeAlias = tuple[NodePool, Connection[TupleRow]]
@@ -37,26 +37,26 @@ def acquire(
     *,
     admitted: bool = True,
 ) -> tuple[Lane, NodePool, Connection[TupleRow]]:
-    """Get a connection when none is ready, or a request asks for more than its key says.
+    """Get a connection when none is ready, or when a request has needs of its own.
 
     Args:
-        lane: Where the request belongs.
+        lane: The lane of the request.
         deadline: Until when, on the monotonic clock.
-        picked: The pool that was picked, and has none ready.
-        request: What it asks for; ``None`` for nothing but what the lane says.
-        token: What it counts as in the lane's admission; the caller has that leave, whatever happens.
+        picked: The pool that was picked, and has no connection ready.
+        request: Its needs; ``None`` if it has none of its own.
+        token: What it counts as in the lane's admission; the caller makes it leave, whatever happens.
         admitted: Whether it is admitted already.
 
     Returns:
         The lane in force, if the topology or the tenant's home has changed meanwhile; the pool, and the connection.
 
     Raises:
-        UnknownVersion: There is no such version any more.
-        UnknownTenant: There is no such tenant any more.
-        Unavailable: None could be had in time.
+        UnknownVersion: The version does not exist any more.
+        UnknownTenant: The tenant does not exist any more.
+        Unavailable: No connection was available in time.
         RouterClosed: The router was closed.
-        RuntimeError: The lane is from before a fork; or greenlets have taken the place of threads since.
-        TokenRefused: What it must see is of another cluster or timeline, and ``tokens.foreign`` is ``refuse``.
+        RuntimeError: The lane is from before a fork; or greenlets have replaced threads since.
+        TokenRefused: The position to see is of another cluster or timeline, and ``tokens.foreign`` is ``refuse``.
     """
     check_locks()
     if lane.slots is not lane.in_force.slots:
@@ -93,7 +93,13 @@ def _acquire_over(
     if not in_use:
         lane.in_force.begin_request(cluster)
     try:
-        pool, connection = _acquire(lane, deadline, waiter, picked, request)
+        if request is None:
+            try:
+                pool, connection = _acquire_any(lane, deadline, waiter, picked)
+            except HasToAsk:
+                request, waiter.has_needs, waiter.error = Request(lane.read_only), True, None
+        if request is not None:
+            pool, connection = Choice(lane, deadline, waiter, request).acquire()
     except BaseException as error:
         waiter.leave()
         if isinstance(error, Unavailable):
@@ -102,24 +108,16 @@ def _acquire_over(
     finally:
         if not in_use:
             lane.in_force.clusters.end_request(cluster)
-    pool.note_waited(monotonic() - begun)
-    if pool.notes_where:
+    waited = monotonic() - begun
+    pool.counts.waited += waited  # with no call in between, threads do not overwrite each other's
+    if pool.notes_borrower:
         session_of(connection).borrowed_at = borrower()
     return pool, connection
 
 
-def _acquire(lane: Lane, deadline: float, waiter: Waiter, picked: NodePool | None, request: Request | None) -> Taken:
-    if request is None:
-        try:
-            return _acquire_any(lane, deadline, waiter, picked)
-        except HasToAsk:
-            request, waiter.has_needs, waiter.error = Request(lane.read_only), True, None
-    return Choice(lane, deadline, waiter, request).acquire()
-
-
 def _acquire_any(lane: Lane, deadline: float, waiter: Waiter, picked: NodePool | None) -> Taken:
-    """Get a connection of any of the lane's pools: one that is ready, unless others wait, or else in line."""
-    pool_set, line = lane.pool_set, lane.pool_set.line
+    """Get a connection of any of the lane's pools: one that is ready, unless other requests wait; otherwise in line."""
+    pool_set, line, most_waiting = lane.pool_set, waiter.line, lane.target.cluster.pool.max_waiting
     if not line.waiting and not waiter.is_held:
         if pool_set.is_stale:
             pool_set.refresh()
@@ -127,23 +125,28 @@ def _acquire_any(lane: Lane, deadline: float, waiter: Waiter, picked: NodePool |
         if ready is not None and _may_serve(lane, *ready):
             return ready
     while True:
-        if waiter.line.is_full(waiter, lane.target.cluster.pool.max_waiting):
+        if most_waiting and line.is_full(waiter, most_waiting):
             raise too_many_waiting(lane, waiter)
-        waiter.line.join(waiter)
+        line.join(waiter)
         pool, connection = _wait_in_line(lane, deadline, waiter)
-        if pool.is_usable(connection) and _may_serve(lane, pool, connection):
+        if (not pool.fenced_reason or pool.is_usable(connection)) and _may_serve(lane, pool, connection):
             return pool, connection
 
 
 def _wait_in_line(lane: Lane, deadline: float, waiter: Waiter) -> Taken:
-    pool_set, line = lane.pool_set, waiter.line
-    while not waiter.is_done:
-        pool_set.work(waiter)
-        left = deadline - monotonic()
-        if not waiter.is_done and left > 0:
-            waiter.wait(min(left, pool_set.patience(waiter)))
-        elif line.leave(waiter):
+    pool_set, works = lane.pool_set, waiter.has_work or lane.pool_set.has_work
+    while True:
+        if works:
+            waiter.has_work = True  # if this request is interrupted before it is done, the next in line does it
+            pool_set.work(waiter)
+            waiter.has_work = False
+        if waiter.connection is not None or waiter.error is not None:
             break
+        if (left := deadline - monotonic()) > 0:
+            waiter.wait(left if pool_set.pools else min(left, pool_set.patience(waiter)))
+        elif waiter.line.leave(waiter):
+            break
+        works = waiter.connection is None and waiter.error is None
     if (connection := waiter.connection) is not None:
         pool, waiter.connection = waiter.pool, None
         return pool, connection
@@ -153,7 +156,7 @@ def _wait_in_line(lane: Lane, deadline: float, waiter: Waiter) -> Taken:
 
 
 def _may_serve(lane: Lane, pool: NodePool, connection: Connection[TupleRow]) -> bool:
-    """Whether what a connection leads to is fresh enough, where that is limited; else it is given back."""
+    """Whether a connection's server is within the limit on lag, if there is one; else the connection is returned."""
     return not lane.pool_set.limits_lag or may_serve(lane.in_force, pool, connection, Request(lane.read_only))
 
 

@@ -3,54 +3,27 @@
 
 from __future__ import annotations
 
-import logging
 from time import monotonic
-from typing import TYPE_CHECKING, TypeAlias
-
-import psycopg
-from psycopg.pq import TransactionStatus
+from typing import TYPE_CHECKING
 
 from router._runtime.calls import Isolated
 from router._runtime.workers import bind_loop
 from router._sync.acquire import acquire
-from router._sync.pool.connection import NodeConnection, commit
-from router._sync.pool.node_pool import USERS
-from router._sync.pool.scripts import TooLate, in_pipeline, send
-from router._sync.pool.session_state import session_of, was_given_up
-from router._sync.pool.shared_pool import enter
-from router.core import sql
-from router.core.errors import TransactionOutcomeUnknown, UnknownTenant
+from router._sync.ending import end
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from types import TracebackType
 
     from psycopg import Connection
     from psycopg.rows import TupleRow
 
-    from router._runtime.calls import Function
-    from router._sync.lanes import Lane
+    from router._sync.ending import Note
+    from router._sync.lane import Lane
     from router._sync.pool.node_pool import NodePool
     from router.core.standing import Request
-    from router.core.topology import Node
-
-    Note: TypeAlias = Callable[[Node, tuple[int, int] | None], None]
 
 A_LONG_TIME = 1e8
 """Seconds; what threads and event loops can wait for has an end, and ``inf`` is past it."""
-
-GOES_DOWN = ("57P01", "57P02", "57P03")
-"""SQLSTATEs that may tell that the server shuts down, crashed, starts up."""
-
-UNDECIDED = (TransactionStatus.INTRANS, TransactionStatus.ACTIVE)
-"""The states in which a transaction may still be committed: the second is that of a pipeline."""
-
-HALF_WAY = "with a copy() or a query left half way"
-
-READ_ONLY = "25006"
-"""The SQLSTATE that may tell that it is a standby."""
-
-logger = logging.getLogger("router")
 
 
 class Checkout:
@@ -125,6 +98,8 @@ class Checkout:
         Raises:
             TransactionOutcomeUnknown: The connection died during COMMIT.
             psycopg.OperationalError: The connection died before it, although the block saw no error.
+            psycopg.ProgrammingError: Something is left half way, or still uses the connection, so that the transaction
+                was rolled back.
         """
         connection = self._connection
         if connection is None:
@@ -132,131 +107,22 @@ class Checkout:
         pool, self._connection = self._pool, None
         try:
             if kind is not None or connection.pgconn.transaction_status or self._note is not None:
-                self._end(connection, pool, error)
+                end(connection, pool, error, self._note)
         finally:
             if not pool.inherited:  # else its slots are, too
                 slots, beneficiary = self._lane.slots, None
-                if slots.waiting:
+                if slots.waiting and not connection.closed:  # else it makes room anyway, or has done so
                     with Isolated("could not tell for which request a connection to %s makes room", pool.node):
                         beneficiary = slots.preempt(pool.budget_key)
                 if beneficiary is None:
-                    pool.give_back(connection)
+                    pool.release(connection)
                 else:
                     pool.close_for(connection, beneficiary)
                 if slots.waiting:
                     with Isolated("could not look for a connection that may be closed for others"):
-                        slots.look_again()
+                        slots.eviction.evict_again(slots)
                 if self._lane.in_force.pools.waiting and not pool.in_use:
                     self._lane.in_force.pools.note_unused()
-
-    def _end(self, connection: Connection[TupleRow], pool: NodePool, error: BaseException | None) -> None:
-        if pool.inherited:
-            return
-        _tell(pool, connection, error)
-        if error is not None and (reason := session_of(connection).cut_because):
-            error.add_note(f"the router cut this connection: {reason}")
-        written: tuple[int, int] | None = None
-        idle = connection.pgconn.transaction_status == TransactionStatus.IDLE
-        try:
-            if error is not None and not isinstance(error, (Exception, GeneratorExit)):
-                if pool.let_go(connection, wait=False):
-                    connection.close()
-            elif not pool.let_go(connection):
-                if error is None and not pool.read_only and not idle:
-                    raise psycopg.ProgrammingError(
-                        f"the block has ended, but something still uses its connection, {USERS}: "
-                        "its transaction is rolled back"
-                    )
-            elif error is None:
-                written = (_end_reading if pool.read_only else self._commit)(connection, pool)
-            elif not connection.closed:
-                written = self._roll_back(connection, pool, error)
-        finally:
-            if self._note is not None:  # a block that fails may have committed by itself before
-                with Isolated("could not note what was written to %s", pool.node):
-                    self._note(pool.node, written)
-
-    def _roll_back(
-        self, connection: Connection[TupleRow], pool: NodePool, error: Exception | GeneratorExit
-    ) -> tuple[int, int] | None:
-        written = None
-        try:
-            connection.rollback()
-            written = None if self._note is None else _written(connection)
-        except psycopg.Error as problem:  # the block's own error matters more; give_back() closes it
-            _tell(pool, connection, problem)
-            logger.warning("could not roll back on a connection of the pool %r: %s", pool.name, problem)
-        if not pool.read_only and isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
-            connection.close()  # it may be on a standby by now
-        return written
-
-    def _commit(self, connection: Connection[TupleRow], pool: NodePool) -> tuple[int, int] | None:
-        if connection.broken:
-            if isinstance(connection, NodeConnection) and connection.unknown is not None:
-                raise connection.unknown  # which the block has swallowed
-            raise psycopg.OperationalError("the connection was lost before COMMIT: the transaction was rolled back")
-        if connection.closed:  # by the block
-            return None
-        status = connection.pgconn.transaction_status
-        if status == TransactionStatus.ACTIVE and not in_pipeline(connection):
-            connection.close()
-            raise psycopg.ProgrammingError(f"the block has ended {HALF_WAY}: its transaction is rolled back")
-        if status == TransactionStatus.INERROR:
-            logger.warning(
-                "a block on %s has ended without an error, but its transaction is rolled back: a statement had failed, "
-                "or a stream() or copy() was left half way",
-                pool.node,
-            )
-        try:
-            if self._note is not None:
-                return _written(connection)
-            connection.commit()
-        except psycopg.OperationalError as error:
-            if not connection.broken:
-                raise
-            _tell(pool, connection, error)
-            if status == TransactionStatus.IDLE:
-                return None  # all that was written is committed; only how far that went is not known
-            raise
-        return None
-
-
-def _end_reading(connection: Connection[TupleRow], pool: NodePool) -> None:
-    if connection.pgconn.transaction_status == TransactionStatus.ACTIVE:  # give_back() closes it
-        if not in_pipeline(connection):
-            logger.warning("a block on %s has ended %s: its connection is closed", pool.node, HALF_WAY)
-    elif not connection.closed:
-        try:
-            connection.commit()
-        except psycopg.Error as error:
-            _tell(pool, connection, error)
-            raise
-
-
-def _tell(pool: NodePool, connection: Connection[TupleRow], error: BaseException | None) -> None:
-    """Tell what a block, or the end of one, has shown of its server."""
-    if isinstance(error, TransactionOutcomeUnknown):
-        error = error.__cause__
-    sqlstate, broken = getattr(error, "sqlstate", None), connection.broken
-    # That a session for reading refuses a write says nothing of its server.
-    if broken or sqlstate in GOES_DOWN or (sqlstate == READ_ONLY and not pool.read_only):
-        # A session that ended for a reason of its own, a timeout, has another SQLSTATE.
-        lost = broken and not was_given_up(connection)
-        pool.watched.suspect(pool.node.server, dying=lost and (sqlstate is None or sqlstate in GOES_DOWN))
-
-
-def _written(connection: Connection[TupleRow]) -> tuple[int, int] | None:
-    """Commit if there is something to commit, and ask in the same round trip how far that went."""
-    status = connection.pgconn.transaction_status
-    if status in UNDECIDED or in_pipeline(connection):
-        rows = commit(connection, sql.WRITTEN.encode())
-    else:
-        if status != TransactionStatus.IDLE:
-            connection.rollback()
-        rows = send(connection, sql.WRITTEN.encode())
-    for position, timeline in rows:
-        return int(position or 0), int(timeline or 0)
-    return None
 
 
 class TrackedCheckout(Checkout):
@@ -285,172 +151,22 @@ class TrackedCheckout(Checkout):
         self._request = request
         self._note = note
 
-
-class ScopedCheckout(TrackedCheckout):
-    """A checkout of a tenant's whose connection may have served another one, or has to be reset."""
-
-    __slots__ = ("_begin",)
-
-    def __init__(
-        self,
-        lane: Lane,
-        timeout: float | None,
-        *,
-        request: Request | None = None,
-        note: Note | None = None,
-        begin: bool = True,
-    ) -> None:
-        """Prepare to borrow; nothing happens before the block is entered.
-
-        Args:
-            lane: Where to borrow from.
-            timeout: The request's deadline, in seconds; ``None`` takes the lane's.
-            request: What it asks for; ``None`` for any of the lane's pools.
-            note: As for :class:`TrackedCheckout`.
-            begin: Whether a block that writes begins its transaction at once, in the round trip that sets the session.
-        """
-        super().__init__(lane, timeout, request=request, note=note)
-        self._begin = begin and lane.target.shared and not lane.read_only
-
-    def __enter__(self) -> Connection[TupleRow]:
-        """Borrow the connection, and make it the tenant's.
+    def detach(self) -> TrackedCheckout:
+        """Have a borrowed connection go its own way, without a block.
 
         Returns:
-            The connection.
-
-        Raises:
-            Unavailable: None could be had within the deadline.
-            UnknownTenant: The tenant's schema is not there.
-            RouterClosed: The router was closed.
-            RuntimeError: The block of this very object has been entered already.
+            What :meth:`release` has to be called on; it does not refer to the connection.
         """
-        if self._connection is not None:
-            raise RuntimeError("this checkout is in use: call connection() once for each block")
-        lane, deadline = self._lane, monotonic() + min(self._timeout, A_LONG_TIME)
-        if lane.slots.loop is not None:
-            lane.slots.loop = bind_loop(lane.slots.loop)
-        if (admission := lane.admission) is None:
-            return self._enter(lane, deadline)
-        token = object()
-        try:
-            connection = self._enter(lane, deadline, token, admitted=admission.enter(token))
-            self._pool.admitted[session_of(connection)] = admission, token
-        except BaseException:
-            admission.leave(token)
-            raise
-        return connection
-
-    def _enter(
-        self, lane: Lane, deadline: float, token: object = None, *, admitted: bool = True
-    ) -> Connection[TupleRow]:
-        scope = lane.target.scope
-        assert scope is not None  # noqa: S101  (else it were a plain checkout)
-        pool = lane.pick() if self._request is None and admitted else None
-        connection = None if pool is None else pool.take_for(scope)
-        while True:
-            if pool is None or connection is None:
-                lane, pool, connection = acquire(lane, deadline, pool, self._request, token, admitted=admitted)
-                self._lane, scope = lane, lane.target.scope
-                assert scope is not None  # noqa: S101  (a successor has one, too)
-                admitted = True
-            pool.expendable.add(session_of(connection))
-            try:
-                enter(connection, scope, deadline, begin=self._begin)
-            except BaseException as error:
-                # Whoever had it before may have spoilt it for every reset; a fresh one is as it will be the next time.
-                used = session_of(connection).scope is not None
-                again = isinstance(error, psycopg.Error) and (used or connection.broken or isinstance(error, TooLate))
-                _tell(pool, connection, error)
-                if isinstance(error, TooLate):
-                    pool.watched.suspect(pool.node.server)
-                if isinstance(error, UnknownTenant):
-                    lane.in_force.lanes.unlist(lane)
-                else:
-                    connection.close()
-                pool.give_back(connection)
-                if not again:
-                    raise
-                connection = None
-                continue
-            pool.expendable.discard(session_of(connection))
-            session_of(connection).target = lane.target
-            self._pool, self._connection = pool, connection
-            return connection
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """End the transaction and give the connection back, as any checkout does."""
-        connection, entry = self._connection, None
-        try:
-            if connection is not None:  # given back, it may be another's; closed, its place is free already
-                entry = self._pool.admitted.pop(session_of(connection), None)
-            super().__exit__(kind, error, traceback)
-        finally:
-            if entry is not None and not self._pool.inherited:
-                entry[0].leave(entry[1])
-
-
-class AskingCheckout(Checkout):
-    """A checkout of a tenant's of whom it has to be asked first where it lives."""
-
-    __slots__ = ("_checkout", "_find")
-
-    def __init__(self, find: Function[[float], Checkout], timeout: float) -> None:  # it has no lane yet
-        """Prepare to borrow; nothing happens before the block is entered.
-
-        Args:
-            find: Asks until a deadline, on the monotonic clock, and makes the checkout.
-            timeout: The request's deadline, in seconds.
-        """
-        self._find = find
-        self._timeout = timeout
         self._connection = None
-        self._checkout: Checkout | None = None
+        return self
 
-    @property
-    def pool(self) -> NodePool:
-        """Where the connection is from, inside the block."""
-        return self._found().pool
+    def release(self, connection: Connection[TupleRow], error: BaseException | None, note: Note | None) -> None:
+        """End the transaction and give back a connection that went its own way.
 
-    @property
-    def version(self) -> str:
-        """The version it is for; empty as long as that is not known."""
-        return "" if self._checkout is None else self._checkout.version
-
-    @property
-    def tenant(self) -> str | None:
-        """Whom it is for, inside the block."""
-        return self._found().tenant
-
-    def __enter__(self) -> Connection[TupleRow]:
-        """Find out where the tenant lives, and borrow the connection.
-
-        Returns:
-            The connection.
-
-        Raises:
-            UnknownTenant: There is no such tenant.
-            DirectoryUnavailable: It cannot be found out.
-            Unavailable: No connection could be had within the deadline.
-            RouterClosed: The router was closed.
-            RuntimeError: The block of this very object has been entered already.
+        Args:
+            connection: The connection.
+            error: Why the transaction is rolled back; ``None`` if none is open.
+            note: As for the checkout itself.
         """
-        if self._checkout is not None:
-            raise RuntimeError("this checkout is in use: call connection() once for each block")
-        checkout = self._find(monotonic() + min(self._timeout, A_LONG_TIME))
-        connection = checkout.__enter__()
-        self._checkout = checkout
-        return connection
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """End the transaction and give the connection back, as any checkout does."""
-        checkout, self._checkout = self._found(), None
-        checkout.__exit__(kind, error, traceback)
-
-    def _found(self) -> Checkout:
-        if self._checkout is None:
-            raise RuntimeError("the block of this checkout was not entered")
-        return self._checkout
+        self._connection, self._note = connection, note
+        self.__exit__(None if error is None else type(error), error, None)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from psycopg.rows import TupleRow
 
     from router._sync.in_force import InForce
-    from router._sync.lanes import Lane
+    from router._sync.lane import Lane
     from router._sync.pool.node_pool import NodePool
     from router._sync.waiter import Waiter
     from router.core.choose import Route
@@ -82,7 +82,11 @@ class Choice:
             pool = self._open(route)
             taken = self._take(pool) or self._wait(route, pool, news)
             if taken is not None and may_serve(self._in_force, taken[0], taken[1], self._request):
-                self._waiter.leave()
+                try:
+                    self._waiter.leave()
+                except BaseException:
+                    taken[0].release(taken[1])
+                    raise
                 _served(self._in_force, self._target, self._request, taken[0].node)
                 return taken
             if taken is not None and _state(self._in_force, taken[0].node).several_servers:
@@ -173,7 +177,7 @@ class Choice:
     def _look_again_at(self, route: Route) -> float:
         """When to choose again though nothing was learnt; the first in line asks a replica again."""
         self._lane.pool_set.cluster.note_waiting()
-        now, asks = monotonic(), bool(route.ask) and self._waiter.line.is_first(self._waiter)
+        now, asks = monotonic(), bool(route.ask) and self._waiter.line.leads(self._waiter)
         moments = (self._since + SETTLE, self._since + self._target.cluster.read.catch_up)
         return min([now + (ASK_AGAIN if asks else WATCH_OVER), *(moment for moment in moments if moment > now)])
 
@@ -187,8 +191,8 @@ def _served(in_force: InForce, target: Target, request: Request, node: Node) -> 
     if otherwise.nodes[:1] == (node,):
         return
     in_force.pools.count("for_token", target.cluster.name, read_only=True)
-    if in_force.observers.hear_of(ReadOnPrimary):
-        in_force.observers.tell([ReadOnPrimary(target.cluster.name, target.tenant, node)])
+    if in_force.observers.listens_to(ReadOnPrimary):
+        in_force.observers.emit([ReadOnPrimary(target.cluster.name, target.tenant, node)])
 
 
 def _next(in_force: InForce, route: Route, since: float) -> Node | None:

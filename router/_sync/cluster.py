@@ -1,5 +1,5 @@
 # Generated from router/_async/cluster.py by tools/async_to_sync.py: do not edit.
-"""One cluster in use: what its servers are worth to requests, who is concerned when that changes, and what follows."""
+"""One cluster: the standings of its servers, and the pools and pool sets that follow them."""
 
 from __future__ import annotations
 
@@ -15,36 +15,35 @@ from router.core.view import NOTHING_KNOWN
 
 if TYPE_CHECKING:
     from router._sync.clusters import Clusters
-    from router._sync.lanes import PoolSet
     from router._sync.pool.node_pool import NodePool
+    from router._sync.pool_set import PoolSet
     from router.core.topology import Cluster, Node, Server
     from router.core.view import View
 
 WAITING = 1.0
-"""For so many seconds after a request waited for a server of a cluster its servers are probed more often."""
+"""For so many seconds after a request waited for a server of a cluster, its servers are probed more often."""
 
 FAST_INTERVAL = 0.1
 """Seconds between two probes of a server while a cluster on it has no primary, or a request waits for one of them."""
 
 FAST_PROBE_WINDOW = 60.0
-"""For so many seconds after a primary was lost its cluster's servers are probed more often, even if nobody waits."""
+"""For so many seconds after a primary was lost, its cluster's servers are probed more often, even without requests."""
 
 
 class SyncCluster:
-    """A cluster, as long as anything refers to it: there is one object for each value, whatever it is called.
+    """A cluster; there is one object for each value, as long as anything refers to it.
 
     Attributes:
-        value: The nodes, as they are watched, and their policies.
-        clusters: All that are in use.
-        servers: Those that its nodes are on.
-        kept: Whether it stays in use once it was asked for: it is a version's.
-        stays_in_use: Whether it is kept, and its servers are watched: a request need not see to that.
+        value: The nodes that are watched, and their policies.
+        clusters: The clusters in use.
+        servers: The servers of its nodes.
+        kept: Whether it stays in use once a request has used it: the cluster of a version does.
+        stays_in_use: Whether it is kept and its servers are watched, so that a request need not make sure of that.
         requests: How many requests look or wait for one of its servers now.
-        pools: The pools to its nodes, open and draining. This and the two before are changed by :class:`Clusters`
-            only, under its guard; whether the cluster is in use follows from them.
-        view: What its servers are worth to requests; replaced under the same guard, and whole.
-        pool_sets: What was worked out from that, and hears when it changes; and the requests that wait, which are told
-            whatever is learnt of its servers.
+        pools: The pools to its nodes, open and draining. Only :class:`Clusters` changes ``kept``, ``requests`` and
+            ``pools``, under its guard; whether the cluster is in use follows from them.
+        view: The standings of its servers; replaced as a whole, under the same guard.
+        pool_sets: The pool sets that choose among its nodes, each with its line of requests.
         waiting_at: When a request last waited for one of its servers, on the monotonic clock.
     """
 
@@ -54,11 +53,11 @@ class SyncCluster:
     )  # fmt: skip
 
     def __init__(self, value: Cluster, clusters: Clusters) -> None:
-        """Begin with nothing known, and not in use.
+        """Make a cluster that is not in use and has no standings.
 
         Args:
-            value: The nodes, as they are watched, and their policies.
-            clusters: All that are in use.
+            value: The nodes that are watched, and their policies.
+            clusters: The clusters in use.
         """
         self.value = value
         self.clusters = clusters
@@ -73,11 +72,11 @@ class SyncCluster:
 
     @property
     def nodes(self) -> list[Node]:
-        """What connections are opened to: its nodes, for watching them, and those of its pools."""
+        """The nodes that connections are opened to: its own, to watch them, and those of its pools."""
         return [*self.value.nodes, *(pool.node for pool in self.pools)]
 
     def suspect(self, server: Server, *, dying: bool = False) -> None:
-        """Have a server probed now: what its pools see.
+        """Have a server probed now, because of an error on a connection of its pools.
 
         Args:
             server: The server.
@@ -86,10 +85,10 @@ class SyncCluster:
         self.clusters.suspect(server, dying=dying)
 
     def note_waiting(self) -> None:
-        """Take note that a request waits for one of its servers: they are probed more often for a while."""
+        """Note that a request waits for one of its servers, which are then probed more often for a while."""
         now = monotonic()
         first, self.waiting_at = now - self.waiting_at > WAITING, now
-        if first:  # from a pause of full length
+        if first:  # the watchers may be in a pause of full length
             for server in self.servers:
                 self.clusters.probe_now(server)
 
@@ -100,54 +99,54 @@ class SyncCluster:
             now: The time, on the monotonic clock.
 
         Returns:
-            Whether a request waits, or its primary was lost lately.
+            Whether a request waits, or its primary was lost recently.
         """
         lost_at = None if self.view.leader is None else self.view.leader.lost_at
         return now < self.waiting_at + WAITING or (lost_at is not None and now < lost_at + FAST_PROBE_WINDOW)
 
     def invalidate(self) -> None:
-        """Have everything worked out anew that was worked out from what its servers were worth. Under the guard."""
+        """Make its pool sets choose again before they serve the next request. Called under the guard."""
         for pool_set in list(self.pool_sets):
             pool_set.invalidate()
 
-    def tell(self) -> None:
-        """Have requests that choose for themselves hear that something was learnt of its servers. Under the guard."""
+    def choose_again(self) -> None:
+        """Make waiting requests with needs of their own choose again after an observation. Called under the guard."""
         for pool_set in list(self.pool_sets):
-            pool_set.line.tell()
+            pool_set.line.choose_again()
 
     def judge(self, pool: NodePool) -> None:
-        """Tell a pool whether its connections may be used now, and who serves its reads.
+        """Set whether a pool's connections may be used now, and whether its reads count as reads on the primary.
 
         Args:
             pool: The pool.
         """
-        # Of a frozen primary, too, once another has taken over: it may yet carry out a COMMIT that it was sent, and
-        # nobody must take that for a success.
+        # This also fences a frozen primary once another has taken over: it may still carry out a COMMIT that it was
+        # sent, and that must not count as a success.
         server = pool.node.server
         standing = self.view.writing.get(server)
-        pool.barred = "" if pool.read_only or standing is None or standing.tier is not None else standing.note
+        pool.fenced_reason = "" if pool.read_only or standing is None or standing.tier is not None else standing.note
         role = self.clusters.health.get(server, UNKNOWN).role
         pool.counts.follow(on_primary=pool.read_only and role is Role.PRIMARY and len(self.value.nodes) > 1)
 
     def follow(self, pool: NodePool, now: float) -> ConnectionsCut | None:
-        """Have a pool do what follows from what its server is worth by now.
+        """Cut a pool's connections if its server is fenced, or has been silent for too long.
 
         Args:
             pool: One of its pools.
             now: The time, on the monotonic clock.
 
         Returns:
-            What was cut; ``None`` for nothing.
+            The event of connections that were cut; ``None`` if there were none.
         """
-        server, reason = pool.node.server, pool.barred
+        server, reason = pool.node.server, pool.fenced_reason
         standing = (self.view.reading if pool.read_only else self.view.writing).get(server)
-        if standing is None:  # nobody has probed it since it is in use
+        if standing is None:  # it was not probed since it is in use
             return None
         if not reason:
             if standing.tier is not Tier.DOWN:
                 return None
             state = self.clusters.health[server]
-            # Not from before it was found down: nobody may have asked it for long, for want of a slot, say.
+            # Count from when it was found down: before that, it may not have been asked, for example without a slot.
             silent = now - max(state.answered_at, state.since)
             if silent >= self.clusters.policy.cut_after:
                 reason = f"the server has not answered for {silent:.0f} s"

@@ -1,5 +1,5 @@
 # Generated from router/_async/clusters.py by tools/async_to_sync.py: do not edit.
-"""The clusters in use: what is observed of a server comes in here, and what follows goes out to each cluster on it."""
+"""The clusters in use: observations of a server are reported here, and their effects go to each cluster on it."""
 
 from __future__ import annotations
 
@@ -23,49 +23,49 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from router._observers import Observers
-    from router._sync.lanes import PoolSet
     from router._sync.pool.node_pool import NodePool
     from router._sync.pool.session_state import SessionState
+    from router._sync.pool_set import PoolSet
     from router._sync.silence import Silent
     from router.core.health import Health
     from router.core.observations import Observation
     from router.core.policies import HealthPolicy
     from router.core.topology import Cluster
 
-VISITED = 64
-"""How many clusters of tenants' own are in use although they have no pool: those that were asked for last."""
+RECENT = 64
+"""How many clusters of tenants' own stay in use without a pool: those that requests have used last."""
 
-FORGOTTEN = "the server has nothing to do for them, and they hear nothing: what is between has forgotten them"
-"""Why connections to a server that is well are cut."""
+SILENT = "the server has no work for them, and nothing arrives: a gateway or proxy in between has forgotten them"
+"""The reason for which connections to a server that is up are cut."""
 
 
 class Clusters:
-    """The clusters in use, and what is known of their servers.
+    """The clusters in use, and the health of their servers.
 
-    A cluster is in use while it has a pool, a request looks for one of its servers, it is a version's that was asked
-    for before, or it is among the last that were asked for.
+    A cluster is in use while one of these holds: it has a pool; a request looks for one of its servers; it is the
+    cluster of a version that was requested before; it is among the last that requests have used.
 
-    A request that begins to use a cluster and whatever leaves it at the same moment must not undo each other. So there
-    is nothing to be undone: all that "in use" follows from is changed under the one guard here, and in the same section
-    it is worked out from that anew, for the clusters and for the servers. The watchers are the only thing that follows
-    outside of it. A watcher ends by itself when it finds that its :class:`ServerInUse` is in use no more, and one
-    that is used again is another such object, for which another watcher is started by who began to use it: after it
-    was put in use, and before the request waits. So whatever the order, a server that is in use has a watcher: if the
-    cluster is left between these two steps, it is left without requests, that is, by nobody who could wait.
+    A request that begins to use a cluster, and another thread that stops using it at the same moment, must not undo
+    each other's work. So nothing is ever undone: the four conditions change only under the guard of this class, and in
+    the same section :meth:`_settle` computes from them whether the cluster and its servers are in use. Only the
+    watchers follow outside of the guard. A watcher ends by itself when its :class:`ServerInUse` is no longer in
+    use. A server that is used again gets a new such object, and the request that put it in use starts a watcher for it:
+    after it is in use, and before the request waits. So in any order, a server in use has a watcher: if the cluster is
+    left between these two steps, it has no request that could wait.
 
     Attributes:
         policy: How servers are watched.
-        observers: Told of each event.
-        health: What is known of each server, and of logins that are refused; replaced whole.
-        servers: The servers in use; replaced whole.
+        observers: Receive each event.
+        health: The health of each server, and of refused logins; the mapping is replaced, not changed.
+        servers: The servers in use; the mapping is replaced, not changed.
     """
 
     def __init__(self, policy: HealthPolicy, observers: Observers) -> None:
-        """Begin with none.
+        """Begin without a cluster in use.
 
         Args:
             policy: How servers are watched.
-            observers: Told of each event.
+            observers: Receive each event.
         """
         self.policy = policy
         self.observers = observers
@@ -74,7 +74,7 @@ class Clusters:
         self._guard = Guard()  # guards all that is changed here, and in each cluster what its docstring says
         self._known: WeakValueDictionary[Cluster, SyncCluster] = WeakValueDictionary()
         self._in_use: dict[SyncCluster, None] = {}
-        self._visited: dict[SyncCluster, None] = {}  # the latest at the end
+        self._recent: dict[SyncCluster, None] = {}  # the latest at the end
 
     def __iter__(self) -> Iterator[SyncCluster]:
         return iter(list(self._in_use))
@@ -83,10 +83,10 @@ class Clusters:
         """Find the object for a cluster.
 
         Args:
-            value: The cluster, as it is watched.
+            value: The cluster that is watched.
 
         Returns:
-            The object, in use or not.
+            The object, which may be in use or not.
         """
         with self._guard:
             cluster = self._known.get(value)
@@ -95,7 +95,7 @@ class Clusters:
             return cluster
 
     def begin_request(self, cluster: SyncCluster) -> None:
-        """Have a cluster in use while a request looks for one of its servers, and for a while after that.
+        """Put a cluster in use while a request looks for one of its servers, and for a while after that.
 
         Args:
             cluster: The cluster; :meth:`end_request` has to be called.
@@ -103,12 +103,12 @@ class Clusters:
         with self._guard:
             cluster.requests += 1
             if not cluster.kept:
-                self._visited.pop(cluster, None)
-                self._visited[cluster] = None
+                self._recent.pop(cluster, None)
+                self._recent[cluster] = None
             self._settle(cluster)
-            while len(self._visited) > VISITED:
-                oldest = next(iter(self._visited))
-                del self._visited[oldest]
+            while len(self._recent) > RECENT:
+                oldest = next(iter(self._recent))
+                del self._recent[oldest]
                 self._settle(oldest)
 
     def end_request(self, cluster: SyncCluster) -> None:
@@ -123,20 +123,20 @@ class Clusters:
                 self._settle(cluster)
 
     def keep(self, cluster: SyncCluster, *, kept: bool) -> None:
-        """Have a cluster in use for good, or no longer than something needs it.
+        """Set whether a cluster stays in use although nothing needs it.
 
         Args:
             cluster: The cluster.
-            kept: Whether it is in use for good.
+            kept: Whether it stays in use.
         """
         with self._guard:
             cluster.kept = kept
             cluster.stays_in_use &= kept
-            self._visited.pop(cluster, None)
+            self._recent.pop(cluster, None)
             self._settle(cluster)
 
     def add(self, pool: NodePool) -> None:
-        """Have a pool follow its cluster from now on.
+        """Add a pool to its cluster.
 
         Args:
             pool: The pool.
@@ -144,10 +144,10 @@ class Clusters:
         with self._guard:
             pool.watched.pools = (*pool.watched.pools, pool)
             self._settle(pool.watched)
-            pool.watched.judge(pool)  # once it is there: what is learnt from now on, it is told
+            pool.watched.judge(pool)  # after it was added: from now on, it gets every change
 
     def add_pool_set(self, pool_set: PoolSet) -> None:
-        """Have a pool set told when it is to be worked out anew.
+        """Add a pool set, which is invalidated when its cluster changes.
 
         Args:
             pool_set: The pool set.
@@ -156,7 +156,7 @@ class Clusters:
             pool_set.cluster.pool_sets.add(pool_set)
 
     def remove(self, pool: NodePool) -> None:
-        """Forget a pool that has no connections any more, and the login of a tenant that only it has used.
+        """Remove a pool that has no connections any more, and forget the login of a tenant that only it has used.
 
         Args:
             pool: The pool.
@@ -170,13 +170,13 @@ class Clusters:
                 forgotten = {pool.node, NodeUse(pool.node, read_only=True), NodeUse(pool.node, read_only=False)}
                 self.health = {key: state for key, state in self.health.items() if key not in forgotten}
             if not cluster.pools:
-                self._visited.pop(cluster, None)
+                self._recent.pop(cluster, None)
             self._settle(cluster)
-        self.observers.tell([PoolClosed(pool.cluster.name, pool.node, pool.read_only, pool.tenant)])
+        self.observers.emit([PoolClosed(pool.cluster.name, pool.node, pool.read_only, pool.tenant)])
 
     def _settle(self, cluster: SyncCluster) -> None:
-        """Have a cluster in use or not, as it should be. Under the guard."""
-        needed = bool(cluster.kept or cluster.requests or cluster.pools or cluster in self._visited)
+        """Compute whether a cluster and its servers are in use. Called under the guard."""
+        needed = bool(cluster.kept or cluster.requests or cluster.pools or cluster in self._recent)
         if needed == (cluster in self._in_use):
             return
         servers = dict(self.servers)
@@ -201,15 +201,15 @@ class Clusters:
             if (key if isinstance(key, Server) else key.server) in servers
         }
 
-    # What is observed
+    # Observations
 
     def report(self, seen: Observation) -> None:
-        """Take note of what was observed, and do what follows from it.
+        """Record an observation, and do what follows from it.
 
         Args:
             seen: The observation.
         """
-        with Isolated("could not take note of what was seen of %s", seen.node):
+        with Isolated("could not record what was observed of %s", seen.node):
             if self._is_news(seen):
                 self._report(seen)
 
@@ -222,30 +222,30 @@ class Clusters:
         if isinstance(seen, OtherProcess):
             if known.several_servers or not known.process or seen.process in {"", known.process}:
                 return False
-            self.probe_now(seen.node.server)  # whether what it led to before still answers
+            self.probe_now(seen.node.server)  # the probe finds out whether the former server process still answers
         return True
 
     def _report(self, seen: Observation) -> None:
         now, events = monotonic(), list[Event]()
         clusters, changed = self._learn(seen, events, now)
-        for cluster in clusters:  # before anybody is told: observers may be slow
+        for cluster in clusters:  # before events are emitted, because observers may be slow
             for pool in cluster.pools:
                 pool.behind |= cluster in changed or isinstance(seen, AttemptFailed)
                 if pool.behind:
-                    with Isolated("the pool to %s could not follow what is known of it", pool.node):
+                    with Isolated("the pool to %s could not be told of a change of its server", pool.node):
                         cut_off = cluster.follow(pool, now)
                         pool.behind = False
                         if cut_off:
                             events.append(cut_off)
-        self.observers.tell(events)
+        self.observers.emit(events)
 
     def _learn(
         self, seen: Observation, events: list[Event], now: float
     ) -> tuple[tuple[SyncCluster, ...], list[SyncCluster]]:
-        """Replace what is known; the clusters it is about, and those of them that it makes a difference to."""
+        """Replace the health; return the clusters on the server, and those of them whose standings have changed."""
         with self._guard:
             there = self.servers.get(seen.node.server)
-            if there is None:  # it is in use no more
+            if there is None:  # it is no longer in use
                 return (), []
             clusters = there.clusters
             before, views = self.health, {cluster: cluster.view for cluster in clusters}
@@ -260,19 +260,19 @@ class Clusters:
                     cluster.invalidate()
                     for pool in cluster.pools:
                         cluster.judge(pool)
-            except BaseException:  # nothing is known in part, or what follows from the rest would never be done
+            except BaseException:  # all or nothing: a change that is recorded in part would never have its effects
                 self.health = before
                 for cluster, view in views.items():
                     cluster.view = view
                 raise
             for cluster in clusters:
-                cluster.tell()
+                cluster.choose_again()
         return clusters, changed
 
-    # What connections show
+    # Reports of connections
 
     def probe_now(self, server: Server) -> None:
-        """Have a server probed at once: something has happened that may tell of it.
+        """Ask the watcher of a server to probe it at once.
 
         Args:
             server: The server; nothing happens if it is not in use.
@@ -281,12 +281,13 @@ class Clusters:
             there.probe_now.set()
 
     def suspect(self, server: Server, *, dying: bool = False) -> None:
-        """Have a server probed at once, because of what a connection showed.
+        """Have a server probed at once, because of an error on a connection.
 
         Args:
             server: The server.
-            dying: Whether its other connections may be about to end as that one did: its processes do not all die at
-                the same moment. None that is idle is lent until a probe has ended that began after the first such sign.
+            dying: Whether its other connections may be about to end as well, because the processes of a server do not
+                all die at the same moment. Its pools are then in quarantine: they lend no idle connection until a probe
+                has ended that began later.
         """
         try:
             if dying:
@@ -294,12 +295,12 @@ class Clusters:
                     if (there := self.servers.get(server)) is not None:
                         there.quarantined = True
                         for pool in there.pools:
-                            pool.doubt()
+                            pool.quarantine()
         finally:
             self.probe_now(server)
 
     def end_quarantine(self, there: ServerInUse, begun: float) -> None:
-        """Have idle connections to a server lent again, once what a probe has shown was reported.
+        """Let pools lend idle connections to a server again, once the result of a probe was reported.
 
         Args:
             there: The server.
@@ -308,15 +309,15 @@ class Clusters:
         if not there.quarantined:
             return
         with self._guard:
-            pools = [pool for pool in there.pools if pool.doubted]
+            pools = [pool for pool in there.pools if pool.quarantined]
             there.quarantined = bool(pools)
         for pool in pools:
-            if pool.doubted_at < begun:
-                with Isolated("could not lend the idle connections to %s again", pool.node):
-                    pool.trust()
+            if pool.quarantined_at < begun:
+                with Isolated("could not release the idle connections to %s from quarantine", pool.node):
+                    pool.end_quarantine()
 
     def pause(self, there: ServerInUse) -> float:
-        """Tell how long to wait before the next probe of a server.
+        """Return how long to wait before the next probe of a server.
 
         Args:
             there: The server.
@@ -328,15 +329,15 @@ class Clusters:
         return min(FAST_INTERVAL, interval) if any(one.is_urgent(now) for one in there.clusters) else interval
 
     def cut_silent(self, silent: Sequence[Silent]) -> None:
-        """Cut connections that hear nothing from a server that is well.
+        """Cut silent connections to a server that is up.
 
         Args:
-            silent: They.
+            silent: The connections.
         """
         by_pool: dict[NodePool, list[SessionState]] = {}
         for one in silent:
-            by_pool.setdefault(one.pool, []).append(one.original)
+            by_pool.setdefault(one.pool, []).append(one.state)
         for pool, states in by_pool.items():
-            with Isolated("the pool to %s could not part with what hears nothing", pool.node):
-                pool.drop_silent(states, FORGOTTEN)
-        self.observers.tell(ConnectionsCut(pool.node, len(states), FORGOTTEN) for pool, states in by_pool.items())
+            with Isolated("the silent connections of the pool to %s could not be closed", pool.node):
+                pool.drop_silent(states, SILENT)
+        self.observers.emit(ConnectionsCut(pool.node, len(states), SILENT) for pool, states in by_pool.items())

@@ -15,8 +15,8 @@ import psycopg
 from router._runtime.flags import Flag, Guard
 from router._runtime.sockets import cut
 from router._runtime.workers import join, spawn
-from router._sync.pool.opener import is_undeclared
 from router._sync.pool.scripts import cursor_of, send
+from router._sync.pool.server_queries import is_undeclared
 from router._sync.pool.session_state import session_of
 from router.core import sql
 from router.core.errors import RouterClosed, RouterError
@@ -33,6 +33,27 @@ if TYPE_CHECKING:
     from router._sync.pool.node_pool import NodePool
     from router.core.policies import DirectoryPolicy
 
+    class Borrows(Protocol):
+        """Gives connections: the router's."""
+
+        def borrow(self, version: str | None) -> Checkout:
+            """Prepare to borrow a connection that writes.
+
+            Args:
+                version: To which version.
+            """
+
+    class ToldOfChanges(Protocol):
+        """What is told of changes to tenants: the directory."""
+
+        def changed(self, tenant: str | None) -> None:
+            """Take note of a change that was heard of.
+
+            Args:
+                tenant: The key of the tenant that changed; ``None`` when it may be any.
+            """
+
+
 RETRY = (0.01, 1.0)
 """Seconds until one tries again to hear of changes: at first, and at most."""
 
@@ -43,28 +64,6 @@ over it, and gateways forget, without a word, what is silent for minutes."""
 T = TypeVar("T")
 
 logger = logging.getLogger("router")
-
-
-class Borrows(Protocol):
-    """Gives connections: the router's."""
-
-    def borrow(self, version: str | None) -> Checkout:
-        """Prepare to borrow a connection that writes.
-
-        Args:
-            version: To which version.
-        """
-
-
-class ToldOfChanges(Protocol):
-    """What is told of changes to tenants: the directory."""
-
-    def changed(self, tenant: str | None) -> None:
-        """Take note of a change that was heard of.
-
-        Args:
-            tenant: The key of the tenant that changed; ``None`` when it may be any.
-        """
 
 
 class SqlSource:
@@ -115,7 +114,7 @@ class SqlSource:
         """
         with self._guard:
             if self._listener is None and not self._closed.is_set():
-                self._listener = spawn(self._listen, "router hears of tenants")
+                self._listener = spawn(self._listen, "router listens for tenants")
         for row in self._fetch(sql.tenant_of(self.table), [tenant]):
             if str(row["tenant"]) == tenant:  # a collation or a type may find the row of another spelling
                 return {key: row[key] for key in self._keys & row.keys() if row[key] is not None}
@@ -176,7 +175,7 @@ class SqlSource:
                     raise RouterClosed("the router is closed")
                 self._in_use[connection] = checkout.pool
             try:
-                checkout.pool.expendable.add(session_of(connection))
+                checkout.pool.retryable.add(session_of(connection))
                 connection.set_autocommit(True)
                 return use(checkout.pool, connection)
             finally:
@@ -204,9 +203,11 @@ class SqlSource:
                 return
             except psycopg.Error as error:
                 if self._pause == RETRY[0] and not self._closed.is_set():
-                    logger.warning("cannot hear of changes to tenants, and tries again: %s", self._why_deaf(error))
+                    logger.warning(
+                        "cannot listen for changes to tenants, and will try again: %s", self._why_deaf(error)
+                    )
             except Exception:
-                logger.exception("cannot hear of changes to tenants, and tries again")
+                logger.exception("cannot listen for changes to tenants, and will try again")
             else:
                 return
             self._pause = min(2.0 * self._pause, RETRY[1])
@@ -215,16 +216,18 @@ class SqlSource:
     def _hear(self, pool: NodePool, connection: Connection[TupleRow]) -> None:
         """Hear of changes until the connection is lost."""
         if pool.node.pooler == "transaction":
-            logger.warning("%s is a transaction pooler: changes to tenants are seen when directory.ttl ends", pool.node)
+            logger.warning(
+                "%s is a transaction pooler: changes to tenants take effect when directory.ttl has passed", pool.node
+            )
             return
         [(pid, _)] = send(connection, sql.session(()).encode())
         if is_undeclared(connection, pool.node, pid):
             logger.warning(
-                "%s is a pooler that the settings do not declare: if it is one for transactions, changes to tenants "
-                "are seen when directory.ttl ends",
+                "%s is a pooler that the settings do not declare: if it pools transactions, changes to tenants "
+                "take effect when directory.ttl has passed",
                 pool.node,
             )
-        session_of(connection).spent = True
+        session_of(connection).dirty = True
         _keep_alive(connection)
         said = list[str]()  # libpq takes for a notice why the server ends a session that waits
 

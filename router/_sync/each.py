@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 PATIENCE = PoolPolicy().timeout
-"""Seconds to find out where a tenant lives, for whoever only asks in which version."""
+"""Seconds to look up where a tenant lives, to find out only in which version."""
 
 TURN = 0.05
 """Seconds until a tenant's connection is asked for again, when all that may be open were in use until the deadline."""

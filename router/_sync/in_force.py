@@ -1,5 +1,5 @@
 # Generated from router/_async/in_force.py by tools/async_to_sync.py: do not edit.
-"""What is in force: the one mutable reference of a router."""
+"""What is in force in a router: its one mutable reference."""
 
 from __future__ import annotations
 
@@ -37,31 +37,32 @@ if TYPE_CHECKING:
     from router.core.topology import Home, Server, Target, Topology
 
 GRACE = 1.0
-"""Seconds that background work gets to end, although the time given for closing has passed."""
+"""Seconds that background work has to end, even if the timeout of ``close()`` has passed."""
 
 HOUSEKEEPING = 1.0
-"""Seconds between two rounds in which what is not used any more is closed."""
+"""Seconds between two rounds of housekeeping."""
 
 logger = logging.getLogger("router")
 
 
 class InForce:
-    """Everything of one router that changes, and the only thing that does.
+    """The owner of everything in a router that changes.
 
     Attributes:
-        topology: What is configured; replaced whole.
+        topology: The topology in force; replaced, not changed.
         closed: Whether the router was closed.
-        dropped: Whether nothing refers to the router any more, and it was not closed.
-        directory: Says where tenants live that the settings do not list; ``None`` for none.
-        observers: Told of events.
+        dropped: Whether nothing refers to the router any more, although it was not closed.
+        directory: Tells where tenants live that the settings do not list; ``None`` for none.
+        observers: Receive the events.
         slots: The process's budget.
-        clusters: The clusters in use, and what is known of their servers.
-        monitor: Watches the servers.
+        clusters: The clusters in use, and the health of their servers.
+        monitor: The watchers of the servers.
+        opener: Opens connections.
         pools: The pools, open and draining.
-        lanes: The lanes, by what requests name.
-        routes: Says where requests may go.
-        guard: Guards asked, the replacing of the topology, and what begins with the first request.
-        asked: The servers that a request asks now how far they are.
+        lanes: The lanes, by the keys that requests name.
+        routes: Chooses the nodes for requests.
+        guard: Guards ``asked``, the replacing of the topology, and the start of housekeeping.
+        asked: The servers that some request is asking now how far they have replayed.
     """
 
     def __init__(
@@ -72,13 +73,13 @@ class InForce:
         configure: Configure | None,
         observers: Sequence[Observer],
     ) -> None:
-        """Begin with nothing known and nothing open.
+        """Put a topology in force; nothing is opened yet.
 
         Args:
-            topology: What is configured.
-            password: Gives the password of a node.
+            topology: The topology.
+            password: Returns the password of a node.
             configure: Called with each new connection.
-            observers: Told of each event.
+            observers: Called with each event.
         """
         self.topology = topology
         self.closed = False
@@ -96,15 +97,15 @@ class InForce:
         self._housekeeper: Worker | None = None
         self.slots = Slots(_limits(self.topology))
         self.clusters = Clusters(self.topology.health, self.observers)
-        self._opener = Opener(self.slots, self.clusters, password=password, configure=configure)
-        self.monitor = Monitor(self.clusters, self._opener)
-        self.pools = Pools(self.topology.max_pools, self.topology.versions, self._opener, self.clusters)
-        self.slots.sources = (self.pools, self.monitor)
+        self.opener = Opener(self.slots, self.clusters, password=password, configure=configure)
+        self.monitor = Monitor(self.clusters, self.opener)
+        self.pools = Pools(self.topology.max_pools, self.topology.versions, self.opener, self.clusters)
+        self.slots.eviction.sources = (self.pools, self.monitor)
         self.lanes = LaneTable(self)
         self.routes = Routes(self)
 
     def borrow(self, version: str | None) -> Checkout:
-        """Prepare to borrow a connection that writes, as a request would that names a version only.
+        """Make the checkout of a connection that writes, for a version and no tenant.
 
         Args:
             version: The version.
@@ -119,20 +120,20 @@ class InForce:
     def apply(self, plan: Plan) -> None:
         """Put another topology in force.
 
-        Requests that began before and those that begin now share what both would use: pools of clusters that are equal
-        by value go on as if nothing had happened. That no request fails, and no pool of a cluster that goes is left
-        open, hangs on the order of the steps:
+        Pools of clusters that are equal by value are not touched: requests from before and after share them. The order
+        of the steps makes sure that no request fails, and that no pool of a cluster that is removed stays open:
 
-        1. The topology is replaced, and all lanes are forgotten, under the guard: whoever looks up a lane from now on
-           finds the new one, and whoever had looked at the old topology before stores nothing.
-        2. The pool sets that serve nothing any more are superseded. None of them opens a pool from then on; the
-           requests that wait in their lines, and those that come by a lane from before, look up their lanes again.
-        3. The pools that serve nothing any more drain. Only now: were they to drain first, a pool set that is still in
-           use would open others in their place.
-        4. What was opened between the second step and its being seen is drained by housekeeping, which repeats 2 and 3.
+        1. Under the guard, the topology is replaced and all lanes are forgotten. A request that looks up a lane from
+           now on gets a new one; a request that has read the old topology before stores no lane.
+        2. The pool sets that serve no request any more are superseded. From then on, none of them opens a pool; the
+           requests that wait in their lines, and those that hold an old lane, look up their lanes again.
+        3. The pools that serve no request any more drain. This comes after step 2: otherwise a pool set that is still
+           in use would open other pools in their place.
+        4. A pool that was opened during step 2 by a request that did not see it yet is drained by housekeeping, which
+           repeats steps 2 and 3.
 
         Args:
-            plan: What changes; its ``before`` is the topology in force.
+            plan: The change; its ``before`` is the topology in force.
 
         Raises:
             RouterClosed: The router was closed.
@@ -156,7 +157,7 @@ class InForce:
             self.directory.table.leave_draining()
 
     def forget(self, tenant: str | None) -> None:
-        """Work out anew where a tenant lives, from its next request on.
+        """Forget the lanes of a tenant, so that its next request looks up where it lives.
 
         Args:
             tenant: The tenant; ``None`` for all of them.
@@ -164,11 +165,11 @@ class InForce:
         self.lanes.forget(tenant)
 
     def follow_tenant(self, tenant: str, home: Home | None) -> None:
-        """Do what follows from a tenant's move.
+        """Drain the pools of a tenant that has moved, or was removed.
 
         Args:
             tenant: The tenant.
-            home: Where it lives, by what the directory says; ``None`` for nowhere.
+            home: Where it lives, by the directory; ``None`` if it was removed.
         """
         for pool_set in self.lanes.pool_sets:
             if pool_set.target.tenant == tenant and not serves(self.topology, pool_set.target, home, listed=False):
@@ -180,8 +181,8 @@ class InForce:
     def _drain_superseded(self) -> None:
         """Drain the pools that requests would not use any more.
 
-        A tenant with pools of its own counts as one that is used: it is asked for again when that is due, even if no
-        request names it, since its pools may be kept warm.
+        A tenant with pools of its own counts as in use: the directory is asked for it again when that is due, even if
+        no request names it, because its pools may be kept open by ``min_size``.
         """
         for pool in self.pools.open_pools:
             if pool.target.tenant is not None and self.directory is not None:
@@ -193,17 +194,17 @@ class InForce:
                 self.pools.drain(pool)
 
     def _serves(self, target: Target) -> bool:
-        """Whether requests would still use what was opened for a target, as far as that is known now."""
+        """Whether requests would still use a pool that was opened for a target, by what is known now."""
         tenancy, directory, tenant = self.topology.tenancy, self.directory, target.tenant
         if tenant is None or tenancy is None or directory is None or tenant in tenancy.homes:
             return serves(self.topology, target, None, listed=True)
         known, home = directory.peek(tenant)
-        if not known:  # it is being asked for; on servers of a version that is in force, it stays until then
+        if not known:  # the directory is being asked; until then, a pool on the servers of a version in force stays
             return (target.watched or target.cluster) in self.topology.versions.values() or home is not None
         return serves(self.topology, target, home, listed=False)
 
     def begin_request(self, cluster: SyncCluster) -> None:
-        """Have a cluster in use, and its servers watched, while a request looks for one of them.
+        """Put a cluster in use, and have its servers watched, while a request looks for one of them.
 
         Args:
             cluster: The cluster; ``clusters.end_request()`` has to be called, unless this fails.
@@ -226,56 +227,56 @@ class InForce:
         if self._housekeeper is None:
             with self.guard:
                 if self._housekeeper is None and not self.closed:
-                    self._housekeeper = spawn(self._keep_house, "router keeps house")
+                    self._housekeeper = spawn(self._run_housekeeping, "router housekeeping")
 
     @property
     def begun(self) -> bool:
-        """Whether there is something to close."""
+        """Whether anything was opened that has to be closed."""
         return self._housekeeper is not None and not self.closed
 
-    def _keep_house(self) -> None:
+    def _run_housekeeping(self) -> None:
         try:
             while not self._closing.wait_for(HOUSEKEEPING):
-                self._keep_house_once()
+                self._do_housekeeping()
                 if self.dropped and self._ended():
                     return
         finally:
-            if self.dropped and not self.closed:  # its event loop ends
+            if self.dropped and not self.closed:  # the event loop is ending
                 self.discard()
 
     def _ended(self) -> bool:
-        """Close it all once no request has a connection any more; whether that is done."""
-        if self.directory is not None:  # which has one
+        """Close everything if no request has a connection any more; return whether that was done."""
+        if self.directory is not None:  # its listener has a connection
             self.directory.close(GRACE)
         if any(pool.in_use for pool in self.pools):
             return False
-        self._housekeeper = None  # else it would wait for itself
+        self._housekeeper = None  # otherwise close() would wait for this task or thread itself
         self.close(GRACE)
         return True
 
-    def _keep_house_once(self) -> None:
-        with Isolated("could not close what is not used"):
+    def _do_housekeeping(self) -> None:
+        with Isolated("could not close unused pools"):
             self.pools.sweep()
-        with Isolated("could not find out which connections have ended"):
+        with Isolated("could not find connections that were lost"):
             self.slots.sweep()
-        with Isolated("could not drain what is superseded"):
+        with Isolated("could not drain superseded pools"):
             self._drain_superseded()
-        with Isolated("could not forget passwords"):
-            self._opener.forget_unused()
-        with Isolated("could not ask the directory again"):
+        with Isolated("could not forget old passwords"):
+            self.opener.login.forget_unused(self.clusters)
+        with Isolated("could not refresh the directory"):
             if self.directory is not None:
                 self.directory.tick(monotonic())
 
-    # The end
+    # Closing
 
     def close(self, timeout: float) -> int:
-        """Close every pool; no further request is served.
+        """Close every pool; the router serves no further request.
 
         Args:
-            timeout: The most to wait for borrowed connections to come back, in seconds.
+            timeout: The most seconds to wait until borrowed connections are returned.
 
         Returns:
-            How many borrowed connections were cut because they did not come back in time.
+            How many borrowed connections were cut because they were not returned in time.
         """
         deadline = monotonic() + timeout
         with self.guard:
@@ -297,15 +298,15 @@ class InForce:
         for pool in pools:
             with Isolated("could not close the pool to %s", pool.node):
                 if not pool.closed:
-                    pool.drop("")  # which psycopg_pool comes to only if its workers end as they should
-                    wait_quietly(pool.close, max(deadline - monotonic(), 0.1))
+                    pool.drop("")  # psycopg_pool does this only if its workers end in time
+                    wait_quietly(pool.stop, max(deadline - monotonic(), 0.1))
             self.clusters.remove(pool)
         if self._housekeeper is not None:
             join(self._housekeeper, max(deadline - monotonic(), 0.0))
         return cut_off
 
     def discard(self) -> int:
-        """Close every connection at once, when nothing that uses them can run any more.
+        """Close every connection at once, when no code that uses them can run any more.
 
         Returns:
             How many of them were borrowed.
@@ -320,11 +321,11 @@ class InForce:
         return borrowed
 
     def abandon(self) -> None:
-        """Start anew in the child of a fork: what is open is the parent's, and is neither used nor closed here."""
+        """Reset the router in the child of a fork; the parent's connections are neither used nor closed here."""
         for pool in self.pools:
             pool.abandon()
         self.monitor.abandon()
-        self._inherited = self.clusters, self.monitor  # what it holds is not to be closed by being forgotten
+        self._inherited = self.clusters, self.monitor  # keeps the parent's connections from being collected, and closed
         self._start()
 
 
@@ -333,7 +334,7 @@ def _limits(topology: Topology) -> Limits:
 
 
 def _emptied(pools: Sequence[NodePool], deadline: float) -> int:
-    """Lend nothing any more, wait for what is out, and cut the rest; how many that was."""
+    """Drain pools until the deadline, and cut the connections that are still borrowed; return how many those are."""
     for pool in pools:
         pool.begin_draining()
     while any(pool.borrowed for pool in pools) and monotonic() < deadline:
@@ -341,10 +342,9 @@ def _emptied(pools: Sequence[NodePool], deadline: float) -> int:
         for pool in pools:
             if pool.lost:
                 pool.reclaim()
-    lent = [original.connection() for pool in pools for original in list(pool.borrowed)]
-    cut_off = [connection for connection in lent if connection is not None]
-    for connection in cut_off:
-        cut(connection)
+    cut_off = [session for pool in pools for session in list(pool.borrowed) if not session.dropped]
+    for session in cut_off:
+        cut(session)
     if cut_off:
         logger.warning("closing the router cut %d connections that were still borrowed", len(cut_off))
     return len(cut_off)

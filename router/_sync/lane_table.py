@@ -1,5 +1,5 @@
 # Generated from router/_async/lane_table.py by tools/async_to_sync.py: do not edit.
-"""The lanes, by what requests name; and what is remembered of how a key was resolved."""
+"""The lanes by the keys that requests name, and the targets of keys that were resolved."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from weakref import WeakValueDictionary
 
 from router._runtime.flags import Guard, check_locks
 from router._sync.admission import Admission
-from router._sync.lanes import Lane, PoolSet
+from router._sync.lane import Lane
 from router._sync.pool.registry import PoolsKey
+from router._sync.pool_set import PoolSet
 from router.core.errors import NoPrimary, NoReplica, RouterClosed
 from router.core.resolve import check_key, resolve
 
@@ -27,7 +28,7 @@ REMEMBERED = 20_000
 With more than that, all are worked out anew."""
 
 
-class NotKnownYet(Exception):
+class DirectoryLookupNeeded(Exception):
     """Where a tenant lives has to be asked first."""
 
 
@@ -48,18 +49,18 @@ class LaneTable:
         self._in_force = in_force
         self.readers: dict[Key, Lane] = {}
         self.writers: dict[Key, Lane] = {}
-        self._targets: dict[Key, Target] = {}
+        self.targets: dict[Key, Target] = {}
         self._forgotten = 0  # how often forget() was called
         self._admissions: WeakValueDictionary[str, Admission] = WeakValueDictionary()  # a lane keeps its own
         self._pool_sets: WeakValueDictionary[PoolsKey, PoolSet] = WeakValueDictionary()  # likewise
         self._guard = Guard()  # guards the replacing of all of these
 
     def clear(self) -> None:
-        """Have all lanes worked out anew."""
+        """Forget all lanes, so that they are made again."""
         self.readers, self.writers = {}, {}
 
     def find(self, version: str | None, tenant: str | None, *, read_only: bool) -> Lane:
-        """Find the lane for a key, or work it out.
+        """Find the lane for a key, or make it.
 
         Args:
             version: As for :meth:`lane`.
@@ -71,7 +72,7 @@ class LaneTable:
 
         Raises:
             LookupError: As for :meth:`lane`.
-            NotKnownYet: As for :meth:`lane`.
+            DirectoryLookupNeeded: As for :meth:`lane`.
             RouterClosed: As for :meth:`lane`.
         """
         lanes = self.readers if read_only else self.writers
@@ -79,7 +80,7 @@ class LaneTable:
         return self.lane(version, tenant, read_only=read_only) if lane is None else lane
 
     def lane(self, version: str | None, tenant: str | None = None, *, read_only: bool) -> Lane:
-        """Work out the lane for a key.
+        """Make the lane for a key.
 
         Args:
             version: The version, or an alias of it; ``None`` takes the tenant's, or the default.
@@ -92,9 +93,9 @@ class LaneTable:
         Raises:
             UnknownVersion: There is no such version.
             UnknownTenant: There is no such tenant, or it does not live there.
-            NotKnownYet: Where the tenant lives has to be asked.
+            DirectoryLookupNeeded: The directory has to be asked first.
             RouterClosed: The router was closed.
-            RuntimeError: Greenlets have taken the place of threads since the router was made.
+            RuntimeError: Greenlets have replaced threads since the router was made.
         """
         check_locks()
         if len(self.readers if read_only else self.writers) >= REMEMBERED:
@@ -110,7 +111,7 @@ class LaneTable:
         return lane
 
     def target(self, version: str | None, tenant: str | None) -> Target:
-        """Resolve what a request names, by the settings and by what the directory has said.
+        """Resolve the version and tenant of a request, by the settings and the directory's answers.
 
         Args:
             version: The version, or an alias of it; ``None`` takes the tenant's, or the default.
@@ -122,28 +123,28 @@ class LaneTable:
         Raises:
             UnknownVersion: There is no such version.
             UnknownTenant: There is no such tenant, or it does not live there.
-            NotKnownYet: Where the tenant lives has to be asked.
+            DirectoryLookupNeeded: The directory has to be asked first.
         """
         if tenant is None:
             return resolve(self._in_force.topology, version)
         key: Key = (version, tenant)
-        if len(self._targets) >= REMEMBERED:
-            self._targets = {}
-        targets, forgotten = self._targets, self._forgotten
+        if len(self.targets) >= REMEMBERED:
+            self.targets = {}
+        targets, forgotten = self.targets, self._forgotten
         target = targets.get(key) if isinstance(tenant, str) else None
         if target is None:
             home, tenancy = None, self._in_force.topology.tenancy
             if self._in_force.directory is not None and tenancy is not None:
                 check_key(tenancy.pattern, tenant)
                 if tenant not in tenancy.homes and (home := self._in_force.directory.known(tenant)) is None:
-                    raise NotKnownYet
+                    raise DirectoryLookupNeeded
             target = targets[key] = resolve(self._in_force.topology, version, tenant, home)
             if self._forgotten != forgotten:  # it may be from before
                 targets.pop(key, None)
         return target
 
     def _pool_set(self, target: Target, *, read_only: bool) -> PoolSet:
-        """Find what all lanes for the same servers and use have in common, or make it."""
+        """Find the pool set that all lanes for the same servers and use share, or make it."""
         if self._in_force.closed:
             raise RouterClosed("the router is closed")
         key = PoolsKey.of(target, read_only=read_only)
@@ -156,14 +157,14 @@ class LaneTable:
 
     @property
     def pool_sets(self) -> list[PoolSet]:
-        """The pool sets that there are."""
+        """All pool sets."""
         references = self._pool_sets.valuerefs()
         return [pool_set for reference in references if (pool_set := reference()) is not None]
 
     @property
-    def admissions(self) -> list[Admission]:
-        """The limits of tenants that are in use."""
-        return list(self._admissions.values())
+    def admissions(self) -> dict[str, Admission]:
+        """The limits of tenants that are in use, by tenant."""
+        return dict(self._admissions)
 
     def _admission(self, target: Target) -> Admission | None:
         tenant, most = target.tenant, target.policy.max_connections
@@ -178,44 +179,44 @@ class LaneTable:
             return admission
 
     def forget(self, tenant: str | None) -> None:
-        """Work out anew where a tenant lives, from its next request on.
+        """Forget the lanes of a tenant, so that its next request looks up where it lives.
 
         Args:
             tenant: The tenant; ``None`` for all of them.
         """
         with self._guard:
-            self._forgotten += 1  # first: who has looked before stores nothing after this, or before what follows
+            self._forgotten += 1  # first: a request that has read the former home removes the lane that it stores
             if tenant is None:
-                self._targets, self.readers, self.writers = {}, {}, {}
+                self.targets, self.readers, self.writers = {}, {}, {}
                 return
             for version in (None, *self._in_force.topology.versions, *self._in_force.topology.aliases):
-                for known in (self._targets, self.readers, self.writers):
+                for known in (self.targets, self.readers, self.writers):
                     known.pop((version, tenant), None)
 
     def unlist(self, lane: Lane) -> None:
-        """Keep nothing of a tenant that turned out not to be there: anybody may ask for anything.
+        """Forget the lane of a tenant that does not exist: requests may name any key.
 
         Args:
-            lane: Its lane.
+            lane: The lane.
         """
-        for known in (self._targets, self.readers, self.writers):
+        for known in (self.targets, self.readers, self.writers):
             known.pop(lane.key, None)
 
     def successor(self, lane: Lane, deadline: float) -> Lane:
-        """Find the lane that requests for a key use now, for one that has another from before.
+        """Find the lane that requests for a key use now, for a request that holds an old one.
 
         Args:
-            lane: The one that it has.
+            lane: The old lane.
             deadline: Until when, on the monotonic clock.
 
         Returns:
             The lane.
 
         Raises:
-            UnknownVersion: There is no such version any more.
-            UnknownTenant: There is no such tenant any more, or it does not live there.
-            DirectoryUnavailable: It cannot be found out where the tenant lives.
-            Unavailable: The tenant is kept apart in another way by now, for which the checkout was not made.
+            UnknownVersion: The version does not exist any more.
+            UnknownTenant: The tenant does not exist any more, or does not live there.
+            DirectoryUnavailable: The directory cannot say where the tenant lives.
+            Unavailable: The tenant is separated in another way by now, for which the checkout was not made.
             RouterClosed: The router was closed.
         """
         version, tenant = lane.key if isinstance(lane.key, tuple) else (lane.key, None)
@@ -223,21 +224,21 @@ class LaneTable:
             try:
                 found = self.lane(version, tenant, read_only=lane.read_only)
                 break
-            except NotKnownYet:
+            except DirectoryLookupNeeded:
                 if self._in_force.directory is None:
                     raise
                 self._in_force.directory.find(str(tenant), deadline)
         if (found.target.scope is None) is not (lane.target.scope is None):
             kind: type[Unavailable] = NoReplica if lane.read_only else NoPrimary
             raise kind(
-                f"tenant {tenant!r} is kept apart in another way since connection() was called: call it again",
+                f"tenant {tenant!r} is separated in another way since connection() was called: call it again",
                 version=lane.target.requested,
                 tenant=tenant,
             )
         return found
 
     def drop(self, lane: Lane) -> None:
-        """Close the pools that were opened for a tenant that turned out not to be there."""
+        """Drain the pools that were opened for a tenant that does not exist."""
         self.unlist(lane)
         for pool in list(self._in_force.pools):
             if pool.tenant == lane.target.tenant and not pool.in_use and not pool.idle:

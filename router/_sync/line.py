@@ -5,47 +5,48 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from itertools import count
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from router._runtime.flags import Guard
-from router._sync.waiter import Waiter
 from router.core.fair_line import FairLine
 
 if TYPE_CHECKING:
     from psycopg import Connection
     from psycopg.rows import TupleRow
 
-    from router._sync.waiter import Lends, Serves
+    from router._sync.waiter import Lends, Offer, Serves, Waiter
 
 
 class Line:
     """The requests that wait for the connections of one pool set, in order of arrival, each woken by itself.
 
-    How hand-over, leaving and joining interleave (with threads; a task is not interrupted where nothing is awaited):
+    How joining, handing over and leaving interleave (with threads; a task is not interrupted where nothing is awaited):
 
-    - Who joins is in the line *before* it looks for an idle connection, and looks with the pool's lock held. Who gives
-      a connection back looks into the line with that lock held, and makes it idle under the same lock. So one of the
-      two sees the other, whichever comes first.
-    - ``first()`` only finds the next request. It leaves the line in ``hand_over()``, in the section in which it gets
-      the connection: whoever is interrupted between the two, by a signal say, takes nobody's place away.
-    - ``leave()`` and ``hand_over()`` exclude each other: a request that gives up has left, and gets nothing any more,
-      or it has a connection by then, and has to give that back. So neither is lost.
-    - A pool's mark is set before a request can be found, and removed after the last one is gone; ``first()`` removes
-      one that an interruption has left behind. A mark too many costs a look, one too few would cost a connection.
+    - A request joins the line *before* it looks for an idle connection, and looks with the pool's lock held. A block
+      that returns a connection looks into the line with that lock held, and makes the connection idle under the same
+      lock. So one of the two sees the other in any order. It is enough that the first in line looks: after that, no
+      connection becomes idle while a request waits. If it leaves before it has looked, the next request has to look.
+    - ``hand_over()`` finds the next waiter, gives it the connection and removes it from the line in one section. So an
+      interruption before that, for example by a signal, removes no waiter.
+    - ``leave()`` and ``hand_over()`` exclude each other: a request that gives up has either left, and gets no
+      connection, or has a connection by then, which it has to return. So neither is lost.
+    - A pool's mark is set before a waiter can be found, and removed after the last has left; ``hand_over()`` removes
+      a mark that an interruption left. A surplus mark costs a search; a missing one would cost a connection.
 
     Attributes:
         owner: The pool set.
-        pools: From which those without needs of their own are served.
-        unserved: Whether somebody has to watch over the line, since no pool serves it: the first, see :meth:`leads`.
-        news: How often something was learnt that may matter to those with needs of their own.
+        pools: The pools that serve the requests without needs of their own.
+        unserved: Whether no pool serves the line, so that its first waiter has to watch over it, see :meth:`leads`.
+        news: How many observations came that may matter to requests with needs of their own.
     """
 
     def __init__(self, owner: Serves, *, is_shared: bool) -> None:
-        """Begin with nobody.
+        """Make an empty line.
 
         Args:
             owner: The pool set.
-            is_shared: Whether tenants share its connections, each to get its share.
+            is_shared: Whether tenants share its connections, so that each gets its share.
         """
         self.owner = owner
         self.pools: tuple[Any, ...] = ()
@@ -58,25 +59,20 @@ class Line:
         self._needy: OrderedDict[Waiter, None] = OrderedDict()  # those with
         self._held: OrderedDict[Waiter, None] = OrderedDict()  # those that are not admitted yet, of both
         self._untold: OrderedDict[Waiter, None] = OrderedDict()  # of _needy, those that have not heard the news
-        self._served = FairLine[Waiter]()  # those that may be served; what accepts any of `pools`, as `None`
+        self._served: FairLine[Waiter] = FairLine()  # where not in the order of _plain; `None` is any of `pools`
 
     def __len__(self) -> int:
         """Count all that wait."""
         return len(self._plain) + len(self._needy) + len(self._held)
-
-    def __bool__(self) -> bool:
-        """Tell whether anybody waits."""
-        return bool(self._plain or self._needy or self._held)
 
     @property
     def waiting(self) -> int:
         """How many wait that any of the pools may serve."""
         return len(self._plain)
 
-    def tenants(self) -> list[str]:
-        """List the tenants of the requests that may be served."""
-        with self._guard:
-            return self._served.owners
+    def tenants(self) -> set[str]:
+        """Tell whom requests wait for that may be served."""
+        return {waiter.tenant for waiter in [*self._plain]}
 
     def number(self, pool: Lends) -> int:
         """Count those that may be served from a pool.
@@ -87,7 +83,8 @@ class Line:
         Returns:
             How many there are.
         """
-        return self._served.number(pool) + (self._served.number(None) if pool in self.pools else 0)
+        own = self._served.number(pool) if self._needy else 0
+        return own + len(self._plain) if pool in self.pools else own
 
     def is_full(self, waiter: Waiter, most: int) -> bool:
         """Tell whether too many wait for a request to join them.
@@ -99,12 +96,13 @@ class Line:
         Returns:
             Whether they do; one that has its place already, or is held back, may always join.
         """
+        if not most or waiter.is_held or waiter.number >= 0:
+            return False
         pools = self.pools if waiter.accepts is None else (waiter.accepts,)
-        if not most or not pools or waiter.is_held or waiter.number >= 0:
+        if not pools:
             return False
         waiting = self.waiting if waiter.accepts is None else self.number(waiter.accepts)
-        room: int = sum(most + pool.kept_back for pool in pools)
-        return waiting >= room
+        return bool(waiting >= sum(most + pool.kept_back for pool in pools))
 
     def join(self, waiter: Waiter) -> None:
         """Get in line, or again in the place that it had before.
@@ -163,6 +161,10 @@ class Line:
             waiter.admission.withdraw(waiter)
         with self._guard:
             self._remove(waiter)
+            if waiter.has_work and self._plain:
+                following = next(iter(self._plain))
+                following.has_work = True
+                following.wake()
             return waiter.connection is None
 
     def has(self, waiter: Waiter) -> bool:
@@ -177,22 +179,7 @@ class Line:
         return waiter in self._plain or waiter in self._needy or waiter in self._held
 
     def leads(self, waiter: Waiter) -> bool:
-        """Tell whether a request is the one that does what all need to have done.
-
-        Args:
-            waiter: The request.
-
-        Returns:
-            Whether it is the first of those without needs of their own.
-        """
-        with self._guard:
-            return self._leads(waiter)
-
-    def _leads(self, waiter: Waiter) -> bool:
-        return next(iter(self._plain), None) is waiter
-
-    def is_first(self, waiter: Waiter) -> bool:
-        """Tell whether a request is the first of those with needs of their own.
+        """Tell whether a request is the first of its kind, which does what all of that kind need to have done.
 
         Args:
             waiter: The request.
@@ -201,7 +188,7 @@ class Line:
             Whether it is.
         """
         with self._guard:
-            return next(iter(self._needy), None) is waiter
+            return next(iter(self._needy if waiter.has_needs else self._plain), None) is waiter
 
     def serves(self, pools: tuple[Lends, ...]) -> None:
         """Have pools look here for those that wait.
@@ -210,7 +197,7 @@ class Line:
             pools: The pools.
         """
         for pool in pools:
-            pool._waiting.line = self  # noqa: SLF001  (psycopg_pool gives it its name)
+            pool.waiting.line = self
 
     def serve_from(self, pools: tuple[Lends, ...]) -> None:
         """Serve those without needs of their own from these pools from now on.
@@ -225,42 +212,32 @@ class Line:
             for pool in {*before, *pools}:
                 self._mark(pool)
 
-    def first(self, pool: Lends) -> Waiter | None:
-        """Find the request that is served next from a pool.
+    def hand_over(self, offer: Offer, connection: Connection[TupleRow]) -> Waiter | None:
+        """Hand a connection to the request that is next; from now on it counts as borrowed.
 
         Args:
-            pool: The pool.
-
-        Returns:
-            The first whose tenant has less than its share, else the first; ``None`` if nobody waits for this pool.
-        """
-        with self._guard:
-            found = self._find(pool)
-            if found is None:
-                self._mark(pool, waits=False)
-            return found
-
-    def hand_over(self, waiter: Waiter, pool: Lends, connection: Connection[TupleRow]) -> bool:
-        """Hand a connection to a request; from now on it counts as borrowed.
-
-        Args:
-            waiter: The request.
-            pool: Where the connection is from.
+            offer: The way that the connection comes; it notes to which request.
             connection: The connection.
 
         Returns:
-            Whether the request still waited.
+            The first whose tenant has less than its share, else the first; ``None`` if none waits for this pool.
         """
+        pool = offer.pool
         with self._guard:
-            if waiter.is_done or (waiter not in self._plain and waiter not in self._needy):
-                self._dequeue(waiter)  # an interruption has left it there: it must not be found again
-                return False
+            waiter = self._find(pool)
+            while waiter is not None and (waiter.pool is not None or not self.has(waiter)):
+                self._remove(waiter)  # an interruption has left it here, or a part of it
+                waiter = self._find(pool)
+            if waiter is None:
+                self._mark(pool, waits=False)
+                return None
             pool.note_lent(connection, waiter.tenant)
-            waiter.pool = pool
-            waiter.connection = connection
-            self._remove(waiter)
-        waiter.wake()
-        return True
+            offer.taker, waiter.pool, waiter.connection = waiter, pool, connection  # no interruption comes in between
+            try:
+                self._remove(waiter)
+            finally:
+                waiter.wakeup.set()
+        return waiter
 
     def fail(self, error: BaseException, *, only_plain: bool = False) -> None:
         """Tell those that wait that there will be no connection.
@@ -281,9 +258,11 @@ class Line:
         """Wake the request that does what all need to have done; whether there is one."""
         with self._guard:
             waiter = next(iter(self._plain), None)
-        return waiter is not None and waiter.wake()
+        if waiter is not None:
+            waiter.wake()
+        return waiter is not None
 
-    def tell(self) -> None:
+    def choose_again(self) -> None:
         """Have those with needs of their own choose again, one after the other, since something was learnt."""
         with self._guard:
             self.news += 1
@@ -309,42 +288,64 @@ class Line:
     # Under the guard
 
     def _enter(self, waiter: Waiter) -> None:
-        (self._needy if waiter.has_needs else self._plain)[waiter] = None
-        if not waiter.has_needs or waiter.accepts is not None:
-            self._enqueue(waiter)
+        if waiter.has_needs:
+            self._needy[waiter] = None
+            if waiter.accepts is not None:
+                self._enqueue(waiter)
+            return
+        for pool in self.pools:
+            if not pool.waiting:
+                self._mark(pool, waits=True)
+        if self._is_shared:
+            self._served.add(waiter, waiter.number, waiter.tenant, None)
+        waiter.has_work = not self._plain or waiter.number < next(iter(self._plain)).number
+        self._plain[waiter] = None
+        if waiter.has_work:
+            self._plain.move_to_end(waiter, last=False)
 
     def _enqueue(self, waiter: Waiter) -> None:
-        accepted = self.pools if waiter.accepts is None else (waiter.accepts,)
-        self.serves(accepted)
-        for pool in accepted:
-            self._mark(pool, waits=True)
+        """Have one with needs of its own be served from the pool that it accepts."""
+        self.serves((waiter.accepts,))
+        self._mark(waiter.accepts, waits=True)
         self._served.add(waiter, waiter.number, waiter.tenant, waiter.accepts)
 
     def _dequeue(self, waiter: Waiter) -> None:
         self._served.remove(waiter, waiter.tenant, waiter.accepts)
-        for pool in self.pools if waiter.accepts is None else (waiter.accepts,):
-            self._mark(pool)
+        if waiter.accepts is not None:
+            self._mark(waiter.accepts)
 
     def _remove(self, waiter: Waiter) -> None:
-        led = self._leads(waiter)
+        led = self.unserved and next(iter(self._plain), None) is waiter
+        if waiter in self._plain:
+            del self._plain[waiter]
+            if self._is_shared:
+                self._dequeue(waiter)
+            if not self._plain:
+                for pool in self.pools:
+                    self._mark(pool)
+            if led and self._plain:
+                next(iter(self._plain)).wake()
+            return
+        self._needy.pop(waiter, None)
+        self._held.pop(waiter, None)
         self._dequeue(waiter)
-        for members in (self._plain, self._needy, self._held):
-            members.pop(waiter, None)
-        if waiter in self._untold:  # it will not pass the news on
-            del self._untold[waiter]
-            if self._untold:
-                next(iter(self._untold)).wake()
-        if led and self.unserved and self._plain:
-            next(iter(self._plain)).wake()
+        if self._untold.pop(waiter, waiter) is None and self._untold:  # it will not pass the news on
+            next(iter(self._untold)).wake()
 
     def _mark(self, pool: Lends, *, waits: bool | None = None) -> None:
-        if pool._waiting.line is self:  # noqa: SLF001
-            pool._waiting.mark(waits=self.number(pool) > 0 if waits is None else waits)  # noqa: SLF001
+        if pool.waiting.line is self:
+            pool.waiting.mark(waits=self.number(pool) > 0 if waits is None else waits)
 
     def _find(self, pool: Lends) -> Waiter | None:
-        held = (lambda: self._held_by(pool)) if self._is_shared else None
-        return self._served.first((pool, None) if pool in self.pools else (pool,), held)
+        any_pool = pool in self.pools
+        if self._is_shared:
+            return self._served.first((pool, None) if any_pool else (pool,), lambda: self._held_by(pool))
+        plain = next(iter(self._plain), None) if any_pool else None
+        needy = self._served.first((pool,), None) if self._needy else None
+        if plain is None or needy is None:
+            return plain or needy
+        return min(plain, needy, key=attrgetter("number"))
 
     def _held_by(self, pool: Lends) -> Counter[str]:
-        """Count what each tenant has out; what is being brought back still counts."""
+        """Count what each tenant has, what is being brought back included."""
         return Counter(holder for one in {*self.pools, pool} for holder in one.holders())

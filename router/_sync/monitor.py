@@ -1,5 +1,5 @@
 # Generated from router/_async/monitor.py by tools/async_to_sync.py: do not edit.
-"""One watcher for each server in use: none waits for another."""
+"""The watchers, one for each server in use, so that none waits for another."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ class Monitor:
     """The watchers: each has a task or thread of its own, so that a server that does not answer delays no other.
 
     Attributes:
-        watchers: The watchers, by server; one of a server that is in use no more ends by itself. Replaced whole.
+        watchers: The watchers, by server; the watcher of a server that is no longer in use ends by itself. The dict is
+            replaced, not changed.
     """
 
     def __init__(self, clusters: Clusters, opener: Opener) -> None:
@@ -54,7 +55,7 @@ class Monitor:
                 return
 
     def _keep_up(self) -> None:
-        """Have a watcher for each server in use, and no other."""
+        """Start a watcher for each server in use, and stop all others."""
         with self._guard:
             there = self._clusters.servers
             watchers = {server: watcher for server, watcher in self.watchers.items() if watcher.is_needed}
@@ -71,7 +72,7 @@ class Monitor:
         return iter(self.watchers.values())
 
     def abandon(self) -> None:
-        """Have those watchers end that a fork has copied, as it does greenlets: their connections are the parent's."""
+        """Stop the watchers in the child of a fork, which copies greenlets; the connections are the parent's."""
         for watcher in self.watchers.values():
             watcher.abandon()
 
@@ -79,7 +80,7 @@ class Monitor:
         """Stop every watcher.
 
         Args:
-            timeout: The most to wait for probes that are under way, in seconds.
+            timeout: The most seconds to wait for probes in flight.
         """
         deadline = monotonic() + timeout
         with self._guard:
@@ -88,6 +89,6 @@ class Monitor:
         for watcher in watchers:
             watcher.stop()
         for watcher in watchers:
-            with Isolated("could not stop looking at %s", watcher.budget_key.server):
+            with Isolated("could not stop the watcher of %s", watcher.budget_key.server):
                 join(watcher.worker, max(deadline - monotonic(), 0.0))
-                watcher.let_go()
+                watcher.close_held()

@@ -1,65 +1,47 @@
 # Generated from router/_async/router.py by tools/async_to_sync.py: do not edit.
-"""The public face of the router: connections, sessions, statements, and what can be asked of it."""
+"""The public class: it lends connections, runs statements, and reports its state."""
 
 from __future__ import annotations
 
-from functools import partial
-from time import monotonic
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, Self
 from warnings import warn
 
 from router._runtime.calls import WeakCall
-from router._runtime.flags import check_locks
 from router._runtime.forks import survive_fork
-from router._runtime.workers import bind_loop, loop_closed
-from router._sync.checkout import AskingCheckout, Checkout, ScopedCheckout, TrackedCheckout
-from router._sync.directory import Directory
-from router._sync.each import each, tenants_of
+from router._runtime.workers import loop_closed
+from router._sync.acquired import lend
+from router._sync.checkouts import Checkouts
 from router._sync.in_force import InForce
-from router._sync.lane_table import NotKnownYet
-from router._sync.snapshot import stats
+from router._sync.operations import Operations
+from router._sync.pool.inside.check import check_inside
 from router._sync.statements import Statements
+from router._sync.stats import stats
 from router.ambient import ambient_of
-from router.context import CURRENT, named
-from router.core.consistency import UNSURE, Position, without_page_header
-from router.core.errors import TokenRefused, UnknownTenant
-from router.core.health import UNKNOWN
-from router.core.outcomes import needs_list
-from router.core.policies import PoolPolicy
-from router.core.standing import Request
+from router.context import CURRENT
 from router.core.topology import Tenancy
-from router.sessions import current_session, parsed
 from router.settings import RouterSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from types import TracebackType
 
     from psycopg import Connection
-    from psycopg.abc import Params, Query
     from psycopg.rows import TupleRow
 
-    from router._runtime.calls import Configure, Function, Password, Source
-    from router.ambient import Carried, Current
-    from router.context import Use
+    from router._runtime.calls import Configure, Password, Source
+    from router._sync.checkout import Checkout
+    from router._sync.directory import Directory
+    from router._sync.snapshot import Snapshot
     from router.core.choose import Route
     from router.core.events import Observer
     from router.core.measures import Stats
-    from router.core.outcomes import Outcomes
-    from router.core.result import Result
-    from router.core.topology import Node, Target
-    from router.sessions import Session
-
-T = TypeVar("T")
-
-ASK = PoolPolicy().timeout
-"""Seconds to find out where a tenant lives and to get a connection, for a request that names no timeout."""
+    from router.core.topology import Topology
 
 
-class Router:
-    """Sends each request to the right pool: by version, to the right server, for reading or for writing.
+class Router(Operations):
+    """Lends connections from the right pool: by version or tenant, to the right server, for reading or for writing.
 
-    Pools open at first use. It may be used at once, or as a context manager that closes it at the end.
+    Pools open at first use. The router may be used at once, or as a context manager, which closes it at the end.
     """
 
     def __init__(
@@ -71,42 +53,45 @@ class Router:
         directory: Source | None = None,
         observers: Sequence[Observer] = (),
     ) -> None:
-        """Make a router; nothing is opened yet.
+        """Make a router; it opens nothing yet.
 
         Args:
-            settings: What to route to; ``None`` reads the environment.
-            password: Gives the password of a node, for credentials that rotate: asked at the first connection to the
-                node, and again when the server turns its last answer down.
-            configure: Called with each new connection, to register adapters and the like; it must leave it idle. What
-                it sets in the session by SQL is lost when a shared connection passes to another tenant: that belongs in
-                ``options`` of the connection string, or in the settings of the login role (``ALTER ROLE … SET``).
-            directory: Says where tenants live that the settings do not list: called with a tenant's key, or an object
-                with such a ``lookup()``, it returns the keys of a ``[tenants.KEY]``, or ``None`` if there is no such
-                tenant. ``None`` takes the one that the settings name.
-            observers: Called with each event (``router.events``), in the thread or task where it is seen: they must
-                not block.
+            settings: The versions and tenants to route to; ``None`` reads the environment.
+            password: Returns the password of a node, for credentials that rotate. The router calls it before the first
+                connection to the node, and again when the server refuses the last password.
+            configure: Called with each new connection, for example to register adapters; it must leave the connection
+                idle. What it sets in the session by SQL is lost when a shared connection passes to another tenant: put
+                such settings into ``options`` of the connection string, or into the login role (``ALTER ROLE … SET``).
+            directory: Tells where tenants live that the settings do not list. It is a callable, or an object with a
+                method ``lookup()``, that takes a tenant's key and returns the keys of a ``[tenants.KEY]`` table, or
+                ``None`` if there is no such tenant. ``None`` takes the directory that the settings name.
+            observers: Called with each event (``router.events``), in the thread or task that emits it; they must not
+                block.
 
         Raises:
             ConfigError: The settings are wrong.
-            TypeError: ``directory`` cannot be called so.
+            RouterError: psycopg or psycopg_pool is installed in a release that this one does not work with.
+            TypeError: ``settings`` are not :class:`RouterSettings`, or ``directory`` does not take one argument.
         """
+        check_inside()
         self._settings = RouterSettings() if settings is None else settings
         if not isinstance(self._settings, RouterSettings):
             given = type(settings).__name__
             raise TypeError(f"settings must be RouterSettings, not {given}: RouterSettings(**values), or .load(path)")
-        self._topology = self._settings.topology()
-        if directory is not None and self._topology.tenancy is None:
-            self._topology = self._topology._replace(tenancy=Tenancy())
+        topology = self._settings.topology()
+        if directory is not None and topology.tenancy is None:
+            topology = topology._replace(tenancy=Tenancy())
         self._directory = directory
-        self._ambient = ambient_of(self._topology)
+        self._ambient = ambient_of(topology)
         self._given: list[object] = []
         self._in_force = InForce(
-            self._topology,
+            topology,
             password=None if password is None else WeakCall(password, self._given),
             configure=None if configure is None else WeakCall(configure, self._given),
             observers=[WeakCall(observer, self._given, quiet=True) for observer in observers],
         )
         self._in_force.directory = self._ask_of()
+        self._checkouts = Checkouts(self._in_force, self._ambient)
         self._statements = Statements(self._in_force)
         survive_fork(self)
 
@@ -122,18 +107,19 @@ class Router:
     ) -> Checkout:
         """Borrow a connection for the length of a block.
 
-        A block that writes is one transaction on the primary, committed on success and rolled back on an error. One
-        that only reads runs on a replica, in autocommit unless ``read.autocommit`` is off, in a session in which the
-        server refuses writes (SQLSTATE 25006).
+        A block that writes is one transaction on the primary, committed on success and rolled back on an error. A block
+        that only reads runs on a replica, in a session in which the server refuses writes (SQLSTATE 25006). It is in
+        autocommit, unless ``read.autocommit`` is off.
 
         Args:
-            version: The version, or an alias of it; ``None`` takes that of :meth:`use`, or else the tenant's first, or
-                ``default_version``.
-            tenant: The tenant; ``None`` takes that of :meth:`use`. There is no other default: where there are tenants,
-                a request that names none has to name its version.
+            version: The version, or an alias of it; ``None`` takes the version of :meth:`use`, or else the tenant's
+                first version, or else ``default_version``.
+            tenant: The tenant; ``None`` takes the tenant of :meth:`use`. There is no other default: if the settings
+                have tenants, a request without a tenant has to name its version.
             read_only: Whether the block only reads.
             max_lag: For a read, the most seconds that a replica may be behind; ``None`` takes ``read.max_lag``.
-            after: For a read, the token of a session whose writes it must see, besides those of the session around it.
+            after: For a read, the token of a session whose writes the read must see, besides those of the session in
+                force.
             timeout: Seconds for choosing, connecting and waiting together; ``None`` takes ``pool.timeout``.
 
         Returns:
@@ -141,13 +127,13 @@ class Router:
 
         Raises:
             UnknownVersion: There is no such version, or none was named and there is no default.
-            UnknownTenant: There is no such tenant, or it does not live in that version; on entering the block if that
-                has to be asked.
-            TenantLocked: Another tenant was named than the one a ``use(…, lock=True)`` around it is for.
+            UnknownTenant: There is no such tenant, or it does not live in that version. If the directory has to be
+                asked first, this is raised when the block is entered.
+            TenantLocked: Another tenant was named than the one of a ``use(…, lock=True)`` around the request.
             RouterClosed: The router was closed.
             TokenRefused: ``after`` is a foreign token, and ``tokens.foreign`` is ``refuse``.
-            Unavailable: On entering the block: no connection could be had in time; its subclasses say why.
-            TransactionOutcomeUnknown: On leaving it: the connection died during COMMIT.
+            Unavailable: When the block is entered: no connection was available in time; the subclasses say why.
+            TransactionOutcomeUnknown: When the block ends: the connection died during COMMIT.
         """
         lanes = self._in_force.lanes
         key = version if tenant is None else (version, tenant)
@@ -156,217 +142,61 @@ class Router:
         except TypeError:  # no key at all; it is refused below
             lane = None
         if lane is None or after is not None or max_lag is not None or CURRENT.get() is not None:
-            return self._checkout(
+            return self._checkouts.make(
                 version=version, tenant=tenant, read_only=read_only, max_lag=max_lag, after=after, timeout=timeout
             )
         return lane.checkout(lane, timeout)
 
-    def session(self, token: str | None = None) -> Session:
-        """Make the reads of this task or thread see what it writes, for the length of a block.
-
-        Args:
-            token: What an earlier session handed on, so that its writes are seen, too; ``None`` or empty for nothing.
-
-        Returns:
-            A context manager, plain and not async, that gives the :class:`Session`; its ``token`` is for handing on.
-
-        Raises:
-            TokenRefused: The token is a foreign one, and ``tokens.foreign`` is ``refuse``.
-        """
-        return self._ambient.session(self._in_force.topology, token)
-
-    def use(self, *, tenant: str | None = None, version: str | None = None, lock: bool = False) -> Use:
-        """Name the tenant and the version of the requests of this task or thread, for the length of a block.
-
-        Child tasks begun inside it have it, too, and as long as it lasts: one that outlives it names its own tenant, or
-        fails, whatever blocks are around, and nothing locks it. So it is in threads and executors from the start.
-
-        Args:
-            tenant: The tenant; ``None`` leaves that to the block around it.
-            version: The version, or an alias of it; ``None`` leaves that to the block around it.
-            lock: Whether naming another tenant inside is an error.
-
-        Returns:
-            A context manager, plain and not async.
-
-        Raises:
-            UnknownTenant: What was named is no tenant's key; or nothing was named, neither tenant nor version nor lock.
-            TenantLocked: On entering the block: one around it is locked to another tenant.
-        """
-        return self._ambient.use(self._in_force.topology, tenant, version, lock=lock)
-
-    def current(self) -> Current:
-        """Tell what is in force for the requests of this task or thread.
-
-        Returns:
-            Tenant, version and session, as :meth:`use`, :meth:`session` and :meth:`carried` have begun them here for
-            any router with these settings.
-
-        Raises:
-            RuntimeError: A session or a lock is open here and not in force, for its generator is suspended.
-        """
-        return self._ambient.current()
-
-    def carry(self) -> dict[str, str]:
-        """Write what is in force here as text, for a job or the headers of a request to another service.
-
-        Returns:
-            Names, which may be those of headers, and values in ASCII, without secrets: tenant, version, whether that is
-            locked, and the token of the session. Empty for nothing.
-
-        Raises:
-            RuntimeError: As for :meth:`current`.
-        """
-        return self._ambient.carry()
-
-    def carried(self, mapping: Mapping[str, str]) -> Carried:
-        """Have what was carried in force, for the length of a block: the other end of :meth:`carry`.
-
-        Args:
-            mapping: What was carried, maybe among others, such as the headers of a request. It is not signed, but for
-                the token where ``tokens.key`` is set: take it from your own services only.
-
-        Returns:
-            A context manager, plain and not async; its ``session`` is the one that goes on in it.
-
-        Raises:
-            UnknownTenant: It names what is no tenant's key.
-            UnknownVersion: It names no version of these settings.
-            TokenRefused: Its token is a foreign one, and ``tokens.foreign`` is ``refuse``.
-            TenantLocked: On entering the block: one around it is locked to another tenant.
-            TypeError: One of the values is no text.
-        """
-        return self._ambient.carried(self._in_force.topology, mapping)
-
-    def execute(
+    def acquire(
         self,
-        query: Query,
-        params: Params | None = None,
         *,
         version: str | None = None,
         tenant: str | None = None,
+        read_only: bool = False,
         max_lag: float | None = None,
         after: str | None = None,
         timeout: float | None = None,
-    ) -> Result:
-        """Run one statement by itself, wherever PostgreSQL lets it run.
+        begin: bool = False,
+    ) -> Connection[TupleRow]:
+        """Borrow a connection without a block, for a framework that closes its connections itself.
 
-        A statement that begins with what writes (INSERT, COPY … FROM, CREATE and the like, comments aside), or that
-        administers a server, goes to the primary. Any other that is new to the router goes to a replica, in a session
-        that refuses writes; if the server refuses it, it runs on the primary, now and from then on. It is committed at
-        once. What it leaves in its session (``SET``, ``LISTEN``, a temporary table, an advisory lock) ends with it.
+        ``close()`` on the connection returns it to its pool; what was not committed is rolled back. ``commit()`` also
+        notes the position of the writes, in the same round trip, so that reads of the session in force see them. Writes
+        that were committed in another way, for example in autocommit, are seen once the connection is closed. Used as a
+        context manager, the connection commits, or rolls back on an error, and is then closed.
 
         Args:
-            query: The statement; from Python 3.14 on also as a template string, without parameters of its own.
-            params: Its parameters.
             version: As for :meth:`connection`.
             tenant: As for :meth:`connection`.
-            max_lag: As for :meth:`connection`, should it read.
-            after: As for :meth:`connection`, should it read.
-            timeout: Seconds for getting a connection; ``None`` takes ``pool.timeout``.
+            read_only: As for :meth:`connection`.
+            max_lag: As for :meth:`connection`.
+            after: As for :meth:`connection`.
+            timeout: As for :meth:`connection`.
+            begin: Whether to begin the transaction at once if the connection is to write for a tenant in a shared pool.
+                This saves a round trip, but ``autocommit`` cannot be set before the transaction has ended.
 
         Returns:
-            The whole result.
+            The connection; after ``close()``, every use of it raises ``InterfaceError``.
 
         Raises:
             UnknownVersion: As for :meth:`connection`.
             UnknownTenant: As for :meth:`connection`.
-            Unavailable: No connection could be had in time.
-            TransactionOutcomeUnknown: The connection died while the statement ran on the primary. (A read whose
-                connection dies is run again elsewhere.)
-            TypeError: It is no statement.
-            psycopg.Error: PostgreSQL refused the statement.
+            TenantLocked: As for :meth:`connection`.
+            RouterClosed: The router was closed.
+            TokenRefused: As for :meth:`connection`.
+            Unavailable: No connection was available in time; the subclasses say why.
         """
-        checkout = partial(self._checkout, version=version, tenant=tenant, timeout=timeout)
-        reading = partial(checkout, read_only=True, max_lag=max_lag, after=after)
-        writing = partial(checkout, begin=False)
-        return self._statements.execute(query, params, reading, writing)
-
-    def run(
-        self,
-        function: Function[[Connection[TupleRow]], T],
-        *,
-        version: str | None = None,
-        tenant: str | None = None,
-        retries: int = 3,
-        timeout: float | None = None,
-    ) -> T:
-        """Run a function in a transaction on the primary, and again if that fails for a reason that passes.
-
-        Such reasons are a serialization failure, a deadlock, and a connection that is lost before COMMIT.
-
-        Args:
-            function: Called with the connection; it may be called several times, and must leave no trace elsewhere. It
-                cannot commit by itself; ``connection.transaction()`` inside it is a savepoint.
-            version: As for :meth:`connection`.
-            tenant: As for :meth:`connection`.
-            retries: How often it is run again at most.
-            timeout: Seconds for getting a connection, each time; ``None`` takes ``pool.timeout``.
-
-        Returns:
-            What the function returned.
-
-        Raises:
-            TransactionOutcomeUnknown: The connection died during COMMIT: it is not run again.
-            Unavailable: No connection could be had in time.
-            psycopg.Error: What it failed with the last time.
-        """
-        writing = partial(self._checkout, version=version, tenant=tenant, timeout=timeout, begin=False)
-        return self._statements.run(function, writing, retries=retries)
-
-    def each(
-        self,
-        function: Function[[Connection[TupleRow], str], T],
-        *,
-        tenants: str | Iterable[str] | None = None,
-        version: str | None = None,
-        jobs: int = 8,
-        stop_on_error: bool = False,
-    ) -> Outcomes[T]:
-        """Call a function for each tenant, with a connection that writes: one transaction a tenant.
-
-        What fails for one tenant is rolled back and reported, and the others go on. Requests that the function makes
-        itself are the tenant's, too, as in :meth:`use`. It does not matter whether all find room in the budget: who
-        finds none waits until it is their turn.
-
-        Args:
-            function: Called with the connection and the tenant's key.
-            tenants: Keys; or a pattern as for ``router each --tenants``, such as ``"acme,eu-*"``; ``None`` for all that
-                the settings and the directory list.
-            version: As for :meth:`connection`. Of tenants that are not named by their keys, those who live there.
-            jobs: For how many tenants at the same time.
-            stop_on_error: Whether no further tenant is begun once one has failed.
-
-        Returns:
-            What the function returned or failed with, by tenant.
-
-        Raises:
-            UnknownVersion: There is no such version.
-            UnknownTenant: The pattern stands for nobody, the directory cannot list its tenants, or what was named is no
-                tenant's key; nothing has been done.
-            TenantLocked: A ``use(…, lock=True)`` around it is for another tenant; nothing has been done.
-            ValueError: ``jobs`` is less than 1.
-        """
-        if jobs < 1:
-            raise ValueError(f"jobs is {jobs}: it must be at least 1")
-        self._belongs_here()
-        _, version = named(self._ambient, None, version)
-        keys = tenants_of(self._in_force, tenants, version)
-        for key in keys:
-            try:
-                with self.use(tenant=key):  # one that is not to be named here is refused before anything is done
-                    pass
-            except UnknownTenant:  # of those that a list has, each fails by itself
-                if tenants is not None and not (isinstance(tenants, str) and needs_list(tenants)):
-                    raise
-        return each(
-            function,
-            keys,
-            within=lambda tenant: self.use(tenant=tenant, version=version),
-            borrow=lambda tenant: self.connection(version=version, tenant=tenant),
-            jobs=jobs,
-            stop_on_error=stop_on_error,
+        checkout = self._checkouts.make(
+            version=version,
+            tenant=tenant,
+            read_only=read_only,
+            max_lag=max_lag,
+            after=after,
+            timeout=timeout,
+            begin=begin,
+            detached=True,
         )
+        return lend(checkout, self._ambient, self._checkouts.note_written)
 
     def explain(
         self,
@@ -377,7 +207,7 @@ class Router:
         max_lag: float | None = None,
         after: str | None = None,
     ) -> Route:
-        """Say where a request would go now, and why; nothing is opened.
+        """Return where a request would go now, and why, without opening a connection.
 
         Args:
             version: As for :meth:`connection`.
@@ -387,7 +217,7 @@ class Router:
             after: As for :meth:`connection`.
 
         Returns:
-            The route; its ``repr`` is for reading.
+            The route; its ``repr`` is meant for people.
 
         Raises:
             UnknownVersion: As for :meth:`connection`.
@@ -395,34 +225,28 @@ class Router:
             RouterClosed: The router was closed.
             TokenRefused: As for :meth:`connection`.
         """
-        tenant, version = named(self._ambient, tenant, version)
-        try:
-            target = self._in_force.lanes.target(version, tenant)
-        except NotKnownYet:
-            raise UnknownTenant(tenant, "the directory has not been asked for it yet") from None
-        position = self._must_see(target, current_session(self._ambient), after) if read_only else None
-        return self._in_force.routes.choose(target, Request(read_only, max_lag, position))
+        return self._checkouts.route(version=version, tenant=tenant, read_only=read_only, max_lag=max_lag, after=after)
 
     def stats(self) -> Stats:
-        """Return one moment's view of every version, node and pool.
+        """Return the state of every version, node and pool at this moment.
 
         Returns:
-            Frozen values; the ``repr`` is for reading.
+            Frozen values; their ``repr`` is meant for people.
         """
         return stats(self._in_force)
 
     def close(self, timeout: float = 5.0) -> int:
-        """Close every pool; no further request is served.
+        """Close every pool; the router serves no further request.
 
         Args:
-            timeout: The most to wait for borrowed connections to come back, in seconds.
+            timeout: The most seconds to wait until borrowed connections are returned.
 
         Returns:
-            How many borrowed connections were cut because they did not come back in time; their queries fail.
+            How many borrowed connections were cut because they were not returned in time; their queries fail.
         """
         if loop_closed(self._in_force.slots.loop):
             return self._in_force.discard()
-        self._belongs_here()
+        self._checkouts.bind_loop()
         return self._in_force.close(timeout)
 
     def __enter__(self) -> Self:
@@ -442,101 +266,36 @@ class Router:
         return f"<{type(self).__name__} {'closed ' if self._in_force.closed else ''}{names}>"
 
     def __del__(self, _warn: Callable[..., None] = warn) -> None:
-        """Have it closed, with a warning, by what it has begun, if it was dropped without :meth:`close`."""
+        """If the router was dropped without :meth:`close`, warn, and let its housekeeping task close it."""
         in_force: InForce | None = getattr(self, "_in_force", None)  # there is none if __init__ failed
         if in_force is not None and in_force.begun:
-            # This may run in any thread, whatever that holds: nothing is waited for, and no lock is taken.
+            # This may run in any thread, whatever locks that holds: it waits for nothing and takes no lock.
             if loop_closed(in_force.slots.loop):
                 in_force.discard()
             in_force.dropped = True
             _warn(f"unclosed {self!r}: call close(), or use it in a `with`", ResourceWarning, source=self)
 
     def abandon(self) -> None:
-        """Start anew in the child of a fork: what is open is the parent's, and is neither used nor closed here."""
+        """Reset the router in the child of a fork; the parent's connections are neither used nor closed here."""
         self._in_force.abandon()
         self._in_force.directory = self._ask_of()
         self._statements.abandon()
 
-    def _checkout(
-        self,
-        *,
-        version: str | None,
-        tenant: str | None,
-        read_only: bool = False,
-        max_lag: float | None = None,
-        after: str | None = None,
-        timeout: float | None,
-        avoid: Node | None = None,
-        begin: bool = True,
-    ) -> Checkout:
-        """Borrow a connection, for whoever does not name a known key and nothing else."""
-        tenant, version = named(self._ambient, tenant, version)
-        try:
-            lane = self._in_force.lanes.find(version, tenant, read_only=read_only)
-        except NotKnownYet:
-            again = partial(
-                self._checkout,
-                version=version,
-                tenant=tenant,
-                read_only=read_only,
-                max_lag=max_lag,
-                after=after,
-                avoid=avoid,
-                begin=begin,
-            )
-            return AskingCheckout(partial(self._find, str(tenant), again), ASK if timeout is None else timeout)
-        session, note, request = current_session(self._ambient), None, None
-        if not read_only:
-            if session is not None:
-                note = partial(self._note, session, lane.target.version)
-        else:
-            position = self._must_see(lane.target, session, after)
-            if position is not None or max_lag is not None or avoid is not None:
-                request = Request(read_only, max_lag, position, avoid)
-        if lane.target.scope is not None:
-            return ScopedCheckout(lane, timeout, request=request, note=note, begin=begin)
-        if note is None and request is None:
-            return Checkout(lane, timeout)
-        return TrackedCheckout(lane, timeout, request=request, note=note)
+    @property
+    def _topology(self) -> Topology:
+        return self._in_force.topology
 
-    def _find(self, tenant: str, again: Callable[..., Checkout], deadline: float) -> Checkout:
-        """Ask where a tenant lives, and make the checkout for the time that is left."""
-        checkout: Checkout | None = None
-        self._belongs_here()
-        check_locks()
-        directory = self._in_force.directory
-        while directory is not None and (checkout is None or isinstance(checkout, AskingCheckout)):
-            directory.find(tenant, deadline)
-            checkout = again(timeout=max(deadline - monotonic(), 0.0))  # a change may have been heard of again
-        assert checkout is not None  # noqa: S101  (who asks has a directory)
-        return checkout
+    def _snapshot(self) -> Snapshot:
+        """Return one moment's view of the inside, for tests."""
+        from router._sync.snapshot import snapshot
 
-    def _belongs_here(self) -> None:
-        slots = self._in_force.slots
-        if slots.loop is not None:
-            slots.loop = bind_loop(slots.loop)
+        return snapshot(self._in_force, self._statements)
 
     def _ask_of(self) -> Directory | None:
-        """The directory, if there is one."""
+        """The directory of these settings; ``None`` if they have none."""
         tenancy, source = self._topology.tenancy, self._directory
         if tenancy is None or (source is None and tenancy.directory.version is None):
             return None
+        from router._sync.directory import Directory
+
         return Directory(source, self._settings, tenancy.directory, self._in_force, keep=self._given)
-
-    def _must_see(self, target: Target, session: Session | None, after: str | None) -> Position | None:
-        """What a read has to see: the writes of its session, and those of a token."""
-        policy, version = self._topology.tokens, target.version
-        positions = [] if session is None else session.positions(version)
-        if after:
-            token = parsed(after, policy)
-            handed_on = token.of(version)
-            if handed_on is not None:
-                positions.append(handed_on)
-            elif token and policy.foreign == "refuse":
-                raise TokenRefused(f"the token says nothing of version {version!r}")
-        return self._in_force.routes.must_see(target, positions)
-
-    def _note(self, session: Session, version: str, node: Node, written: tuple[int, int] | None) -> None:
-        known = self._in_force.clusters.health.get(node.server, UNKNOWN)
-        position, timeline = (UNSURE, known.timeline) if written is None else written
-        session.wrote(version, Position(known.system, timeline, without_page_header(position)))

@@ -1,5 +1,5 @@
 # Generated from router/_async/routes.py by tools/async_to_sync.py: do not edit.
-"""Where requests may go, by what is known now."""
+"""Chooses nodes for requests, by what is known now."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ FULL = 1e9
 
 
 class Routes:
-    """Answers where a request may go, from the topology in force, what is known of the servers, and the pools' load."""
+    """Chooses nodes by the topology in force, the health of the servers, and the load of the pools."""
 
     def __init__(self, in_force: InForce) -> None:
-        """Keep what the answers come from.
+        """Keep what the choice depends on.
 
         Args:
             in_force: What is in force.
@@ -42,10 +42,10 @@ class Routes:
         """Choose the nodes for a request, by what is known now.
 
         Args:
-            target: What it resolved to.
-            request: What it asks for.
-            logins: Whether it matters that a login is refused.
-            by_load: Whether those that are less busy come first.
+            target: The target of the request.
+            request: The needs of the request.
+            logins: Whether nodes with a refused login are left out.
+            by_load: Whether less busy nodes come first.
 
         Returns:
             The route.
@@ -63,7 +63,7 @@ class Routes:
 
         health, now = self._in_force.clusters.health, monotonic()
         if target.watched is not None and target.watched is not target.cluster:
-            # Nobody but requests tries a tenant's own logins: one that was refused is tried again when it is time.
+            # Only requests try a tenant's own logins: a refused one is tried again when its pause has passed.
             refused = [
                 login
                 for node in target.cluster.nodes
@@ -74,24 +74,24 @@ class Routes:
             health = {key: state for key, state in health.items() if key not in again} if again else health
             if (
                 target.watched.name not in self._in_force.topology.versions
-            ):  # servers of its own: looks log in as it does
+            ):  # servers of its own: probes use the tenant's login
                 pairs = zip(target.cluster.nodes, target.watched.nodes, strict=True)
                 theirs = {node: login_failure(health, seen, read_only=request.read_only) for node, seen in pairs}
                 health = {**{node: login for node, login in theirs.items() if login is not None}, **health}
         return choose(target, health, request, now=now, tie_break=random(), load=load)
 
     def must_see(self, target: Target, positions: Iterable[Position | None]) -> Position | None:
-        """Put together what a read must see, without what is foreign to its cluster by what is known now.
+        """Return the latest of the positions that a read must see, without those that are foreign to its cluster.
 
         Args:
-            target: Where it reads.
-            positions: What it is asked to see.
+            target: The target of the read.
+            positions: The positions that it is to see.
 
         Returns:
-            The latest of them; ``None`` when there is none.
+            The latest of them; ``None`` if there is none.
 
         Raises:
-            TokenRefused: One is foreign, and ``tokens.foreign`` is ``refuse``.
+            TokenRefused: A position is foreign, and ``tokens.foreign`` is ``refuse``.
         """
         asked = [position for position in positions if position is not None]
         primary = primary_of(self._in_force.clusters.health, target.cluster) if asked else None
@@ -102,7 +102,9 @@ class Routes:
             past = position.lsn == UNSURE or position.timeline < known.timeline
             if self._in_force.topology.tokens.foreign == "refuse":
                 if foreign:
-                    raise TokenRefused(f"the token was made for another cluster than version {target.version!r} is now")
+                    raise TokenRefused(
+                        f"the token was made for another cluster than the one that version {target.version!r} has now"
+                    )
                 if position.timeline < known.timeline:
                     raise TokenRefused(
                         f"the token is from before a failover: it is of timeline {position.timeline}, "
@@ -114,13 +116,13 @@ class Routes:
         return seen
 
     def is_unsettled(self, route: Route) -> bool:
-        """Tell whether a server that was not probed yet may change what is best.
+        """Tell whether the first probe of some server may change which nodes are best.
 
         Args:
-            route: What is best now.
+            route: The route by what is known now.
 
         Returns:
-            Whether one may.
+            Whether it may.
         """
         health = self._in_force.clusters.health
         if route.read_only and health.get(route.nodes[0].server, UNKNOWN).role is not Role.PRIMARY:
@@ -131,11 +133,11 @@ class Routes:
         """Tell whether a login of a tenant's own was refused.
 
         Args:
-            target: What its requests resolve to.
+            target: The target of its requests.
             read_only: Whether they only read.
 
         Returns:
-            Whether one was, at any of its nodes.
+            Whether a login was refused at any of its nodes.
         """
         health = self._in_force.clusters.health
         return target.watched is not target.cluster and any(

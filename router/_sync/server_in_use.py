@@ -1,5 +1,5 @@
 # Generated from router/_async/server_in_use.py by tools/async_to_sync.py: do not edit.
-"""A server that clusters in use have nodes on: what its watcher is given."""
+"""A server that clusters in use have nodes on: the object that its watcher works for."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class ServerInUse:
 
     Attributes:
         server: The server.
-        clusters: They; replaced whole.
-        probe_now: Set to have it probed at once.
+        clusters: The clusters in use that have nodes on it; the tuple is replaced, not changed.
+        probe_now: A flag that is set to have the server probed at once.
         quarantined: Whether pools may be in quarantine until a probe has ended.
     """
 

@@ -15,13 +15,15 @@ from psycopg.rows import tuple_row
 
 from router._runtime.calls import call
 from router._runtime.flags import Guard, sleep
-from router._sync.pool.connection import PooledConnection, is_spoilt, is_stale
+from router._sync.pool.pooled import PooledConnection
 from router._sync.pool.scripts import text_of
 from router._sync.pool.session_state import session_of
 from router.core.errors import Unavailable
 from router.core.events import Repeated
 from router.core.result import Result
+from router.core.stale import is_spoilt, is_stale
 from router.core.statement import can_be_repeated, needs_primary, without_comments
+from router.core.traces import names_what_lasts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,6 +36,13 @@ if TYPE_CHECKING:
     from router._sync.in_force import InForce
     from router._sync.pool.node_pool import NodePool
     from router.core.topology import Node
+
+    class Reading(Protocol):
+        """Borrows a connection to read."""
+
+        def __call__(self, *, avoid: Node | None) -> Checkout:
+            """Borrow it, from another node than ``avoid`` if there is one."""
+
 
 T = TypeVar("T")
 
@@ -55,9 +64,6 @@ BACKOFF = 0.02
 # Allowed on a standby, where they lock nobody out.
 _ADVISORY_LOCK = re.compile(r"\bpg_(?:try_)?advisory_", re.IGNORECASE)
 
-# What changes a session without being a statement of its own.
-_SETTING = re.compile(r"\bset_config\b", re.IGNORECASE)
-
 # Statements that leave nothing behind in their session, by the first word of what PostgreSQL calls them.
 _TRACELESS = frozenset({"SELECT", "INSERT", "UPDATE", "DELETE", "MERGE", "COPY", "NOTIFY", "EXPLAIN", "SHOW", "CALL"})
 
@@ -67,13 +73,6 @@ logger = logging.getLogger("router")
 
 class _Unguarded(Exception):
     """The server is not known to refuse writes in the session that is to read."""
-
-
-class Reading(Protocol):
-    """Borrows a connection to read."""
-
-    def __call__(self, *, avoid: Node | None) -> Checkout:
-        """Borrow it, from another node than ``avoid`` if there is one."""
 
 
 class Statements:
@@ -90,6 +89,11 @@ class Statements:
         # Hashes, in the order of their coming: a text may be long. Two that collide cost a read of the primary's.
         self._refused: dict[int, None] = {}
 
+    @property
+    def remembered(self) -> int:
+        """How many statements are remembered that have to run on the primary."""
+        return len(self._refused)
+
     def abandon(self) -> None:
         """Forget, in the child of a fork, who may have held the guard in the parent."""
         self._guard = Guard()
@@ -98,10 +102,10 @@ class Statements:
         """Count what is run again, and tell of it: where it failed, whose it is, and how."""
         observers = self._in_force.observers
         self._in_force.pools.count("repeated", pool.cluster.name, read_only=pool.read_only)
-        if observers.hear_of(Repeated):
+        if observers.listens_to(Repeated):
             # Not its text, which may hold data.
             reason = type(error).__name__ + (f" ({error.sqlstate})" if error.sqlstate else "")
-            observers.tell([Repeated(pool.cluster.name, tenant, pool.read_only, pool.node, reason)])
+            observers.emit([Repeated(pool.cluster.name, tenant, pool.read_only, pool.node, reason)])
 
     def execute(
         self,
@@ -114,7 +118,7 @@ class Statements:
 
         Args:
             query: The statement.
-            params: Its parameters.
+            params: The statement's parameters.
             reading: Borrows a connection to read.
             writing: Borrows one to write.
 
@@ -122,28 +126,28 @@ class Statements:
             The whole result.
 
         Raises:
-            TypeError: It is no statement.
+            TypeError: ``query`` is not a statement.
             psycopg.Error: It failed.
         """
         text = without_comments(text_of(query))
         locks = _ADVISORY_LOCK.search(text) is not None
-        spent = locks or _SETTING.search(text) is not None
+        dirty = locks or names_what_lasts(text)
         if locks or needs_primary(text):
-            return self._write(query, text, params, writing, spent=spent)
+            return self._write(query, text, params, writing, dirty=dirty)
         checkout = reading(avoid=None)
         # The same statement may write in one version and not in another.
         if (key := hash((checkout.version, text))) in self._refused:
-            return self._write(query, text, params, writing, spent=spent)
+            return self._write(query, text, params, writing, dirty=dirty)
         refused = False
         try:
-            return self._read(query, params, reading, checkout, spent=spent)
+            return self._read(query, params, reading, checkout, dirty=dirty)
         except (psycopg.errors.ReadOnlySqlTransaction, psycopg.errors.FeatureNotSupported) as error:
             if is_stale(error):
                 raise
             refused = not is_spoilt(error)
         except (psycopg.errors.ObjectNotInPrerequisiteState, _Unguarded):
             pass  # the first may be because the server is a standby, or because it is behind: that passes
-        result = self._write(query, text, params, writing, spent=spent)
+        result = self._write(query, text, params, writing, dirty=dirty)
         if not refused:
             return result
         with self._guard:
@@ -153,16 +157,16 @@ class Statements:
         return result
 
     def _read(
-        self, query: Query, params: Params | None, reading: Reading, checkout: Checkout, *, spent: bool
+        self, query: Query, params: Params | None, reading: Reading, checkout: Checkout, *, dirty: bool
     ) -> Result:
         for attempt in count():
             avoid: Node | None = None
             with checkout as connection:
                 if not session_of(connection).refuses_writes:
                     raise _Unguarded
-                checkout.pool.expendable.add(session_of(connection))
-                if spent:
-                    session_of(connection).spent = True
+                checkout.pool.retryable.add(session_of(connection))
+                if dirty:
+                    session_of(connection).dirty = True
                 try:
                     return _result(connection, query, params)
                 except psycopg.OperationalError as error:
@@ -184,12 +188,12 @@ class Statements:
         params: Params | None,
         writing: Callable[[], Checkout],
         *,
-        spent: bool,
+        dirty: bool,
     ) -> Result:
         for attempt in count():
             with writing() as connection:
-                if spent:
-                    session_of(connection).spent = True
+                if dirty:
+                    session_of(connection).dirty = True
                 try:
                     return _result(connection, query, params, text)
                 except psycopg.Error as error:
@@ -276,7 +280,7 @@ def _result(connection: Connection[TupleRow], query: Query, params: Params | Non
         The result.
     """
     # Behind a transaction pooler, a tenant is itself in transactions only: there it is one, committed with the block.
-    if not connection.autocommit and not (isinstance(connection, PooledConnection) and connection.prelude):
+    if not connection.autocommit and not (isinstance(connection, PooledConnection) and connection.begin_suffix):
         connection.set_autocommit(True)
     with connection.cursor(row_factory=tuple_row) as cursor:
         statement: Any = query  # a template string takes no parameters, as psycopg says itself
@@ -293,7 +297,7 @@ def _result(connection: Connection[TupleRow], query: Query, params: Params | Non
             status=cursor.statusmessage or "",
         )
         if _leaves_something(cursor):
-            session_of(connection).spent = True
+            session_of(connection).dirty = True
         return result
 
 

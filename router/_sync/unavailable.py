@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from router._sync.in_force import InForce
-    from router._sync.lanes import Lane
+    from router._sync.lane import Lane
     from router._sync.pool.node_pool import NodePool
     from router._sync.waiter import Waiter
     from router.core.budget import BudgetKey
@@ -39,13 +39,13 @@ def unavailable(in_force: InForce, route: Route, request: Request, *, late: bool
         key = budget_key(node, "") if pool is None else pool.budget_key  # without a pool: for a probe of it
         if pool is not None and pool.refusal:
             why = f"{node} {pool.refusal}"
-        elif pool is not None and pool.grown and not pool.doubted:
+        elif pool is not None and pool.at_max_size and not pool.quarantined:
             most = _holding_most([pool]) if pool.shared else ""
-            why = f"all {pool.max_size} to {node} are in use (pool.max_size){most}"
+            why = f"all {pool.max_size} connections to {node} are in use (pool.max_size){most}"
         elif not late or not (why := _spent(in_force, key)):
             if node in ready:
                 asking = node in route.ask
-                silent[node] = "has not replayed yet what is to be seen" if asking else "gave no connection in time"
+                silent[node] = "has not yet replayed the required position" if asking else "gave no connection in time"
             continue
         return PoolExhausted(f"{in_time}: {why}", **asked)
     refused = {**route.refused, **route.notes, **silent}
@@ -88,7 +88,9 @@ def too_many_waiting(lane: Lane, waiter: Waiter) -> TooManyWaiting:
         The error.
     """
     target, [first, *_] = lane.target, waiter.line.pools if waiter.accepts is None else [waiter.accepts]
-    full = f"{target.cluster.pool.max_waiting} requests wait for one to {first.node} already (pool.max_waiting)"
+    full = (
+        f"{target.cluster.pool.max_waiting} requests already wait for a connection to {first.node} (pool.max_waiting)"
+    )
     return TooManyWaiting(f"no connection {whom_for(target)}: {full}", **asked_for(target))
 
 
@@ -102,7 +104,7 @@ def within_its_limit(lane: Lane) -> PoolExhausted:
         The error.
     """
     most = 0 if lane.admission is None else lane.admission.limit
-    full = f"it uses all {most} that it may (tenancy.max_connections)"
+    full = f"it uses all {most} connections that it may have (tenancy.max_connections)"
     return PoolExhausted(f"no connection {whom_for(lane.target)} in time: {full}", **asked_for(lane.target))
 
 
@@ -111,16 +113,19 @@ def _spent(in_force: InForce, key: BudgetKey) -> str:
     limits = in_force.slots.limits
     match in_force.slots.full(key):
         case Full.OWNER:
-            return f"{key.owner} has all {key.cap} that it may (tenancy.max_connections)"
-        case Full.LOGIN if (limit := in_force.slots.server_limit(key)) is not None:
+            return f"{key.owner} has all {key.cap} connections that it may have (tenancy.max_connections)"
+        case Full.LOGIN if (limit := in_force.slots.server_limits.refusing(key.login)) is not None:
             return f"{key.server} {limit}"
         case Full.SERVER:
             most = _holding_most(pool for pool in in_force.pools if pool.node.server == key.server)
-            return f"all {limits.server} to {key.server} are open (max_connections_per_server){most}"
+            return f"all {limits.server} connections to {key.server} are open (max_connections_per_server){most}"
         case Full.PROCESS:
-            return f"all {limits.process} of the process are open (max_connections){_holding_most(in_force.pools)}"
+            return (
+                f"all {limits.process} connections of this process are open "
+                f"(max_connections){_holding_most(in_force.pools)}"
+            )
         case None if any(request.key is key for request in list(in_force.slots.waiting)):
-            return "others came first for those of the process (max_connections)"  # and go on coming
+            return "other requests were served first within max_connections"  # and go on coming
         case _:
             return ""
 
@@ -153,9 +158,9 @@ def tell_failed(lane: Lane, error: Unavailable) -> None:
     in_force, target, read_only, name = lane.in_force, lane.target, lane.read_only, type(error).__name__
     what = "exhausted" if isinstance(error, PoolExhausted) else "unavailable"
     in_force.pools.count(what, target.cluster.name, read_only=read_only)
-    if in_force.observers.hear_of(RequestFailed):
+    if in_force.observers.listens_to(RequestFailed):
         reason = str(error).replace("\n  -", ";")
-        in_force.observers.tell([RequestFailed(target.cluster.name, target.tenant, read_only, name, reason)])
+        in_force.observers.emit([RequestFailed(target.cluster.name, target.tenant, read_only, name, reason)])
 
 
 def asked_for(target: Target) -> dict[str, Any]:

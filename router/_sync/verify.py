@@ -51,7 +51,7 @@ def may_serve(in_force: InForce, pool: NodePool, connection: Connection[TupleRow
     alone = here and not known and not is_primary
     if _ask(in_force, pool, connection, request, state, alone=alone):
         return True
-    pool.give_back(connection)
+    pool.release(connection)
     if state.several_servers:
         sleep(ASK_AGAIN)
     return False
@@ -68,7 +68,7 @@ def _ask(
 ) -> bool:
     """Ask over a connection whether its server is as far as a request asks for; the answer is for all if it may be.
 
-    Where that fails, the connection is closed: whoever had it before may have spoilt it.
+    If that fails, the connection is closed: a former borrower may have changed its session.
     """
     server = pool.node.server
     if alone:
@@ -87,7 +87,7 @@ def _ask(
         return False
     except BaseException:
         connection.close()
-        pool.give_back(connection)
+        pool.release(connection)
         raise
     finally:
         if alone:

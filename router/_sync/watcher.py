@@ -20,9 +20,9 @@ from router._runtime.limited import Limited
 from router._runtime.sockets import cut, ping
 from router._runtime.workers import spawn, untraced
 from router._sync.pool.connection import end_session
-from router._sync.pool.opener import ServerFull, Unable
+from router._sync.pool.login import ServerFull, Unable, failure
 from router._sync.silence import Silence
-from router._sync.slots import BudgetSpent, SlotRequest
+from router._sync.slot import BudgetSpent, SlotRequest
 from router.core.budget import BudgetKey, Idle, budget_key
 from router.core.health import UNKNOWN, NodeUse
 from router.core.observations import AttemptFailed, NotProbed
@@ -34,17 +34,17 @@ if TYPE_CHECKING:
     from router._sync.clusters import Clusters
     from router._sync.pool.opener import Opener
     from router._sync.server_in_use import ServerInUse
-    from router._sync.slots import Slot
+    from router._sync.slot import Slot
     from router.core.observations import Observation, ProbeResult
     from router.core.topology import Cluster, Node
 
 logger = logging.getLogger("router")
 
 PAUSE = 0.01
-"""Seconds between two looks at a server at least, however much evidence comes in."""
+"""The least seconds between two probes of a server, however many reports come in."""
 
 PATIENCE = 0.5
-"""How much of a look's timeout it may wait for a slot of the budget: that it gets none says nothing of the server."""
+"""The part of a probe's timeout that it may wait for a slot; getting none tells nothing about the server."""
 
 
 class Watcher:
@@ -52,17 +52,17 @@ class Watcher:
 
     Attributes:
         there: The server.
-        budget_key: What its connection counts as in the budget.
+        budget_key: The key by which its connection counts in the budget.
         closed: Whether it is to end.
-        worker: Runs it.
+        worker: The task or thread that runs it.
     """
 
     def __init__(self, there: ServerInUse, clusters: Clusters, opener: Opener) -> None:
-        """Start it.
+        """Start watching.
 
         Args:
             there: The server.
-            clusters: The clusters in use: told what each probe shows.
+            clusters: The clusters in use, which receive the result of each probe.
             opener: Opens the connections.
         """
         self.there = there
@@ -75,75 +75,76 @@ class Watcher:
         self._limited = Limited()
         self._tried = Limited()
         self._guard = Guard()  # guards _held
-        self._held: tuple[Node, Connection[TupleRow]] | None = None  # between two probes only
-        self._used: list[Connection[TupleRow]] = []  # by the probe under way, for cutting it
-        self._asks = False  # whether the probe under way has got as far as to ask the server
-        self._trouble = ""  # why this process could not probe, if it could not
+        self._held: tuple[Node, Connection[TupleRow]] | None = None  # set between two probes only
+        self._used: list[Connection[TupleRow]] = []  # the connections of the probe in flight, to cut them
+        self._asks = False  # whether the probe in flight has sent its question to the server
+        self._trouble = ""  # why this process could not probe; empty if it could
         self.worker: Worker = spawn(self._watch, f"router watches {there.server}")
 
     @property
     def is_needed(self) -> bool:
-        """Whether it is to go on."""
+        """Whether the server is still in use, so that the watcher goes on."""
         return not self.closed and self._clusters.servers.get(self._server) is self.there
 
     def _watch(self) -> None:
         while self.is_needed:
-            self.there.probe_now.clear()  # what comes from now on is newer than this probe may be
+            self.there.probe_now.clear()  # a report from now on may be newer than this probe, and causes another one
             begun, pause = monotonic(), self._clusters.policy.interval
-            with Isolated("could not look at %s", self._server):
+            with Isolated("could not probe %s", self._server):
                 self._probe()
-            with Isolated("could not do what follows from a look at %s", self._server):
+            with Isolated("could not act on the probe's result of %s", self._server):
                 self._clusters.end_quarantine(self.there, begun)
-            with Isolated("could not find out which connections to %s hear nothing", self._server):
+            with Isolated("could not find silent connections to %s", self._server):
                 self._find_silent()
-            with Isolated("could not try the refused logins at %s again", self._server):
+            with Isolated("could not try the refused logins on %s again", self._server):
                 self._try_logins()
-            with Isolated("could not tell when to look at %s again", self._server):
+            with Isolated("could not schedule the next probe of %s", self._server):
                 pause = self._clusters.pause(self.there)
             if self.is_needed and self.there.probe_now.wait_for(pause * (0.9 + 0.2 * random())):
                 sleep(PAUSE)
-        self.let_go()
+        self.close_held()
 
     def _probe(self) -> None:
-        held = self._take()
-        if held is not None and held[0] not in self.there.nodes:  # whose login is not used any more
-            held[1].close()
+        held = self._held
+        if held is not None and held[0] not in self.there.nodes:  # the node's login is no longer used
+            self.close_held()
             held = None
         node = held[0] if held is not None else self._next_node()
         if node is None:
             return
-        self._used = used = [] if held is None else [held[1]]
+        used: list[Connection[TupleRow]] = []
+        self._used = used
         try:
             seen = self._ask(node, used)
-        except BudgetSpent:  # the process may open no more connections: that says nothing of the server
+        except BudgetSpent:  # the process may open no more connections, which tells nothing about the server
             seen = self._ping(node)
-        except ServerFull:  # it lives; the next probe may get in
+        except ServerFull:  # the server is alive; the next probe may get a connection
             seen = None
-        except Exception:  # of this process, and no attempt is under way
+        except Exception:  # a failure of this process; no attempt is in flight
             for connection in used:
                 connection.close()
             raise
         trouble = seen.reason if isinstance(seen, NotProbed) else ""
         if trouble and trouble != self._trouble:
-            logger.warning("could not look at %s: %s", self._server, trouble)
+            logger.warning("could not probe %s: %s", self._server, trouble)
         self._trouble = trouble
-        if seen is not None and not self.closed:  # else it may have been cut for that
+        if seen is not None and not self.closed:  # a watcher that is closed may have cut its own probe
             self._clusters.report(seen)
 
     def _ask(self, node: Node, used: list[Connection[TupleRow]]) -> Observation | None:
-        """Ask what the server is; ``None`` if there is no answer, and that says nothing."""
+        """Probe the server; ``None`` if the outcome tells nothing."""
         timeout = self._clusters.policy.timeout
         try:
-            looked, connection = self._limited.run(partial(self._attempt, node, used), timeout, _too_late)
+            result, connection = self._limited.run(partial(self._attempt, node, used), timeout, _too_late)
         except TimeoutError:
-            self._used = []  # the look is over, should it go on nevertheless
+            self._used = []  # the probe has ended, although its attempt may continue
             for connection in used:
                 cut(connection)
             if self._asks:
                 return AttemptFailed(node, f"no answer within {timeout:g} s", answered=False)
-            return NotProbed(node, f"this process has not come to ask it within {timeout:g} s")
+            return NotProbed(node, f"this process did not get to ask it within {timeout:g} s")
         except psycopg.errors.ConnectionTimeout:
-            self.there.probe_now.set()  # which comes first only where this process did not run
+            self.there.probe_now.set()  # libpq's timeout comes before the probe's only if this process did not run
             return None
         except (Unable, OSError, RuntimeError, MemoryError) as error:
             for connection in used:
@@ -152,15 +153,15 @@ class Watcher:
         except psycopg.Error as error:
             if isinstance(error, ServerFull):
                 raise
-            return self._opener.failure(node, error)
+            return failure(node, error)
         self._hold(node, connection)
-        return looked
+        return result
 
     def _ping(self, node: Node) -> Observation | None:
-        """See whether the server reacts at all: if it is frozen, connections to it would keep the budget for ever."""
+        """Find out whether the server reacts at all: connections to a frozen one would use up the budget."""
         timeout, port = self._clusters.policy.timeout, self._server.port
         try:
-            addresses = self._opener.addresses(self._server, timeout)
+            addresses = self._opener.login.addresses(self._server, timeout)
             reacts = self._limited.run(partial(ping, addresses, port, 2.0 * timeout), timeout, _never_mind)
         except TimeoutError:
             reacts = False
@@ -171,8 +172,8 @@ class Watcher:
     def _hold(self, node: Node, connection: Connection[TupleRow]) -> None:
         with self._guard:
             self._held = node, connection
-        if self.closed:  # maybe after close() has looked what is held
-            self.let_go()
+        if self.closed:  # close() may have looked at _held before
+            self.close_held()
 
     def _attempt(self, node: Node, used: list[Connection[TupleRow]]) -> tuple[ProbeResult, Connection[TupleRow]]:
         with untraced():
@@ -180,69 +181,83 @@ class Watcher:
 
     def _answer(self, node: Node, used: list[Connection[TupleRow]]) -> tuple[ProbeResult, Connection[TupleRow]]:
         opener, timeout = self._opener, self._clusters.policy.timeout
-        if used:
+        if (held := self._take()) is not None:  # not before: a task may be cancelled before it has begun
+            used.append(held[1])
             self._asks = True
             try:
-                return opener.look(used[0], node), used[0]
+                return opener.queries.probe(used[0], node), used[0]
             except psycopg.Error:
                 used.pop().close()
                 if self._used is not used or self.closed:
                     raise
-                # That backend is gone; the server need not be.
+                # Only that backend may have ended: try a new connection before reporting anything.
+            except BaseException:  # a task is cancelled when its loop ends
+                used.pop().close()
+                raise
         self._asks = False
-        self.budget_key = budget_key(node, self.budget_key.owner)  # of whichever login is used
+        self.budget_key = budget_key(node, self.budget_key.owner)  # for the login that is used now
         with opener.slots.take(SlotRequest(self.budget_key), PATIENCE * timeout) as slot:
-            connection = opener.connect_to_look(
+            connection = opener.connect_to_probe(
                 node, self.there.nodes[node], slot, timeout=timeout, asks=self._begin_to_ask
             )
         used.append(connection)
         try:
-            return opener.look(connection, node, new=True), connection
+            return opener.queries.probe(connection, node, new=True), connection
         except BaseException:
             connection.close()
             raise
 
     def _find_silent(self) -> None:
-        """Find the connections that hear nothing, and have them cut; their sessions are ended, too."""
-        if self._held is None or not (pids := self._silence.due()) or (held := self._take()) is None:
+        """Find silent connections, cut them, and end their sessions."""
+        if (held := self._held) is None or not (pids := self._silence.due()):
             return
-        node, connection = held
+        used: list[Connection[TupleRow]] = []
+        self._used = used
         try:
-            self._limited.run(partial(self._ask_for, connection, pids), self._clusters.policy.timeout, _never_mind)
+            connection = self._limited.run(partial(self._ask_for, pids, used), self._clusters.policy.timeout, _close)
         except TimeoutError:
-            cut(connection)
+            for connection in used:
+                cut(connection)
         except psycopg.Error as error:
-            logger.debug("could not ask %s for sessions: %s", self._server, type(error).__name__)
+            logger.debug("could not read the sessions of %s: %s", self._server, type(error).__name__)
         else:
-            self._hold(node, connection)
+            if connection is not None:
+                self._hold(held[0], connection)
 
-    def _ask_for(self, connection: Connection[TupleRow], pids: list[int]) -> None:
+    def _ask_for(self, pids: list[int], used: list[Connection[TupleRow]]) -> Connection[TupleRow] | None:
         opener, process = self._opener, self._clusters.health.get(self._server, UNKNOWN).process
+        if (held := self._take()) is None:
+            return None
+        connection = held[1]
+        used.append(connection)
         try:
             with untraced():
-                silent = self._silence.judge(opener.sessions(connection, pids), process)
+                silent = self._silence.judge(opener.queries.sessions(connection, pids), process)
                 if silent:
                     self._clusters.cut_silent(silent)
                 for one in silent:
-                    with suppress(psycopg.errors.InsufficientPrivilege):  # another login's: its client is helped anyway
-                        opener.terminate(connection, one.pid, one.began)
+                    with suppress(
+                        psycopg.errors.InsufficientPrivilege
+                    ):  # a session of another login; its client has its error anyway
+                        opener.queries.terminate(connection, one.pid, one.began)
         except BaseException:
             connection.close()
             raise
+        return connection
 
     def _begin_to_ask(self) -> None:
-        """Give the server all of the time that a look has, however long it took to come to it."""
+        """Start the probe's timeout again, so that the server has all of it from its first question on."""
         self._asks = True
         self._limited.restart()
 
     def _next_node(self) -> Node | None:
-        """The node whose login the next connection uses: one that is not refused, or may be tried again."""
+        """Choose the node whose login the next connection uses: one that is not refused, or may be tried again."""
         health, now = self._clusters.health, monotonic()
         due = [node for node in self.there.nodes if now >= health.get(node, UNKNOWN).banned_until]
         return min(due, key=lambda node: health.get(node, UNKNOWN).failures, default=None)
 
     def _try_logins(self) -> None:
-        """Try again the logins that were refused, when it is time."""
+        """Try refused logins again whose pause has passed."""
         for node, cluster in self.there.nodes.items():
             if self._is_due(node):
                 with Isolated("could not try to log in to %s", node), suppress(psycopg.Error, BudgetSpent), untraced():
@@ -252,7 +267,7 @@ class Watcher:
             for read_only in (True, False):
                 if self._is_due(NodeUse(node, read_only)):
                     use = partial(self._use, node, cluster, read_only=read_only)
-                    with suppress(Exception):  # what failed was reported; the user's configure= may not even end
+                    with suppress(Exception):  # a failure was reported; the user's configure= may not return
                         connection = self._tried.run(use, self._clusters.policy.timeout, Connection.close)
                         connection.close()
 
@@ -262,12 +277,12 @@ class Watcher:
             return self._opener.open(node, cluster, slot, read_only=read_only, startup=None, optional=False)
 
     def _take_slot(self, node: Node, cluster: Cluster) -> Slot:
-        """Take a slot for trying a login; if a probe is wanted, it is not waited for."""
+        """Take a slot to try a login; do not wait for one if a probe is due at once."""
         patience = 0.0 if self.there.probe_now.is_set() else PATIENCE * self._clusters.policy.timeout
         return self._opener.slots.take(SlotRequest(budget_key(node, cluster.name)), patience)
 
     def _is_due(self, login: Node | NodeUse) -> bool:
-        """Whether a login was refused, and may be tried again."""
+        """Whether a login was refused, and its pause has passed."""
         refused = self._clusters.health.get(login)
         return refused is not None and monotonic() >= refused.banned_until
 
@@ -277,24 +292,24 @@ class Watcher:
         return held
 
     def stop(self) -> None:
-        """Have it end; a look that waits for its server is cut short."""
+        """Stop watching, and cut the probe in flight."""
         self.closed = True
         self.there.probe_now.set()
         for connection in self._used:
             cut(connection)
 
     def abandon(self) -> None:
-        """Have it end, and keep the connection that it holds unused and open."""
+        """Stop watching in the child of a fork; the parent's connection stays open, and is not used."""
         self.closed = True
         self._inherited, self._held = self._held, None
 
     @property
     def longest_idle(self) -> Idle | None:
-        """The connection that is held for the next probe, as the budget looks at it: any other is wanted sooner."""
+        """The connection held for the next probe, for the budget, which closes it before any other idle one."""
         return None if self._held is None else Idle(self.budget_key, -inf, warm=False)
 
-    def let_go(self) -> None:
-        """Close the connection that is held for the next look, if there is one."""
+    def close_held(self) -> None:
+        """Close the connection that is held for the next probe, if there is one."""
         if (held := self._take()) is not None:
             held[1].close()
 
@@ -302,7 +317,7 @@ class Watcher:
         """Close the connection that is held for the next probe, if there is one, so that another may be opened.
 
         Args:
-            beneficiary: The request for that.
+            beneficiary: The request that the slot is for.
         """
         if (held := self._take()) is not None:
             end_session(held[1], beneficiary)
@@ -310,6 +325,11 @@ class Watcher:
 
 def _too_late(outcome: tuple[ProbeResult, Connection[TupleRow]]) -> None:
     outcome[1].close()
+
+
+def _close(connection: Connection[TupleRow] | None) -> None:
+    if connection is not None:
+        connection.close()
 
 
 def _never_mind(_: object) -> None:

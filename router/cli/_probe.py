@@ -12,8 +12,10 @@ import psycopg
 
 from router._observers import Observers
 from router._sync.clusters import Clusters
+from router._sync.pool.login import failure
 from router._sync.pool.opener import Opener
-from router._sync.slots import SlotRequest, Slots
+from router._sync.slot import SlotRequest
+from router._sync.slots import Slots
 from router.core.budget import Limits, budget_key
 from router.core.health import observe
 from router.core.observations import AttemptFailed, ProbeResult
@@ -138,9 +140,9 @@ def _probe(node: Node, cluster: Cluster, ask: Callable[[psycopg.Connection[Tuple
         with opener.slots.take(SlotRequest(budget_key(node, "check")), 1.0) as slot:
             connection, _ = opener.connect(node, cluster, slot)  # as sessions for writing begin
     except Exception as error:  # noqa: BLE001  (a host name that cannot be encoded, say; it would be reported nowhere else)
-        return Probe(opener.failure(node, error))
+        return Probe(failure(node, error))
     try:
-        seen = opener.look(connection, node, new=True)
+        seen = opener.queries.probe(connection, node, new=True)
         if connection.pgconn.parameter_status(b"default_transaction_read_only") == b"on":  # for this role, say
             seen = seen._replace(refuses_writes=True)
         try:
@@ -148,6 +150,6 @@ def _probe(node: Node, cluster: Cluster, ask: Callable[[psycopg.Connection[Tuple
         except psycopg.Error as error:
             return Probe(seen, error=str(error).partition("\n")[0])
     except psycopg.Error as error:
-        return Probe(opener.failure(node, error))
+        return Probe(failure(node, error))
     finally:
         connection.close()

@@ -62,7 +62,7 @@ def print_findings(findings: Findings) -> None:
             if isinstance(found.seen, ProbeResult):
                 state = [found.seen.role, _release(found.seen.server_version), _replication(node, cluster, findings)]
             else:
-                state = [f"{node.role or 'unknown'}, down", "", ""]
+                state = [f"{node.role or 'unknown'}, {'login refused' if found.seen.answered else 'down'}", "", ""]
             allowed = str(answer.connections) if answer else ""
             rows.append([cluster.name, str(node), *state, str(findings.may_open[server]), allowed])
     shown = table(_COLUMNS, rows, screen)

@@ -26,13 +26,13 @@ def check(
 ) -> None:
     """Check the settings, and every server of the versions and of listed tenants that have their own.
 
-    `router tenants` also asks those that the directory's table names.
+    `router tenants` also asks the servers of tenants in the directory's table.
 
     Is each node reachable, and a primary or replica as configured? Do replicas follow the primary? Are the database,
     schema and role of each listed tenant there? Does each server allow as many connections as this configuration may
-    open there, whichever node is the primary? Fails if anything is wrong, and says what to do. It warns of what the
-    settings do not say: several servers behind one address, a pooler, default limits that are more than the server
-    allows.
+    open there, whichever node is the primary? It fails if anything is wrong, and says what to do. It warns of several
+    servers behind one address, of a pooler that the settings do not declare, and of default limits that are higher
+    than the server allows.
 
     \b
     router check --config config/router.toml --processes 4

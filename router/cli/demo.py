@@ -46,7 +46,7 @@ def demo(
     keep: Annotated[bool, typer.Option("--keep", help="Leave the servers running, with settings to use them.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show the main job on servers of its own: nothing to install or configure.
+    """Show the main job on servers of its own: nothing to configure.
 
     It starts PostgreSQL 16 as v1 (a primary and a standby) and PostgreSQL 18 as v2 (a primary and two standbys), with
     different schemas; one router then serves writers and readers of both, at an easy pace. Meanwhile a standby of v2 is

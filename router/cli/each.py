@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from router.cli._job import Failure, Job
 
 WIDTH = 200
-"""How much is shown of what was said last, in characters."""
+"""How many characters of the last message are shown."""
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _FOR_DIRECTORY = 2  # connections: one hears of changes, one asks
@@ -62,7 +62,7 @@ def each(
         typer.Option(
             "--tenants",
             metavar="all|PATTERN",
-            help="All that are listed; or keys, and patterns (* ? [...]) of those listed, separated by commas.",
+            help="All listed tenants; or keys, and patterns (* ? [...]) of listed keys, separated by commas.",
         ),
     ],
     version: Annotated[
@@ -70,39 +70,47 @@ def each(
         typer.Option(
             "--version",
             metavar="KEY",
-            help="The version to work in; of patterns, those who live there.",
+            help="The version to work in; patterns match only tenants that live there.",
             show_default="each tenant's first",
         ),
     ] = None,
     file: Annotated[
-        Path | None, typer.Option("--sql", metavar="FILE", help="Instead of a command: SQL, a transaction a tenant.")
+        Path | None,
+        typer.Option("--sql", metavar="FILE", help="Run SQL instead of a command, in one transaction for each tenant."),
     ] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="How many tenants at the same time.")] = 8,
+    jobs: Annotated[int, typer.Option(min=1, help="How many tenants to work on at the same time.")] = 8,
     canary: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Do so many first; if one of them fails, no others.")
+        int, typer.Option(min=0, metavar="N", help="Do N tenants first, and stop if one of them fails.")
     ] = 0,
-    stop_on_error: Annotated[bool, typer.Option("--stop-on-error", help="Begin no other once one has failed.")] = False,
-    log: Annotated[Path, typer.Option(metavar="PATH", help="Where it is noted what is done.")] = Path(
+    stop_on_error: Annotated[
+        bool, typer.Option("--stop-on-error", help="Begin no further tenant once one has failed.")
+    ] = False,
+    log: Annotated[Path, typer.Option(metavar="PATH", help="The file that records what is done.")] = Path(
         "router-each.log"
     ),
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on where the run in the log stopped; what failed is tried again.")
+        bool,
+        typer.Option(
+            "--resume",
+            help="Continue the last run in the log, and try again what failed. Without it, a run does every tenant.",
+        ),
     ] = False,
     redo: Annotated[
-        bool, typer.Option("--redo", help="With --resume: do again, too, what was cut off and may be done or not.")
+        bool, typer.Option("--redo", help="With --resume: also repeat what was cut off, and may or may not be done.")
     ] = False,
     as_json: AsJson = False,
     config: Config = None,
 ) -> None:
     """Run a command for every tenant, or SQL.
 
-    The command finds the tenant's database, on the primary that can be written to now, in DATABASE_URL, and in PGHOST,
-    PGOPTIONS and so on, for programs that need no telling; the password in PGPASSWORD; and the key in ROUTER_TENANT.
-    Its session is the tenant's: search_path, role and row setting are startup options. It reads no input. SQL runs in
-    the session that the tenant's requests have; what cannot run in a transaction needs a command, such as psql.
+    The command gets the tenant's database, on the current primary, in DATABASE_URL, and for programs that use libpq
+    in PGHOST, PGOPTIONS and so on; the password in PGPASSWORD; and the key in ROUTER_TENANT. Its sessions are set to
+    the tenant: search_path, role and row setting are startup options. It reads no input. SQL runs in a session like
+    those of the tenant's requests; what cannot run in a transaction needs a command, such as psql.
 
-    Every tenant is done once. Ctrl-C or SIGTERM lets those finish that have begun; again, it leaves commands to
-    themselves, which note their end in the log all the same, also if this is killed. --resume waits for those.
+    Each tenant is done once. After Ctrl-C or SIGTERM, the tenants that have begun are finished; after a second one,
+    running commands are left alone, and still record their end in the log, also if this process is killed. --resume
+    waits for them.
 
     \b
     router each --tenants all --canary 3 -- alembic upgrade head

@@ -28,7 +28,7 @@ def explain(
     tenant: Tenant = None,
     read_only: ReadOnly = False,
     offline: Annotated[
-        bool, typer.Option("--offline", help="Connect to no server: show what a router that just started knows.")
+        bool, typer.Option("--offline", help="Connect to no server: show what a router that has just started knows.")
     ] = False,
     timeout: Annotated[float, typer.Option(min=0.1, help="The most to wait for the nodes, in seconds.")] = 5.0,
     as_json: AsJson = False,
@@ -53,7 +53,7 @@ def explain(
     if tenant is not None:
         tenancy = topology.tenancy
         if offline and tenancy and tenancy.directory.version is not None and tenant not in tenancy.homes:
-            fail(f"where tenant {tenant!r} lives, only the directory knows: leave --offline out", BAD_USAGE)
+            fail(f"only the directory knows where tenant {tenant!r} lives: leave --offline out", BAD_USAGE)
         found = named(settings, topology, [tenant])[tenant]
         if isinstance(found, ConfigError):
             raise found

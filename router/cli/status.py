@@ -102,7 +102,7 @@ def status(
 ) -> None:
     """Show each version's nodes: role, state, lag, connections, latency, and what is wrong.
 
-    It connects to every node, with --watch anew for each probe. It cannot see into the processes that use a router:
+    It connects to every node, with --watch again for each probe. It cannot see into the processes that use a router:
     connections are what the server counts for the node's user and database, over all processes. In use are those that
     run something or are in a transaction; waiting are those of them that wait for a lock. The latency is that of one
     query. A replica's lag in seconds is the most that it can be, the age of the last commit it replayed; --watch
@@ -177,7 +177,7 @@ def _status(node: Node, cluster: Cluster, health: Health, probe: Probe[_Activity
         allowed = " and ".join(f"{key} is {limit:,}" for key, limit in limits.items() if limit is not None)
         problems.append(f"is stale: {allowed}")
     if (left := state.banned_until - now) > 0:
-        problems.append(f"is avoided for {left:.1f} s more: it went down {state.failures} times lately")
+        problems.append(f"is avoided for {left:.1f} s more: it went down {state.failures} times recently")
     if probe.answer is None:
         problems.append(f"does not tell its connections: {probe.error}")
     return _Status(node, role, use, lag, probe.answer, seen.latency, tuple(problems))

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class _Alike(NamedTuple):
-    """Sessions of a server that are alike."""
+    """Sessions of a server with the same database, user and application name."""
 
     datname: str
     usename: str
@@ -43,8 +43,8 @@ class _Tenant(NamedTuple):
 
     Attributes:
         key: Its key.
-        home: Where it lives, with the keys of the first of its versions in their places; ``None`` if it is not known.
-        targets: What requests for it resolve to, in each of its versions.
+        home: Where it lives, with the keys of its first version filled in; ``None`` if that is not known.
+        targets: The targets of its requests, in each of its versions.
         problem: Why it is not known where it lives.
     """
 
@@ -55,14 +55,14 @@ class _Tenant(NamedTuple):
 
 
 def tenants(
-    pattern: Annotated[str, typer.Argument(help="Which, as for `router each --tenants`.")] = ALL,
+    pattern: Annotated[str, typer.Argument(help="Which tenants, as for `router each --tenants`.")] = ALL,
     *,
     version: Annotated[
         str | None,
-        typer.Option("--version", metavar="KEY", help="Those who live in it, and where there.", show_default="any"),
+        typer.Option("--version", metavar="KEY", help="Only tenants that live in this version.", show_default="any"),
     ] = None,
     ddl: Annotated[
-        bool, typer.Option("--sql", help="List no tenant: print how to make the table of [directory].")
+        bool, typer.Option("--sql", help="Print the SQL that creates the table of [directory], and list no tenants.")
     ] = False,
     timeout: Annotated[float, typer.Option(min=0.1, help="The most to wait for the servers, in seconds.")] = 5.0,
     as_json: AsJson = False,
@@ -70,10 +70,10 @@ def tenants(
 ) -> None:
     """List the tenants: where each of them lives, and how many sessions it has now.
 
-    They are those that the settings list and those in the directory's table; who lives where [tenant_template] says
-    can be named. Sessions are what the servers count, over all processes: in a database or of a login that is one
-    tenant's alone, all of them; else those that a router opened, which are called "…/KEY" (application_name). Fails if
-    a server cannot be asked, or the directory says something wrong.
+    It lists the tenants of the settings and of the directory's table; tenants of [tenant_template] can be named.
+    Sessions are counted by the servers, over all processes: all sessions of a database or login that belongs to one
+    tenant, and otherwise those that a router opened, whose application_name ends in the tenant's key. It fails if a
+    server cannot be asked, or an answer of the directory is wrong.
 
     \b
     router tenants

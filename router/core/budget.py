@@ -1,15 +1,15 @@
-"""The connections that there may be: what limits them, whose they are, and what each of those who share may count on.
+"""The budget of connections: its limits, the owners of connections, and the fair share of each owner.
 
-Limits hold at every moment: of the process, of a server, of a login once its server has refused one more, and of an
-*owner*, which is a tenant, or a version for the pools that its tenants share. No connection is set aside for anybody:
-while there is room, a request gets one. When there is none, they move from owners that have more to owners that have
-fewer: an idle one is closed, or one that comes back is not lent again. So all tend to the same number, as far as each
-wants that many (max-min fairness).
+Limits hold at every moment: for the process, for a server, for a login once its server has refused one more connection,
+and for an *owner*, which is a tenant, or a version for the pools that its tenants share. No connection is reserved:
+while there is room, any request gets one. When there is none, connections move from owners that have more to owners
+that have fewer: an idle connection is closed, or a connection that is returned is closed instead of being lent again.
+In this way all owners approach the same number, as far as each of them needs that many (max-min fairness).
 
-Nobody starves while connections come back. A pool that has none cannot be served by what comes back to others; so it
-gets one from any owner that has more than its own, even one more, and from the other pools of its own owner. Of those
-that may have a connection, the first is served whose owner is below its share; and within an owner, the first place
-below a cap or a share is kept for the pool without a connection that asked first.
+No pool starves while connections are returned. Connections that are returned to other pools cannot serve a pool that
+has none; so such a pool gets one from any owner that has more than its own owner, even by one, and from the other pools
+of its own owner. Among the requests that may open a connection, the first one whose owner is below its share is served;
+and within an owner, the first slot below its cap or share is kept for the pool without a connection that asked first.
 
 ``slot_lines.py`` decides by these rules.
 """
@@ -29,21 +29,21 @@ if TYPE_CHECKING:
     Login: TypeAlias = tuple[Server, str]  # a server, and the user at it
 
 KEPT = 1.0
-"""Seconds that an idle connection is kept from those who have as many as its owner: it may be wanted again at once."""
+"""Seconds for which an idle connection is not closed for an owner that has as many: it may be needed again at once."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BudgetKey:
-    """Whose connections those of one pool are; one object a pool, for all its connections and for opening more.
+    """The key by which the connections of one pool are counted; a pool has one key for all its connections.
 
-    Two keys are never equal, whatever they say: of two pools of one owner, to read and to write, neither can stand in
-    for the other.
+    Two keys are never equal, even with the same values: an owner's pools for reading and for writing cannot replace
+    each other.
 
     Attributes:
-        server: Where the pool connects to.
-        owner: Whose it is, in words: ``tenant acme``; or a version, when tenants share the pool or none uses it.
-        cap: The most connections of that owner, over all its pools; ``None`` for no limit of its own.
-        user: What the pool logs in as.
+        server: The server that the pool connects to.
+        owner: The owner, as a text: ``tenant acme``; or a version, if tenants share the pool or no tenant uses it.
+        cap: The most connections of that owner, over all its pools; ``None`` for no limit.
+        user: The user that the pool logs in as.
     """
 
     server: Server
@@ -53,16 +53,16 @@ class BudgetKey:
 
     @property
     def login(self) -> Login:
-        """What a server's own limit for a role holds for."""
+        """The server and user, for which a server may have a limit of its own."""
         return self.server, self.user
 
 
 def budget_key(node: Node, owner: str, cap: int | None = None) -> BudgetKey:
-    """Make the key of a pool, or of what else opens connections.
+    """Make the key of a pool, or of something else that opens connections, such as a watcher.
 
     Args:
-        node: What it connects to.
-        owner: Whose its connections are.
+        node: The node that it connects to.
+        owner: The owner of its connections.
         cap: The most connections of that owner.
 
     Returns:
@@ -72,11 +72,11 @@ def budget_key(node: Node, owner: str, cap: int | None = None) -> BudgetKey:
 
 
 class Limits(NamedTuple):
-    """How many connections there may be.
+    """The limits of the settings.
 
     Attributes:
-        process: In the process.
-        server: To one server; ``None`` for no limit of its own.
+        process: The most connections of the process.
+        server: The most connections to one server; ``None`` for no limit.
     """
 
     process: int
@@ -84,12 +84,12 @@ class Limits(NamedTuple):
 
 
 class Idle(NamedTuple):
-    """A connection that nobody has borrowed.
+    """An idle connection.
 
     Attributes:
-        key: Its pool's.
-        since: When it came back, on the caller's clock.
-        warm: Whether its pool is to keep it: without it, there would be fewer than ``min_size``.
+        key: The key of its pool.
+        since: When it was returned, on the caller's clock.
+        warm: Whether its pool needs it for its ``min_size``.
     """
 
     key: BudgetKey
@@ -98,7 +98,7 @@ class Idle(NamedTuple):
 
 
 class Full(Enum):
-    """What has no room left, from the narrowest on: more room there is more room in those after it, too."""
+    """The limit that is reached, in order from the narrowest: each lies within the next."""
 
     OWNER = auto()
     LOGIN = auto()
@@ -107,45 +107,45 @@ class Full(Enum):
 
 
 def share(limit: int, owners: int) -> int:
-    """Return how many connections each owner may count on, whatever the others ask for.
+    """Return the fair share: how many connections each owner can count on, whatever the others request.
 
     Args:
-        limit: How many there are.
-        owners: How many have some or wait for some.
+        limit: How many connections there are.
+        owners: How many owners have connections or wait for some.
 
     Returns:
-        An equal part of them, at least 1.
+        An equal part of the connections, at least 1.
     """
     return max(limit // max(owners, 1), 1)
 
 
-def next_in_line(waiting: Iterable[str], crowd: Collection[str], held: Mapping[str, int]) -> int:
-    """Choose who is served next: the first whose owner is below its share, see :func:`at_share`, else the first.
+def next_in_line(waiting: Iterable[str], demand: Collection[str], held: Mapping[str, int]) -> int:
+    """Choose the request to serve next: the first whose owner is below its share (:func:`at_share`), else the first.
 
     Args:
-        waiting: The owners that wait, once for each request, in order of arrival.
-        crowd: The same, each once.
-        held: How many connections each owner has, the one that has just come back still counted as its last one's:
-            else, whoever gives one back would have one fewer than all others. Owners that have none are left out.
+        waiting: The owners of the waiting requests, in order of arrival, once for each request.
+        demand: The same owners, each once.
+        held: How many connections each owner has; owners that have none are left out. A connection that has just been
+            returned still counts for the owner that returned it: otherwise that owner would always have one fewer.
 
     Returns:
-        The place in ``waiting``.
+        The index in ``waiting``.
     """
-    served = at_share(crowd, held)
+    served = at_share(demand, held)
     return next((index for index, owner in enumerate(waiting) if owner not in served), 0)
 
 
-def at_share(crowd: Collection[str], held: Mapping[str, int]) -> frozenset[str]:
-    """Tell which owners have their share of the connections of a pool, or more, so that others are served first.
+def at_share(demand: Collection[str], held: Mapping[str, int]) -> frozenset[str]:
+    """Find the owners that have their share of a pool's connections, or more, so that others are served first.
 
-    What they share is what there is: how many there may be, a pool whose budget is spent never gets.
+    The share is a part of the connections that exist, because a pool may never reach its maximum size.
 
     Args:
-        crowd: The owners that wait, each once.
+        demand: The owners that wait, each once.
         held: How many connections each owner has, as for :func:`next_in_line`.
 
     Returns:
         Those owners.
     """
-    fair = share(sum(held.values()), len(crowd) + sum(owner not in crowd for owner in held))
+    fair = share(sum(held.values()), len(demand) + sum(owner not in demand for owner in held))
     return frozenset(owner for owner, number in held.items() if number >= fair)

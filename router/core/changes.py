@@ -1,4 +1,4 @@
-"""Which events an observation causes: what was known before is compared with what is known after."""
+"""Finds the events that an observation causes, by comparing the health before and after."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ if TYPE_CHECKING:
 
 
 def changes(before: Health, after: Health, clusters: Iterable[Cluster], *, now: float) -> Iterator[Event]:
-    """Tell what an observation changed.
+    """Find the events that an observation causes.
 
     Args:
-        before: What was known.
-        after: What is known.
-        clusters: Those in use.
+        before: The health before.
+        after: The health after.
+        clusters: The clusters in use.
         now: The caller's clock, in seconds.
 
     Yields:
@@ -59,7 +59,7 @@ def changes(before: Health, after: Health, clusters: Iterable[Cluster], *, now: 
 
 
 def _of_cluster(health: Health, cluster: Cluster) -> Iterator[OtherSystem | Fenced | LeftBehind]:
-    """Find what is wrong between the nodes of a cluster, as far as each was probed since the primary became one."""
+    """Find the conflicts between the nodes of a cluster, among those that were probed since the primary became one."""
     if undecided(health, cluster):
         return
     out, others = fenced(health, cluster), foreign(health, cluster)
@@ -98,15 +98,15 @@ def _of_server(server: Server, known: State, state: State, now: float) -> Iterat
 def track_fallback(
     version: str, standings: Mapping[Node, Standing], *, fell_back: bool
 ) -> tuple[bool, ReadsFellBack | ReadsReturned | None]:
-    """Follow whether the primary serves the reads of a version because no other node can.
+    """Tell whether the primary serves the reads of a version because no other node can.
 
     Args:
         version: The version's key.
-        standings: What its nodes are worth for reading.
-        fell_back: Whether it did.
+        standings: The standings of its nodes for reading.
+        fell_back: Whether the primary did before.
 
     Returns:
-        Whether it does, and the event if that is new.
+        Whether it does now, and the event if that has changed.
     """
     tiers = {standing.tier for standing in standings.values()}
     if Tier.BEST in tiers:
@@ -123,7 +123,7 @@ class LastPrimary(NamedTuple):
 
     Attributes:
         node: The primary.
-        lost_at: Since when there has been none, on the caller's clock; ``None`` while this one can be written to.
+        lost_at: Since when there is no primary, on the caller's clock; ``None`` while this one can be written to.
     """
 
     node: Node
@@ -133,7 +133,7 @@ class LastPrimary(NamedTuple):
 def track_primary(
     version: str, last: LastPrimary | None, node: Node | None, *, now: float
 ) -> tuple[LastPrimary | None, FailedOver | None]:
-    """Follow which node is the primary of a version.
+    """Tell which node is the primary of a version, and whether it has failed over.
 
     Args:
         version: The version's key.
@@ -142,7 +142,7 @@ def track_primary(
         now: The caller's clock, in seconds.
 
     Returns:
-        The primary that it has, or had last, and the failover if this is one.
+        The current or last primary, and the event of a failover if there was one.
     """
     if node is None:
         return last and (last if last.lost_at is not None else LastPrimary(last.node, now)), None

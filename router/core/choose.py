@@ -1,4 +1,4 @@
-"""Which node serves a request, and which one next if that fails: pure functions over frozen values."""
+"""Chooses the nodes that serve a request, in the order in which to try them."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ _NOT_NOW = (Tier.UNPROBED, Tier.REFUSES_WRITES, Tier.DOWN, Tier.LOGIN_FAILED)
 
 
 class Route(Value):
-    """Where a request goes: the nodes to try in order, and why each other node was left out.
+    """The nodes to try for a request, in order, and the reason why each other node was left out.
 
     Attributes:
-        target: What the request resolved to.
+        target: The target of the request.
         read_only: Whether it only reads.
         nodes: The nodes to try, best first.
-        best: How many of them, from the first, are known to be up and equally good; 0 while none is.
-        ready: How many of them, from the first, are known to be up; the others have to come back first.
-        ask: Those of them that have to be asked whether they have replayed what the request must see.
-        pending: Whether a node that is missing now may still come, so that waiting makes sense.
-        notes: For each node to try, what speaks for it.
+        best: How many of them, from the first, are up and equally good; 0 if none is up.
+        ready: How many of them, from the first, are up; the others have to come back first.
+        ask: The nodes that have to be asked whether they have replayed the required position.
+        pending: Whether a node may become available, so that waiting makes sense.
+        notes: For each node to try, its state.
         refused: For each node left out, the reason.
     """
 
@@ -49,7 +49,7 @@ class Route(Value):
     refused: Mapping[Node, str]
 
     def __repr__(self) -> str:
-        """Show the route as a person reads it: one line a node."""
+        """Show the route for people: one line for each node."""
         requested, version = self.target.requested, self.target.version
         alias = "" if requested in ("", version) else f" (alias {requested})"
         lines = [f"Route to {version}{alias} for {'reading' if self.read_only else 'writing'}"]
@@ -73,15 +73,15 @@ def choose(
     """Choose the nodes for a request.
 
     Reads go to fresh replicas, then to the primary when ``read.fallback`` is ``primary``, then to stale replicas when
-    ``read.allow_stale`` is set. Writes go to the primary. A node that failed lately comes after all others.
+    ``read.allow_stale`` is set. Writes go to the primary. A node that failed recently comes after all others.
 
     Args:
-        target: What the request resolved to.
-        health: What is known of the servers.
-        request: What it asks for.
+        target: The target of the request.
+        health: The health of the servers.
+        request: The needs of the request.
         now: The caller's clock, in seconds.
-        tie_break: From 0 to 1, at random or in rotation: which of several equally good nodes comes first.
-        load: How busy a node is now.
+        tie_break: From 0 to 1, at random or in rotation; it decides which of several equally good nodes comes first.
+        load: Returns how busy a node is now.
         prefer: A node to put first if it is among the best.
 
     Returns:
@@ -97,7 +97,7 @@ def choose(
     )
     order: list[int] = []
     for _, tied in groupby(ranks, key=itemgetter(0, 1, 2)):
-        # Drawn among the tied alone: a node left out or of another tier would pass its share on to its neighbour.
+        # Draw only among the tied nodes: a node of another tier would pass its share on to its neighbour.
         places = [rank[3] for rank in tied]
         start = draw(cumulate([found[place][0].weight for place in places]), tie_break) if len(places) > 1 else 0
         order += places[start:] + places[:start]
@@ -119,7 +119,7 @@ def choose(
 
 
 def _pending(cluster: Cluster, health: Health, found: Sequence[tuple[Node, Standing]], request: Request) -> bool:
-    """Tell whether waiting makes sense: it does not where only a login is missing that the server refuses."""
+    """Tell whether waiting makes sense: it does not if refused logins are the only obstacle."""
     tiers = {standing.tier for _, standing in found}
     if Tier.UNPROBED in tiers or Tier.REFUSES_WRITES in tiers:
         return True

@@ -156,8 +156,8 @@ class Token(NamedTuple):
             position: Where the write ended.
 
         Returns:
-            A token with the later of this position and the one it had for the version; whoever was unsure is so no
-            longer, since what may have been written before ended before this.
+            A token with the later of this position and the former one of the version. An unsure position is replaced,
+            because anything that may have been written before ended before this position.
         """
         written = Token(((_fingerprint(version), position),))
         known = self.of(version)

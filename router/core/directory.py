@@ -10,7 +10,7 @@ from traceback import extract_tb
 from typing import TYPE_CHECKING
 
 from router.core.errors import RouterError
-from router.core.value import Value
+from router.core.measures import DirectoryStats
 
 if TYPE_CHECKING:
     from router.core.policies import DirectoryPolicy
@@ -27,25 +27,6 @@ UNUSED_TTLS = 10.0
 
 SPREAD = 0.1
 """The part of ``ttl`` by which an answer may end early, so that not all that is learnt at once is asked for at once."""
-
-
-class DirectoryStats(Value):
-    """The directory of tenants.
-
-    Attributes:
-        known: Tenants whose home is known.
-        unknown: Keys remembered as those of no tenant.
-        unconfirmed: How many of the known could not be confirmed when that was last tried, or not yet since a change
-            was heard of.
-        failing_for: Seconds since the directory began to fail; ``None`` while it works.
-        reason: Why it fails; empty while it works.
-    """
-
-    known: int
-    unknown: int
-    unconfirmed: int
-    failing_for: float | None = None
-    reason: str = ""
 
 
 class _Answer:
@@ -116,6 +97,11 @@ class Answers:
         """
         answer = self._known.get(tenant)
         return None if answer is None else answer.home
+
+    @property
+    def unknown(self) -> int:
+        """How many keys are remembered that are no tenant's, in date or not."""
+        return len(self._unknown)
 
     def is_unknown(self, tenant: str, now: float) -> bool:
         """Tell whether there was no such tenant a moment ago.

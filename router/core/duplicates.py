@@ -43,10 +43,10 @@ def duplicates(topology: Topology, *, directory: bool) -> Iterator[Fault]:
             if key not in tenancy.homes and template and _placed(topology, version, template, key) == places[version]
         )
         if listed:
-            text = f"lives where tenant {listed[0]!r} does: the two would be one. Give one of them another home"
+            text = f"lives in the same place as tenant {listed[0]!r}: give one of them another home"
             yield Fault(("tenants", tenant), text)
         elif (key := next(templated, None)) is not None:
-            text = f"lives where tenant_template has {key!r}: the two would be one. Move it, or list both"
+            text = f"lives in the same place that tenant_template gives {key!r}: move it, or list both"
             yield Fault(("tenants", tenant), text)
 
 

@@ -6,15 +6,15 @@
       ConfigError (ValueError)                  every problem at once, each with its source and key
       UnknownVersion (LookupError)              names the nearest known keys
       UnknownTenant (LookupError)               likewise; nothing has been opened
-      TenantLocked                              another tenant was named inside of use(…, lock=True)
-      DirectoryUnavailable                      where a tenant lives could not be asked, and is not known
+      TenantLocked                              another tenant was named inside use(…, lock=True)
+      DirectoryUnavailable                      the directory could not say where a tenant lives
       RouterClosed
       Unavailable (psycopg.OperationalError)    .version .tenant .attempts .refused
         NoPrimary                               no node can be written to
         NoReplica                               no node may be read from
         PoolExhausted                           nodes are fine, the pool or the budget is full
-          TooManyWaiting                        refused at once: too many wait already
-        TransactionOutcomeUnknown               the connection died when something that commits was under way
+          TooManyWaiting                        refused at once, because too many requests wait already
+        TransactionOutcomeUnknown               the connection died while a COMMIT was in flight
       TokenRefused (ValueError)                 a token that is damaged, or of another cluster or key
 
 No connection string or password is part of any message.
@@ -36,17 +36,17 @@ if TYPE_CHECKING:
 
 
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """Find the known name that is most like the one that was written.
+    """Find the known name that is most similar to a name.
 
     Args:
-        name: What was written.
-        known: What there is.
-        cutoff: How much alike they must be, from 0 to 1.
+        name: The name that was given.
+        known: The known names.
+        cutoff: How similar they must be, from 0 to 1.
 
     Returns:
-        The nearest one; ``None`` when none is near.
+        The nearest name; ``None`` if none is similar.
     """
-    from difflib import get_close_matches  # only errors need it: it is a part of what importing the router costs
+    from difflib import get_close_matches  # imported here, because only errors need it and it takes time to import
 
     return next(iter(get_close_matches(name, list(known), n=1, cutoff=cutoff)), None)
 
@@ -54,26 +54,26 @@ def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
 _CONNECTION_STRING = r"(?is)\w\w:/|\A[^:]*:[^@]*@|(?:pas|pwd|secret|user|host|dbname|service)\w*\s*="
 
 SEARCHED = 1000
-"""How much of a text is searched for a connection string, in characters: a key may be of any length."""
+"""How many characters of a text are searched for a connection string: a key may be of any length."""
 
 
 def like_connection_string(text: str) -> bool:
-    """Tell whether a text looks like a connection string, or a part of one, with its password.
+    """Tell whether a text looks like a connection string, or a part of one that may have a password.
 
     Args:
-        text: A key, say.
+        text: The text, such as a key.
 
     Returns:
-        Whether it does; then no error may show it.
+        Whether it does; if so, no error may show it.
     """
     return re.search(_CONNECTION_STRING, text[:SEARCHED]) is not None
 
 
 def masked(text: str) -> str:
-    """Hide what looks like a connection string.
+    """Hide a text that looks like a connection string.
 
     Args:
-        text: What an error is to show.
+        text: The text that an error is to show.
 
     Returns:
         The text, or ``…``.
@@ -85,7 +85,7 @@ class RouterError(Exception):
     """The base of every error that the router itself raises."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Copy and pickle it by its message and attributes, which are not what ``__init__`` takes."""
+        """Copy and pickle the error by its message and attributes, which differ from the arguments of ``__init__``."""
         return _made_anew, (type(self), self.args), self.__dict__
 
 
@@ -94,10 +94,10 @@ def _made_anew(kind: type[RouterError], args: tuple[Any, ...]) -> RouterError:
 
 
 class ConfigError(RouterError, ValueError):
-    """The settings are wrong; all problems are listed at once.
+    """The settings are wrong; the error lists all problems.
 
     Attributes:
-        problems: One line a problem: where it stands (file or environment variable, and key), and what is wrong.
+        problems: One line for each problem: its file or environment variable, its key, and what is wrong.
     """
 
     def __init__(self, problems: Iterable[str]) -> None:
@@ -112,7 +112,7 @@ class UnknownVersion(RouterError, LookupError):
 
     Attributes:
         version: The key that was asked for; ``None`` when none was named and there is no ``default_version``.
-        known: The keys there are.
+        known: The known keys.
     """
 
     def __init__(self, version: str | None, known: Iterable[str]) -> None:
@@ -123,23 +123,23 @@ class UnknownVersion(RouterError, LookupError):
         else:
             message = f"unknown version {masked(version)!r}"
             if near := nearest(version, self.known):
-                message += f"; did you mean {near!r}?"
+                message += f" (did you mean {near!r}?)"
         super().__init__(f"{message}; known: {', '.join(self.known) or 'none'}")
 
 
 SHOWN = 60
-"""How much of an unknown key an error shows, in characters."""
+"""How many characters of an unknown key an error shows."""
 
 COMPARED = 200
-"""How many known tenants an unknown one is compared with, at most."""
+"""The most known tenants that an unknown one is compared with."""
 
 
 class UnknownTenant(RouterError, LookupError):
-    """No tenant has this key, or it does not live where it was asked for.
+    """No tenant has this key, or the tenant does not live in the version that was named.
 
     Attributes:
-        tenant: The key that was asked for; ``None`` when none was named.
-        version: The version it was asked for in; ``None`` if none was named.
+        tenant: The key that was named; ``None`` if none was named.
+        version: The version that was named with it; ``None`` if none was named.
     """
 
     def __init__(
@@ -163,11 +163,11 @@ class UnknownTenant(RouterError, LookupError):
 
 
 class TenantLocked(RouterError):
-    """Another tenant was named inside of ``use(tenant=…, lock=True)``."""
+    """Another tenant was named inside ``use(tenant=…, lock=True)``."""
 
 
 class DirectoryUnavailable(RouterError):
-    """The directory could not say where a tenant lives, and it is not known from before.
+    """The directory could not say where a tenant lives, and no earlier answer is known.
 
     Attributes:
         tenant: The tenant.
@@ -183,11 +183,11 @@ class RouterClosed(RouterError):
 
 
 class Unavailable(RouterError, psycopg.OperationalError):
-    """No connection could be had within the deadline.
+    """No connection was available within the deadline.
 
     Attributes:
-        version: The version asked for.
-        tenant: The tenant asked for, if any was.
+        version: The version that the request named, or the default.
+        tenant: The tenant of the request; ``None`` for none.
         attempts: How many nodes were tried for this request, and failed.
     """
 
@@ -209,7 +209,7 @@ class Unavailable(RouterError, psycopg.OperationalError):
 
     @property
     def refused(self) -> Mapping[Node, str]:
-        """For each node, why it was left out, or how it failed."""
+        """For each node, the reason why it was left out, or its failure."""
         return MappingProxyType(self._refused)
 
 
@@ -218,7 +218,7 @@ class NoPrimary(Unavailable):
 
 
 class NoReplica(Unavailable):
-    """No node of the version may be read from now, as ``read.fallback`` is set."""
+    """No node of the version may serve reads now; ``read.fallback`` tells whether the primary may."""
 
 
 class PoolExhausted(Unavailable):
@@ -226,16 +226,16 @@ class PoolExhausted(Unavailable):
 
 
 class TooManyWaiting(PoolExhausted):
-    """Refused at once: ``pool.max_waiting`` requests wait for a connection already."""
+    """The request was refused at once, because ``pool.max_waiting`` requests wait for a connection already."""
 
 
 class TransactionOutcomeUnknown(Unavailable):
-    """The connection died during COMMIT, or a statement in autocommit: only the data can tell whether that was done.
+    """The connection died during COMMIT, or during a statement in autocommit: only the data tells whether it was done.
 
-    So it is for PREPARE TRANSACTION and COMMIT PREPARED, by whatever way they are sent. What psycopg had to say is its
-    ``__cause__``.
+    PREPARE TRANSACTION and COMMIT PREPARED are treated in the same way, however they were sent. The error of psycopg is
+    its ``__cause__``.
     """
 
 
 class TokenRefused(RouterError, ValueError):
-    """A token says nothing of this cluster: it is damaged, or was made for another cluster, timeline or key."""
+    """A token cannot be used for this cluster: it is damaged, or was made for another cluster, timeline or key."""

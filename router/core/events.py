@@ -1,4 +1,4 @@
-"""What happens, as frozen values for observers and the log: the base of all, and what happens to pools and requests."""
+"""Events for observers and the log, as frozen values: their base class, and the events of pools and requests."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ if TYPE_CHECKING:
     from router.core.topology import Node
 
 
-# The levels of logging, which the core has no business with.
+# The levels of the logging module, which the core does not import.
 DEBUG, INFO, WARNING, ERROR = 10, 20, 30, 40
 
 
 class Event(Value):
-    """Something that happened; ``str()`` says it in a line, without secrets.
+    """Something that happened; ``str()`` describes it in one line, without secrets.
 
     Attributes:
-        level: How it is logged.
+        level: The level at which it is logged.
     """
 
     level: ClassVar[int] = INFO
 
 
 class ConnectionsCut(Event):
-    """Borrowed connections were cut; their queries fail.
+    """The router cut borrowed connections; their queries fail.
 
     Attributes:
-        node: Where they went.
-        count: How many.
+        node: The node of the connections.
+        count: How many were cut.
         reason: Why.
     """
 
@@ -48,10 +48,10 @@ class PoolOpened(Event):
     """A pool is used for the first time.
 
     Attributes:
-        version: The version it is for.
-        node: What it connects to.
+        version: The version that the pool is for.
+        node: The node that it connects to.
         read_only: Whether it is for reading.
-        tenant: Whose it is, if it is one tenant's.
+        tenant: The tenant that it belongs to; ``None`` if it does not belong to one tenant.
     """
 
     version: str
@@ -68,10 +68,10 @@ class PoolClosed(Event):
     """A pool was closed.
 
     Attributes:
-        version: The version it was for.
-        node: What it connected to.
+        version: The version that the pool was for.
+        node: The node that it connected to.
         read_only: Whether it was for reading.
-        tenant: Whose it was, if it was one tenant's.
+        tenant: The tenant that it belonged to; ``None`` if it did not belong to one tenant.
     """
 
     version: str
@@ -87,14 +87,14 @@ class PoolClosed(Event):
 class RequestFailed(Event):
     """A request got no connection.
 
-    This event, :class:`Repeated` and :class:`ReadOnPrimary` come as often as requests do; ``stats().totals`` counts
-    them. Their level is DEBUG, since the caller of the request learns of it anyway.
+    This event, :class:`Repeated` and :class:`ReadOnPrimary` can be as frequent as requests; ``stats().totals`` counts
+    them. Their level is DEBUG, since the caller of the request sees the outcome anyway.
 
     Attributes:
-        version: The version it was for.
-        tenant: The tenant it was for, if it was for one.
-        read_only: Whether it was to read.
-        error: What was raised: ``PoolExhausted``, ``TooManyWaiting``, ``NoPrimary`` or ``NoReplica``.
+        version: The version that the request was for.
+        tenant: The tenant that it was for; ``None`` for none.
+        read_only: Whether it was a read.
+        error: The error that was raised: ``PoolExhausted``, ``TooManyWaiting``, ``NoPrimary`` or ``NoReplica``.
         reason: Why.
     """
 
@@ -111,14 +111,14 @@ class RequestFailed(Event):
 
 
 class Repeated(Event):
-    """A transaction of ``run()``, or a read of ``execute()``, failed for a reason that passes, and is run again.
+    """A transaction of ``run()``, or a read of ``execute()``, had a transient failure, and is run again.
 
     Attributes:
-        version: The version it is for.
-        tenant: The tenant it is for, if it is for one.
-        read_only: Whether it reads.
-        node: Where it failed.
-        reason: How.
+        version: The version that it is for.
+        tenant: The tenant that it is for; ``None`` for none.
+        read_only: Whether it is a read.
+        node: The node where it failed.
+        reason: The error.
     """
 
     version: str
@@ -134,11 +134,11 @@ class Repeated(Event):
 
 
 class ReadOnPrimary(Event):
-    """A read goes to the primary, because no replica has replayed yet what it must see.
+    """A read goes to the primary, because no replica has replayed the required position yet.
 
     Attributes:
-        version: The version it is for.
-        tenant: The tenant it is for, if it is for one.
+        version: The version that the read is for.
+        tenant: The tenant that it is for; ``None`` for none.
         node: The primary.
     """
 
@@ -148,7 +148,9 @@ class ReadOnPrimary(Event):
     level: ClassVar[int] = DEBUG
 
     def __str__(self) -> str:
-        return f"{_subject(self)}: a read goes to the primary {self.node}: no replica has what it must see"
+        return (
+            f"{_subject(self)}: a read goes to the primary {self.node}: no replica has replayed the required position"
+        )
 
 
 def _subject(event: PoolOpened | PoolClosed | RequestFailed | Repeated | ReadOnPrimary) -> str:

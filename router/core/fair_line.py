@@ -1,8 +1,8 @@
-"""Who is next in a line that owners share: the first whose owner is below its share, else the first, and quickly so.
+"""A line shared by owners; the next waiter is the first one whose owner is below its share, else the first one.
 
-:func:`router.core.budget.next_in_line` says who that is, by looking at everybody. Here the same is found without: those
-of one owner who accept the same are in a queue of their own, a heap has the first of each queue in order of arrival,
-and of it are looked at only those whose owners have their share.
+:func:`router.core.budget.next_in_line` defines which waiter that is, by looking at all of them. This class finds the
+same one faster: the waiters of one owner that accept the same pool are in one queue, a heap has the first waiter of
+each queue in order of arrival, and only waiters whose owners have their share are passed over.
 """
 
 from __future__ import annotations
@@ -21,79 +21,78 @@ T = TypeVar("T")
 Queue: TypeAlias = tuple[str, object]
 
 SLACK = 64
-"""So many entries more than twice the queues may lie in the heap before it is made anew."""
+"""The heap is rebuilt when it has more entries than twice the number of queues plus this."""
 
 
 class FairLine(Generic[T]):
-    """Those that wait, each for an owner, with its place in the order of arrival, and with what it accepts.
+    """The waiters, each with its owner, its place in the order of arrival, and what it accepts.
 
-    An exception may come between any two steps, out of a signal handler. The order of the steps is such that nobody who
-    waits is overlooked after that: an entry too many is passed over, and counts that are wrong end with the last queue.
+    A signal handler may raise an exception between any two steps. The steps are ordered so that no waiter is overlooked
+    after that: a surplus entry of the heap is passed over, and wrong counts are cleared with the last queue.
     """
 
     def __init__(self) -> None:
-        """Begin with nobody."""
+        """Make an empty line."""
         self._queues: dict[Queue, OrderedDict[T, int]] = {}
-        self._heads: list[tuple[int, int, Queue]] = []  # a heap; entries of those that were first once are left in it
+        self._heads: list[tuple[int, int, Queue]] = []  # a heap; entries of waiters that were first before remain in it
         self._ties = count()
         self._owners = Counter[str]()
         self._accepting = Counter[object]()
 
-    @property
-    def owners(self) -> list[str]:
-        """The owners that wait."""
-        return list(+self._owners)
-
     def number(self, accepts: object) -> int:
-        """Count those that accept something.
+        """Count the waiters that accept something.
 
         Args:
-            accepts: What.
+            accepts: What they accept.
 
         Returns:
-            How many there are.
+            The number of waiters.
         """
         return self._accepting[accepts]
 
     def add(self, waiter: T, place: int, owner: str, accepts: object) -> None:
-        """Have one wait.
+        """Add a waiter.
 
         Args:
-            waiter: The one.
-            place: Its place in the order of arrival; lower ones are served before.
-            owner: Whose it is.
-            accepts: What it can be served with.
+            waiter: The waiter.
+            place: Its place in the order of arrival; lower places are served first.
+            owner: Its owner.
+            accepts: What it accepts.
         """
         key = (owner, accepts)
         queue = self._queues.get(key)
-        if queue is None or place < _place(queue):
-            heappush(self._heads, (place, next(self._ties), key))
         if queue is None:
+            if len(self._queues) == 1:  # the heap is not kept while there is only one queue
+                self._heads = self._firsts()
+            if self._queues:
+                heappush(self._heads, (place, next(self._ties), key))
             self._queues[key] = OrderedDict([(waiter, place)])
-        else:
-            is_first = place < _place(queue)
+        elif place < _place(queue):
+            if len(self._queues) > 1:
+                heappush(self._heads, (place, next(self._ties), key))
             queue[waiter] = place
-            if is_first:
-                queue.move_to_end(waiter, last=False)
+            queue.move_to_end(waiter, last=False)
+        else:
+            queue[waiter] = place
         self._owners[owner] += 1
         self._accepting[accepts] += 1
 
     def remove(self, waiter: T, owner: str, accepts: object) -> None:
-        """Have one wait no more; nothing happens if it does not.
+        """Remove a waiter; do nothing if it is not in the line.
 
         Args:
-            waiter: The one.
-            owner: Whose it is.
-            accepts: What it can be served with.
+            waiter: The waiter.
+            owner: Its owner.
+            accepts: What it accepts.
         """
         key = (owner, accepts)
-        queue = self._queues.get(key, OrderedDict())
-        if waiter not in queue:
+        queue = self._queues.get(key)
+        if queue is None or waiter not in queue:
             return
         if len(queue) == 1:
             del self._queues[key]
         else:
-            if next(iter(queue)) is waiter:
+            if len(self._queues) > 1 and next(iter(queue)) is waiter:
                 rest = iter(queue.values())
                 next(rest)
                 heappush(self._heads, (next(rest), next(self._ties), key))
@@ -107,19 +106,18 @@ class FairLine(Generic[T]):
             self._accepting.clear()
             self._heads.clear()
         elif len(self._heads) > 2 * len(self._queues) + SLACK:
-            self._heads = [(_place(queue), next(self._ties), key) for key, queue in self._queues.items()]
-            heapify(self._heads)
+            self._heads = self._firsts()
 
     def first(self, accepted: Collection[object], held: Callable[[], Mapping[str, int]] | None) -> T | None:
-        """Find the one that is served next.
+        """Find the waiter to serve next.
 
         Args:
-            accepted: What there is to serve it with, as those that wait may accept it.
-            held: Tells how much each owner has, as for :func:`~router.core.budget.next_in_line`; ``None`` where that
+            accepted: What is available; a waiter is served if it accepts one of these.
+            held: Returns how much each owner has, as for :func:`~router.core.budget.next_in_line`; ``None`` if that
                 does not matter.
 
         Returns:
-            The one; ``None`` if nobody accepts that.
+            The waiter; ``None`` if no waiter accepts any of it.
         """
         if len(self._queues) == 1:
             [((_, accepts), queue)] = self._queues.items()
@@ -131,7 +129,7 @@ class FairLine(Generic[T]):
             while self._heads:
                 place, _, key = entry = self._heads[0]
                 found = self._queues.get(key)
-                if found is None or _place(found) != place:  # it was first once
+                if found is None or _place(found) != place:  # an entry of an earlier first waiter
                     heappop(self._heads)
                     continue
                 if key[1] in accepted:
@@ -144,6 +142,11 @@ class FairLine(Generic[T]):
             for entry in passed:
                 heappush(self._heads, entry)
         return otherwise
+
+    def _firsts(self) -> list[tuple[int, int, Queue]]:
+        heads = [(_place(queue), next(self._ties), key) for key, queue in self._queues.items()]
+        heapify(heads)
+        return heads
 
 
 def _place(queue: OrderedDict[T, int]) -> int:

@@ -216,8 +216,8 @@ def observe(health: Health, seen: Observation, *, now: float, jitter: float, pol
             health = {**health, seen.node.server: replace(server, up=None, reason="", since=now, answered_at=now)}
         return {**health, key: state}
     known = _without_refusals(health, seen)
-    overtaken = isinstance(seen, ProbeResult) and now - seen.latency < server.position_at  # by a later probe
-    if isinstance(seen, Connected) or overtaken:
+    is_older = isinstance(seen, ProbeResult) and now - seen.latency < server.position_at  # than a later probe
+    if isinstance(seen, Connected) or is_older:
         return known
     return {**known, seen.node.server: _after_probe(server, seen, now, policy)}
 

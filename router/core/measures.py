@@ -12,7 +12,6 @@ from router.core.value import Value
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from router.core.directory import DirectoryStats
     from router.core.topology import Node, Role
 
 
@@ -57,7 +56,7 @@ class NodeStats(Value):
     Attributes:
         node: The node.
         role: Its role as observed, else as configured; ``None`` when neither is known.
-        state: ``up``, ``down``, or ``unknown`` before the first probe.
+        state: ``up``, ``down``, or ``unknown`` before the first probe. A node whose login is refused is ``down``, too.
         reason: Why it is down, or not believed.
         server_version: As libpq counts: 160004 is 16.4; 0 while unknown.
         timeline: The WAL timeline it is on; 0 while unknown.
@@ -165,6 +164,38 @@ class Totals(Value):
     for_token: int = 0
 
 
+class DirectoryStats(Value):
+    """The directory of tenants.
+
+    Attributes:
+        known: Tenants whose home is known.
+        unknown: Keys remembered as those of no tenant.
+        unconfirmed: How many of the known could not be confirmed when that was last tried, or not yet since a change
+            was heard of.
+        failing_for: Seconds since the directory began to fail; ``None`` while it works.
+        reason: Why it fails; empty while it works.
+    """
+
+    known: int
+    unknown: int
+    unconfirmed: int
+    failing_for: float | None = None
+    reason: str = ""
+
+    def described(self) -> str:
+        """Describe it in one line.
+
+        Returns:
+            The line.
+        """
+        words = [f"{self.known} tenants known", f"{self.unknown} keys of no tenant"]
+        if self.unconfirmed:
+            words.append(f"{self.unconfirmed} known tenants not confirmed")
+        if self.failing_for is not None:
+            words.append(f"failing for {self.failing_for:.0f} s: {self.reason}")
+        return ", ".join(words)
+
+
 class Stats(Value):
     """The whole router.
 
@@ -220,5 +251,5 @@ class Stats(Value):
                 use = "read" if pool.read_only else "write"
                 lines.append(f"    {pool.node}  {pool.tenant or pool.version}, {use}: {pool.pool.in_use} in use")
         if self.directory is not None:
-            lines.append(f"  {self.directory}")
+            lines.append(f"  directory: {self.directory.described()}")
         return "\n".join(lines)

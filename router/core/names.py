@@ -26,6 +26,9 @@ _EVERYBODYS = frozenset({"public", "postgres", "template0", "template1"})
 _PLAIN = r"\w[\w.-]*"
 _LABEL = r"[A-Za-z0-9_-]+"
 
+OWN_SERVERS = "tenant"
+"""How the name of a cluster begins that is a tenant's own; the tenant's key follows."""
+
 
 def names_of(home: Home) -> list[str]:
     """List what may keep tenants apart by their keys.

@@ -1,4 +1,4 @@
-"""What was observed of a server: the answer of a probe, a connection that was opened, an attempt that failed."""
+"""Observations of a server: the answer of a probe, a connection that was opened, an attempt that failed."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ class ProbeResult(NamedTuple):
 
     Attributes:
         node: The node whose login was used.
-        role: What the server says it is.
-        server_version: As libpq counts.
-        position: Where its WAL ends, or how far a replica has replayed it, in bytes.
+        role: The role that the server reports.
+        server_version: In libpq's format: 160004 is 16.4.
+        position: The end of its WAL, or how far a replica has replayed it, in bytes.
         timeline: The timeline of that position; 0 where the login may not ask.
         system: Its system identifier; 0 where the login may not ask.
         replay_age: Of a replica, seconds since the commit that it replayed last, by the servers' clocks.
         latency: Seconds that the probe took.
         undeclared_pooler: Whether a pooler answers that the settings do not declare; ``None`` if the probe cannot tell.
         refuses_writes: Whether ``default_transaction_read_only`` is on for the whole server.
-        process: Which run of which server answers; empty where that is not known.
+        process: The server process that answers, one value for each start of a server; empty if it is not known.
     """
 
     node: Node
@@ -44,8 +44,8 @@ class Connected(NamedTuple):
 
     Attributes:
         node: The node.
-        role: What its server says it is; only what a probe finds counts.
-        read_only: Whether it is for reading; ``None`` where it is for neither use.
+        role: The role that its server reports; for routing, only the role that a probe finds counts.
+        read_only: Whether it is for reading; ``None`` if it is for neither use.
     """
 
     node: Node
@@ -60,10 +60,10 @@ class AttemptFailed(NamedTuple):
         node: The node.
         reason: Why, in one line without secrets.
         answered: ``True`` when the server refused this login only; ``False`` when it cannot be used at all.
-        server_full: Whether it refused it only because there are too many connections: that passes.
-        missing: What the login needs that does not exist: ``dbname``, ``user``, ``role`` or ``schema``; or empty.
-        read_only: Whether it was to be for reading; ``None`` for a probe.
-        refuses_writes: Whether it was to be for writing, and refuses writes by ``default_transaction_read_only``.
+        server_full: Whether the server refused it only because it has too many connections, which is temporary.
+        missing: What the login needs and does not exist: ``dbname``, ``user``, ``role`` or ``schema``; or empty.
+        read_only: Whether the attempt was for reading; ``None`` for a probe.
+        refuses_writes: Whether it was for writing, and its session refuses writes by ``default_transaction_read_only``.
     """
 
     node: Node
@@ -80,7 +80,7 @@ class OtherProcess(NamedTuple):
 
     Attributes:
         node: The node.
-        process: Which run of which server it leads to.
+        process: The server process that it leads to.
     """
 
     node: Node
@@ -98,11 +98,11 @@ class PoolerFound(NamedTuple):
 
 
 class NotProbed(NamedTuple):
-    """This process could not probe a server: that says nothing of the server.
+    """This process could not probe a server, which tells nothing about the server.
 
     Attributes:
         node: The node.
-        reason: What it could not do.
+        reason: What this process could not do.
     """
 
     node: Node
@@ -126,16 +126,16 @@ _ROLE_OPTION = r"(?:^|\s)-c role=((?:\\.|[^\s\\])+)"
 
 
 def read_failure(node: Node, message: str, sqlstate: str | None = None, routine: str = "") -> AttemptFailed:
-    """Read what is known of a failed attempt to connect.
+    """Make an observation of a failed attempt to connect.
 
     Args:
         node: The node that was tried.
         message: The text of the ``psycopg.OperationalError``, in any language.
-        sqlstate: With which SQLSTATE the server refused it; ``None`` if it sent none.
-        routine: Where in PostgreSQL's source it was refused; empty if the server did not tell.
+        sqlstate: The server's SQLSTATE; ``None`` if it sent none.
+        routine: The function in PostgreSQL's source that reported the error; empty if the server did not tell.
 
     Returns:
-        The observation, its reason shortened to what was wrong.
+        The observation, with a shortened reason.
     """
     line = message.strip().partition("\n")[0]
     if match := re.search(_FROM_SERVER, line):
@@ -150,7 +150,7 @@ def read_failure(node: Node, message: str, sqlstate: str | None = None, routine:
 
 
 def _missing(node: Node, line: str, sqlstate: str | None, routine: str) -> str:
-    """Say what a login needs that does not exist; empty for nothing."""
+    """Return what a login needs and does not exist; empty for nothing."""
     match sqlstate, routine:
         case "3D000", _:
             return "dbname"

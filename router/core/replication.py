@@ -125,7 +125,7 @@ def fenced(health: Health, cluster: Cluster) -> Mapping[Node, str]:
         if later is not None:
             reasons[node] = (
                 f"fenced: it is a primary on timeline {state.timeline}, "
-                f"and {later[0].server} is on the later {later[1].timeline}"
+                f"and {later[0].server} is on the later timeline {later[1].timeline}"
             )
         elif why := _not_promoted(health, configured, node, states):
             reasons[node] = f"fenced: it is a primary, is configured as a replica, and {why}"

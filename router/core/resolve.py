@@ -42,7 +42,9 @@ def resolve(topology: Topology, version: str | None, tenant: str | None = None, 
         return _of_tenant(topology, version, tenant, home or home_of(topology, tenant))
     if topology.tenancy is not None and version is None:
         raise UnknownTenant(
-            None, "no tenant was named, nor is use() in force here: name one, or the version to do without"
+            None,
+            "no tenant was named, and no use() is in force here: name a tenant, or name the version to "
+            "work without one",
         )
     return Target(*_cluster(topology, version))
 
@@ -74,7 +76,7 @@ def check_key(pattern: str, tenant: object) -> None:
     """Make sure that something is a tenant's key, before anything is made of it.
 
     Args:
-        pattern: What a key looks like.
+        pattern: What a key matches.
         tenant: What a request named.
 
     Raises:
@@ -83,7 +85,7 @@ def check_key(pattern: str, tenant: object) -> None:
     # Whatever the pattern: no empty key, and none with what cannot be sent, such as NUL and lone surrogates.
     if not (isinstance(tenant, str) and tenant and tenant.isprintable() and _compiled(pattern).fullmatch(tenant)):
         kind = "" if isinstance(tenant, str) else f"is a str, not {type(tenant).__name__}, and "
-        raise UnknownTenant(tenant, f"a key {kind}looks like {pattern} (tenancy.pattern)")
+        raise UnknownTenant(tenant, f"a key {kind}matches {pattern} (tenancy.pattern)")
 
 
 @lru_cache(maxsize=8)

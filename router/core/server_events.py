@@ -1,4 +1,4 @@
-"""What happens to servers, and to the clusters that they make, as frozen values."""
+"""Events of servers, and of the clusters that they form, as frozen values."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class ServerUp(Event):
 
     Attributes:
         server: The server.
-        role: What it says it is.
-        server_version: As libpq counts.
+        role: The role that it reports.
+        server_version: In libpq's format: 160004 is 16.4.
     """
 
     server: Server
@@ -45,12 +45,12 @@ class ServerDown(Event):
 
 
 class LoginRefused(Event):
-    """A server is well, and a node on it cannot be used: its login is refused, or cannot be tried.
+    """A server is up, but a node on it cannot be used: its login is refused, or cannot be tried.
 
     Attributes:
         node: The node.
         reason: Why.
-        read_only: Whether it is so for reading, or for writing; ``None`` for both.
+        read_only: Whether this concerns reading, or writing; ``None`` for both.
     """
 
     node: Node
@@ -65,7 +65,7 @@ class LoginRefused(Event):
 
 
 class SeveralServers(Event):
-    """Several servers answer at one address: what is seen of one is true of the connections to that one only.
+    """Several servers answer at one address: an observation of one holds only for the connections to that one.
 
     Attributes:
         server: The address.
@@ -77,13 +77,13 @@ class SeveralServers(Event):
     def __str__(self) -> str:
         return (
             f"{self.server}: {SEVERAL_SERVERS}; "
-            "reads that have to be fresh ask over each connection, or go to the primary: "
+            "reads that have to be fresh ask on each connection, or go to the primary: "
             "give each server an address of its own"
         )
 
 
 class WritesRefused(Event):
-    """A primary refuses writes by a setting, ``default_transaction_read_only``, so that they wait; or no longer does.
+    """A primary refuses writes by ``default_transaction_read_only``, so that writes wait; or no longer refuses them.
 
     Attributes:
         server: The server.
@@ -100,7 +100,7 @@ class WritesRefused(Event):
 
 
 class UndeclaredPooler(Event):
-    """A pooler answers for a server, and the settings do not say so: tenants kept apart by sessions are refused there.
+    """A pooler that the settings do not declare answers for a server: tenants separated by sessions are refused there.
 
     Attributes:
         server: The server.
@@ -111,18 +111,18 @@ class UndeclaredPooler(Event):
 
     def __str__(self) -> str:
         return (
-            f"{self.server} is a pooler that the settings do not declare: tenants that share it, or are kept apart by "
+            f"{self.server} is a pooler that the settings do not declare: tenants that share it, or are separated by "
             'a schema, role or setting, are refused there until pooler = "transaction" or "session" is set on the node'
         )
 
 
 class ServerBanned(Event):
-    """A server is back, and used only if there is no other for a while, because it failed before.
+    """A server is back, but for a while it is used only if there is no other, because it failed before.
 
     Attributes:
         server: The server.
         failures: How often it went down without staying up for ``health.ban_max`` in between.
-        seconds: For how long.
+        seconds: For how many more seconds.
     """
 
     server: Server
@@ -130,7 +130,7 @@ class ServerBanned(Event):
     seconds: float
 
     def __str__(self) -> str:
-        return f"{self.server} is avoided for {self.seconds:.1f} s more: it went down {self.failures} times lately"
+        return f"{self.server} is avoided for {self.seconds:.1f} s more: it went down {self.failures} times recently"
 
 
 class RoleChanged(Event):
@@ -138,8 +138,8 @@ class RoleChanged(Event):
 
     Attributes:
         server: The server.
-        role: What it says it is now.
-        timeline: The timeline it is on; 0 while unknown.
+        role: The role that it reports now.
+        timeline: The timeline that it is on; 0 while unknown.
     """
 
     server: Server
@@ -153,12 +153,12 @@ class RoleChanged(Event):
 
 
 class Fenced(Event):
-    """A node says it is primary, and is used no more, because another one has taken over: see to it.
+    """A node reports that it is a primary, but another one has taken over; it is no longer used until that is mended.
 
     Attributes:
-        version: The version whose node it is.
+        version: The version of the node.
         node: The node.
-        reason: How that is known.
+        reason: The evidence.
     """
 
     version: str
@@ -171,12 +171,12 @@ class Fenced(Event):
 
 
 class OtherSystem(Event):
-    """A node is of another system than its version, so that it holds other data, and is used no more: see to it.
+    """A node belongs to another system than its version, so it has other data; it is not used until that is mended.
 
     Attributes:
-        version: The version whose node it is.
+        version: The version of the node.
         node: The node.
-        reason: How that is known.
+        reason: The evidence.
     """
 
     version: str
@@ -189,12 +189,12 @@ class OtherSystem(Event):
 
 
 class LeftBehind(Event):
-    """A replica has not followed the new primary; until it does, it is read from only if there is no other.
+    """A replica has not followed the new primary; until it does, it serves reads only if no other node can.
 
     Attributes:
-        version: The version whose node it is.
+        version: The version of the node.
         node: The replica.
-        timeline: The timeline it is on.
+        timeline: The timeline that it is on.
     """
 
     version: str
@@ -211,9 +211,9 @@ class FailedOver(Event):
 
     Attributes:
         version: The version.
-        old: The primary that was.
-        new: The primary that is.
-        seconds: How long there was none, as far as was seen.
+        old: The former primary.
+        new: The new primary.
+        seconds: For how many seconds there was none, as observed.
     """
 
     version: str
@@ -235,7 +235,7 @@ class ReadsFellBack(Event):
     Attributes:
         version: The version.
         node: The primary.
-        reason: Why not the others.
+        reason: Why the other nodes cannot.
     """
 
     version: str

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
 from router.core.value import Value
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+
+    from router.core.budget import Login
 
 LEAST_PAUSE, MOST_PAUSE = 1.0, 60.0
 """Seconds between two attempts to have more connections than a server took: doubled each time it refuses."""
@@ -28,8 +36,8 @@ class ServerLimit(Value):
 
     def __str__(self) -> str:
         """Say it of the server, in an error."""
-        known = f"; it took {self.most} of this process" if self.most else ""
-        return f"takes no further connection: {self.reason}{known}"
+        known = f"; it accepted {self.most} from this process" if self.most else ""
+        return f"accepts no further connection: {self.reason}{known}"
 
 
 def raised(most: int, *, now: float) -> ServerLimit:
@@ -64,3 +72,98 @@ def refused(known: ServerLimit | None, most: int, reason: str, *, now: float, ji
     least, longest = (LEAST_PAUSE, MOST_PAUSE) if most else (LEAST_PAUSE_WITHOUT, LEAST_PAUSE)
     pause = min(max(longer, least), longest)
     return ServerLimit(most, reason, pause, now + pause * (0.9 + 0.2 * jitter))
+
+
+class ServerLimits:
+    """What servers have shown of limits of their own, by login."""
+
+    def __init__(self) -> None:
+        """Begin with nothing known."""
+        self._known: dict[Login, ServerLimit] = {}
+
+    def get(self, login: Login) -> ServerLimit | None:
+        """Tell what is known.
+
+        Args:
+            login: The server, and the user at it.
+
+        Returns:
+            That; ``None`` for nothing.
+        """
+        return self._known.get(login)
+
+    def refusing(self, login: Login) -> ServerLimit | None:
+        """Tell what is known of a server that has refused a connection.
+
+        Args:
+            login: The server, and the user at it.
+
+        Returns:
+            That; ``None`` if it has refused none, or one more was had since.
+        """
+        known = self._known.get(login)
+        return known if known is not None and known.reason else None
+
+    def limit(self, login: Login, *, now: float) -> int | None:
+        """Tell how many connections there may be now: one more than there were, when it is time to try.
+
+        Args:
+            login: The server, and the user at it.
+            now: The time on the caller's clock.
+
+        Returns:
+            How many; ``None`` where no limit is known.
+        """
+        known = self._known.get(login)
+        return None if known is None else known.most + (now >= known.retry_at)
+
+    def refuse(
+        self, login: Login, before: ServerLimit | None, most: int, reason: str, *, now: float, jitter: float
+    ) -> None:
+        """Note that a server has refused one more.
+
+        Args:
+            login: The server, and the user at it.
+            before: What was known when the attempt began.
+            most: How many connections this process has there with that login.
+            reason: What the server said.
+            now: The time on the caller's clock.
+            jitter: As for :func:`refused`.
+        """
+        known = self._known.get(login)
+        if before is known or known is None:
+            self._known[login] = refused(known, most, reason, now=now, jitter=jitter)
+        else:  # another attempt that was under way has shown it already
+            self._known[login] = replace(known, most=most, reason=reason)
+
+    def reach(self, login: Login, before: ServerLimit | None, most: int, *, now: float) -> None:
+        """Note how many connections there are, once one more was had.
+
+        Args:
+            login: The server, and the user at it.
+            before: What was known when the attempt began.
+            most: How many there are.
+            now: The time on the caller's clock.
+        """
+        known = self._known.get(login)
+        if known is not None and most > known.most:
+            # One that was under way when the server refused another says only that there was room before.
+            self._known[login] = raised(most, now=now) if before is known else replace(known, most=most)
+
+    def forget(self, waiting: Collection[Login]) -> Iterator[Login]:
+        """Forget the limits that do not hold any more, and that nothing waits for.
+
+        Args:
+            waiting: Those for which requests wait.
+
+        Yields:
+            Those whose limit was forgotten.
+        """
+        for login, known in list(self._known.items()):
+            if not known.reason and login not in waiting:
+                del self._known[login]
+                yield login
+
+    def __iter__(self) -> Iterator[Login]:
+        """Iterate over the logins for which a limit is known."""
+        return iter(list(self._known))

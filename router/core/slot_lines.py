@@ -1,7 +1,7 @@
-"""Who may open a connection next, and which one is closed for that, by the rules of ``budget.py``.
+"""Decides which pool may open a connection next, and which connection is closed for it, by the rules of ``budget.py``.
 
-A :class:`Budget` counts connections as they come and go, and keeps the requests that wait in lines of those that have
-the same numbers: a decision looks at the first of each line, however many connections are open and requests wait.
+A :class:`Budget` counts connections as they are opened and closed, and keeps waiting requests with the same numbers in
+one line. A decision looks only at the first request of each line, however many connections are open and requests wait.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from itertools import count
 from operator import attrgetter, ge
-from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
-from router.core.bounds import Bound, BudgetRequest, Mark, change
+from router.core.bounds import Bound, BudgetRequest, Candidate, Mark, Offer, change
 from router.core.budget import KEPT, Full
 
 if TYPE_CHECKING:
@@ -24,66 +24,18 @@ R = TypeVar("R", bound=BudgetRequest)
 _ORDER = attrgetter("order")
 
 
-class _Offer(NamedTuple):
-    """A connection that may be closed for a request.
-
-    Attributes:
-        in_use: Whether it comes back just now.
-        rested: Whether it has been idle for long.
-        warm: Whether its pool is to keep it.
-    """
-
-    in_use: bool
-    rested: bool
-    warm: bool
-
-    def serves(self, theirs: int, own: int, ahead: int, *, some: bool) -> bool:
-        """Tell whether it is closed for a request to which that gives room.
-
-        Two apart, they come closer. One apart, they swap: only for a pool that has none, which nothing that
-        comes back could serve otherwise.
-        """
-        if self.rested and not (self.warm and some):
-            return True
-        return theirs > own + some + (ahead if self.in_use else 0)
-
-
-class _Candidate(NamedTuple):
-    """A request that a connection may be closed for.
-
-    Attributes:
-        order: Its number.
-        presses: Whether any connection of the process would do, and its owner has less than its share of those.
-        at_share: Whether its owner has its share of what is full.
-        at_share_of_process: Whether it has its share of the process.
-    """
-
-    order: int
-    presses: bool
-    at_share: bool
-    at_share_of_process: bool
-
-    def rank(self, *, pressing: bool) -> tuple[bool, int]:
-        """Rank it in the fair order.
-
-        Where a login or server is full, its connections are what is scarce, and the shares of it count. Those of the
-        process count beside them only while a request that is below such a share waits for nothing else.
-        """
-        return self.at_share or (pressing and self.at_share_of_process), self.order
-
-
 class Budget(Generic[R]):
-    """What is open and who waits, within the limits.
+    """The connections that are open and the requests that wait, within the limits.
 
     Attributes:
         held: How many connections each pool has, open or being opened; pools that have none are left out.
     """
 
     def __init__(self, limits: Limits) -> None:
-        """Begin with nothing.
+        """Make an empty budget.
 
         Args:
-            limits: How many there may be.
+            limits: The limits.
         """
         self.held: dict[BudgetKey, int] = {}
         self._limit_of_server = limits.server
@@ -93,18 +45,18 @@ class Budget(Generic[R]):
         self._numbers = count(1)
         self._requests: dict[int, R] = {}
         self._of_owner: dict[str, list[R]] = {}  # in the order of arrival
-        self._lent_again: set[BudgetKey] = set()  # the pools from which nothing is owed, as long as nothing changes
+        self._lent_again: set[BudgetKey] = set()  # pools that need not close what is returned, until something changes
 
-    def anew(self, limits: Limits, held: Iterable[BudgetKey], waiting: Iterable[R]) -> Budget[R]:
-        """Count anew; the limits of logins and the order of arrival stay.
+    def recounted(self, limits: Limits, held: Iterable[BudgetKey], waiting: Iterable[R]) -> Budget[R]:
+        """Make a budget that is counted again; it keeps the limits of logins and the order of arrival.
 
         Args:
-            limits: How many there may be.
-            held: The pools of all connections, each as often as it has any.
+            limits: The limits.
+            held: The key of each connection's pool, once for each connection.
             waiting: The requests that wait.
 
         Returns:
-            A budget of these.
+            The new budget.
         """
         other = Budget[R](limits)
         other._numbers = self._numbers
@@ -146,7 +98,7 @@ class Budget(Generic[R]):
         self._count(key, -1, 0)
 
     def wait(self, request: R) -> None:
-        """Have a request wait: in the order of arrival, or where it stood before.
+        """Let a request wait: at the end of the order of arrival, or at its earlier number.
 
         Args:
             request: The request.
@@ -157,7 +109,7 @@ class Budget(Generic[R]):
         self._count(request.key, 0, 1)
 
     def leave(self, request: R) -> None:
-        """Have a request wait no longer.
+        """Remove a request that waits.
 
         Args:
             request: The request, which waits.
@@ -167,7 +119,7 @@ class Budget(Generic[R]):
         requests.remove(request)
         if not requests:
             del self._of_owner[request.key.owner]
-        self._stand(request, None, None)
+        self._move(request, None, None)
         self._count(request.key, 0, -1)
 
     def limit_login(self, login: Login, limit: int | None) -> None:
@@ -175,12 +127,14 @@ class Budget(Generic[R]):
 
         Args:
             login: The server, and the user at it.
-            limit: How many connections there may be; ``None`` for no limit of its own.
+            limit: The most connections; ``None`` for no limit.
         """
         bound = self._logins.get(login)
         if bound is not None and limit is not None:
             bound.limit = limit
             self._lent_again.clear()
+            return
+        if bound is None and limit is None:
             return
         held = [(key, number) for key, number in self.held.items() if key.login == login]
         waiting = [request for request in self._requests.values() if request.key.login == login]
@@ -203,14 +157,14 @@ class Budget(Generic[R]):
         chain = self._chain(key.login, make=True)
         for bound in chain:
             bound.count(key, held, waiting)
-        if len(chain) > 1 and not (server := chain[-2]).crowd and not server.inner and server.full_as is Full.SERVER:
+        if len(chain) > 1 and not (server := chain[-2]).demand and not server.inner and server.full_as is Full.SERVER:
             del self._servers[key.server]
             self._process.inner.discard(server)
         self._arrange(key.owner)
         self._lent_again.clear()
 
     def _chain(self, login: Login, *, make: bool = False) -> tuple[Bound, ...]:
-        """The bounds that a login lies in, from the narrowest on."""
+        """Return the bounds that a login lies in, from the narrowest on."""
         if (bound := self._logins.get(login)) is not None:
             return bound.chain
         if self._limit_of_server is None:
@@ -220,22 +174,22 @@ class Budget(Generic[R]):
         return self._process.chain if bound is None else bound.chain
 
     def _arrange(self, owner: str) -> None:
-        """Put each request of an owner into the line of those that have the same numbers; an owner has few."""
+        """Put each request of an owner into the line of requests with the same numbers; an owner has few requests."""
         ahead, total = 0, self._process.held.get(owner, 0)
         for request in self._of_owner.get(owner, ()):
             key, some, bound = request.key, request.key in self.held, self._chain(request.key.login)[0]
             request.ahead = ahead
-            # A cap and a share are for those of an owner that came first, even if their server is full now. Else, its
-            # other pools would use them up again and again, and those would never be served.
+            # An owner's cap and share are for its earliest requests, even if their server is full now. Otherwise its
+            # other pools would use them up again and again, and those requests would never be served.
             if key.cap is not None and total + ahead >= key.cap:
-                self._stand(request, None, None)
+                self._move(request, None, None)
             else:
                 held = tuple(bound.held.get(owner, 0) for bound in bound.chain)
-                self._stand(request, bound, Mark(ahead, some, held))
+                self._move(request, bound, Mark(ahead, some, held))
             ahead += not some
 
-    def _stand(self, request: BudgetRequest, bound: Bound | None, mark: Mark | None) -> None:
-        """Move a request to a line; to none if it waits no longer, or its owner has all that it may."""
+    def _move(self, request: BudgetRequest, bound: Bound | None, mark: Mark | None) -> None:
+        """Move a request to a line; to no line if it no longer waits, or its owner is at its cap."""
         if request.bound is bound and request.mark == mark:
             return
         if request.bound is not None and request.mark is not None:
@@ -247,13 +201,13 @@ class Budget(Generic[R]):
             insort(bound.lines.setdefault(mark, []), request.order)
         request.bound, request.mark = bound, mark
 
-    # What follows
+    # Decisions
 
     def full(self, key: BudgetKey) -> Full | None:
-        """Tell what keeps one more connection from being opened, nothing else waiting for it.
+        """Tell which limit prevents one more connection, requests that wait not considered.
 
         Args:
-            key: Of the pool that wants one more.
+            key: The key of the pool that needs one more.
 
         Returns:
             The narrowest limit that is reached; ``None`` when there is room.
@@ -263,13 +217,13 @@ class Budget(Generic[R]):
         return next((bound.full_as for bound in self._chain(key.login) if bound.full), None)
 
     def room(self, key: BudgetKey) -> int:
-        """Tell how many more connections may be opened, as far as nothing else waits for them.
+        """Tell how many more connections may be opened, requests that wait not considered.
 
         Args:
-            key: Of the pool that wants them.
+            key: The key of the pool that needs them.
 
         Returns:
-            How many.
+            The number.
         """
         room = min(bound.limit - bound.total for bound in self._chain(key.login))
         if self._limit_of_server is not None and key.server not in self._servers:  # none is open there
@@ -277,14 +231,14 @@ class Budget(Generic[R]):
         return room if key.cap is None else min(room, key.cap - self._process.held.get(key.owner, 0))
 
     def grant(self) -> R | None:
-        """Choose what may open a connection now: the first in the fair order that has room.
+        """Choose the request that may open a connection now: the first in the fair order that has room.
 
-        The fair order is that of arrival, those before all others whose owner has less than its share, of the process's
-        connections and of the server's. A cap is filled in the order of arrival, too: what is left
-        below it is kept for a pool without a connection while its server is full.
+        The fair order is the order of arrival, but requests come first whose owner is below its share of the process's
+        connections and of the server's. A cap is filled in the order of arrival, too: the slots below it are kept for a
+        pool without a connection while its server is full.
 
         Returns:
-            The request, which waits; ``None`` when none may.
+            The request, which waits; ``None`` if no request may.
         """
         if self._process.full:
             return None
@@ -295,86 +249,83 @@ class Budget(Generic[R]):
     def to_close(self, idle: Sequence[Idle], now: float) -> tuple[int, R] | None:
         """Choose an idle connection to close for a request: the least recently used one that makes room.
 
-        Requests are looked at in the fair order, see :meth:`grant`. Any idle connection is closed for an owner that has
-        fewer (two fewer, once the pool that asks has one); for others, one that has been idle for ``KEPT`` seconds. A
-        pool's ``min_size`` is touched only if nothing else helps, and for others only if the pool that asks has none.
+        Requests are considered in the fair order, see :meth:`grant`. Any idle connection may be closed for an owner
+        that has fewer connections (two fewer, if the pool that asks has one); for another owner, only a connection that
+        has been idle for ``KEPT`` seconds. A pool's ``min_size`` is reduced only if nothing else makes room, and for an
+        owner that does not have fewer only if the pool that asks has no connection.
 
-        Once it is closed, the slot is for the request that it was closed for, if that has room then: an owner at its
-        cap may find its server full, too. No request may have room already.
+        Once the connection is closed, its slot is for the request that it was closed for, if that has room then: for an
+        owner at its cap, the server may be full, too. The caller makes sure that no request has room already.
 
         Args:
             idle: The idle connections.
             now: The time on the clock of ``Idle.since``.
 
         Returns:
-            The index in ``idle`` of the one to close, and the request; ``None`` when none would help.
+            The index in ``idle`` of the connection to close, and the request; ``None`` if closing none would help.
         """
         process, best = self._process, None
-        pressing = process.full and any(
+        any_urgent = process.full and any(
             mark.held[-1] + mark.ahead < process.fair for _, mark, _ in process.open_lines()
         )
         for index, one in enumerate(idle):
-            offer = _Offer(in_use=False, rested=one.since <= now - KEPT, warm=one.warm)
+            offer = Offer(in_use=False, idle_long=one.since <= now - KEPT, warm=one.warm)
             for candidate in self._candidates(one.key, offer):
-                found = candidate.rank(pressing=pressing), one.warm, one.since, index
+                found = candidate.rank(any_urgent=any_urgent), one.warm, one.since, index
                 best = found if best is None else min(best, found)
         return None if best is None else (best[-1], self._requests[best[0][1]])
 
     def preempted_by(self, key: BudgetKey) -> R | None:
-        """Choose for what a connection that comes back is closed, when otherwise its pool would lend it again at once.
+        """Choose the request for which to close a connection that is returned, instead of lending it again at once.
 
-        It is closed for the first in the fair order, see :meth:`grant`, to which that gives room, and whose owner has
-        at least two fewer, or fewer if the pool that waits has none. Within one owner, its pools are compared likewise.
-        Where a login or server is full, what counts is how many each owner has there. So connections move towards those
-        that have fewer, and back and forth only between pools that would have none.
+        It is closed for the first request in the fair order, see :meth:`grant`, that would have room then, and whose
+        owner has at least two connections fewer, or one fewer if the pool that waits has none. The pools of one owner
+        are compared with each other in the same way. Where a login or server is full, the connections there count. So
+        connections move to owners that have fewer, and alternate only between pools that would otherwise have none.
 
-        Once it is closed, the slot is for that one, if it has room then: an owner at its cap may find its server full,
-        too. No request may have room already.
+        Once the connection is closed, its slot is for that request, if it has room then: for an owner at its cap, the
+        server may be full, too. The caller makes sure that no request has room already.
 
         Args:
-            key: Of the pool of the one that comes back, which still counts.
+            key: The key of the pool of the connection that is returned, which still counts.
 
         Returns:
-            The request; ``None`` when the connection may be lent again.
+            The request; ``None`` if the connection may be lent again.
         """
         if key in self._lent_again:
             return None
-        found = list(self._candidates(key, _Offer(in_use=True, rested=False, warm=False)))
+        found = list(self._candidates(key, Offer(in_use=True, idle_long=False, warm=False)))
         if not found:
             self._lent_again.add(key)
             return None
-        pressing = any(candidate.presses for candidate in found)
-        return self._requests[min(candidate.rank(pressing=pressing) for candidate in found)[1]]
+        any_urgent = any(candidate.urgent for candidate in found)
+        return self._requests[min(candidate.rank(any_urgent=any_urgent) for candidate in found)[1]]
 
-    def _candidates(self, key: BudgetKey, offer: _Offer) -> Iterator[_Candidate]:
-        """Find the requests that a connection is closed for: of each line the first."""
+    def _candidates(self, key: BudgetKey, offer: Offer) -> Iterator[Candidate]:
+        """Find the requests that a connection may be closed for: the first one of each line."""
+        if key not in self.held:  # it was closed meanwhile, by another thread
+            return
         process, chain, owner = self._process, self._chain(key.login), key.owner
-        for request in self._of_owner.get(owner, ()):  # these compare by pool
+        for request in self._of_owner.get(owner, ()):  # pools of the same owner are compared with each other
             full, number = self._narrowest_full(request.key), self.held.get(request.key, 0)
             capped = request.mark is None
             if request.key is key or not (capped or full in chain):
-                continue  # a pool gains nothing by opening one connection in exchange for another
+                continue  # exchanging one connection of a pool for another gains nothing
             if offer.serves(self.held[key], number, 0, some=number > 0):
                 scarce = process if full is None or self.full(request.key) is Full.OWNER else full
-                yield _candidate(request.order, owner, request.ahead, process, scarce, presses=not capped)
+                yield Candidate.of(request.order, owner, request.ahead, scarce, process, urgent=not capped)
         for full in chain:
             for bound, mark, line in full.open_lines() if full.full else ():
                 number = mark.held[len(bound.chain) - len(full.chain)]
                 if offer.serves(full.held[owner], number, mark.ahead, some=mark.some):
                     other = next((one for order in line if (one := self._requests[order]).key.owner != owner), None)
                     if other is not None:
-                        yield _candidate(other.order, other.key.owner, mark.ahead, process, full, presses=True)
+                        yield Candidate.of(other.order, other.key.owner, mark.ahead, full, process, urgent=True)
 
     def _narrowest_full(self, key: BudgetKey) -> Bound | None:
         return next((bound for bound in self._chain(key.login) if bound.full), None)
 
 
-def _candidate(order: int, owner: str, ahead: int, process: Bound, full: Bound, *, presses: bool) -> _Candidate:
-    has_share = process.held.get(owner, 0) + ahead >= process.fair
-    presses = presses and full is process and not has_share
-    return _Candidate(order, presses, has_share if full is process else full.held.get(owner, 0) >= full.fair, has_share)
-
-
 def _is_at_share(bound: Bound, mark: Mark) -> bool:
-    """Whether the owner of the requests in a line has its share somewhere."""
+    """Whether the owner of the requests in a line has its share in some bound."""
     return any(map(ge, mark.held, (outer.fair for outer in bound.chain)))

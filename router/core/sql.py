@@ -264,7 +264,7 @@ def tenants_table(table: str, pattern: str = TENANT_PATTERN) -> str:
 
     Args:
         table: Its name, as SQL writes it.
-        pattern: What a key looks like; if it is the default, the table holds no other keys.
+        pattern: What a key matches; if it is the default, the table holds no other keys.
 
     Returns:
         The statements, for ``psql`` or a migration.

@@ -1,4 +1,4 @@
-"""What each node of a cluster is worth to a request, and why."""
+"""The standing of each node of a cluster for a request: how well it can serve the request, and why."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Tier(IntEnum):
-    """How good a node is for a request, best first; those after ``BANNED`` serve none before that changes."""
+    """How well a node can serve a request, best first; after ``BANNED``, a node serves none until it changes."""
 
     BEST = 0
     FALLBACK = 1
@@ -36,13 +36,13 @@ class Tier(IntEnum):
 
 
 class Request(NamedTuple):
-    """What a request asks for.
+    """The needs of a request.
 
     Attributes:
         read_only: Whether it only reads.
         max_lag: The most seconds that a replica may be behind; ``None`` takes ``read.max_lag``.
-        after: What it must see: everything up to this position.
-        avoid: A node that has just failed it.
+        after: The position up to which it must see everything; ``None`` for none.
+        avoid: A node that has just failed for it; it is used only if there is no other.
     """
 
     read_only: bool
@@ -52,12 +52,12 @@ class Request(NamedTuple):
 
 
 class Standing(Value):
-    """What one node is worth to a request.
+    """The standing of one node for a request.
 
     Attributes:
-        tier: How good it is; ``None`` when it must not serve.
-        ask: Whether it must be asked first if it has replayed what the request must see.
-        note: Why, in words; two standings that differ only in this are equal.
+        tier: How well it can serve the request; ``None`` if it must not serve it.
+        ask: Whether it must be asked first if it has replayed the required position.
+        note: The reason, as a text; standings that differ only in this are equal.
         undeclared_pooler: Whether a pooler answers there that the settings do not declare.
     """
 
@@ -68,16 +68,16 @@ class Standing(Value):
 
 
 def standings(cluster: Cluster, health: Health, request: Request, *, now: float) -> Mapping[Node, Standing]:
-    """Work out what each node of a cluster is worth to a request.
+    """Compute the standing of each node of a cluster for a request.
 
     Args:
         cluster: The cluster.
-        health: What is known of the servers.
-        request: What the request asks for.
+        health: The health of the servers.
+        request: The needs of the request.
         now: The caller's clock, in seconds.
 
     Returns:
-        The standings, in the order of the nodes; equal as long as nothing changed that matters.
+        The standings, in the order of the nodes; they are equal if no change matters to the request.
     """
     out, policy = fenced(health, cluster), cluster.read
     limited = limits_lag(cluster, request)
@@ -117,10 +117,10 @@ UNDECLARED_POOLER = (
 
 
 def for_session(standing: Standing) -> Standing:
-    """Say what a node is worth to a tenant whose session keeps it apart from others.
+    """Return the standing of a node for a tenant that is separated from others by its session.
 
     Args:
-        standing: What the node is worth to other requests.
+        standing: The standing of the node for other requests.
 
     Returns:
         Its standing for such a tenant.
@@ -131,15 +131,15 @@ def for_session(standing: Standing) -> Standing:
 
 
 def role_mismatch(cluster: Cluster, role: Role | None, *, read_only: bool) -> str | None:
-    """Say why the role of a node keeps it from serving a use.
+    """Return the reason why a node with a role must not serve reads, or writes.
 
     Args:
         cluster: The node's cluster.
         role: The node's role; ``None`` while it is not known.
-        read_only: Whether the use only reads.
+        read_only: Whether it is to serve reads.
 
     Returns:
-        The reason, or ``None`` if there is none.
+        The reason; ``None`` if the node may serve.
     """
     if read_only:
         if role is Role.PRIMARY and cluster.read.fallback != "primary":
@@ -152,7 +152,7 @@ def role_mismatch(cluster: Cluster, role: Role | None, *, read_only: bool) -> st
 def _to_read(
     policy: ReadPolicy, state: State, lag: Lag | None, request: Request, *, behind: bool, banned: bool
 ) -> Standing:
-    """Work out what a node that is up is worth to a read."""
+    """Compute the standing of a node that is up for a read."""
     after, is_primary = request.after, state.role is Role.PRIMARY
     if after is not None and (reason := _not_comparable(state, after)) is not None:
         return Standing(None, note=reason)
@@ -162,7 +162,7 @@ def _to_read(
     if is_primary:
         tier = Tier.FALLBACK
     elif state.several_servers and _limits(policy, request.max_lag) != (None, None):
-        tier, ask = Tier.BEST, True  # how far one of them is behind says nothing of the others
+        tier, ask = Tier.BEST, True  # the lag of one server does not tell the lag of the others
     elif fresh(policy, lag, request.max_lag):
         tier = Tier.STALE if behind else Tier.BEST
         note = f"{note}, left behind on timeline {state.timeline}" if behind else note
@@ -171,37 +171,37 @@ def _to_read(
     else:
         return Standing(None, note=f"is stale: {_shown(lag)}")
     if banned:
-        tier, note = Tier.BANNED, f"{note}, failed lately"
+        tier, note = Tier.BANNED, f"{note}, failed recently"
     note = f"{note}, {SEVERAL_SERVERS}" if state.several_servers else note
-    return Standing(tier, ask, f"{note}, to be asked whether it has replayed what is to be seen" if ask else note)
+    return Standing(tier, ask, f"{note}, will be asked whether it has replayed the required position" if ask else note)
 
 
 def _not_comparable(state: State, after: Position) -> str | None:
-    """Say why a node must not serve what is to be seen, however far it has replayed."""
+    """Return the reason why a node cannot serve a required position, however far it has replayed."""
     is_primary = state.role is Role.PRIMARY
     if not same_system(after.system, state.system):
-        return "is of another system than what is to be seen"
-    # A primary has what was written on earlier timelines, as far as it survived. A replica on a later one may have
-    # left the token's timeline before that position or after it: that cannot be told.
+        return "is of another system than the required position"
+    # A primary has everything that survived from earlier timelines. A replica on a later timeline may have left the
+    # token's timeline before that position or after it: that cannot be told.
     if state.timeline < after.timeline if is_primary else state.timeline > after.timeline:
-        return f"is on timeline {state.timeline}, what is to be seen on {after.timeline}"
+        return f"is on timeline {state.timeline}, but the required position is on timeline {after.timeline}"
     if not is_primary and after.lsn == UNSURE:
-        return "how far it has to be is not known, since a COMMIT was not answered"
+        return "the required position is not known, because a COMMIT was not answered"
     if not is_primary and not state.timeline:
-        return "does not tell its timeline (GRANT pg_read_all_stats)"
+        return "does not report its timeline: GRANT pg_read_all_stats to its login"
     return None
 
 
 def fresh(policy: ReadPolicy, lag: Lag | None, max_lag: float | None = None) -> bool:
-    """Tell whether a replica is as fresh as it has to be; unknown is not fresh.
+    """Tell whether a replica is within the limits on lag; an unknown lag is not.
 
     Args:
         policy: The cluster's limits.
-        lag: How far it is behind, as far as is known.
+        lag: How far it is behind; ``None`` while that is not known.
         max_lag: The request's own limit in seconds; ``None`` takes the policy's.
 
     Returns:
-        Whether it is.
+        Whether it is within the limits.
     """
     known = (None, None) if lag is None else (lag.seconds, lag.bytes)
     limits = _limits(policy, max_lag)
@@ -214,23 +214,23 @@ def limits_lag(cluster: Cluster, request: Request) -> bool:
     """Tell whether a limit on lag applies to a request.
 
     Args:
-        cluster: Where it goes.
-        request: What it asks for.
+        cluster: The cluster that serves it.
+        request: The needs of the request.
 
     Returns:
-        Whether one does.
+        Whether there is a limit.
     """
     return request.read_only and _limits(cluster.read, request.max_lag) != (None, None)
 
 
 def _limits(policy: ReadPolicy, max_lag: float | None) -> tuple[float | None, int | None]:
-    """Find the most seconds and the most bytes that a replica may be behind."""
+    """Return the most seconds and the most bytes that a replica may be behind."""
     return policy.max_lag if max_lag is None else max_lag, policy.max_lag_bytes
 
 
 def _shown(lag: Lag | None) -> str:
     if lag is None:
-        return "how far behind is not known"
+        return "by how much is not known"
     seconds = "" if lag.seconds is None else f"{lag.seconds:.1f} s"
     size = "" if lag.bytes is None else f"{lag.bytes:,} bytes"
     return f"{' and '.join(filter(None, (seconds, size))) or 'how far is not known'} behind"

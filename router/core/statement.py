@@ -47,6 +47,18 @@ def without_comments(text: str) -> str:
     return _blanked(text, quoted=False) if "--" in text or "/*" in text else text.strip()
 
 
+def without_quoted(text: str) -> str:
+    """Leave the comments of a statement out, and what is quoted in it.
+
+    Args:
+        text: The statement, or several.
+
+    Returns:
+        It, with a space for each comment, and two quotes for each string and quoted name.
+    """
+    return _blanked(text, quoted=True)
+
+
 def needs_primary(text: str) -> bool:
     """Tell whether a statement is certainly for the primary: what it begins with writes, or it administers a server.
 

@@ -1,6 +1,6 @@
-"""What the settings say, as frozen values: servers, nodes, clusters, tenants, and the whole topology.
+"""The settings as frozen values: servers, nodes, clusters, tenants, and the whole topology.
 
-Nothing here does I/O or reads a clock. Settings make a :class:`Topology`; everything that decides reads one.
+Nothing here does I/O or reads a clock. The settings make a :class:`Topology`; every decision reads one.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Pooler = Literal["session", "transaction"]
 
 
 class Role(StrEnum):
-    """What a server is to its cluster."""
+    """The role of a server in its cluster."""
 
     PRIMARY = "primary"
     REPLICA = "replica"
@@ -40,9 +40,10 @@ class Server:
     """One PostgreSQL process, the unit of health.
 
     Attributes:
-        host: Its host, or a socket's directory.
+        host: Its host, or the directory of its socket.
         port: Its port.
-        database: Behind a pooler, the database: others there may be those of other servers. Else empty.
+        database: Behind a pooler, the database, because the pooler may send other databases to other servers; else
+            empty.
     """
 
     host: str
@@ -55,13 +56,13 @@ class Server:
 
 
 class Secrets:
-    """libpq parameters that must not be seen: never shown, and no copy, pickle or ``asdict()`` has them.
+    """Secret libpq parameters: they are never shown, and no copy, pickle or ``asdict()`` contains them.
 
     Attributes:
         values: The parameters, such as ``password``, in alphabetical order.
     """
 
-    __slots__ = ("values",)  # no dataclass: observers take those apart to write events or stats to a log
+    __slots__ = ("values",)  # not a dataclass: observers take dataclasses apart to write events or stats to a log
 
     def __init__(self, values: tuple[tuple[str, str], ...] = ()) -> None:
         self.values = values
@@ -76,7 +77,7 @@ class Secrets:
         return "Secrets()"
 
     def __reduce__(self) -> tuple[type[Secrets], tuple[()]]:
-        """Leave them behind."""
+        """Leave the secrets out of copies and pickles."""
         return Secrets, ()
 
 
@@ -92,10 +93,10 @@ class Node:
         params: libpq parameters in alphabetical order, ``host`` and ``port`` included, nothing secret.
         role: The role it is configured for; ``None`` when roles are discovered.
         weight: Its share of reads, relative to the other nodes of its cluster.
-        secrets: The parameters that are secret; without a password libpq looks for one (``.pgpass``, …).
-        password_file: A file whose first line is the password, read anew for each connection.
-        pooler: What kind of pooler stands there, if one does: one whose client keeps its server process for a
-            ``session``, or for a ``transaction`` only.
+        secrets: The secret parameters; without a password, libpq looks for one (``.pgpass``, …).
+        password_file: A file whose first line is the password; it is read again for each connection.
+        pooler: The kind of pooler at this address, if there is one: its clients keep a server process for a
+            ``session``, or only for a ``transaction``.
     """
 
     server: Server
@@ -114,10 +115,10 @@ class Node:
 
 
 class Cluster(NamedTuple):
-    """The nodes that hold the same data: one primary, any number of replicas.
+    """The nodes that hold the same data: one primary and any number of replicas.
 
     Attributes:
-        name: The version it is configured as.
+        name: The key of the version, or a name for a tenant's own servers.
         nodes: All its nodes, in the order of the settings.
         pool: How its pools behave.
         read: How its reads are spread.
@@ -130,18 +131,18 @@ class Cluster(NamedTuple):
 
 
 class Home(NamedTuple):
-    """Where a tenant lives, as the settings or a directory say it; ``{tenant}`` and ``{version}`` stand for the keys.
+    """Where a tenant lives, by the settings or by a directory; ``{tenant}`` and ``{version}`` stand for the keys.
 
     Attributes:
-        versions: The versions or aliases that it lives in, first the one for requests that name none; empty for every
-            version.
-        cluster: Servers of its own; ``None`` when it lives on those of a version.
+        versions: The versions or aliases that it lives in, first the one for requests that name no version; empty for
+            every version.
+        cluster: Servers of its own; ``None`` when it lives on the servers of a version.
         database: Its database; empty for the node's.
         user: Its login role; empty for the node's.
         schema: Its ``search_path``, one schema after the other; empty for the database's.
         role: The role that its sessions are set to; empty for the login role.
         row: The setting that holds its key, for policies of row-level security; empty for none.
-        policy: How it is kept apart.
+        policy: How it is separated from other tenants.
     """
 
     versions: tuple[str, ...] = ()
@@ -155,12 +156,12 @@ class Home(NamedTuple):
 
 
 class Scope(NamedTuple):
-    """What a session is set to before a tenant gets it.
+    """The state that a shared session is set to before a tenant gets it.
 
     Attributes:
         tenant: The tenant.
-        settings: Names and values of PostgreSQL's settings, in the order of their setting.
-        hygiene: What is reset between two of its borrowers.
+        settings: Names and values of PostgreSQL's settings, in the order in which they are set.
+        hygiene: What is reset between two borrowers of this tenant.
     """
 
     tenant: str
@@ -169,17 +170,17 @@ class Scope(NamedTuple):
 
 
 class Target(NamedTuple):
-    """What a request resolved to.
+    """What a request's version and tenant resolve to.
 
     Attributes:
-        requested: The key the request named, or the default's.
-        cluster: The nodes that serve it, as they are connected to for it.
-        tenant: The tenant, if it is for one.
-        scope: What a connection is set to when it is borrowed; ``None`` where it is so from the start.
+        requested: The key of the version that the request named, or of the default.
+        cluster: The nodes that serve the request, with the connection parameters of its tenant.
+        tenant: The tenant, if the request is for one.
+        scope: The state that a connection is set to when it is borrowed; ``None`` if the session has it from the start.
         shared: Whether its pools are shared by tenants.
-        startup: What a tenant's sessions begin with, as startup options: names and values of PostgreSQL's settings.
-        policy: How the tenant is kept apart.
-        watched: The nodes as they are watched; ``None`` for those of ``cluster``.
+        startup: The startup options of a tenant's sessions: names and values of PostgreSQL's settings.
+        policy: How the tenant is separated from other tenants.
+        watched: The cluster that is watched for it; ``None`` if that is ``cluster``.
     """
 
     requested: str
@@ -193,28 +194,29 @@ class Target(NamedTuple):
 
     @property
     def version(self) -> str:
-        """The version served: what ``requested`` stands for when it is an alias."""
+        """The key of the version that serves it, which ``requested`` may name by an alias."""
         return self.cluster.name
 
     @property
     def in_session(self) -> bool:
-        """Whether the session is what keeps the tenant apart: it has to stay the same from BEGIN to BEGIN."""
+        """Whether the session separates the tenant: then it has to stay the same from one BEGIN to the next."""
         return self.shared or bool(self.startup)
 
 
 TENANT_PATTERN = "[a-z0-9][a-z0-9_-]{0,47}"
-"""What a tenant's key looks like, unless the settings say otherwise; no two such keys look alike."""
+"""The regular expression for a tenant's key, unless the settings give another; no two such keys are easily confused."""
 
 
 class Tenancy(NamedTuple):
-    """Everything that is configured about tenants.
+    """The settings of all tenants.
 
     Attributes:
-        homes: Where each tenant lives that is listed.
-        template: Where any other lives; with a directory, what that leaves open. ``None`` for nowhere.
-        pattern: What a key looks like, as a regular expression; all others are unknown.
-        policy: How tenants are kept apart, unless their home says otherwise.
-        directory: Where else it is asked, and how.
+        homes: Where each listed tenant lives.
+        template: Where any other tenant lives; with a directory, the values that its answers leave out. ``None`` if
+            there is no template.
+        pattern: The regular expression that a tenant's key has to match; any other key is an unknown tenant.
+        policy: How tenants are separated, unless their home says otherwise.
+        directory: Where tenants that are not listed are looked up, and how.
     """
 
     homes: Mapping[str, Home] = MappingProxyType({})
@@ -225,15 +227,15 @@ class Tenancy(NamedTuple):
 
 
 class Topology(NamedTuple):
-    """Everything that is configured, as one frozen value.
+    """All settings, as one frozen value.
 
     Attributes:
         versions: Every version's cluster, by key.
         aliases: Other names for versions; each names a key of ``versions``.
-        default_version: The version or alias for requests that name none; ``None`` makes those an error.
-        max_connections: The most connections this process holds, over all pools.
-        max_connections_per_server: The most of them to one server; left out, there is no other limit.
-        max_pools: The most pools that are open at the same time; each costs two threads, or tasks.
+        default_version: The version or alias for requests that name none; ``None`` makes such requests an error.
+        max_connections: The most connections that this process holds, over all pools.
+        max_connections_per_server: The most of them to one server; left out, only ``max_connections`` limits them.
+        max_pools: The most pools that are open at the same time; each takes two threads, or tasks.
         health: How servers are watched.
         tokens: How the tokens of sessions are made and read.
         tenancy: The tenants; ``None`` when there are none.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from router.core.duplicates import duplicates
 from router.core.errors import nearest
 from router.core.faults import Fault, quoted
-from router.core.names import InvalidName, names_of, rendered
+from router.core.names import OWN_SERVERS, InvalidName, names_of, rendered
 from router.core.policy_faults import health_faults, pool_faults, tenancy_faults
 from router.core.topology import Role
 
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from router.core.faults import KeyPath
     from router.core.policies import PoolPolicy
     from router.core.topology import Cluster, Home, Tenancy, Topology
-
-OWN_SERVERS = "tenant"
-"""How the name of a cluster begins that is a tenant's own; the tenant's key follows."""
 
 _NO_PLACES = frozenset({"version", "pooling", "hygiene", "max_connections", "min_size"})
 """The keys of a tenant that do not say where it lives; any other, misspelt ones included, may do so."""
@@ -130,7 +127,7 @@ class _Scope(NamedTuple):
 def _all_faults(topology: Topology, scope: _Scope, *, directory: bool) -> Iterator[Fault]:
     unread = scope.unread
     if not (scope.versions or unread.under("versions") or unread.whole("versions")):
-        yield Fault(("versions",), "there is none")
+        yield Fault(("versions",), "no version is given")
     yield from scope.unknown(("default_version",), topology.default_version)
     if "health" not in unread.under():
         yield from _under(("health",), health_faults(topology.health))
@@ -146,7 +143,7 @@ def _all_faults(topology: Topology, scope: _Scope, *, directory: bool) -> Iterat
         for tenant, home in tenancy.homes.items():
             path: KeyPath = ("tenants", tenant)
             if pattern is not None and not pattern.fullmatch(tenant):
-                yield Fault(path, f"is no tenant's key: one looks like {tenancy.pattern} (tenancy.pattern)")
+                yield Fault(path, f"is not a valid tenant key: it must match {tenancy.pattern} (tenancy.pattern)")
             yield from _under(path, _tenant_faults(scope, tenant, home, unread.under(*path)))
             yield from _under(path, _policy_faults(home, tenancy, unread.under(*path)))
         if tenancy.template is not None:
@@ -166,12 +163,23 @@ def _under(path: KeyPath, found: Iterable[Fault]) -> Iterator[Fault]:
 
 def _version_faults(key: str, cluster: Cluster, unread: frozenset[str | int]) -> Iterator[Fault]:
     if key.startswith(f"{OWN_SERVERS} "):
-        yield Fault((), "begins as the names of tenants' own servers do: give it another key")
+        yield Fault((), "begins like the names of tenants' own servers: give it another key")
     if _without_primary(cluster) and not unread - {"replicas", "pool", "read"}:  # a misspelt key may be the reason
         yield Fault((), "needs `primary`, or `nodes` if the roles are to be discovered")
     yield from _repeated(cluster)
     if "pool" not in unread:
         yield from _under(("pool",), pool_faults(cluster.pool))
+        yield from _under(("pool",), _hygiene_faults(cluster))
+
+
+def _hygiene_faults(cluster: Cluster) -> Iterator[Fault]:
+    pooler = next((node for node in cluster.nodes if node.pooler == "transaction"), None)
+    if pooler is not None and cluster.pool.hygiene != "transaction":
+        yield Fault(
+            ("hygiene",),
+            f'is "{cluster.pool.hygiene}", but {pooler} is a transaction pooler, which keeps no session that could be '
+            'reset: set "transaction" for this version',
+        )
 
 
 def _without_primary(cluster: Cluster) -> bool:
@@ -187,7 +195,7 @@ def _repeated(cluster: Cluster) -> Iterator[Fault]:
 def _alias_faults(scope: _Scope, alias: str, name: str) -> Iterator[Fault]:
     path = ("aliases", alias)
     if alias in scope.versions or alias in scope.unread.under("versions"):
-        yield Fault(path, "is the key of a version too: one of them needs another")
+        yield Fault(path, "is also the key of a version: one of them needs another")
         return
     yield from scope.unknown(path, name)
     trail = _trail(alias, scope.aliases)
@@ -228,7 +236,8 @@ def _tenant_faults(scope: _Scope, tenant: str, home: Home, unread: frozenset[str
     if not apart and not unread - _NO_PLACES:
         yield Fault(
             (),
-            "has nothing that keeps it apart from others: it needs a database, user, schema, role or row, or servers "
+            "has nothing that separates it from other tenants: it needs a database, user, schema, role "
+            "or row, or servers "
             "of its own (primary or nodes)",
         )
     yield from _home_faults(scope, home, unread)
@@ -241,7 +250,7 @@ def _tenant_faults(scope: _Scope, tenant: str, home: Home, unread: frozenset[str
 
 def _template_faults(template: Home) -> Iterator[Fault]:
     if not is_apart(template):
-        yield Fault((), "has no {tenant} anywhere, and no row: all tenants would be one")
+        yield Fault((), "has no {tenant} anywhere, and no row: all tenants would share one place")
 
 
 def _policy_faults(home: Home, tenancy: Tenancy, unread: frozenset[str | int]) -> Iterator[Fault]:
@@ -269,12 +278,15 @@ def _home_faults(scope: _Scope, home: Home, unread: frozenset[str | int]) -> Ite
     if (own := home.cluster) is not None:
         if _without_primary(own) and not unread & {"primary", "nodes"}:
             yield Fault(
-                ("replicas",), "stands without primary: add that, or list them as nodes if the roles are unknown"
+                ("replicas",),
+                "is given without primary: add it, or list the servers as nodes if their roles are unknown",
             )
         yield from _repeated(own)
         for key in ("database", "user"):
             if getattr(home, key):
-                yield Fault((key,), "stands beside servers of its own: write it in their connection strings instead")
+                yield Fault(
+                    (key,), "cannot be combined with servers of its own: write it in their connection strings instead"
+                )
     yield from _min_size_faults(scope, home, unread)
 
 
@@ -302,4 +314,4 @@ def _directory_faults(topology: Topology, scope: _Scope, version: str | None) ->
     }
     for name, limit in limits.items():
         if limit is not None and limit < 2:  # noqa: PLR2004 (one that listens, one that serves)
-            yield Fault((), f"listens over a connection of its own, and {name} is {limit}: give it at least 2")
+            yield Fault((), f"needs a connection of its own to listen, and {name} is {limit}: it must be at least 2")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import Field, FrozenInstanceError, dataclass, field, fields
+from dataclasses import MISSING, Field, FrozenInstanceError, dataclass, field, fields
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, ClassVar, dataclass_transform
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(field,))
@@ -12,8 +15,8 @@ class Value:
     """Makes each of its subclasses a frozen dataclass.
 
     ``@dataclass(frozen=True)`` compiles six methods for every class, which was a third of what ``import router`` cost.
-    Here only ``__init__`` is; the others are written once, below, and behave the same. To make an object takes longer,
-    so that what every request makes or compares is a dataclass of its own.
+    Here they are written once, below, and behave the same. To make an object takes longer, so that what every request
+    makes or compares is a dataclass of its own.
     """
 
     if TYPE_CHECKING:  # else `get_type_hints()` of a subclass would read these too
@@ -21,19 +24,44 @@ class Value:
         _names: ClassVar[frozenset[str]]
         _compared: ClassVar[attrgetter[Any]]  # gets the class, and the values of all fields that are compared
         _hashed: ClassVar[attrgetter[Any]]  # likewise
+        _order: ClassVar[tuple[str, ...]]  # the fields, as arguments are taken
+        _defaults: ClassVar[dict[str, Any]]
+        _factories: ClassVar[dict[str, Callable[[], Any]]]  # what makes the other defaults
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        dataclass(eq=False, repr=False)(cls)
-        cls._names = frozenset(each.name for each in fields(cls))
-        compared = [each for each in fields(cls) if each.compare]
+        dataclass(init=False, eq=False, repr=False)(cls)
+        all_of_them = fields(cls)
+        cls._order = tuple(each.name for each in all_of_them)
+        cls._names = frozenset(cls._order)
+        cls._defaults = {each.name: each.default for each in all_of_them if each.default is not MISSING}
+        cls._factories = {
+            each.name: each.default_factory for each in all_of_them if each.default_factory is not MISSING
+        }
+        compared = [each for each in all_of_them if each.compare]
         cls._compared = attrgetter("__class__", *(each.name for each in compared))
         cls._hashed = attrgetter("__class__", *(each.name for each in compared if each.hash is not False))
 
+    if not TYPE_CHECKING:  # where each class has the arguments of its own
+
+        def __init__(self, *args: object, **kwargs: object) -> None:
+            given = dict(zip(self._order, args, strict=False))
+            if len(args) > len(given):
+                raise TypeError(f"{type(self).__name__}() takes {len(self._order)} arguments, not {len(args)}")
+            for name in kwargs:
+                if name not in self._names or name in given:
+                    problem = "got multiple values for" if name in given else "got an unexpected"
+                    raise TypeError(f"{type(self).__name__}() {problem} argument {name!r}")
+            values = {**self._defaults, **given, **kwargs}
+            for name, factory in self._factories.items():
+                if name not in values:
+                    values[name] = factory()
+            if missing := [name for name in self._order if name not in values]:
+                raise TypeError(f"{type(self).__name__}() misses the argument {missing[0]!r}")
+            self.__dict__.update(values)
+
     def __setattr__(self, name: str, value: object) -> None:
-        if name in self.__dict__ or name not in self._names:  # else this is __init__(), or a copy
-            raise FrozenInstanceError(f"cannot assign to field {name!r}")
-        object.__setattr__(self, name, value)
+        raise FrozenInstanceError(f"cannot assign to field {name!r}")
 
     def __delattr__(self, name: str) -> None:
         raise FrozenInstanceError(f"cannot delete field {name!r}")

@@ -1,4 +1,4 @@
-"""What the servers of a cluster are worth to requests, worked out once for each change: pure."""
+"""The standings of a cluster's servers, computed once for each change."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 
 class View(NamedTuple):
-    """What the servers of a cluster are worth to requests, by server: tenants have nodes of their own on the same ones.
+    """The standings of a cluster's servers; by server, because tenants have nodes of their own on the same servers.
 
     Attributes:
-        reading: What each is worth to requests that read.
-        writing: What each is worth to requests that write.
-        leader: The primary, or the one that the cluster had last; ``None`` as long as none was seen.
+        reading: The standing of each server for requests that read.
+        writing: The standing of each server for requests that write.
+        leader: The primary, or the last primary; ``None`` before the first one was observed.
         fell_back: Whether the primary serves reads because no other node can.
     """
 
@@ -40,16 +40,16 @@ NOTHING_KNOWN = View(MappingProxyType({}), MappingProxyType({}), None, fell_back
 
 
 def recompute(cluster: Cluster, health: Health, before: View, *, now: float) -> tuple[View, list[Event]]:
-    """Work out what the servers of a cluster are worth now.
+    """Compute the standings of a cluster's servers.
 
     Args:
-        cluster: The cluster, as it is watched.
-        health: What is known of the servers.
-        before: What they were worth.
+        cluster: The cluster that is watched.
+        health: The health of the servers.
+        before: The standings before.
         now: The caller's clock, in seconds.
 
     Returns:
-        What they are worth, and the events that follow from the difference.
+        The standings now, and the events that follow from the difference.
     """
     reading, writing = (standings(cluster, health, Request(read_only), now=now) for read_only in (True, False))
     primary = next((node for node, standing in writing.items() if standing.tier is Tier.BEST), None)
@@ -65,13 +65,13 @@ def recompute(cluster: Cluster, health: Health, before: View, *, now: float) -> 
 
 
 def makes_a_difference(before: View, after: View) -> bool:
-    """Tell whether requests may go elsewhere than before.
+    """Tell whether requests may go to other nodes than before.
 
     Args:
-        before: What the servers were worth.
-        after: What they are worth.
+        before: The standings before.
+        after: The standings now.
 
     Returns:
-        Whether any of them is worth something else.
+        Whether the standing of any server has changed.
     """
     return (before.reading, before.writing) != (after.reading, after.writing)

@@ -58,7 +58,7 @@ class Dsn(str):
         if not text.strip():
             raise ValueError("is empty; postgresql:// stands for libpq's defaults")
         if _has_stray_at(text):
-            raise ValueError(f"has an @ too many: {_QUOTING}")
+            raise ValueError(f"has one @ too many: {_QUOTING}")
         defaults = pq.Conninfo.get_defaults()
         try:
             params = {key: str(value) for key, value in conninfo_to_dict(text).items()}
@@ -97,11 +97,11 @@ def _split(
     Its documentation: https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-MULTIPLE-HOSTS
     """
     if "service" in params and not (params.keys() >= {"port"} and params.keys() & {"host", "hostaddr"}):
-        raise ValueError("names a service without host and port: add both, the router must know each server itself")
+        raise ValueError("names a service without host and port: add both, because the router must know each server")
     inherited = _inherited(params)
     nodes = []
     for name, address, port in _hosts(params, defaults):
-        host = name or ("" if address else _socket_directory())
+        host = name or ("" if address else socket_directory())
         place = {"host": host, "hostaddr": address, "port": str(port)}
         own = {**inherited, **params, **place}
         # The address decides which process answers; the name beside it is for TLS and .pgpass.
@@ -143,13 +143,17 @@ def _inherited(params: Mapping[str, str]) -> dict[str, str]:
 def _port(digits: str) -> int:
     stripped = digits.strip()
     if not (stripped.isascii() and stripped.isdecimal() and 1 <= int(stripped) <= 65535):  # noqa: PLR2004 (of TCP)
-        raise ValueError("has a port that is no number from 1 to 65535")
+        raise ValueError("has a port that is not a number from 1 to 65535")
     return int(stripped)
 
 
 @cache
-def _socket_directory() -> str:
-    """Where this libpq looks when no host is named: the directory it was built with, or localhost."""
+def socket_directory() -> str:
+    """Tell where this libpq looks when no host is named.
+
+    Returns:
+        The directory that it was built with, or localhost.
+    """
     # Refused for its sslmode before any I/O, but after libpq has filled in where it would have gone.
     refused = pq.PGconn.connect_start(b"host='' hostaddr='' port='' sslmode=none")
     host = refused.host.decode()
@@ -161,6 +165,8 @@ def _why_refused(text: str, message: str, known: list[str]) -> str:
     """What is wrong with ``text``, without libpq's message, which quotes from it, even the password."""
     if re.match(r"\s*postgres\w*\+\w+://", text):
         return "names a driver, which libpq does not know: write postgresql://"
+    if not _is_uri(text) and ("=" not in text or "://" in text.partition("=")[0]):
+        return "is not a connection string: that is a URI which begins with postgresql://, or has the form key=value"
     unknown = re.match(r'invalid (?:connection option|URI query parameter):? "([^"]*)"', message)
     if unknown is None:
         return f"is not a connection string that libpq can read: {_QUOTING}"

@@ -67,7 +67,7 @@ def _no_connection_string(path: Path, named_by: str) -> None:
     """Show no password as the name of a file that is not there."""
     if like_connection_string(str(path)) and not path.exists():
         raise ConfigError(
-            [f"{named_by}: is no path but a connection string, which goes into ROUTER_VERSIONS__NAME__PRIMARY"]
+            [f"{named_by}: is not a path but a connection string, which goes into ROUTER_VERSIONS__NAME__PRIMARY"]
         )
 
 

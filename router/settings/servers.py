@@ -1,4 +1,4 @@
-"""Nodes, and the versions that are made of them, as they are written."""
+"""The models of the settings about nodes and versions."""
 
 from __future__ import annotations
 
@@ -24,9 +24,11 @@ if TYPE_CHECKING:
 
 def _checked_key(key: str) -> str:
     if not key or key != key.strip() or not key.isprintable():
-        raise ValueError("is no key: one has at least one character, none that cannot be printed, no space around it")
+        raise ValueError(
+            "is not a valid key: it needs at least one character, only printable ones, and no space around it"
+        )
     if like_connection_string(key):
-        raise ValueError(f"is no key but {MISPLACED}")
+        raise ValueError(f"is not a key but {MISPLACED}")
     return key
 
 
@@ -43,17 +45,17 @@ _Dsn = Annotated[Dsn, PlainValidator(_as_dsn), WithJsonSchema({"type": "string"}
 
 
 class NodeSettings(Table):
-    """A node: its connection string, and what does not stand in that."""
+    """A node: its connection string, and the settings that are not part of it."""
 
-    dsn: _Dsn = Field(description="Connection string: a URI or libpq's `key=value` form, with any libpq parameter.")
+    dsn: _Dsn = Field(description="The connection string: a URI or libpq's `key=value` form, with any libpq parameter.")
     weight: float = Field(default=1.0, gt=0, description=about(Node).get("weight"))
     password: SecretStr | None = Field(
-        default=None, description="The password; stronger than one in `dsn`. Without any, libpq looks for one."
+        default=None, description="The password; it overrides one in `dsn`. Without any, libpq looks for one."
     )
     password_file: Path | None = Field(default=None, description=about(Node).get("password_file"))
     pooler: Pooler | None = Field(
         default=None,
-        description=f"{about(Node).get('pooler')} The servers behind it may differ by database.",
+        description=f"{about(Node).get('pooler')} It may send each database to another server.",
     )
 
     _as_string = "a connection string"
@@ -73,13 +75,13 @@ class NodeSettings(Table):
     @classmethod
     def _faults(cls, data: Mapping[str, Any]) -> Iterator[Fault]:
         if data.get("password") is not None and data.get("password_file") is not None:
-            yield Fault(("password_file",), "stands beside password: only one of them can be it")
+            yield Fault(("password_file",), "cannot be combined with password: give one of them")
 
     def nodes(self, role: Role | None) -> Iterator[Node]:
-        """One node for each host that the connection string names.
+        """Make one node for each host that the connection string names.
 
         Args:
-            role: What the nodes are configured for; ``None`` when that is discovered.
+            role: The role that the nodes are configured for; ``None`` when roles are discovered.
 
         Yields:
             The nodes, in their order.
@@ -99,31 +101,29 @@ class NodeSettings(Table):
 def _without_role(node: NodeSettings) -> NodeSettings:
     if dict(node.dsn.nodes[0][1]).get("target_session_attrs", "any") != "any":
         raise ValueError(
-            "has target_session_attrs: leave it out, the router itself observes which server has which role"
+            "has target_session_attrs: leave it out, because the router observes which server has which role"
         )
     return node
 
 
 def _one_host(node: NodeSettings) -> NodeSettings:
     if (count := len(node.dsn.nodes)) > 1:
-        raise ValueError(
-            f"names {count} hosts, and has one role: several hosts go into `nodes`, their roles discovered"
-        )
+        raise ValueError(f"names {count} hosts, but only one is allowed here: put several hosts into `nodes`")
     return node
 
 
 def _listed(value: object) -> object:
-    """A list of nodes: one node is a list too, and so are several URIs with white space between them."""
+    """Make a list of nodes of one node, or of several URIs with white space between them."""
     if isinstance(value, str):
         return re.split(r"\s+(?=postgres(?:ql)?://)", value.strip())
     return [value] if isinstance(value, (Mapping, NodeSettings)) else value
 
 
 SERVERS = ("primary", "replicas", "nodes")
-"""The keys under which servers stand."""
+"""The keys that name servers."""
 
 PLACES = ("schema", "database", "user", "role", "row", *SERVERS)
-"""The keys that may keep a tenant apart from others."""
+"""The keys that may separate a tenant from others."""
 
 _Listed = BeforeValidator(_listed, json_schema_input_type=NodeSettings | list[NodeSettings])
 _OneNode = Annotated[NodeSettings, AfterValidator(_one_host), AfterValidator(_without_role)]
@@ -132,24 +132,25 @@ _Nodes = Annotated[tuple[Annotated[NodeSettings, AfterValidator(_without_role)],
 
 
 def as_servers(data: Any) -> Any:
-    """Spell out a plain string where servers may stand.
+    """Expand a plain string to the table of servers that it is short for.
 
     Args:
-        data: What is written there.
+        data: The value in the settings.
 
     Returns:
-        A connection string as the table that it is short for; whatever else was given, as it is.
+        The table; anything else that was given is returned as it is.
     """
     return {"nodes": data} if isinstance(data, str) else data
 
 
 class Servers(Table):
-    """What has servers: `primary` and `replicas`, or `nodes`; a plain string is short for `nodes`."""
+    """A table that names servers: `primary` and `replicas`, or `nodes`; a plain string is short for `nodes`."""
 
     primary: _OneNode | None = Field(default=None, description="The node that takes writes.")
     replicas: _Replicas = Field(default=(), description="The nodes that follow the primary and take reads.")
     nodes: _Nodes = Field(
-        default=(), description="Instead of both: nodes whose roles are discovered. Each may name several hosts."
+        default=(),
+        description="Nodes with discovered roles, instead of `primary` and `replicas`; each may name several hosts.",
     )
 
     _as_string = "a connection string (of nodes whose roles are discovered)"
@@ -162,7 +163,7 @@ class Servers(Table):
     def _faults(cls, data: Mapping[str, Any]) -> Iterator[Fault]:
         primary, replicas, nodes = (data.get(key) for key in ("primary", "replicas", "nodes"))
         if nodes and (primary or replicas):
-            text = "stands beside primary or replicas: use those if the roles are fixed, else nodes alone"
+            text = "cannot be combined with primary or replicas: use those if the roles are fixed, else nodes alone"
             yield Fault(("nodes",), text)
 
     def _nodes(self) -> Iterator[Node]:
@@ -176,16 +177,16 @@ class Servers(Table):
 class VersionSettings(Servers):
     """A version: `primary` and `replicas`, or `nodes`; a plain string is short for `nodes`."""
 
-    pool: Pool = Field(default=PoolPolicy(), description="Keys of `[pool]` that differ for this version.")
-    read: Read = Field(default=ReadPolicy(), description="Keys of `[read]` that differ for this version.")
+    pool: Pool = Field(default=PoolPolicy(), description="The keys of `[pool]` that this version overrides.")
+    read: Read = Field(default=ReadPolicy(), description="The keys of `[read]` that this version overrides.")
 
     def cluster(self, name: str) -> Cluster:
-        """What the version is made of.
+        """Make the version's cluster.
 
         Args:
             name: The version's key.
 
         Returns:
-            Its nodes and policies.
+            The cluster: its nodes and policies.
         """
         return Cluster(name, tuple(self._nodes()), self.pool, self.read)

@@ -28,18 +28,13 @@ if TYPE_CHECKING:
 
     from router.settings.layers import Layers
 
-ENV_FILE = ".env"
-WITHOUT_ENV_FILE = (
-    "if this file belongs to another program, do without it: "
-    "ROUTER_ENV_FILE=/dev/null, or RouterSettings(_env_file=None)"
-)
 """What errors in ``.env`` add."""
 
 FILE = "router.toml"
 """The file that is read if none is named, as `router init` writes it."""
 
 WITHOUT_FILE = (
-    "if this file belongs to another program, do without it: "
+    "if this file belongs to another program, leave it out: "
     "ROUTER_CONFIG names another file, RouterSettings(_config_file=None) reads none"
 )
 """What errors in that file add."""

@@ -237,7 +237,7 @@ def table_of(
 
 def _no_connection_string(policy: DirectoryPolicy) -> Iterator[Fault]:
     if like_connection_string(policy.table):
-        yield Fault(("table",), f"is no table but {MISPLACED}")
+        yield Fault(("table",), f"is not a table but {MISPLACED}")
 
 
 _SECONDS = {"gt": 0}

@@ -1,4 +1,4 @@
-"""Tenants, as they are written: what holds for all, and what for one."""
+"""The models of the settings about tenants: ``[tenancy]``, ``[tenants.NAME]`` and ``[tenant_template]``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from router.settings.words import MISPLACED
 
 
 class TenancySettings(Table):
-    """What holds for all tenants; each may differ in how it is kept apart."""
+    """The settings of all tenants; a tenant may override how it is separated from others."""
 
     pattern: str = Field(default=TENANT_PATTERN, description=about(Tenancy).get("pattern"))
     pooling: Pooling = Field(default=TenantPolicy().pooling, description=about(TenantPolicy).get("pooling"))
@@ -37,21 +37,21 @@ class TenancySettings(Table):
         except (re.error, OverflowError) as error:
             raise ValueError(f"is not a regular expression: {error}") from None
         if like_connection_string(pattern.replace("(?:", "(")):
-            raise ValueError(f"is no regular expression but {MISPLACED}")
+            raise ValueError(f"is not a regular expression but {MISPLACED}")
         return pattern
 
 
 @lru_cache
 def _policy(pooling: Pooling, hygiene: Hygiene, max_connections: int | None, min_size: int) -> TenantPolicy:
-    """One object for all tenants that are kept apart alike: there may be thousands."""
+    """Make one object for all tenants with the same policy, of which there may be thousands."""
     return TenantPolicy(pooling, hygiene, max_connections, min_size)
 
 
 def policy_of(tenancy: TenancySettings | None) -> TenantPolicy:
-    """Say how tenants are kept apart of whom nothing else is said.
+    """Make the policy of tenants that set nothing themselves.
 
     Args:
-        tenancy: What holds for all; ``None`` where nothing is written of it.
+        tenancy: The table ``[tenancy]``; ``None`` if the settings have none.
 
     Returns:
         The policy.
@@ -74,9 +74,9 @@ def _checked_name(name: str) -> str:
     if not name:
         raise ValueError("is empty: leave it out")
     if "\0" in name:
-        raise ValueError("holds a NUL character, which no name does")
+        raise ValueError("contains a NUL character, which no name may have")
     if like_connection_string(name):
-        raise ValueError(f"is no name but {MISPLACED}")
+        raise ValueError(f"is not a name but {MISPLACED}")
     return _checked_placeholders(name)
 
 
@@ -102,22 +102,22 @@ _OneOrMore = BeforeValidator(_one_or_more, json_schema_input_type=str | list[str
 
 
 class TenantSettings(Servers):
-    """A tenant: where it lives, and how it is kept apart; a plain string is short for `nodes`."""
+    """A tenant: where it lives, and how it is separated from others; a plain string is short for `nodes`."""
 
     version: Annotated[tuple[Key, ...], _OneOrMore] = Field(
         default=(),
-        description="The version or alias it lives in, or a list, first the one for requests that name none; left out, "
-        "it lives in every version.",
+        description="The version or alias that it lives in, or a list of them; the first one serves requests that name "
+        "no version. Left out, it lives in every version.",
     )
-    database: _Name | None = Field(default=None, description="Its database there; left out, the node's.")
-    user: _Name | None = Field(default=None, description="Its login role there; left out, the node's.")
+    database: _Name | None = Field(default=None, description="Its database there; left out, the node's database.")
+    user: _Name | None = Field(default=None, description="Its login role there; left out, the node's user.")
     schema_: Annotated[tuple[_Name, ...], _OneOrMore] = Field(
-        default=(), alias="schema", description="Its schema, or a list that is its `search_path`."
+        default=(), alias="schema", description="Its schema, or a list of schemas, which becomes its `search_path`."
     )
-    role: _Name | None = Field(default=None, description="The role that its sessions are set to.")
+    role: _Name | None = Field(default=None, description="The role that its sessions are set to (`SET ROLE`).")
     row: Annotated[str, AfterValidator(_checked_row)] | None = Field(
         default=None,
-        description="The setting, such as `app.tenant`, that holds its key, for policies of row-level security.",
+        description="The setting that holds its key for policies of row-level security, such as `app.tenant`.",
     )
     pooling: Pooling | None = Field(default=None, description="As `tenancy.pooling`.")
     hygiene: Hygiene | None = Field(default=None, description="As `tenancy.hygiene`.")
@@ -133,22 +133,22 @@ class TenantSettings(Servers):
                     _checked_placeholders(text)
                 if any(ours in secret for _, secret in node.secrets.values for ours in _PLACEHOLDERS):
                     raise ValueError(
-                        "has {tenant} or {version} in its password, or another secret, where it stays as it is: give "
-                        "each tenant a password_file, or its line in .pgpass"
+                        "has {tenant} or {version} in its password or another secret, where it is not replaced: give "
+                        "each tenant a password_file, or a line in .pgpass"
                     )
         return servers
 
     def home(self, cluster: str, general: TenantPolicy, pool: PoolPolicy, read: ReadPolicy) -> Home:
-        """Where the tenant lives.
+        """Make the tenant's home.
 
         Args:
-            cluster: What to call servers of its own.
-            general: How tenants are kept apart of whom nothing else is said.
+            cluster: The name of the cluster, if it has servers of its own.
+            general: The policy of tenants that set nothing themselves.
             pool: How pools on servers of its own behave.
-            read: How reads are spread there.
+            read: How reads are spread over servers of its own.
 
         Returns:
-            Its home, placeholders and all.
+            The home, with its placeholders as written.
         """
         nodes = tuple(self._nodes())
         policy = _policy(
@@ -172,17 +172,17 @@ class TenantSettings(Servers):
 _WRITTEN = {name: field.alias or name for name, field in TenantSettings.model_fields.items()}
 
 TENANT_KEYS = frozenset(_WRITTEN.values())
-"""What may be said of a tenant: the keys of ``[tenants.NAME]``, and of what a directory answers."""
+"""The keys of ``[tenants.NAME]``, and of a directory's answer."""
 
 
 def as_written(tenant: Any) -> Any:
-    """Say what is written of a tenant.
+    """Return the keys that are set for a tenant.
 
     Args:
         tenant: Its settings, a mapping of their keys, or a connection string.
 
     Returns:
-        The keys that are set, with their values; whatever else was given, as it is.
+        The keys that are set, with their values; anything else that was given is returned as it is.
     """
     if isinstance(tenant, TenantSettings):
         return {
@@ -192,14 +192,14 @@ def as_written(tenant: Any) -> Any:
 
 
 def over_template(answer: Any, template: TenantSettings | None) -> Any:
-    """Complete what a directory answered by what holds for all its tenants.
+    """Complete a directory's answer with the values of the template.
 
     Args:
         answer: The keys of a tenant, as written.
-        template: Says what the answer leaves open.
+        template: Has the values that the answer leaves out.
 
     Returns:
-        The keys of both; whatever else was given, as it is.
+        The keys of both; anything else that was given is returned as it is.
     """
     if not isinstance(answer, Mapping):
         return answer

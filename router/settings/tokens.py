@@ -1,4 +1,4 @@
-"""Tokens, as they are written."""
+"""The model of the settings about tokens: ``[tokens]``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from router.core.policies import Foreign, TokenPolicy
 from router.settings.table import Table, about
 
 KEY_LENGTH = 16
-"""The fewest characters of a key that signs tokens."""
+"""How many characters a key that signs tokens needs at least."""
 
 
 def _long_enough(key: SecretStr) -> SecretStr:
@@ -28,5 +28,5 @@ class TokenSettings(Table):
     foreign: Foreign = Field(default="ignore", description=about(TokenPolicy).get("foreign"))
 
     def policy(self) -> TokenPolicy:
-        """The same as one of topology's policies."""
+        """Make the policy that the topology holds."""
         return TokenPolicy(None if self.key is None else self.key.get_secret_value().encode(), self.foreign)

@@ -11,6 +11,12 @@ from router.core.faults import dotted, quoted
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
+ENV_FILE = ".env"
+WITHOUT_ENV_FILE = (
+    "if this file belongs to another program, leave it out: "
+    "ROUTER_ENV_FILE=/dev/null, or RouterSettings(_env_file=None)"
+)
+
 PREFIX = "ROUTER_"
 DELIMITER = "__"
 

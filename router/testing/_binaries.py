@@ -117,7 +117,7 @@ def programs(version: int, base: Path, user: Account) -> Path:
     # Found without importing it: its import looks for a place to write.
     spec = util.find_spec(_PACKAGE)
     if spec is None or not spec.submodule_search_locations:
-        raise ClusterError("PostgreSQL's programs are not installed; run: pip install psycopg-router[demo]")
+        raise ClusterError("PostgreSQL's programs are not installed; run: pip install 'psycopg-router[demo]'")
     package = Path(spec.submodule_search_locations[0])
     install = package / _INSTALLS.get(version, "")
     if version not in _INSTALLS or not (install / "bin" / "postgres").exists():

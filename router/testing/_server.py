@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from router.testing._cluster import PostgresCluster
     from router.testing._setup import Setting
 
+CONFLICTS = 5
+"""How often a standby's answer is asked for again, at most, when its recovery cancels the statement."""
+
 
 class PostgresServer:
     """One server of a :class:`PostgresCluster`, which makes them.
@@ -65,12 +68,22 @@ class PostgresServer:
     def execute(self, query: str, params: Any = None, *, dbname: str = "postgres") -> list[tuple[Any, ...]]:
         """Run one statement as superuser, over a connection of its own, committed at once, and return its rows.
 
+        A standby cancels what is in the way of its recovery; then it is run again.
+
         Args:
             query: The statement.
             params: Its parameters.
             dbname: The database to run it in.
         """
         import psycopg  # a pytest plugin loads this module: nothing heavy before use
+
+        for _ in range(CONFLICTS if self.is_standby else 0):
+            with suppress(psycopg.errors.SerializationFailure):
+                return self._execute(query, params, dbname)
+        return self._execute(query, params, dbname)
+
+    def _execute(self, query: str, params: Any, dbname: str) -> list[tuple[Any, ...]]:
+        import psycopg
 
         with psycopg.connect(
             host=str(self._cluster.directory),

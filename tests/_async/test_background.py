@@ -19,14 +19,19 @@ from router._async.directory_source import AsyncTenantSource
 from router._async.in_force import AsyncInForce
 from router._async.lane_table import AsyncLaneTable
 from router._async.monitor import AsyncMonitor
+from router._async.pool.inside.pool import AsyncDriverPool
+from router._async.pool.login import AsyncLogin
 from router._async.pool.node_pool import AsyncNodePool
 from router._async.pool.opener import AsyncOpener
 from router._async.pool.registry import AsyncPools
+from router._async.pool.server_queries import AsyncServerQueries
 from router._async.slots import AsyncSlots
+from router._async.snapshot import DirectoryView
 from router._async.watcher import AsyncWatcher
 from router._observers import Observers
 from router.core.errors import DirectoryUnavailable
 from router.core.server_events import ReadsFellBack, ReadsReturned
+from tests._async.internals import inside
 from tests.proxy import Proxy
 from tests.support import acurrent, aeventually, arunning, settings
 
@@ -38,23 +43,25 @@ if TYPE_CHECKING:
 
 # What tasks and threads of the router's own do: each of these raises once.
 STEPS: dict[type[Any], set[str]] = {
-    AsyncDirectory: {"_answer", "_next", "_settle", "_staff", "tick"},
+    AsyncDirectory: {"_answer", "_next", "_settle", "_start_worker", "tick"},
     AsyncCluster: {"follow", "invalidate", "is_urgent", "judge"},
     AsyncClusters: {"_learn", "_report", "_settle", "end_quarantine", "pause", "remove", "report"},
-    Observers: {"tell"},
+    Observers: {"emit"},
     AsyncLaneTable: {"forget"},
     AsyncMonitor: set(),
-    AsyncNodePool: {"_take_out", "drop", "end_draining", "keep_warm", "open_connection", "trust"},
-    AsyncOpener: {"_connect", "_log_in", "_password", "connect_to_look", "forget_unused", "look", "open"},
+    AsyncNodePool: {"_pop_idle", "drop", "end_draining", "keep_warm", "open_connection", "end_quarantine"},
+    AsyncLogin: {"_log_in", "_password", "begin", "forget_unused"},
+    AsyncOpener: {"connect_to_probe", "open"},
     AsyncPools: {"_drain", "sweep"},
     AsyncInForce: {"_drain_superseded"},
+    AsyncServerQueries: {"probe"},
     AsyncSlots: {"_grant", "_release", "fill", "sweep", "take"},
     AsyncTenantSource: {"_works", "ask"},
     AsyncWatcher: {"_ask", "_attempt", "_find_silent", "_next_node", "_probe", "_try_logins"},
 }
 # The loops: whatever they call must be listed, but for what only lets go of something, and cannot do half of that.
-LOOPS = {"_keep_house", "_keep_house_once", "_listen", "_watch", "_work"}
-LETS_GO = {"_leave_open", "let_go"}
+LOOPS = {"_run_housekeeping", "_do_housekeeping", "_listen", "_watch", "_work"}
+LETS_GO = {"_leave_open", "close_held"}
 
 by_the_test: ContextVar[bool] = ContextVar("by_the_test", default=False)
 
@@ -122,7 +129,6 @@ async def test_each_step_raises_once_and_all_goes_on(
             tenancy={"pooling": "shared"},
         )
         async with AsyncRouter(options, directory=lookup) as router:
-            in_force = router._in_force
             assert await ask(router)
             there = {name for name in await arunning() if name.startswith("router ") and not name.endswith(" now")}
             injector.begin()
@@ -132,7 +138,7 @@ async def test_each_step_raises_once_and_all_goes_on(
                 await ask(router, read_only=True)
                 await ask(router, tenant="acme")
                 await ask(router, "SELECT pg_terminate_backend(pg_backend_pid())")
-                if not any(pool.in_use for pool in in_force.pools):
+                if not any(pool.borrowed or pool.waiting for pool in router._snapshot().pools):
                     proxy.stop()
                     await ask(router, timeout=0.05)
                     proxy.start()
@@ -146,8 +152,8 @@ async def test_each_step_raises_once_and_all_goes_on(
                 return await ask(router) and await ask(router, read_only=True) and await ask(router, tenant="acme")
 
             async def nothing_is_left() -> bool:
-                taken = [key.owner for key in in_force.slots.held if not key.owner.startswith("probes")]
-                return not list(in_force.pools) and not taken
+                found = router._snapshot()
+                return not found.pools and all(owner.startswith("probes") for owner in found.slots)
 
             await aeventually(all_is_well)
             assert not await ask(router, "SELECT pg_terminate_backend(pg_backend_pid())")
@@ -155,8 +161,7 @@ async def test_each_step_raises_once_and_all_goes_on(
             assert there <= await arunning()
             await aeventually(nothing_is_left)
             assert {node.state for node in router.stats().versions[0].nodes} == {"up"}
-            assert in_force.directory is not None
-            assert (in_force.directory._questions, len(in_force.directory._at_rest)) == ({}, ASKING)
+            assert router._snapshot().directory == DirectoryView(questions=0, idle_workers=ASKING)
     assert any(record.exc_info and record.exc_info[0] is Injected for record in caplog.records)
     assert injector.not_listed == set()
 
@@ -165,16 +170,15 @@ async def test_a_pool_that_was_never_opened_does_not_keep_the_others_in_quaranti
     versions = {name: {"primary": cluster.dsn()} for name in ("v1", "v2")}
     async with AsyncRouter(settings(versions=versions, health={"interval": 3600})) as router:
         assert await ask(router, read_only=True)
-        router._in_force.lanes.lane("v1", read_only=False).pool_set.refresh()  # which makes the pool, and opens nothing
-        pools = router._in_force.pools
-        assert [pool._opened for pool in pools] == [True, False]
+        inside(router).lanes.lane("v1", read_only=False).pool_set.refresh()  # which makes the pool, and opens nothing
+        assert [pool.opened for pool in router._snapshot().pools] == [True, False]
         assert await ask(router, version="v2", read_only=True)
         assert not await ask(router, "SELECT pg_terminate_backend(pg_backend_pid())", version="v2", read_only=True)
 
         async def ended() -> bool:
-            return not any(pool.doubted for pool in pools)
+            return not any(pool.quarantined for pool in router._snapshot().pools)
 
-        assert len([pool for pool in pools if pool.doubted_at]) == 3
+        assert len([pool for pool in router._snapshot().pools if pool.quarantined_at]) == 3
         await aeventually(ended)
         assert await ask(router, version="v2", read_only=True)
 
@@ -182,17 +186,17 @@ async def test_a_pool_that_was_never_opened_does_not_keep_the_others_in_quaranti
 async def test_a_pool_that_could_not_be_opened_is_opened_by_the_next_request(
     cluster: PostgresCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(_: AsyncNodePool) -> None:
+    def fail(_: AsyncDriverPool) -> None:
         raise Injected
 
     async with AsyncRouter(settings(primary=cluster.dsn())) as router:
         assert await ask(router)
         with monkeypatch.context() as patched, pytest.raises(Injected):
-            patched.setattr(AsyncNodePool, "_start_initial_tasks", fail)  # its threads run by then
+            patched.setattr(AsyncDriverPool, "_start_initial_tasks", fail)  # its threads run by then
             await ask(router, read_only=True)
         assert await ask(router, read_only=True)
-        [_, pool] = router._in_force.pools
-        assert (pool.stats().size, pool.stats().idle) == (1, 1)
+        [_, pool] = router._snapshot().pools
+        assert (pool.counted, pool.idle) == (1, 1)
 
 
 async def test_that_reads_fell_back_is_told_although_what_follows_from_it_has_raised_once(

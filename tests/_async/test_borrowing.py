@@ -13,9 +13,11 @@ from psycopg.rows import dict_row, tuple_row
 from router import AsyncRouter
 from router._runtime.flags import AFlag
 from router._runtime.sockets import cut
-from tests.support import aall_of, aeventually, new_name, run, settings
+from tests.support import PATIENCE, aall_of, aeventually, new_name, run, settings
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from router.testing import PostgresCluster
     from tests.conftest import Postgres
 
@@ -66,7 +68,7 @@ async def test_the_next_borrower_sees_nothing_of_the_last(postgres: Postgres, re
     options = settings(primary=postgres.primary, pool={"max_size": 1})
     async with AsyncRouter(options) as router:
         async with router.connection(read_only=read_only) as first:
-            fresh = state(first)
+            fresh, session = state(first), first.pgconn
         assert fresh["autocommit"] is read_only
         assert fresh["row_factory"] is tuple_row
         for _ in range(3):
@@ -77,7 +79,7 @@ async def test_the_next_borrower_sees_nothing_of_the_last(postgres: Postgres, re
                         await connection.execute("SELECT 1")
                         raise ZeroDivisionError
             async with router.connection(read_only=read_only) as connection:
-                assert connection is first
+                assert connection.pgconn is session
                 assert state(connection) == fresh
 
 
@@ -87,13 +89,14 @@ async def test_no_transaction_travels(postgres: Postgres, query: Any) -> None:
     async with AsyncRouter(settings(primary=postgres.primary, pool={"max_size": 1})) as router:
         with pytest.raises(ZeroDivisionError):
             async with router.connection() as first:
+                session = first.pgconn
                 try:
                     await first.execute(query)
                 except psycopg.errors.DivisionByZero:
                     raise ZeroDivisionError from None
                 raise ZeroDivisionError
         async with router.connection() as connection:
-            assert connection is first
+            assert connection.pgconn is session
             assert connection.pgconn.transaction_status == TransactionStatus.IDLE
 
 
@@ -101,13 +104,43 @@ async def test_no_transaction_travels(postgres: Postgres, query: Any) -> None:
 async def test_what_an_open_pipeline_or_a_two_phase_transaction_left_is_closed(postgres: Postgres) -> None:
     async with AsyncRouter(settings(primary=postgres.primary, pool={"max_size": 1})) as router:
         async with router.connection() as first:
-            pass
+            session = first.pgconn
         with pytest.raises(psycopg.ProgrammingError):
             async with router.connection() as connection:
                 await connection.tpc_begin("left behind")
         async with router.connection() as connection:
-            assert connection is not first
+            assert connection.pgconn is not session
             assert (await (await connection.execute("SELECT 1")).fetchone()) == (1,)
+
+
+async def test_a_connection_that_was_closed_in_its_block_is_not_closed_for_others_at_its_end(
+    postgres: Postgres, caplog: pytest.LogCaptureFixture
+) -> None:
+    versions = {version: {"primary": postgres.primary} for version in ("v1", "v2", "v3")}
+    async with AsyncRouter(settings(versions=versions, max_connections=1, pool={"timeout": PATIENCE})) as router:
+        has_begun, has_ended = AFlag(), AFlag()
+
+        async def closes() -> None:
+            async def both_wait() -> bool:
+                return len(router._snapshot().slots_waiting) == 2
+
+            async with router.connection(version="v1") as connection:
+                has_begun.set()
+                await aeventually(both_wait)
+                await connection.close()
+            has_ended.set()
+
+        def waits(version: str) -> Callable[[], Awaitable[None]]:
+            async def wait() -> None:
+                assert await has_begun.wait_for(PATIENCE)
+                async with router.connection(version=version) as connection:
+                    await connection.execute("SELECT 1")
+                    assert await has_ended.wait_for(PATIENCE)
+
+            return wait
+
+        await aall_of(closes, waits("v2"), waits("v3"))
+    assert "could not" not in caplog.text
 
 
 @pytest.mark.docker
@@ -140,9 +173,10 @@ async def test_a_failed_commit_raises_and_costs_nobody_a_connection(postgres: Po
     async with AsyncRouter(settings(primary=postgres.primary, pool={"max_size": 1})) as router:
         with pytest.raises(psycopg.errors.UniqueViolation):
             async with router.connection() as first:
+                session = first.pgconn
                 await first.execute(f"INSERT INTO {table} VALUES (1), (1)")
         async with router.connection() as connection:
-            assert connection is first
+            assert connection.pgconn is session
             assert (await (await connection.execute(f"SELECT count(*) FROM {table}")).fetchone()) == (0,)
 
 
@@ -153,7 +187,7 @@ async def test_configure_is_called_once_for_each_connection(postgres: Postgres) 
     def configure(connection: AsyncConnection[Any]) -> None:
         connection.add_notice_handler(print)
         connection.prepare_threshold = None
-        configured.append(connection)
+        configured.append(connection.pgconn)
 
     async with AsyncRouter(settings(primary=postgres.primary, pool={"max_size": 1}), configure=configure) as router:
         for _ in range(3):
@@ -163,7 +197,8 @@ async def test_configure_is_called_once_for_each_connection(postgres: Postgres) 
                 assert connection.prepare_threshold is None
                 assert connection._notice_handlers == [print]
                 connection.prepare_threshold = 3
-        assert configured == [connection]
+                session = connection.pgconn
+        assert configured == [session]
 
 
 @pytest.mark.docker

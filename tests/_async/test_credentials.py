@@ -9,6 +9,7 @@ import psycopg
 import pytest
 
 from router import AsyncRouter, Node, NoPrimary, NoReplica
+from tests._async.internals import inside
 from tests.support import new_name, run, settings
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ async def test_no_password_is_ever_seen(
             except (NoPrimary, NoReplica, LookupError) as error:
                 see(error, error.__dict__, error.__cause__, error.__context__)
         see(router, router.stats(), router.explain(), router.explain(read_only=True), vars(router))
-        see(vars(router._in_force), *(vars(pool) for pool in router._in_force.pools))
+        see(vars(inside(router)), *(vars(pool) for pool in inside(router).pools))
     async with AsyncRouter(settings(primary=dsn(guarded, user)), password=password) as router:
         with pytest.raises(NoPrimary, match="the password callable failed") as raised:
             await who(router)

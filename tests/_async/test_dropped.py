@@ -14,6 +14,7 @@ import pytest
 
 from router import AsyncRouter
 from router.core import sql
+from tests._async.internals import inside
 from tests.support import aeventually, aoutside, new_name, run, settings
 
 if TYPE_CHECKING:
@@ -132,20 +133,20 @@ async def test_its_sessions_are_closed_and_it_is_collected(
 ) -> None:
     router = make(world)
     await use(router, **named)
-    inside = ref(router._in_force)
+    left = ref(inside(router))
     with told():
         del router
     await aeventually(world.is_left)
-    await ends(inside)
+    await ends(left)
 
 
 async def test_a_block_goes_on_until_its_end(world: World) -> None:
     router = AsyncRouter(settings(**world.options, pool={"max_unused": 0.01}))
-    inside: Any = ref(router._in_force)
+    left: Any = ref(inside(router))
     await use(router)
 
     async def only_that_pool_is_left() -> bool:
-        return len(list(inside().pools)) == 1
+        return len(list(left().pools)) == 1
 
     async with router.connection() as connection:
         with told():
@@ -155,7 +156,7 @@ async def test_a_block_goes_on_until_its_end(world: World) -> None:
     assert run(world.plain, f"SELECT i FROM {world.table}") == [(1,)]
     del connection
     await aeventually(world.is_left)
-    await ends(inside)
+    await ends(left)
 
 
 async def test_one_that_was_closed_or_never_used_ends_without_a_word(world: World) -> None:
@@ -166,9 +167,9 @@ async def test_one_that_was_closed_or_never_used_ends_without_a_word(world: Worl
         closed = AsyncRouter(settings(**world.options))
         await use(closed)
         await closed.close()
-        insides = [ref(unused._in_force), ref(closed._in_force)]
+        insides = [ref(inside(unused)), ref(inside(closed))]
         del unused, closed
-        for inside in insides:
-            await ends(inside)
+        for left in insides:
+            await ends(left)
     assert not [warning for warning in said if "unclosed" in str(warning.message)]
     await aeventually(world.is_left)

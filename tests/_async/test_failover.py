@@ -18,6 +18,7 @@ from router import AsyncRouter, NoPrimary, NoReplica, Role, Unavailable
 from router._async.cluster import FAST_INTERVAL
 from router._async.pool.node_pool import AsyncNodePool
 from router._runtime.flags import asleep
+from tests._async.internals import inside
 from tests.support import aall_of, aeventually, aoutside, port, run, settings, short_and_long
 
 if TYPE_CHECKING:
@@ -434,7 +435,7 @@ async def test_a_session_that_an_administrator_ends_costs_the_others_a_moment(po
 
 
 @pytest.mark.parametrize(
-    ("what", "doubts"),
+    ("what", "quarantines"),
     [
         ("SELECT pg_terminate_backend(pg_backend_pid())", True),
         ("SET transaction_timeout = '50ms'; SELECT pg_sleep(20)", False),
@@ -442,46 +443,46 @@ async def test_a_session_that_an_administrator_ends_costs_the_others_a_moment(po
     ],
 )
 async def test_what_puts_the_other_sessions_of_a_server_in_doubt(
-    postgres: Postgres, monkeypatch: pytest.MonkeyPatch, what: str, *, doubts: bool
+    postgres: Postgres, monkeypatch: pytest.MonkeyPatch, what: str, *, quarantines: bool
 ) -> None:
-    monkeypatch.setattr(f"{AsyncNodePool.__module__}.SURE", 60.0)
-    doubted: list[float] = []
+    monkeypatch.setattr(f"{AsyncNodePool.__module__}.QUARANTINE_COOLDOWN", 60.0)
+    quarantined: list[float] = []
     async with AsyncRouter(settings(primary=postgres.primary, health={"interval": 60.0})) as router:
         async with router.connection():
             pass
-        [pool] = router._in_force.pools
+        [pool] = inside(router).pools
 
-        async def trusted() -> bool:
-            return not pool.doubted
+        async def released() -> bool:
+            return not pool.quarantined
 
         for _ in range(3):
             with pytest.raises(psycopg.Error):
                 async with router.connection() as connection:
                     await connection.execute(what)
-            doubted.append(pool.doubted_at)
-            await aeventually(trusted)
-        assert any(doubted) == doubts
-        assert len({*doubted}) == 1  # not again after a moment
+            quarantined.append(pool.quarantined_at)
+            await aeventually(released)
+        assert any(quarantined) == quarantines
+        assert len({*quarantined}) == 1  # not again after a moment
 
 
 async def test_who_waits_for_a_connection_in_doubt_gets_another_if_that_makes_room(postgres: Postgres) -> None:
     async with AsyncRouter(settings(primary=postgres.primary, health={"interval": 60.0})) as router:
         async with router.connection():
             pass
-        [pool] = router._in_force.pools
-        pool.doubt()
+        [pool] = inside(router).pools
+        pool.quarantine()
 
         async def borrow() -> None:
             async with router.connection(timeout=20):
                 pass
 
         async def waits() -> bool:
-            return bool(pool._waiting)
+            return bool(pool.waiting)
 
         async def make_room() -> None:
             await aeventually(waits)
             await pool.evict_idle()
-            await pool.trust()
+            await pool.end_quarantine()
 
         await aall_of(borrow, make_room)
 
@@ -598,8 +599,8 @@ async def test_a_connection_of_a_fenced_primary_is_not_handed_out_even_if_it_was
     async with AsyncRouter(settings(**cluster.version_settings())) as router:
         async with router.connection() as connection:
             pass
-        [pool] = [pool for pool in router._in_force.pools if not pool.read_only]
-        pool.barred = "fenced"
+        [pool] = [pool for pool in inside(router).pools if not pool.read_only]
+        pool.fenced_reason = "fenced"
         assert await pool.take() is None
         assert connection.closed
         with pytest.raises(Unavailable):  # nor is one that is opened
@@ -615,10 +616,9 @@ async def test_the_old_primary_serves_reads_once_it_has_rejoined(make_postgres_c
         async with router.connection() as connection:
             assert port(connection) == old.port
         await aoutside(old.kill)
-        clusters = router._in_force.clusters
 
         async def hurried() -> bool:  # while there is no primary
-            return all(clusters.pause(server) == FAST_INTERVAL for server in clusters.servers.values())
+            return set(router._snapshot().servers.values()) == {FAST_INTERVAL}
 
         await aeventually(hurried)
         await aoutside(promote, new)

@@ -58,8 +58,8 @@ async def test_what_a_flood_gives_back_goes_to_those_who_have_none(
 
         async def waiting() -> set[str]:
             if pooling == "dedicated":
-                return {request.key.owner.removeprefix("tenant ") for request in list(router._in_force.slots.waiting)}
-            return {tenant for pool_set in router._in_force.lanes.pool_sets for tenant in pool_set.line.tenants()}
+                return {owner.removeprefix("tenant ") for owner in router._snapshot().slots_waiting}
+            return {tenant for pool_set in router._snapshot().pool_sets for tenant in pool_set.waiting_for}
 
         async def at_once() -> bool:
             return True
@@ -122,13 +122,13 @@ async def test_a_flood_of_one_tenant_starves_nobody(
         arrived[waiter] = len(handed)
         join(line, waiter)
 
-    def serve(line: AsyncLine, waiter: AsyncWaiter, *how: Any) -> bool:
-        served = hand_over(line, waiter, *how)
-        if served:
+    def serve(line: AsyncLine, *how: Any) -> AsyncWaiter | None:
+        waiter = hand_over(line, *how)
+        if waiter is not None:
             if waiter.tenant != flood:
                 ahead.append(sum(1 if other == flood else -1 for other in handed[arrived[waiter] :]))
             handed.append(waiter.tenant)
-        return served
+        return waiter
 
     monkeypatch.setattr(AsyncLine, "join", arrive)
     monkeypatch.setattr(AsyncLine, "hand_over", serve)

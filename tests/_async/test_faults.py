@@ -101,7 +101,7 @@ async def test_a_connection_that_has_died_is_not_handed_to_whoever_waits(dsn: st
                 has.append(borrowed.pool)
 
                 async def is_waited_for() -> bool:
-                    return bool(has[0]._waiting)
+                    return bool(has[0].waiting)
 
                 await aeventually(is_waited_for)
                 proxy.stop()

@@ -79,7 +79,7 @@ async def test_a_server_that_is_full_is_full_in_any_language(cluster: PostgresCl
     dsn = cluster.primary.dsn(port=server.port, user=role)
     async with AsyncRouter(settings(primary=dsn, pool={"max_size": 3})) as router:
         async with router.connection() as connection, router.connection():  # that of the probes makes room
-            with pytest.raises(PoolExhausted, match=r"takes no further connection: FATAL: .*что-то не так"):
+            with pytest.raises(PoolExhausted, match=r"accepts no further connection: FATAL: .*что-то не так"):
                 async with router.connection(timeout=0.5):
                     pytest.fail("there was one")
             await connection.execute("SELECT 1")

@@ -12,7 +12,8 @@ import pytest
 from psycopg import AsyncConnection
 
 from router import AsyncRouter, NoPrimary, PoolExhausted, Server, TooManyWaiting
-from router._async.slots import AsyncSlotRequest, AsyncSlots
+from router._async.slot import AsyncSlotRequest
+from router._async.slots import AsyncSlots
 from router.core.budget import BudgetKey, Limits
 from tests.proxy import Proxy
 from tests.support import PATIENCE, aall_of, aeventually, aoutside, atogether, new_name, port, run, settings
@@ -39,7 +40,7 @@ async def test_a_full_pool_is_not_a_dead_node(postgres: Postgres) -> None:
     async with AsyncRouter(settings(primary=postgres.primary, pool={"max_size": 2})) as router:
         async with router.connection(), router.connection():
             started = time.monotonic()
-            with pytest.raises(PoolExhausted, match=r"all 2 to .* are in use \(pool.max_size\)"):
+            with pytest.raises(PoolExhausted, match=r"all 2 connections to .* are in use \(pool.max_size\)"):
                 async with router.connection(timeout=0.2):
                     pytest.fail("there was a third connection")
             assert 0.2 <= time.monotonic() - started < 2
@@ -66,7 +67,7 @@ async def test_too_many_waiting_are_refused_at_the_door(postgres: Postgres) -> N
         async with router.connection():
             await atogether(borrow, 3)
         assert len(refused) == 2
-        assert "1 requests wait" in refused[0]
+        assert "1 requests already wait" in refused[0]
 
 
 async def test_who_waits_at_a_full_replica_goes_to_another_that_comes_up(cluster: PostgresCluster) -> None:
@@ -156,7 +157,8 @@ async def test_reads_do_not_wait_for_a_replica_that_is_dead_from_the_start(clust
                 started = time.monotonic()
                 async with router.connection(read_only=True) as connection:
                     await connection.execute("SELECT 1")
-                served.append((time.monotonic() - started, port(connection)))
+                    where = port(connection)
+                served.append((time.monotonic() - started, where))
 
         await atogether(read_many, 8)
         assert len(served) == 1000
@@ -220,7 +222,7 @@ async def test_a_spent_budget_says_so(postgres: Postgres) -> None:
     versions = {"v1": {"primary": postgres.primary}, "v2": {"primary": postgres.primary}}
     async with AsyncRouter(settings(versions=versions, max_connections=1)) as router:
         async with router.connection(version="v1"):
-            with pytest.raises(PoolExhausted, match=r"all 1 of the process are open \(max_connections\)"):
+            with pytest.raises(PoolExhausted, match=r"all 1 connections of this process are open \(max_connections\)"):
                 async with router.connection(version="v2", timeout=0.2):
                     pytest.fail("there was a second connection")
         async with router.connection(version="v2") as connection:  # the idle one of v1 makes room
@@ -362,7 +364,7 @@ async def test_a_limit_of_the_servers_own_below_max_size_is_lived_with(cluster: 
 
         await atogether(work, 6)
         async with router.connection(), router.connection(), router.connection():  # that of the probes makes room
-            full = r"takes no further connection: .*too many connections for role.*; it took 3 of this process"
+            full = r"accepts no further connection: .*too many connections for role.*; it accepted 3 from this process"
             with pytest.raises(PoolExhausted, match=full):
                 async with router.connection(timeout=0.3):
                     pytest.fail("there was a fourth connection")
@@ -393,7 +395,7 @@ async def test_a_connection_counts_until_its_server_has_let_it_go(
             await use(tenant)
         for _ in range(2):  # one that comes back does
             await aall_of(partial(use, one), partial(use, other))
-    assert not [message for message in caplog.messages if "takes no further connection" in message]
+    assert not [message for message in caplog.messages if "accepts no further connection" in message]
 
 
 async def test_an_owner_past_its_own_limit_waits_only_while_sessions_end(cluster: PostgresCluster) -> None:
@@ -413,7 +415,7 @@ async def test_an_owner_past_its_own_limit_waits_only_while_sessions_end(cluster
 
         await aeventually(all_wait)
         for slot, connection in leaving:
-            await slot.close(connection)
+            await slot.close(connection.pgconn)
 
     async def take(key: BudgetKey) -> None:
         await slots.take(AsyncSlotRequest(key), PATIENCE)
@@ -457,7 +459,7 @@ async def test_a_full_server_is_waited_for_and_is_no_refused_login(
             async with router.connection():
                 await aoutside(fill)
                 async with router.connection(read_only=True, timeout=20):  # that of the probes makes room
-                    with pytest.raises(PoolExhausted, match=r"takes no further connection: FATAL: .*(clients|slots)"):
+                    with pytest.raises(PoolExhausted, match=r"accepts no further connection: FATAL: .*(clients|slots)"):
                         async with router.connection(read_only=True, timeout=0.5):
                             pytest.fail("there was room")
                     assert router.stats().versions[0].nodes[0].state == "up"

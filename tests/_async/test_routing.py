@@ -10,6 +10,7 @@ import pytest
 from router import AsyncRouter, NoPrimary, NoReplica, Role, RouterClosed, RouterSettings, UnknownVersion
 from router._async import acquire
 from router.core.events import PoolClosed, PoolOpened
+from tests._async.internals import inside
 from tests.proxy import Proxy
 from tests.support import aeventually, atogether, new_name, port, run, settings
 
@@ -275,7 +276,7 @@ async def test_a_request_is_served_although_its_servers_are_forgotten_meanwhile(
 ) -> None:
     options = settings(primary=cluster.primary.dsn(), replicas=[server.dsn() for server in cluster.standbys])
     async with AsyncRouter(options) as router:
-        in_force = router._in_force
+        in_force = inside(router)
         may_serve = acquire._may_serve
 
         async def as_the_last_pool_is_closed(*args: Any) -> bool:

@@ -12,6 +12,7 @@ import psycopg
 import pytest
 
 from router import AsyncRouter, PoolExhausted
+from tests._async.internals import inside
 from tests.support import aall_of, aeventually, aoutside, new_name, settings
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ async def test_a_request_waits_while_others_hold_all_and_is_served_once_they_lea
     await aoutside(fill)
     async with AsyncRouter(settings(primary=dsn)) as router:
         try:
-            with pytest.raises(PoolExhausted, match=f"takes no further connection: FATAL: .*{REFUSED}"):
+            with pytest.raises(PoolExhausted, match=f"accepts no further connection: FATAL: .*{REFUSED}"):
                 async with router.connection(timeout=0.5):
                     pytest.fail("there was room")
             seen = refused(cluster, role)
@@ -135,10 +136,10 @@ async def test_the_pool_grows_again_once_the_limit_is_lifted(
         assert node.write is not None
         assert node.write.server_limit in {2, 3}  # it is asked often here, also while a session ends
         cluster.primary.execute(f"ALTER ROLE {role} CONNECTION LIMIT -1")
-        grown: list[bool] = []
+        at_max_size: list[bool] = []
 
         async def ask(number: int) -> None:
-            while not grown:
+            while not at_max_size:
                 await work(router, served, number, time.monotonic() + 0.05)
 
         async def watch() -> None:
@@ -149,7 +150,7 @@ async def test_the_pool_grows_again_once_the_limit_is_lifted(
             try:
                 await aeventually(has_grown)
             finally:
-                grown.append(True)
+                at_max_size.append(True)
 
         await aall_of(watch, *(partial(ask, number) for number in range(8)))
 
@@ -179,7 +180,7 @@ async def test_requests_that_wait_for_a_slot_do_nothing(
         health={"interval": 30},
     )
     async with AsyncRouter(options) as router:
-        slots = router._in_force.slots
+        slots = inside(router).slots
         looked: list[float] = []
         settle = slots._settle
 

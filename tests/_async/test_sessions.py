@@ -21,6 +21,7 @@ from router._async.pool.node_pool import AsyncNodePool
 from router._runtime.flags import asleep
 from router.context import CURRENT
 from router.core.consistency import Position, Token
+from tests._async.internals import close_idle, inside
 from tests.proxy import Proxy
 from tests.support import aall_of, aeventually, aoutside, new_name, port, run, settings, short_and_long
 
@@ -100,11 +101,10 @@ async def ready(router: AsyncRouter, *, quiet: bool = False) -> None:
     await aeventually(opened)
 
     async def still() -> bool:
-        clusters = router._in_force.clusters
-        [v1] = clusters
+        [v1] = inside(router).clusters
         # The last hurried look was decided on within a second after somebody waited, and begins soon after that.
         calm = monotonic() > v1.waiting_at + WAITING + 5 * FAST_INTERVAL
-        return calm and all(clusters.pause(server) > FAST_INTERVAL for server in clusters.servers.values())
+        return calm and all(pause > FAST_INTERVAL for pause in router._snapshot().servers.values())
 
     if quiet:
         await aeventually(still)
@@ -171,7 +171,7 @@ async def test_where_the_primary_must_not_serve_reads_they_wait_or_fail(
         with router.session():
             await insert(router, table)
             begun = monotonic()
-            with pytest.raises(NoReplica, match="has not replayed yet what is to be seen"):
+            with pytest.raises(NoReplica, match="has not yet replayed the required position"):
                 await read(router, table, timeout=0.3)
             assert waits <= monotonic() - begun < waits + 2.0
 
@@ -602,7 +602,7 @@ async def test_a_token_of_another_version_is_as_the_settings_say(
     async with AsyncRouter(settings(**cluster.version_settings())) as router:
         assert (await read(router, table, after=other))[0] == []
     async with AsyncRouter(settings(**cluster.version_settings(), tokens={"foreign": "refuse"})) as router:
-        with pytest.raises(TokenRefused, match="says nothing of version 'v1'"):
+        with pytest.raises(TokenRefused, match="has no position of version 'v1'"):
             await read(router, table, after=other)
 
 
@@ -706,9 +706,7 @@ async def test_a_primary_that_turns_out_to_be_a_standby_serves_nothing_stale(
                 two.pause_replay()
                 await insert(router, table)
                 assert await read(router, table) == ([1], address.port)
-                for pool in list(router._in_force.pools):
-                    while pool.idle:
-                        await pool.evict_idle()
+                await close_idle(router)
                 address.stop()
                 address.lead_to(two)
                 address.start()

@@ -79,7 +79,7 @@ async def test_what_has_to_be_seen_is_seen_whichever_server_a_connection_leads_t
             await rows()
 
             async def is_full() -> bool:
-                return all(pool.grown or len(pool.idle) >= 4 for pool in router._in_force.pools if pool.read_only)
+                return all(pool.at_max_size or pool.idle >= 4 for pool in router._snapshot().pools if pool.read_only)
 
             await aeventually(is_full)
             await aoutside(stopped.pause_replay)

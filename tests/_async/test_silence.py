@@ -13,6 +13,7 @@ import pytest
 from router import AsyncRouter, TransactionOutcomeUnknown, Unavailable
 from router.core import sql
 from router.core.events import ConnectionsCut, Event
+from tests._async.internals import inside
 from tests.pooler import Pooler
 from tests.proxy import Proxy
 from tests.support import aall_of, aeventually, aoutside, new_name, run, settings
@@ -279,6 +280,6 @@ async def test_a_session_of_another_age_is_not_the_one_that_the_connection_leads
         original = connection.__dict__["_router"]
         assert original.began is None
         original.opened_at -= 60.0
-        router._in_force.clusters.suspect(original.connection()._pool.node.server)
+        inside(router).clusters.suspect(original.pool.node.server)
         await aeventually(lambda: world.was_asked_about(connection))
         assert not await world.is_known(connection)

@@ -37,14 +37,14 @@ def spans(instrumentor: Any) -> Iterator[Any]:
 
 async def looked(router: AsyncRouter) -> None:
     """Wait until each server has been looked at several times more."""
-    health = router._in_force.clusters.health
+    health = router._snapshot().health
 
     async def again() -> bool:
-        known = router._in_force.clusters.health
+        known = router._snapshot().health
         return all(known[key].answered_at > state.answered_at for key, state in health.items())
 
     for _ in range(LOOKS):
-        health = router._in_force.clusters.health
+        health = router._snapshot().health
         await aeventually(again)
 
 

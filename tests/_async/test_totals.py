@@ -11,6 +11,7 @@ import pytest
 from router import AsyncRouter, NoReplica, PoolExhausted, TooManyWaiting
 from router.core.events import ReadOnPrimary, Repeated, RequestFailed
 from router.core.server_events import ReadsFellBack, ReadsReturned
+from tests._async.internals import inside
 from tests.support import aall_of, aeventually, atogether, new_name, run, settings
 from tests.tapped import tap
 
@@ -70,7 +71,7 @@ async def test_totals_only_grow_while_pools_are_closed_in_the_middle_of_requests
         async def added_up() -> bool:
             gc.collect()
             router.stats()
-            return len(router._in_force.pools._counts) <= 3
+            return router._snapshot().counted <= 3
 
         await aeventually(added_up)
         assert totals(router, read_only=True).requests >= 400
@@ -251,7 +252,7 @@ async def test_no_event_is_made_of_a_request_when_nobody_listens(
     cluster: PostgresCluster, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with AsyncRouter(settings(primary=cluster.dsn())) as router:
-        heard = router._in_force.observers.hear_of
+        heard = inside(router).observers.listens_to
         caplog.set_level(logging.INFO, "router")
         assert not any(heard(kind) for kind in (RequestFailed, Repeated, ReadOnPrimary))
         caplog.set_level(logging.DEBUG, "router")

@@ -10,6 +10,7 @@ from psycopg import sql
 
 from router import AsyncRouter, NoPrimary, NoReplica
 from router.core.server_events import LoginRefused, ServerDown, WritesRefused
+from tests._async.internals import close_idle, inside
 from tests.proxy import Proxy
 from tests.support import aall_of, aeventually, aoutside, new_name, run, settings
 
@@ -54,8 +55,7 @@ async def test_a_session_that_cannot_be_had_for_one_use_says_nothing_of_the_othe
             with pytest.raises((NoPrimary, NoReplica), match="the configure callable failed"):
                 await attempt(router, read_only=read_only)
             await attempt(router, read_only=not read_only)
-            for pool in router._in_force.pools:
-                await pool.evict_idle()  # so that the next one needs a session of its own
+            await close_idle(router)  # so that the next one needs a session of its own
         [node] = router.stats().versions[0].nodes
         assert node.state == "up"
         assert node.reason.startswith(f"cannot be {'read from' if read_only else 'written to'}: the configure callable")
@@ -141,7 +141,7 @@ async def test_writes_wait_while_a_primary_refuses_them_by_a_setting(
             async def write() -> None:
                 await attempt(router, insert)
 
-            [v1] = router._in_force.clusters
+            [v1] = inside(router).clusters
             since = v1.waiting_at
 
             async def waits() -> bool:

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -13,9 +14,12 @@ import psycopg
 import pytest
 
 import router.core.choose
-from router import AsyncRouter, NoPrimary, PoolExhausted, RouterClosed
+from router import AsyncRouter, NoPrimary, PoolExhausted, RouterClosed, Unavailable
 from router._async import routes
+from router._async.pool.node_pool import AsyncNodePool
+from router._async.pool_set import AsyncPoolSet
 from router._async.waiter import AsyncWaiter
+from tests._async.internals import inside, invalidate
 from tests.proxy import Proxy
 from tests.support import PATIENCE, aall_of, acurrent, aeventually, aoutside, settings, short_and_long
 
@@ -23,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from types import FrameType
 
+    from router._async.snapshot import PoolSetView
     from router.testing import PostgresCluster
     from router.testing._plugin import MakeCluster
     from tests.conftest import Postgres
@@ -75,24 +80,24 @@ async def test_a_request_for_which_nothing_is_ready_passes_few_files_and_chooses
         await works(router)
         passed = Passed(monkeypatch)
         # What is known has changed, and a connection is idle.
-        [pool_set] = router._in_force.lanes.pool_sets
-        pool_set.pools[0].notes_where = False  # which it does where warnings are shown
-        pool_set.invalidate()
+        [pool] = inside(router).pools
+        pool.notes_borrower = False  # which it does where warnings are shown
+        invalidate(router)
         with passed:
             first = await router.connection(version="v1").__aenter__()
         assert passed.chosen == 1
-        assert len(passed.files) <= FILES, passed.files
+        assert len(passed.files) <= FILES, " ".join(sorted(passed.files))
         # Nothing has changed, and one more has to be opened.
         with passed:
             second = await router.connection(version="v1").__aenter__()
         assert passed.chosen == 0
-        assert len(passed.files) <= FILES, passed.files
+        assert len(passed.files) <= FILES, " ".join(sorted(passed.files))
         # Both.
-        pool_set.invalidate()
+        invalidate(router)
         with passed:
             third = await router.connection(version="v1").__aenter__()
         assert passed.chosen == 1
-        assert len(passed.files) <= FILES, passed.files
+        assert len(passed.files) <= FILES, " ".join(sorted(passed.files))
         for connection in (first, second, third):
             await connection.close()
 
@@ -106,7 +111,7 @@ async def test_a_crowd_that_waits_for_a_server_costs_nothing_and_is_served_when_
     options = settings(nodes=[cluster.dsn(), *DEAD])
     async with AsyncRouter(options) as router:
         served: list[float] = []
-        choose, chosen, woken = router._in_force.routes.choose, [0], [0]
+        choose, chosen, woken = inside(router).routes.choose, [0], [0]
         wait = AsyncWaiter.wait
 
         def counted(*args: Any, **kwargs: Any) -> Any:
@@ -123,10 +128,10 @@ async def test_a_crowd_that_waits_for_a_server_costs_nothing_and_is_served_when_
 
         async def bring_back() -> None:
             async def all_wait() -> bool:
-                return sum(len(pool_set.line) for pool_set in router._in_force.lanes.pool_sets) == crowd
+                return router._snapshot().waiting == crowd
 
             await aeventually(all_wait)
-            monkeypatch.setattr(router._in_force.routes, "choose", counted)
+            monkeypatch.setattr(inside(router).routes, "choose", counted)
             monkeypatch.setattr(AsyncWaiter, "wait", counted_wait)
             cpu, since = time.process_time(), time.monotonic()
 
@@ -153,12 +158,11 @@ async def test_those_that_wait_are_served_in_order_and_one_that_gives_up_leaves_
     async with AsyncRouter(settings(primary=postgres.primary, pool={"max_size": 1})) as router:
         served: list[int] = []
         held = await router.connection().__aenter__()
-        [pool_set] = router._in_force.lanes.pool_sets
 
         def request(number: int, timeout: float) -> Callable[[], Awaitable[None]]:
             async def ask() -> None:
                 async def is_next() -> bool:
-                    return pool_set.line._plain.__len__() >= number
+                    return router._snapshot().waiting >= number
 
                 await aeventually(is_next)
                 async with router.connection(timeout=timeout):
@@ -170,19 +174,32 @@ async def test_those_that_wait_are_served_in_order_and_one_that_gives_up_leaves_
             with pytest.raises(PoolExhausted):
                 await request(1, 1.0)()
 
-        async def let_go() -> None:
+        async def close_held() -> None:
             async def four_wait() -> bool:
-                return len(pool_set.line) == 4
+                return router._snapshot().waiting == 4
 
             async def one_gave_up() -> bool:
-                return len(pool_set.line) == 3
+                return router._snapshot().waiting == 3
 
             await aeventually(four_wait)
             await aeventually(one_gave_up)
             await held.close()
 
-        await aall_of(request(0, PATIENCE), give_up, request(2, PATIENCE), request(3, PATIENCE), let_go)
+        await aall_of(request(0, PATIENCE), give_up, request(2, PATIENCE), request(3, PATIENCE), close_held)
         assert served == [0, 2, 3]
+
+
+async def test_a_request_that_leaves_twice_gives_its_connection_back_once(postgres: Postgres) -> None:
+    async with AsyncRouter(settings(primary=postgres.primary, pool={"max_size": 1})) as router:
+        async with router.connection():
+            [pool_set] = inside(router).lanes.pool_sets
+            waiter = AsyncWaiter(pool_set.line)
+            pool_set.line.join(waiter)
+        assert waiter.connection is not None
+        await waiter.leave()
+        await waiter.leave()  # as if the first time was interrupted
+        [pool] = router._snapshot().pools
+        assert (pool.idle, pool.borrowed) == (1, 0)
 
 
 async def test_a_change_of_one_version_leaves_the_pool_sets_of_others_alone(cluster: PostgresCluster) -> None:
@@ -195,19 +212,21 @@ async def test_a_change_of_one_version_leaves_the_pool_sets_of_others_alone(clus
             for version in versions:
                 async with router.connection(version=version) as connection:
                     await connection.execute("SELECT 1")
-            of = {pool_set.target.version: pool_set for pool_set in router._in_force.lanes.pool_sets}
-            lanes = {version: router._in_force.lanes.writers[version] for version in versions}
+            before = router._snapshot()
+            assert set(before.writers) == {*versions}
             proxy.stop()
 
+            def of(version: str) -> PoolSetView:
+                [found] = [one for one in router._snapshot().pool_sets if one.cluster == version]
+                return found
+
             async def noticed() -> bool:
-                return of["v2"].is_stale or not of["v2"].pools
+                return of("v2").is_stale or not of("v2").pools
 
             await aeventually(noticed)
-            assert not of["v1"].is_stale
-            assert of["v1"].pools
-            assert {
-                version: router._in_force.lanes.writers[version] for version in versions
-            } == lanes  # nor are lanes dropped
+            assert not of("v1").is_stale
+            assert of("v1").pools
+            assert router._snapshot().writers == before.writers  # nor are lanes dropped
 
 
 async def test_closing_ends_all_that_wait(postgres: Postgres) -> None:
@@ -220,12 +239,57 @@ async def test_closing_ends_all_that_wait(postgres: Postgres) -> None:
 
     async def close() -> None:
         async def all_wait() -> bool:
-            return sum(len(pool_set.line) for pool_set in router._in_force.lanes.pool_sets) == 3
+            return router._snapshot().waiting == 3
 
         await aeventually(all_wait)
         await router.close()
 
     await aall_of(request, partial(request, read_only=True), partial(request, read_only=True, max_lag=1.0), close)
+
+
+async def test_if_the_first_in_line_is_interrupted_before_it_looks_for_what_is_idle_the_next_looks(
+    postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Injected(Exception):
+        pass
+
+    async with AsyncRouter(settings(primary=postgres.primary, pool={"max_size": 1, "timeout": PATIENCE})) as router:
+        await works(router)
+        [pool] = inside(router).pools
+        [pool_set] = inside(router).lanes.pool_sets
+        work, led = AsyncPoolSet.work, list[AsyncWaiter]()
+
+        async def take_none(_: AsyncNodePool) -> None:
+            """Find nothing, as if the connection were given back only after that."""
+
+        async def interrupted_work(pool_set: AsyncPoolSet, waiter: AsyncWaiter) -> None:
+            if not led:
+                led.append(waiter)
+                await aeventually(two_wait)
+                raise Injected
+            await work(pool_set, waiter)
+
+        async def one_waits() -> bool:
+            return len(pool_set.line) == 1
+
+        async def two_wait() -> bool:
+            return len(pool_set.line) == 2
+
+        async def first() -> None:
+            with pytest.raises(Injected):
+                await works(router)
+
+        async def second() -> None:
+            await aeventually(one_waits)
+            begun = time.monotonic()
+            await works(router)
+            assert time.monotonic() - begun < PATIENCE / 2
+
+        monkeypatch.setattr(AsyncNodePool, "take", take_none)
+        monkeypatch.setattr(AsyncPoolSet, "work", interrupted_work)
+        assert len(pool.idle) == 1
+        await aall_of(first, second)
+        assert led
 
 
 async def test_who_waits_for_a_server_fails_at_the_deadline_with_the_reason() -> None:
@@ -235,4 +299,48 @@ async def test_who_waits_for_a_server_fails_at_the_deadline_with_the_reason() ->
             async with router.connection(timeout=0.5):
                 pass
         assert 0.5 <= time.monotonic() - begun < 3.0
-        assert [len(pool_set.line) for pool_set in router._in_force.lanes.pool_sets] == [0]
+        assert router._snapshot().waiting == 0
+
+
+async def test_nobody_is_lost_in_a_crowd_of_which_some_give_up_while_what_is_known_changes(
+    cluster: PostgresCluster,
+) -> None:
+    options = settings(
+        primary=cluster.dsn(),
+        replicas=[standby.dsn() for standby in cluster.standbys],
+        pool={"max_size": 2, "timeout": PATIENCE},
+        tenancy={"pooling": "shared", "max_connections": 2},
+        tenant_template={"version": "v1", "row": "app.tenant"},
+    )
+    async with AsyncRouter(options) as router:
+        served: list[int] = []
+        until = time.monotonic() + 2.0
+
+        async def request(number: int) -> None:
+            turns = count(number)
+            ways: list[dict[str, Any]] = [
+                {"version": "v1", "read_only": True},
+                {"tenant": f"k{number % 3}", "read_only": number % 2 == 0},
+                {"version": "v1", "read_only": True, "max_lag": 60.0},
+                {"version": "v1", "timeout": 0.002},
+            ]
+            while time.monotonic() < until:
+                turn = next(turns)
+                how = ways[turn % len(ways)]
+                try:
+                    async with router.connection(**how) as connection:
+                        await connection.execute("SELECT 1")
+                    served.append(turn)
+                except Unavailable:
+                    assert "timeout" in how
+                if turn % 50 == 0:
+                    invalidate(router)
+
+        await aall_of(*(partial(request, number) for number in range(16)))
+        assert served
+
+        async def whole() -> bool:
+            found = router._snapshot()
+            return not (found.waiting or found.admitted or any(pool.borrowed or pool.waiting for pool in found.pools))
+
+        await aeventually(whole)

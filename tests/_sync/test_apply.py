@@ -11,25 +11,19 @@ from psycopg.conninfo import make_conninfo
 
 from router import Router, RouterClosed, UnknownVersion
 from router._runtime.flags import sleep
-from router._sync.snapshot import snapshot
-from router.core.plan import plan
+from tests._sync import internals
 from tests.proxy import Proxy
 from tests.support import all_of, eventually, port, settings
 
 if TYPE_CHECKING:
-    from router._sync.snapshot import Snapshot
+    from router._sync.snapshot import PoolSetView
     from router.testing import PostgresCluster
 
 OPTIONS: dict[str, Any] = {"pool": {"max_size": 3, "timeout": 20.0}, "health": {"interval": 0.1}}
 
 
 def apply(router: Router, **options: Any) -> None:
-    in_force = router._in_force
-    in_force.apply(plan(in_force.topology, settings(**{**OPTIONS, **options}).topology()))
-
-
-def inside(router: Router) -> Snapshot:
-    return snapshot(router._in_force)
+    internals.apply(router, settings(**{**OPTIONS, **options}).topology())
 
 
 def host(router: Router, version: str, *, read_only: bool = False) -> str:
@@ -39,7 +33,7 @@ def host(router: Router, version: str, *, read_only: bool = False) -> str:
 
 
 def nothing_drains(router: Router) -> bool:
-    return not router.stats().draining and not any(pool.draining for pool in inside(router).pools)
+    return not router.stats().draining and not any(pool.draining for pool in router._snapshot().pools)
 
 
 def test_a_version_that_changes_comes_or_goes_under_load(cluster: PostgresCluster) -> None:
@@ -77,10 +71,10 @@ def test_a_version_that_changes_comes_or_goes_under_load(cluster: PostgresCluste
         assert served[first.port]
         assert served[second.port]
         eventually(lambda: nothing_drains(router))
-        found = inside(router)
+        found = router._snapshot()
         assert {pool.node.server.host for pool in found.pools} == {"127.0.0.1"}
-        assert found.clusters == (router._in_force.topology.versions["v1"],)
-        assert found.servers == found.watched == {node.server for node in found.clusters[0].nodes}
+        assert [one.name for one in found.clusters] == ["v1"]
+        assert set(found.servers) == found.watched == {node.server for node in found.clusters[0].nodes}
 
 
 def test_pools_of_clusters_that_are_equal_by_value_go_on(cluster: PostgresCluster) -> None:
@@ -88,10 +82,10 @@ def test_pools_of_clusters_that_are_equal_by_value_go_on(cluster: PostgresCluste
     with Router(settings(**OPTIONS, versions=versions)) as router:
         host(router, "v1")
         host(router, "v2")
-        [stays, goes] = router._in_force.pools
+        [stays, _] = router._snapshot().pools
         apply(router, versions={"v1": {"primary": cluster.dsn()}}, max_connections=7, max_pools=5)
-        assert list(router._in_force.pools) == [stays]
-        assert (stays.draining, goes.draining) == (False, True)
+        [left] = router._snapshot().pools  # the other one has drained
+        assert (left.identity, left.draining) == (stays.identity, False)
         assert router.stats().max_connections == 7
         with pytest.raises(UnknownVersion):
             host(router, "v2")
@@ -117,7 +111,7 @@ def test_what_was_prepared_before_is_served_by_what_is_in_force(cluster: Postgre
         with pytest.raises(LookupError):
             with removed:
                 pytest.fail("globex is no tenant any more")
-        assert {pool.node.server.host for pool in inside(router).pools} == {"localhost"}
+        assert {pool.node.server.host for pool in router._snapshot().pools} == {"localhost"}
 
 
 def test_a_block_goes_on_and_its_pool_goes_when_it_ends(cluster: PostgresCluster) -> None:
@@ -129,7 +123,7 @@ def test_a_block_goes_on_and_its_pool_goes_when_it_ends(cluster: PostgresCluster
             connection.execute("SELECT 1")
             assert host(router, "v2") == "localhost"
         assert router.stats().draining == ()
-        assert [one.name for one in inside(router).clusters] == ["v2"]
+        assert [one.name for one in router._snapshot().clusters] == ["v2"]
         totals = {(one.version, one.read_only): one.requests for one in router.stats().totals}
         assert (totals["v1", False], totals["v2", False]) == (1, 1)
 
@@ -160,21 +154,21 @@ def test_a_change_of_one_cluster_touches_no_other_and_no_lane(cluster: PostgresC
             for tenant in tenants:
                 with router.connection(tenant=tenant, read_only=True):
                     pass
-            lanes = dict(router._in_force.lanes.readers)
-            v1, v2 = (
-                [one for one in router._in_force.lanes.pool_sets if one.cluster.value.name == name] for name in versions
-            )
-            routes = [one.route for one in v2]
+
+            def pool_sets(version: str) -> list[PoolSetView]:
+                return [one for one in router._snapshot().pool_sets if one.cluster == version]
+
+            before, routes = router._snapshot(), [one.route for one in pool_sets("v2")]
             proxy.stop()
 
             def is_down() -> bool:
                 return "down" in {node.state for node in router.stats().versions[0].nodes}
 
             eventually(is_down)
-            assert any(one.is_stale for one in v1)
-            assert [(one.route, one.is_stale) for one in v2] == [(route, False) for route in routes]
-            assert router._in_force.lanes.readers == lanes
+            assert any(one.is_stale for one in pool_sets("v1"))
+            assert [(one.route, one.is_stale) for one in pool_sets("v2")] == [(route, False) for route in routes]
+            assert router._snapshot().readers == before.readers
             for tenant in tenants:
                 with router.connection(tenant=tenant, read_only=True) as connection:
                     assert port(connection) == cluster.primary.port
-            assert router._in_force.lanes.readers == lanes
+            assert router._snapshot().readers == before.readers

@@ -21,13 +21,18 @@ from router._sync.directory_source import TenantSource
 from router._sync.in_force import InForce
 from router._sync.lane_table import LaneTable
 from router._sync.monitor import Monitor
+from router._sync.pool.inside.pool import DriverPool
+from router._sync.pool.login import Login
 from router._sync.pool.node_pool import NodePool
 from router._sync.pool.opener import Opener
 from router._sync.pool.registry import Pools
+from router._sync.pool.server_queries import ServerQueries
 from router._sync.slots import Slots
+from router._sync.snapshot import DirectoryView
 from router._sync.watcher import Watcher
 from router.core.errors import DirectoryUnavailable
 from router.core.server_events import ReadsFellBack, ReadsReturned
+from tests._sync.internals import inside
 from tests.proxy import Proxy
 from tests.support import current, eventually, running, settings
 
@@ -39,23 +44,25 @@ if TYPE_CHECKING:
 
 # What tasks and threads of the router's own do: each of these raises once.
 STEPS: dict[type[Any], set[str]] = {
-    Directory: {"_answer", "_next", "_settle", "_staff", "tick"},
+    Directory: {"_answer", "_next", "_settle", "_start_worker", "tick"},
     SyncCluster: {"follow", "invalidate", "is_urgent", "judge"},
     Clusters: {"_learn", "_report", "_settle", "end_quarantine", "pause", "remove", "report"},
-    Observers: {"tell"},
+    Observers: {"emit"},
     LaneTable: {"forget"},
     Monitor: set(),
-    NodePool: {"_take_out", "drop", "end_draining", "keep_warm", "open_connection", "trust"},
-    Opener: {"_connect", "_log_in", "_password", "connect_to_look", "forget_unused", "look", "open"},
+    NodePool: {"_pop_idle", "drop", "end_draining", "keep_warm", "open_connection", "end_quarantine"},
+    Login: {"_log_in", "_password", "begin", "forget_unused"},
+    Opener: {"connect_to_probe", "open"},
     Pools: {"_drain", "sweep"},
     InForce: {"_drain_superseded"},
+    ServerQueries: {"probe"},
     Slots: {"_grant", "_release", "fill", "sweep", "take"},
     TenantSource: {"_works", "ask"},
     Watcher: {"_ask", "_attempt", "_find_silent", "_next_node", "_probe", "_try_logins"},
 }
 # The loops: whatever they call must be listed, but for what only lets go of something, and cannot do half of that.
-LOOPS = {"_keep_house", "_keep_house_once", "_listen", "_watch", "_work"}
-LETS_GO = {"_leave_open", "let_go"}
+LOOPS = {"_run_housekeeping", "_do_housekeeping", "_listen", "_watch", "_work"}
+LETS_GO = {"_leave_open", "close_held"}
 
 by_the_test: ContextVar[bool] = ContextVar("by_the_test", default=False)
 
@@ -123,7 +130,6 @@ def test_each_step_raises_once_and_all_goes_on(
             tenancy={"pooling": "shared"},
         )
         with Router(options, directory=lookup) as router:
-            in_force = router._in_force
             assert ask(router)
             there = {name for name in running() if name.startswith("router ") and not name.endswith(" now")}
             injector.begin()
@@ -133,7 +139,7 @@ def test_each_step_raises_once_and_all_goes_on(
                 ask(router, read_only=True)
                 ask(router, tenant="acme")
                 ask(router, "SELECT pg_terminate_backend(pg_backend_pid())")
-                if not any(pool.in_use for pool in in_force.pools):
+                if not any(pool.borrowed or pool.waiting for pool in router._snapshot().pools):
                     proxy.stop()
                     ask(router, timeout=0.05)
                     proxy.start()
@@ -147,8 +153,8 @@ def test_each_step_raises_once_and_all_goes_on(
                 return ask(router) and ask(router, read_only=True) and ask(router, tenant="acme")
 
             def nothing_is_left() -> bool:
-                taken = [key.owner for key in in_force.slots.held if not key.owner.startswith("probes")]
-                return not list(in_force.pools) and not taken
+                found = router._snapshot()
+                return not found.pools and all(owner.startswith("probes") for owner in found.slots)
 
             eventually(all_is_well)
             assert not ask(router, "SELECT pg_terminate_backend(pg_backend_pid())")
@@ -156,8 +162,7 @@ def test_each_step_raises_once_and_all_goes_on(
             assert there <= running()
             eventually(nothing_is_left)
             assert {node.state for node in router.stats().versions[0].nodes} == {"up"}
-            assert in_force.directory is not None
-            assert (in_force.directory._questions, len(in_force.directory._at_rest)) == ({}, ASKING)
+            assert router._snapshot().directory == DirectoryView(questions=0, idle_workers=ASKING)
     assert any(record.exc_info and record.exc_info[0] is Injected for record in caplog.records)
     assert injector.not_listed == set()
 
@@ -166,16 +171,15 @@ def test_a_pool_that_was_never_opened_does_not_keep_the_others_in_quarantine(clu
     versions = {name: {"primary": cluster.dsn()} for name in ("v1", "v2")}
     with Router(settings(versions=versions, health={"interval": 3600})) as router:
         assert ask(router, read_only=True)
-        router._in_force.lanes.lane("v1", read_only=False).pool_set.refresh()  # which makes the pool, and opens nothing
-        pools = router._in_force.pools
-        assert [pool._opened for pool in pools] == [True, False]
+        inside(router).lanes.lane("v1", read_only=False).pool_set.refresh()  # which makes the pool, and opens nothing
+        assert [pool.opened for pool in router._snapshot().pools] == [True, False]
         assert ask(router, version="v2", read_only=True)
         assert not ask(router, "SELECT pg_terminate_backend(pg_backend_pid())", version="v2", read_only=True)
 
         def ended() -> bool:
-            return not any(pool.doubted for pool in pools)
+            return not any(pool.quarantined for pool in router._snapshot().pools)
 
-        assert len([pool for pool in pools if pool.doubted_at]) == 3
+        assert len([pool for pool in router._snapshot().pools if pool.quarantined_at]) == 3
         eventually(ended)
         assert ask(router, version="v2", read_only=True)
 
@@ -183,17 +187,17 @@ def test_a_pool_that_was_never_opened_does_not_keep_the_others_in_quarantine(clu
 def test_a_pool_that_could_not_be_opened_is_opened_by_the_next_request(
     cluster: PostgresCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(_: NodePool) -> None:
+    def fail(_: DriverPool) -> None:
         raise Injected
 
     with Router(settings(primary=cluster.dsn())) as router:
         assert ask(router)
         with monkeypatch.context() as patched, pytest.raises(Injected):
-            patched.setattr(NodePool, "_start_initial_tasks", fail)  # its threads run by then
+            patched.setattr(DriverPool, "_start_initial_tasks", fail)  # its threads run by then
             ask(router, read_only=True)
         assert ask(router, read_only=True)
-        [_, pool] = router._in_force.pools
-        assert (pool.stats().size, pool.stats().idle) == (1, 1)
+        [_, pool] = router._snapshot().pools
+        assert (pool.counted, pool.idle) == (1, 1)
 
 
 def test_that_reads_fell_back_is_told_although_what_follows_from_it_has_raised_once(

@@ -14,9 +14,11 @@ from psycopg.rows import dict_row, tuple_row
 from router import Router
 from router._runtime.flags import Flag
 from router._runtime.sockets import cut
-from tests.support import all_of, eventually, new_name, run, settings
+from tests.support import PATIENCE, all_of, eventually, new_name, run, settings
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from router.testing import PostgresCluster
     from tests.conftest import Postgres
 
@@ -67,7 +69,7 @@ def test_the_next_borrower_sees_nothing_of_the_last(postgres: Postgres, read_onl
     options = settings(primary=postgres.primary, pool={"max_size": 1})
     with Router(options) as router:
         with router.connection(read_only=read_only) as first:
-            fresh = state(first)
+            fresh, session = state(first), first.pgconn
         assert fresh["autocommit"] is read_only
         assert fresh["row_factory"] is tuple_row
         for _ in range(3):
@@ -78,7 +80,7 @@ def test_the_next_borrower_sees_nothing_of_the_last(postgres: Postgres, read_onl
                         connection.execute("SELECT 1")
                         raise ZeroDivisionError
             with router.connection(read_only=read_only) as connection:
-                assert connection is first
+                assert connection.pgconn is session
                 assert state(connection) == fresh
 
 
@@ -88,13 +90,14 @@ def test_no_transaction_travels(postgres: Postgres, query: Any) -> None:
     with Router(settings(primary=postgres.primary, pool={"max_size": 1})) as router:
         with pytest.raises(ZeroDivisionError):
             with router.connection() as first:
+                session = first.pgconn
                 try:
                     first.execute(query)
                 except psycopg.errors.DivisionByZero:
                     raise ZeroDivisionError from None
                 raise ZeroDivisionError
         with router.connection() as connection:
-            assert connection is first
+            assert connection.pgconn is session
             assert connection.pgconn.transaction_status == TransactionStatus.IDLE
 
 
@@ -102,13 +105,43 @@ def test_no_transaction_travels(postgres: Postgres, query: Any) -> None:
 def test_what_an_open_pipeline_or_a_two_phase_transaction_left_is_closed(postgres: Postgres) -> None:
     with Router(settings(primary=postgres.primary, pool={"max_size": 1})) as router:
         with router.connection() as first:
-            pass
+            session = first.pgconn
         with pytest.raises(psycopg.ProgrammingError):
             with router.connection() as connection:
                 connection.tpc_begin("left behind")
         with router.connection() as connection:
-            assert connection is not first
+            assert connection.pgconn is not session
             assert (connection.execute("SELECT 1").fetchone()) == (1,)
+
+
+def test_a_connection_that_was_closed_in_its_block_is_not_closed_for_others_at_its_end(
+    postgres: Postgres, caplog: pytest.LogCaptureFixture
+) -> None:
+    versions = {version: {"primary": postgres.primary} for version in ("v1", "v2", "v3")}
+    with Router(settings(versions=versions, max_connections=1, pool={"timeout": PATIENCE})) as router:
+        has_begun, has_ended = Flag(), Flag()
+
+        def closes() -> None:
+            def both_wait() -> bool:
+                return len(router._snapshot().slots_waiting) == 2
+
+            with router.connection(version="v1") as connection:
+                has_begun.set()
+                eventually(both_wait)
+                connection.close()
+            has_ended.set()
+
+        def waits(version: str) -> Callable[[], None]:
+            def wait() -> None:
+                assert has_begun.wait_for(PATIENCE)
+                with router.connection(version=version) as connection:
+                    connection.execute("SELECT 1")
+                    assert has_ended.wait_for(PATIENCE)
+
+            return wait
+
+        all_of(closes, waits("v2"), waits("v3"))
+    assert "could not" not in caplog.text
 
 
 @pytest.mark.docker
@@ -141,9 +174,10 @@ def test_a_failed_commit_raises_and_costs_nobody_a_connection(postgres: Postgres
     with Router(settings(primary=postgres.primary, pool={"max_size": 1})) as router:
         with pytest.raises(psycopg.errors.UniqueViolation):
             with router.connection() as first:
+                session = first.pgconn
                 first.execute(f"INSERT INTO {table} VALUES (1), (1)")
         with router.connection() as connection:
-            assert connection is first
+            assert connection.pgconn is session
             assert (connection.execute(f"SELECT count(*) FROM {table}").fetchone()) == (0,)
 
 
@@ -154,7 +188,7 @@ def test_configure_is_called_once_for_each_connection(postgres: Postgres) -> Non
     def configure(connection: Connection[Any]) -> None:
         connection.add_notice_handler(print)
         connection.prepare_threshold = None
-        configured.append(connection)
+        configured.append(connection.pgconn)
 
     with Router(settings(primary=postgres.primary, pool={"max_size": 1}), configure=configure) as router:
         for _ in range(3):
@@ -164,7 +198,8 @@ def test_configure_is_called_once_for_each_connection(postgres: Postgres) -> Non
                 assert connection.prepare_threshold is None
                 assert connection._notice_handlers == [print]
                 connection.prepare_threshold = 3
-        assert configured == [connection]
+                session = connection.pgconn
+        assert configured == [session]
 
 
 @pytest.mark.docker

@@ -10,6 +10,7 @@ import psycopg
 import pytest
 
 from router import Node, NoPrimary, NoReplica, Router
+from tests._sync.internals import inside
 from tests.support import new_name, run, settings
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ def test_no_password_is_ever_seen(
             except (NoPrimary, NoReplica, LookupError) as error:
                 see(error, error.__dict__, error.__cause__, error.__context__)
         see(router, router.stats(), router.explain(), router.explain(read_only=True), vars(router))
-        see(vars(router._in_force), *(vars(pool) for pool in router._in_force.pools))
+        see(vars(inside(router)), *(vars(pool) for pool in inside(router).pools))
     with Router(settings(primary=dsn(guarded, user)), password=password) as router:
         with pytest.raises(NoPrimary, match="the password callable failed") as raised:
             who(router)

@@ -15,6 +15,7 @@ import pytest
 
 from router import Router
 from router.core import sql
+from tests._sync.internals import inside
 from tests.support import eventually, new_name, outside, run, settings
 
 if TYPE_CHECKING:
@@ -133,20 +134,20 @@ def test_its_sessions_are_closed_and_it_is_collected(
 ) -> None:
     router = make(world)
     use(router, **named)
-    inside = ref(router._in_force)
+    left = ref(inside(router))
     with told():
         del router
     eventually(world.is_left)
-    ends(inside)
+    ends(left)
 
 
 def test_a_block_goes_on_until_its_end(world: World) -> None:
     router = Router(settings(**world.options, pool={"max_unused": 0.01}))
-    inside: Any = ref(router._in_force)
+    left: Any = ref(inside(router))
     use(router)
 
     def only_that_pool_is_left() -> bool:
-        return len(list(inside().pools)) == 1
+        return len(list(left().pools)) == 1
 
     with router.connection() as connection:
         with told():
@@ -156,7 +157,7 @@ def test_a_block_goes_on_until_its_end(world: World) -> None:
     assert run(world.plain, f"SELECT i FROM {world.table}") == [(1,)]
     del connection
     eventually(world.is_left)
-    ends(inside)
+    ends(left)
 
 
 def test_one_that_was_closed_or_never_used_ends_without_a_word(world: World) -> None:
@@ -167,9 +168,9 @@ def test_one_that_was_closed_or_never_used_ends_without_a_word(world: World) -> 
         closed = Router(settings(**world.options))
         use(closed)
         closed.close()
-        insides = [ref(unused._in_force), ref(closed._in_force)]
+        insides = [ref(inside(unused)), ref(inside(closed))]
         del unused, closed
-        for inside in insides:
-            ends(inside)
+        for left in insides:
+            ends(left)
     assert not [warning for warning in said if "unclosed" in str(warning.message)]
     eventually(world.is_left)

@@ -19,6 +19,7 @@ from router import NoPrimary, NoReplica, Role, Router, Unavailable
 from router._runtime.flags import sleep
 from router._sync.cluster import FAST_INTERVAL
 from router._sync.pool.node_pool import NodePool
+from tests._sync.internals import inside
 from tests.support import all_of, eventually, outside, port, run, settings, short_and_long
 
 if TYPE_CHECKING:
@@ -433,7 +434,7 @@ def test_a_session_that_an_administrator_ends_costs_the_others_a_moment(postgres
 
 
 @pytest.mark.parametrize(
-    ("what", "doubts"),
+    ("what", "quarantines"),
     [
         ("SELECT pg_terminate_backend(pg_backend_pid())", True),
         ("SET transaction_timeout = '50ms'; SELECT pg_sleep(20)", False),
@@ -441,46 +442,46 @@ def test_a_session_that_an_administrator_ends_costs_the_others_a_moment(postgres
     ],
 )
 def test_what_puts_the_other_sessions_of_a_server_in_doubt(
-    postgres: Postgres, monkeypatch: pytest.MonkeyPatch, what: str, *, doubts: bool
+    postgres: Postgres, monkeypatch: pytest.MonkeyPatch, what: str, *, quarantines: bool
 ) -> None:
-    monkeypatch.setattr(f"{NodePool.__module__}.SURE", 60.0)
-    doubted: list[float] = []
+    monkeypatch.setattr(f"{NodePool.__module__}.QUARANTINE_COOLDOWN", 60.0)
+    quarantined: list[float] = []
     with Router(settings(primary=postgres.primary, health={"interval": 60.0})) as router:
         with router.connection():
             pass
-        [pool] = router._in_force.pools
+        [pool] = inside(router).pools
 
-        def trusted() -> bool:
-            return not pool.doubted
+        def released() -> bool:
+            return not pool.quarantined
 
         for _ in range(3):
             with pytest.raises(psycopg.Error):
                 with router.connection() as connection:
                     connection.execute(what)
-            doubted.append(pool.doubted_at)
-            eventually(trusted)
-        assert any(doubted) == doubts
-        assert len({*doubted}) == 1  # not again after a moment
+            quarantined.append(pool.quarantined_at)
+            eventually(released)
+        assert any(quarantined) == quarantines
+        assert len({*quarantined}) == 1  # not again after a moment
 
 
 def test_who_waits_for_a_connection_in_doubt_gets_another_if_that_makes_room(postgres: Postgres) -> None:
     with Router(settings(primary=postgres.primary, health={"interval": 60.0})) as router:
         with router.connection():
             pass
-        [pool] = router._in_force.pools
-        pool.doubt()
+        [pool] = inside(router).pools
+        pool.quarantine()
 
         def borrow() -> None:
             with router.connection(timeout=20):
                 pass
 
         def waits() -> bool:
-            return bool(pool._waiting)
+            return bool(pool.waiting)
 
         def make_room() -> None:
             eventually(waits)
             pool.evict_idle()
-            pool.trust()
+            pool.end_quarantine()
 
         all_of(borrow, make_room)
 
@@ -597,8 +598,8 @@ def test_a_connection_of_a_fenced_primary_is_not_handed_out_even_if_it_was_on_it
     with Router(settings(**cluster.version_settings())) as router:
         with router.connection() as connection:
             pass
-        [pool] = [pool for pool in router._in_force.pools if not pool.read_only]
-        pool.barred = "fenced"
+        [pool] = [pool for pool in inside(router).pools if not pool.read_only]
+        pool.fenced_reason = "fenced"
         assert pool.take() is None
         assert connection.closed
         with pytest.raises(Unavailable):  # nor is one that is opened
@@ -614,10 +615,9 @@ def test_the_old_primary_serves_reads_once_it_has_rejoined(make_postgres_cluster
         with router.connection() as connection:
             assert port(connection) == old.port
         outside(old.kill)
-        clusters = router._in_force.clusters
 
         def hurried() -> bool:  # while there is no primary
-            return all(clusters.pause(server) == FAST_INTERVAL for server in clusters.servers.values())
+            return set(router._snapshot().servers.values()) == {FAST_INTERVAL}
 
         eventually(hurried)
         outside(promote, new)

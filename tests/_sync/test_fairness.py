@@ -59,8 +59,8 @@ def test_what_a_flood_gives_back_goes_to_those_who_have_none(
 
         def waiting() -> set[str]:
             if pooling == "dedicated":
-                return {request.key.owner.removeprefix("tenant ") for request in list(router._in_force.slots.waiting)}
-            return {tenant for pool_set in router._in_force.lanes.pool_sets for tenant in pool_set.line.tenants()}
+                return {owner.removeprefix("tenant ") for owner in router._snapshot().slots_waiting}
+            return {tenant for pool_set in router._snapshot().pool_sets for tenant in pool_set.waiting_for}
 
         def at_once() -> bool:
             return True
@@ -123,13 +123,13 @@ def test_a_flood_of_one_tenant_starves_nobody(
         arrived[waiter] = len(handed)
         join(line, waiter)
 
-    def serve(line: Line, waiter: Waiter, *how: Any) -> bool:
-        served = hand_over(line, waiter, *how)
-        if served:
+    def serve(line: Line, *how: Any) -> Waiter | None:
+        waiter = hand_over(line, *how)
+        if waiter is not None:
             if waiter.tenant != flood:
                 ahead.append(sum(1 if other == flood else -1 for other in handed[arrived[waiter] :]))
             handed.append(waiter.tenant)
-        return served
+        return waiter
 
     monkeypatch.setattr(Line, "join", arrive)
     monkeypatch.setattr(Line, "hand_over", serve)

@@ -102,7 +102,7 @@ def test_a_connection_that_has_died_is_not_handed_to_whoever_waits(dsn: str, pro
                 has.append(borrowed.pool)
 
                 def is_waited_for() -> bool:
-                    return bool(has[0]._waiting)
+                    return bool(has[0].waiting)
 
                 eventually(is_waited_for)
                 proxy.stop()

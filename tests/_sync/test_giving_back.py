@@ -12,10 +12,12 @@ import psycopg
 import pytest
 
 from router import Router
+from router._runtime.flags import Flag
 from router._runtime.sockets import cut
 from router._sync.pool.session_state import SessionState, session_of
-from router._sync.slots import Slot, SlotRequest
-from tests.support import eventually, new_name, run, settings
+from router._sync.slot import Slot, SlotRequest
+from tests._sync.internals import inside
+from tests.support import all_of, eventually, new_name, outside, run, settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -73,7 +75,35 @@ def test_what_a_block_hangs_on_its_connection_does_not_lose_it(postgres: Postgre
     assert run(postgres.primary, f"SELECT count(*) FROM {table}") == [(3,)]
 
 
-@pytest.mark.parametrize("step", ["restore", "suspect", "expiry", "preempt", "look_again", "close_for"])
+def test_a_session_that_has_ended_since_it_answered_is_not_handed_to_the_next_in_line(postgres: Postgres) -> None:
+    with Router(settings(primary=postgres.primary, pool=ONE)) as router:
+
+        def reading() -> PoolStats | None:
+            return router.stats().versions[0].nodes[0].read
+
+        def is_lent() -> bool:
+            return (pool := reading()) is not None and pool.in_use == 1
+
+        def one_waits() -> bool:
+            return (pool := reading()) is not None and pool.waiting == 1
+
+        def first() -> None:
+            with router.connection(read_only=True) as connection:
+                connection.execute("SELECT 1")
+                eventually(one_waits)
+                ended = f"SELECT pg_terminate_backend({connection.info.backend_pid}, 5000)"
+                assert outside(run, postgres.primary, ended) == [(True,)]
+
+        def second() -> int:
+            eventually(is_lent)
+            with router.connection(read_only=True) as connection:
+                connection.execute("SELECT 1")
+                return connection.info.backend_pid
+
+        all_of(first, second)
+
+
+@pytest.mark.parametrize("step", ["pass_on", "suspect", "expiry", "preempt", "evict_again", "close_for"])
 def test_what_raises_in_giving_back_loses_nothing_and_leaves_the_blocks_outcome_alone(
     postgres: Postgres, table: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, step: str
 ) -> None:
@@ -84,22 +114,21 @@ def test_what_raises_in_giving_back_loses_nothing_and_leaves_the_blocks_outcome_
         with monkeypatch.context() as patched:
             with router.connection() as connection:
                 connection.execute(f"INSERT INTO {table} VALUES (1)")
-                [pool] = [pool for pool in router._in_force.pools if pool.borrowed]
-                slots = router._in_force.slots
+                [pool] = [pool for pool in inside(router).pools if pool.borrowed]
+                slots = inside(router).slots
                 match step:
-                    case "restore":
-                        connection.prepare_threshold = 7
-                        patched.setattr(SessionState, "restore", fail)
+                    case "pass_on":
+                        patched.setattr(SessionState, "pass_on", fail)
                     case "suspect":
                         session_of(connection).in_hot_standby = b"?"
                         patched.setattr(type(pool.watched), "suspect", fail)
                     case "expiry":
-                        del connection._expire_at
+                        del session_of(connection).expires_at
                     case _:
                         patched.setattr(slots, "waiting", [None])
                         patched.setattr(slots, "preempt", fail if step == "preempt" else lambda _: None)
-                        if step == "look_again":
-                            patched.setattr(slots, "look_again", fail)
+                        if step == "evict_again":
+                            patched.setattr(slots.eviction, "evict_again", fail)
                         if step == "close_for":
                             patched.setattr(slots, "preempt", SlotRequest)
                             patched.setattr(Slot, "close", fail)
@@ -202,7 +231,40 @@ def test_a_tenant_that_may_have_one_connection_may_have_another_when_that_is_clo
                     connection.close()
                 del connection
                 gc.collect()
-            [admission] = router._in_force.lanes._admissions.values()
             with router.connection(tenant="acme"):
-                assert admission.admitted == 1
-            assert admission.admitted == 0
+                assert router._snapshot().admissions["acme"].admitted == 1
+            assert router._snapshot().admissions["acme"].admitted == 0
+
+
+def test_a_request_is_served_although_making_room_for_it_was_interrupted(
+    postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = settings(primary=postgres.primary, tenant_template={"row": "app.tenant"}, max_connections=1)
+    with Router(options) as router:
+        slots, held, interrupted = inside(router).slots, Flag(), list[Any]()
+        preempt = slots.preempt
+
+        def interrupt(key: Any) -> Any:
+            request = preempt(key)
+            if request is not None and not interrupted:
+                interrupted.append(request)
+                raise ZeroDivisionError
+            return request
+
+        monkeypatch.setattr(slots, "preempt", interrupt)
+
+        def hold() -> None:
+            def waits() -> bool:
+                return bool(slots.waiting)
+
+            with router.connection(tenant="one"):
+                held.set()
+                eventually(waits)
+
+        def wait() -> None:
+            assert held.wait_for(20.0)
+            with router.connection(tenant="two", timeout=20.0) as connection:
+                connection.execute("SELECT 1")
+
+        all_of(hold, wait)
+        assert interrupted

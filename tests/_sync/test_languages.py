@@ -80,7 +80,7 @@ def test_a_server_that_is_full_is_full_in_any_language(cluster: PostgresCluster,
     dsn = cluster.primary.dsn(port=server.port, user=role)
     with Router(settings(primary=dsn, pool={"max_size": 3})) as router:
         with router.connection() as connection, router.connection():  # that of the probes makes room
-            with pytest.raises(PoolExhausted, match=r"takes no further connection: FATAL: .*что-то не так"):
+            with pytest.raises(PoolExhausted, match=r"accepts no further connection: FATAL: .*что-то не так"):
                 with router.connection(timeout=0.5):
                     pytest.fail("there was one")
             connection.execute("SELECT 1")

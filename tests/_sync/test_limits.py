@@ -13,7 +13,8 @@ import pytest
 from psycopg import Connection
 
 from router import NoPrimary, PoolExhausted, Router, Server, TooManyWaiting
-from router._sync.slots import SlotRequest, Slots
+from router._sync.slot import SlotRequest
+from router._sync.slots import Slots
 from router.core.budget import BudgetKey, Limits
 from tests.proxy import Proxy
 from tests.support import PATIENCE, all_of, eventually, new_name, outside, port, run, settings, together
@@ -40,7 +41,7 @@ def test_a_full_pool_is_not_a_dead_node(postgres: Postgres) -> None:
     with Router(settings(primary=postgres.primary, pool={"max_size": 2})) as router:
         with router.connection(), router.connection():
             started = time.monotonic()
-            with pytest.raises(PoolExhausted, match=r"all 2 to .* are in use \(pool.max_size\)"):
+            with pytest.raises(PoolExhausted, match=r"all 2 connections to .* are in use \(pool.max_size\)"):
                 with router.connection(timeout=0.2):
                     pytest.fail("there was a third connection")
             assert 0.2 <= time.monotonic() - started < 2
@@ -67,7 +68,7 @@ def test_too_many_waiting_are_refused_at_the_door(postgres: Postgres) -> None:
         with router.connection():
             together(borrow, 3)
         assert len(refused) == 2
-        assert "1 requests wait" in refused[0]
+        assert "1 requests already wait" in refused[0]
 
 
 def test_who_waits_at_a_full_replica_goes_to_another_that_comes_up(cluster: PostgresCluster) -> None:
@@ -157,7 +158,8 @@ def test_reads_do_not_wait_for_a_replica_that_is_dead_from_the_start(cluster: Po
                 started = time.monotonic()
                 with router.connection(read_only=True) as connection:
                     connection.execute("SELECT 1")
-                served.append((time.monotonic() - started, port(connection)))
+                    where = port(connection)
+                served.append((time.monotonic() - started, where))
 
         together(read_many, 8)
         assert len(served) == 1000
@@ -221,7 +223,7 @@ def test_a_spent_budget_says_so(postgres: Postgres) -> None:
     versions = {"v1": {"primary": postgres.primary}, "v2": {"primary": postgres.primary}}
     with Router(settings(versions=versions, max_connections=1)) as router:
         with router.connection(version="v1"):
-            with pytest.raises(PoolExhausted, match=r"all 1 of the process are open \(max_connections\)"):
+            with pytest.raises(PoolExhausted, match=r"all 1 connections of this process are open \(max_connections\)"):
                 with router.connection(version="v2", timeout=0.2):
                     pytest.fail("there was a second connection")
         with router.connection(version="v2") as connection:  # the idle one of v1 makes room
@@ -363,7 +365,7 @@ def test_a_limit_of_the_servers_own_below_max_size_is_lived_with(cluster: Postgr
 
         together(work, 6)
         with router.connection(), router.connection(), router.connection():  # that of the probes makes room
-            full = r"takes no further connection: .*too many connections for role.*; it took 3 of this process"
+            full = r"accepts no further connection: .*too many connections for role.*; it accepted 3 from this process"
             with pytest.raises(PoolExhausted, match=full):
                 with router.connection(timeout=0.3):
                     pytest.fail("there was a fourth connection")
@@ -394,7 +396,7 @@ def test_a_connection_counts_until_its_server_has_let_it_go(
             use(tenant)
         for _ in range(2):  # one that comes back does
             all_of(partial(use, one), partial(use, other))
-    assert not [message for message in caplog.messages if "takes no further connection" in message]
+    assert not [message for message in caplog.messages if "accepts no further connection" in message]
 
 
 def test_an_owner_past_its_own_limit_waits_only_while_sessions_end(cluster: PostgresCluster) -> None:
@@ -414,7 +416,7 @@ def test_an_owner_past_its_own_limit_waits_only_while_sessions_end(cluster: Post
 
         eventually(all_wait)
         for slot, connection in leaving:
-            slot.close(connection)
+            slot.close(connection.pgconn)
 
     def take(key: BudgetKey) -> None:
         slots.take(SlotRequest(key), PATIENCE)
@@ -458,7 +460,7 @@ def test_a_full_server_is_waited_for_and_is_no_refused_login(
             with router.connection():
                 outside(fill)
                 with router.connection(read_only=True, timeout=20):  # that of the probes makes room
-                    with pytest.raises(PoolExhausted, match=r"takes no further connection: FATAL: .*(clients|slots)"):
+                    with pytest.raises(PoolExhausted, match=r"accepts no further connection: FATAL: .*(clients|slots)"):
                         with router.connection(read_only=True, timeout=0.5):
                             pytest.fail("there was room")
                     assert router.stats().versions[0].nodes[0].state == "up"

@@ -210,7 +210,7 @@ def test_a_process_without_descriptors_puts_no_server_down(
             watched.end_looks(pid)
 
             def could_not_look() -> bool:
-                return "could not look at" in caplog.text
+                return "could not probe" in caplog.text
 
             eventually(could_not_look)
             with router.connection() as connection:
@@ -238,7 +238,7 @@ def test_a_process_that_does_not_run_puts_no_server_down(cluster: PostgresCluste
             answered_at = 0.0
 
             def last_heard_at() -> float:
-                return router._in_force.clusters.health[node.node.server].answered_at
+                return router._snapshot().health[node.node.server].answered_at
 
             def answers() -> bool:
                 return last_heard_at() > answered_at

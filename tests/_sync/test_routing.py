@@ -11,6 +11,7 @@ import pytest
 from router import NoPrimary, NoReplica, Role, Router, RouterClosed, RouterSettings, UnknownVersion
 from router._sync import acquire
 from router.core.events import PoolClosed, PoolOpened
+from tests._sync.internals import inside
 from tests.proxy import Proxy
 from tests.support import eventually, new_name, port, run, settings, together
 
@@ -276,7 +277,7 @@ def test_a_request_is_served_although_its_servers_are_forgotten_meanwhile(
 ) -> None:
     options = settings(primary=cluster.primary.dsn(), replicas=[server.dsn() for server in cluster.standbys])
     with Router(options) as router:
-        in_force = router._in_force
+        in_force = inside(router)
         may_serve = acquire._may_serve
 
         def as_the_last_pool_is_closed(*args: Any) -> bool:

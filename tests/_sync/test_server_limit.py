@@ -13,6 +13,7 @@ import psycopg
 import pytest
 
 from router import PoolExhausted, Router
+from tests._sync.internals import inside
 from tests.support import all_of, eventually, new_name, outside, settings
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def test_a_request_waits_while_others_hold_all_and_is_served_once_they_leave(
     outside(fill)
     with Router(settings(primary=dsn)) as router:
         try:
-            with pytest.raises(PoolExhausted, match=f"takes no further connection: FATAL: .*{REFUSED}"):
+            with pytest.raises(PoolExhausted, match=f"accepts no further connection: FATAL: .*{REFUSED}"):
                 with router.connection(timeout=0.5):
                     pytest.fail("there was room")
             seen = refused(cluster, role)
@@ -134,10 +135,10 @@ def test_the_pool_grows_again_once_the_limit_is_lifted(
         assert node.write is not None
         assert node.write.server_limit in {2, 3}  # it is asked often here, also while a session ends
         cluster.primary.execute(f"ALTER ROLE {role} CONNECTION LIMIT -1")
-        grown: list[bool] = []
+        at_max_size: list[bool] = []
 
         def ask(number: int) -> None:
-            while not grown:
+            while not at_max_size:
                 work(router, served, number, time.monotonic() + 0.05)
 
         def watch() -> None:
@@ -148,7 +149,7 @@ def test_the_pool_grows_again_once_the_limit_is_lifted(
             try:
                 eventually(has_grown)
             finally:
-                grown.append(True)
+                at_max_size.append(True)
 
         all_of(watch, *(partial(ask, number) for number in range(8)))
 
@@ -176,7 +177,7 @@ def test_requests_that_wait_for_a_slot_do_nothing(cluster: PostgresCluster, monk
         health={"interval": 30},
     )
     with Router(options) as router:
-        slots = router._in_force.slots
+        slots = inside(router).slots
         looked: list[float] = []
         settle = slots._settle
 

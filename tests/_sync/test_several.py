@@ -80,7 +80,7 @@ def test_what_has_to_be_seen_is_seen_whichever_server_a_connection_leads_to(
             rows()
 
             def is_full() -> bool:
-                return all(pool.grown or len(pool.idle) >= 4 for pool in router._in_force.pools if pool.read_only)
+                return all(pool.at_max_size or pool.idle >= 4 for pool in router._snapshot().pools if pool.read_only)
 
             eventually(is_full)
             outside(stopped.pause_replay)

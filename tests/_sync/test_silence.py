@@ -14,6 +14,7 @@ import pytest
 from router import Router, TransactionOutcomeUnknown, Unavailable
 from router.core import sql
 from router.core.events import ConnectionsCut, Event
+from tests._sync.internals import inside
 from tests.pooler import Pooler
 from tests.proxy import Proxy
 from tests.support import all_of, eventually, new_name, outside, run, settings
@@ -278,6 +279,6 @@ def test_a_session_of_another_age_is_not_the_one_that_the_connection_leads_to(
         original = connection.__dict__["_router"]
         assert original.began is None
         original.opened_at -= 60.0
-        router._in_force.clusters.suspect(original.connection()._pool.node.server)
+        inside(router).clusters.suspect(original.pool.node.server)
         eventually(lambda: world.was_asked_about(connection))
         assert not world.is_known(connection)

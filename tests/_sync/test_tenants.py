@@ -27,10 +27,9 @@ from router import (
     UnknownTenant,
 )
 from router._runtime.flags import sleep
-from router._sync.pool.session_state import session_of
-from router._sync.snapshot import snapshot
 from router.core.server_events import UndeclaredPooler
 from router.core.topology import Server
+from tests._sync.internals import inside
 from tests.pooler import PgBouncer, Pooler
 from tests.proxy import Proxy
 from tests.support import PATIENCE, all_of, eventually, new_name, port, run, settings, short_and_long, together
@@ -344,12 +343,13 @@ def test_what_was_prepared_for_one_tenant_is_not_run_for_another(world: World) -
                 with router.connection(tenant=key, read_only=True) as connection:
                     cursor = connection.execute("SELECT * FROM wide")
                     assert cursor.fetchall() == [wide[key]]
-            assert connection._prepared._names
+                    kept = connection._prepared
+            assert kept._names
         for key in [*wide] * 8:  # as often as that, but no tenant on end
             with router.connection(tenant=key, read_only=True) as connection:
                 cursor = connection.execute("SELECT * FROM wide")
                 assert cursor.fetchall() == [wide[key]]
-            assert not connection._prepared._names
+            assert not kept._names
 
 
 @pytest.mark.parametrize("read_only", [True, False])
@@ -368,16 +368,16 @@ def test_what_psycopg_still_had_to_deallocate_for_one_tenant_is_not_for_another(
 
 
 def test_nobody_is_warned_when_a_session_is_set(world: World) -> None:
-    with Router(world.settings("schema", tenancy=SHARED, pool={"max_size": 1})) as router:
-        said: list[str | None] = []
+    said: list[str | None] = []
 
-        def hear(diagnostic: psycopg.errors.Diagnostic) -> None:
-            said.append(diagnostic.message_primary)
+    def hear(diagnostic: psycopg.errors.Diagnostic) -> None:
+        said.append(diagnostic.message_primary)
 
-        for read_only in (True, False):
-            with router.connection(tenant=world.keys[0], read_only=read_only) as connection:
-                connection.add_notice_handler(hear)
-                session_of(connection).notice_handlers.append(hear)
+    def configure(connection: Any) -> None:
+        connection.add_notice_handler(hear)
+
+    options = world.settings("schema", tenancy=SHARED, pool={"max_size": 1})
+    with Router(options, configure=configure) as router:
         for turn in range(6):
             with router.connection(tenant=world.keys[turn % 2], read_only=turn < 3) as connection:
                 assert connection._notice_handlers == [hear]
@@ -596,10 +596,11 @@ def test_a_connection_that_dies_while_it_changes_hands_is_replaced_unseen(world:
                 with router.connection(tenant=tenant, read_only=read_only) as connection:
                     cursor = connection.execute("SELECT name FROM me")
                     assert cursor.fetchall() == [(tenant,)]
-                    served.add(connection.info.backend_pid)
+                    pid = connection.info.backend_pid
+                    served.add(pid)
             assert tapped.primary.cuts == 2
             assert len(served) == 3
-            run(world.dsn(), f"SELECT pg_terminate_backend({connection.info.backend_pid}, 10000)")
+            run(world.dsn(), f"SELECT pg_terminate_backend({pid}, 10000)")
             with router.connection(tenant=one, read_only=read_only) as connection:
                 cursor = connection.execute("SELECT name FROM me")
                 assert cursor.fetchall() == [(one,)]
@@ -626,7 +627,7 @@ def test_a_tenant_that_is_not_there_is_unknown_and_harms_nobody(world: World, wa
         with router.connection(tenant=one) as connection:
             cursor = connection.execute("SELECT name FROM me")
             assert cursor.fetchall() == [(one,)]
-        assert {key for key in router._in_force.lanes._targets if isinstance(key, tuple) and key[1] != one} == set()
+        assert {key for key in router._snapshot().targets if isinstance(key, tuple) and key[1] != one} == set()
 
 
 @pytest.mark.parametrize("pooling", ["dedicated", "shared"])
@@ -700,18 +701,17 @@ def test_who_is_late_closes_no_connection_that_is_sound(world: World) -> None:
 def test_closing_lets_nobody_in_who_waits_for_a_tenants_turn(world: World) -> None:
     options = world.settings("row", tenancy={"pooling": "shared", "max_connections": 1}, pool={"timeout": PATIENCE})
     with Router(options) as router:
-        in_force = router._in_force
         inside, crowded = list[bool](), list[bool]()
 
         def hold() -> None:
             with router.connection(tenant="acme"):
-                [admission] = in_force.lanes._admissions.values()
 
                 def all_wait() -> bool:
-                    return admission.held == 4
+                    return router._snapshot().admissions["acme"].held == 4
 
                 def is_closed() -> bool:
-                    return in_force.closed and all(pool.draining for pool in in_force.pools)
+                    found = router._snapshot()
+                    return found.closed and all(pool.draining for pool in found.pools)
 
                 inside.append(True)
                 eventually(all_wait)
@@ -788,7 +788,9 @@ def test_a_tenant_of_a_shared_pool_has_no_more_than_it_may(world: World) -> None
         together(work, 8)
         assert max(most) == 2
         with router.connection(tenant="acme"), router.connection(tenant="acme", read_only=True):
-            with pytest.raises(PoolExhausted, match=r"'acme'.*it uses all 2 that it may \(tenancy.max_connections\)"):
+            with pytest.raises(
+                PoolExhausted, match=r"'acme'.*it uses all 2 connections that it may have \(tenancy.max_connections\)"
+            ):
                 with router.connection(tenant="acme", timeout=0.1):
                     pytest.fail("there was a third connection")
             with router.connection(tenant="globex", timeout=0.5), router.connection(tenant="globex"):
@@ -811,7 +813,9 @@ def test_a_tenant_with_pools_of_its_own_has_no_more_than_it_may(world: World) ->
         together(work, 8)
         assert router.stats().tenants == {}
         with router.connection(tenant="acme"), router.connection(tenant="acme", read_only=True):
-            with pytest.raises(PoolExhausted, match=r"has all 2 that it may \(tenancy.max_connections\)"):
+            with pytest.raises(
+                PoolExhausted, match=r"has all 2 connections that it may have \(tenancy.max_connections\)"
+            ):
                 with router.connection(tenant="acme", timeout=0.1):
                     pytest.fail("there was a third connection")
             with router.connection(tenant="globex", timeout=0.5):
@@ -823,7 +827,7 @@ def test_a_limit_that_changes_is_kept_from_then_on(world: World, pooling: str) -
     home = {"row": "app.tenant", "max_connections": 2}
     options = settings(primary=world.dsn("row"), tenancy={"pooling": pooling}, pool={"timeout": PATIENCE})
     with Router(options, directory=lambda _: dict(home)) as router:
-        directory = router._in_force.directory
+        directory = inside(router).directory
         assert directory is not None
         for limit in (2, 1, 2):
             home["max_connections"] = limit
@@ -857,12 +861,15 @@ def test_those_of_a_tenant_that_wait_are_served_in_order(world: World) -> None:
     )
     with Router(options) as router:
         served: list[int] = []
-        admissions = router._in_force.lanes._admissions
+
+        def held() -> int | None:
+            admission = router._snapshot().admissions.get("acme")
+            return None if admission is None else admission.held
 
         def request(number: int) -> Callable[[], None]:
             def ask() -> None:
                 def is_next() -> bool:
-                    return "acme" in admissions and admissions["acme"].held == number
+                    return held() == number
 
                 eventually(is_next)
                 with router.connection(tenant="acme"):
@@ -874,7 +881,7 @@ def test_those_of_a_tenant_that_wait_are_served_in_order(world: World) -> None:
             with router.connection(tenant="acme"):
 
                 def all_wait() -> bool:
-                    return admissions["acme"].held == 5
+                    return held() == 5
 
                 eventually(all_wait)
 
@@ -885,14 +892,12 @@ def test_those_of_a_tenant_that_wait_are_served_in_order(world: World) -> None:
 def test_a_deadline_longer_than_the_pools_keeps_the_place_in_the_order_of_arrival(world: World) -> None:
     with Router(world.settings("row", max_connections=1, pool={"timeout": 0.1})) as router:
         served: list[int] = []
-        slots = router._in_force.slots
 
         def request(number: int) -> Callable[[], None]:
             def ask() -> None:
                 def is_next() -> bool:
-                    return len([one for one in list(slots.waiting) if "tenant k" in one.key.owner]) == number and bool(
-                        held
-                    )
+                    waiting = [owner for owner in router._snapshot().slots_waiting if "tenant k" in owner]
+                    return len(waiting) == number and bool(held)
 
                 eventually(is_next)
                 sleep(0.03)  # so that what the pools have ends for one after the other
@@ -906,7 +911,7 @@ def test_a_deadline_longer_than_the_pools_keeps_the_place_in_the_order_of_arriva
                 held.append(True)
 
                 def all_wait() -> bool:
-                    return len([one for one in list(slots.waiting) if "tenant k" in one.key.owner]) == 8
+                    return len([owner for owner in router._snapshot().slots_waiting if "tenant k" in owner]) == 8
 
                 eventually(all_wait)
                 sleep(0.5)  # several times what the pools have
@@ -955,15 +960,14 @@ def test_who_waits_for_a_pool_waits_quietly(world: World) -> None:
         def hold() -> None:
             with router.connection(tenant="held"):
                 held.append(True)
-                waiting = router._in_force.pools.waiting
 
                 def all_wait() -> bool:
-                    return len(waiting) == 4
+                    return router._snapshot().pools_waiting == 4
 
                 eventually(all_wait)
-                spent = process_time()
+                dirty = process_time()
                 sleep(0.5)
-                assert process_time() - spent < 0.25
+                assert process_time() - dirty < 0.25
 
         all_of(hold, *(partial(request, f"k{number}") for number in range(4)))
         assert sorted(served) == [[(f"k{number}",)] for number in range(4)]
@@ -992,28 +996,30 @@ def test_pools_that_nobody_uses_are_closed_but_those_to_be_kept_warm(world: Worl
 def test_of_keys_without_end_only_so_many_are_remembered(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("router._sync.lane_table.REMEMBERED", 10)
     tenancy = {"pooling": "shared", "max_connections": 1}
-    with Router(world.settings("row", tenancy=tenancy, pool={"max_size": 1})) as router:
-        in_force = router._in_force
-        with router.connection(tenant="k0"):
-            for number in range(1, 100):
-                with router.connection(tenant=f"k{number}", read_only=True):
-                    assert len(in_force.lanes.readers) <= 10
-                    assert len(in_force.lanes._targets) <= 10
-                    assert len(in_force.lanes._admissions) <= 21
-            with pytest.raises(PoolExhausted, match="it uses all 1 that it may"):
-                with router.connection(tenant="k0", timeout=0.05):
-                    pytest.fail("it was forgotten that it has one")
+    with (
+        Router(world.settings("row", tenancy=tenancy, pool={"max_size": 1})) as router,
+        router.connection(tenant="k0"),
+    ):
+        for number in range(1, 100):
+            with router.connection(tenant=f"k{number}", read_only=True):
+                found = router._snapshot()
+                assert len(found.readers) <= 10
+                assert len(found.targets) <= 10
+                assert len(found.admissions) <= 21
+        with pytest.raises(PoolExhausted, match="it uses all 1 connections that it may have"):
+            with router.connection(tenant="k0", timeout=0.05):
+                pytest.fail("it was forgotten that it has one")
 
 
 def test_of_tenants_servers_that_are_down_only_so_many_are_watched(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("router._sync.clusters.VISITED", 3)
+    monkeypatch.setattr("router._sync.clusters.RECENT", 3)
     options = RouterSettings(tenant_template="postgresql://app@127.0.0.{tenant}:1/app", versions={"v1": "host=h"})
     with Router(options) as router:
         for number in range(2, 20):
             with pytest.raises(NoPrimary):  # looked at or not, in so short a time
                 with router.connection(tenant=str(number), timeout=0.05):
                     pytest.fail("somebody listens there")
-            inside = snapshot(router._in_force)
+            inside = router._snapshot()
             assert len(inside.servers) <= 3
             assert len(inside.health) <= 3
 
@@ -1033,7 +1039,7 @@ def test_of_passwords_only_those_in_use_are_remembered(world: World) -> None:
         assert len(asked) >= 10
 
         def are_forgotten() -> bool:
-            return len(router._in_force._opener._answers) <= 1  # the version's own
+            return router._snapshot().passwords <= 1  # the version's own
 
         eventually(are_forgotten)
 

@@ -11,6 +11,7 @@ from psycopg import sql
 
 from router import NoPrimary, NoReplica, Router
 from router.core.server_events import LoginRefused, ServerDown, WritesRefused
+from tests._sync.internals import close_idle, inside
 from tests.proxy import Proxy
 from tests.support import all_of, eventually, new_name, outside, run, settings
 
@@ -55,8 +56,7 @@ def test_a_session_that_cannot_be_had_for_one_use_says_nothing_of_the_other(
             with pytest.raises((NoPrimary, NoReplica), match="the configure callable failed"):
                 attempt(router, read_only=read_only)
             attempt(router, read_only=not read_only)
-            for pool in router._in_force.pools:
-                pool.evict_idle()  # so that the next one needs a session of its own
+            close_idle(router)  # so that the next one needs a session of its own
         [node] = router.stats().versions[0].nodes
         assert node.state == "up"
         assert node.reason.startswith(f"cannot be {'read from' if read_only else 'written to'}: the configure callable")
@@ -142,7 +142,7 @@ def test_writes_wait_while_a_primary_refuses_them_by_a_setting(
             def write() -> None:
                 attempt(router, insert)
 
-            [v1] = router._in_force.clusters
+            [v1] = inside(router).clusters
             since = v1.waiting_at
 
             def waits() -> bool:

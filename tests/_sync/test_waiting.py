@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -14,9 +15,12 @@ import psycopg
 import pytest
 
 import router.core.choose
-from router import NoPrimary, PoolExhausted, Router, RouterClosed
+from router import NoPrimary, PoolExhausted, Router, RouterClosed, Unavailable
 from router._sync import routes
+from router._sync.pool.node_pool import NodePool
+from router._sync.pool_set import PoolSet
 from router._sync.waiter import Waiter
+from tests._sync.internals import inside, invalidate
 from tests.proxy import Proxy
 from tests.support import PATIENCE, all_of, current, eventually, outside, settings, short_and_long
 
@@ -24,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
 
+    from router._sync.snapshot import PoolSetView
     from router.testing import PostgresCluster
     from router.testing._plugin import MakeCluster
     from tests.conftest import Postgres
@@ -76,24 +81,24 @@ def test_a_request_for_which_nothing_is_ready_passes_few_files_and_chooses_once(
         works(router)
         passed = Passed(monkeypatch)
         # What is known has changed, and a connection is idle.
-        [pool_set] = router._in_force.lanes.pool_sets
-        pool_set.pools[0].notes_where = False  # which it does where warnings are shown
-        pool_set.invalidate()
+        [pool] = inside(router).pools
+        pool.notes_borrower = False  # which it does where warnings are shown
+        invalidate(router)
         with passed:
             first = router.connection(version="v1").__enter__()
         assert passed.chosen == 1
-        assert len(passed.files) <= FILES, passed.files
+        assert len(passed.files) <= FILES, " ".join(sorted(passed.files))
         # Nothing has changed, and one more has to be opened.
         with passed:
             second = router.connection(version="v1").__enter__()
         assert passed.chosen == 0
-        assert len(passed.files) <= FILES, passed.files
+        assert len(passed.files) <= FILES, " ".join(sorted(passed.files))
         # Both.
-        pool_set.invalidate()
+        invalidate(router)
         with passed:
             third = router.connection(version="v1").__enter__()
         assert passed.chosen == 1
-        assert len(passed.files) <= FILES, passed.files
+        assert len(passed.files) <= FILES, " ".join(sorted(passed.files))
         for connection in (first, second, third):
             connection.close()
 
@@ -107,7 +112,7 @@ def test_a_crowd_that_waits_for_a_server_costs_nothing_and_is_served_when_it_is_
     options = settings(nodes=[cluster.dsn(), *DEAD])
     with Router(options) as router:
         served: list[float] = []
-        choose, chosen, woken = router._in_force.routes.choose, [0], [0]
+        choose, chosen, woken = inside(router).routes.choose, [0], [0]
         wait = Waiter.wait
 
         def counted(*args: Any, **kwargs: Any) -> Any:
@@ -124,10 +129,10 @@ def test_a_crowd_that_waits_for_a_server_costs_nothing_and_is_served_when_it_is_
 
         def bring_back() -> None:
             def all_wait() -> bool:
-                return sum(len(pool_set.line) for pool_set in router._in_force.lanes.pool_sets) == crowd
+                return router._snapshot().waiting == crowd
 
             eventually(all_wait)
-            monkeypatch.setattr(router._in_force.routes, "choose", counted)
+            monkeypatch.setattr(inside(router).routes, "choose", counted)
             monkeypatch.setattr(Waiter, "wait", counted_wait)
             cpu, since = time.process_time(), time.monotonic()
 
@@ -154,12 +159,11 @@ def test_those_that_wait_are_served_in_order_and_one_that_gives_up_leaves_its_pl
     with Router(settings(primary=postgres.primary, pool={"max_size": 1})) as router:
         served: list[int] = []
         held = router.connection().__enter__()
-        [pool_set] = router._in_force.lanes.pool_sets
 
         def request(number: int, timeout: float) -> Callable[[], None]:
             def ask() -> None:
                 def is_next() -> bool:
-                    return pool_set.line._plain.__len__() >= number
+                    return router._snapshot().waiting >= number
 
                 eventually(is_next)
                 with router.connection(timeout=timeout):
@@ -171,19 +175,32 @@ def test_those_that_wait_are_served_in_order_and_one_that_gives_up_leaves_its_pl
             with pytest.raises(PoolExhausted):
                 request(1, 1.0)()
 
-        def let_go() -> None:
+        def close_held() -> None:
             def four_wait() -> bool:
-                return len(pool_set.line) == 4
+                return router._snapshot().waiting == 4
 
             def one_gave_up() -> bool:
-                return len(pool_set.line) == 3
+                return router._snapshot().waiting == 3
 
             eventually(four_wait)
             eventually(one_gave_up)
             held.close()
 
-        all_of(request(0, PATIENCE), give_up, request(2, PATIENCE), request(3, PATIENCE), let_go)
+        all_of(request(0, PATIENCE), give_up, request(2, PATIENCE), request(3, PATIENCE), close_held)
         assert served == [0, 2, 3]
+
+
+def test_a_request_that_leaves_twice_gives_its_connection_back_once(postgres: Postgres) -> None:
+    with Router(settings(primary=postgres.primary, pool={"max_size": 1})) as router:
+        with router.connection():
+            [pool_set] = inside(router).lanes.pool_sets
+            waiter = Waiter(pool_set.line)
+            pool_set.line.join(waiter)
+        assert waiter.connection is not None
+        waiter.leave()
+        waiter.leave()  # as if the first time was interrupted
+        [pool] = router._snapshot().pools
+        assert (pool.idle, pool.borrowed) == (1, 0)
 
 
 def test_a_change_of_one_version_leaves_the_pool_sets_of_others_alone(cluster: PostgresCluster) -> None:
@@ -196,19 +213,21 @@ def test_a_change_of_one_version_leaves_the_pool_sets_of_others_alone(cluster: P
             for version in versions:
                 with router.connection(version=version) as connection:
                     connection.execute("SELECT 1")
-            of = {pool_set.target.version: pool_set for pool_set in router._in_force.lanes.pool_sets}
-            lanes = {version: router._in_force.lanes.writers[version] for version in versions}
+            before = router._snapshot()
+            assert set(before.writers) == {*versions}
             proxy.stop()
 
+            def of(version: str) -> PoolSetView:
+                [found] = [one for one in router._snapshot().pool_sets if one.cluster == version]
+                return found
+
             def noticed() -> bool:
-                return of["v2"].is_stale or not of["v2"].pools
+                return of("v2").is_stale or not of("v2").pools
 
             eventually(noticed)
-            assert not of["v1"].is_stale
-            assert of["v1"].pools
-            assert {
-                version: router._in_force.lanes.writers[version] for version in versions
-            } == lanes  # nor are lanes dropped
+            assert not of("v1").is_stale
+            assert of("v1").pools
+            assert router._snapshot().writers == before.writers  # nor are lanes dropped
 
 
 def test_closing_ends_all_that_wait(postgres: Postgres) -> None:
@@ -221,12 +240,57 @@ def test_closing_ends_all_that_wait(postgres: Postgres) -> None:
 
     def close() -> None:
         def all_wait() -> bool:
-            return sum(len(pool_set.line) for pool_set in router._in_force.lanes.pool_sets) == 3
+            return router._snapshot().waiting == 3
 
         eventually(all_wait)
         router.close()
 
     all_of(request, partial(request, read_only=True), partial(request, read_only=True, max_lag=1.0), close)
+
+
+def test_if_the_first_in_line_is_interrupted_before_it_looks_for_what_is_idle_the_next_looks(
+    postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Injected(Exception):
+        pass
+
+    with Router(settings(primary=postgres.primary, pool={"max_size": 1, "timeout": PATIENCE})) as router:
+        works(router)
+        [pool] = inside(router).pools
+        [pool_set] = inside(router).lanes.pool_sets
+        work, led = PoolSet.work, list[Waiter]()
+
+        def take_none(_: NodePool) -> None:
+            """Find nothing, as if the connection were given back only after that."""
+
+        def interrupted_work(pool_set: PoolSet, waiter: Waiter) -> None:
+            if not led:
+                led.append(waiter)
+                eventually(two_wait)
+                raise Injected
+            work(pool_set, waiter)
+
+        def one_waits() -> bool:
+            return len(pool_set.line) == 1
+
+        def two_wait() -> bool:
+            return len(pool_set.line) == 2
+
+        def first() -> None:
+            with pytest.raises(Injected):
+                works(router)
+
+        def second() -> None:
+            eventually(one_waits)
+            begun = time.monotonic()
+            works(router)
+            assert time.monotonic() - begun < PATIENCE / 2
+
+        monkeypatch.setattr(NodePool, "take", take_none)
+        monkeypatch.setattr(PoolSet, "work", interrupted_work)
+        assert len(pool.idle) == 1
+        all_of(first, second)
+        assert led
 
 
 def test_who_waits_for_a_server_fails_at_the_deadline_with_the_reason() -> None:
@@ -236,4 +300,48 @@ def test_who_waits_for_a_server_fails_at_the_deadline_with_the_reason() -> None:
             with router.connection(timeout=0.5):
                 pass
         assert 0.5 <= time.monotonic() - begun < 3.0
-        assert [len(pool_set.line) for pool_set in router._in_force.lanes.pool_sets] == [0]
+        assert router._snapshot().waiting == 0
+
+
+def test_nobody_is_lost_in_a_crowd_of_which_some_give_up_while_what_is_known_changes(
+    cluster: PostgresCluster,
+) -> None:
+    options = settings(
+        primary=cluster.dsn(),
+        replicas=[standby.dsn() for standby in cluster.standbys],
+        pool={"max_size": 2, "timeout": PATIENCE},
+        tenancy={"pooling": "shared", "max_connections": 2},
+        tenant_template={"version": "v1", "row": "app.tenant"},
+    )
+    with Router(options) as router:
+        served: list[int] = []
+        until = time.monotonic() + 2.0
+
+        def request(number: int) -> None:
+            turns = count(number)
+            ways: list[dict[str, Any]] = [
+                {"version": "v1", "read_only": True},
+                {"tenant": f"k{number % 3}", "read_only": number % 2 == 0},
+                {"version": "v1", "read_only": True, "max_lag": 60.0},
+                {"version": "v1", "timeout": 0.002},
+            ]
+            while time.monotonic() < until:
+                turn = next(turns)
+                how = ways[turn % len(ways)]
+                try:
+                    with router.connection(**how) as connection:
+                        connection.execute("SELECT 1")
+                    served.append(turn)
+                except Unavailable:
+                    assert "timeout" in how
+                if turn % 50 == 0:
+                    invalidate(router)
+
+        all_of(*(partial(request, number) for number in range(16)))
+        assert served
+
+        def whole() -> bool:
+            found = router._snapshot()
+            return not (found.waiting or found.admitted or any(pool.borrowed or pool.waiting for pool in found.pools))
+
+        eventually(whole)

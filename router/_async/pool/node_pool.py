@@ -1,50 +1,43 @@
-"""A pool for one node, to read or to write: ``psycopg_pool``'s, with the few things that a router needs besides.
-
-This file alone uses what is inside ``psycopg_pool``: ``_pool``, ``_nconns``, ``_nconns_min``, ``_waiting``, ``_lock``,
-``_closed``, ``_opened``, ``_growing``, ``_stats``, ``_maybe_grow_pool()``, ``_signal_stop_worker()``, ``set()`` and
-``fail()`` of a waiting client, ``_pool`` and ``_expire_at`` of a connection; and inside ``psycopg``, what a borrower
-can change on a connection without a public name to tell.
-``docs/decisions/0002-inside-psycopg-pool.md`` says why; ``tests/test_inside_psycopg_pool.py`` checks what is assumed.
-"""
-
-# ruff: noqa: SLF001  (see above)
+"""A pool for one node, to read or to write: it lends what ``psycopg_pool`` opens and keeps for it."""
 
 from __future__ import annotations
 
 import logging
 import warnings
 from collections import deque
-from math import inf
+from contextlib import suppress
 from time import monotonic
-from typing import TYPE_CHECKING, Any
-from weakref import ref
+from typing import TYPE_CHECKING
 
 import psycopg
-from psycopg import AsyncConnection
-from psycopg.rows import TupleRow
-from psycopg_pool import AsyncConnectionPool, PoolClosed
-from psycopg_pool._acompat import ALock
-from psycopg_pool.pool_async import AddConnection, MaintenanceTask
+from psycopg_pool import PoolClosed
 
-from router._async.pool.connection import end_session
-from router._async.pool.opener import LoginRefused, ServerFull, Unable
+from router._async.pool.connection import FRESH, end_session
+from router._async.pool.counts import Counts
+from router._async.pool.hygiene import hygiene_of, note_traces, reset
+from router._async.pool.inside.connection import LENT_BY, NOTIFY_HANDLERS, OPEN_TRANSACTIONS
+from router._async.pool.inside.pool import AsyncDriverPool
+from router._async.pool.opening import AsyncOpening
 from router._async.pool.session_state import SessionState, borrower, session_of, shows_resource_warnings
-from router._async.slots import AsyncSlotRequest, BudgetSpent
 from router._async.waiter import AsyncPoolLine
 from router._runtime.calls import Isolated, ashielded
-from router._runtime.flags import ais_free
+from router._runtime.flags import afree_lock, asleep, atake_lock, atry_lock
 from router._runtime.sockets import cut
 from router.core.budget import Full, Idle, budget_key
 from router.core.measures import PoolStats
 
 if TYPE_CHECKING:
-    from collections import Counter
     from collections.abc import Collection
+
+    from psycopg import AsyncConnection
+    from psycopg.rows import TupleRow
 
     from router._async.admission import AsyncAdmission
     from router._async.cluster import AsyncCluster
     from router._async.line import AsyncLine
+    from router._async.pool.connection import AsyncNodeConnection
     from router._async.pool.opener import AsyncOpener
+    from router._async.slot import AsyncSlotRequest
     from router.core.observations import ProbeResult
     from router.core.topology import Node, Scope, Target
 
@@ -52,98 +45,28 @@ if TYPE_CHECKING:
 USERS = "a stream() or notifies() that was left half way, or another task or thread"
 """What may still use a connection when its block has ended."""
 
-LETTING_GO = 1.0
+USE_GRACE = 1.0
 """Seconds that whatever still uses a connection when its block has ended has to let go of it."""
 
-SURE = 1.0
-"""Seconds after a doubt for which there is no other one."""
+CLOSE_GRACE = 5.0
+"""Seconds that an attempt to open a connection gets to end when its pool closes."""
 
-TRY_AGAIN = (0.02, 0.5)
-"""Seconds after a failed attempt to connect until the next: at first, and at most; they double each time."""
+QUARANTINE_COOLDOWN = 1.0
+"""Seconds after a quarantine in which there is no other one."""
 
-OVERDUE = 2
-"""In so many rounds of housekeeping the worker begins with what it is told to do, if it was told at all."""
+TOLD = 1.0
+"""Seconds after which the worker is told once more, if it has not done what it was told to do."""
 
 logger = logging.getLogger("router")
 
 
-class _Name(str):
-    """The name of a pool of the router's, as psycopg_pool logs it."""
-
-    __slots__ = ()
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-    """Whether a record of psycopg_pool says what the router does not say: its warnings about these pools do not."""
-    arguments = record.args if isinstance(record.args, tuple) else ()
-    return record.levelno != logging.WARNING or not any(
-        isinstance(argument, _Name) or "_router" in getattr(argument, "__dict__", ()) for argument in arguments
-    )
-
-
-logging.getLogger("psycopg.pool").addFilter(_is_news)
-
-
-class Counts:
-    """What a pool has counted; it may outlive the pool.
-
-    Attributes:
-        stats: psycopg_pool's own counters.
-        opened: Attempts to connect; those that psycopg_pool only meant to make are among its own.
-        failed: How many of those failed.
-    """
-
-    __slots__ = ("_on_primary", "failed", "opened", "stats")
-
-    def __init__(self, stats: Counter[str]) -> None:
-        """Begin with none of them at the primary.
-
-        Args:
-            stats: psycopg_pool's own counters.
-        """
-        self.stats = stats
-        self.opened = self.failed = 0
-        # Those from earlier, and from which request on it is the primary that serves them, if it is: replaced at once,
-        # so that whoever adds them up at any moment sees them grow.
-        self._on_primary: tuple[int, int | None] = 0, None
-
-    def follow(self, *, on_primary: bool) -> None:
-        """Count requests apart from now on while it is the primary that serves reads.
-
-        Args:
-            on_primary: Whether it is.
-        """
-        (earlier, since), requests = self._on_primary, self.stats["requests_num"]
-        if on_primary and since is None:
-            self._on_primary = earlier, requests
-        elif not on_primary and since is not None:
-            self._on_primary = earlier + requests - since, None
-
-    def measured(self) -> dict[str, int]:
-        """Return the counters of now, by their names in the totals; the time that was waited in milliseconds."""
-        (earlier, since), stats = self._on_primary, self.stats
-        return {
-            "requests": (requests := stats["requests_num"]),
-            "queued": stats["requests_queued"],
-            "wait_ms": stats["requests_wait_ms"],
-            "opened": self.opened,
-            "failed": self.failed,
-            "on_primary": earlier if since is None else earlier + requests - since,
-        }
-
-
-class _RoutedConnection(AsyncConnection[TupleRow]):
-    """What the pool is told to connect with; what it gets is a plain connection, opened by the router."""
-
-    @classmethod
-    async def connect(cls, _: str = "", *, pool: AsyncNodePool) -> AsyncConnection[TupleRow]:  # type: ignore[override]
-        return await pool.open_connection()
-
-
-class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
+class AsyncNodePool:
     """The connections of one node for one use.
 
     Attributes:
+        name: How it is called in the log.
+        min_size: How many connections it keeps open.
+        max_size: How many it may have.
         node: What it connects to.
         target: What it serves.
         cluster: The cluster the node serves, as it is connected to.
@@ -152,24 +75,26 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         tenant: Whose it is; ``None`` for a version's, and for one that tenants share.
         shared: Whether tenants share it.
         budget_key: What each of its connections counts as in the budget.
-        idle: The connections ready to be borrowed; empty while the pool is in doubt, whatever it keeps.
-        doubted_at: When it was last put in doubt, on the monotonic clock.
-        borrowed: What is kept of each connection that is out. There is no strong reference to those themselves: one
-            that is dropped by whoever borrowed it is collected, and :meth:`reclaim` has its place back.
+        waiting: The requests that wait for its connections.
+        lock: Guards what is kept and counted.
+        kept: Its idle connections, the one that has been idle longest first.
+        idle: Those that are ready to be borrowed: all that are kept, or none while the pool is in quarantine.
+        fewest_idle: The fewest connections that were idle since it last shrank; an approximate number is enough.
+        quarantined_at: When its connections were last put in quarantine, on the monotonic clock.
+        borrowed: The sessions that are borrowed. There is no reference to their connection objects: one that its
+            borrower drops is collected, and :meth:`reclaim` closes its session.
         lost: Whether a connection may have been dropped.
-        admitted: By which admission, and as what, each connection was lent where a tenant may have so many only.
-        notes_where: Whether to note where each connection is borrowed. It costs too much to be done always: it is done
-            where a ``ResourceWarning`` would be shown, and once a connection was dropped.
-        expendable: Those of them whose query is run again elsewhere if they are cut.
+        admitted: For each connection that was lent within a tenant's limit, the admission, and what it counts as there.
+        notes_borrower: Whether to note where each connection is borrowed. That is too slow to be done always: it is
+            done if a ``ResourceWarning`` would be shown, and once a connection was dropped.
+        retryable: The borrowed sessions whose query is run again elsewhere if they are cut.
         inherited: Whether it belongs to the parent of a fork: nothing of it may be used or closed here.
-        barred: Why nobody may use its connections now; empty while they may. Set before :meth:`drop` looks at what is
-            out: whoever borrows at that moment sees this, or is seen there.
-        behind: Whether something was learnt of its server that it has not followed yet.
-        draining: Whether it lends nothing any more, and is closed: it goes when its last connection is back.
-        counts: What it has counted.
+        fenced_reason: Why no request may use its connections now; empty while they may. It is set before :meth:`drop`
+            looks at the borrowed sessions: a request that borrows at that moment sees this, or is seen there.
+        behind: Whether it has not followed yet an observation of its server.
+        draining: Whether it lends nothing any more; it is removed when its last connection is returned.
+        counts: Its counts.
     """
-
-    _waiting: AsyncPoolLine  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -194,23 +119,8 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         self.tenant = None if target.shared else target.tenant
         self.shared = target.shared
         whose = f"{cluster.name}{' tenants' if self.shared else f' {self.tenant}' if self.tenant else ''}"
-        super().__init__(
-            connection_class=_RoutedConnection,
-            kwargs={"pool": self},
-            open=False,
-            name=_Name(f"{whose} {node} {'read' if read_only else 'write'}"),
-            min_size=policy.min_size,
-            max_size=policy.max_size,
-            timeout=policy.timeout,
-            max_waiting=policy.max_waiting,
-            max_idle=policy.max_idle,
-            max_lifetime=policy.max_lifetime,
-            reconnect_timeout=0.0,  # psycopg_pool's own retries last minutes; here the monitor looks for a lost server
-            reconnect_failed=lambda _: self._try_later(),
-            num_workers=1,
-        )
-        # An async pool has none before open(), and what happens to its server meanwhile does not wait for that.
-        self._lock = ALock()
+        self.name = f"{whose} {node} {'read' if read_only else 'write'}"
+        self.min_size, self.max_size = policy.min_size, policy.max_size
         self.node = node
         self.target = target
         self.cluster = cluster
@@ -218,41 +128,52 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         self.read_only = read_only
         cap = None if self.tenant is None else target.policy.max_connections
         self.budget_key = budget_key(node, f"tenant {self.tenant}" if self.tenant else cluster.name, cap)
-        self._waiting = AsyncPoolLine(self)
-        self.idle = self._pool
-        self.doubted_at = 0.0
+        self.waiting = AsyncPoolLine(self)
+        self._driver = AsyncDriverPool(self, self.name, policy, self.waiting)
+        self.lock = self._driver.lock
+        self.kept = self.idle = self._driver.kept
+        self.fewest_idle = policy.min_size
+        self.quarantined_at = 0.0
         self.borrowed: set[SessionState] = set()
         self.lost = False
         self.admitted: dict[SessionState, tuple[AsyncAdmission, object]] = {}  # its pop() is atomic
-        self.notes_where = shows_resource_warnings()
-        # Guarded by _lock: _nconns is how many there are of both, but for what an exception has interrupted.
-        self._sessions: set[SessionState] = set()  # of all connections that have been opened and not been counted out
-        self._adding: set[_Adding] = set()  # attempts to open one, from when they are decided on until they have ended
-        self.expendable: set[SessionState] = set()
+        self.notes_borrower = shows_resource_warnings()
+        # Of all connections that have been opened and not been counted out; guarded by the lock. The pool's size is how
+        # many these are, and how many are being opened, but for what an exception has interrupted.
+        self._sessions: set[SessionState] = set()
+        self.retryable: set[SessionState] = set()
         self.inherited = False
-        self.barred = ""
+        self.fenced_reason = ""
         self.behind = False
         self.draining = False
-        self._refusal = ""
-        self._slot_request: AsyncSlotRequest | None = None
-        self.counts = Counts(self._stats)
+        self.counts = Counts()
         self._opener = opener
-        self._try_at = self._patience = 0.0  # when one more is tried at the earliest; for how long it was put off
-        self._will_try = False  # whether the worker is told to do so then
-        self._sure_until = 0.0
-        self._startup = target.startup if target.in_session else None
-        self._used_at = monotonic()  # when somebody last came for a connection that was not ready
+        self._opening = AsyncOpening(self, target, opener)
+        self._told_until = 0.0  # until when the worker has time to do so, if it is told to
+        self._no_quarantine_until = 0.0
+        self._hygiene = hygiene_of(target)
+        self._used_at = monotonic()  # when a request last needed a connection that was not ready
+
+    @property
+    def closed(self) -> bool:
+        """Whether it is not open yet, or is closed."""
+        return self._driver.closed
+
+    @property
+    def size(self) -> int:
+        """How many connections it has, borrowed ones and those being opened included."""
+        return self._driver.size
 
     @property
     def in_use(self) -> bool:
         """Whether anybody has one of its connections, or waits for one."""
-        return bool(self.borrowed or self._waiting)
+        return bool(self.borrowed or self.waiting)
 
     @property
     def used_at(self) -> float:
         """When it was last used, on the monotonic clock."""
         try:
-            return max(session_of(self._pool[-1]).idle_since, self._used_at)
+            return max(session_of(self.kept[-1]).idle_since, self._used_at)
         except IndexError:
             return self._used_at
 
@@ -260,10 +181,10 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
     def longest_idle(self) -> Idle | None:
         """Its connection that has been idle longest, as the budget looks at it."""
         try:
-            since = session_of(self._pool[0]).idle_since
+            since = session_of(self.kept[0]).idle_since
         except IndexError:
             return None
-        return Idle(self.budget_key, since, warm=self._nconns <= self.min_size)
+        return Idle(self.budget_key, since, warm=self.size <= self.min_size)
 
     def holders(self) -> list[str]:
         """List the tenants of the connections that are out, one for each; none when they are a version's."""
@@ -272,52 +193,57 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
     @property
     def load(self) -> int:
         """How many requests it serves or keeps waiting."""
-        return len(self.borrowed) + self._waiting.number()
+        return len(self.borrowed) + self.waiting.number()
 
     @property
-    def doubted(self) -> bool:
+    def quarantined(self) -> bool:
         """Whether no idle connection is lent, because all of them may be about to end."""
-        return self.idle is not self._pool and not self.draining
+        return self.idle is not self.kept and not self.draining
 
     @property
     def full(self) -> bool:
         """Whether it has none to lend, and may open no more, or had better not now."""
-        if self.doubted or len(self.borrowed) >= self.max_size:
+        if self.quarantined or len(self.borrowed) >= self.max_size:
             return True
-        return not self._pool and self._opener.slots.full(self.budget_key) is Full.LOGIN
+        return not self.kept and self._opener.slots.full(self.budget_key) is Full.LOGIN
 
     @property
     def refusal(self) -> str:
         """Why there is not one more connection to be had now; empty if nothing but its own size is in the way."""
-        limit = self._opener.slots.server_limit(self.budget_key)
+        limit = self._opener.slots.server_limits.refusing(self.budget_key.login)
         if limit is None or self._opener.slots.full(self.budget_key) is not Full.LOGIN:
-            return self._refusal
+            return self._opening.refusal
         return str(limit)
 
     @property
-    def grown(self) -> bool:
+    def at_max_size(self) -> bool:
         """Whether it has opened all that it may."""
-        return self._nconns >= self.max_size
+        return self.size >= self.max_size
 
     @property
     def line(self) -> AsyncLine | None:
         """Where requests wait for its connections; ``None`` if none has used it yet."""
-        return self._waiting.line
+        return self.waiting.line
 
     @property
     def kept_back(self) -> int:
-        """How many connections it has that it does not lend now, since they are in doubt."""
-        return len(self._pool) if self.doubted else 0
+        """How many connections it has that it does not lend now, since they are in quarantine."""
+        return len(self.kept) if self.quarantined else 0
 
     @property
     def may_grow(self) -> bool:
         """Whether it may be told to open one more: one that was not opened itself yet counts those it is to keep."""
-        return self._closed or not (self._growing or self.grown)
+        return self._driver.may_grow
 
     @property
     def is_growing(self) -> bool:
         """Whether it is opening one more."""
-        return self._growing
+        return self._driver.is_growing
+
+    @property
+    def opening(self) -> int:
+        """How many connections are being opened, or are to be."""
+        return self._driver.adding
 
     async def take(self) -> AsyncConnection[TupleRow] | None:
         """Borrow a connection that is ready: the part of ``getconn()`` that this takes, and the hot path.
@@ -327,41 +253,52 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         """
         idle = self.idle
         while idle:
-            async with self._lock:  # guards _pool, _nconns_min
-                if not idle:
-                    return None
-                connection = idle.popleft()
-                self._nconns_min = min(self._nconns_min, len(idle))  # what shrinking goes by
-            # Nobody asked anything: if there is something to read, it is most likely the end.
-            original = connection.__dict__["_router"]
-            if original.unasked(0) and not await self._lives(connection):
-                async with self._lock:  # guards _nconns
-                    self._count_out(original)
+            try:
+                connection = idle.popleft()  # which is atomic
+            except IndexError:
+                break
+            if (left := len(idle)) < self.fewest_idle:
+                self.fewest_idle = left
+            session: SessionState = connection._router  # type: ignore[attr-defined]  # noqa: SLF001  (the router's own)
+            if (session.pgconn.transaction_status or monotonic() >= session.fresh_until) and not await self._lives(
+                session
+            ):
+                async with self.lock:  # guards the size
+                    self._count_out(session)
                 continue
-            self._stats[self._REQUESTS_NUM] += 1
-            connection._pool = self
-            self.borrowed.add(original)
-            if self.notes_where:
-                original.borrowed_at = borrower()
-            if self.barred:
+            self.counts.taken += 1
+            session.attributes[LENT_BY] = self
+            self.borrowed.add(session)
+            if self.notes_borrower:
+                session.borrowed_at = borrower()
+            if self.fenced_reason:
                 await connection.close()
-                await self.give_back(connection)
+                await self.release(connection)
                 return None
             return connection
         return None
 
-    async def _lives(self, connection: AsyncConnection[TupleRow]) -> bool:
-        """Read what came unasked on an idle connection: a notification does no harm, its end means it is closed."""
-        unasked = session_of(connection).unasked
+    async def _lives(self, session: SessionState) -> bool:
+        """Read what came to an idle session: a notification does no harm, its end means it is closed.
+
+        Nobody asked anything: if there is something to read, it is most likely the end. Nobody has its connection
+        object, so that no other thread or task is at its socket.
+        """
+        pgconn = session.pgconn
         try:
-            while unasked(0):
-                connection.pgconn.consume_input()
-            while not connection._notify_handlers and connection.pgconn.notifies() is not None:
+            while session.has_input(0):
+                pgconn.consume_input()
+            while not session.attributes[NOTIFY_HANDLERS] and pgconn.notifies() is not None:
                 pass  # it was for an earlier borrower
         except psycopg.OperationalError:
-            await connection.close()
+            await end_session(session)
             self.watched.suspect(self.node.server)
             return False
+        if pgconn.transaction_status:  # something of libpq's was kept from a block
+            logger.warning("a connection of the pool %r is closed: it was used while nobody had borrowed it", self.name)
+            await end_session(session)
+            return False
+        session.fresh_until = monotonic() + FRESH
         return True
 
     async def take_for(self, scope: Scope) -> AsyncConnection[TupleRow] | None:
@@ -383,12 +320,11 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
             connection: The connection.
             tenant: Whom the request is for; empty where that does not matter.
         """
-        original = session_of(connection)
-        original.tenant = tenant
-        connection._pool = self
-        self.borrowed.add(original)
-        self._stats[self._REQUESTS_NUM] += 1
-        self._stats[self._REQUESTS_QUEUED] += 1
+        session: SessionState = connection._router  # type: ignore[attr-defined]  # noqa: SLF001  (the router's own)
+        session.tenant = tenant
+        session.attributes[LENT_BY] = self
+        self.borrowed.add(session)
+        self.counts.queued += 1
 
     async def is_usable(self, connection: AsyncConnection[TupleRow]) -> bool:
         """Tell whether a connection that was handed over may be used; else it is closed and given back.
@@ -399,32 +335,26 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         Returns:
             Whether it may: what is known of its server may have changed while it was on its way.
         """
-        if not self.barred:
+        if not self.fenced_reason:
             return True
         await connection.close()
-        await self.give_back(connection)
+        await self.release(connection)
         return False
-
-    def note_waited(self, seconds: float) -> None:
-        """Count for how long a request has waited.
-
-        Args:
-            seconds: For how long.
-        """
-        self._stats[self._REQUESTS_WAIT_MS] += int(1000.0 * seconds)
 
     async def hand_over(self) -> None:
         """Hand what is idle to those that wait."""
-        if self._closed or self.draining:
+        if self.closed or self.draining:
             return
-        async with self._lock:  # guards _pool, _waiting; taken even if none seems idle, see AsyncLine
-            if not self.idle:
-                return
-            lent = [self.idle.popleft() for _ in range(min(len(self.idle), self._waiting.number()))]
+        async with self.lock:  # guards kept, waiting; taken even if none seems idle, see AsyncLine
+            lent: list[AsyncConnection[TupleRow]] = []
+            idle = self.idle  # another one, once they are in quarantine
+            with suppress(IndexError):  # take() needs no lock to have the last
+                while idle and len(lent) < self.waiting.number():
+                    lent.append(idle.popleft())
             self.borrowed.update(map(session_of, lent))
         for connection in lent:
-            connection._pool = self
-            await self.give_back(connection)
+            connection.__dict__[LENT_BY] = self
+            await self.release(connection)
 
     async def grow(self) -> None:
         """Open one more connection for those that wait, and the pool, if this is its first use.
@@ -433,13 +363,13 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
             PoolClosed: The pool was closed.
         """
         self._used_at = monotonic()
-        if self._closed or self.draining:
+        if self.closed or self.draining:
             await self._begin()
         if self.lost:
             await self.reclaim()
-        async with self._lock:  # guards _pool, _waiting, _closed, _growing
+        async with self.lock:  # guards kept, waiting, closed, growing
             self._grow_for_waiting()
-        await self._try_later()
+        await self.try_later()
 
     async def warm_up(self) -> None:
         """Open one more connection if it may have one, though nobody waits: the next request finds it here.
@@ -447,69 +377,66 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         Raises:
             PoolClosed: The pool was closed.
         """
-        if self.doubted or self.draining or not self.may_grow:
+        if self.quarantined or self.draining or not self.may_grow:
             return
-        if self._closed:
+        if self.closed:
             await self._begin()
-        async with self._lock:  # guards _closed, _growing
-            if not self._closed:
-                self._maybe_grow_pool()
+        async with self.lock:  # guards closed, growing
+            if not self.closed:
+                self._driver.grow()
 
     def _grow_for_waiting(self) -> None:
         """Open one more if more wait than are kept back; under the lock."""
-        if not self._closed and not self.draining and self._waiting and self._waiting.number() > len(self._pool):
-            self._maybe_grow_pool()
+        if not self.closed and not self.draining and self.waiting and self.waiting.number() > len(self.kept):
+            self._driver.grow()
 
-    def _maybe_grow_pool(self) -> None:
-        if self._may_try():
-            super()._maybe_grow_pool()
-
-    def _may_try(self) -> bool:
+    def may_try(self) -> bool:
         """Whether another attempt to connect is due."""
-        return monotonic() >= self._try_at
+        return monotonic() >= self._opening.due_at
 
-    async def _try_later(self) -> None:
-        """Try again to open a connection, when it is time and if somebody waits then."""
-        if self._waiting and not self._will_try and not self._growing and not self.grown:
-            self._will_try = True
-            await self.schedule_task(_TryAgain(self), max(self._try_at - monotonic(), 0.0))
+    async def try_later(self) -> None:
+        """Try again to open a connection, if a request waits then."""
+        now = monotonic()
+        if self.waiting and now >= self._told_until and not self.is_growing and not self.at_max_size:
+            delay = max(self._opening.due_at - now, 0.0)
+            self._told_until = now + delay + TOLD  # and not for good: an exception may come before the next line
+            await self._driver.try_again_in(delay)
 
     async def try_again(self) -> None:
-        """Open one more connection if somebody waits for it."""
-        self._will_try = False
-        async with self._lock:  # guards _pool, _waiting, _closed, _growing
+        """Open one more connection if a request waits for it."""
+        self._told_until = 0.0
+        async with self.lock:  # guards kept, waiting, closed, growing
             self._grow_for_waiting()
-
-    def _put_off(self, first: float, most: float) -> None:
-        """Try again later than the last time."""
-        self._patience = min(max(2.0 * self._patience, first), most)
-        self._try_at = monotonic() + self._patience
 
     async def _begin(self) -> None:
         if self.draining:
             raise PoolClosed(f"the pool {self.name!r} is closed")
         try:
-            await self.open()
+            await self._driver.open()
         except psycopg.OperationalError as error:  # it has been closed meanwhile
             raise PoolClosed(str(error)) from error
         except BaseException:
             await self._undo_open()
             raise
         if self.draining:
-            await self.close()
+            await self.stop(CLOSE_GRACE)
 
     @ashielded
     async def _undo_open(self) -> None:
-        """Be as before :meth:`open`, which failed half-way: without a worker, nobody here would ever be served."""
-        async with self._lock:  # guards _closed, _growing
-            if not self._closed:
-                await self._signal_stop_worker()
-                self._closed, self._opened, self._growing = True, False, False  # what is counted is opened next time
-                self._adding.clear()
-                self._will_try = False
+        async with self.lock:
+            await self._driver.undo_open()
+            self._told_until = 0.0
 
-    async def open_connection(self) -> AsyncConnection[TupleRow]:
-        """Open one more connection, for the pool's own worker; if that fails, it is tried again after a while.
+    async def stop(self, timeout: float) -> None:
+        """Open no connection any more, and close what is idle.
+
+        Args:
+            timeout: The most to wait for an attempt to open one, in seconds.
+        """
+        await self._driver.close(timeout)
+
+    async def open_connection(self) -> AsyncNodeConnection:
+        """Open one more connection, for psycopg_pool's worker; if that fails, it is tried again after a while.
 
         Returns:
             The connection.
@@ -517,77 +444,21 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         Raises:
             psycopg.OperationalError: It could not be opened.
         """
-        if not self._may_try():  # psycopg_pool tries a failed attempt once more at once
-            raise psycopg.OperationalError("not tried again yet")
-        request = AsyncSlotRequest(self.budget_key)
+        connection = await self._opening.open()
         try:
-            while (connection := await self._open_within(request)) is None:
-                request = AsyncSlotRequest(self.budget_key, request.order)
-        except (BudgetSpent, ServerFull):  # and nothing waits
-            self._put_off(TRY_AGAIN[0], TRY_AGAIN[0])
-            raise
-        except (LoginRefused, Unable) as error:
-            if not self._refusal:
-                logger.warning("%s %s", self.node, str(error))  # a record that is kept keeps no frames
-            self._refusal = str(error)
-            self._put_off(*TRY_AGAIN)
-            raise
-        except Exception:
-            self._put_off(*TRY_AGAIN)
-            if self._waiting and self.line is not None:  # what it was for may have to go elsewhere
-                self.line.owner.invalidate()
-                self.line.tell()
-            raise
-        finally:
-            self._slot_request = None
-        self._refusal = ""
-        self._try_at = self._patience = 0.0
-        try:
-            connection.__dict__["_router"] = original = SessionState(connection)
+            note_traces(connection, self._hygiene)
+            session = SessionState(connection, self)
             if self.read_only:
-                original.process = await self._opener.recognize(connection, self.node, self.cluster)
-            original.connection = ref(connection, self._note_lost)
-            self._sessions.add(original)
+                session.process = await self._opener.recognize(connection, self.node, self.cluster)
+            self._sessions.add(session)
         except BaseException:
             await connection.close()
             raise
         return connection
 
-    async def _open_within(self, request: AsyncSlotRequest) -> AsyncConnection[TupleRow] | None:
-        """Open one more connection within the budget; ``None`` if none was to be had, but requests wait for it."""
-        slots = self._opener.slots
-        # In this order: what leaves the line looks for the request after that.
-        self._slot_request = request
-        self.withdraw()
-        try:
-            slot = await slots.take(request, inf)
-        except BudgetSpent:
-            if not self._waiting or slots.closed:
-                raise
-            return None
-        self.counts.opened += 1  # by the pool's only worker
-        try:
-            with slot:
-                return await self._opener.open(
-                    self.node,
-                    self.cluster,
-                    slot,
-                    read_only=self.read_only,
-                    startup=self._startup,
-                    optional=self._nconns > 1,  # this one is counted already
-                )
-        except ServerFull:
-            self.counts.failed += 1
-            if not self._waiting:
-                raise
-            return None
-        except Exception:
-            self.counts.failed += 1
-            raise
-
     def withdraw(self) -> None:
         """Have no connection opened if no request waits for one any more."""
-        if not self._waiting and (request := self._slot_request) is not None:
+        if not self.waiting and (request := self._opening.request) is not None:
             self._opener.slots.withdraw(request)
 
     async def look(self, connection: AsyncConnection[TupleRow]) -> ProbeResult:
@@ -602,41 +473,40 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         Raises:
             psycopg.Error: It does not say.
         """
-        self.expendable.add(session_of(connection))
-        seen = await self._opener.look(connection, self.node)
-        self.expendable.discard(session_of(connection))
+        self.retryable.add(session_of(connection))
+        seen = await self._opener.queries.probe(connection, self.node)
+        self.retryable.discard(session_of(connection))
         return seen
 
     def begin_draining(self) -> None:
-        """Lend nothing any more, also to requests that hold a lane from before; whoever calls this closes the pool."""
+        """Lend nothing any more, not even to requests that hold an old lane; the caller also stops the pool."""
         self.draining = True  # first: what comes back from now on does not become idle
         self.idle = deque()
 
     def end_draining(self) -> None:
         """Be forgotten if it drains and nothing of it is left: what comes back last calls this, and housekeeping."""
-        if self.draining and self._closed and not self.borrowed:
-            # What is taken at this very moment is idle no more, and not noted as borrowed yet.
-            connections = [session.connection() for session in list(self._sessions)]
-            if all(connection is None or connection.closed for connection in connections):
-                self.watched.clusters.remove(self)
+        # What is taken at this very moment is idle no more, and not noted as borrowed yet: so look at the sessions.
+        if self.draining and self.closed and not self.borrowed and all(one.closed for one in list(self._sessions)):
+            self.watched.clusters.remove(self)
 
-    def doubt(self) -> None:
-        """Lend no idle connection until :meth:`trust`, but not again at once: sessions may go on being ended."""
+    def quarantine(self) -> None:
+        """Lend no idle connection until :meth:`end_quarantine`; not again at once, for sessions may go on ending."""
         now = monotonic()
-        if not self.doubted and not self.draining and now >= self._sure_until:
-            self.doubted_at = now
+        if not self.quarantined and not self.draining and now >= self._no_quarantine_until:
+            self.quarantined_at = now
             self.idle = deque()
 
     @ashielded
-    async def trust(self) -> None:
+    async def end_quarantine(self) -> None:
         """Lend idle connections again, first to those who wait."""
-        async with self._lock:  # guards _pool, _waiting
-            self._sure_until = monotonic() + SURE
-            if self.draining:
+        async with self.lock:  # guards kept, waiting
+            self._no_quarantine_until = monotonic() + QUARANTINE_COOLDOWN
+            self.idle = self.kept
+            if self.draining:  # last: begin_draining() takes no lock, and sets this first
+                self.idle = deque()
                 return
-            self.idle = self._pool
         await self.hand_over()
-        async with self._lock:  # guards _pool, _waiting, _closed, _growing
+        async with self.lock:  # guards kept, waiting, closed, growing
             self._grow_for_waiting()  # what they waited for has been closed meanwhile
 
     async def evict_idle(self, beneficiary: AsyncSlotRequest | None = None) -> None:
@@ -645,29 +515,35 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         Args:
             beneficiary: The request for that, if it is for one.
         """
-        if (connection := await self._take_out()) is not None:
-            await end_session(connection, beneficiary)
+        if (connection := await self._pop_idle()) is not None:
+            await end_session(session_of(connection), beneficiary)
 
-    async def _take_out(self) -> AsyncConnection[TupleRow] | None:
+    async def _pop_idle(self) -> AsyncConnection[TupleRow] | None:
         """Have the connection that has been idle longest no more."""
-        if not self._pool:
+        if not self.kept:
             return None
-        async with self._lock:  # guards _pool and _nconns
-            if not self._pool:
+        async with self.lock:  # guards kept and the size
+            try:
+                connection = self.kept.popleft()
+            except IndexError:  # take() needs no lock to have the last
                 return None
-            connection = self._pool.popleft()
             self._count_out(session_of(connection))
             return connection
 
-    def _count_out(self, original: SessionState) -> None:
+    def _count_out(self, session: SessionState) -> None:
         """Count a connection no more, unless that was done before; under the lock."""
-        if original in self._sessions:
-            self._sessions.discard(original)
-            self._nconns -= 1
+        if session in self._sessions:
+            self._sessions.discard(session)
+            self._driver.count_out()
 
-    def _note_lost(self, _: object) -> None:
-        """Note that a connection was collected, wherever that happened to be; nothing else must be touched here."""
-        self.lost = True
+    def note_opened(self, connection: AsyncConnection[TupleRow], expires_at: float) -> None:
+        """Note until when a connection may be lent.
+
+        Args:
+            connection: The connection.
+            expires_at: Until when, on the monotonic clock.
+        """
+        session_of(connection).expires_at = expires_at
 
     def session_states(self) -> list[SessionState]:
         """List what is kept of each of its connections."""
@@ -675,55 +551,48 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
 
     @ashielded
     async def reclaim(self) -> None:
-        """Have the places back of connections that were dropped or closed by whoever borrowed them, or lost on the way.
+        """Reclaim connections that their borrowers dropped or closed, or that were lost through an interruption.
 
-        An exception may come at any moment, out of a signal handler: so what is counted is compared with what is there.
+        A signal handler may raise at any moment; so the counts are compared with the connections that exist.
         """
         self.lost = False
         self.withdraw()
-        for original in list(self._sessions):
-            connection = original.connection()
-            if connection is None or (connection.closed and original in self.borrowed):
-                dropped = connection is None and original in self.borrowed
-                await self._replace(original)
-                if connection is None:
-                    original.forget()
-                if dropped:
-                    self._warn_of_dropped(original)
-        async with self._lock:  # guards all of this
-            if self._closed or self.draining:
+        for session in list(self._sessions):
+            borrowed = session in self.borrowed
+            if session.dropped or (borrowed and session.closed):
+                await self._close_session(session)
+                if session.dropped and borrowed:
+                    self._warn_of_dropped(session)
+        async with self.lock:  # guards all of this
+            if self.closed or self.draining:
                 return
-            self._nconns = min(self._nconns, len(self._sessions) + len(self._adding))
-            if self._growing and not any(adding.growing for adding in self._adding):
-                self._growing = False
-            for adding in list(self._adding):
-                adding.queue_again(self)
+            self._driver.recount(len(self._sessions))
             self._grow_for_waiting()
 
-    def _warn_of_dropped(self, original: SessionState) -> None:
-        asked, at = original.target, original.borrowed_at
+    def _warn_of_dropped(self, session: SessionState) -> None:
+        asked, at = session.target, session.borrowed_at
         whom = "" if asked is None else f" for {f'tenant {asked.tenant!r}' if asked.tenant else asked.version}"
         where = "; where is noted from now on" if at is None else f" in {at[0]}, line {at[1]}"
         what = f"a connection to {self.node} was borrowed{whom}{where}, and dropped without being given back or closed"
-        self.notes_where = True
+        self.notes_borrower = True
         logger.warning("%s", what)
         file, line = at or (__file__, 1)
         with Isolated("%s", what):  # warnings may be errors here
             warnings.warn_explicit(what, ResourceWarning, file, line)
 
-    async def _replace(self, original: SessionState) -> None:
+    async def _replace(self, session: SessionState) -> None:
         """Count a connection that was lent no more, unless that was done before, and have another one opened."""
-        async with self._lock:  # guards _nconns, _sessions
-            self.borrowed.discard(original)
-            self.expendable.discard(original)
-            if (entry := self.admitted.pop(original, None)) is not None:
+        async with self.lock:  # guards the size, _sessions
+            self.borrowed.discard(session)
+            self.retryable.discard(session)
+            if (entry := self.admitted.pop(session, None)) is not None:
                 entry[0].leave(entry[1])
-            if original in self._sessions:
-                self._sessions.discard(original)
-                if self._closed or self.draining:
-                    self._nconns -= 1
+            if session in self._sessions:
+                self._sessions.discard(session)
+                if self.closed or self.draining:
+                    self._driver.count_out()
                 else:
-                    self.run_task(AddConnection(self))
+                    self._driver.replace_one()
         self.end_draining()
 
     @ashielded
@@ -735,53 +604,50 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         """
         if self.inherited:
             return
-        connection._pool = None  # it is no longer lent: its close() closes it
+        session, use = session_of(connection), object()
         try:
-            await connection.close()
+            session.begin_use(connection, use)
+        except psycopg.Error:  # its block has ended meanwhile, or it is being closed
+            return
+        try:
+            session.is_closing = True  # first: what would begin to use it from now on fails, and the rest is seen here
+            if len(session.uses) > 1:  # to close it would free memory that is in use: the end of its block does
+                _cut_off([session], "it was closed while something used it")
+                return
+            connection.__dict__[LENT_BY] = None  # it is no longer lent: its close() closes it
+            try:
+                await connection.close()
+            finally:
+                await self._replace(session)
         finally:
-            await self._replace(session_of(connection))
+            session.end_use(connection, use)
 
-    def run_task(self, task: MaintenanceTask) -> None:
-        """Have the pool's worker do something.
+    async def _close_session(self, session: SessionState) -> None:
+        """Close a session whose connection object nobody may use any more, and have its place back."""
+        try:
+            await end_session(session)
+        finally:
+            await self._replace(session)
+
+    def note_closing(self, connection: AsyncConnection[TupleRow]) -> None:
+        """Note that a connection is closed that is not counted any more.
 
         Args:
-            task: What.
+            connection: The connection.
         """
-        super().run_task(self._kept_in_mind(task))
-
-    async def schedule_task(self, task: MaintenanceTask, delay: float) -> None:
-        """Have the pool's worker do something later.
-
-        Args:
-            task: What.
-            delay: In how many seconds.
-        """
-        await super().schedule_task(self._kept_in_mind(task), delay)
-
-    def _kept_in_mind(self, task: MaintenanceTask) -> MaintenanceTask:
-        if type(task) is AddConnection:
-            task = _Adding(self, task.attempt, task.growing)
-        if isinstance(task, _Adding):
-            self._adding.add(task)
-        return task
-
-    async def _close_connection(self, connection: AsyncConnection[TupleRow]) -> None:
-        """Close a connection that psycopg_pool has counted out."""
         self._sessions.discard(session_of(connection))
-        await super()._close_connection(connection)
 
     async def keep_warm(self) -> None:
         """Open one of the connections that are to be kept open, if there are too few: some may have made room."""
-        if self._nconns < self.min_size:
-            async with self._lock:  # guards _nconns
-                if self._closed or self.draining or self._nconns >= self.min_size:
+        if self.size < self.min_size:
+            async with self.lock:  # guards the size
+                if self.closed or self.draining or self.size >= self.min_size:
                     return
-                self._nconns += 1
-                self.run_task(AddConnection(self))
+                self._driver.add_one()
 
     async def empty(self) -> None:
         """Close what is idle."""
-        while (connection := await self._take_out()) is not None:
+        while (connection := await self._pop_idle()) is not None:
             with Isolated("could not close a connection to %s", self.node):
                 await connection.close()
 
@@ -789,13 +655,13 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         """Part with the connections of a server that must not be used: nobody waits for them, none stays idle.
 
         Args:
-            why_borrowed: Why those that are out are cut, too; if empty, only the expendable are.
+            why_borrowed: Why those that are out are cut, too; if empty, only those whose query is run again are.
 
         Returns:
-            How many of those that are out were cut, but for the expendable.
+            How many of those that are out were cut, but for those whose query is run again.
         """
         await self.empty()
-        doomed = list(self.borrowed if why_borrowed else self.expendable)
+        doomed = list(self.borrowed if why_borrowed else self.retryable)
         _cut_off(doomed, why_borrowed)
         return len(doomed) if why_borrowed else 0
 
@@ -809,7 +675,7 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         _cut_off(silent, reason)
         await self.drop("")
 
-    async def let_go(self, connection: AsyncConnection[TupleRow], *, wait: bool = True) -> bool:
+    async def wait_unused(self, connection: AsyncConnection[TupleRow], *, wait: bool = True) -> bool:
         """Wait for whatever still uses a connection whose block has ended, for a moment; else cut it off.
 
         What holds psycopg's lock is another task or thread, or the generator of a ``stream()`` or ``notifies()`` that
@@ -823,19 +689,34 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
             Whether nothing uses it any more. Else it is cut, and must not even be closed: that would free memory which
             another thread may be using.
         """
-        original = session_of(connection)
-        if not connection.lock.locked():
+        if not await self._take_lock(connection, USE_GRACE if wait else 0.0):
+            return False
+        afree_lock(connection.lock)
+        return True
+
+    async def _take_lock(self, connection: AsyncConnection[TupleRow], timeout: float = USE_GRACE) -> bool:
+        """Take the lock of a connection whose block has ended; if something uses it for too long, cut that off."""
+        session = session_of(connection)
+        if not session.uses and atry_lock(connection.lock):
             return True
-        if not original.cut_because:
-            if await ais_free(connection.lock, LETTING_GO if wait else 0.0):
-                return True
-            original.cut_because = "its block had ended, but something still used it"
+        if not session.cut_because:
+            deadline = monotonic() + timeout
+            if await atake_lock(connection.lock, timeout):
+                unused = False
+                try:
+                    unused = await _has_no_uses(session, deadline)
+                finally:
+                    if not unused:
+                        afree_lock(connection.lock)
+                if unused:
+                    return True
+            session.cut_because = "its block had ended, but something still used it"
             logger.warning(
                 "a connection of the pool %r is cut: its block has ended, but something still uses it, %s",
                 self.name,
                 USERS,
             )
-            cut(connection)
+            cut(session)
         return False
 
     @ashielded
@@ -850,23 +731,31 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         """
         if self.inherited:
             return
-        original = session_of(connection)
+        session, lock = session_of(connection), connection.lock
         try:
             with Isolated("could not close a connection to %s", self.node):
-                in_use, connection._pool = not await self.let_go(connection), None  # no longer lent: its close() closes
-                await end_session(connection, beneficiary, in_use=in_use)
+                free = await self._take_lock(connection)
+                session.over = True
+                if free:
+                    session.end(connection)
+                    afree_lock(lock)
+                    free = not session.uses  # something may have begun at this very moment
+                if not free:
+                    cut(session)
+                    session.forget()
+                await end_session(session, beneficiary, in_use=not free)
         finally:
             if beneficiary is not None:
                 self._opener.slots.restore(beneficiary)
-        async with self._lock:  # guards _nconns, _growing, _waiting
-            self.borrowed.discard(original)
-            self.expendable.discard(original)
-            self._count_out(original)
+        async with self.lock:  # guards the size, growing, waiting
+            self.borrowed.discard(session)
+            self.retryable.discard(session)
+            self._count_out(session)
             self._grow_for_waiting()
         self.end_draining()
 
     @ashielded
-    async def give_back(  # noqa: C901, PLR0912  (the hot path: a call in it costs more than the rest of a line)
+    async def release(  # noqa: C901, PLR0912  (the hot path: a call in it costs more than the rest of a line)
         self, connection: AsyncConnection[TupleRow]
     ) -> None:
         """Take a borrowed connection back, such as it was when it was opened.
@@ -876,71 +765,79 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         """
         if self.inherited:
             return
-        state, offer = connection.__dict__, None
-        original: SessionState = state["_router"]
-        pgconn = connection.pgconn
+        session: SessionState = connection._router  # type: ignore[attr-defined]  # noqa: SLF001  (the router's own)
+        pgconn, lock = session.pgconn, connection.lock
+        offer, is_kept = None, False
         try:
-            if connection.lock.locked() and not await self.let_go(connection):
+            if not atry_lock(lock) and not await self._take_lock(connection):
                 await self.close_for(connection)
                 return
-            if pgconn.transaction_status or original.spent:
+            open_transactions = session.attributes[OPEN_TRANSACTIONS]  # of whose ends there may be some to come
+            try:
+                following = session.pass_on(connection)
+            finally:
+                afree_lock(lock)
+            # From here on, nothing that was kept from the block reaches the session but what has begun to.
+            if session.uses:
+                session.end(following)
+                await self.close_for(connection)
+                return
+            if pgconn.transaction_status or pgconn.pipeline_status or open_transactions or session.dirty:
                 pass
-            elif pgconn.parameter_status(b"in_hot_standby") != original.in_hot_standby:
+            elif pgconn.parameter_status(b"in_hot_standby") != session.in_hot_standby:
                 self.watched.suspect(self.node.server)  # it was promoted, say
-            elif pgconn.parameter_status(b"client_encoding") == original.client_encoding:  # psycopg goes by it
-                if (
-                    state != original.seen
-                    or original.adapted
-                    or state["_notifies_backlog"]
-                    or (prepared := connection._prepared).prepare_threshold != original.prepare_threshold
-                    or prepared.prepared_max != original.prepared_max
-                ):
-                    await original.restore(connection)
+            elif self._hygiene is not None and not await reset(following):
+                await self._close_session(session)  # which was not lost in the block
+                return
+            elif pgconn.parameter_status(b"client_encoding") == session.client_encoding:  # psycopg goes by it
                 pgconn.untrace()  # nothing tells whether it is traced
-                original.idle_since = now = monotonic()
-                self.expendable.discard(original)
+                if not pgconn.nonblocking:
+                    pgconn.nonblocking = 1
+                session.idle_since = now = monotonic()
+                self.retryable.discard(session)
                 if (
-                    not connection.closed
-                    and now < connection._expire_at
-                    and (not self._waiting or await self._lives(connection))  # as whoever takes an idle one finds out
+                    now < session.expires_at
+                    and (not self.waiting or now < session.fresh_until or await self._lives(session))  # as take() does
                 ):
-                    async with self._lock:  # guards _pool, _waiting, _closed
+                    async with self.lock:  # guards kept, waiting, closed
                         if not self.draining:
-                            while self._waiting:  # until it is handed over, whoever brings it counts as having it
-                                offer = self._waiting.popleft()
-                                if await offer.set(connection):
+                            while self.waiting:  # until it is handed over, it still counts as borrowed
+                                offer = self.waiting.popleft()
+                                if await offer.set(following):
                                     return
-                            connection._pool = None
-                            self.borrowed.discard(original)
-                            self._pool.append(connection)
+                            self.borrowed.discard(session)
+                            is_kept = True  # first: once it is kept, another thread may have it
+                            self.kept.append(following)
                             return
         except BaseException as error:
+            if is_kept or (offer is not None and offer.taker is not None):  # an interruption, once that was done
+                raise
+            session.is_closing = True  # first: what would begin to use it from now on fails
+            await (self.close_for(connection) if session.uses else self._close_session(session))
             # Whatever this is, the block has had its own outcome by now; unless it comes from outside of all this.
-            if connection not in self._pool and not (offer is not None and offer.took(connection)):
-                await self.close_lent(connection)
             if not isinstance(error, Exception):
                 raise
             logger.exception("a connection to %s was closed: it could not be given back", self.node)
         else:
-            await self.close_lent(connection)
+            session.note_broken(connection)
+            await self._close_session(session)
 
     def abandon(self) -> None:
         """Leave it all to the parent process, after a fork."""
         self.inherited = True
-        self._kept, self.idle = self._pool, deque()  # what is dropped would be closed
-        self._pool = self.idle
-        self._closed = True  # its threads are not here: __del__ must not look for them
+        self._inherited_idle = self._driver.abandon()
+        self.kept = self.idle = self._driver.kept
 
     def stats(self) -> PoolStats:
         """Return one moment's view of the pool."""
-        measured, counted = self.get_stats(), self.counts.measured()
-        limit = self._opener.slots.server_limit(self.budget_key)
+        counted = self.counts.measured()
+        limit = self._opener.slots.server_limits.refusing(self.budget_key.login)
         return PoolStats(
-            size=measured["pool_size"],
-            max_size=measured["pool_max"],
-            idle=measured["pool_available"],
+            size=self.size,
+            max_size=self.max_size,
+            idle=len(self.kept),
             in_use=len(self.borrowed),
-            waiting=self._waiting.number(),
+            waiting=self.waiting.number(),
             requests=counted["requests"],
             queued=counted["queued"],
             wait_seconds=counted["wait_ms"] / 1000.0,
@@ -950,39 +847,17 @@ class AsyncNodePool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         )
 
 
-class _Adding(AddConnection):
-    """An attempt to open a connection, which a pool knows of until it has ended."""
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self._begun = False
-        self._rounds = 0
-
-    async def _run(self, pool: AsyncConnectionPool[Any]) -> None:
-        if self._begun:
-            return
-        self._begun = True
-        try:
-            await super()._run(pool)
-        finally:
-            pool._adding.discard(self)  # type: ignore[attr-defined]
-
-    def queue_again(self, pool: AsyncNodePool) -> None:
-        """Get in the worker's queue again if nothing has begun for long: whoever was to do it was interrupted."""
-        self._rounds += 1
-        if self._rounds == OVERDUE and not self._begun:
-            pool.run_task(self)
-
-
-class _TryAgain(MaintenanceTask):
-    """Has a pool open a connection after a pause."""
-
-    async def _run(self, pool: AsyncConnectionPool[Any]) -> None:
-        await pool.try_again()  # type: ignore[attr-defined]
+async def _has_no_uses(session: SessionState, deadline: float) -> bool:
+    """Wait until nothing uses a session whose lock is held; a ``cancel()`` takes none, and may be in any thread."""
+    while session.uses:
+        if monotonic() >= deadline:
+            return False
+        await asleep(0.002)
+    return True
 
 
 def _cut_off(doomed: Collection[SessionState], reason: str) -> None:
-    for original in doomed:
-        original.cut_because = reason
-        if (lent := original.connection()) is not None:
-            cut(lent)
+    for session in doomed:
+        session.cut_because = reason
+        session.dirty = True  # the block may end well, a moment before anything fails
+        cut(session)

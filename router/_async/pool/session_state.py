@@ -1,7 +1,5 @@
 """What is kept of each connection that was opened: what it was like then, and what has been noted of it since."""
 
-# ruff: noqa: SLF001  (as node_pool.py, and for the same reason)
-
 from __future__ import annotations
 
 import contextlib
@@ -9,153 +7,193 @@ import os
 import select
 import sys
 import warnings
+from math import inf
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Any
-from weakref import ref
+from typing import TYPE_CHECKING
 
-from psycopg.adapt import AdaptersMap
-from psycopg.types import TypesRegistry
+import psycopg
+from psycopg.pq import ConnStatus
 
-from router._async.pool.connection import AsyncPooledConnection
-from router._async.pool.scripts import begin_of
+from router._async.pool.inside.connection import CLOSED_HERE
+from router._async.pool.inside.objects import AsyncSessionObjects
+from router._async.pool.pooled import AsyncPooledConnection
+from router._async.pool.returned import AsyncReturnedConnection, given_back
+from router._runtime.flags import ALock
 
 if TYPE_CHECKING:
     from psycopg import AsyncConnection
-    from psycopg.abc import Dumper, Loader
     from psycopg.rows import TupleRow
-    from psycopg.types import TypeInfo
 
+    from router._async.pool.connection import AsyncNodeConnection
+    from router._async.pool.node_pool import AsyncNodePool
     from router.core.topology import Scope, Target
 
-OF_THE_POOL = {"_pool", "_created_at", "_expire_at", "_router"}
-"""The attributes that a connection gets after it was opened, from psycopg_pool and from here."""
+new = object.__new__
 
 
-class SessionState:
-    """What a connection was like when it was opened, and what it was like when that was last found still true.
+class SessionState(AsyncSessionObjects):
+    """What is known of one session of a pool, and what its connection object was like when it was opened.
 
-    Comparing all its attributes with those seen last is a quick way to see that nothing changed: only when something
-    did, often just a cache of psycopg's own, is each setting looked at.
+    The session lasts; each borrower gets an object of its own for it. When a block ends, :meth:`pass_on` makes the next
+    one out of the attributes that the first one had when it was opened, and the one that was borrowed becomes useless.
 
     Attributes:
+        pool: The pool that it belongs to.
+        slot: Its slot of the process's budget, given back when it is closed.
+        dropped: Whether its object was collected without being given back.
+        over: Whether its last block has ended, although something may still use the object: once that has failed, the
+            object is of no use, either.
+        is_closing: Whether its borrower closes it.
+        uses: What waits for the server now, or asks it to cancel a statement; not what takes rows that have come.
         opened_at: When it had been opened, on the monotonic clock.
         process: Which run of which server it leads to; empty while that is not known.
         began: When its server process began, in the server's words: empty if the server did not show the session as its
             own when it was asked, ``None`` if it has not been asked.
+        fresh_until: Until when it need not be polled before it is lent, as its server was heard a moment ago.
         idle_since: When it was last returned.
+        expires_at: Until when it may be lent, on the monotonic clock.
         scope: What its session is set to; ``None`` for what it was opened with.
         tenant: Of a pool that tenants share, who has it, or had it last.
         application_name: What the server called the session when it was last set.
         refuses_writes: Whether the server is known to refuse writes in this session; a pooler may have dropped that
             option.
-        connection: The connection, as long as it is there.
         borrowed_at: File and line of where it was borrowed last, if that is noted.
-        target: What whoever has it, or had it last, asked for.
-        spent: Set to have it closed once it is given back: its session is not fit for another borrower.
+        target: The target of the request that has it, or had it last.
+        dirty: Set to have it closed once it is given back: its session is not fit for another borrower.
         cut_because: Why it was cut while it was out; empty if it was not.
-        adapters: Those that it had when it was opened.
-        adapted: Set when a borrower has registered an adapter or a type on it.
-        unasked: Polls its socket.
+        client_encoding: What its server was told to write text in.
+        in_hot_standby: What its server said of itself when it was opened.
+        has_input: Polls its socket.
     """
 
     __slots__ = (
-        "_attributes", "adapted", "adapters", "application_name", "began", "borrowed_at", "client_encoding",
-        "connection", "cut_because", "idle_since", "in_hot_standby", "notice_handlers", "notify_handlers", "opened_at",
-        "prepare_threshold", "prepared_max", "process", "refuses_writes", "scope", "seen", "spent", "target", "tenant",
-        "unasked",
+        "application_name", "began", "borrowed_at", "client_encoding", "cut_because", "dirty", "dropped", "expires_at",
+        "fresh_until", "has_input", "idle_since", "in_hot_standby", "is_closing", "opened_at", "over", "pool",
+        "process", "refuses_writes", "scope", "slot", "target", "tenant", "uses",
     )  # fmt: skip
 
-    def __init__(self, connection: AsyncConnection[TupleRow]) -> None:
-        begin_of(connection)  # which psycopg keeps: to do so later is no change
-        self.connection = ref(connection)
-        self.borrowed_at: tuple[str, int] | None = None
-        self.adapted = False
-        self.adapters = connection.adapters
-        connection._adapters = _Adapters(self)
-        self._attributes = dict(connection.__dict__)
-        self.notice_handlers = connection._notice_handlers.copy()
-        self.notify_handlers = connection._notify_handlers.copy()
-        self.prepare_threshold = connection.prepare_threshold
-        self.prepared_max = connection.prepared_max
-        self.seen: dict[str, Any] = {}
+    def __init__(self, connection: AsyncNodeConnection, pool: AsyncNodePool) -> None:
+        """Begin with a connection that was opened just now, and is configured.
+
+        Args:
+            connection: The connection.
+            pool: The pool that it belongs to.
+        """
+        super().__init__(connection)
+        self.attributes["_router"] = self.pristine["_router"] = self
+        self.pool = pool
+        pgconn = self.pgconn
+        self.slot = connection.slot
+        self.dropped = self.over = self.dirty = self.is_closing = False
+        self.uses = set[object]()  # whose methods are atomic
         self.opened_at = self.idle_since = monotonic()
-        self.process = ""
+        self.fresh_until = 0.0
+        self.expires_at = inf
+        self.process = self.tenant = self.cut_because = ""
         self.began: bytes | None = None
         self.scope: Scope | None = None
         self.target: Target | None = None
-        self.tenant = ""
+        self.borrowed_at: tuple[str, int] | None = None
         self.application_name: bytes | None = None
-        self.spent = False
-        self.cut_because = ""
-        self.client_encoding = connection.pgconn.parameter_status(b"client_encoding")
-        self.in_hot_standby = connection.pgconn.parameter_status(b"in_hot_standby")
+        self.client_encoding = pgconn.parameter_status(b"client_encoding")
+        self.in_hot_standby = pgconn.parameter_status(b"in_hot_standby")
         self.refuses_writes = b"on" in (
             self.in_hot_standby,
-            connection.pgconn.parameter_status(b"default_transaction_read_only"),
+            pgconn.parameter_status(b"default_transaction_read_only"),
         ) or (isinstance(connection, AsyncPooledConnection) and connection.read_only is True)
         poll = select.poll()
-        poll.register(connection.pgconn.socket, select.POLLIN)
-        self.unasked = poll.poll
+        poll.register(pgconn.socket, select.POLLIN)
+        self.has_input = poll.poll
 
-    async def restore(self, connection: AsyncConnection[TupleRow]) -> None:
-        """Put every attribute of an idle connection back; close it if what was left open could still act on it."""
-        state = connection.__dict__
-        if connection._pipeline is not None or connection._tpc is not None or connection._num_transactions:
-            await connection.close()
-            return
-        for name in state.keys() - self._attributes.keys() - OF_THE_POOL:
-            del state[name]
-        if self.adapted:
-            self.adapted = False
-            self._attributes["_adapters"] = _Adapters(self)
-        state.update(self._attributes)
-        connection._notice_handlers[:] = self.notice_handlers
-        connection._notify_handlers[:] = self.notify_handlers
-        state["_notifies_backlog"].clear()
-        connection.prepare_threshold = self.prepare_threshold
-        connection.prepared_max = self.prepared_max
-        self.seen = {name: value.copy() if isinstance(value, list) else value for name, value in state.items()}
+    @property
+    def closed(self) -> bool:
+        """Whether libpq's connection is closed, by whichever side."""
+        return self.pgconn.status == ConnStatus.BAD
 
-    def forget(self) -> None:
-        """Keep nothing of a connection that was collected, so that libpq's handle, which closes it, is collected, too.
+    def pass_on(self, connection: AsyncConnection[TupleRow]) -> AsyncConnection[TupleRow]:
+        """Make the object for the next borrower; the one of the last, whose lock is held, is of no use from here on.
 
-        This object is in a reference cycle with what it keeps: the garbage collector would come too late.
+        Args:
+            connection: The object of the last one.
+
+        Returns:
+            That of the next.
         """
-        self._attributes.clear()
-        self.seen = {}
+        if self.altered:
+            self.put_right()
+        pgconn = self.pgconn
+        pgconn.notice_handler, pgconn.notify_handler = self.hears
+        attributes = self.pristine.copy()
+        attributes["lock"] = ALock()
+        following = new(self.kind)
+        following.__dict__ = self.attributes = attributes
+        if self.borrowed_at is not None:
+            connection.__dict__["_borrowed_at"] = self.borrowed_at
+        connection.__class__ = AsyncReturnedConnection
+        return following
 
+    def end(self, connection: AsyncConnection[TupleRow]) -> None:
+        """Make the object of a borrower useless, whose block has ended.
 
-class _Adapters(AdaptersMap):
-    """The adapters of a connection, which note that a borrower has registered one of its own.
+        Args:
+            connection: The object; if it is so already, nothing happens.
+        """
+        if isinstance(connection, AsyncReturnedConnection):
+            return
+        if self.borrowed_at is not None:
+            connection.__dict__["_borrowed_at"] = self.borrowed_at
+        connection.__class__ = AsyncReturnedConnection
+        self.note_broken(connection)
 
-    psycopg copies its maps when they are written to, so those that these are made from stay as they are.
-    """
+    def note_broken(self, connection: AsyncConnection[TupleRow]) -> None:
+        """Have the object of a borrower say after its block, too, that the connection was lost in it.
 
-    def __init__(self, original: SessionState) -> None:
-        super().__init__(original.adapters)
-        self.types = _Types(original)
-        self._original = original
+        Args:
+            connection: The object; it is useless already.
+        """
+        attributes = connection.__dict__
+        attributes["_was_broken"] = self.closed and not attributes[CLOSED_HERE]
 
-    def register_dumper(self, cls: type | str | None, dumper: type[Dumper]) -> None:
-        self._original.adapted = True
-        super().register_dumper(cls, dumper)
+    def begin_use(self, connection: AsyncConnection[TupleRow], use: object) -> None:
+        """Note that something uses the session from here on, with or without the lock of its object.
 
-    def register_loader(self, oid: int | str, loader: type[Loader]) -> None:
-        self._original.adapted = True
-        super().register_loader(oid, loader)
+        Args:
+            connection: The object.
+            use: What uses it.
 
+        Raises:
+            psycopg.InterfaceError: Its block has ended meanwhile.
+            psycopg.OperationalError: Its borrower closes it.
+        """
+        # In this order: what ends a block makes the object useless first, and looks for uses then.
+        self.uses.add(use)
+        if isinstance(connection, AsyncReturnedConnection):
+            self.uses.discard(use)
+            raise given_back(self.borrowed_at)
+        if self.is_closing:
+            self.uses.discard(use)
+            raise psycopg.OperationalError("the connection is closed")
 
-class _Types(TypesRegistry):
-    """What a connection knows of types, likewise."""
+    def end_use(self, connection: AsyncConnection[TupleRow], use: object) -> None:
+        """Note that something uses the session no more.
 
-    def __init__(self, original: SessionState) -> None:
-        super().__init__(original.adapters.types)
-        self._original = original
+        Args:
+            connection: The object.
+            use: What used it.
+        """
+        self.uses.discard(use)
+        if self.over:
+            self.end(connection)
 
-    def add(self, info: TypeInfo) -> None:
-        self._original.adapted = True
-        super().add(info)
+    def object_is_gone(self) -> None:
+        """Note that the connection object was collected, wherever that happened to be, without being given back."""
+        if not self.closed:
+            self.dropped = self.pool.lost = True
+            if not self.cut_because and not self.pool.inherited:
+                self.pgconn.finish()
+                if self.slot is not None:
+                    self.slot.note_dropped()
 
 
 def shows_resource_warnings() -> bool:
@@ -172,12 +210,12 @@ def borrower() -> tuple[str, int]:
     Returns:
         File and line of the nearest caller outside of the router and of ``contextlib``.
     """
-    frame, found = sys._getframe(1), None
+    frame, found = sys._getframe(1), None  # noqa: SLF001  (there is no other name for it)
     while frame is not None:
         found, file = frame, frame.f_code.co_filename
         if not file.startswith(_OWN_FILES):
             break
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back  # type: ignore[assignment]  # the last one has none
     return found.f_code.co_filename, found.f_lineno
 
 
@@ -205,5 +243,5 @@ def session_of(connection: AsyncConnection[TupleRow]) -> SessionState:
     Returns:
         What it was like when it was opened, and what has been noted since.
     """
-    original: SessionState = connection.__dict__["_router"]
-    return original
+    session: SessionState = connection.__dict__["_router"]
+    return session

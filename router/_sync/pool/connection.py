@@ -1,36 +1,48 @@
 # Generated from router/_async/pool/connection.py by tools/async_to_sync.py: do not edit.
 """The connections that are lent."""
 
-# ruff: noqa: SLF001  (as scripts.py, and for the same reason)
-
 from __future__ import annotations
 
-from contextlib import suppress
-from math import inf
-from typing import TYPE_CHECKING, Any, LiteralString, Self, TypeVar
+from contextlib import contextmanager, suppress
+from time import monotonic
+from typing import TYPE_CHECKING, Any, LiteralString, NoReturn, TypeVar
 
 import psycopg
-from psycopg import Connection
-from psycopg._preparing import PrepareManager
-from psycopg.pq import ExecStatus, Format, TransactionStatus
-from psycopg.rows import TupleRow
+from psycopg import Connection, postgres
+from psycopg.pq import Format, TransactionStatus
 
-from router._runtime.login import log_in
-from router._sync.pool.scripts import answers, check, rows_of, send, sent
+from router._sync.pool.inside.connection import (
+    LENT_BY,
+    PIPELINE,
+    DriverConnection,
+    deallocate_all,
+    in_pipeline,
+    is_answered,
+    note_closed,
+    prepared_of,
+    use_prepared,
+)
+from router._sync.pool.inside.objects import ended_by
+from router._sync.pool.inside.prepared import PreparedStatements
 from router.core.errors import TransactionOutcomeUnknown
+from router.core.stale import is_spoilt, is_stale, is_stale_session
 from router.core.statement import commits
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from psycopg import Xid
-    from psycopg._preparing import Key, Prepare
-    from psycopg._queries import PostgresQuery
-    from psycopg.abc import PQGen, PQGenConn, QueryNoTemplate
+    from psycopg.abc import PQGen, QueryNoTemplate
+    from psycopg.adapt import AdaptersMap
     from psycopg.pq.abc import PGconn
 
-    from router._sync.slots import Slot, SlotRequest
+    from router._sync.pool.session_state import SessionState
+    from router._sync.slot import Slot, SlotRequest
 
 T = TypeVar("T")
 
+FRESH = 0.001
+"""Seconds after a server's answer in which a session is lent without being polled, which would be a system call."""
 
 UNREAD = ("25P03", "57P05")
 """SQLSTATEs of sessions that were ended because they were idle: what was sent to them afterwards was never read."""
@@ -42,70 +54,37 @@ COMMITTING = "during COMMIT: whether the transaction is committed"
 WRITING = "while a statement ran there: whether it was carried out"
 
 
-def is_stale(error: psycopg.Error) -> bool:
-    """Tell whether a statement failed because its session goes by tables or types as they were before a migration.
+def end_session(
+    connection: Connection[Any] | SessionState,
+    beneficiary: SlotRequest | None = None,
+    *,
+    in_use: bool = False,
+) -> None:
+    """Close a session for good, and give its slot of the process's budget back.
 
     Args:
-        error: What it failed with.
-
-    Returns:
-        Whether it is so: then another session, or this one once it has forgotten what is prepared, may run it.
-    """
-    return _is_stale_plan(error) or _is_stale_session(error)
-
-
-def is_spoilt(error: psycopg.Error) -> bool:
-    """Tell whether a statement failed because its session is set so that every statement fails there.
-
-    Args:
-        error: What it failed with.
-
-    Returns:
-        Whether it is so: a hot standby has no serializable transactions, whoever made that the session's default.
-    """
-    return error.sqlstate == "0A000" and error.diag.source_function == "GetSerializableTransactionSnapshot"
-
-
-def _is_stale_plan(error: psycopg.Error) -> bool:
-    # 0A000 is also what a standby has for what it cannot read. The function's name is the same in every language.
-    return error.sqlstate == "0A000" and error.diag.source_function == "RevalidateCachedQuery"
-
-
-def _is_stale_session(error: psycopg.Error) -> bool:
-    if error.sqlstate == "XX000":  # PostgreSQL does not translate what it says of errors of its own
-        return (error.diag.message_primary or "").startswith("cache lookup failed")
-    # PL/pgSQL, which keeps the types of its variables as long as the session lasts.
-    return error.sqlstate == "42804" and (error.diag.source_function or "").startswith("plpgsql_param_eval")
-
-
-def end_session(connection: Connection[Any], beneficiary: SlotRequest | None = None, *, in_use: bool = False) -> None:
-    """Close a connection for good, and give its slot of the process's budget back.
-
-    Args:
-        connection: The connection, which is not borrowed.
+        connection: The session, or its connection, which is not borrowed.
         beneficiary: The request for a slot that it is closed for, if it is for one.
         in_use: Whether something still uses it: it was cut, and is left to that.
     """
-    slot = connection.slot if isinstance(connection, NodeConnection) else None
-    if slot is not None:
-        slot.close(connection, beneficiary, in_use=in_use)
+    if (slot := getattr(connection, "slot", None)) is not None:
+        slot.close(connection.pgconn, beneficiary, in_use=in_use)
     elif not in_use:
-        Connection.close(connection)
+        connection.pgconn.finish()
 
 
-class _Prepared(PrepareManager):
-    """Keeps the texts of what was sent: psycopg tells it of each statement between sending and waiting."""
+class _Info(psycopg.ConnectionInfo):
+    """What ``connection.info`` returns: it asks the connection object, so that it ends with the block."""
 
-    def __init__(self, sent: set[bytes]) -> None:
-        super().__init__()
-        self._sent = sent
+    def __init__(self, connection: Connection[Any]) -> None:
+        self._connection = connection
 
-    def maybe_add_to_cache(self, query: PostgresQuery, prep: Prepare, name: bytes) -> Key | None:
-        self._sent.add(query.query)
-        return PrepareManager.maybe_add_to_cache(self, query, prep, name)
+    @property
+    def pgconn(self) -> PGconn:  # type: ignore[override]  # an attribute of psycopg's
+        return self._connection.pgconn
 
 
-class NodeConnection(Connection[TupleRow]):
+class NodeConnection(DriverConnection):
     """A connection of a node: it says when nobody can know what became of a transaction, and forgets stale plans.
 
     If the server refuses the login, the error has the SQLSTATE.
@@ -114,23 +93,131 @@ class NodeConnection(Connection[TupleRow]):
     Attributes:
         slot: Its slot of the process's budget, given back when it is closed.
         unknown: What was raised when it died in such a moment.
-        waiting: Whether somebody waits for the server now; not while rows are taken that have come.
     """
 
-    __slots__ = ("_death", "_sent", "slot", "unknown", "waiting")  # not in its __dict__, which giving back compares
+    # What most borrowers leave alone is no attribute of each object: a new one is made for every borrower.
+    slot: Slot | None = None
+    unknown: TransactionOutcomeUnknown | None = None
+    _death = ""  # what it would mean if the connection died now; empty for nothing
+    _router: SessionState | None = None  # what is known of its session, once it is a pool's
 
     def __init__(self, pgconn: PGconn) -> None:
         super().__init__(pgconn)
-        self._death = ""  # what it would mean if the connection died now; empty for nothing
         self._sent: set[bytes] = set()  # the texts of statements that are not answered yet
-        self._prepared = _Prepared(self._sent)
-        self.slot: Slot | None = None
-        self.unknown: TransactionOutcomeUnknown | None = None
-        self.waiting = False
+        use_prepared(self, PreparedStatements(self._sent))
 
-    @classmethod
-    def _connect_gen(cls, conninfo: str = "") -> PQGenConn[Self]:
-        return cls((yield from log_in(conninfo)))
+    def __del__(self) -> None:  # type: ignore[override]  # psycopg's takes the function that warns, too
+        if (session := self.__dict__.get("_router")) is None:
+            super().__del__()
+        else:
+            session.object_is_gone()
+
+    @property
+    def initial_adapters(self) -> AdaptersMap:
+        """What this borrower's values are written and read with: as ``configure=`` left it, until the borrower adds."""
+        return postgres.adapters if self._router is None else self._router.adapters
+
+    @property
+    def info(self) -> psycopg.ConnectionInfo:
+        """What is known of the connection, until its block ends."""
+        return _Info(self)
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        """Refuse to be copied: a copy of this object would outlive the block, and use the session."""
+        raise TypeError("a connection cannot be copied or pickled")
+
+    def cancel(self) -> None:
+        """Cancel the current operation; the connection serves nobody else before the server has been told."""
+        with self._cancelling():
+            super().cancel()
+
+    def cancel_safe(self, *, timeout: float = 30.0) -> None:
+        """Cancel the current operation; the connection serves nobody else before the server has been told.
+
+        Args:
+            timeout: The most to wait, in seconds.
+        """
+        with self._cancelling():
+            super().cancel_safe(timeout=timeout)
+
+    @contextmanager
+    def _cancelling(self) -> Iterator[None]:
+        """Note that a request to cancel is on its way, which takes no lock, and may come from any thread."""
+        if (session := self._router) is None:
+            yield
+            return
+        session.begin_use(self, use := object())
+        try:
+            yield
+        except BaseException:
+            session.dirty = True  # it may still arrive, and would then end a statement of the next borrower's
+            raise
+        finally:
+            session.end_use(self, use)
+
+    # What is told to these lies deeper than the attributes that each borrower gets anew.
+
+    # mypy takes a property of a class for what it returns.
+
+    @property
+    def prepare_threshold(self) -> int | None:
+        """How often a query is executed before it is prepared: at once if 0, never if ``None``."""
+        return Connection.prepare_threshold.fget(self)  # type: ignore[attr-defined, no-any-return]
+
+    @prepare_threshold.setter
+    def prepare_threshold(self, value: int | None) -> None:
+        self._note_altered()
+        Connection.prepare_threshold.fset(self, value)  # type: ignore[attr-defined]
+
+    @property
+    def prepared_max(self) -> int | None:
+        """The most statements that are prepared at a time; ``None`` for any number."""
+        return Connection.prepared_max.fget(self)  # type: ignore[attr-defined, no-any-return]
+
+    @prepared_max.setter
+    def prepared_max(self, value: int | None) -> None:
+        self._note_altered()
+        Connection.prepared_max.fset(self, value)  # type: ignore[attr-defined]
+
+    def add_notice_handler(self, callback: Callable[[psycopg.errors.Diagnostic], None]) -> None:
+        """Have a function called with each notice until the block ends.
+
+        Args:
+            callback: The function.
+        """
+        self._note_altered()
+        super().add_notice_handler(callback)
+
+    def add_notify_handler(self, callback: Callable[[psycopg.Notify], None]) -> None:
+        """Have a function called with each notification until the block ends.
+
+        Args:
+            callback: The function.
+        """
+        self._note_altered()
+        super().add_notify_handler(callback)
+
+    def remove_notice_handler(self, callback: Callable[[psycopg.errors.Diagnostic], None]) -> None:
+        """Have a function called no more, until the block ends.
+
+        Args:
+            callback: The function.
+        """
+        self._note_altered()
+        super().remove_notice_handler(callback)
+
+    def remove_notify_handler(self, callback: Callable[[psycopg.Notify], None]) -> None:
+        """Have a function called no more, until the block ends.
+
+        Args:
+            callback: The function.
+        """
+        self._note_altered()
+        super().remove_notify_handler(callback)
+
+    def _note_altered(self) -> None:
+        if self._router is not None:
+            self._router.altered = True
 
     def wait(self, gen: PQGen[T], *args: Any, **kwargs: Any) -> T:
         """Consume a generator of psycopg's that operates on the connection: all that is sent and read goes this way.
@@ -144,153 +231,121 @@ class NodeConnection(Connection[TupleRow]):
             What the generator returns.
 
         Raises:
-            TransactionOutcomeUnknown: The connection died when something had been sent that commits.
+            TransactionOutcomeUnknown: The connection died when something had been sent that commits, unless the server
+                had ended the session before that.
             psycopg.Error: It failed.
         """
-        before = self.pgconn.transaction_status
-        if before != ACTIVE and (self._pipeline is None or not self._pipeline.result_queue):  # all is answered
-            self._death = ""
-            self._sent.clear()
-        self.waiting = True
+        if (session := self._router) is not None:
+            session.uses.add(gen)  # as begin_use(), and end_use() below, without a call: each statement comes by here
         try:
-            return Connection.wait(self, gen, *args, **kwargs)
-        except psycopg.Error as error:
-            if is_stale(error):
-                self._forget(error)
-            if is_spoilt(error) and "_router" in self.__dict__:
-                self.__dict__["_router"].spent = True
-            if before == LOST or not self._is_ended_by(error):
+            sent, before = self._sent, self.pgconn.transaction_status  # the first raises once the block has ended
+            if session is not None and session.is_closing:
+                raise psycopg.OperationalError("the connection is closed")
+            pipeline = self.__dict__[PIPELINE]
+            if before != ACTIVE and (pipeline is None or is_answered(self)):
+                self._death = ""
+                sent.clear()
+            try:
+                answer = Connection.wait(self, gen, *args, **kwargs)
+            except psycopg.Error as error:
+                self._note_failed(error, before)
                 raise
-            if (unknown := self._outcome_unknown()) is None:
-                raise
-            self.unknown = unknown
-            raise unknown from error
+            if pipeline is None and session is not None and (sent or self._death):
+                session.fresh_until = monotonic() + FRESH
+            return answer
         finally:
-            self.waiting = False
+            if session is not None:
+                session.uses.discard(gen)
+                if session.over:
+                    session.end(self)
 
     def close(self) -> None:
         """Close the connection; if it is borrowed, its pool may open another one in its place."""
-        pool: Any = self.__dict__.get("_pool")
+        pool: Any = self.__dict__.get(LENT_BY)
         if pool is not None:
             pool.close_lent(self)
         else:
+            note_closed(self)
             end_session(self)
 
-    def _is_ended_by(self, error: psycopg.Error) -> bool:
-        if error.sqlstate in UNREAD:
-            return False
-        return self.closed or error.diag.severity_nonlocalized in ("FATAL", "PANIC")
+    def _note_failed(self, error: psycopg.Error, before: int) -> None:
+        """Take note of what an error tells of the session, and raise one that says more, if there is one."""
+        if (session := self._router) is not None:
+            if is_spoilt(error) or is_stale_session(error):
+                session.dirty = True
+            if session.ended_by and error.sqlstate is None:
+                raise ended_by(session.ended_by) from error
+        if is_stale(error):
+            self._forget()
+        ended = self.closed or error.diag.severity_nonlocalized in ("FATAL", "PANIC")
+        if before == LOST or error.sqlstate in UNREAD or not ended or (unknown := self._outcome_unknown()) is None:
+            return
+        self.unknown = unknown
+        raise unknown from error
 
     def _outcome_unknown(self) -> TransactionOutcomeUnknown | None:
         """Say that nobody knows what became of what was sent; ``None`` where that is known or does not matter."""
-        pool: Any = self.__dict__.get("_pool")
-        if pool is None or (state := self.__dict__["_router"]).target is None:
-            return None
-        if pool.read_only and state.refuses_writes:
+        pool: Any = self.__dict__.get(LENT_BY)
+        if pool is None or (session := self._router) is None or session.target is None:
             return None
         death = self._death or (COMMITTING if any(map(commits, self._sent)) else "")
-        if not death:
+        if not death or (pool.read_only and session.refuses_writes):
             return None
         return TransactionOutcomeUnknown(
             f"the connection to {pool.node} died {death} is not known; "
             "look on the primary for what it wrote before you repeat it",
-            version=state.target.requested,
-            tenant=state.target.tenant,
+            version=session.target.requested,
+            tenant=session.target.tenant,
         )
 
-    def _forget(self, error: psycopg.Error) -> None:
-        """Have psycopg and the server forget what is prepared; if that may not do, end the session with its block."""
-        if "_router" in self.__dict__ and _is_stale_session(error):
-            self.__dict__["_router"].spent = True
-        prepared = self._prepared
-        names = [*prepared._names.values()]
-        prepared.clear()
-        prepared._to_flush.clear()
-        if self.pgconn.transaction_status == IDLE and self._pipeline is None:
+    def _forget(self) -> None:
+        """Have psycopg and the server forget what is prepared."""
+        prepared = prepared_of(self)
+        names = prepared.forget()
+        if self.pgconn.transaction_status == IDLE and not in_pipeline(self):
             with suppress(psycopg.Error):
-                Connection.wait(self, self._deallocate(None))
+                Connection.wait(self, deallocate_all(self))
         else:  # as soon as the server listens again: each by its name, for others may have been prepared by then
-            prepared._to_flush.extend(names)
+            prepared.deallocate_later(names)
 
-    def _start_query(self) -> PQGen[None]:
-        if self._autocommit and not self._num_transactions and self.pgconn.transaction_status not in IN_TRANSACTION:
+    def note_statement(self, *, commits_itself: bool) -> None:
+        """Note that a statement may write, if no transaction is begun before it.
+
+        Args:
+            commits_itself: Whether none is.
+        """
+        if commits_itself and self.pgconn.transaction_status not in IN_TRANSACTION:
             self._death = WRITING
-        return Connection._start_query(self)
 
-    def _exec_command(self, command: QueryNoTemplate, result_format: Format = Format.TEXT) -> PQGen[Any]:
+    def run_command(self, command: QueryNoTemplate, result_format: Format) -> PQGen[Any]:
+        """Run what psycopg sends by itself, and note that it commits.
+
+        Args:
+            command: What it sends.
+            result_format: How the answer is to come.
+
+        Returns:
+            psycopg's generator for it.
+        """
         if command == b"COMMIT" and self.pgconn.transaction_status != INERROR:
             self._death = COMMITTING
-        return super()._exec_command(command, result_format)
+        return super().run_command(command, result_format)
 
-    def _tpc_prepare_gen(self) -> PQGen[None]:
+    def prepare_two_phase(self) -> PQGen[None]:
+        """Run the first phase of a two-phase commit, and note that it commits."""
         self._death = COMMITTING
-        yield from super()._tpc_prepare_gen()
+        yield from super().prepare_two_phase()
 
-    def _tpc_finish_gen(self, action: LiteralString, xid: Xid | str | None) -> PQGen[None]:
+    def finish_two_phase(self, action: LiteralString, xid: Xid | str | None) -> PQGen[None]:
+        """Run the second phase of a two-phase commit, and note if it commits.
+
+        Args:
+            action: ``COMMIT`` or ``ROLLBACK``.
+            xid: The transaction; ``None`` for the connection's own.
+
+        Yields:
+            What psycopg waits for.
+        """
         if action == "COMMIT":
             self._death = COMMITTING
-        yield from super()._tpc_finish_gen(action, xid)
-
-
-class PooledConnection(NodeConnection):
-    """A connection to a transaction pooler: whatever a tenant's session is set to rides with each BEGIN.
-
-    Attributes:
-        prelude: What goes after each BEGIN; empty for nothing.
-    """
-
-    prelude = b""
-
-    def _get_tx_start_command(self) -> bytes:
-        begin = super()._get_tx_start_command()
-        return begin + b"; " + self.prelude if self.prelude else begin
-
-    def _start_query(self) -> PQGen[None]:
-        if self._autocommit and self.prelude:
-            raise psycopg.ProgrammingError(
-                "behind a transaction pooler a tenant's statements run in transactions: in autocommit it would be lost"
-            )
-        return super()._start_query()
-
-    def _exec_command(self, command: QueryNoTemplate, result_format: Format = Format.TEXT) -> PQGen[Any]:
-        if not self.prelude or not isinstance(command, bytes) or not command.endswith(self.prelude):
-            return super()._exec_command(command, result_format)
-        return self._begin_in_pipeline(command, result_format) if self._pipeline else sent(self, command, inf)
-
-    def _begin_in_pipeline(self, command: bytes, result_format: Format) -> PQGen[None]:
-        """Send both statements by themselves: in a pipeline each goes alone, and costs no round trip."""
-        yield from super()._exec_command(command.removesuffix(b"; " + self.prelude), result_format)
-        yield from super()._exec_command(self.prelude, result_format)
-
-
-def commit(connection: Connection[Any], then: bytes) -> list[tuple[bytes | None, ...]]:
-    """Commit a transaction, and ask something after that in the same round trip.
-
-    Args:
-        connection: The connection, in a transaction.
-        then: What to ask, in ASCII.
-
-    Returns:
-        The rows; none if the question failed: the transaction is committed all the same.
-
-    Raises:
-        psycopg.ProgrammingError: psycopg would not commit here: a ``transaction()`` is open, say.
-        psycopg.Error: It could not be committed.
-    """
-    if connection._num_transactions or connection._tpc or connection._pipeline:
-        connection.commit()
-        if connection._pipeline:  # where no script can be sent
-            connection.pgconn.exit_pipeline_mode()
-        with suppress(psycopg.Error):
-            return send(connection, then)
-        return []
-    with connection.lock:
-        return connection.wait(_committed(connection, b"COMMIT; " + then))
-
-
-def _committed(connection: Connection[Any], script: bytes) -> PQGen[list[tuple[bytes | None, ...]]]:
-    if isinstance(connection, NodeConnection):
-        connection._death = COMMITTING
-    committed, *asked = yield from answers(connection, script, inf)
-    check(connection, committed)
-    return rows_of(asked[0]) if asked and asked[0].status == ExecStatus.TUPLES_OK else []
+        yield from super().finish_two_phase(action, xid)

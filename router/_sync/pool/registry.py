@@ -23,18 +23,17 @@ if TYPE_CHECKING:
     from typing import TypeAlias
 
     from router._sync.clusters import Clusters
-    from router._sync.pool.node_pool import Counts
+    from router._sync.pool.counts import Counts
     from router._sync.pool.opener import Opener
     from router.core.topology import Cluster, Node, Target
 
     Use: TypeAlias = tuple[str | None, bool]  # a version, none for tenants' own servers; whether it is for reading
 
+    class PoolRequest(Protocol):
+        """What cannot open its pool because there are too many."""
 
-class WantsPool(Protocol):
-    """What cannot open its pool because there are too many."""
-
-    def wake(self) -> bool:
-        """Have it try again; whether it still wants to."""
+        def wake_for_room(self) -> bool:
+            """Have it try again; whether it still wants to."""
 
 
 class PoolsKey(NamedTuple):
@@ -105,7 +104,7 @@ class Pools:
         uses: list[Use] = [(version, read_only) for version in versions for read_only in (True, False)]
         self._totals = {use: Counter[str]() for use in uses}
         self._counts: list[tuple[ref[NodePool], Use, Counts]] = []  # of pools that are there, open or not
-        self.waiting: OrderedDict[WantsPool, None] = OrderedDict()
+        self.waiting: OrderedDict[PoolRequest, None] = OrderedDict()
 
     def __iter__(self) -> Iterator[NodePool]:
         """Give all that there are, open or draining."""
@@ -150,7 +149,7 @@ class Pools:
         """
         return self.serving(target, read_only=read_only).get(node)
 
-    def open_at_once(self, target: Target, node: Node, *, read_only: bool, wants: WantsPool) -> NodePool | None:
+    def open_at_once(self, target: Target, node: Node, *, read_only: bool, wants: PoolRequest) -> NodePool | None:
         """Find a pool, or open it if there may be one more, and nobody else waits for that.
 
         Args:
@@ -183,12 +182,12 @@ class Pools:
             self._open = {**self._open, key: {**self._open.get(key, {}), node: pool}}
             self._counts.append((ref(pool), self._use(pool.cluster.name, read_only=read_only), pool.counts))
             self._clusters.add(pool)
-        self._clusters.observers.tell([PoolOpened(pool.cluster.name, node, read_only, pool.tenant)])
+        self._clusters.observers.emit([PoolOpened(pool.cluster.name, node, read_only, pool.tenant)])
         if self.waiting and self._number < self._most:
             self.note_unused()
         return pool
 
-    def find_room(self, wants: WantsPool) -> bool:
+    def find_room(self, wants: PoolRequest) -> bool:
         """Close the pool that has been unused longest, for one that cannot open its own; if none is, it has to wait.
 
         Args:
@@ -200,8 +199,8 @@ class Pools:
         with self._guard:
             self.waiting.setdefault(wants)
         while not self._is_first(wants):
-            first = next(iter(self.waiting), None)
-            if first is None or first.wake():
+            first = next(iter(list(self.waiting)), None)  # a copy, for another thread may change it
+            if first is None or first.wake_for_room():
                 return False
             self.waiting.pop(first, None)  # nobody waits there any more
         return self._number < self._most or self._close_one()
@@ -209,12 +208,12 @@ class Pools:
     def note_unused(self) -> None:
         """Wake the first of those that wait for a pool: one has become unused, or is no more."""
         for wants in list(self.waiting):
-            if wants.wake():
+            if wants.wake_for_room():
                 return
             self.waiting.pop(wants, None)
 
-    def _is_first(self, wants: WantsPool | None) -> bool:
-        return next(iter(self.waiting), wants) is wants
+    def _is_first(self, wants: PoolRequest | None) -> bool:
+        return next(iter(list(self.waiting)), wants) is wants  # a copy, likewise
 
     def sweep(self) -> None:
         """Drain the pools that are unused for long, and open the connections that others are to keep."""
@@ -222,7 +221,7 @@ class Pools:
         with self._guard:
             self._add_up()
         for pool in list(self):
-            with Isolated("could not keep the pool to %s as it should be", pool.node):
+            with Isolated("could not do the housekeeping of the pool to %s", pool.node):
                 pool.reclaim()
                 pool.keep_warm()
                 pool.end_draining()
@@ -239,23 +238,23 @@ class Pools:
             pool: The pool.
         """
         with self._guard:
-            self._take_out(pool)
+            self._leave_out(pool)
         self._drain(pool)
 
     @shielded
     def _drain(self, pool: NodePool) -> None:
-        with Isolated("could not forget what was worked out with the pool to %s", pool.node):
+        with Isolated("could not remove the pool to %s from the lanes", pool.node):
             if (line := pool.line) is not None:  # requests that wait for it are served elsewhere
                 line.owner.invalidate()
-        with Isolated("could not empty the pool to %s", pool.node):
+        with Isolated("could not close the idle connections of the pool to %s", pool.node):
             pool.empty()
         with Isolated("could not close the pool to %s", pool.node):
             if not pool.closed:
-                wait_quietly(pool.close, 1.0)
+                wait_quietly(pool.stop, 1.0)
         pool.end_draining()
         self.note_unused()
 
-    def _take_out(self, pool: NodePool) -> None:
+    def _leave_out(self, pool: NodePool) -> None:
         """Have a pool among those that are open no more. Under the guard."""
         pool.begin_draining()
         key = PoolsKey.of(pool.target, read_only=pool.read_only)
@@ -296,6 +295,11 @@ class Pools:
             Totals(version, read_only, wait_seconds=counted.pop("wait_ms", 0) / 1000.0, **counted)
             for (version, read_only), counted in totals.items()
         )
+
+    @property
+    def counted(self) -> int:
+        """Of how many pools, open or gone, counters are kept."""
+        return len(self._counts)
 
     def _add_up(self) -> None:
         """Add what pools that are no more have counted; one that is still used may count on. Under the guard."""

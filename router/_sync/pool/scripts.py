@@ -1,13 +1,5 @@
 # Generated from router/_async/pool/scripts.py by tools/async_to_sync.py: do not edit.
-"""The connections that are lent; the router's own statements; and what a transaction pooler needs.
-
-This file and ``pools.py`` use what is inside psycopg: here its generators, ``_connect_gen()``,
-``_get_tx_start_command()``, ``_start_query()``, ``_exec_command()``, ``_tpc_prepare_gen()``, ``_tpc_finish_gen()``,
-``_prepared``, and ``_adapters`` of a cursor, as
-``tests/test_inside_psycopg_pool.py`` checks.
-"""
-
-# ruff: noqa: SLF001  (see above)
+"""The router's own statements, and those of its users as text."""
 
 from __future__ import annotations
 
@@ -18,7 +10,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
 from psycopg import Connection, Cursor, generators, postgres
-from psycopg._compat import Interpolation, Template  # Python's own, where it has them
 from psycopg.adapt import AdaptersMap, Loader
 from psycopg.errors import error_from_result
 from psycopg.pq import ExecStatus
@@ -27,6 +18,8 @@ from psycopg.sql import Composable
 from psycopg.types import TypesRegistry
 from psycopg.types.array import register_all_arrays
 
+from router._sync.pool.inside.connection import check_usable, use_adapters
+from router._sync.pool.inside.imports import Interpolation, Template
 from router.core import sql
 
 if TYPE_CHECKING:
@@ -68,30 +61,6 @@ def why_not_there(error: psycopg.Error) -> str:
     return no_usage + name[:-1].rstrip() if no_usage else text  # as the server quotes it
 
 
-def begin_of(connection: Connection[Any]) -> bytes:
-    """Tell what psycopg would begin a transaction with.
-
-    Args:
-        connection: The connection, with the isolation level and the like that it has now.
-
-    Returns:
-        The statement.
-    """
-    return connection._get_tx_start_command()
-
-
-def in_pipeline(connection: Connection[Any]) -> bool:
-    """Tell whether a pipeline is open.
-
-    Args:
-        connection: The connection.
-
-    Returns:
-        Whether one is.
-    """
-    return connection._pipeline is not None
-
-
 def send(connection: Connection[Any], script: bytes, deadline: float = inf) -> list[tuple[bytes | None, ...]]:
     """Run statements in one round trip, whatever a borrower or ``configure=`` has set on the connection object.
 
@@ -125,7 +94,7 @@ def cursor_of(connection: Connection[Any]) -> Cursor[DictRow]:
         The cursor: its rows are dicts, and text is ``str`` in them, in a session with the encoding SQL_ASCII, too.
     """
     cursor = Cursor(connection, row_factory=dict_row)
-    cursor._adapters = AdaptersMap(_adapters())
+    use_adapters(cursor, AdaptersMap(_adapters()))
     return cursor
 
 
@@ -198,17 +167,17 @@ def sent(connection: Connection[Any], script: bytes, deadline: float) -> PQGen[P
 
 def check(connection: Connection[Any], result: PGresult) -> None:
     if result.status == ExecStatus.FATAL_ERROR:
-        raise error_from_result(result, encoding=connection.pgconn._encoding)
+        raise error_from_result(result, encoding=connection.info.encoding)
 
 
 def answers(connection: Connection[Any], script: bytes, deadline: float) -> PQGen[list[PGresult]]:
-    connection._check_connection_ok()
+    check_usable(connection)
     connection.pgconn.send_query(script)
     return (yield from _until(deadline, generators.execute(connection.pgconn)))
 
 
 def _until(deadline: float, answer: PQGen[list[PGresult]]) -> PQGen[list[PGresult]]:
-    """Wait for what another generator waits for; whoever waits says now and then that nothing has come yet."""
+    """Wait for what another generator waits for; the waiting function reports at intervals that nothing has come."""
     try:
         wanted = next(answer)
         while True:

@@ -1,20 +1,20 @@
 # Generated from router/_async/pool/shared_pool.py by tools/async_to_sync.py: do not edit.
 """How a connection passes from one tenant to the next: a pool that tenants share, fairly, and what is reset between."""
 
-# ruff: noqa: SLF001  (as pools.py, and for the same reason)
-
 from __future__ import annotations
 
-from collections import deque
+from contextlib import suppress
 from functools import lru_cache
 from time import monotonic
 from typing import TYPE_CHECKING
 
 import psycopg
 
-from router._sync.pool.connection import PooledConnection
+from router._sync.pool.hygiene import note_reset
+from router._sync.pool.inside.connection import begin_of, prepared_of
 from router._sync.pool.node_pool import NodePool
-from router._sync.pool.scripts import NOT_THERE, begin_of, send, why_not_there
+from router._sync.pool.pooled import PooledConnection
+from router._sync.pool.scripts import NOT_THERE, send, why_not_there
 from router._sync.pool.session_state import session_of
 from router.core import sql
 from router.core.errors import UnknownTenant
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from router.core.topology import Scope
 
 LEAST = 0.5
-"""Seconds that a server has at least to set a session, even past the deadline: if whoever is served at the last moment
-cost a connection, a crowd would have them closed faster than they open."""
+"""The least seconds that a server has to set a session, even past the deadline: if each request that is served at the
+last moment cost a connection, many requests would close connections faster than they are opened."""
 
 
 class SharedPool(NodePool):
@@ -35,7 +35,7 @@ class SharedPool(NodePool):
 
     def holders(self) -> list[str]:
         """List the tenants of the connections that are out, one for each."""
-        return [original.tenant for original in list(self.borrowed)]
+        return [session.tenant for session in list(self.borrowed)]
 
     def take_for(self, scope: Scope) -> Connection[TupleRow] | None:
         """Borrow a connection that is ready, best one that the tenant had last.
@@ -47,14 +47,13 @@ class SharedPool(NodePool):
             The connection, or ``None`` when none is ready.
         """
         idle, tenant = self.idle, scope.tenant
-        if idle:
-            with self._lock:  # guards _pool
-                for place, connection in enumerate(idle):
-                    had = session_of(connection).scope
-                    if had is not None and had.tenant == tenant:
-                        del idle[place]
-                        idle.appendleft(connection)  # where it is taken from
-                        break
+        for connection in list(idle):
+            had = session_of(connection).scope
+            if had is not None and had.tenant == tenant:
+                with suppress(ValueError):  # another thread has taken it
+                    idle.remove(connection)
+                    idle.appendleft(connection)  # where it is taken from
+                break
         taken = self.take()
         if taken is not None:
             session_of(taken).tenant = tenant
@@ -75,17 +74,17 @@ def enter(connection: Connection[TupleRow], scope: Scope, deadline: float, *, be
         TooLate: The server has not answered in time; the connection must not be used.
         psycopg.Error: It could not be done; the connection must not be used.
     """
-    original = session_of(connection)
+    session = session_of(connection)
     if isinstance(connection, PooledConnection):
-        connection.prelude = _prelude(scope)
-        original.scope = scope
+        connection.begin_suffix = _begin_suffix(scope)
+        session.scope = scope
         return
     # RESET ALL and DISCARD ALL in a block lose the tenant, and the name of its sessions, which the server reports.
-    same = original.scope is scope or original.scope == scope
-    same = same and connection.pgconn.parameter_status(b"application_name") == original.application_name
+    same = session.scope is scope or session.scope == scope
+    same = same and connection.pgconn.parameter_status(b"application_name") == session.application_name
     script = b""
     if not same or scope.hygiene == "full":
-        script = _script(scope, reset=original.scope is not None)
+        script = _script(scope, reset=session.scope is not None)
     text = script
     if begin:
         text = (b"BEGIN; " + script + b"; COMMIT; " if script else b"") + begin_of(connection)
@@ -96,17 +95,15 @@ def enter(connection: Connection[TupleRow], scope: Scope, deadline: float, *, be
         except NOT_THERE as error:  # all is as it was, but for what had been prepared
             if begin:
                 send(connection, b"ROLLBACK", deadline)
-            _forget_prepared(connection)
+            prepared_of(connection).forget()
             raise UnknownTenant(scope.tenant, why_not_there(error)) from None
         except psycopg.Error as error:
             error.add_note(f"it was to be set for tenant {scope.tenant!r}")
             raise
     if script:
-        _forget_prepared(connection)
-        (connection._notifies_backlog or deque()).clear()
-        original.client_encoding = connection.pgconn.parameter_status(b"client_encoding")  # configure= may have set it
-    original.scope = scope
-    original.application_name = connection.pgconn.parameter_status(b"application_name")
+        note_reset(connection)
+    session.scope = scope
+    session.application_name = connection.pgconn.parameter_status(b"application_name")
 
 
 @lru_cache(maxsize=1024)
@@ -117,14 +114,6 @@ def _script(scope: Scope, *, reset: bool) -> bytes:
 
 
 @lru_cache(maxsize=1024)
-def _prelude(scope: Scope) -> bytes:
+def _begin_suffix(scope: Scope) -> bytes:
     found = ", ".join(sql.settings(scope.settings, local=True))
     return f"SELECT {found}".encode() if found else b""
-
-
-def _forget_prepared(connection: Connection[TupleRow]) -> None:
-    """Have psycopg forget what it has prepared, since the server does, too; it need not tell the server."""
-    prepared = connection._prepared
-    prepared._counts.clear()
-    prepared._names.clear()
-    prepared._to_flush.clear()

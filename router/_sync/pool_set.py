@@ -1,103 +1,105 @@
-"""What all requests for one key use: a lane; and what lanes have in common: a pool set, with its line."""
+# Generated from router/_async/pool_set.py by tools/async_to_sync.py: do not edit.
+"""What the lanes for one cluster and use have in common: the pools of the best nodes, and the line of requests."""
 
 from __future__ import annotations
 
 from itertools import count
+from operator import attrgetter
 from random import getrandbits
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from psycopg_pool import PoolClosed
 
-from router._async.checkout import AsyncCheckout, AsyncScopedCheckout
-from router._async.choice import SETTLE, WATCH_OVER
-from router._async.line import AsyncLine
-from router._async.waiter import HasToAsk, Superseded, Unserved
 from router._runtime.calls import Isolated
-from router._runtime.flags import AGuard
+from router._runtime.flags import Guard
+from router._sync.choice import SETTLE, WATCH_OVER
+from router._sync.line import Line
+from router._sync.waiter import HasToAsk, Superseded, Unserved
 from router.core.balance import PAIRS, pairs, rotation
 from router.core.standing import Request, limits_lag
 
 if TYPE_CHECKING:
-    from psycopg import AsyncConnection
+    from psycopg import Connection
     from psycopg.rows import TupleRow
 
-    from router._async.admission import AsyncAdmission
-    from router._async.in_force import AsyncInForce
-    from router._async.pool.node_pool import AsyncNodePool
-    from router._async.waiter import AsyncWaiter
+    from router._sync.in_force import InForce
+    from router._sync.pool.node_pool import NodePool
+    from router._sync.waiter import Waiter
     from router.core.choose import Route
-    from router.core.topology import Scope, Target
+    from router.core.topology import Node, Scope, Target
 
 MOMENT = 0.05
-"""Seconds for which a route that was chosen for an error says why others have none, too: many may end at once."""
+"""Seconds for which a route that was chosen for an error also serves other errors: many requests may fail at once."""
 
+MAY_GROW = attrgetter("may_grow")
 PAIRS_BITS = PAIRS.bit_length() - 1
 
 
-class AsyncPoolSet:
+class PoolSet:
     """The pools of the best nodes of one cluster for one use, and the requests that wait for one of their connections.
 
-    What is known of the servers decides which pools these are. A change empties the spread, which costs nothing while
-    nobody comes; the next request, or the first in line, chooses once for all. How that interleaves with joining:
+    The standings of the servers decide which pools these are. A change of a standing only empties the spread; the next
+    request, or the first in line, chooses once for all. How that interleaves with joining the line:
 
     - ``invalidate()`` counts a generation, empties the spread, and wakes the first in line, in this order.
-    - ``refresh()`` notes the generation before it looks at what is known, and stores the spread only if that is still
-      the same: else it chooses again. So no spread outlives the change that it does not know of.
-    - Of those in line only the first refreshes, and then serves all: those that have joined before the spread is
-      stored are in line by then, and those that join later find it.
-    - Should it be interrupted before that, the spread stays stale, and when it leaves the line it wakes the next.
+    - ``refresh()`` notes the generation before it reads the standings, and stores the spread only if the generation is
+      still the same; otherwise it chooses again. So no spread outlives a change that it does not include.
+    - Of the requests in line, only the first one refreshes, and then serves all: requests that joined before the spread
+      was stored are in line by then, and those that join later find it.
+    - If it is interrupted before that, the spread stays stale, and when it leaves the line, it wakes the next one.
 
     Attributes:
-        in_force: Everything of its router that changes.
-        target: What it serves, or, where tenants share it, what one of them does.
-        cluster: The cluster that its pools are of.
+        in_force: What is in force in its router.
+        target: The target that it serves; if tenants share it, the target of one of them.
+        cluster: The cluster of its pools.
         read_only: Whether its requests only read.
-        pools: The pools of the best nodes; empty while none is known to be up, or what is known has changed.
-        route: What was chosen last.
-        limits_lag: Whether its requests may be served only by what is not too far behind.
+        pools: The pools of the best nodes; empty if none is up, or if a standing has changed.
+        route: The route that was chosen last.
+        limits_lag: Whether a limit on lag applies to its requests.
         line: The requests that wait.
-        is_stale: Whether what is known has changed since.
-        lacks_room: Whether others have to be closed before one of its pools may be opened.
-        is_superseded: Whether requests for the same keys use another one by now.
-        has_to_ask: Whether the nodes have to be asked first, so that each request chooses for itself.
+        is_stale: Whether a standing has changed since the pools were chosen.
+        lacks_room: Whether another pool has to be closed before one of its pools may be opened.
+        is_superseded: Whether requests for the same keys use another pool set by now.
+        has_to_ask: Whether replicas have to be asked for their position first, so that each request chooses for itself.
     """
 
-    def __init__(self, in_force: AsyncInForce, target: Target, *, read_only: bool) -> None:
-        """Begin without a pool.
+    def __init__(self, in_force: InForce, target: Target, *, read_only: bool) -> None:
+        """Make a pool set without pools.
 
         Args:
-            in_force: Everything of its router that changes.
-            target: What it serves.
+            in_force: What is in force in its router.
+            target: The target that it serves.
             read_only: Whether its requests only read.
         """
         self.in_force = in_force
         self.target = target
         self.cluster = in_force.clusters.of(target.watched or target.cluster)
         self.read_only = read_only
-        self.pools: tuple[AsyncNodePool, ...] = ()
+        self.pools: tuple[NodePool, ...] = ()
         self.route: Route | None = None
         self.limits_lag = limits_lag(target.cluster, Request(read_only))
-        self.line = AsyncLine(self, is_shared=target.shared)
+        self.line = Line(self, is_shared=target.shared)
         self.is_stale = True
         self.is_superseded = False
         self.has_to_ask = False
-        self._guard = AGuard()  # guards the replacing of the spread, and _generation
+        self._guard = Guard()  # guards the replacing of the spread, and _generation
         self._generation = 0
         self.lacks_room = False
         self._unserved = False  # whether waiting makes no sense
         self._first_at: float | None = None  # when the first request came that no pool has served since
         self._has_served = False
+        self._opened: dict[Node, NodePool] = {}  # what was chosen last, as far as it is open
         self._routed_at = 0.0
         self._turns = count()  # its next() is atomic
-        self._pairs: tuple[tuple[AsyncNodePool, AsyncNodePool, float, float], ...] = ()
-        self._rotation: tuple[AsyncNodePool, ...] = ()
+        self._pairs: tuple[tuple[NodePool, NodePool, float, float], ...] = ()
+        self._rotation: tuple[NodePool, ...] = ()
 
-    def pick(self) -> AsyncNodePool | None:
-        """Pick the pool for the next request, as ``read.balance`` says.
+    def pick(self) -> NodePool | None:
+        """Pick the pool for the next request by ``read.balance``.
 
         Returns:
-            The pool, or ``None`` when no node is known to be up.
+            The pool; ``None`` if no node is known to be up.
         """
         if self._pairs:
             one, two, weight_one, weight_two = self._pairs[getrandbits(PAIRS_BITS)]
@@ -107,21 +109,22 @@ class AsyncPoolSet:
         return None
 
     def invalidate(self) -> None:
-        """Choose anew before the next request is served."""
+        """Make the next request, or the first in line, choose the pools again."""
         with self._guard:
             self._generation += 1
             self.is_stale = True
+            self._opened = {node: pool for node, pool in self._opened.items() if not pool.draining}
             self._spread(())
         self.line.wake_first()
 
     def supersede(self) -> None:
-        """Serve nothing any more: requests that wait, or come by a lane from before, look up their lanes again."""
+        """Serve no request any more: requests that wait, or hold an old lane, look up their lanes again."""
         self.is_superseded = True  # first: no pool is opened from now on
         self.invalidate()
         self.line.fail(Superseded())
 
-    def wake(self) -> bool:
-        """Have the first in line look for room for a pool; whether one still waits for that."""
+    def wake_for_room(self) -> bool:
+        """Wake the first in line to look for room for a pool; return whether a request still waits for that."""
         return self.lacks_room and self.line.wake_first()
 
     def refresh(self) -> None:
@@ -137,14 +140,15 @@ class AsyncPoolSet:
                 if generation == self._generation and not any(pool.draining for pool in pools):
                     self.is_stale = False
                     self._has_served |= bool(pools)
+                    self._opened = {pool.node: pool for pool in pools}
                     self._spread(pools)
                     return
 
     def current_route(self, *, fresh: bool) -> Route:
-        """Say where requests go, and why: for an error.
+        """Return the route of its requests, for an error.
 
         Args:
-            fresh: Whether to choose again, if that was not done a moment ago.
+            fresh: Whether to choose again, unless that was done a moment ago.
 
         Returns:
             The route.
@@ -154,7 +158,7 @@ class AsyncPoolSet:
             self.route, self._routed_at = self.in_force.routes.choose(self.target, Request(self.read_only)), now
         return self.route
 
-    def _choose(self) -> tuple[AsyncNodePool, ...]:
+    def _choose(self) -> tuple[NodePool, ...]:
         in_force, target, read_only = self.in_force, self.target, self.read_only
         if self.is_superseded:
             raise Superseded
@@ -168,14 +172,17 @@ class AsyncPoolSet:
         self.lacks_room = False
         if not best or (not self._has_served and self._settles(route)):
             return ()
-        found = [in_force.pools.open_at_once(target, node, read_only=read_only, wants=self) for node in best]
+        opened, open_at_once = self._opened, in_force.pools.open_at_once
+        found = [opened.get(node) or open_at_once(target, node, read_only=read_only, wants=self) for node in best]
         pools = tuple(pool for pool in found if pool is not None)
         self.lacks_room = not pools
-        self.line.serves(pools)  # before what drains is looked for, see refresh(): who drains one tells its line
+        self.line.serves(
+            pools
+        )  # before refresh() looks for draining pools: drain() invalidates the line that a pool serves
         return pools
 
     def _settles(self, route: Route) -> bool:
-        """Whether a server that was not probed yet may turn out to be better, and there is time to wait for that."""
+        """Whether to wait for the first probe of a server that may turn out to be better."""
         if not self.in_force.routes.is_unsettled(route):
             return False
         now = monotonic()
@@ -183,7 +190,7 @@ class AsyncPoolSet:
             self._first_at = now
         return now < self._first_at + SETTLE
 
-    def _spread(self, pools: tuple[AsyncNodePool, ...]) -> None:
+    def _spread(self, pools: tuple[NodePool, ...]) -> None:
         """Spread requests over these pools; under the guard."""
         if pools != self.pools:
             self.pools = pools
@@ -197,17 +204,15 @@ class AsyncPoolSet:
                 self._rotation = tuple(pools[place] for place in rotation(weights))
         self.line.serve_from(pools)
 
-    async def take(
-        self, scope: Scope | None, picked: AsyncNodePool | None
-    ) -> tuple[AsyncNodePool, AsyncConnection[TupleRow]] | None:
+    def take(self, scope: Scope | None, picked: NodePool | None) -> tuple[NodePool, Connection[TupleRow]] | None:
         """Borrow a connection that is ready in any of the pools.
 
         Args:
-            scope: Whom it is for, where that matters.
-            picked: The pool that was picked; it opens one more if the connection is from another.
+            scope: The scope of the request's tenant; ``None`` if the pools are not shared.
+            picked: The pool that was picked; it opens one more connection if the one taken is from another pool.
 
         Returns:
-            The connection, and the pool it is from; ``None`` when none is ready.
+            The pool, and the connection; ``None`` if none is ready.
         """
         if picked not in self.pools:
             picked = self.pick()
@@ -215,17 +220,24 @@ class AsyncPoolSet:
             if pool is not None and pool.idle:
                 if picked is not None and pool is not picked:
                     with Isolated("could not open a connection to %s", picked.node):
-                        await picked.warm_up()
-                connection = await (pool.take() if scope is None else pool.take_for(scope))
+                        picked.warm_up()
+                connection = pool.take() if scope is None else pool.take_for(scope)
                 if connection is not None:
                     return pool, connection
         return None
 
-    async def work(self, waiter: AsyncWaiter) -> None:
-        """Do what those that wait need to have done, for one of them: choose, open, hand over.
+    @property
+    def has_work(self) -> bool:
+        """Whether a request that joins the line may have to do more than to wait for a connection."""
+        if self.is_stale or not self.pools or self.has_to_ask or self._unserved or self.target.tenant is not None:
+            return True
+        return True in map(MAY_GROW, self.pools)
+
+    def work(self, waiter: Waiter) -> None:
+        """Do for the waiting requests what one of them has to do: choose pools, open connections, hand them over.
 
         Args:
-            waiter: The one.
+            waiter: The request that does it.
 
         Raises:
             RouterClosed: The router was closed.
@@ -237,7 +249,7 @@ class AsyncPoolSet:
             if not self.line.leads(waiter):
                 return  # the first in line does it, and serves all
             self.refresh()
-        if self.lacks_room and await in_force.pools.find_room(self):
+        if self.lacks_room and in_force.pools.find_room(self):
             self.refresh()
         refused = self.target.tenant is not None and self.in_force.routes.is_login_refused(
             self.target, read_only=self.read_only
@@ -249,42 +261,35 @@ class AsyncPoolSet:
         elif not self.pools and not self.lacks_room:
             self.cluster.note_waiting()
         else:
-            await self._serve()
+            self._serve()
 
     def _may_log_in(self) -> bool:
         """Whether a tenant's own login is only refused at some of the nodes, or may be tried again."""
         self.route = route = self.in_force.routes.choose(self.target, Request(self.read_only))
         return bool(route.ready) or route.pending
 
-    async def _serve(self) -> None:
+    def _serve(self) -> None:
         pools = self.pools
         for pool in pools:
-            await pool.hand_over()
+            pool.hand_over()
         if growing := [pool for pool in pools if pool.may_grow]:
             lacking = self.line.waiting - sum(pool.is_growing for pool in pools)
             for pool in sorted(growing, key=_busy)[: max(lacking, 0)]:
-                await self._grow(pool)
+                self._grow(pool)
 
-    async def _grow(self, pool: AsyncNodePool) -> None:
+    def _grow(self, pool: NodePool) -> None:
         try:
-            await pool.grow()
+            pool.grow()
         except BaseException as error:  # another request has to do it, or this one again
             closed = isinstance(error, PoolClosed)
             if closed:
-                await self.in_force.pools.drain(pool)
+                self.in_force.pools.drain(pool)
             self.invalidate()
             if not closed:
                 raise
 
-    def patience(self, waiter: AsyncWaiter) -> float:
-        """Say how long a request may wait before it looks again what there is to do, though nothing has woken it.
-
-        Args:
-            waiter: The request.
-
-        Returns:
-            Seconds; none but the first in line ever has to, and only while no pool serves it.
-        """
+    def patience(self, waiter: Waiter) -> float:
+        """Return the seconds that a request may wait until it calls :meth:`work` again: no limit if a pool serves."""
         if self.pools or not self.line.leads(waiter):
             return float("inf")
         if self._first_at is not None and (left := self._first_at + SETTLE - monotonic()) > 0:
@@ -292,55 +297,5 @@ class AsyncPoolSet:
         return WATCH_OVER
 
 
-def _busy(pool: AsyncNodePool) -> float:
+def _busy(pool: NodePool) -> float:
     return len(pool.borrowed) / pool.node.weight
-
-
-class AsyncLane:
-    """What all requests for one key use until the topology or a tenant's home changes.
-
-    Attributes:
-        target: What the key resolved to.
-        read_only: Whether the requests only read.
-        timeout: Their deadline if they name none, in seconds.
-        pool_set: The pools, with those that wait for them: shared with all lanes for the same servers and use.
-        pick: That of the pool set.
-        admission: Lets so many requests of a tenant be served at a time; ``None`` for any number.
-        in_force: Everything of its router that changes.
-        slots: The process's budget.
-        checkout: What borrows from it.
-        key: What the requests name.
-    """
-
-    __slots__ = (
-        "admission",
-        "checkout",
-        "in_force",
-        "key",
-        "pick",
-        "pool_set",
-        "read_only",
-        "slots",
-        "target",
-        "timeout",
-    )  # fmt: skip
-
-    def __init__(self, target: Target, pool_set: AsyncPoolSet, admission: AsyncAdmission | None, key: Any) -> None:
-        """Make the lane.
-
-        Args:
-            target: What the key resolved to.
-            pool_set: The pools.
-            admission: Lets so many of its requests be served at a time.
-            key: What the requests name.
-        """
-        self.target = target
-        self.read_only = pool_set.read_only
-        self.timeout = target.cluster.pool.timeout
-        self.pool_set = pool_set
-        self.pick = pool_set.pick
-        self.admission = admission
-        self.in_force = pool_set.in_force
-        self.slots = pool_set.in_force.slots
-        self.checkout: type[AsyncCheckout] = AsyncCheckout if target.scope is None else AsyncScopedCheckout
-        self.key = key

@@ -1,0 +1,198 @@
+"""A connection without a block, for frameworks: ``close()`` gives it back, and ``commit()`` notes what was written."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+import psycopg
+from psycopg import AsyncConnection
+from psycopg.pq import TransactionStatus
+
+from router._async.checkout import AsyncTrackedCheckout
+from router._async.ending import observe_outcome, read_position
+from router._async.pool.connection import AsyncNodeConnection
+from router._async.pool.inside.connection import in_pipeline
+from router._async.pool.pooled import AsyncPooledConnection
+from router._async.tenant_checkout import AsyncLookupCheckout
+from router.sessions import current_session
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+    from typing import TypeAlias
+
+    from psycopg.abc import PQGen
+    from psycopg.rows import TupleRow
+
+    from router._async.checkout import AsyncCheckout
+    from router.ambient import Ambient
+    from router.core.topology import Node
+    from router.sessions import Session
+
+    NoteWritten: TypeAlias = Callable[[Session, str, Node, tuple[int, int] | None], None]
+
+T = TypeVar("T")
+
+
+class AsyncLease:
+    """How an acquired connection is given back to its pool, and how the session in force learns what it has written."""
+
+    __slots__ = ("_ambient", "_checkout", "_note", "interruption", "unnoted")
+
+    def __init__(self, checkout: AsyncTrackedCheckout, ambient: Ambient, note: NoteWritten) -> None:
+        """Begin with a connection that has just been borrowed.
+
+        Args:
+            checkout: Borrowed the connection, and gives it back. It keeps no reference to the connection, so that a
+                connection that is dropped is collected.
+            ambient: Finds the session in force.
+            note: Called with the session, the version, the node and where its WAL ends after a write.
+        """
+        self.unnoted = True  # whether there may be a write that no session has noted
+        # What interrupted a query, a cancellation say: its answer may still come when the connection is closed.
+        self.interruption: BaseException | None = None
+        self._checkout = checkout
+        self._ambient = ambient
+        self._note = note
+
+    async def commit(self, connection: AsyncConnection[TupleRow]) -> None:
+        """Commit; where a session is in force, note in the same round trip how far that went.
+
+        Args:
+            connection: The connection.
+        """
+        checkout, session = self._checkout, self._session()
+        try:
+            if session is None:
+                await AsyncConnection.commit(connection)
+            elif in_pipeline(connection):  # nothing can be asked before it ends
+                await AsyncConnection.commit(connection)
+                self._note(session, checkout.version, checkout.pool.node, None)
+            else:
+                position = await read_position(connection)
+                self._note(session, checkout.version, checkout.pool.node, position)
+                self.unnoted = False
+        except psycopg.OperationalError as error:
+            observe_outcome(checkout.pool, connection, error)
+            raise
+
+    async def end(self, connection: AsyncConnection[TupleRow]) -> None:
+        """Give the connection back; what was not committed is rolled back.
+
+        Args:
+            connection: The connection.
+        """
+        checkout, error, note = self._checkout, self.interruption, None
+        if error is None and connection.pgconn.transaction_status != TransactionStatus.IDLE:
+            error = psycopg.OperationalError("it was closed without a commit")
+        try:
+            if self.unnoted and (session := self._session()) is not None:
+                note = partial(self._note, session, checkout.version)
+        finally:  # also where the session in force cannot be told
+            await checkout.release(connection, error, note)
+
+    def _session(self) -> Session | None:
+        return None if self._checkout.pool.read_only else current_session(self._ambient)
+
+
+class AsyncAcquiredConnection(AsyncNodeConnection):
+    """A connection that was acquired: no block around it gives it back."""
+
+    __slots__ = ()  # the class of an existing object is set to this one
+
+    async def commit(self) -> None:
+        """Commit the transaction; where a session is in force, its reads will see it."""
+        if (lease := self.__dict__.get("_lease")) is None:  # it is being given back
+            await AsyncConnection.commit(self)
+        else:
+            await lease.commit(self)
+
+    async def close(self) -> None:
+        """Give the connection back; what was not committed is rolled back."""
+        if (lease := self.__dict__.pop("_lease", None)) is not None:
+            await lease.end(self)
+
+    async def __aenter__(self) -> Self:
+        """Return the connection itself."""
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc_val: BaseException | None, exc_tb: TracebackType | None
+    ) -> None:
+        """Commit on success, and give the connection back."""
+        try:
+            if exc_val is None and not self.closed:
+                await self.commit()
+        finally:
+            await self.close()
+
+    async def wait(self, gen: PQGen[T], *args: Any, **kwargs: Any) -> T:
+        """Note an interruption: the session is then not lent again."""
+        try:
+            return await super().wait(gen, *args, **kwargs)
+        except BaseException as error:
+            _note_interruption(self, error)
+            raise
+
+    def note_statement(self, *, commits_itself: bool) -> None:
+        """Note that a statement may write."""
+        _note_use(self)
+        super().note_statement(commits_itself=commits_itself)
+
+
+class AsyncAcquiredPooledConnection(AsyncPooledConnection):
+    """The same behind a transaction pooler."""
+
+    # No class in common: the class of an existing object is set to this one, and both must have the same layout.
+    __slots__ = ()
+    commit = AsyncAcquiredConnection.commit
+    close = AsyncAcquiredConnection.close
+    __aenter__ = AsyncAcquiredConnection.__aenter__
+    __aexit__ = AsyncAcquiredConnection.__aexit__
+
+    async def wait(self, gen: PQGen[T], *args: Any, **kwargs: Any) -> T:
+        """Note an interruption: the session is then not lent again."""
+        try:
+            return await super().wait(gen, *args, **kwargs)
+        except BaseException as error:
+            _note_interruption(self, error)
+            raise
+
+    def note_statement(self, *, commits_itself: bool) -> None:
+        """Note that a statement may write."""
+        _note_use(self)
+        super().note_statement(commits_itself=commits_itself)
+
+
+def _note_use(connection: AsyncConnection[TupleRow]) -> None:
+    if (lease := connection.__dict__.get("_lease")) is not None:
+        lease.unnoted = True
+
+
+def _note_interruption(connection: AsyncConnection[TupleRow], error: BaseException) -> None:
+    if not isinstance(error, Exception | GeneratorExit) and (lease := connection.__dict__.get("_lease")) is not None:
+        lease.interruption = type(error)()  # one without a traceback, which would keep what the caller has
+
+
+async def lend(checkout: AsyncCheckout, ambient: Ambient, note: NoteWritten) -> AsyncConnection[TupleRow]:
+    """Borrow a connection without a block.
+
+    Args:
+        checkout: Borrows it.
+        ambient: As for :class:`AsyncLease`.
+        note: As for :class:`AsyncLease`.
+
+    Returns:
+        The connection, to be closed.
+
+    Raises:
+        Unavailable: None could be had in time.
+    """
+    assert isinstance(checkout, AsyncTrackedCheckout | AsyncLookupCheckout)  # noqa: S101
+    connection: Any = await checkout.__aenter__()
+    pooled = isinstance(connection, AsyncPooledConnection)
+    connection.__class__ = AsyncAcquiredPooledConnection if pooled else AsyncAcquiredConnection
+    connection.__dict__["_lease"] = AsyncLease(checkout.detach(), ambient, note)
+    acquired: AsyncConnection[TupleRow] = connection
+    return acquired

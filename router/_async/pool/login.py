@@ -1,0 +1,293 @@
+"""How a session is begun: within the budget, with the node's password, at one of its server's addresses."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from psycopg.conninfo import make_conninfo
+
+from router._async.pool.connection import AsyncNodeConnection
+from router._async.pool.pooled import AsyncPooledConnection
+from router._runtime.calls import aconsult
+from router._runtime.login import LOCAL_ERRORS, LoginFailed
+from router._runtime.names import Names
+from router.core.errors import RouterClosed, masked
+from router.core.observations import AttemptFailed, read_failure
+from router.settings.dsn import KEEPALIVE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from router._async.clusters import AsyncClusters
+    from router._async.slot import AsyncSlot
+    from router._async.slots import AsyncSlots
+    from router._runtime.calls import AFunction, APassword
+    from router.core.topology import Cluster, Node, Server
+
+logger = logging.getLogger("router")
+
+
+class ServerFull(psycopg.OperationalError):
+    """The server accepts no further connection."""
+
+
+class Unable(psycopg.OperationalError):
+    """This process could not get as far as to ask a server: that says nothing of the server."""
+
+    def __init__(self, error: Exception) -> None:
+        """Say what was wanting.
+
+        Args:
+            error: What was raised.
+        """
+        text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        super().__init__(f"this process cannot connect: {type(error).__name__}: {text}")
+
+
+class NoPassword(psycopg.OperationalError):
+    """The password that the settings or the user's callable should give could not be had."""
+
+
+class AsyncLogin:
+    """Begins sessions; keeps the passwords that the user's callable has given, and the addresses of hosts."""
+
+    def __init__(self, slots: AsyncSlots, password: APassword | None) -> None:
+        """Begin with nothing known.
+
+        Args:
+            slots: The process's budget.
+            password: Asked for a node's password; its answer is kept until a server turns it down.
+        """
+        self._slots = slots
+        self._ask = password
+        self._answers: dict[Node, str] = {}
+        self._names = Names()
+
+    @property
+    def remembered(self) -> int:
+        """Of how many nodes the password is remembered."""
+        return len(self._answers)
+
+    def forget_unused(self, clusters: AsyncClusters) -> None:
+        """Forget the passwords of nodes that nothing connects to any more.
+
+        Args:
+            clusters: Those in use.
+        """
+        if self._answers:
+            used = {node for cluster in clusters for node in cluster.nodes}
+            for node in self._answers.keys() - used:
+                self._answers.pop(node, None)
+
+    async def begin(
+        self,
+        node: Node,
+        cluster: Cluster,
+        options: list[str],
+        slot: AsyncSlot,
+        *,
+        autocommit: bool,
+        within: float | None = None,
+        asks: Callable[[], None] = lambda: None,
+    ) -> AsyncNodeConnection:
+        """Begin a session.
+
+        Args:
+            node: Where.
+            cluster: The cluster it serves, for its policies.
+            options: Startup options, added to the node's own.
+            slot: Its slot of the budget.
+            autocommit: Whether the connection is in autocommit.
+            within: The most seconds until the host's name is resolved; ``None`` takes ``pool.connect_timeout``.
+            asks: Called when this process has all it needs, and the server is asked.
+
+        Returns:
+            The connection.
+
+        Raises:
+            ServerFull: The server has no room.
+            Unable: This process could not ask the server.
+            psycopg.OperationalError: It could not be opened.
+        """
+        kind: type[AsyncNodeConnection] = AsyncNodeConnection
+        if node.pooler == "transaction":  # which knows nothing of sessions, nor of what they begin with
+            kind, options = AsyncPooledConnection, []
+        try:
+            params = _params(node, cluster, options)
+            within = float(cluster.pool.connect_timeout) if within is None else within
+            connection = await self._log_in(node, kind, params, within, autocommit=autocommit, asks=asks)
+            connection.slot = slot  # from here on, whatever closes it gives the slot back
+        except LoginFailed as error:
+            seen = failure(node, error)
+            if not seen.server_full:
+                raise
+            self._slots.refuse(slot, seen.reason)
+            raise ServerFull(f"accepts no further connection: {seen.reason}") from None
+        except psycopg.Error:
+            raise
+        except Exception as error:
+            raise Unable(error) from error
+        try:
+            self._slots.fill(slot, connection)
+        except BaseException:
+            await connection.close()
+            raise
+        if node.pooler == "transaction":
+            connection.prepare_threshold = None
+        return connection
+
+    async def _log_in(
+        self,
+        node: Node,
+        kind: type[AsyncNodeConnection],
+        params: dict[str, str],
+        within: float,
+        *,
+        autocommit: bool,
+        asks: Callable[[], None],
+    ) -> AsyncNodeConnection:
+        kept = self._answers.get(node)
+        session: dict[str, Any] = {"autocommit": autocommit}
+        if (password := await self._password(node)) is not None:
+            session["password"] = password
+        places = await self._places(node.server.host, within)
+        asks()
+        try:
+            return await _connect_to(kind, places, params, session)
+        except psycopg.OperationalError as error:
+            # libpq gives no SQLSTATE here (28P01 is what it would be), but it knows that the password was sent.
+            if error.pgconn is None or not error.pgconn.used_password:
+                raise
+            if self._answers.get(node) == password:  # else another attempt has asked anew meanwhile
+                self._answers.pop(node, None)
+            if kept is None:
+                raise
+        return await self._log_in(node, kind, params, within, autocommit=autocommit, asks=asks)
+
+    async def addresses(self, server: Server, timeout: float) -> list[str]:
+        """Find the addresses of a server.
+
+        Args:
+            server: The server.
+            timeout: The most seconds to wait until its name is resolved.
+
+        Returns:
+            Its addresses, or the directory of its socket.
+
+        Raises:
+            Unable: Its name cannot be resolved, or not in time.
+        """
+        if _is_address(server.host):
+            return [server.host]
+        try:
+            return await self._names.aaddresses(server.host, timeout)
+        except (OSError, RuntimeError) as error:
+            raise Unable(error) from error
+
+    async def _places(self, host: str, within: float) -> list[dict[str, str]]:
+        """Say in libpq's words where to connect to, one after the other, with no name left to be resolved."""
+        if _is_address(host):
+            return [{}]
+        return [{"hostaddr": address} for address in await self._names.aaddresses(host, within)]
+
+    async def _password(self, node: Node) -> str | None:
+        if self._ask is not None:
+            if node not in self._answers:
+                try:
+                    self._answers[node] = await aconsult(self._ask, node)
+                except RouterClosed:  # dropped meanwhile: the callable is gone, and did not fail
+                    raise
+                except Exception:
+                    logger.exception("the router's password callable failed for %s", node)
+                    raise NoPassword("the password callable failed; its error is in the log") from None
+            return self._answers[node]
+        if node.password_file is not None:
+            try:
+                return node.password_file.read_text(encoding="utf-8").partition("\n")[0].rstrip("\r")
+            except (OSError, UnicodeDecodeError) as error:
+                if isinstance(error, OSError) and error.errno in LOCAL_ERRORS:
+                    raise
+                why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+                # A name without a directory may be the password itself.
+                named = f" {masked(str(node.password_file))}" if node.password_file.is_absolute() else ""
+                raise NoPassword(f"its password_file{named} cannot be read: {why}") from None
+        return None
+
+
+def failure(node: Node, error: Exception) -> AttemptFailed:
+    """Say what a failed attempt to connect shows.
+
+    Args:
+        node: What it was an attempt at.
+        error: How it failed.
+
+    Returns:
+        The observation.
+    """
+    if isinstance(error, Unable):
+        return AttemptFailed(node, str(error), answered=False)
+    if isinstance(error, NoPassword):
+        return AttemptFailed(node, str(error), answered=True)
+    if isinstance(error, LoginFailed):
+        return read_failure(node, str(error), error.sqlstate, error.routine)
+    if isinstance(error, psycopg.OperationalError):
+        return read_failure(node, str(error))
+    return AttemptFailed(node, type(error).__name__, answered=True)  # its text may hold anything
+
+
+def _params(node: Node, cluster: Cluster, options: list[str]) -> dict[str, str]:
+    params = {
+        "connect_timeout": str(cluster.pool.connect_timeout),
+        **KEEPALIVE,
+        **dict(node.params + node.secrets.values),
+        "target_session_attrs": "any",  # whatever the environment or a service file says: roles are observed
+    }
+    if options:
+        params["options"] = " ".join(filter(None, (params.get("options"), *options)))
+    return params
+
+
+async def _connect_to(
+    kind: type[AsyncNodeConnection],
+    places: list[dict[str, str]],
+    params: dict[str, str],
+    session: dict[str, Any],
+) -> AsyncNodeConnection:
+    """Connect to the first of the addresses where a server takes the login, or says why not.
+
+    What this process cannot do counts if nothing else is known of any: without IPv6 it can assign no address for the
+    servers' IPv6 ones.
+    """
+    connect: AFunction[..., AsyncNodeConnection] = kind.connect
+    if getattr(connect, "__self__", kind) is not kind:
+        # What OpenTelemetry leaves behind once it no longer traces psycopg makes connections of that class alone.
+        connect = partial(connect.__func__, kind)  # type: ignore[attr-defined]
+    failure: Exception | None = None
+    for place in places:
+        try:
+            return await connect(make_conninfo("", **{**params, **place}), **session)
+        except LoginFailed as error:
+            if error.sqlstate is not None:
+                raise
+            failure = error
+        except psycopg.errors.ConnectionTimeout as error:
+            failure = error
+        except OSError as error:
+            failure = failure or error
+    assert failure is not None  # noqa: S101  (there is at least one address)
+    raise failure
+
+
+def _is_address(host: str) -> bool:
+    """Whether there is nothing to resolve: an IP address, or the directory of a socket."""
+    if host.startswith(("/", "@")):
+        return True
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True

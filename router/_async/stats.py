@@ -1,0 +1,97 @@
+"""What ``Router.stats()`` counts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from time import monotonic
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from router.core.health import node_state, restrictions_of, role_of
+from router.core.measures import DrainingPoolStats, NodeStats, Stats, TenantPoolStats, VersionStats
+from router.core.replication import fenced, lag_of, primary_of
+from router.core.topology import Role
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from router._async.in_force import AsyncInForce
+    from router.core.measures import PoolStats
+    from router.core.topology import Cluster, Node
+
+
+def stats(in_force: AsyncInForce) -> Stats:
+    """Count what a router has.
+
+    Args:
+        in_force: Everything of it that changes.
+
+    Returns:
+        What ``Router.stats()`` returns.
+    """
+    pools = list(in_force.pools)
+    draining = [pool for pool in pools if pool.draining]  # looked at once: a pool may begin to drain at any moment
+    open_pools = [pool for pool in pools if pool not in draining]
+    in_use = Counter(owner for pool in pools for owner in pool.holders())
+    versions = [
+        VersionStats(
+            name,
+            _nodes(
+                in_force,
+                cluster,
+                {
+                    (pool.node, pool.read_only): pool.stats()
+                    for pool in open_pools
+                    if pool.cluster.name == name and pool.tenant is None and not pool.shared
+                },
+            ),
+        )
+        for name, cluster in in_force.topology.versions.items()
+    ]
+    return Stats(
+        connections=in_force.slots.total,
+        max_connections=in_force.topology.max_connections,
+        versions=tuple(versions),
+        tenant_pools=tuple(
+            TenantPoolStats(pool.cluster.name, pool.tenant, pool.node, pool.read_only, pool.stats())
+            for pool in open_pools
+            if pool.tenant is not None or pool.shared
+        ),
+        tenants=MappingProxyType(dict(in_use.most_common())),
+        directory=None if in_force.directory is None else in_force.directory.stats(),
+        totals=in_force.pools.totals(),
+        draining=tuple(
+            DrainingPoolStats(pool.cluster.name, pool.tenant, pool.node, pool.read_only, pool.stats())
+            for pool in draining
+            if pool.borrowed
+        ),
+    )
+
+
+def _nodes(
+    in_force: AsyncInForce, cluster: Cluster, pools: Mapping[tuple[Node, bool], PoolStats]
+) -> tuple[NodeStats, ...]:
+    health, now = in_force.clusters.health, monotonic()
+    out = fenced(health, cluster)
+    primary = primary_of(health, cluster, out)
+    nodes = []
+    for node in cluster.nodes:
+        state, role = node_state(health, node), role_of(health, node)
+        lag = lag_of(health, node, primary, now=now) if state.up and role is Role.REPLICA else None
+        nodes.append(
+            NodeStats(
+                node=node,
+                role=role,
+                state="unknown" if state.up is None else "up" if state.up else "down",
+                reason=state.reason or out.get(node) or restrictions_of(health, node),
+                server_version=state.server_version,
+                timeline=state.timeline,
+                lag=None if lag is None else lag.seconds,
+                lag_bytes=None if lag is None else lag.bytes,
+                latency=state.latency,
+                failures=state.failures,
+                read=pools.get((node, True)),
+                write=pools.get((node, False)),
+            )
+        )
+    return tuple(nodes)

@@ -1,0 +1,215 @@
+"""What ``connection()`` returns for a tenant that shares its pool, or that the directory has to be asked for."""
+
+from __future__ import annotations
+
+from time import monotonic
+from typing import TYPE_CHECKING
+
+import psycopg
+
+from router._async.acquire import acquire
+from router._async.checkout import A_LONG_TIME, AsyncCheckout, AsyncTrackedCheckout
+from router._async.ending import observe_outcome
+from router._async.pool.scripts import TooLate
+from router._async.pool.session_state import session_of
+from router._async.pool.shared_pool import enter
+from router._runtime.workers import abind_loop, arunning_loop
+from router.core.errors import UnknownTenant
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from psycopg import AsyncConnection
+    from psycopg.rows import TupleRow
+
+    from router._async.ending import Note
+    from router._async.lane import AsyncLane
+    from router._async.pool.node_pool import AsyncNodePool
+    from router._runtime.calls import AFunction
+    from router.core.standing import Request
+
+
+class AsyncScopedCheckout(AsyncTrackedCheckout):
+    """A checkout for a tenant whose connection may have served another tenant, and is set to this one first."""
+
+    __slots__ = ("_begin",)
+
+    def __init__(
+        self,
+        lane: AsyncLane,
+        timeout: float | None,
+        *,
+        request: Request | None = None,
+        note: Note | None = None,
+        begin: bool = True,
+    ) -> None:
+        """Prepare to borrow; nothing happens before the block is entered.
+
+        Args:
+            lane: Where to borrow from.
+            timeout: The request's deadline, in seconds; ``None`` takes the lane's.
+            request: What it asks for; ``None`` for any of the lane's pools.
+            note: As for :class:`AsyncTrackedCheckout`.
+            begin: Whether a block that writes begins its transaction at once, in the round trip that sets the session.
+        """
+        super().__init__(lane, timeout, request=request, note=note)
+        self._begin = begin and lane.target.shared and not lane.read_only
+
+    async def __aenter__(self) -> AsyncConnection[TupleRow]:
+        """Borrow the connection, and make it the tenant's.
+
+        Returns:
+            The connection.
+
+        Raises:
+            Unavailable: None could be had within the deadline.
+            UnknownTenant: The tenant's schema is not there.
+            RouterClosed: The router was closed.
+            RuntimeError: The block of this very object has been entered already.
+        """
+        if self._connection is not None:
+            raise RuntimeError("this checkout is in use: call connection() once for each block")
+        lane, deadline = self._lane, monotonic() + min(self._timeout, A_LONG_TIME)
+        if lane.slots.loop is not arunning_loop():
+            lane.slots.loop = abind_loop(lane.slots.loop)
+        if (admission := lane.admission) is None:
+            return await self._enter(lane, deadline)
+        token = object()
+        try:
+            connection = await self._enter(lane, deadline, token, admitted=admission.enter(token))
+            self._pool.admitted[session_of(connection)] = admission, token
+        except BaseException:
+            admission.leave(token)
+            raise
+        return connection
+
+    async def _enter(
+        self, lane: AsyncLane, deadline: float, token: object = None, *, admitted: bool = True
+    ) -> AsyncConnection[TupleRow]:
+        scope = lane.target.scope
+        assert scope is not None  # noqa: S101  (else it were a plain checkout)
+        pool = lane.pick() if self._request is None and admitted else None
+        connection = None if pool is None else await pool.take_for(scope)
+        while True:
+            if pool is None or connection is None:
+                lane, pool, connection = await acquire(lane, deadline, pool, self._request, token, admitted=admitted)
+                self._lane, scope = lane, lane.target.scope
+                assert scope is not None  # noqa: S101  (a successor has one, too)
+                admitted = True
+            pool.retryable.add(session_of(connection))
+            try:
+                await enter(connection, scope, deadline, begin=self._begin)
+            except BaseException as error:
+                if not await self._give_back_unset(lane, pool, connection, error):
+                    raise
+                connection = None
+                continue
+            pool.retryable.discard(session_of(connection))
+            session_of(connection).target = lane.target
+            self._pool, self._connection = pool, connection
+            return connection
+
+    async def _give_back_unset(
+        self, lane: AsyncLane, pool: AsyncNodePool, connection: AsyncConnection[TupleRow], error: BaseException
+    ) -> bool:
+        """Give back a connection that could not be set to the tenant, and tell whether another one may work."""
+        # An earlier borrower may have spoilt its session for every reset; a fresh one is as it will be the next time.
+        used = session_of(connection).scope is not None
+        again = isinstance(error, psycopg.Error) and (used or connection.broken or isinstance(error, TooLate))
+        observe_outcome(pool, connection, error)
+        if isinstance(error, TooLate):
+            pool.watched.suspect(pool.node.server)
+        if isinstance(error, UnknownTenant):
+            lane.in_force.lanes.unlist(lane)
+        else:
+            await connection.close()
+        await pool.release(connection)
+        return again
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """End the transaction and give the connection back, as any checkout does."""
+        connection, entry = self._connection, None
+        try:
+            if connection is not None:  # given back, it may be another's; closed, its place is free already
+                entry = self._pool.admitted.pop(session_of(connection), None)
+            await super().__aexit__(kind, error, traceback)
+        finally:
+            if entry is not None and not self._pool.inherited:
+                entry[0].leave(entry[1])
+
+
+class AsyncLookupCheckout(AsyncCheckout):
+    """A checkout for a tenant that the directory has to be asked for first."""
+
+    __slots__ = ("_checkout", "_find")
+
+    def __init__(self, find: AFunction[[float], AsyncCheckout], timeout: float) -> None:  # it has no lane yet
+        """Prepare to borrow; nothing happens before the block is entered.
+
+        Args:
+            find: Asks until a deadline, on the monotonic clock, and makes the checkout.
+            timeout: The request's deadline, in seconds.
+        """
+        self._find = find
+        self._timeout = timeout
+        self._connection = None
+        self._checkout: AsyncCheckout | None = None
+
+    @property
+    def pool(self) -> AsyncNodePool:
+        """Where the connection is from, inside the block."""
+        return self._found().pool
+
+    @property
+    def version(self) -> str:
+        """The version it is for; empty as long as that is not known."""
+        return "" if self._checkout is None else self._checkout.version
+
+    @property
+    def tenant(self) -> str | None:
+        """Whom it is for, inside the block."""
+        return self._found().tenant
+
+    async def __aenter__(self) -> AsyncConnection[TupleRow]:
+        """Find out where the tenant lives, and borrow the connection.
+
+        Returns:
+            The connection.
+
+        Raises:
+            UnknownTenant: There is no such tenant.
+            DirectoryUnavailable: It cannot be found out.
+            Unavailable: No connection could be had within the deadline.
+            RouterClosed: The router was closed.
+            RuntimeError: The block of this very object has been entered already.
+        """
+        if self._checkout is not None:
+            raise RuntimeError("this checkout is in use: call connection() once for each block")
+        checkout = await self._find(monotonic() + min(self._timeout, A_LONG_TIME))
+        connection = await checkout.__aenter__()
+        self._checkout = checkout
+        return connection
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """End the transaction and give the connection back, as any checkout does."""
+        checkout, self._checkout = self._found(), None
+        await checkout.__aexit__(kind, error, traceback)
+
+    def detach(self) -> AsyncTrackedCheckout:
+        """Have a borrowed connection go its own way, without a block.
+
+        Returns:
+            What has to give it back.
+        """
+        checkout, self._checkout = self._found(), None
+        assert isinstance(checkout, AsyncTrackedCheckout)  # noqa: S101  (it was asked for one)
+        return checkout.detach()
+
+    def _found(self) -> AsyncCheckout:
+        if self._checkout is None:
+            raise RuntimeError("the block of this checkout was not entered")
+        return self._checkout

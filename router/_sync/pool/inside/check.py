@@ -1,0 +1,145 @@
+# Generated from router/_async/pool/inside/check.py by tools/async_to_sync.py: do not edit.
+"""Whether the installed psycopg and psycopg_pool have all that the router uses inside of them."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from functools import cache
+from types import CodeType
+from typing import TYPE_CHECKING, Any
+
+from psycopg import Connection, Cursor, Pipeline
+from psycopg_pool import ConnectionPool
+
+from router._runtime.releases import out_of_range, unfit
+from router._sync.pool.inside.imports import AddConnection, MaintenanceTask, PrepareManager
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+NAMES: dict[type[Any], frozenset[str]] = {
+    Connection: frozenset({
+        "_adapters", "_autocommit", "_check_connection_ok", "_closed", "_connect_gen", "_deallocate", "_encoding",
+        "_exec_command", "_get_tx_start_command", "_notice_handler", "_notice_handlers", "_notifies_backlog",
+        "_notify_handler", "_notify_handlers", "_num_transactions", "_pipeline", "_pool", "_prepared", "_start_query",
+        "_tpc", "_tpc_finish_gen", "_tpc_prepare_gen", "lock", "pgconn", "prepare_threshold", "prepared_max", "wait",
+    }),
+    ConnectionPool: frozenset({
+        "_close_connection", "_closed", "_expire_at", "_growing", "_lock", "_max_size", "_maybe_grow_pool", "_nconns",
+        "_nconns_min", "_opened", "_pool", "_set_connection_expiry_date", "_shrink_pool", "_signal_stop_worker",
+        "_waiting",
+    }),
+    Cursor: frozenset({"_adapters"}),
+    Pipeline: frozenset({"result_queue"}),
+    AddConnection: frozenset({"_run", "attempt", "growing"}),
+    MaintenanceTask: frozenset({"_run", "tick"}),
+    PrepareManager: frozenset({
+        "_counts", "_names", "_to_flush", "maybe_add_to_cache", "prepare_threshold", "prepared_max",
+    }),
+}  # fmt: skip
+"""What has to occur in the code of each class: attributes that it sets, and methods."""
+
+OVERRIDDEN: tuple[tuple[type[Any], str, str], ...] = (
+    (Connection, "_connect_gen", "conninfo"),
+    (Connection, "_start_query", "self"),
+    (Connection, "_get_tx_start_command", "self"),
+    (Connection, "_exec_command", "self command result_format"),
+    (Connection, "_tpc_prepare_gen", "self"),
+    (Connection, "_tpc_finish_gen", "self action xid"),
+    (ConnectionPool, "_close_connection", "self conn"),
+    (ConnectionPool, "_maybe_grow_pool", "self"),
+    (ConnectionPool, "_set_connection_expiry_date", "self conn"),
+    (ConnectionPool, "_shrink_pool", "self"),
+    (ConnectionPool, "run_task", "self task"),
+    (ConnectionPool, "schedule_task", "self task delay"),
+    (AddConnection, "__init__", "self pool attempt growing"),
+    (AddConnection, "_run", "self pool"),
+    (MaintenanceTask, "_run", "self pool"),
+    (PrepareManager, "maybe_add_to_cache", "self query prep name"),
+)
+"""What is overridden, with its parameters: psycopg and psycopg_pool call it, so it has to take what they pass."""
+
+CALLED: tuple[tuple[type[Any], str, int], ...] = (
+    (Connection, "_check_connection_ok", 1),
+    (Connection, "_deallocate", 2),
+    (Connection, "_notice_handler", 2),
+    (Connection, "_notify_handler", 2),
+    (ConnectionPool, "_signal_stop_worker", 1),
+    (ConnectionPool, "close", 2),
+    (ConnectionPool, "open", 1),
+    (PrepareManager, "__init__", 1),
+)
+"""What is called, and with how many arguments."""
+
+
+@cache
+def check_inside() -> None:
+    """Make sure, once a process, that the installed releases have what the router uses inside of them.
+
+    Raises:
+        RouterError: They do not: it says which releases work, and what is lacking.
+    """
+    lacking = [*_lacking()]
+    if lacking or out_of_range():
+        raise unfit(lacking)
+
+
+def _lacking() -> Iterator[str]:
+    for owner, names in NAMES.items():
+        for name in sorted(names - _names_in(owner)):
+            yield f"{owner.__module__}.{owner.__qualname__} has no {name}"
+    for owner, name, expected in OVERRIDDEN:
+        if (code := _code(getattr(owner, name, None))) is not None and expected.split() != _parameters(code):
+            found = " ".join(_parameters(code))
+            yield f"{owner.__module__}.{owner.__qualname__}.{name}() takes ({found}), not ({expected})"
+    for owner, name, given in CALLED:
+        function: Any = getattr(owner, name, None)
+        if (code := _code(function)) is not None:
+            most = code.co_argcount
+            if not most - len(function.__defaults__ or ()) <= given <= most or code.co_kwonlyargcount:
+                yield f"{owner.__module__}.{owner.__qualname__}.{name}() does not take {given} arguments"
+    yield from _other_values()
+
+
+def _other_values() -> Iterator[str]:
+    """Look at objects of the two classes that cost nothing to make."""
+    pool: Any = ConnectionPool(min_size=0, max_size=1, open=False)
+    prepared: Any = PrepareManager()
+    for one, name, kind in (
+        (pool, "_pool", deque),
+        (pool, "_waiting", deque),
+        (pool, "_nconns", int),
+        (pool, "_nconns_min", int),
+        (pool, "_growing", bool),
+        (pool, "_opened", bool),
+        (pool, "_closed", bool),
+        (prepared, "_counts", OrderedDict),
+        (prepared, "_names", OrderedDict),
+        (prepared, "_to_flush", deque),
+    ):
+        if not isinstance(value := getattr(one, name, None), kind) and value is not None:
+            yield f"{name} of {type(one).__module__}.{type(one).__qualname__} is a {type(value).__name__}"
+
+
+def _code(function: Any) -> CodeType | None:
+    """Find the code of a function; ``None`` where it was compiled to C, and does not show."""
+    code = getattr(getattr(function, "__func__", function), "__code__", None)
+    return code if isinstance(code, CodeType) else None
+
+
+def _parameters(code: CodeType) -> list[str]:
+    names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    return [name for name in names if name != "cls"]
+
+
+def _names_in(owner: type[Any]) -> set[str]:
+    """Find what a class and those it is derived from define, and what occurs in their code."""
+    found, in_code = set[str](), set[str]()
+    for kind in owner.__mro__:
+        if not kind.__module__.startswith("psycopg"):
+            continue
+        for name, value in vars(kind).items():
+            found.add(name)
+            if (code := _code(getattr(value, "fget", value))) is not None:
+                in_code.update(code.co_names, (one for one in code.co_consts if isinstance(one, str)))
+    return found | in_code if in_code else set(NAMES[owner])  # where it was compiled to C, it does not show

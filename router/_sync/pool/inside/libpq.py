@@ -1,0 +1,42 @@
+# Generated from router/_async/pool/inside/libpq.py by tools/async_to_sync.py: do not edit.
+"""The libpq that psycopg was loaded with, for what psycopg does not offer."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from psycopg.pq import PGconn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+@cache
+def verbosity_setter() -> Callable[[Any, int], None]:
+    """Find libpq's ``PQsetErrorVerbosity``; where it cannot be found, nothing is set.
+
+    It must be of the same libpq: that is the one which psycopg's module was loaded with.
+
+    Returns:
+        The function: it takes a connection of libpq's and the verbosity.
+    """
+    implementation = sys.modules[PGconn.__module__]
+    try:
+        if PGconn.__module__.startswith("psycopg."):  # psycopg's implementation in Python
+            from psycopg.pq import _pq_ctypes
+
+            libpq: ctypes.CDLL = vars(_pq_ctypes)["pq"]
+        else:
+            libpq = ctypes.CDLL(implementation.__file__)
+        function = libpq.PQsetErrorVerbosity
+    except (OSError, AttributeError):  # linked statically, say
+        return lambda *_: None
+    function.argtypes = [ctypes.c_void_p, ctypes.c_int]
+
+    def set_verbosity(pgconn: Any, verbosity: int) -> None:
+        function(pgconn.pgconn_ptr, verbosity)
+
+    return set_verbosity

@@ -1,0 +1,58 @@
+"""A file of ``router`` has at most 350 lines, and a function fits a screen."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+import router
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+LINES = 350
+"""The most lines of a file."""
+
+SCREEN = 50
+"""The most lines of code of a function's body: without its description, comments and empty lines."""
+
+TOO_LONG = {"_async/pool/node_pool.py"}  # what psycopg_pool's pool has in one class, this one has as well
+
+ROOT = Path(router.__file__).parent
+FILES = {
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for path in ROOT.rglob("*.py")
+    if not path.read_text(encoding="utf-8").startswith("# Generated")
+}
+
+
+def functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    return (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+
+
+def lines_of_code(function: ast.FunctionDef | ast.AsyncFunctionDef, lines: list[str]) -> int:
+    described = ast.get_docstring(function, clean=False) is not None
+    begin = function.body[0].end_lineno if described else function.body[0].lineno - 1
+    code = (line.strip() for line in lines[begin : function.end_lineno])
+    return sum(bool(line) and not line.startswith("#") for line in code)
+
+
+@pytest.mark.parametrize("path", sorted(FILES))
+def test_a_file_and_its_functions_are_short(path: str) -> None:
+    lines = FILES[path].splitlines()
+    long = {one.name: size for one in functions(ast.parse(FILES[path])) if (size := lines_of_code(one, lines)) > SCREEN}
+    assert path in TOO_LONG or (len(lines) <= LINES and not long), (len(lines), long)
+
+
+def test_what_is_generated_is_all_that_is_left_out() -> None:
+    left_out = {path.relative_to(ROOT).parts[0] for path in ROOT.rglob("*.py")} - {path.split("/")[0] for path in FILES}
+    assert left_out == {"_sync", "_default.py", "aio.py"}
+
+
+def test_it_counts_what_is_read() -> None:
+    text = 'def f():\n    """Say."""\n    # why\n    a = 1\n\n    return a\n'
+    [function] = functions(ast.parse(text))
+    assert lines_of_code(function, text.splitlines()) == 2
