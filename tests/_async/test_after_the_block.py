@@ -441,18 +441,18 @@ async def test_a_close_that_was_kept_does_no_harm(postgres: Postgres) -> None:
 async def test_a_connection_that_is_closed_while_a_statement_runs_fails_that_and_nobody_else(
     postgres: Postgres,
 ) -> None:
-    query: LiteralString = f"SELECT pg_sleep(60) AS {new_name()}"
     async with AsyncRouter(settings(primary=postgres.primary, pool=ONE)) as router:
         for _ in range(3):
             kept: list[AsyncConnection[Any]] = []
+            query: LiteralString = f"SELECT pg_sleep(60) AS {new_name()}"  # the server goes on with one that was cut
 
-            async def borrow(kept: list[AsyncConnection[Any]] = kept) -> None:
+            async def borrow(kept: list[AsyncConnection[Any]] = kept, query: LiteralString = query) -> None:
                 with pytest.raises(psycopg.OperationalError):
                     async with router.connection(read_only=True) as connection:
                         kept.append(connection)
                         await connection.execute(query)
 
-            async def close(kept: list[AsyncConnection[Any]] = kept) -> None:
+            async def close(kept: list[AsyncConnection[Any]] = kept, query: LiteralString = query) -> None:
                 async def runs() -> bool:
                     active = f"SELECT 1 FROM pg_stat_activity WHERE query = '{query}' AND state = 'active'"
                     return bool(await aoutside(run, postgres.primary, active))

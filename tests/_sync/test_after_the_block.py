@@ -440,18 +440,18 @@ def test_a_close_that_was_kept_does_no_harm(postgres: Postgres) -> None:
 def test_a_connection_that_is_closed_while_a_statement_runs_fails_that_and_nobody_else(
     postgres: Postgres,
 ) -> None:
-    query: LiteralString = f"SELECT pg_sleep(60) AS {new_name()}"
     with Router(settings(primary=postgres.primary, pool=ONE)) as router:
         for _ in range(3):
             kept: list[Connection[Any]] = []
+            query: LiteralString = f"SELECT pg_sleep(60) AS {new_name()}"  # the server goes on with one that was cut
 
-            def borrow(kept: list[Connection[Any]] = kept) -> None:
+            def borrow(kept: list[Connection[Any]] = kept, query: LiteralString = query) -> None:
                 with pytest.raises(psycopg.OperationalError):
                     with router.connection(read_only=True) as connection:
                         kept.append(connection)
                         connection.execute(query)
 
-            def close(kept: list[Connection[Any]] = kept) -> None:
+            def close(kept: list[Connection[Any]] = kept, query: LiteralString = query) -> None:
                 def runs() -> bool:
                     active = f"SELECT 1 FROM pg_stat_activity WHERE query = '{query}' AND state = 'active'"
                     return bool(outside(run, postgres.primary, active))
