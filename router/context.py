@@ -1,4 +1,4 @@
-"""What is in force for a task or thread: blocks within blocks, and the tenant and version that ``use()`` names."""
+"""The blocks that a task or thread is in, and the tenant and version that ``use()`` names in them."""
 
 from __future__ import annotations
 
@@ -16,44 +16,44 @@ if TYPE_CHECKING:
 
 
 class Block:
-    """A ``with`` block that has an effect on the requests made inside it, by this task or thread and its child tasks.
+    """A ``with`` block that affects the requests made inside it, by this task or thread and its child tasks.
 
-    Threads and executors begin without blocks. In a generator, a ``with`` is in force only while the generator runs,
-    not in the code that iterates over it; if ``contextlib`` made a context manager of the generator, it is also in
-    force in the body of that. Where other code runs while a generator is suspended, as with fixtures of pytest, use
-    :meth:`enter` and :meth:`exit`.
+    Threads and executors begin without blocks. A ``with`` inside a generator is in force only while the generator runs,
+    not in the code that iterates over it. If ``contextlib`` has made a context manager of the generator, it is also in
+    force in the body of that context manager. Where other code runs while a generator is suspended, as with fixtures of
+    pytest, use :meth:`enter` and :meth:`exit`.
     """
 
     __slots__ = ("_entry", "_owner")
 
     names: ClassVar = False
-    """Whether it says whom requests are for: then a task that outlives it is not in the blocks around it, either."""
+    """Whether it names a tenant or version: a task made inside that outlives it is not in the blocks around it, too."""
 
     guard: ClassVar = ""
-    """How it was made, if no request may pass over it because its generator does not run; empty if it may."""
+    """The call that made it, if requests must fail rather than ignore it while its generator is suspended; or empty."""
 
     def __init__(self, owner: object) -> None:
         """Prepare the block.
 
         Args:
-            owner: Whose requests it is for: the routers with the same settings.
+            owner: The owner of the requests it is for: it stands for all routers with the same settings.
         """
         self._owner = owner
         self._entry: Entry | None = None
 
     def __enter__(self) -> Self:
-        """Begin it."""
+        """Begin the block."""
         self._begin(*_place(sys._getframe(1)))  # noqa: SLF001 (there is no other name for it)
         return self
 
     def enter(self) -> Self:
-        """Begin it without a ``with``; in a generator it stays in force while that is suspended, until :meth:`exit`.
+        """Begin the block without a ``with``; in a generator it stays in force during suspension, until :meth:`exit`.
 
         Returns:
             The block itself.
 
         Raises:
-            RuntimeError: It has begun already; or a request would be refused here, as :func:`blocks` says.
+            RuntimeError: The block has begun already; or a request would be refused here, as :func:`blocks` says.
             UnknownTenant: As for a ``with``.
             TenantLocked: As for a ``with``.
         """
@@ -61,7 +61,7 @@ class Block:
         return self
 
     def exit(self) -> None:
-        """End what :meth:`enter` began, in whatever task or thread; nothing happens if it is over."""
+        """End the block that :meth:`enter` began, from any task or thread; nothing happens if it has ended."""
         self.__exit__()
 
     def _begin(self, generator: FrameType | None, level: FrameType | None) -> None:
@@ -72,18 +72,23 @@ class Block:
         CURRENT.set(self._entry)
 
     def __exit__(self, *_: object) -> Literal[False]:
-        """End it, and leave what was before in force."""
+        """End the block; the blocks around it stay in force."""
         if self._entry is not None:
             self._entry.end()
-        # A generator may be closed while a later block is in force, or in another context: then it is passed over.
+        # A generator may be closed while a later block is in force, or in another context. So this entry need not be
+        # the innermost one: the innermost open entry becomes the current one.
         CURRENT.set(_open(self._entry))
         return False
 
     def _check(self) -> None:
-        """See whether it may begin."""
+        """Check that the block may begin."""
 
     def around(self) -> Block | None:
-        """Find the next block outwards; no request is in this one whose blocks around it are open but not in force."""
+        """Find the next block outwards.
+
+        It does not check whether generators run: requests are in this block only while every open block around it is in
+        force.
+        """
         entry = None if self._entry is None else self._entry.outer
         while entry is not None and not entry.open:
             entry = None if entry.hides() else entry.outer
@@ -91,23 +96,24 @@ class Block:
 
     @property
     def owner(self) -> object:
-        """Whose requests it is for: the routers with the same settings."""
+        """The owner of the requests it is for: it stands for all routers with the same settings."""
         return self._owner
 
 
 class Entry:
-    """One time that a block was entered; once it is over it stays so, although the block may be entered again.
+    """One entry into a block: once ended it stays ended, although the block may be entered again.
 
-    While a frame is held, no other one gets its ``id()``. That keeps no generator alive, but what was in the frame of
-    one that ends before the block: so it is let go as soon as the block is over.
+    The entry keeps frames, so that no other frame gets the same ``id()``. A frame does not keep its generator alive,
+    but it keeps the local variables of a generator that ends before the block. So the frames are dropped as soon as the
+    entry ends.
 
     Attributes:
         block: The block.
-        outer: The one before it, which may be over by now, or a generator's that does not run.
-        generator: The frame of the generator it is in; ``None`` for none, and once it is over.
-        line: Where in that generator it was entered; 0 for no generator.
-        level: That of the innermost generator that ran when it was entered; ``None`` for none.
-        open: Whether it is not over.
+        outer: The entry before it, which may have ended, or may be in a generator that is suspended.
+        generator: The frame of the generator that it is in; ``None`` for none, and once it has ended.
+        line: The line in that generator where the block was entered; 0 for no generator.
+        level: The frame of the innermost generator that ran when the block was entered; ``None`` for none.
+        open: Whether it has not ended.
     """
 
     __slots__ = ("block", "generator", "level", "line", "open", "outer")
@@ -121,26 +127,26 @@ class Entry:
         self.open = True
 
     def in_force(self) -> bool:
-        """Whether it is not over, and not a generator's that does not run now."""
-        generator = self.generator  # before it is seen to be open: another thread may end it
+        """Whether it has not ended, and is not in a generator that is suspended."""
+        generator = self.generator  # read before ``open``: another thread may end it in between
         return self.open and (generator is None or id(generator) in _running())
 
     def hides(self) -> bool:
-        """Whether what is around it is not meant for who finds it: a task made inside that outlives it."""
+        """Whether the task that finds it was made inside and outlives it, so that no block around it applies."""
         return not self.open and self.block.names and not self.line
 
     def end(self) -> None:
-        """See that it is over."""
+        """End it."""
         self.open = False
         self.generator = self.level = None
 
 
 CURRENT: ContextVar[Entry | None] = ContextVar("router_block", default=None)
-"""The innermost block of this task or thread; its default is none, so that a thread never gets one by accident."""
+"""The innermost entry of this task or thread; the default is none, so that a new thread is in no block."""
 
 
 def _open(ended: Entry | None = None) -> Entry | None:
-    """The last block that is not over, in force or not: its generator may go on. Those that are over are let go."""
+    """The innermost entry that has not ended, whether its generator runs or is suspended; drops those that ended."""
     last: Entry | None = None
     innermost: Entry | None = None
     entry = CURRENT.get()
@@ -161,22 +167,22 @@ def blocks(owner: object) -> Iterator[Block]:
     """List the blocks that the requests of this task or thread are in.
 
     Args:
-        owner: What they are made to: the routers with the same settings.
+        owner: The owner of the requests, which stands for all routers with the same settings.
 
     Yields:
-        The blocks that are for it, innermost first.
+        The blocks of that owner, innermost first.
 
     Raises:
-        RuntimeError: A session or a lock of its is open here and not in force, for its generator is suspended.
+        RuntimeError: A session or lock of that owner is open here, but not in force because its generator is suspended.
     """
     yield from (entry.block for entry in _in_force(owner) if entry.block.owner is owner)
 
 
 def taken_along() -> Entry | None:
-    """Take along what is in force here, for work in other threads and tasks that the caller waits for.
+    """Copy the blocks in force here for work in other threads and tasks that the caller waits for.
 
     Returns:
-        What ``CURRENT`` has to be set to there; there, no generator of the caller's seems to run.
+        The value for ``CURRENT`` there. The copies are in no generator, since no generator of the caller runs there.
     """
     taken: Entry | None = None
     for entry in reversed(_in_force()):
@@ -185,7 +191,7 @@ def taken_along() -> Entry | None:
 
 
 def _in_force(owner: object = None) -> list[Entry]:
-    """Those that are in force here, innermost first, for any owner; fails if one passes over a guard of this owner."""
+    """The entries in force here, innermost first, for any owner; fails if a guard of this owner is suspended."""
     found = []
     entry = CURRENT.get()
     while entry is not None:
@@ -202,16 +208,17 @@ def _in_force(owner: object = None) -> list[Entry]:
             )
         entry = entry.outer
     if len(found) > 1 and any(entry.level for entry in found):
-        # A block that a generator has entered comes before those that the code iterating over it has entered since.
+        # A block entered by a generator is further in than blocks entered since by the code that iterates over it.
         running = _running()
         found.sort(key=lambda entry: running.get(id(entry.level), len(running)))
     return found
 
 
 def _place(frame: FrameType | None) -> tuple[FrameType | None, FrameType | None]:
-    """The generator that a ``with`` stands in, and the innermost one that runs, as frames.
+    """The frames of the generator that a ``with`` stands in, and of the innermost generator that runs.
 
-    One that is there to be a context manager does not count: it stands wherever that is entered.
+    A generator that ``contextlib`` has made a context manager of does not count: its ``with`` belongs to the code that
+    enters the context manager.
     """
     directly = True
     while frame is not None:
@@ -239,9 +246,9 @@ class Use(Block):
     """Names the tenant and the version of requests that name none; made by ``use()``.
 
     Attributes:
-        tenant: The tenant; ``None`` for that of the block around it.
-        version: The version; ``None`` for that of the block around it.
-        lock: Whether no other tenant may be named inside than this one, or the one of the block around it.
+        tenant: The tenant; ``None`` for the tenant of the block around it.
+        version: The version; ``None`` for the version of the block around it.
+        lock: Whether requests inside may name no other tenant than this one, or the one of the block around it.
     """
 
     __slots__ = ("lock", "tenant", "version")
@@ -252,10 +259,10 @@ class Use(Block):
         """Prepare the block.
 
         Args:
-            owner: Whose requests it is for: the routers with the same settings.
+            owner: The owner of the requests it is for: it stands for all routers with the same settings.
             tenant: The tenant.
             version: The version.
-            lock: Whether no other tenant may be named inside.
+            lock: Whether requests inside may name no other tenant.
         """
         super().__init__(owner)
         self.tenant = tenant
@@ -264,7 +271,7 @@ class Use(Block):
 
     @property
     def guard(self) -> str:  # type: ignore[override]  # an attribute elsewhere
-        """How it was made, if it locks."""
+        """The call that made it, if it locks."""
         return f"use(tenant={self.tenant!r}, lock=True)" if self.lock else ""
 
     def _check(self) -> None:
@@ -279,18 +286,18 @@ class Use(Block):
 
 
 def named(owner: object, tenant: str | None, version: str | None) -> tuple[str | None, str | None]:
-    """Say which tenant and version a request is for.
+    """Return the tenant and the version that a request is for.
 
     Args:
-        owner: What it is made to: the routers with the same settings.
-        tenant: The tenant that it names itself.
-        version: The version that it names itself.
+        owner: The owner of the request, which stands for all routers with the same settings.
+        tenant: The tenant that the request names.
+        version: The version that the request names.
 
     Returns:
-        Tenant and version; ``None`` for what neither it names nor a block around it.
+        The tenant and the version; ``None`` for each that neither the request nor a block around it names.
 
     Raises:
-        TenantLocked: It names another tenant than the one to which a block around it is locked.
+        TenantLocked: The request names another tenant than the one that a block around it is locked to.
     """
     tenant, version, locked = _found(owner, tenant, version)
     if locked is not None and tenant != locked:
@@ -299,19 +306,19 @@ def named(owner: object, tenant: str | None, version: str | None) -> tuple[str |
 
 
 def locked_to(owner: object) -> str | None:
-    """Say which tenant requests are locked to.
+    """Return the tenant that requests are locked to.
 
     Args:
-        owner: What they are made to.
+        owner: The owner of the requests.
 
     Returns:
-        The tenant; ``None`` where any may be named.
+        The tenant; ``None`` if requests may name any tenant.
     """
     return _found(owner, None, None)[2]
 
 
 def _found(owner: object, tenant: str | None, version: str | None) -> tuple[str | None, str | None, str | None]:
-    """Tenant and version of a request, and the tenant that it is locked to."""
+    """The tenant and the version of a request, and the tenant that it is locked to."""
     locked: str | None = None
     locks = False
     for block in blocks(owner):

@@ -1,13 +1,13 @@
-"""How far a read must see: WAL positions, and the token that hands them from a write to the reads after it.
+"""How far a read must see: WAL positions, and the token that passes them from a write to the reads after it.
 
-A write is visible on a standby that has replayed the WAL up to where the write ended. A :class:`Position` says where
-that is, and a :class:`Token` holds one for each version that was written to; its text goes into a cookie, a header or
-a job.
+A write is visible on a standby that has replayed the WAL up to where the write ended. A :class:`Position` names that
+place, and a :class:`Token` holds one position for each version that was written to. The token's text goes into a
+cookie, a header or a job.
 
-Positions are read as PostgreSQL computes them in ``src/backend/access/transam/xlog.c``: ``XLogBytePosToRecPtr()`` gives
-where a record starts, after a page's header, and ``pg_current_wal_insert_lsn()`` reports that;
-``XLogBytePosToEndRecPtr()`` gives where one ends, before the header, and a standby reports that
-(:func:`without_page_header` brings the two together). Only positions of one system and one timeline compare.
+PostgreSQL computes positions in ``src/backend/access/transam/xlog.c``. ``pg_current_wal_insert_lsn()`` reports where
+the next record starts, after a page's header (``XLogBytePosToRecPtr()``). A standby reports where a record ends, before
+the header (``XLogBytePosToEndRecPtr()``). :func:`without_page_header` makes the two comparable. Only positions of one
+system and one timeline compare.
 """
 
 from __future__ import annotations
@@ -59,15 +59,15 @@ def lsn_text(position: int) -> str:
 
 
 def without_page_header(position: int) -> int:
-    """Return the position that a standby reports at least, once it has replayed all up to an insert position.
+    """Return the least position that a standby reports once it has replayed everything before an insert position.
 
     When the last record fills its page, ``pg_current_wal_insert_lsn()`` points after the header of the next page, where
-    the next record will start. A standby reports where the last record ended, the start of that page, until something
-    else is written: waiting for the insert position itself could last for ever.
+    the next record will start. A standby reports where the last record ended, which is the start of that page, until
+    something else is written. So a wait for the insert position itself could last for ever.
 
-    On a page that is not the first of its segment, offset 40 may also be the end of a record continued from the page
-    before. The page's start will do there as well: replay positions are where records end, this record began before
-    the page did, so a standby that has replayed up to the page's start or beyond has replayed it.
+    On a page that is not the first of its segment, offset 40 may also be the end of a record that continues from the
+    page before. The start of the page is right there, too: a replay position is always the end of a record, and this
+    record began before the page, so a standby that reports the page's start or more has replayed it.
 
     This holds for the default ``wal_block_size`` of 8192 bytes.
 
@@ -82,11 +82,11 @@ def without_page_header(position: int) -> int:
 
 
 UNSURE = 2**64 - 1
-"""A position that is never replayed: it stands for writes of which it is not known how far they went, or if at all."""
+"""A position that is never replayed: it stands for writes that may have been committed, at an unknown position."""
 
 
 class Position(NamedTuple):
-    """Where in the WAL of which cluster a write ended, or a replay has come.
+    """A position in the WAL of a cluster: where a write ended, or how far a standby has replayed.
 
     Attributes:
         system: The cluster's system identifier, unsigned; 0 while unknown.
@@ -118,12 +118,12 @@ def later(one: Position | None, other: Position) -> Position:
     """Return which of two positions of the same version a read must wait for.
 
     Args:
-        one: What was known; ``None`` when nothing was.
-        other: What was observed since.
+        one: The position known before; ``None`` for none.
+        other: The position observed since.
 
     Returns:
-        ``other`` if the version has moved to another system; else the one on the higher timeline, on the same timeline
-        the higher one. A system that is not known yet is not another one.
+        ``other`` if the version has moved to another system; else the position on the higher timeline, or, on the same
+        timeline, the higher position. An unknown system counts as the same one.
     """
     if one is None or (one.system != other.system and one.system and other.system):
         return other
@@ -131,10 +131,11 @@ def later(one: Position | None, other: Position) -> Position:
 
 
 class Token(NamedTuple):
-    """What reads must see: for each version that was written to, up to where.
+    """What reads must see: for each version that was written to, the position where the last write ended.
 
-    Its text is URL-safe base64, without padding, of a byte that says whether it is signed, the entries, and the first
-    16 bytes of their HMAC-SHA256 if it is. For one version it has 34 characters, or 55 signed; for none it is empty.
+    The token's text is URL-safe base64, without padding, of a byte that says whether it is signed, the entries, and, if
+    it is signed, the first 16 bytes of their HMAC-SHA256. The text for one version has 34 characters, or 55 if it is
+    signed; the text of an empty token is empty.
 
     Attributes:
         entries: The position for the fingerprint of each version, ordered by fingerprint.
@@ -152,12 +153,12 @@ class Token(NamedTuple):
         """Return the token after a write.
 
         Args:
-            version: Where it was written.
+            version: The version that was written to.
             position: Where the write ended.
 
         Returns:
-            A token with the later of this position and the former one of the version. An unsure position is replaced,
-            because anything that may have been written before ended before this position.
+            A token with the later of this position and the version's position so far. A position of :data:`UNSURE` is
+            replaced, because any write that it stood for ended before this position.
         """
         written = Token(((_fingerprint(version), position),))
         known = self.of(version)
@@ -166,34 +167,34 @@ class Token(NamedTuple):
         return self.merged(written)
 
     def of(self, version: str) -> Position | None:
-        """Return what reads of a version must see.
+        """Return the position that reads of a version must see.
 
         Args:
-            version: Its key.
+            version: The version's key.
 
         Returns:
-            The position, or ``None`` when the token says nothing of this version.
+            The position; ``None`` if the token has none for this version.
         """
         return dict(self.entries).get(_fingerprint(version))
 
     def merged(self, other: Token) -> Token:
-        """Return a token for what both ask for.
+        """Return a token that asks for everything that either of two tokens asks for.
 
         Args:
-            other: The newer one, should they be of different systems.
+            other: The other token; it counts as the newer one if the two are of different systems.
 
         Returns:
-            A token with the later position for each version that one of them has.
+            A token with the later position for each version that occurs in one of them.
         """
         known = dict(self.entries)
         known.update((version, later(known.get(version), position)) for version, position in other.entries)
         return Token(tuple(sorted(known.items())))
 
     def text(self, key: bytes | None) -> str:
-        """Write the token, to hand it on.
+        """Write the token as text.
 
         Args:
-            key: Signs it; ``None`` leaves it unsigned.
+            key: The key to sign it with; ``None`` leaves it unsigned.
 
         Returns:
             Letters, digits, ``-`` and ``_``; empty for an empty token. With more than 64 versions, :meth:`parse`
@@ -208,17 +209,17 @@ class Token(NamedTuple):
 
     @staticmethod
     def parse(text: str, key: bytes | None) -> Token:
-        """Read a token that came back from a client, who may have sent anything.
+        """Read a token that came back from a client, which may have sent anything.
 
         Args:
-            text: What :meth:`text` wrote.
-            key: The key it must be signed with; ``None`` when it must be unsigned.
+            text: The text that :meth:`text` wrote.
+            key: The key that it must be signed with; ``None`` if it must be unsigned.
 
         Returns:
-            The token; the empty one for empty text, with a key as well.
+            The token; an empty text gives the empty token, even if there is a key.
 
         Raises:
-            TokenRefused: It is damaged, or not made with this key. The message does not repeat it.
+            TokenRefused: The text is damaged, or was not made with this key. The message does not repeat the text.
         """
         if not text:
             return Token()
@@ -255,7 +256,7 @@ def _decoded(text: str) -> bytes:
         raw = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
     except ValueError:
         raw = b""
-    if _encoded(raw) != text:  # the decoder skips what is no base64, and ignores bits that are left over
+    if _encoded(raw) != text:  # the decoder skips characters that are not base64, and ignores surplus bits
         raise TokenRefused("the token is damaged: it is not URL-safe base64 as the router writes it")
     return raw
 

@@ -1,4 +1,4 @@
-"""What a directory of tenants has answered, and for how long each answer counts: pure."""
+"""The answers of a directory of tenants, and how long each of them is valid: pure."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ if TYPE_CHECKING:
     from router.core.topology import Home
 
 KNOWN_MAX = 50_000
-"""How many answers are kept at most: with more, those go that were unused for longest, a tenth at a time."""
+"""The most answers that are kept: beyond that the least recently used tenth is removed."""
 
 UNKNOWN_MAX = 10_000
-"""How many unknown keys are remembered at most: asking for ever new ones costs no more memory than that."""
+"""The most unknown keys that are remembered, which limits the memory that requests for ever new keys can cost."""
 
 UNUSED_TTLS = 10.0
-"""After so many times ``ttl`` without being asked for, an answer is dropped."""
+"""An answer is removed if it was not used for this many times ``ttl``."""
 
 SPREAD = 0.1
-"""The part of ``ttl`` by which an answer may end early, so that not all that is learnt at once is asked for at once."""
+"""The part of ``ttl`` by which an answer may expire early: answers that came together do not all expire together."""
 
 
 class _Answer:
-    """Where one tenant lives.
+    """The directory's answer for one tenant.
 
     Attributes:
-        home: The home.
-        due: When it is to be asked for again, on the caller's clock.
-        used: When it was last used.
-        changed: Whether it must be asked for again before it is used, because a change was heard of.
-        unconfirmed: Whether that failed.
-        reported: Whether :meth:`Answers.tick` has reported that it is due.
+        home: Where the tenant lives.
+        due: When the directory should be asked again, on the caller's clock.
+        used: When the answer was last used.
+        changed: Whether the directory must be asked again before the next use, because a change was reported.
+        unconfirmed: Whether the last attempt to ask again failed.
+        reported: Whether :meth:`Answers.tick` has reported the tenant as due.
     """
 
     __slots__ = ("changed", "due", "home", "reported", "unconfirmed", "used")
@@ -53,32 +53,33 @@ class _Answer:
 
 
 class Answers:
-    """All that is known of tenants. It is not safe for threads: its owner calls it under a lock."""
+    """The answers for all tenants. The class is not thread-safe: its owner calls it under a lock."""
 
     __slots__ = ("_known", "_numbers", "_order", "_policy", "_unknown")
 
     def __init__(self, policy: DirectoryPolicy) -> None:
-        """Begin with nothing known.
+        """Make an empty store.
 
         Args:
-            policy: How long an answer counts.
+            policy: How long an answer is valid.
         """
         self._policy = policy
         self._known: dict[str, _Answer] = {}
-        self._unknown: OrderedDict[str, float] = OrderedDict()  # until when; the oldest first
+        self._unknown: OrderedDict[str, float] = OrderedDict()  # when each key expires; the oldest key first
         self._numbers = count()
-        # When each answer is to be checked next, the soonest first; an answer that was replaced since is skipped.
+        # A heap of the times when answers are checked next; an answer that has been replaced since is skipped.
         self._order: list[tuple[float, int, str, _Answer]] = []
 
     def use(self, tenant: str, now: float) -> tuple[Home | None, bool]:
-        """Tell where a tenant lives.
+        """Use the answer for a tenant.
 
         Args:
-            tenant: Its key.
+            tenant: The tenant's key.
             now: The time.
 
         Returns:
-            Its home, ``None`` when it must be asked for first; and whether to ask for it anew while it is used.
+            The tenant's home, ``None`` if the directory must be asked first; and whether the home is due, so that the
+            directory should be asked again while this answer is used.
         """
         answer = self._known.get(tenant)
         if answer is None or answer.changed:
@@ -87,42 +88,42 @@ class Answers:
         return answer.home, now >= answer.due
 
     def peek(self, tenant: str) -> Home | None:
-        """Tell where a tenant lived when that was last asked, which does not count as a use.
+        """Return the last known home of a tenant, which does not count as a use.
 
         Args:
-            tenant: Its key.
+            tenant: The tenant's key.
 
         Returns:
-            Its home; ``None`` if none is known.
+            The home; ``None`` if none is known.
         """
         answer = self._known.get(tenant)
         return None if answer is None else answer.home
 
     @property
     def unknown(self) -> int:
-        """How many keys are remembered that are no tenant's, in date or not."""
+        """How many keys are remembered that belong to no tenant, expired ones included."""
         return len(self._unknown)
 
     def is_unknown(self, tenant: str, now: float) -> bool:
-        """Tell whether there was no such tenant a moment ago.
+        """Tell whether the directory has answered lately that there is no such tenant.
 
         Args:
             tenant: The key.
             now: The time.
 
         Returns:
-            Whether that still counts.
+            Whether there is such an answer that has not expired.
         """
         return now < self._unknown.get(tenant, -inf)
 
     def has(self, tenant: str) -> bool:
-        """Tell whether a home is known to fall back on, even one that is out of date.
+        """Tell whether any home of a tenant is known, even one that is out of date.
 
         Args:
             tenant: The key.
 
         Returns:
-            Whether there is one.
+            Whether there is one to fall back on.
         """
         return tenant in self._known
 
@@ -133,29 +134,29 @@ class Answers:
 
     @property
     def unconfirmed(self) -> list[str]:
-        """Those whose homes could not be confirmed."""
+        """The tenants whose homes could not be confirmed."""
         return [tenant for tenant, answer in self._known.items() if answer.unconfirmed]
 
     def mark_changed(self, tenant: str) -> None:
-        """Note that a tenant has changed: it is asked for before it is used again.
+        """Note that a tenant has changed: the directory is asked before the next use.
 
         Args:
-            tenant: Its key.
+            tenant: The tenant's key.
         """
         self._unknown.pop(tenant, None)
         if (answer := self._known.get(tenant)) is not None:
             answer.changed = True
 
     def mark_all_changed(self) -> None:
-        """Note that any tenant may have changed: each is asked for when it is next used, which need not wait for it."""
+        """Note that any tenant may have changed: each is due at its next use, which does not wait for the answer."""
         self._unknown.clear()
         self.recover(everyone=True)
 
     def recover(self, *, everyone: bool = False) -> None:
-        """Have those asked for again that could not be confirmed.
+        """Make the tenants due that could not be confirmed.
 
         Args:
-            everyone: Whether all others are, too.
+            everyone: Whether to make all tenants due.
         """
         for answer in self._known.values():
             if everyone or answer.unconfirmed:
@@ -164,16 +165,16 @@ class Answers:
         heapify(self._order)
 
     def keep(self, tenant: str, home: Home | None, now: float, jitter: float) -> bool:
-        """Note what the directory says.
+        """Store an answer of the directory.
 
         Args:
             tenant: The key.
-            home: Where it lives; ``None`` if there is no such tenant.
+            home: Where the tenant lives; ``None`` if there is no such tenant.
             now: The time.
             jitter: A random number, from 0 to 1.
 
         Returns:
-            Whether something else was known before.
+            Whether the answer replaces a different one.
         """
         before = self._known.get(tenant)
         self._unknown.pop(tenant, None)
@@ -188,25 +189,25 @@ class Answers:
         return before is not None and before.home != home
 
     def drop(self, tenant: str) -> bool:
-        """Note that the answer for a tenant cannot be used, and that an earlier one does not count any more.
+        """Remove what is known of a tenant, because the directory's latest answer for it cannot be used.
 
         Args:
             tenant: The key.
 
         Returns:
-            Whether anything was known of it.
+            Whether a home was known.
         """
         return self._known.pop(tenant, None) is not None
 
     def mark_unconfirmed(self, tenant: str, now: float) -> bool:
-        """Note that a tenant's home could not be confirmed: what is known of it goes on counting.
+        """Note that a tenant's home could not be confirmed: the known home stays in use.
 
         Args:
             tenant: The key.
             now: The time.
 
         Returns:
-            Whether anything is known of it.
+            Whether a home is known.
         """
         answer = self._known.get(tenant)
         if answer is None:
@@ -216,13 +217,13 @@ class Answers:
         return True
 
     def tick(self, now: float) -> list[str]:
-        """Drop what is not used any more, and find what is to be asked for again.
+        """Remove answers that are no longer used, and find the ones that are due.
 
         Args:
             now: The time.
 
         Returns:
-            The tenants that have become due since this was last called, or are too many.
+            The tenants that have become due since the last call, and those removed because there were too many.
         """
         self._forget_unknown(now, leave=UNKNOWN_MAX)
         due, again, kept = [], list[tuple[str, _Answer, float]](), UNUSED_TTLS * self._policy.ttl
@@ -230,7 +231,8 @@ class Answers:
             _, _, tenant, answer = heappop(self._order)
             if self._known.get(tenant) is not answer:
                 continue
-            # One that could not be confirmed may be in use all the time: such use does not reach this object.
+            # A tenant that could not be confirmed may be in use although ``used`` is old: requests may take its lane
+            # without a call of :meth:`use`.
             if answer.used < now - kept and not answer.unconfirmed:
                 del self._known[tenant]
                 continue
@@ -257,13 +259,13 @@ class Answers:
         return evicted
 
     def stats(self, now: float) -> DirectoryStats:
-        """Count.
+        """Count the answers.
 
         Args:
             now: The time.
 
         Returns:
-            The numbers, as far as they are known here.
+            The counts; whether the directory fails is not known here.
         """
         return DirectoryStats(
             known=len(self._known),
@@ -280,13 +282,13 @@ class Answers:
 
 
 def describe_failure(error: Exception) -> str:
-    """Say how asking a directory failed, with nothing of what others write, which may hold a connection string.
+    """Describe how a request to a directory failed, without text of other libraries, which may hold a secret.
 
     Args:
-        error: What it failed with.
+        error: The error.
 
     Returns:
-        The message of an error of the router's own; of any other, its type, and where it was raised.
+        The message if it is an error of the router; else the error's type and where it was raised.
     """
     if isinstance(error, RouterError):
         return str(error)

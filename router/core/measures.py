@@ -1,4 +1,4 @@
-"""What ``stats()`` returns: frozen values, one moment's view."""
+"""The frozen values that ``stats()`` returns: the state of a router at one moment."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ class PoolStats(Value):
     """One pool: a node's connections for reading, or for writing.
 
     Attributes:
-        size: Connections open or being opened.
-        max_size: The most it opens.
+        size: Connections that are open or being opened.
+        max_size: The most connections that the pool opens.
         idle: Connections ready to be borrowed.
-        in_use: Connections borrowed now.
-        waiting: Requests waiting for a connection now.
-        requests: Connections asked for since the pool was opened.
-        queued: How many of those had to wait.
+        in_use: Connections that are borrowed now.
+        waiting: Requests that wait for a connection now.
+        requests: Requests for a connection since the pool was opened.
+        queued: How many of the requests had to wait.
         wait_seconds: How long those waited, all together.
         opened: Attempts to connect.
-        failed: How many of those failed.
+        failed: How many of the attempts failed.
         server_limit: How many connections this process had with this login when the server last refused one more;
-            ``None`` if it has refused none, or one more was had since.
+            ``None`` if it has never refused one, or has accepted more connections since.
     """
 
     size: int
@@ -57,12 +57,12 @@ class NodeStats(Value):
         node: The node.
         role: Its role as observed, else as configured; ``None`` when neither is known.
         state: ``up``, ``down``, or ``unknown`` before the first probe. A node whose login is refused is ``down``, too.
-        reason: Why it is down, or not believed.
+        reason: Why it is down or fenced.
         server_version: As libpq counts: 160004 is 16.4; 0 while unknown.
-        timeline: The WAL timeline it is on; 0 while unknown.
+        timeline: The WAL timeline that it is on; 0 while unknown.
         lag: Of a replica, how many seconds it is behind the primary; ``None`` while that is not known.
-        lag_bytes: The same in bytes of WAL.
-        latency: Seconds that the last probe of it took.
+        lag_bytes: The lag in bytes of WAL; ``None`` while that is not known.
+        latency: Seconds that its last probe took.
         failures: How often it went down without staying up for ``health.ban_max`` in between.
         read: Its pool for reading, once opened.
         write: Its pool for writing, once opened.
@@ -95,13 +95,13 @@ class VersionStats(Value):
 
 
 class TenantPoolStats(Value):
-    """One pool of a tenant's, or one that the tenants of a database share.
+    """A pool of one tenant, or a pool that the tenants of a database share.
 
     Attributes:
-        version: The version, or the name of the tenant's own servers.
-        tenant: Whose it is; ``None`` when tenants share it.
-        node: What it connects to.
-        read_only: Whether it is for reading.
+        version: The version, or the name of the tenant's own cluster.
+        tenant: The tenant; ``None`` if tenants share the pool.
+        node: The node that the pool connects to.
+        read_only: Whether the pool is for reading.
         pool: The pool.
     """
 
@@ -113,13 +113,13 @@ class TenantPoolStats(Value):
 
 
 class DrainingPoolStats(Value):
-    """One pool that lends nothing any more, and goes when its last connection is back.
+    """A pool that lends no more connections, and is closed when its last connection has been returned.
 
     Attributes:
-        version: The version, or the name of a tenant's own servers.
-        tenant: Whose it is; ``None`` for a version's, and for one that tenants share.
-        node: What it connects to.
-        read_only: Whether it is for reading.
+        version: The version, or the name of a tenant's own cluster.
+        tenant: The tenant; ``None`` for a pool of a version, and for one that tenants share.
+        node: The node that the pool connects to.
+        read_only: Whether the pool is for reading.
         pool: The pool.
     """
 
@@ -131,23 +131,23 @@ class DrainingPoolStats(Value):
 
 
 class Totals(Value):
-    """What has been counted of one version for one use since the router was made: these only grow.
+    """Counters of one version and one use since the router was made; they never decrease.
 
-    They outlive the pools that they come from. In the child of a fork they begin again at 0.
+    They outlive the pools that they were counted for. In the child of a fork they begin again at 0.
 
     Attributes:
-        version: The version, pools of its tenants included; ``None`` for all servers of tenants' own together.
-        read_only: Whether they are for reading.
-        requests: Connections asked of the pools.
-        queued: How many of those had to wait.
+        version: The version, pools of its tenants included; ``None`` for all clusters of tenants' own together.
+        read_only: Whether the requests were for reading.
+        requests: Requests to a pool for a connection.
+        queued: How many of the requests had to wait.
         wait_seconds: How long those waited, all together.
         opened: Attempts to connect.
-        failed: How many of those failed.
-        exhausted: Requests that failed with ``PoolExhausted``, or ``TooManyWaiting``.
+        failed: How many of the attempts failed.
+        exhausted: Requests that failed with ``PoolExhausted`` or ``TooManyWaiting``.
         unavailable: Requests that failed with ``NoPrimary`` or ``NoReplica``.
         repeated: Transactions that ``run()`` ran again, and reads that ``execute()`` ran again on another connection.
-        on_primary: How many of the requests to read the primary was asked to serve, although there are other nodes.
-        for_token: How many of those a replica would have served if it had replayed what they had to see.
+        on_primary: How many requests for reading went to the primary although the cluster has other nodes.
+        for_token: How many of those a replica would have served if it had replayed the position that they had to see.
     """
 
     version: str | None
@@ -165,13 +165,13 @@ class Totals(Value):
 
 
 class DirectoryStats(Value):
-    """The directory of tenants.
+    """The state of the directory of tenants.
 
     Attributes:
-        known: Tenants whose home is known.
-        unknown: Keys remembered as those of no tenant.
-        unconfirmed: How many of the known could not be confirmed when that was last tried, or not yet since a change
-            was heard of.
+        known: How many tenants have a known home.
+        unknown: How many keys are remembered that belong to no tenant.
+        unconfirmed: How many of the known homes are not confirmed: the last attempt failed, or a change was reported
+            and the directory has not been asked since.
         failing_for: Seconds since the directory began to fail; ``None`` while it works.
         reason: Why it fails; empty while it works.
     """
@@ -200,14 +200,14 @@ class Stats(Value):
     """The whole router.
 
     Attributes:
-        connections: Connections the process holds through this router, those being opened included.
-        max_connections: The most it may hold.
+        connections: Connections that the process holds through this router, those being opened included.
+        max_connections: The most connections that it may hold.
         versions: Every version, as configured.
         tenant_pools: The open pools of tenants.
-        draining: The pools of versions and tenants that lend nothing any more, but have connections that are borrowed.
-        tenants: For each tenant that uses connections now, how many; the largest number first.
-        directory: How the directory of tenants does; ``None`` where there is none.
-        totals: What has been counted, by version and use.
+        draining: The pools of versions and tenants that lend no more connections, but have some that are borrowed.
+        tenants: How many connections each tenant uses now, the largest number first; only tenants that use any.
+        directory: The state of the directory of tenants; ``None`` if there is no directory.
+        totals: The counters, by version and use.
     """
 
     connections: int
@@ -220,7 +220,7 @@ class Stats(Value):
     draining: tuple[DrainingPoolStats, ...] = ()
 
     def __repr__(self) -> str:
-        """Show it as a person reads it: one line a node."""
+        """Show the numbers for people to read, with one line for each node."""
         lines = [f"Stats: {self.connections} of at most {self.max_connections} connections"]
         for version in self.versions:
             lines.append(f"  {version.version}")

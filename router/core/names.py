@@ -1,4 +1,4 @@
-"""The names that a tenant's and a version's key make: of schemas, roles, databases and hosts, rendered and quoted."""
+"""Renders the names of schemas, roles, databases and hosts from the keys of a tenant and a version, and quotes them."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ if TYPE_CHECKING:
 
 
 NAME_BYTES = 63
-"""How many bytes of a name PostgreSQL reads; it cuts the rest off, and two tenants might become one."""
+"""How many bytes of a name PostgreSQL keeps. It cuts the rest off, so that two tenants might get the same name."""
 
 # Patterns, which `re` compiles when one is first used.
 _PLACEHOLDER = r"\{(tenant|version)\}"
-# What means something of its own where a schema stands in search_path, and where a role stands.
+# Names that PostgreSQL gives a special meaning in search_path, and as a role.
 _NO_SCHEMA = r"(?s)pg_.*|information_schema|\$user"
 _NO_ROLE = r"(?s)pg_.*|none|public"
 _RESERVED = {"schema": _NO_SCHEMA, "role": _NO_ROLE, "user": _NO_ROLE}
-# These exist already: no key of a tenant may lead to one.
+# These schemas, roles and databases exist already: no key of a tenant may make one of these names.
 _EVERYBODYS = frozenset({"public", "postgres", "template0", "template1"})
 _PLAIN = r"\w[\w.-]*"
 _LABEL = r"[A-Za-z0-9_-]+"
@@ -31,24 +31,24 @@ OWN_SERVERS = "tenant"
 
 
 def names_of(home: Home) -> list[str]:
-    """List what may keep tenants apart by their keys.
+    """List the values of a home that may hold a tenant's key, and so separate tenants.
 
     Args:
         home: Where a tenant lives.
 
     Returns:
-        The names, and the parameters of servers of its own.
+        The names, and the values of the parameters of its own servers.
     """
     own = () if home.cluster is None else home.cluster.nodes
     return [home.database, home.user, home.role, *home.schema, *(value for node in own for _, value in node.params)]
 
 
 class InvalidName(ValueError):
-    """The keys make a name that PostgreSQL, or libpq, would take for something else; the message says which."""
+    """The keys make a name that PostgreSQL or libpq would read as something else; the message says which name."""
 
 
 def rendered(home: Home, tenant: str, version: str) -> Home:
-    """Put the keys where a home has ``{tenant}`` and ``{version}``, in one pass: what a key holds stays as it is.
+    """Replace ``{tenant}`` and ``{version}`` in a home by the keys, in one pass: braces inside a key stay as they are.
 
     Args:
         home: Where a tenant lives.
@@ -59,7 +59,7 @@ def rendered(home: Home, tenant: str, version: str) -> Home:
         The home, without placeholders.
 
     Raises:
-        InvalidName: The result would not be this tenant's, and its alone.
+        InvalidName: A resulting name could belong to others than this tenant.
     """
     keys = {"tenant": tenant, "version": version}
     cluster = home.cluster
@@ -75,7 +75,7 @@ def rendered(home: Home, tenant: str, version: str) -> Home:
 
 
 def _rendered_node(node: Node, keys: Mapping[str, str]) -> Node:
-    """A node of a tenant's own servers; each value is its own, nothing to quote."""
+    """A node of a tenant's own servers; its parameters are separate values, so nothing has to be quoted."""
     if not any("{" in text for text in texts_of(node)):
         return node
     params = tuple((param, _value(param, value, keys)) for param, value in node.params)
@@ -85,7 +85,7 @@ def _rendered_node(node: Node, keys: Mapping[str, str]) -> Node:
 
 
 def texts_of(node: Node) -> list[str]:
-    """List what may hold a placeholder in a node.
+    """List the values of a node that may hold a placeholder.
 
     Args:
         node: A node of a tenant's own servers.
@@ -97,11 +97,11 @@ def texts_of(node: Node) -> list[str]:
 
 
 def _value(param: str, template: str, keys: Mapping[str, str]) -> str:
-    """A parameter of libpq; in most of them some characters begin another host, directory or option."""
+    """A parameter of libpq; in most parameters some characters would begin another host, directory or option."""
     if param in ("dbname", "user"):
         return _name("database" if param == "dbname" else param, template, keys)
     for key in re.findall(_PLACEHOLDER, template):
-        # Versions are named by the settings alone; a tenant's key may come from outside, and a dot leads elsewhere.
+        # Only the settings name versions, but a tenant's key may come from outside: a dot in it could lead elsewhere.
         in_host = key == "tenant" and param in ("host", "hostaddr")
         if not re.fullmatch(_LABEL if in_host else _PLAIN, keys[key]):
             takes = "ASCII letters, digits, _ and -" if in_host else "letters, digits, _, . and -"
@@ -127,10 +127,10 @@ def quoted(name: str) -> str:
     """Quote a name, by PostgreSQL's rules.
 
     Args:
-        name: The name of a schema, say.
+        name: The name, of a schema for example.
 
     Returns:
-        The name as it stands in SQL, and in ``search_path``.
+        The name as it is written in SQL and in ``search_path``.
     """
     return '"' + name.replace('"', '""') + '"'
 
@@ -143,6 +143,6 @@ def option(name: str, value: str) -> str:
         value: Its value.
 
     Returns:
-        What goes into libpq's ``options``, where white space and backslashes are escaped.
+        The option for libpq's ``options``, with white space and backslashes escaped.
     """
     return "-c " + re.sub(r"([\s\\])", r"\\\1", f"{name}={value}")

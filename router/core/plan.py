@@ -1,4 +1,4 @@
-"""What changes from one topology to the next: pure."""
+"""The difference between two topologies: pure."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ if TYPE_CHECKING:
 
 
 class Plan(NamedTuple):
-    """The way from the topology in force to the next one.
+    """The change from the topology in force to the next one.
 
     Attributes:
         before: The topology in force.
-        after: The next one.
-        added: The versions that come.
-        removed: The versions that go.
-        changed: The versions that stay by name, with other nodes or policies: other clusters.
-        redirected: The aliases that stand for another version, or for none, or are new; and those whose version has
-            changed. ``""`` for the default.
-        tenants: The listed tenants whose homes change, come or go.
-        rules: Whether what holds for tenants that are not listed changes.
-        limits: Whether the limits for connections and pools change.
+        after: The next topology.
+        added: The versions that are new.
+        removed: The versions that are gone.
+        changed: The versions that keep their names but have other nodes or policies, so that they are other clusters.
+        redirected: The aliases that are new or gone, or stand for another version, or whose version has changed;
+            ``""`` stands for the default version.
+        tenants: The listed tenants that are new or gone, or have another home.
+        rules: Whether the rules for tenants that are not listed change.
+        limits: Whether the limits of connections and pools change.
     """
 
     before: Topology
@@ -46,14 +46,14 @@ class Plan(NamedTuple):
 
 
 def plan(before: Topology, after: Topology) -> Plan:
-    """Find what changes.
+    """Compare two topologies.
 
     Args:
         before: The topology in force.
-        after: The next one.
+        after: The next topology.
 
     Returns:
-        The way from one to the other.
+        What changes from one to the other.
     """
     was, now = _homes(before), _homes(after)
     return Plan(
@@ -76,19 +76,19 @@ def plan(before: Topology, after: Topology) -> Plan:
 
 
 def serves(topology: Topology, target: Target, home: Home | None, *, listed: bool) -> bool:
-    """Tell whether requests would still go where they went: to the same nodes, kept apart in the same way.
+    """Tell whether a target is still right: the same nodes, and the tenant separated in the same way.
 
     Args:
         topology: The topology in force.
-        target: What a request resolved to.
-        home: Where its tenant lives by what the directory says; ``None`` for nowhere, or where that is not asked.
-        listed: Whether the topology alone says where its tenant lives.
+        target: What a request resolved to before.
+        home: The home of the target's tenant by the directory; ``None`` if the directory has none or is not asked.
+        listed: Whether the topology alone says where the tenant lives.
 
     Returns:
-        Whether they would.
+        Whether the same request would still resolve to that target.
     """
     watched = target.watched or target.cluster
-    if target.tenant is None or (target.shared and target.cluster.nodes == watched.nodes):  # other tenants use it, too
+    if target.tenant is None or (target.shared and target.cluster.nodes == watched.nodes):  # tenants share its pools
         return topology.versions.get(watched.name) == watched
     if home is None and not listed:
         return False

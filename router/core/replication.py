@@ -1,4 +1,4 @@
-"""How the nodes of a cluster relate: which is its primary, which must not be used, how far a replica is behind."""
+"""How the nodes of a cluster relate: which one is the primary, which are fenced, and how far a replica is behind."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Lag(NamedTuple):
     """How far a replica is behind its primary.
 
     Attributes:
-        bytes: Of WAL; ``None`` while it is not known where the primary is.
-        seconds: How long ago the primary was where the replica is; ``None`` while that is not known.
+        bytes: The lag in bytes of WAL; ``None`` while the primary's position is not known.
+        seconds: How long ago the primary was at the replica's position; ``None`` while that is not known.
     """
 
     bytes: int | None
@@ -29,17 +29,18 @@ class Lag(NamedTuple):
 
 
 def foreign(health: Health, cluster: Cluster) -> Mapping[Node, str]:
-    """Find the nodes that are of another system than their cluster: they hold other data, whatever their role.
+    """Find the nodes that belong to another system than their cluster: they hold other data, whatever their role.
 
-    The cluster's system is that of the configured primary, once it was seen. Until then, and where no primary is
-    configured, it is the one that most of the nodes seen are of; if there is none, all of them count as foreign.
+    The cluster's system is that of the configured primary, once that has been probed. Until then, and where no primary
+    is configured, it is the system that more than half of the probed nodes report. If no system has that majority, all
+    probed nodes count as foreign.
 
     Args:
         health: What is known.
-        cluster: The nodes to compare.
+        cluster: The cluster.
 
     Returns:
-        For each such node, the reason.
+        The reason for each such node.
     """
     known = {node: system for node in cluster.nodes if (system := health.get(node.server, UNKNOWN).system)}
     configured = configured_primary(cluster)
@@ -60,20 +61,20 @@ def foreign(health: Health, cluster: Cluster) -> Mapping[Node, str]:
 
 
 def _majority(systems: Iterable[int], of: int) -> int | None:
-    """Find the system that more than half of so many nodes are of."""
+    """Find the system that more than half of ``of`` nodes report; ``None`` if there is none."""
     [(system, votes)] = Counter(systems).most_common(1) or [(0, 0)]
     return system if 2 * votes > of else None
 
 
 def undecided(health: Health, cluster: Cluster) -> bool:
-    """Tell whether a node that has not been probed yet may show which system the cluster is of.
+    """Tell whether the cluster's system may be decided by a node that has not been probed yet.
 
     Args:
         health: What is known.
         cluster: The cluster.
 
     Returns:
-        Whether it may.
+        Whether another probe may decide it.
     """
     if (configured := configured_primary(cluster)) is not None:
         return not _was_tried(health, configured)
@@ -95,24 +96,25 @@ def configured_primary(cluster: Cluster) -> Node | None:
 
 
 def _was_tried(health: Health, node: Node) -> bool:
-    """Tell whether a node's server has been probed, whatever came of it."""
+    """Tell whether a node's server has been probed, with or without success."""
     known = health.get(node.server, UNKNOWN)
     refused = (key for key in health if isinstance(key, (Node, NodeUse)))
     return known.up is not None or known.role is not None or any(key.server == node.server for key in refused)
 
 
 def fenced(health: Health, cluster: Cluster) -> Mapping[Node, str]:
-    """Find the nodes that must not be used whatever they say: foreign ones, and primaries that are not the cluster's.
+    """Find the nodes that must not be used: foreign nodes, and primaries that are not the cluster's primary.
 
-    Timelines tell: each promotion begins a higher one. They compare within one system only; where they do not tell,
-    the configured primary counts, or else the one that has been a primary for longer.
+    Each promotion begins a higher timeline, so the primary on the highest one is the cluster's. Timelines compare only
+    within one system. If several primaries are left, the configured one is taken, else the one that has been a primary
+    for longest.
 
     Args:
         health: What is known.
-        cluster: The nodes to compare.
+        cluster: The cluster.
 
     Returns:
-        For each such node, the reason.
+        The reason for each such node.
     """
     reasons = dict(foreign(health, cluster))
     states = [(node, health.get(node.server, UNKNOWN)) for node in cluster.nodes if node not in reasons]
@@ -142,13 +144,13 @@ def fenced(health: Health, cluster: Cluster) -> Mapping[Node, str]:
 def _not_promoted(
     health: Health, configured: Node | None, node: Node, states: Sequence[tuple[Node, State]]
 ) -> str | None:
-    """Say why a primary that is configured as a replica cannot have taken over; ``None`` if it may have."""
+    """Return why a primary that is configured as a replica cannot have been promoted; ``None`` if it may have been."""
     if configured is None or node is configured:
         return None
     own, known = health[node.server], health.get(configured.server, UNKNOWN)
     if not _was_tried(health, configured):
         return f"{configured.server}, the configured primary, has not been probed yet"
-    swapped = known.role is Role.REPLICA and not known.led_timeline  # the settings have the roles the wrong way round
+    swapped = known.role is Role.REPLICA and not known.led_timeline  # the settings have swapped the two roles
     if own.timeline <= 1 and not swapped:
         return "was never promoted: it is on timeline 1" if own.timeline else "its timeline is not known"
     for other, state in states:
@@ -164,10 +166,10 @@ def primary_of(health: Health, cluster: Cluster, out: Mapping[Node, str] | None 
     Args:
         health: What is known.
         cluster: The cluster.
-        out: From :func:`fenced`, where that is at hand.
+        out: The result of :func:`fenced`, if the caller has it already.
 
     Returns:
-        The node; ``None`` when no node has been seen as primary, or none that has may be believed.
+        The node; ``None`` if no node has reported to be a primary, or each that has is fenced.
     """
     out = fenced(health, cluster) if out is None else out
     seen = [node for node in cluster.nodes if node not in out and health.get(node.server, UNKNOWN).role is Role.PRIMARY]
@@ -175,7 +177,7 @@ def primary_of(health: Health, cluster: Cluster, out: Mapping[Node, str] | None 
 
 
 def left_behind(health: Health, node: Node, primary: Node | None) -> bool:
-    """Tell whether a replica has not followed the primary over a promotion, so that it gets nothing new.
+    """Tell whether a replica has not followed the primary to its new timeline after a promotion, so gets no new data.
 
     Args:
         health: What is known.
@@ -183,7 +185,7 @@ def left_behind(health: Health, node: Node, primary: Node | None) -> bool:
         primary: The primary, from :func:`primary_of`.
 
     Returns:
-        Whether its timeline is an earlier one than that of a primary that is up.
+        Whether its timeline is lower than that of a primary that is up.
     """
     own = health.get(node.server, UNKNOWN)
     source = UNKNOWN if primary is None else health.get(primary.server, UNKNOWN)
@@ -192,10 +194,11 @@ def left_behind(health: Health, node: Node, primary: Node | None) -> bool:
 
 
 def lag_of(health: Health, node: Node, primary: Node | None, *, now: float) -> Lag | None:
-    """Tell how far a replica is behind, as last seen.
+    """Tell how far a replica was behind at its last probe.
 
-    The age of the last commit, by the servers' clocks, grows while nothing is written. So the replica's position is
-    compared with those that the primary had at each probe: it is as old as the last of them that it has reached.
+    The age of the last replayed commit, by the servers' clocks, grows while nothing is written. So the replica's
+    position is compared with the positions that the primary had at its probes: the replica is as far behind as the
+    last of them that it has reached is old.
 
     Args:
         health: What is known.
@@ -204,7 +207,8 @@ def lag_of(health: Health, node: Node, primary: Node | None, *, now: float) -> L
         now: The caller's clock, in seconds.
 
     Returns:
-        The lag; ``None`` when what is known of either is too little or too old: unknown is not fresh.
+        The lag; ``None`` if too little is known of either server, or what is known is too old. A replica whose lag is
+        not known does not count as fresh.
     """
     own = health.get(node.server, UNKNOWN)
     source = UNKNOWN if primary is None else health.get(primary.server, UNKNOWN)
@@ -220,6 +224,6 @@ def lag_of(health: Health, node: Node, primary: Node | None, *, now: float) -> L
     ages = [] if own.replay_age is None else [own.replay_age]
     if reached:
         ages.append(own.position_at - source.history[reached - 1][0])
-    # The primary was further by then, whatever the servers' clocks say.
+    # At that time the primary had already passed the replica's position, whatever the servers' clocks say.
     least = max(own.position_at - source.history[reached][0], 0.0)
     return Lag(latest - own.position if current else None, max(min(ages), least) if ages else None)

@@ -1,4 +1,4 @@
-"""From the keys that a request names to what serves it: pure."""
+"""Resolves the version and tenant that a request names to a target: pure."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ if TYPE_CHECKING:
 
 
 APPLICATION = "router"
-"""What a tenant's sessions are called, before its key, where the connection string has no ``application_name``."""
+"""The first part of a tenant's ``application_name``, before its key, if the connection string has none."""
 
 
 def resolve(topology: Topology, version: str | None, tenant: str | None = None, home: Home | None = None) -> Target:
     """Resolve a version or alias, or a tenant in one.
 
     Args:
-        topology: What is configured.
-        version: The key; ``None`` takes the tenant's first version, or ``default_version``.
+        topology: The topology.
+        version: The version or alias; ``None`` takes the tenant's first version, or ``default_version``.
         tenant: The tenant; ``None`` for none.
-        home: Where a directory says that it lives; ``None`` to go by the settings.
+        home: The tenant's home by a directory; ``None`` takes the home in the settings.
 
     Returns:
         The target.
 
     Raises:
         UnknownVersion: No version or alias has this key, or none was named and there is no default.
-        UnknownTenant: There is no such tenant, it does not live in that version, or none was named although there are
-            tenants and no version was named, either.
+        UnknownTenant: There is no such tenant, or it does not live in that version; or neither a tenant nor a version
+            was named although there are tenants.
     """
     if tenant is not None:
         return _of_tenant(topology, version, tenant, home or home_of(topology, tenant))
@@ -50,17 +50,17 @@ def resolve(topology: Topology, version: str | None, tenant: str | None = None, 
 
 
 def home_of(topology: Topology, tenant: str) -> Home:
-    """Say where the settings have a tenant live.
+    """Return the home of a tenant by the settings.
 
     Args:
-        topology: What is configured.
-        tenant: The key.
+        topology: The topology.
+        tenant: The tenant's key.
 
     Returns:
-        Its home.
+        The home.
 
     Raises:
-        UnknownTenant: There is no such tenant, or what was named is no key.
+        UnknownTenant: There is no such tenant, or the value is not a valid key.
     """
     tenancy = topology.tenancy
     if tenancy is None:
@@ -73,16 +73,16 @@ def home_of(topology: Topology, tenant: str) -> Home:
 
 
 def check_key(pattern: str, tenant: object) -> None:
-    """Make sure that something is a tenant's key, before anything is made of it.
+    """Check that a value is a valid key of a tenant, before the key is used to make a name.
 
     Args:
-        pattern: What a key matches.
-        tenant: What a request named.
+        pattern: The pattern of keys.
+        tenant: The value that a request named.
 
     Raises:
-        UnknownTenant: It does not look so.
+        UnknownTenant: The value is not a valid key.
     """
-    # Whatever the pattern: no empty key, and none with what cannot be sent, such as NUL and lone surrogates.
+    # Whatever the pattern is, a key is not empty and holds nothing that cannot be sent, such as NUL or lone surrogates.
     if not (isinstance(tenant, str) and tenant and tenant.isprintable() and _compiled(pattern).fullmatch(tenant)):
         kind = "" if isinstance(tenant, str) else f"is a str, not {type(tenant).__name__}, and "
         raise UnknownTenant(tenant, f"a key {kind}matches {pattern} (tenancy.pattern)")
@@ -137,7 +137,7 @@ def _of_tenant(topology: Topology, version: str | None, tenant: str, home: Home)
 
 
 def _base(topology: Topology, version: str | None, tenant: str, home: Home) -> tuple[str, Cluster]:
-    """The version that a request for a tenant is for; with servers of its own, it need not be in any."""
+    """The version that a request for a tenant is for; a tenant with servers of its own may live in no version."""
     own = home.cluster
     if own is not None and not home.versions:
         names_version = _names_version(home, own)
@@ -158,7 +158,7 @@ def lives_in(topology: Topology, version: str, home: Home) -> bool:
     """Tell whether a tenant lives in a version.
 
     Args:
-        topology: What is configured.
+        topology: The topology.
         version: The version, or an alias of it.
         home: Where the tenant lives.
 
@@ -183,17 +183,17 @@ def versions_of(topology: Topology, home: Home) -> list[str | None]:
     """List the versions that a tenant lives in.
 
     Args:
-        topology: What is configured.
+        topology: The topology.
         home: Where the tenant lives.
 
     Returns:
-        Their keys, in the order of the settings; ``[None]`` if it has servers of its own, and lives in no version.
+        The keys, in the order of the settings; ``[None]`` if the tenant has servers of its own and lives in no version.
     """
     return [version for version in topology.versions if lives_in(topology, version, home)] or [None]
 
 
 def _keep_off(topology: Topology, written: Home, home: Home) -> None:
-    """Keep keys off what a version itself connects to or as: its database, or its login, which sees all tenants."""
+    """Refuse a tenant's key that makes the name of a version's own database or login, which sees all tenants."""
     if home is written:
         return
     nodes = [node for cluster in topology.versions.values() for node in cluster.nodes]
@@ -213,7 +213,7 @@ def _keep_off(topology: Topology, written: Home, home: Home) -> None:
 
 
 def login(node: Node) -> tuple[str, str]:
-    """Say what a node connects to and as.
+    """Return the database and the user of a node.
 
     Args:
         node: The node.

@@ -10,7 +10,7 @@ from router.core.topology import TENANT_PATTERN
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-# ruff: noqa: S608  (each is put together from constants)
+# ruff: noqa: S608  (every statement is composed of constants)
 
 _POSITION = """(
     CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_insert_lsn() END - '0/0'
@@ -18,16 +18,18 @@ _POSITION = """(
 _PRIMARYS_TIMELINE = "('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::int"
 _REPLAY_AGE = "extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp())::float8"
 
-# Role, and whether sessions like this one refuse writes, where the server does not tell both unasked.
+# The role, and whether this session refuses writes: asked where the server does not report both parameters by itself.
 ROLE = "SELECT pg_is_in_recovery(), current_setting('default_transaction_read_only')::bool"
-# The same for all sessions: what is set for a role or database holds in those that begin later, and for these alone.
+# Whether all sessions of the server refuse writes. A setting of one role or database does not count: it affects only
+# the sessions of that role or database, and only those that begin later.
 _REFUSES_WRITES = """CASE WHEN current_setting('default_transaction_read_only')::bool THEN (
     SELECT source IN ('configuration file', 'command line', 'environment variable') FROM pg_settings
     WHERE name = 'default_transaction_read_only'
 ) ELSE false END"""
 
 PROCESS = "extract(epoch FROM pg_postmaster_start_time())::text"
-"""What no two servers have in common, nor one before and after a restart; an address may lead to several of them."""
+"""The start time of the server: it tells apart servers that share one address, and one server before and after a
+restart."""
 
 _RECEIVED_TIMELINE = "(SELECT received_tli FROM pg_stat_wal_receiver)"
 
@@ -44,10 +46,10 @@ SELECT
 """
 
 
-# What a probe asks: role, position, timeline, system identifier, seconds since the last replayed commit, whether writes
-# are refused, and the number of the process that answers. A replica tells its timeline to members of pg_read_all_stats
-# only; its control file, which every login may read, tells it later. A standby that has received WAL of a timeline, and
-# replayed past the point where it began, has replayed along it.
+# The query of a probe: role, position, timeline, system identifier, seconds since the last replayed commit, whether
+# writes are refused, the backend's process number and the server's start time. A replica shows the timeline that it
+# receives only to members of pg_read_all_stats; its control file, which every login may read, shows it later. A standby
+# that has received WAL of a timeline, and has replayed past the point where that begins, has replayed that timeline.
 PROBE = _probe(
     f"""greatest(
         {_RECEIVED_TIMELINE},
@@ -56,21 +58,23 @@ PROBE = _probe(
     )""",
     "(SELECT system_identifier FROM pg_control_system())",
 )
-# The same where the functions that read the control file are not for everybody.
+# The query for servers where this login may not call the functions that read the control file.
 PROBE_WITHOUT_CONTROL = _probe(_RECEIVED_TIMELINE, "NULL")
 
-# Where the WAL ends, with its timeline. After COMMIT: before it, the position is that of the COMMIT record's start.
+# Where the WAL ends, and its timeline. Sent after COMMIT: before it, the position would be where the COMMIT record
+# starts.
 WRITTEN = f"SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint, {_PRIMARYS_TIMELINE}"
 
-# Everything that a borrower can leave in a session, undone: what DISCARD ALL does, which cannot share a round trip. The
-# role goes back to the one that the session began with. The rest of it is an expression, for a SELECT to come.
+# Resets everything that a borrower can leave in a session. These are the parts of DISCARD ALL, which itself cannot
+# share a round trip with other statements. The role becomes the one that the session began with. UNLOCK_ALL is the last
+# part, an expression for a SELECT that follows.
 RESET_SESSION = (
     "CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ROLE; RESET ALL; DEALLOCATE ALL; UNLISTEN *; "
     "DISCARD PLANS; DISCARD TEMP; DISCARD SEQUENCES"
 )
 UNLOCK_ALL = "pg_catalog.pg_advisory_unlock_all()"
 
-# What `router check` asks every server. It takes no privilege; `receiver` is null when there is none.
+# `router check` asks this of every server. It needs no privilege; `receiver` is null if there is no WAL receiver.
 SERVER_FACTS = """
 SELECT
     least(
@@ -86,19 +90,20 @@ SELECT
     (SELECT coalesce(status, 'running') FROM pg_stat_wal_receiver) AS receiver
 """
 
-# And which server it is that answers, for an address may lead to several.
+# `router check` asks this as well to learn which server answers, since an address may lead to several.
 SERVER_IDENTITY = "SELECT pg_postmaster_start_time()::text AS started, inet_server_addr()::text AS address"
 
 
 def sessions(pids: Iterable[int]) -> str:
-    """Write the question which sessions a server has.
+    """Write the query for sessions of a server.
 
     Args:
-        pids: Of which processes.
+        pids: The process numbers of the sessions.
 
     Returns:
-        A statement; one row for each: the process, when it began, how old it is in seconds, and since when it is at
-        rest, null if it is not. All but the process is null for a login that may not see it.
+        A statement with one row for each session that exists: the process number, when the session began, its age in
+        seconds, and since when it has been idle, null if it is not. All but the process number are null if the login
+        may not see the session.
     """
     return f"""\
 SELECT pid, backend_start::text, extract(epoch FROM clock_timestamp() - backend_start),
@@ -110,11 +115,11 @@ def terminate(pid: int, began: str) -> str:
     """Write a statement that ends a session.
 
     Args:
-        pid: Its process.
-        began: When that began, as :func:`sessions` says.
+        pid: The process number of the session.
+        began: When the session began, from :func:`sessions`.
 
     Returns:
-        The statement; it does nothing if the number is another session's by now.
+        The statement; it does nothing if the process number belongs to another session by now.
     """
     return (
         "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity "
@@ -123,14 +128,14 @@ def terminate(pid: int, began: str) -> str:
 
 
 def literal(text: str) -> str:
-    """Write a text as a literal that means the same however the session is set.
+    """Write a text as a literal that means the same whatever the session's settings are.
 
     Args:
         text: The text, without NUL.
 
     Returns:
-        An escape string: what ``standard_conforming_strings`` says does not matter to it; in ASCII: neither does what
-        ``client_encoding`` says.
+        The literal. It is an escape string, so ``standard_conforming_strings`` does not matter, and in ASCII, so
+        ``client_encoding`` does not matter.
     """
     escaped = text.replace("\\", "\\\\").replace("'", "''")
     return "E'" + "".join(one if one.isascii() else f"\\U{ord(one):08X}" for one in escaped) + "'"
@@ -140,49 +145,50 @@ NO_USAGE = "no USAGE on schema "
 
 
 def settings(pairs: Iterable[tuple[str, str]], *, local: bool) -> list[str]:
-    """Write what sets PostgreSQL's settings, and fails where a part of a search path would be passed over.
+    """Write expressions that change settings, and fail if PostgreSQL would skip a schema of a search path.
 
-    Functions are qualified: an earlier borrower of the session may have had names found elsewhere.
+    Function names are qualified, because an earlier borrower of the session may have changed its search path.
 
     Args:
-        pairs: Names and values; the names in a search path are quoted.
-        local: Whether they last for the transaction only.
+        pairs: The names and values of the settings; the names in a search path are quoted.
+        local: Whether the settings last only until the transaction ends.
 
     Returns:
-        Expressions for a SELECT. It fails with 3F000 if a schema is not there, and with 22023 and a text that holds
-        ``NO_USAGE`` and its name if the session may not use it.
+        Expressions for a SELECT. It fails with 3F000 if a schema does not exist, and with 22023 and a message that
+        holds ``NO_USAGE`` and the schema's name if the session may not use it.
     """
     scope = "true" if local else "false"
     found = []
-    for name, value in sorted(pairs, key=lambda pair: pair[0] == "search_path"):  # as the role that is set by then
+    for name, value in sorted(pairs, key=lambda pair: pair[0] == "search_path"):  # last: the role is set by then
         text = _usable(value) if name == "search_path" else literal(value)
         found.append(f"pg_catalog.set_config({literal(name)}, {text}, {scope})")
     return found
 
 
 def session(startup: Iterable[tuple[str, str]]) -> str:
-    """Write the question which process serves this session, and whether it began with the right settings.
+    """Write the query for the process number of a session, and whether the session began with the right settings.
 
     Args:
-        startup: The settings that it was to begin with.
+        startup: The settings that the connection asked for at its start.
 
     Returns:
-        A SELECT of the server process's number, and whether all of them are in force. It fails as what
-        :func:`settings` writes does if a part of the search path would be passed over.
+        A SELECT of the process number, and whether all of these settings are in force. It fails like the expressions
+        of :func:`settings` if PostgreSQL would skip a schema of the search path.
     """
     pairs = list(startup)
     begun = " AND ".join(
         f"pg_catalog.current_setting({literal(name)}, true) IS NOT DISTINCT FROM {literal(value)}"
         for name, value in pairs
     )
-    found = settings([pair for pair in pairs if pair[0] == "search_path"], local=True)  # in its turn: after it was read
+    found = settings([pair for pair in pairs if pair[0] == "search_path"], local=True)  # last: it is compared before
     return f"SELECT {', '.join(['pg_catalog.pg_backend_pid()', begun or 'true', *found])}"
 
 
 def _usable(search_path: str) -> str:
-    """Write a search path as an expression that is no search path if a schema in it cannot be used.
+    """Write a search path as an expression that fails if the session may not use a schema in it.
 
-    PostgreSQL skips such a schema, and names would be found in a later one.
+    PostgreSQL would skip such a schema, and find names in a later one. In that case the expression's value is no valid
+    search path, so setting it fails.
     """
     names = [name.replace('""', '"') for name in re.findall(r'"((?:[^"]|"")*)"', search_path)]
     refusals = (
@@ -192,8 +198,8 @@ def _usable(search_path: str) -> str:
     return f"CASE {''.join(refusals)}ELSE {literal(search_path)} END"
 
 
-# What `router status` counts: the sessions of a node's user in its database, the one that asks left out. What they do
-# is shown to their own user without any privilege; of other users' sessions it might see no more than that they exist.
+# `router status` counts the sessions of a node's user in its database, except the session that asks. A user needs no
+# privilege to see the state of its own sessions, but may see no state of other users' sessions.
 ACTIVITY = """
 SELECT
     count(*) FILTER (WHERE state <> 'idle') AS in_use,
@@ -204,7 +210,7 @@ WHERE datname = current_database() AND usename = session_user AND backend_type =
     AND pid <> pg_backend_pid()
 """
 
-# What `router tenants` counts: the sessions of a server, of all users; their user is shown without any privilege.
+# `router tenants` counts the sessions of all users of a server; no privilege is needed to see a session's user.
 SESSIONS = """
 SELECT datname, usename, application_name, count(*)::int AS sessions
 FROM pg_stat_activity
@@ -212,13 +218,15 @@ WHERE datname IS NOT NULL AND coalesce(backend_type, 'client backend') = 'client
 GROUP BY 1, 2, 3
 """
 
-# What tells later, after a crash, whether the transaction it is asked in was committed: its number, and the timeline.
+# The number of the current transaction, and the timeline: with them TRANSACTION_STATE tells later, after a lost
+# connection, whether it was committed.
 TRANSACTION = f"SELECT pg_current_xact_id()::text, {_PRIMARYS_TIMELINE}"
-# In what state it is now; null when it is too old for the server to know. Fails with 22023 if there was none yet.
+# The state of that transaction now; null if it is too old for the server to know. It fails with 22023 if the server has
+# not reached that number.
 TRANSACTION_STATE = f"SELECT pg_xact_status(%s::text::xid8), {_PRIMARYS_TIMELINE}"
 
 TENANTS_CHANNEL = "router_tenant"
-"""Where one hears of changes in a table of tenants: what is sent is the tenant's key, or nothing when it may be any."""
+"""The channel that reports changes in a table of tenants: the payload is the tenant's key, or empty for any tenant."""
 
 LISTEN_TO_TENANTS = f"LISTEN {TENANTS_CHANNEL}"
 
@@ -260,18 +268,18 @@ def homes_of(table: str) -> str:
 
 
 def tenants_table(table: str, pattern: str = TENANT_PATTERN) -> str:
-    """Write what makes a table of tenants that tells of its changes.
+    """Write the statements that create a table of tenants, and triggers that report its changes.
 
     Args:
-        table: Its name, as SQL writes it.
-        pattern: What a key matches; if it is the default, the table holds no other keys.
+        table: The table's name, as SQL writes it.
+        pattern: The pattern of keys; if it is the default one, the table accepts no other keys.
 
     Returns:
         The statements, for ``psql`` or a migration.
     """
     schema = re.match(r'(?:"(?:[^"]|"")*"|[^".]*)\s*\.\s*', table)
     function = f"{schema[0] if schema else ''}router_tenant_changed"
-    # Any other pattern may mean something else to PostgreSQL than to Python.
+    # PostgreSQL may read any other pattern differently from Python.
     check = f" CHECK (tenant ~ '^{pattern}$')" if pattern == TENANT_PATTERN else ""
     return f"""\
 -- Where each tenant lives. A column that is NULL takes what the settings say under [tenant_template].

@@ -1,4 +1,4 @@
-"""Errors that say more of the session than of the statement: it goes by what is no more, or refuses everything."""
+"""Errors whose cause is the session, not the statement: the session is out of date, or every statement fails in it."""
 
 from __future__ import annotations
 
@@ -9,44 +9,44 @@ if TYPE_CHECKING:
 
 
 def is_stale(error: psycopg.Error) -> bool:
-    """Tell whether a statement failed because its session goes by tables or types as they were before a migration.
+    """Tell whether a statement failed because its session remembers tables or types from before a migration.
 
     Args:
-        error: What it failed with.
+        error: The statement's error.
 
     Returns:
-        Whether it is so: then another session, or this one once it has forgotten what is prepared, may run it.
+        Whether it did. Then another session can run the statement, or this one once its prepared statements are gone.
     """
     return _is_stale_plan(error) or is_stale_session(error)
 
 
 def is_spoilt(error: psycopg.Error) -> bool:
-    """Tell whether a statement failed because its session is set so that every statement fails there.
+    """Tell whether a statement failed because, with its settings, every statement of the session fails.
 
     Args:
-        error: What it failed with.
+        error: The statement's error.
 
     Returns:
-        Whether it does: a hot standby has no serializable transactions, wherever the session has that default from.
+        Whether it did: a hot standby has no serializable transactions, and they are the session's default.
     """
     return error.sqlstate == "0A000" and error.diag.source_function == "GetSerializableTransactionSnapshot"
 
 
 def _is_stale_plan(error: psycopg.Error) -> bool:
-    # 0A000 is also what a standby has for what it cannot read. The function's name is the same in every language.
+    # A standby reports 0A000 also for relations that it cannot read. The function's name is the same in every language.
     return error.sqlstate == "0A000" and error.diag.source_function == "RevalidateCachedQuery"
 
 
 def is_stale_session(error: psycopg.Error) -> bool:
-    """Tell whether it goes by what the session itself keeps, so that only another session may run it.
+    """Tell whether a statement failed for state that its session cannot drop, so that only another session can run it.
 
     Args:
-        error: What it failed with.
+        error: The statement's error.
 
     Returns:
-        Whether it is so.
+        Whether it did.
     """
-    if error.sqlstate == "XX000":  # PostgreSQL does not translate what it says of errors of its own
+    if error.sqlstate == "XX000":  # PostgreSQL does not translate the messages of internal errors
         return (error.diag.message_primary or "").startswith("cache lookup failed")
-    # PL/pgSQL, which keeps the types of its variables as long as the session lasts.
+    # PL/pgSQL keeps the types of its variables as long as the session lasts.
     return error.sqlstate == "42804" and (error.diag.source_function or "").startswith("plpgsql_param_eval")

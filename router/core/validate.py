@@ -1,7 +1,7 @@
-"""What is wrong with a topology as a whole, however it came about: from files, arguments, or a directory's answer.
+"""The faults of a topology as a whole, whether it comes from files, from arguments or from a directory's answer.
 
-That each value by itself is valid is for the reader of those to see to. Here it is judged what values mean together:
-names that lead nowhere, limits that cannot be met, tenants that would share their data.
+The code that reads the values checks each value by itself. This module checks what they mean together: names that stand
+for nothing, limits that cannot be met, tenants that would share their data.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
     from router.core.topology import Cluster, Home, Tenancy, Topology
 
 _NO_PLACES = frozenset({"version", "pooling", "hygiene", "max_connections", "min_size"})
-"""The keys of a tenant that do not say where it lives; any other, misspelt ones included, may do so."""
+"""The keys of a tenant that do not say where it lives; any other key, a misspelt one included, may say it."""
 
 
 def faults(topology: Topology, *, directory: bool = False, unread: Collection[KeyPath] = ()) -> list[Fault]:
-    """Find everything that is wrong in what the values of a topology mean together.
+    """Find all faults of a topology that lie in several of its values together.
 
     Args:
         topology: The topology; its aliases may name each other.
         directory: Whether a directory says where the tenants live that are not listed.
-        unread: Where something stands that could not be read. What depends on it is not judged.
+        unread: The paths of values that could not be read. Nothing that depends on them is checked.
 
     Returns:
         The faults, in the order of the settings.
@@ -47,13 +47,13 @@ def faults(topology: Topology, *, directory: bool = False, unread: Collection[Ke
 
 
 def resolved(topology: Topology) -> Topology:
-    """Have each alias name a version.
+    """Make each alias name a version directly.
 
     Args:
         topology: A topology without faults, whose aliases may name each other.
 
     Returns:
-        The same topology.
+        The topology with each alias resolved to its version.
     """
     aliases = {alias: _trail(alias, topology.aliases)[-1] for alias in topology.aliases}
     return topology._replace(aliases=MappingProxyType(aliases))
@@ -74,19 +74,19 @@ class _Unread:
         return path in self._paths
 
     def under(self, *path: str | int) -> frozenset[str | int]:
-        """The keys of a table whose values could not be read, or not all that stands below."""
+        """The keys of a table whose values, or parts of them, could not be read."""
         return frozenset(self._keys.get(path, ()))
 
 
 class _Scope(NamedTuple):
-    """What faults are judged by.
+    """The values that other values are checked against.
 
     Attributes:
-        versions: The keys of all versions, but for those that could not be read at all.
-        names: The keys of all versions and aliases, those included; ``None`` if they are not all known.
+        versions: The keys of all versions, except those that could not be read at all.
+        names: The keys of all versions and aliases, unreadable ones included; ``None`` if not all keys are known.
         aliases: What each alias names.
-        pools: How the pools of each version behave that could be read.
-        unread: What could not be read.
+        pools: The pool policy of each version whose policy could be read.
+        unread: The keys that could not be read.
     """
 
     versions: Collection[str]
@@ -117,7 +117,7 @@ class _Scope(NamedTuple):
         return sorted({self.version(name) for name in home.versions or self.versions} & set(self.versions))
 
     def unknown(self, path: KeyPath, name: str | None) -> Iterator[Fault]:
-        """The fault that a name is not known."""
+        """The fault that a name is unknown, if it is."""
         if name is not None and self.names is not None and name not in self.names:
             near = nearest(name, self.names)
             hint = f"did you mean {quoted(near)}?" if near else f"known: {', '.join(map(quoted, self.names))}"
@@ -204,7 +204,7 @@ def _alias_faults(scope: _Scope, alias: str, name: str) -> Iterator[Fault]:
 
 
 def _trail(alias: str, aliases: Mapping[str, str]) -> list[str]:
-    """``alias`` and what it leads to, down to a version; in a circle, to the first that comes again."""
+    """``alias`` and each name that it leads to, down to a version; in a circle, down to the first repeated name."""
     trail = [alias]
     while (name := aliases.get(trail[-1])) is not None:
         trail.append(name)
@@ -217,15 +217,15 @@ def _trail(alias: str, aliases: Mapping[str, str]) -> list[str]:
 
 
 def tenant_faults(topology: Topology, tenant: str, home: Home) -> list[Fault]:
-    """Find what is wrong with where one tenant lives.
+    """Find the faults of one tenant's home.
 
     Args:
         topology: A topology without faults.
         tenant: The tenant's key.
-        home: Where it lives.
+        home: Where the tenant lives.
 
     Returns:
-        The faults, by the keys of ``[tenants.NAME]``.
+        The faults; their paths are keys of ``[tenants.NAME]``.
     """
     scope = _Scope.of(topology, _Unread())
     return [*_tenant_faults(scope, tenant, home, frozenset()), *tenancy_faults(home.policy)]
@@ -254,16 +254,16 @@ def _template_faults(template: Home) -> Iterator[Fault]:
 
 
 def _policy_faults(home: Home, tenancy: Tenancy, unread: frozenset[str | int]) -> Iterator[Fault]:
-    """What is wrong with how a tenant is kept apart, unless it is so for all, where it is told."""
+    """The faults of a tenant's policy; a policy that all tenants share is reported once, under ``tenancy``."""
     if home.policy != tenancy.policy and not unread & {"pooling", "max_connections", "min_size"}:
         yield from tenancy_faults(home.policy)
 
 
 def is_apart(home: Home) -> bool:
-    """Tell whether a home is another one for each tenant.
+    """Tell whether a home separates the tenants that have it.
 
     Args:
-        home: Where several tenants may live.
+        home: A home that several tenants may have.
 
     Returns:
         Whether something in it depends on the tenant's key.
@@ -272,7 +272,7 @@ def is_apart(home: Home) -> bool:
 
 
 def _home_faults(scope: _Scope, home: Home, unread: frozenset[str | int]) -> Iterator[Fault]:
-    """What is wrong with a home, of one tenant or of many."""
+    """The faults of a home, of one tenant or of many."""
     for name in home.versions:
         yield from scope.unknown(("version",), name)
     if (own := home.cluster) is not None:
@@ -301,7 +301,7 @@ def _min_size_faults(scope: _Scope, home: Home, unread: frozenset[str | int]) ->
 
 
 def _directory_faults(topology: Topology, scope: _Scope, version: str | None) -> Iterator[Fault]:
-    """One connection listens to the table for as long as the router lives; at least one has to be left to serve."""
+    """The faults of the directory: one connection listens to the table all the time, and another has to be left."""
     if version is None:
         return
     yield from scope.unknown(("version",), version)
