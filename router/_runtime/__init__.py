@@ -1,1 +1,1 @@
-"""What the two shells stand on: the pairs where threads and asyncio differ in more than ``async`` and ``await``."""
+"""The code below both shells: pairs of functions and classes where threads and asyncio differ in more than syntax."""

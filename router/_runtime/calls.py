@@ -1,4 +1,4 @@
-"""How the functions that an application gives to a router are called, and what is called to its end or kept apart."""
+"""Calls of the functions that an application gives to a router, and calls that are isolated or shielded."""
 
 from __future__ import annotations
 
@@ -39,29 +39,29 @@ if TYPE_CHECKING:
         """An object that finds where a tenant lives."""
 
         def lookup(self, tenant: str, /) -> Answer | Awaitable[Answer]:
-            """Find it; ``None`` if there is no such tenant."""
+            """Find where the tenant lives; ``None`` if there is no such tenant."""
 
     class Lookup(Protocol):
-        """The same for threads."""
+        """An object that finds where a tenant lives, for threads."""
 
         def lookup(self, tenant: str, /) -> Answer:
-            """Find it; ``None`` if there is no such tenant."""
+            """Find where the tenant lives; ``None`` if there is no such tenant."""
 
 
 logger = logging.getLogger("router")
 
 
 class Isolated:
-    """Keeps what one step of many raises from the others: an exception is logged, and goes no further."""
+    """Isolates one of several steps: an exception in it is logged and not raised, so that the other steps run."""
 
     __slots__ = ("_args", "_what")
 
     def __init__(self, what: str, *args: object) -> None:
-        """Prepare it.
+        """Prepare the step.
 
         Args:
-            what: What could not be done, for the log.
-            *args: What goes into it.
+            what: The message for the log, which says what could not be done.
+            *args: The arguments of the message.
         """
         self._what = what
         self._args = args
@@ -73,22 +73,22 @@ class Isolated:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool:
         """Log an exception."""
-        if not isinstance(error, Exception):  # a cancellation, say
+        if not isinstance(error, Exception):  # a cancellation, for example
             return False
-        with suppress(Exception):  # a filter of the application's may fail, too
+        with suppress(Exception):  # a logging filter of the application may fail, too
             logger.error(self._what, *self._args, exc_info=error)
         return True
 
 
 async def acall(function: Callable[..., T | Awaitable[T]], *args: object) -> T:
-    """Call a user's function, plain or async.
+    """Call an application's function, plain or async.
 
     Args:
         function: The function.
-        *args: What to call it with.
+        *args: Its arguments.
 
     Returns:
-        What it returned, awaited if need be.
+        The function's result, awaited if it is awaitable.
     """
     result = function(*args)
     if isawaitable(result):
@@ -97,29 +97,30 @@ async def acall(function: Callable[..., T | Awaitable[T]], *args: object) -> T:
 
 
 def call(function: Callable[..., T], *args: object) -> T:
-    """Call a user's function.
+    """Call an application's function.
 
     Args:
         function: The function.
-        *args: What to call it with.
+        *args: Its arguments.
 
     Returns:
-        What it returned.
+        The function's result.
     """
     return function(*args)
 
 
 async def aconsult(function: Callable[..., T | Awaitable[T]], *args: object) -> T:
-    """Call a user's function, plain or async, from a task of the router's.
+    """Call an application's function, plain or async, from a task of the router.
 
-    If what the function waits for has been cancelled, that is an error like others: it must not end the router's task.
+    If the function waits for something that is cancelled, that is an error like any other: it must not end the router's
+    task.
 
     Args:
         function: The function.
-        *args: What to call it with.
+        *args: Its arguments.
 
     Returns:
-        What it returned, awaited if need be.
+        The function's result, awaited if it is awaitable.
     """
     try:
         return await acall(function, *args)
@@ -135,7 +136,7 @@ consult = call
 
 @coroutine
 def _resume(work: Coroutine[Any, Any, None], awaited: object) -> Generator[object, Any, None]:
-    """Go on with a coroutine that has already yielded ``awaited``."""
+    """Continue a coroutine that has already yielded ``awaited``."""
     yield awaited
     yield from work.__await__()
 
@@ -143,10 +144,10 @@ def _resume(work: Coroutine[Any, Any, None], awaited: object) -> Generator[objec
 def ashielded(function: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, Coroutine[Any, Any, None]]:
     """Make a function run to its end even if its caller is cancelled; the cancellation is raised afterwards.
 
-    The usual case, where nothing has to be waited for, costs one ``send``; only what suspends gets a task of its own.
+    Usually the function does not suspend, and costs one ``send``; it gets a task of its own only if it suspends.
 
     Args:
-        function: What has to be finished.
+        function: The function that has to finish.
 
     Returns:
         The function to call instead.
@@ -180,10 +181,10 @@ async def _finish(work: Awaitable[None]) -> None:
 
 
 def shielded(function: Callable[P, None]) -> Callable[P, None]:
-    """Leave a function as it is: a thread is not cancelled.
+    """Return a function as it is: a thread is not cancelled.
 
     Args:
-        function: What has to be finished.
+        function: The function that has to finish.
 
     Returns:
         The same function.
@@ -192,9 +193,10 @@ def shielded(function: Callable[P, None]) -> Callable[P, None]:
 
 
 class WeakCall:
-    """Calls what its owner keeps, and does not keep it: what users give a router often leads back to the router.
+    """Calls a function that only its owner references.
 
-    The threads and tasks of a router are kept by Python itself, and so is all that they lead to.
+    A function that an application gives to a router often references the router. Python keeps the router's threads and
+    tasks alive, and everything that they reference: with a strong reference here a dropped router would never be freed.
     """
 
     __slots__ = ("_given", "_quiet")
@@ -203,9 +205,9 @@ class WeakCall:
         """Prepare the call.
 
         Args:
-            function: What to call.
-            keep: The owner's list of what is kept.
-            quiet: Whether nothing is called, nor raised, once the owner is gone.
+            function: The function.
+            keep: The owner's list of strong references, to which the function is added.
+            quiet: Whether a call does nothing once the owner is gone, instead of raising.
         """
         given = _Kept(function)
         keep.append(given)
@@ -213,16 +215,16 @@ class WeakCall:
         self._quiet = quiet
 
     def __call__(self, *args: object) -> Any:
-        """Call it.
+        """Call the function.
 
         Args:
-            *args: What with.
+            *args: Its arguments.
 
         Returns:
-            What it returned.
+            The function's result.
 
         Raises:
-            RouterClosed: Its owner is gone.
+            RouterClosed: The owner is gone.
         """
         if (given := self._given()) is not None:
             return given.function(*args)
@@ -232,7 +234,7 @@ class WeakCall:
 
 
 class _Kept:
-    """What a weak reference can lead to, whatever kind of callable it is."""
+    """Holds a callable of any kind, so that it can be referenced weakly."""
 
     __slots__ = ("__weakref__", "function")
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class AFlag(asyncio.Event):
-    """A flag that can be waited for with a timeout, as ``threading.Event``'s ``wait`` can."""
+    """A flag with a wait that takes a timeout, like that of ``threading.Event``."""
 
     async def wait_for(self, timeout: float) -> bool:
         """Wait until the flag is set.
@@ -33,7 +33,7 @@ class AFlag(asyncio.Event):
 
 
 class Flag(threading.Event):
-    """The same for threads."""
+    """A flag with a wait that takes a timeout, for threads."""
 
     def wait_for(self, timeout: float) -> bool:
         """Wait until the flag is set.
@@ -48,7 +48,7 @@ class Flag(threading.Event):
 
 
 class AWakeup:
-    """Wakes the one task that waits for it; what wakes it before counts for the next wait."""
+    """Wakes the one task that waits for it; if none waits, the next wait returns at once."""
 
     __slots__ = ("_is_set", "_waiting")
 
@@ -57,7 +57,7 @@ class AWakeup:
         self._waiting: asyncio.Future[None] | None = None
 
     def set(self) -> None:
-        """Wake the task, or have it not wait the next time."""
+        """Wake the task, or let its next wait return at once."""
         self._is_set = True
         if self._waiting is not None and not self._waiting.done():
             self._waiting.set_result(None)
@@ -90,7 +90,7 @@ Guard = threading.Lock
 
 
 class Wakeup:
-    """The same for a thread: a lock that is released to wake it, which costs far less than an event."""
+    """Wakes the one thread that waits for it by releasing a lock, which costs far less than an event."""
 
     __slots__ = ("_lock",)
 
@@ -99,11 +99,11 @@ class Wakeup:
         self._lock.acquire()
 
     def set(self) -> None:
-        """Wake the thread, or have it not wait the next time."""
-        try:  # noqa: SIM105  (each hand-over comes by here)
+        """Wake the thread, or let its next wait return at once."""
+        try:  # noqa: SIM105  (every hand-over of a connection calls this)
             self._lock.release()
         except RuntimeError:
-            pass  # it is released already
+            pass  # the lock is released already
 
     def wait_for(self, timeout: float) -> None:
         """Wait to be woken.
@@ -115,32 +115,32 @@ class Wakeup:
 
 
 class AGuard:
-    """Keeps a section to one at a time: for asyncio nothing is needed where nothing is awaited."""
+    """Guards a section: in asyncio no lock is needed for a section that awaits nothing."""
 
     def __enter__(self) -> Self:
         """Enter the section."""
         return self
 
     def __exit__(self, *exc: object) -> None:
-        """Leave it."""
+        """Leave the section."""
 
 
-ALock, Lock = asyncio.Lock, threading.Lock  # a psycopg connection's
-APoolLock, PoolLock = asyncio.Lock, threading.RLock  # that of a pool of psycopg_pool's
+ALock, Lock = asyncio.Lock, threading.Lock  # the type of the lock of a psycopg connection
+APoolLock, PoolLock = asyncio.Lock, threading.RLock  # the type of the lock of a pool of psycopg_pool
 
 
 def acheck_locks() -> None:
-    """Do nothing: tasks have no locks."""
+    """Do nothing: greenlets do not replace tasks."""
 
 
 def check_locks() -> None:
-    """Fail where greenlets have taken the place of threads since this was imported.
+    """Fail if greenlets have replaced threads since this module was imported.
 
-    The locks of psycopg_pool and of this package would be real ones: a greenlet that waits for one stops all of them,
-    and so the one that holds it while a thread is started, say.
+    The locks of psycopg_pool and of this package would be real thread locks then. A greenlet that waits for one stops
+    all greenlets of its thread, and with them the one that holds the lock.
 
     Raises:
-        RuntimeError: It is so.
+        RuntimeError: gevent or eventlet has patched ``threading`` since.
     """
     if threading.Lock is not Guard and (by := threading.Lock.__module__.partition(".")[0]) in ("gevent", "eventlet"):
         raise RuntimeError(
@@ -155,7 +155,7 @@ sleep = time.sleep
 
 
 def atry_lock(lock: asyncio.Lock) -> bool:
-    """Tell whether nobody holds a lock: nobody takes it before something is awaited.
+    """Tell whether a lock is free; it is not taken, since no other task can take it before something is awaited.
 
     Args:
         lock: The lock.
@@ -176,7 +176,7 @@ async def atake_lock(lock: asyncio.Lock, timeout: float) -> bool:
     Returns:
         Whether it was free in time, and is held now.
     """
-    # No asyncio.timeout(), which cancels the task that began to wait: ashielded() goes on in another.
+    # Not asyncio.timeout(): it would cancel the task that began to wait, but ashielded() continues in another task.
     taking = asyncio.ensure_future(lock.acquire())
     try:
         await asyncio.wait({taking}, timeout=timeout)
@@ -198,7 +198,7 @@ def afree_lock(lock: asyncio.Lock) -> None:
 
 
 try_lock: Callable[[threading.Lock], bool] = methodcaller("acquire", blocking=False)
-"""Take a lock if nobody holds it; whether it is held now."""
+"""Take a lock if it is free; returns whether it was."""
 
 
 def take_lock(lock: threading.Lock, timeout: float) -> bool:

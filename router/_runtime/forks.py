@@ -1,4 +1,4 @@
-"""What happens to the routers of a process in the child of a ``fork()``."""
+"""Resets the routers of a process in the child of a ``fork()``."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _inherited_by_fork: WeakSet[_Forkable] = WeakSet()
 
 
 def survive_fork(router: _Forkable) -> None:
-    """Have a router drop, in the child of a ``fork()``, what belongs to the parent.
+    """Make a router drop, in the child of a ``fork()``, the connections and tasks that belong to the parent.
 
     Args:
-        router: Its ``abandon()`` is called in the child, before anything else runs there.
+        router: The router; its ``abandon()`` is called in the child before other code runs there.
     """
     _inherited_by_fork.add(router)
 

@@ -19,17 +19,19 @@ if TYPE_CHECKING:
 
 
 SLICE = 0.1
-"""Seconds for which a limited function is waited for at once: of a wait that took longer, because the event loop was
-blocked or another thread had the GIL, only so much counts."""
+"""The longest single wait for a limited function, in seconds. If a wait took longer, because the event loop was blocked
+or another thread had the GIL, only this much of it counts against the timeout."""
 
 LATE = 0.05
-"""Seconds of its time that a limited function gets after the rest of it, for reading what came while nothing ran."""
+"""The last seconds of the timeout of a limited function, waited for on their own: in them the function can read what
+arrived while this process did not run."""
 
 
 class ALimited:
-    """Runs one function at a time, and waits for it for a limited time only, in which this process runs.
+    """Runs one function at a time, and waits for it for a limited time; time in which this process stood still is free.
 
-    What takes longer is left to itself: to cancel a query, psycopg waits for the server, which may never answer.
+    A function that takes longer is abandoned, not cancelled: to cancel a query psycopg waits for the server, which may
+    never answer.
     """
 
     def __init__(self) -> None:
@@ -96,7 +98,7 @@ class ALimited:
 
 
 class Limited:
-    """The same for threads."""
+    """Runs one function at a time in a thread, and waits for it for a limited time, as :class:`ALimited` does."""
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None

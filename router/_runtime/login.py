@@ -1,4 +1,4 @@
-"""How libpq is made to say what a server refused a login with: its SQLSTATE, which is the same in every language."""
+"""Opens a connection so that libpq reports the SQLSTATE of a refused login, which is the same in every language."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ if TYPE_CHECKING:
 
 _DEFAULT, _VERBOSE = 1, 2  # libpq's PGVerbosity
 
-# What libpq adds where it is verbose, in any language: "SEVERITY:  SQLSTATE: message", and at the end of what the
-# server said a line with the routine, file and line in PostgreSQL's source.
+# A verbose libpq adds in any language: "SEVERITY:  SQLSTATE: message", and, after the server's message, a line with the
+# routine, file and line in PostgreSQL's source.
 _SQLSTATE = r"(?<!\S)(\S+:  )([0-9A-Z]{5}): "
 _LOCATION = r"\n[^\n]*?:\s+(\w+), [^\n,]+:\d+(?=\n|\Z)"
 
 
 LOCAL_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL)
-"""How the system says that a process has no file descriptor, memory or port left."""
+"""The error numbers for a process that has no file descriptor, memory or port left."""
 
 
 class LoginFailed(psycopg.OperationalError):
     """A connection could not be opened.
 
     Attributes:
-        sqlstate: What the server refused it with; ``None`` if it said nothing.
-        routine: Where in PostgreSQL's source; empty if it did not say.
+        sqlstate: The SQLSTATE of the server's error; ``None`` if the server sent no error.
+        routine: The routine in PostgreSQL's source that reported it; empty if unknown.
     """
 
     def __init__(self, verbose: str, pgconn: abc.PGconn) -> None:
-        """Take apart what libpq says.
+        """Take the SQLSTATE and the routine out of libpq's message.
 
         Args:
-            verbose: Its message, verbose or not.
+            verbose: The message, verbose or not.
             pgconn: The connection.
         """
         super().__init__(re.sub(_LOCATION, "", re.sub(_SQLSTATE, r"\1", verbose)), pgconn=pgconn)
@@ -53,19 +53,19 @@ class LoginFailed(psycopg.OperationalError):
 
 
 def log_in(conninfo: str, encoding: str, set_verbosity: Callable[[abc.PGconn, int], None]) -> PQGenConn[abc.PGconn]:
-    """Open a connection: what ``psycopg.generators.connect`` does, while libpq is verbose.
+    """Open a connection as ``psycopg.generators.connect`` does, but with a verbose libpq.
 
     Args:
         conninfo: The connection string.
-        encoding: What libpq's messages are written in.
+        encoding: The encoding of libpq's messages.
         set_verbosity: Libpq's ``PQsetErrorVerbosity``.
 
     Returns:
         The connection.
 
     Raises:
-        LoginFailed: It could not be opened.
-        OSError: It could not, for want of something that this process has too little of.
+        LoginFailed: The connection could not be opened.
+        OSError: This process lacks a file descriptor, memory or a port for it.
     """
     pgconn = PGconn.connect_start(conninfo.encode())
     set_verbosity(pgconn, _VERBOSE)
@@ -87,10 +87,10 @@ def log_in(conninfo: str, encoding: str, set_verbosity: Callable[[abc.PGconn, in
 
 
 def _failure(verbose: str, pgconn: abc.PGconn) -> LoginFailed | OSError:
-    silent = not pgconn.error_message  # as libpq 18 is if it gets no socket
+    silent = not pgconn.error_message  # libpq 18 has no message if it gets no socket
     error = LoginFailed(verbose, finish_pgconn(pgconn))
     if error.sqlstate is None:
-        for number in LOCAL_ERRORS:  # libpq has its words from where Python has them, in the same language
+        for number in LOCAL_ERRORS:  # libpq takes its text from strerror(), as Python does, in the same language
             if os.strerror(number) in verbose:
                 return OSError(number, os.strerror(number))
         if silent:

@@ -1,4 +1,4 @@
-"""The addresses of host names, asked for in threads that belong to the router."""
+"""Resolves host names in threads that belong to the router."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from typing import Any
 from router._runtime.workers import spawn
 
 KNOWN_TIMEOUT = 0.25
-"""Seconds that a host name has to be resolved, if its addresses are known from before: after that, those are used."""
+"""How long a host name whose addresses are known is resolved anew, in seconds; after that the known ones are used."""
 
 
 class Names:
-    """The addresses of hosts, asked for in threads of its own: the event loop's executor may be full for long.
+    """Resolves host names in threads of its own, since the event loop's executor may be full for a long time.
 
-    What was known last is used when a name cannot be resolved for a moment: that says nothing of the server.
+    If a name cannot be resolved for a moment, the addresses known last are used: such a failure says nothing about the
+    server.
     """
 
     def __init__(self) -> None:
-        """Begin with nothing known."""
-        self._guard = threading.Lock()  # guards both
+        """Begin with no known addresses."""
+        self._guard = threading.Lock()  # guards both dictionaries
         self._known: dict[str, list[str]] = {}
         self._asked: dict[str, Future[list[str]]] = {}
 
@@ -93,7 +94,7 @@ class Names:
         try:
             answers = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
             found = list(dict.fromkeys(str(answer[4][0]) for answer in answers))
-        except Exception as error:  # noqa: BLE001  (whatever it is, no request may wait for this thread for ever)
+        except Exception as error:  # noqa: BLE001  (after any error: no request may wait for this thread for ever)
             failure = OSError(f"the host name {host!r} cannot be resolved: {getattr(error, 'strerror', None) or error}")
         with self._guard:
             del self._asked[host]

@@ -1,4 +1,4 @@
-"""Which releases of psycopg and psycopg_pool the router works with, and which are installed."""
+"""The releases of psycopg and psycopg_pool that the router works with, and those that are installed."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 WORKING = {"psycopg": ((3, 3, 6), (3, 4)), "psycopg-pool": ((3, 3, 3), (3, 4))}
-"""Of each, the lowest release that works, and the first after it that may not; as in ``pyproject.toml``."""
+"""For each package, the lowest release that works, and the first later one that may not; as in ``pyproject.toml``."""
 
 
 def installed() -> dict[str, str]:
-    """Tell which releases are installed.
+    """Return the installed releases.
 
     Returns:
-        The release of each, by the name it is installed by.
+        The release of each package, by the package's name.
     """
     return {"psycopg": psycopg.__version__, "psycopg-pool": psycopg_pool.__version__}
 
 
 def out_of_range() -> bool:
-    """Tell whether one of them is not among those that work; one whose release is not known is not judged."""
+    """Tell whether an installed release is not one of those that work; an unknown release is accepted."""
     for name, release in installed().items():
         number = tuple(map(int, re.findall(r"\d+", release)[:3]))
         low, high = WORKING[name]
@@ -40,7 +40,7 @@ def unfit(lacking: Sequence[str]) -> RouterError:
     """Make the error for releases that the router does not work with.
 
     Args:
-        lacking: What is not there, or is different.
+        lacking: The parts that are missing or different.
 
     Returns:
         The error.

@@ -1,4 +1,4 @@
-"""What is asked of a socket rather than of a session: whether a server reacts, how long it has been quiet, its end."""
+"""Operations on sockets instead of sessions: ping a server, cut a connection, tell its silence, await its end."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
     from psycopg.pq.abc import PGconn
 
 
-_ASKS_FOR_TLS = (8).to_bytes(4, "big") + (80877103).to_bytes(4, "big")  # as PostgreSQL's protocol has it
+_ASKS_FOR_TLS = (8).to_bytes(4, "big") + (80877103).to_bytes(4, "big")  # the SSLRequest of PostgreSQL's protocol
 
 
 async def aping(addresses: Sequence[str], port: int, timeout: float) -> bool:
-    """Tell whether a PostgreSQL server, or a pooler, reacts at all, without a session: it is asked if it takes TLS.
+    """Tell whether a PostgreSQL server or a pooler reacts at all, without a session, by asking whether it accepts TLS.
 
     Args:
         addresses: Its addresses, or the directory of its socket.
         port: Its port.
-        timeout: The most to wait, in seconds; a caller that waits for less takes it for silent before.
+        timeout: The most to wait for each address, in seconds.
 
     Returns:
-        Whether it does; true as well if this process can ask at none of them.
+        Whether it reacts; also true if this process itself cannot try any of the addresses.
     """
     asked = False
     for address in addresses:
@@ -56,15 +56,15 @@ async def aping(addresses: Sequence[str], port: int, timeout: float) -> bool:
 
 
 def ping(addresses: Sequence[str], port: int, timeout: float) -> bool:
-    """Tell whether a PostgreSQL server, or a pooler, reacts at all, without a session: it is asked if it takes TLS.
+    """Tell whether a PostgreSQL server or a pooler reacts at all, without a session, by asking whether it accepts TLS.
 
     Args:
         addresses: Its addresses, or the directory of its socket.
         port: Its port.
-        timeout: The most to wait for each step, in seconds; a caller that waits for less takes it for silent before.
+        timeout: The most to wait for each step with each address, in seconds.
 
     Returns:
-        Whether it does; true as well if this process can ask at none of them.
+        Whether it reacts; also true if this process itself cannot try any of the addresses.
     """
     asked = False
     for address in addresses:
@@ -90,22 +90,23 @@ def ping(addresses: Sequence[str], port: int, timeout: float) -> bool:
 
 
 class HasPgconn(Protocol):
-    """A connection, or a session: what has libpq's connection."""
+    """A connection or session, which has a connection of libpq."""
 
     @property
     def pgconn(self) -> PGconn: ...
 
 
 def cut(connection: HasPgconn) -> None:
-    """Shut a connection's socket down, although it may be in use: a query over it fails with a lost connection.
+    """Shut a connection's socket down, although it may be in use: a query over it then fails with a lost connection.
 
-    Closing it here instead would free memory that libpq is using in another thread or a suspended task.
+    The connection is not closed here: that would free memory that libpq may be using in another thread or for a
+    suspended task.
 
     Args:
         connection: The connection to cut.
     """
     with (
-        suppress(OSError, psycopg.OperationalError),  # it is closed already
+        suppress(OSError, psycopg.OperationalError),  # the connection is closed already
         socket.socket(fileno=os.dup(connection.pgconn.socket)) as duplicate,
     ):
         duplicate.shutdown(socket.SHUT_RDWR)
@@ -118,7 +119,8 @@ def quiet_for(connection: HasPgconn) -> float:
         connection: The connection.
 
     Returns:
-        That, in seconds; 0 where the system does not tell: it does so on Linux, for TCP.
+        The seconds since the last byte in either direction; 0 where the system does not tell (it does on Linux, for
+        TCP).
     """
     if sys.platform == "linux":
         with (
@@ -131,14 +133,14 @@ def quiet_for(connection: HasPgconn) -> float:
     return 0.0
 
 
-_TCP_INFO = struct.Struct("44x I 4x I")  # of the kernel's: milliseconds since data was sent, and since it was received
+_TCP_INFO = struct.Struct("44x I 4x I")  # of the kernel's tcp_info: milliseconds since data was sent, and was received
 
 
 async def await_end(end: socket.socket, timeout: float) -> None:
     """Wait until the other side of a socket has closed it.
 
     Args:
-        end: The socket; what else comes is read and dropped.
+        end: The socket; data that arrives is read and dropped.
         timeout: The most to wait, in seconds.
     """
     end.settimeout(0.0)
@@ -152,7 +154,7 @@ def wait_end(end: socket.socket, timeout: float) -> None:
     """Wait until the other side of a socket has closed it.
 
     Args:
-        end: The socket; what else comes is read and dropped.
+        end: The socket; data that arrives is read and dropped.
         timeout: The most to wait, in seconds.
     """
     deadline = time.monotonic() + timeout

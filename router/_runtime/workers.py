@@ -1,4 +1,4 @@
-"""Tasks and threads, in pairs: what runs in the background, several times at once, or in one event loop only."""
+"""Tasks and threads, in pairs: background workers, concurrent calls, and the event loop that a router belongs to."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
     Worker: TypeAlias = threading.Thread
 
 
-arunning_loop = asyncio.get_running_loop  # for threads, the call becomes None
+arunning_loop = asyncio.get_running_loop  # in the generated shell the call becomes None
 
 
 def abind_loop(loop: ALoop) -> ALoop:
-    """Take the running event loop for the one that a router belongs to.
+    """Bind a router that has not been used to the running event loop.
 
     Args:
-        loop: The one that it belongs to already; ``None`` if it has not been used.
+        loop: The event loop that the router belongs to already; ``None`` if it has not been used.
 
     Returns:
-        The running one.
+        The running event loop.
 
     Raises:
-        RuntimeError: It belongs to another one.
+        RuntimeError: The router belongs to another event loop.
     """
     if loop is None:
         return arunning_loop()
@@ -45,19 +45,19 @@ def abind_loop(loop: ALoop) -> ALoop:
 
 
 def aloop_closed(loop: ALoop) -> bool:
-    """Tell whether nothing of a router can run any more.
+    """Tell whether the event loop of a router is closed, so that nothing of the router can run any more.
 
     Args:
-        loop: The event loop that it belongs to.
+        loop: The event loop that the router belongs to; ``None`` for none.
 
     Returns:
-        Whether that is closed.
+        Whether it is closed.
     """
     return loop is not None and loop.is_closed()
 
 
 def loop_closed(loop: Loop) -> bool:
-    """Tell whether nothing of a router can run any more.
+    """Tell that threads of a router can run.
 
     Args:
         loop: ``None``.
@@ -69,25 +69,25 @@ def loop_closed(loop: Loop) -> bool:
 
 
 def bind_loop(loop: Loop) -> Loop:
-    """Let any thread use a router.
+    """Do nothing: any thread may use a router.
 
     Args:
         loop: ``None``.
 
     Returns:
-        The same.
+        ``None``.
     """
     return loop
 
 
 def aspawn(function: Callable[P, Coroutine[Any, Any, None]], name: str, *args: P.args, **kwargs: P.kwargs) -> AWorker:
-    """Run a function in the background, where no context variable of the caller's is set.
+    """Run a function in a task of its own, without the caller's context variables.
 
     Args:
-        function: What to run; it must end by itself when told to.
+        function: The function; it must end by itself when told to.
         name: The task's name.
-        *args: What to call it with.
-        **kwargs: What to call it with.
+        *args: Its arguments.
+        **kwargs: Its keyword arguments.
 
     Returns:
         The task.
@@ -96,13 +96,13 @@ def aspawn(function: Callable[P, Coroutine[Any, Any, None]], name: str, *args: P
 
 
 def spawn(function: Callable[P, None], name: str, *args: P.args, **kwargs: P.kwargs) -> Worker:
-    """Run a function in a daemon thread, where no context variable of the caller's is set.
+    """Run a function in a daemon thread, without the caller's context variables.
 
     Args:
-        function: What to run; it must end by itself when told to.
+        function: The function; it must end by itself when told to.
         name: The thread's name.
-        *args: What to call it with.
-        **kwargs: What to call it with.
+        *args: Its arguments.
+        **kwargs: Its keyword arguments.
 
     Returns:
         The thread.
@@ -114,16 +114,16 @@ def spawn(function: Callable[P, None], name: str, *args: P.args, **kwargs: P.kwa
 
 @contextmanager
 def untraced() -> Generator[None]:
-    """Have OpenTelemetry, where the application uses it, record nothing of a block: each probe would be a trace.
+    """Stop OpenTelemetry, if the application uses it, from tracing a block: otherwise each probe would be a trace.
 
     Yields:
         Nothing.
     """
     context = sys.modules.get("opentelemetry.context")
-    if context is None or not hasattr(context, "detach"):  # it may also be in the middle of being imported
+    if context is None or not hasattr(context, "detach"):  # not imported, or not completely yet
         yield
         return
-    # What `opentelemetry.instrumentation.utils` sets, which may not be there: the key of today, and that of before.
+    # The keys that `opentelemetry.instrumentation.utils` sets, today's and the former one; it may not be installed.
     keys = {"suppress_instrumentation", getattr(context, "_SUPPRESS_INSTRUMENTATION_KEY", "suppress_instrumentation")}
     tokens = [context.attach(context.set_value(key, value=True)) for key in keys]
     try:
@@ -148,7 +148,7 @@ def can_spawn() -> bool:
 
 
 async def ajoin(task: AWorker, timeout: float) -> None:
-    """Wait for what :func:`aspawn` started to end; cancel it after the timeout.
+    """Wait for a task of :func:`aspawn` to end, and cancel it after the timeout.
 
     Args:
         task: The task.
@@ -160,12 +160,12 @@ async def ajoin(task: AWorker, timeout: float) -> None:
 
 
 async def await_quietly(function: Callable[P, Coroutine[Any, Any, None]], *args: P.args, **kwargs: P.kwargs) -> None:
-    """Call a function that waits for tasks of its own; if those were cancelled, it ends early, and that is no error.
+    """Call a function that waits for tasks of its own; if those are cancelled, the call ends early without an error.
 
     Args:
-        function: What to call.
-        *args: What to call it with.
-        **kwargs: What to call it with.
+        function: The function.
+        *args: Its arguments.
+        **kwargs: Its keyword arguments.
     """
     task = asyncio.ensure_future(function(*args, **kwargs))
     await asyncio.wait({task})
@@ -177,35 +177,35 @@ def wait_quietly(function: Callable[P, None], *args: P.args, **kwargs: P.kwargs)
     """Call a function.
 
     Args:
-        function: What to call.
-        *args: What to call it with.
-        **kwargs: What to call it with.
+        function: The function.
+        *args: Its arguments.
+        **kwargs: Its keyword arguments.
     """
     function(*args, **kwargs)
 
 
 def join(thread: Worker, timeout: float) -> None:
-    """Wait for what :func:`spawn` started to end.
+    """Wait for a thread of :func:`spawn` to end.
 
     Args:
         thread: The thread.
         timeout: The most to wait, in seconds.
     """
-    if thread is not threading.current_thread():  # an observer may close the router
+    if thread is not threading.current_thread():  # an observer, called in this thread, may close the router
         thread.join(timeout)
 
 
 async def aconcurrently(
     function: Callable[[], Coroutine[Any, Any, None]], count: int, stop: Callable[[], None]
 ) -> None:
-    """Call a function several times at once, in tasks that have the context variables of this one.
+    """Call a function several times at once, in tasks with the context variables of the calling task.
 
-    Should one fail, or this one be cancelled, all are cancelled.
+    If a call fails, or the calling task is cancelled, all calls are cancelled.
 
     Args:
-        function: What to call.
-        count: How often.
-        stop: Called when they are to end.
+        function: The function.
+        count: The number of calls.
+        stop: Called when the calls have to end.
     """
     tasks = [asyncio.create_task(function()) for _ in range(count)]
     try:
@@ -218,14 +218,14 @@ async def aconcurrently(
 
 
 def concurrently(function: Callable[[], None], count: int, stop: Callable[[], None]) -> None:
-    """Call a function several times at once, in threads that have the context variables of this one.
+    """Call a function several times at once, in threads with the context variables of the calling thread.
 
-    Should one fail, or this one be interrupted, all are told to end, and waited for.
+    If a call fails, or the calling thread is interrupted, all calls are told to end and waited for.
 
     Args:
-        function: What to call; it must end by itself when told to.
-        count: How often.
-        stop: Called when they are to end.
+        function: The function; it must end by itself when told to.
+        count: The number of calls.
+        stop: Called when the calls have to end.
     """
     failed: list[BaseException] = []
 
@@ -236,7 +236,7 @@ def concurrently(function: Callable[[], None], count: int, stop: Callable[[], No
             failed.append(error)
             stop()
 
-    # No executor: once the main thread has ended, none takes work, nor can the module be imported.
+    # Not an executor: once the main thread has ended, no executor accepts work, and its module cannot be imported.
     threads = [
         threading.Thread(target=copy_context().run, args=[work], name=f"router at once {number}", daemon=False)
         for number in range(count)
@@ -251,7 +251,7 @@ def concurrently(function: Callable[[], None], count: int, stop: Callable[[], No
         raise
     finally:
         for thread in threads:
-            if thread.ident is not None:  # it was started
+            if thread.ident is not None:  # the thread was started
                 thread.join()
     if failed:
         raise failed[0]

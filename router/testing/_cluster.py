@@ -31,32 +31,32 @@ if TYPE_CHECKING:
 
 
 class PostgresCluster:
-    """A real primary with streaming standbys, running when this returns; a context manager.
+    """A real primary with streaming standbys, which run when the constructor returns; a context manager.
 
-    It listens on 127.0.0.1 and on a socket in its directory. The database and the superuser are both ``postgres``.
-    However this process ends, the servers and their directory go with it (but see :meth:`keep`). Durability is switched
-    off: fit for tests and demonstrations, and for nothing else.
+    The servers listen on 127.0.0.1 and on sockets in the cluster's directory. The database and the superuser are both
+    called ``postgres``. However this process ends, the servers are killed and their directory is removed (but see
+    :meth:`keep`). Durability is switched off, so use it for tests and demonstrations only.
 
-    Without a password *every* account of this machine may connect as superuser, which amounts to acting as the account
-    that the servers run as: give one on a machine that you share.
+    Without a password *every* account of this machine may connect as superuser, and so act as the account that the
+    servers run as: set a password on a machine that you share.
 
     Args:
         version: PostgreSQL's major version, 16 or 18.
         standbys: How many standbys follow the primary.
         synchronous: Whether a commit waits until one standby has it on disk.
         settings: PostgreSQL settings for every server, such as ``{"max_connections": 20}``.
-        password: A password for ``postgres``, required over TCP from then on (SCRAM).
+        password: A password for ``postgres``; connections over TCP then require it (SCRAM).
 
     Attributes:
-        version: As given.
-        synchronous: As given.
-        settings: As given.
-        directory: Where everything is: the sockets, and a directory a server.
-        servers: All servers, in the order they were made, whatever their roles are now.
-        primary: The first server, or the one promoted last.
+        version: The major version.
+        synchronous: Whether a commit waits for a standby.
+        settings: The PostgreSQL settings of every server.
+        directory: The directory with the sockets, and a directory for each server.
+        servers: All servers, in the order in which they were made, whatever their roles are now.
+        primary: The first server, or the one that was promoted last.
 
     Raises:
-        ClusterError: It cannot be started; the message says why, and what to do.
+        ClusterError: The cluster cannot be started; the message says why, and what to do.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class PostgresCluster:
         cache = cache_directory(user)
         self._programs = programs(version, cache, user)
         self._keeper = Keeper(data_directory(user), *user)
-        # Also at interpreter exit, and when nothing refers to the cluster any more.
+        # The finalizer runs also at interpreter exit, and when nothing references the cluster any more.
         self._finalizer = weakref.finalize(self, self._keeper.close)
         self.directory = self._keeper.directory
         try:
@@ -101,12 +101,12 @@ class PostgresCluster:
 
     @property
     def primary(self) -> PostgresServer:
-        """The first server, or the one promoted last."""
+        """The first server, or the one that was promoted last."""
         return self._primary
 
     @property
     def standbys(self) -> tuple[PostgresServer, ...]:
-        """The servers that are standbys now, or will be when they are started, in the order they were made."""
+        """The servers that are standbys, or will be when they are started, in the order in which they were made."""
         return tuple(server for server in self.servers if server.is_standby)
 
     def dsn(self, dbname: str = "postgres", user: str = USER, **params: object) -> str:
@@ -114,7 +114,7 @@ class PostgresCluster:
         return self.primary.dsn(dbname, user, **params)
 
     def version_settings(self) -> dict[str, Any]:
-        """Return what the router's settings take as one version: ``primary`` and ``replicas``, as connection URIs."""
+        """Return the cluster as a version for the router's settings: ``primary`` and ``replicas``, as URIs."""
         return {"primary": self.dsn(), "replicas": [standby.dsn() for standby in self.standbys]}
 
     def wait_replayed(self) -> None:
@@ -128,13 +128,13 @@ class PostgresCluster:
         """Let the servers outlive this process and the ``with`` block.
 
         Returns:
-            The id of the process that looks after them: ``kill <id>`` stops them all and removes their directory.
+            The id of the process that owns them: ``kill <id>`` stops all servers and removes their directory.
         """
         self._keeper.keep()
         return self._keeper.pid
 
     def close(self) -> None:
-        """Kill the servers and remove the directory, unless kept; nothing the second time."""
+        """Kill the servers and remove the directory, unless :meth:`keep` was called; a second call does nothing."""
         self._finalizer()
 
     def _start(self, cache: Path) -> None:
@@ -142,12 +142,12 @@ class PostgresCluster:
         method = "trust" if self.password is None else "scram-sha-256"
         self._keeper.write(
             self.directory / "pg_hba.conf",
-            f"local all all trust\nlocal replication all trust\n"  # the directory is closed to other accounts
+            f"local all all trust\nlocal replication all trust\n"  # other accounts cannot enter the directory
             f"host all all {HOST}/32 {method}\nhost replication all {HOST}/32 {method}\n",
         )
         copies = []
         for server in self.servers:
-            server._configure()  # makes its home
+            server._configure()  # this makes the server's directory
             copies.append(self._keeper.spawn(["cp", "-R", template, server.data_dir], server.log))
         primary, *standbys = self.servers
         self._finish("cp", copies[0], primary.log)
@@ -169,7 +169,7 @@ class PostgresCluster:
             primary._wait_for_standbys()
 
     def _template(self, cache: Path) -> Path:
-        """Return a data directory as initdb leaves it: copies of one are what lets a server follow another."""
+        """Return a data directory that initdb made: servers that are copies of one directory can follow each other."""
 
         def build(tree: Path) -> None:
             new = self.directory / "new"
@@ -181,7 +181,7 @@ class PostgresCluster:
         return cached(cache, f"data-{wheel_version()}-{self.version}-{options:08x}", build)
 
     def _set_password(self, password: str) -> None:
-        """Give ``postgres`` its password; the server sees only what SCRAM stores, so no log shows more."""
+        """Set the password of ``postgres``; only its SCRAM verifier is sent, so no log shows the password."""
         import psycopg
 
         with psycopg.connect(

@@ -1,11 +1,12 @@
-"""The keeper: a small process that owns one cluster's directory and servers, and both ends of the talk with it.
+"""The keeper, a small process that owns the directory and the servers of one cluster, and the client for it.
 
-The servers are the keeper's children, not the owner's. It reads one end of a socket pair; when the owner ends, however
-it ends, the keeper reads end-of-file, kills the servers and removes the directory. It leads a session of its own, so a
-signal to the owner's process group (Ctrl-C) does not reach it. As root it gives its rights up first, since PostgreSQL
-refuses to run as root: everything it writes, starts and signals is then the unprivileged account's.
+The servers are children of the keeper, not of the process that made the cluster (the owner). The keeper reads one end
+of a socket pair. When the owner ends, for whatever reason, the keeper reads end-of-file, kills the servers and removes
+the directory. The keeper leads a session of its own, so a signal to the owner's process group (Ctrl-C) does not reach
+it. PostgreSQL refuses to run as root, so a keeper that starts as root first becomes the unprivileged account: all files
+and processes that it makes belong to that account.
 
-The same file is the client (:class:`Keeper`) and, run as a script, the process. It needs the standard library alone.
+This file is the client (:class:`Keeper`) and, run as a script, the keeper. It needs only the standard library.
 """
 
 from __future__ import annotations
@@ -34,27 +35,27 @@ _IPC_RMID = 0
 
 
 class ClusterError(RuntimeError):
-    """A PostgreSQL server for testing could not be found, started or brought into the state asked for."""
+    """A PostgreSQL server for testing could not be found or started, or did not reach the requested state."""
 
 
 class Keeper:
-    """The owner's end: every method asks the keeper process and waits for its short answer.
+    """The client in the owner: each method sends a request to the keeper process and waits for its short answer.
 
     Args:
-        base: Where the cluster's directory is made.
+        base: The directory in which the cluster's directory is made.
         uid: The account that the keeper and the servers run as.
         gid: Its group.
 
     Attributes:
-        directory: The cluster's directory, readable by its account alone.
-        pid: The keeper process.
+        directory: The cluster's directory, which only its account can read.
+        pid: The process id of the keeper.
         closed: Whether :meth:`close` was called.
     """
 
     def __init__(self, base: Path, uid: int, gid: int) -> None:
         self.directory = base / f"router-pg-{secrets.token_hex(6)}"
         self._owner = os.getpid()
-        # Guards the socket: one question and its answer at a time.
+        # Guards the socket: one request and its answer at a time.
         self._lock = threading.Lock()
         self._asked = 0
         self._kept = False
@@ -80,32 +81,32 @@ class Keeper:
             raise
 
     def spawn(self, argv: Sequence[str | Path], log: Path) -> int:
-        """Start a program in the cluster's directory, its output appended to ``log``, and return its process id."""
+        """Start a program in the cluster's directory, append its output to ``log``, and return its process id."""
         return int(self._ask("spawn", [str(word) for word in argv], str(log)))
 
     def poll(self, pid: int) -> int | None:
-        """Return the exit code of a program that was spawned, negative for a signal; ``None`` while it runs."""
+        """Return the exit code of a spawned program, negative for a signal; ``None`` while it runs."""
         code: int | None = self._ask("poll", pid)
         return code
 
     def signal(self, pid: int, signum: int) -> None:
-        """Send a signal to one program that was spawned; nothing when it has ended."""
+        """Send a signal to a spawned program; do nothing if it has ended."""
         self._ask("signal", pid, signum)
 
     def freeze(self, data: Path) -> None:
-        """Stop every process that works in ``data``; return when none of them runs."""
+        """Stop every process whose working directory is ``data``; return when all are stopped."""
         self._ask("freeze", str(data))
 
     def thaw(self, data: Path) -> None:
-        """Let every process that works in ``data`` go on."""
+        """Continue every process whose working directory is ``data``."""
         self._ask("thaw", str(data))
 
     def kill(self, data: Path) -> None:
-        """Kill every process that works in ``data``; return when none is left."""
+        """Kill every process whose working directory is ``data``; return when none is left."""
         self._ask("kill", str(data))
 
     def write(self, path: Path, text: str) -> None:
-        """Replace a file whole."""
+        """Write a file, or replace it."""
         self._ask("write", str(path), text)
 
     def remove(self, path: Path) -> None:
@@ -118,17 +119,17 @@ class Keeper:
         self._kept = True
 
     def close(self) -> None:
-        """Kill the servers and remove the directory, unless kept; return when that is done.
+        """Kill the servers and remove the directory, unless :meth:`keep` was called; return when that is done.
 
-        A forked child owns nothing: there this does nothing.
+        In a forked child, which does not own the cluster, this does nothing.
         """
         if os.getpid() != self._owner:
             return
         self.closed = True
         if self._kept:
-            self._process.returncode = 0  # it outlives us on purpose; no ResourceWarning
+            self._process.returncode = 0  # it outlives this process on purpose: no ResourceWarning
         with suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)  # ends it also where a forked child holds a copy
+            self._socket.shutdown(socket.SHUT_RDWR)  # the keeper reads end-of-file, even if a forked child has a copy
         self._answers.close()
         self._socket.close()
         self._process.wait()
@@ -140,7 +141,7 @@ class Keeper:
             self._asked += 1
             try:
                 self._socket.sendall(json.dumps([self._asked, operation, *arguments]).encode() + b"\n")
-                # An exception raised by a signal handler can leave an earlier answer unread.
+                # If a signal handler raised an exception during an earlier request, that answer is still unread.
                 while (answer := json.loads(self._answers.readline() or "[]")) and answer[0] != self._asked:
                     pass
             except (OSError, ValueError) as error:
@@ -154,18 +155,19 @@ class Keeper:
 
 
 class _Process:
-    """The keeper process's side: one method an operation, named as in :class:`Keeper`."""
+    """The operations in the keeper process, with the method names of :class:`Keeper`."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._ended: dict[int, int] = {}
         self.kept = False
-        # Orphans of a killed postmaster come to us: they are found, and reaped even where PID 1 reaps nothing.
+        # The orphans of a killed postmaster become children of the keeper, which so finds and reaps them, even where
+        # PID 1 reaps nothing.
         self._libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
     def ready(self) -> None:
-        """Answer the first question: the set-up is done."""
+        """Answer the first request: the keeper is set up."""
 
     def spawn(self, argv: list[str], log: str) -> int:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
@@ -188,12 +190,12 @@ class _Process:
         return self._ended.get(pid)
 
     def signal(self, pid: int, signum: int) -> None:
-        # Not reaped means not reused: the id is still our child's.
+        # A process that is not reaped keeps its id, so this signal cannot reach another process.
         if self.poll(pid) is None:
             os.kill(pid, signum)
 
     def freeze(self, data: str) -> None:
-        # Until it is stopped itself, the postmaster may fork another: scan until all that there are have stopped.
+        # The postmaster may fork more processes until it is stopped itself: scan until all processes are stopped.
         while running := [pid for pid, state in self._descendants(data) if state != "T"]:
             _send(running, signal.SIGSTOP)
             time.sleep(0.001)
@@ -207,7 +209,8 @@ class _Process:
             _send(living, signal.SIGKILL)
             killed.update(living)
             time.sleep(0.001)
-        # One that is about to end works nowhere any more. And what we leave, PID 1 of a container may never reap.
+        # A process that is ending has no working directory any more, so wait for those that were killed by their ids.
+        # They are reaped here, because PID 1 of a container may never do so.
         while any(Path(f"/proc/{pid}").exists() for pid in killed):
             self.reap()
             time.sleep(0.001)
@@ -217,7 +220,7 @@ class _Process:
         Path(path).write_text(text, encoding="utf-8")
 
     def remove(self, path: str) -> None:
-        # A killed postmaster leaves its System V segment; line 7 of its lock file is "key id".
+        # A killed postmaster leaves its System V shared memory segment; line 7 of its lock file is "key id".
         for lock in Path(path).glob("**/postmaster.pid"):
             with suppress(OSError, ValueError, IndexError):
                 self._libc.shmctl(int(lock.read_text(encoding="utf-8").splitlines()[6].split()[1]), _IPC_RMID, None)
@@ -232,9 +235,9 @@ class _Process:
                 self._ended[ended[0]] = os.waitstatus_to_exitcode(ended[1])
 
     def _descendants(self, data: str | None) -> list[tuple[int, str]]:
-        """Return our living descendants and their states, all or those that work in ``data``.
+        """Return the living descendants and their states: all, or those whose working directory is ``data``.
 
-        Every server process has its data directory as working directory, also when its postmaster is gone.
+        The working directory of every server process is its data directory, also when its postmaster has ended.
         """
         children: dict[int, list[tuple[int, str]]] = {}
         for entry in os.listdir("/proc"):  # noqa: PTH208 - names are enough
@@ -267,9 +270,10 @@ def _send(pids: list[int], signum: int) -> None:
 
 
 def _serve(process: _Process, connection: socket.socket, owner: int) -> None:
-    """Answer until the owner is gone.
+    """Answer requests until the owner has ended.
 
-    End-of-file alone would not do: a child that the owner forked may hold a copy of its end. So watch our parent, too.
+    End-of-file alone does not show that: a child that the owner forked may hold a copy of its end of the socket pair.
+    So the parent's process id is checked as well.
     """
     questions = connection.makefile("rb")
     while process.kept or os.getppid() == owner:

@@ -1,4 +1,4 @@
-"""Fixtures for pytest, which loads this in every run where the package is installed: nothing heavy before use."""
+"""Fixtures for pytest, which loads this module in every run: so heavy modules are imported only when they are used."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class MakeCluster(Protocol):
-    """Makes a :class:`router.testing.PostgresCluster`; the arguments are its."""
+    """Makes a :class:`router.testing.PostgresCluster` with the given arguments."""
 
     def __call__(self, **arguments: Any) -> PostgresCluster: ...
 
@@ -34,5 +34,5 @@ def make_postgres_cluster() -> Iterator[MakeCluster]:
 
 @pytest.fixture(scope="session")
 def postgres_cluster(make_postgres_cluster: MakeCluster) -> PostgresCluster:
-    """Give a primary and one standby; override it with ``make_postgres_cluster`` for others."""
+    """Provide a primary and one standby; override it with ``make_postgres_cluster`` for another cluster."""
     return make_postgres_cluster()

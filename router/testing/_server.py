@@ -1,4 +1,4 @@
-"""One server of a cluster: starting and ending it, its role, and what can happen to it."""
+"""One server of a cluster: how it starts and ends, its role, and its faults."""
 
 # ruff: noqa: SLF001  (a cluster and its servers are one unit)
 
@@ -17,16 +17,17 @@ if TYPE_CHECKING:
     from router.testing._setup import Setting
 
 CONFLICTS = 5
-"""How often a standby's answer is asked for again, at most, when its recovery cancels the statement."""
+"""How often a statement on a standby is repeated, at most, if the standby's recovery cancels it."""
 
 
 class PostgresServer:
-    """One server of a :class:`PostgresCluster`, which makes them.
+    """One server of a :class:`PostgresCluster`, which makes its servers.
 
-    Every method returns when what it says is the case, and raises :class:`ClusterError` when it does not become so.
+    Each method returns once the server is in the described state, and raises :class:`ClusterError` if that takes too
+    long.
 
     Attributes:
-        name: ``server1`` and so on, for good; the standby's ``application_name`` in ``pg_stat_replication``.
+        name: ``server1`` and so on, which never changes; a standby's ``application_name`` in ``pg_stat_replication``.
         host: The address it listens on.
         port: The TCP port, and the socket's number.
         data_dir: Its data directory.
@@ -51,7 +52,7 @@ class PostgresServer:
         return f"<PostgresServer {self.name} {self.host}:{self.port} {'standby' if self.is_standby else 'primary'}>"
 
     def dsn(self, dbname: str = "postgres", user: str = USER, **params: object) -> str:
-        """Return a connection URI for it.
+        """Return a connection URI for this server.
 
         Args:
             dbname: The database.
@@ -66,16 +67,16 @@ class PostgresServer:
         return f"postgresql://{login}@{quote(host, safe='')}:{port}/{quote(dbname, safe='')}{query}"
 
     def execute(self, query: str, params: Any = None, *, dbname: str = "postgres") -> list[tuple[Any, ...]]:
-        """Run one statement as superuser, over a connection of its own, committed at once, and return its rows.
+        """Run one statement as superuser, over a connection of its own, commit it at once, and return its rows.
 
-        A standby cancels what is in the way of its recovery; then it is run again.
+        A standby cancels statements that conflict with its recovery; such a statement is run again.
 
         Args:
             query: The statement.
             params: Its parameters.
             dbname: The database to run it in.
         """
-        import psycopg  # a pytest plugin loads this module: nothing heavy before use
+        import psycopg  # not at the top: a pytest plugin loads this module in every run
 
         for _ in range(CONFLICTS if self.is_standby else 0):
             with suppress(psycopg.errors.SerializationFailure):
@@ -99,7 +100,7 @@ class PostgresServer:
 
     @property
     def running(self) -> bool:
-        """Whether its postmaster lives; a frozen one does."""
+        """Whether its postmaster lives, frozen or not."""
         return self._pid is not None and not self._keeper.closed and self._keeper.poll(self._pid) is None
 
     @property
@@ -108,13 +109,13 @@ class PostgresServer:
         return (self.data_dir / "standby.signal").exists()
 
     def start(self) -> None:
-        """Start it again, in the role it had; nothing when it runs."""
+        """Start the server again, in the role that it had; do nothing if it runs."""
         if not self.running:
             self._spawn()
             self._wait_started()
 
     def stop(self) -> None:
-        """Shut it down as an administrator does (``fast``: sessions end with 57P01); nothing when it is stopped."""
+        """Shut the server down as an administrator does (``fast``: sessions end with 57P01), if it runs."""
         if self._pid is not None and self.running:
             pid = self._pid
             self.thaw()
@@ -125,13 +126,14 @@ class PostgresServer:
             )
 
     def kill(self) -> None:
-        """Kill every process of it (``SIGKILL``), as when it crashes; nothing when it is stopped."""
+        """Kill every process of the server (``SIGKILL``), as in a crash; do nothing if it is stopped."""
         if self._pid is not None:
-            self._keeper.signal(self._pid, signal.SIGKILL)  # first, and also before it works in its directory
+            # The postmaster is killed first, and by its id: it may not have changed to its data directory yet.
+            self._keeper.signal(self._pid, signal.SIGKILL)
         self._keeper.kill(self.data_dir)
 
     def freeze(self) -> None:
-        """Stop every process of it (``SIGSTOP``): connections are accepted and never answered, as when it hangs."""
+        """Stop every process of the server (``SIGSTOP``): as if it hung, it accepts connections and never answers."""
         self._keeper.freeze(self.data_dir)
 
     def thaw(self) -> None:
@@ -141,8 +143,8 @@ class PostgresServer:
     def promote(self) -> None:
         """Make this standby the primary; it accepts writes when this returns.
 
-        The others go on following the old primary, and an old primary that still runs goes on accepting writes, until
-        their :meth:`rejoin`. A synchronous cluster waits for no standby until one has rejoined.
+        Until their :meth:`rejoin`, the other standbys still follow the old primary, and an old primary that runs still
+        accepts writes. In a synchronous cluster commits wait for no standby until one has rejoined.
         """
         self._require_standby()
         self.execute("SELECT pg_promote(wait => false)")
@@ -150,7 +152,7 @@ class PostgresServer:
         self._cluster._primary = self
 
     def pause_replay(self) -> None:
-        """Let this standby receive and no longer apply, until :meth:`resume_replay`."""
+        """Pause replay: this standby receives WAL but does not apply it, until :meth:`resume_replay`."""
         self._require_standby()
         self.execute("SELECT pg_wal_replay_pause()")
         self._until_true("SELECT pg_get_wal_replay_pause_state() = 'paused'", "does not pause")
@@ -161,7 +163,7 @@ class PostgresServer:
         self.execute("SELECT pg_wal_replay_resume()")
 
     def lag(self, seconds: float) -> None:
-        """Let this standby apply each commit this much after the primary made it; 0 ends that.
+        """Make this standby apply each commit this long after the primary made it; 0 ends the delay.
 
         Args:
             seconds: The delay, to the millisecond.
@@ -171,10 +173,12 @@ class PostgresServer:
         self._reload()
 
     def rejoin(self, primary: PostgresServer) -> None:
-        """Come back as a standby of ``primary`` with a fresh copy of its data, whatever this server went through.
+        """Make this server a standby of ``primary`` with a fresh copy of its data, in whatever state it is.
+
+        Data that only this server had are lost.
 
         Args:
-            primary: Another server, running and no standby. What only this one had is lost.
+            primary: Another server, which runs and is no standby.
         """
         if primary is self or primary.is_standby or not primary.running:
             raise ClusterError(
@@ -221,10 +225,10 @@ class PostgresServer:
         )
 
     def _reload(self) -> None:
-        """Have the configuration read again.
+        """Make the server read its configuration again.
 
-        A new session shows the postmaster's reading, and by then the postmaster has signalled its children: those act
-        on it before the next record or request.
+        A new session shows that the postmaster has read it. By then the postmaster has also signalled its children,
+        which read it before their next record or request.
         """
         if self._pid is not None:
             (before,) = self.execute("SELECT pg_conf_load_time()")
@@ -247,7 +251,7 @@ class PostgresServer:
         )
 
     def _wait_started(self, *, may_move: bool = False) -> None:
-        """Wait until it accepts connections; if its port was taken meanwhile and it ``may_move``, try others."""
+        """Wait until the server accepts connections; if its port was taken and it ``may_move``, try other ports."""
 
         def has_ended_starting() -> bool:
             return self._ready() or not self.running
@@ -270,7 +274,7 @@ class PostgresServer:
             self._spawn()
 
     def _ready(self) -> bool:
-        """Say whether the postmaster has noted, as pg_ctl reads it too, that sessions may come."""
+        """Tell whether the postmaster accepts sessions, by its lock file, as ``pg_ctl`` does."""
         try:
             lines = (self.data_dir / "postmaster.pid").read_text(encoding="utf-8").splitlines()
         except FileNotFoundError:
@@ -292,17 +296,17 @@ class PostgresServer:
         )
 
     def _wait_for_standbys(self) -> None:
-        """Let commits wait for a standby from now on."""
+        """Make commits wait for a standby from now on."""
         if "synchronous_standby_names" not in self._settings:
             self._configure(synchronous_standby_names="ANY 1 (*)")
             self._reload()
-            # The checkpointer is who switches the waiting on, when it reads the configuration: before it does this.
+            # The checkpointer switches the waiting on when it reads the configuration, which it does before this.
             self.execute("CHECKPOINT")
 
     def _flushed(self) -> str:
-        """Return the WAL position that covers every commit so far, asynchronous ones too."""
-        # A commit that is flushed flushes all before it. The insert position would not do: at a page's end it points
-        # past the next page's header, where the standbys of an idle primary never come.
+        """Return the WAL position up to which every commit so far is flushed, asynchronous ones included."""
+        # A flushed commit flushes all earlier ones. The insert position would be wrong: at the end of a page it points
+        # after the next page's header, a position that the standbys of an idle primary never report.
         self.execute(
             "BEGIN; SET LOCAL synchronous_commit = local; SELECT pg_logical_emit_message(true, 'flush', ''); COMMIT"
         )

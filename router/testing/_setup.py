@@ -1,4 +1,4 @@
-"""How servers are set up: their settings, a free port, and how long something is waited for."""
+"""The settings of servers, a free port for one, and waiting with a deadline."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ HOST = "127.0.0.1"
 USER = "postgres"
 INITDB = (
     *("-U", USER, "-A", "trust", "--encoding=UTF8", "--locale=C", "--wal-segsize=1", "--no-sync"),
-    # A standby refuses to start with less than its data directory was last used with: so begin with the least there is.
+    # A standby refuses to start with lower limits than its data directory was last used with: so begin with the lowest.
     *("-c", "max_connections=4", "-c", "max_worker_processes=0", "-c", "max_wal_senders=0"),
     *("-c", "max_locks_per_transaction=10"),
-    *("-c", "dynamic_shared_memory_type=mmap"),  # see below; initdb may be killed, too
+    *("-c", "dynamic_shared_memory_type=mmap"),  # as in SETTINGS: initdb may be killed, too
 )
 SETTINGS: dict[str, Setting] = {
     "fsync": False,
     "shared_buffers": "16MB",
-    # In the data directory instead of /dev/shm: removed with it, and containers have 64 MB there.
+    # In the data directory instead of /dev/shm: it is removed with it, and containers have only 64 MB in /dev/shm.
     "dynamic_shared_memory_type": "mmap",
-    # A standby that was away finds what it missed, without a slot that no failover would carry over.
+    # A standby that was stopped finds the WAL it missed without a replication slot, which a failover would not keep.
     "wal_keep_size": "512MB",
     "max_wal_size": "256MB",
     "wal_retrieve_retry_interval": "100ms",
@@ -39,18 +39,18 @@ SETTINGS: dict[str, Setting] = {
     "log_line_prefix": "%m [%p] ",
 }
 PATIENCE = 30.0
-"""Seconds that a server has for anything."""
+"""The most seconds to wait for anything that a server does."""
 
 
 def wait_until(condition: Callable[[], object], problem: Callable[[], str]) -> None:
     """Wait until a condition holds.
 
     Args:
-        condition: It holds when this returns something true.
-        problem: Says what is wrong if it does not come to hold.
+        condition: Returns a true value once the condition holds.
+        problem: Returns the error's message if it does not hold in time.
 
     Raises:
-        ClusterError: It did not hold in time.
+        ClusterError: The condition did not hold in time.
     """
     deadline = time.monotonic() + PATIENCE
     while not condition():
@@ -66,16 +66,16 @@ def literal(value: Setting) -> str:
         value: The value.
 
     Returns:
-        It, quoted.
+        The value, quoted.
     """
     text = ("on" if value else "off") if isinstance(value, bool) else str(value)
     return "'" + text.replace("\\", "\\\\").replace("'", "''") + "'"
 
 
 def free_port() -> int:
-    """Find a port that is free now, outside the range that outgoing connections draw theirs from.
+    """Find a port that is free now, outside the range of ports for outgoing connections.
 
-    Within that range, some connection could take the port of a server that is stopped for a moment.
+    Within that range, an outgoing connection could take the port of a server that is stopped for a moment.
 
     Returns:
         The port.
