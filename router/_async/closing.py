@@ -1,4 +1,4 @@
-"""Connections that are closed here: each goes on counting at its server until the process there has ended."""
+"""Closing connections: a connection closed here still counts at its server until the server process has ended."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ if TYPE_CHECKING:
     from router.core.topology import Server
 
 CLOSE_GRACE = 0.2
-"""Seconds that a server process has to end when its connection is closed; it may be frozen."""
+"""Seconds that a server process is given to end once its connection is closed; the server may be frozen."""
 
 
 class AsyncClosing:
     """A connection that is closed here, and may still count at its server.
 
     Attributes:
-        server: Where it was open.
+        server: The server.
     """
 
     __slots__ = ("_socket", "_until", "server")
 
     def __init__(self, end: socket, server: Server) -> None:
-        """Keep its socket in sight.
+        """Watch the socket of a connection.
 
         Args:
-            end: Another descriptor of the socket.
-            server: Where it leads to.
+            end: A duplicate of the socket's descriptor.
+            server: The server that it is connected to.
         """
         self.server = server
         self._socket = end
         self._until = monotonic() + CLOSE_GRACE
 
     def __del__(self) -> None:
-        """Close the descriptor, if nothing has waited for its end."""
+        """Close the descriptor, if no wait has closed it."""
         self._socket.close()
 
     def has_ended(self) -> bool:
-        """Tell whether the process has ended, or had the time to; once it is so, it must not be asked again."""
+        """Tell whether the server process has ended, or its time is up; after a true answer it must not be called."""
         ended = monotonic() >= self._until
         with suppress(BlockingIOError):
             try:
@@ -57,23 +57,23 @@ class AsyncClosing:
         return ended
 
     async def wait(self) -> None:
-        """Wait until the process has ended, or had the time to; it must not be asked again."""
+        """Wait until the server process has ended, or its time is up; must not be called again."""
         with self._socket:
             await await_end(self._socket, self._until - monotonic())
 
 
 class AsyncClosings:
-    """Those that nothing waits for yet, by server, the oldest first."""
+    """The closing connections that no request waits for, by server, the oldest first."""
 
     def __init__(self) -> None:
-        """Begin without any."""
+        """Begin without closing connections."""
         self._of: dict[Server, deque[AsyncClosing]] = {}
 
     def add(self, closing: AsyncClosing) -> None:
-        """Take one in.
+        """Add a closing connection.
 
         Args:
-            closing: What is closed by now.
+            closing: The closing connection.
         """
         others = self._of.setdefault(closing.server, deque())
         while others and others[0].has_ended():
@@ -81,25 +81,25 @@ class AsyncClosings:
         others.append(closing)
 
     def number(self, server: Server) -> int:
-        """Tell how many may still count at a server.
+        """Tell how many closing connections may still count at a server.
 
         Args:
             server: The server.
 
         Returns:
-            How many, at most.
+            The number, at most.
         """
         return len(self._of.get(server, ()))
 
     def take(self, server: Server, room: int) -> AsyncClosing | None:
-        """Find what has to have ended before one more connection is opened.
+        """Remove the closing connection that has to end before one more connection is opened.
 
         Args:
-            server: Where it is opened.
-            room: How many there is room for, as far as this process counts them.
+            server: The server.
+            room: How many more connections the server has room for, as far as this process counts them.
 
         Returns:
-            The oldest; ``None`` if there is room for all of them and one more.
+            The oldest one; ``None`` if there is room for all closing connections and one more.
         """
         others = self._of.get(server)
         while others and room <= len(others):
@@ -108,7 +108,7 @@ class AsyncClosings:
         return None
 
     def sweep(self) -> None:
-        """Forget those that have ended."""
+        """Remove the connections whose server processes have ended."""
         for server, others in list(self._of.items()):
             while others and others[0].has_ended():
                 others.popleft()
@@ -116,5 +116,5 @@ class AsyncClosings:
                 del self._of[server]
 
     def clear(self) -> None:
-        """Forget all."""
+        """Remove all."""
         self._of.clear()

@@ -1,4 +1,4 @@
-"""How a block ends: commit or roll back, read the position of its writes, and observe what its outcome shows."""
+"""How a block ends: commit or roll back, read the position of its writes, and observe what the outcome shows."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ if TYPE_CHECKING:
     Note: TypeAlias = Callable[[Node, tuple[int, int] | None], None]
 
 GOES_DOWN = ("57P01", "57P02", "57P03")
-"""SQLSTATEs that may tell that the server shuts down, crashed, starts up."""
+"""SQLSTATEs that may show that the server shuts down, has crashed or starts up."""
 
 UNDECIDED = (TransactionStatus.INTRANS, TransactionStatus.ACTIVE)
-"""The states in which a transaction may still be committed: the second is that of a pipeline."""
+"""The states in which a transaction may still be committed; in the second one in a pipeline only."""
 
 HALF_WAY = "with a copy() or a query left half way"
 
 READ_ONLY = "25006"
-"""The SQLSTATE that may tell that it is a standby."""
+"""The SQLSTATE that may show that the server is a standby."""
 
 logger = logging.getLogger("router")
 
@@ -46,17 +46,17 @@ logger = logging.getLogger("router")
 async def end(
     connection: AsyncConnection[TupleRow], pool: AsyncNodePool, error: BaseException | None, note: Note | None
 ) -> None:
-    """End what a block has left open: commit on success, roll back on an error, close what was interrupted.
+    """End the transaction of a block: commit on success, roll back on an error, close an interrupted connection.
 
     Args:
-        connection: The connection; its pool gets it back after this.
-        pool: Where it is from.
-        error: What the block has raised; ``None`` for nothing.
-        note: Called with what was written.
+        connection: The connection, which is returned to its pool after this.
+        pool: The pool of the connection.
+        error: The error that the block raised; ``None`` for none.
+        note: Called with the position of the block's writes.
 
     Raises:
         TransactionOutcomeUnknown: The connection died during COMMIT.
-        psycopg.Error: It could not be committed.
+        psycopg.Error: The transaction could not be committed.
     """
     if pool.inherited:
         return
@@ -80,7 +80,7 @@ async def end(
         elif not connection.closed:
             written = await _roll_back(connection, pool, error, note)
     finally:
-        if note is not None:  # a block that fails may have committed by itself before
+        if note is not None:  # even after an error: the block may have committed something itself before
             with Isolated("could not note what was written to %s", pool.node):
                 note(pool.node, written)
 
@@ -92,11 +92,11 @@ async def _roll_back(
     try:
         await connection.rollback()
         written = None if note is None else await read_position(connection)
-    except psycopg.Error as problem:  # the block's own error matters more; release() closes it
+    except psycopg.Error as problem:  # the block's own error matters more; release() closes the connection
         observe_outcome(pool, connection, problem)
         logger.warning("could not roll back on a connection of the pool %r: %s", pool.name, problem)
     if not pool.read_only and isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
-        await connection.close()  # it may be on a standby by now
+        await connection.close()  # its server may be a standby by now
     return written
 
 
@@ -105,7 +105,7 @@ async def _commit(
 ) -> tuple[int, int] | None:
     if connection.broken:
         if isinstance(connection, AsyncNodeConnection) and connection.unknown is not None:
-            raise connection.unknown  # which the block has swallowed
+            raise connection.unknown  # the block has swallowed this error
         raise psycopg.OperationalError(
             f"the connection to {pool.node} was lost before COMMIT: "
             "the transaction was rolled back, and may be repeated"
@@ -134,13 +134,13 @@ async def _commit(
             raise
         observe_outcome(pool, connection, error)
         if status == TransactionStatus.IDLE:
-            return None  # all that was written is committed; only how far that went is not known
+            return None  # everything written is committed; only the position is not known
         raise
     return None
 
 
 async def _end_reading(connection: AsyncConnection[TupleRow], pool: AsyncNodePool, _: Note | None) -> None:
-    if connection.pgconn.transaction_status == TransactionStatus.ACTIVE:  # release() closes it
+    if connection.pgconn.transaction_status == TransactionStatus.ACTIVE:  # release() closes the connection
         if not in_pipeline(connection):
             logger.warning("a block on %s has ended %s: its connection is closed", pool.node, HALF_WAY)
     elif not connection.closed:
@@ -152,34 +152,34 @@ async def _end_reading(connection: AsyncConnection[TupleRow], pool: AsyncNodePoo
 
 
 def observe_outcome(pool: AsyncNodePool, connection: AsyncConnection[TupleRow], error: BaseException | None) -> None:
-    """Have the server probed if the outcome of a block, or of its end, may tell that it is down or a standby.
+    """Request a probe if the outcome of a block, or of its end, may show that the server is down or a standby.
 
     Args:
-        pool: Where the connection is from.
+        pool: The pool of the connection.
         connection: The connection.
-        error: What was raised; ``None`` for nothing.
+        error: The error that was raised; ``None`` for none.
     """
     if isinstance(error, TransactionOutcomeUnknown):
         error = error.__cause__
     sqlstate, broken = getattr(error, "sqlstate", None), connection.broken
-    # That a session for reading refuses a write says nothing of its server.
+    # A session for reading always refuses writes, which says nothing about its server.
     if broken or sqlstate in GOES_DOWN or (sqlstate == READ_ONLY and not pool.read_only):
-        # A session that ended for a reason of its own, a timeout, has another SQLSTATE.
+        # If the session ended for a reason of its own, such as a timeout, it has another SQLSTATE.
         lost = broken and not was_given_up(connection)
         pool.watched.suspect(pool.node.server, dying=lost and (sqlstate is None or sqlstate in GOES_DOWN))
 
 
 async def read_position(connection: AsyncConnection[TupleRow]) -> tuple[int, int] | None:
-    """Commit if there is something to commit, and ask in the same round trip how far that went.
+    """Commit if a transaction is open, and read in the same round trip where the WAL ends.
 
     Args:
         connection: The connection.
 
     Returns:
-        The position and timeline where the WAL ends; ``None`` if that could not be learnt.
+        The position and timeline where the WAL ends; ``None`` if they could not be read.
 
     Raises:
-        psycopg.Error: It could not be committed.
+        psycopg.Error: The transaction could not be committed.
     """
     status = connection.pgconn.transaction_status
     if status in UNDECIDED or in_pipeline(connection):

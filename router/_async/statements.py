@@ -1,4 +1,4 @@
-"""Statements of their own, sent where PostgreSQL lets them run; and transactions that are run again."""
+"""Runs single statements, on a replica where PostgreSQL allows it, and transactions, again after passing failures."""
 
 from __future__ import annotations
 
@@ -40,30 +40,30 @@ if TYPE_CHECKING:
         """Borrows a connection to read."""
 
         def __call__(self, *, avoid: Node | None) -> AsyncCheckout:
-            """Borrow it, from another node than ``avoid`` if there is one."""
+            """Borrow a connection, from another node than ``avoid`` if there is one."""
 
 
 T = TypeVar("T")
 
 ELSEWHERE = 2
-"""How often a read is run again elsewhere: all replicas may die at the same time."""
+"""How often a read is run again on another connection; more than once, since all replicas may die at the same time."""
 
 REMEMBERED = 1000
-"""How many statements that have to run on the primary are remembered; the one known longest goes first."""
+"""The most statements for the primary that are remembered; beyond that the oldest one is removed."""
 
 CONFLICTS = ("40001", "40P01")
-"""SQLSTATEs of transactions that were rolled back because of others: serialization failure, deadlock."""
+"""SQLSTATEs of transactions that were rolled back because of other transactions: serialization failure, deadlock."""
 
 PASSING = (*CONFLICTS, "57P01", "57P02", "57P03", "25006")
-"""SQLSTATEs of failures that pass: also, a server that shuts down, crashed, starts, is a standby."""
+"""SQLSTATEs of failures that pass: conflicts, and a server that shuts down, has crashed, starts up or is a standby."""
 
 BACKOFF = 0.02
-"""Seconds until a transaction is run again, at most; twice as many each time."""
+"""The most seconds until a transaction is run again for the first time; the time doubles with each repetition."""
 
-# Allowed on a standby, where they lock nobody out.
+# A standby allows advisory locks, but there they exclude no session of another server.
 _ADVISORY_LOCK = re.compile(r"\bpg_(?:try_)?advisory_", re.IGNORECASE)
 
-# Statements that leave nothing behind in their session, by the first word of what PostgreSQL calls them.
+# Statements that leave nothing behind in their session, by the first word of the command tag.
 _TRACELESS = frozenset({"SELECT", "INSERT", "UPDATE", "DELETE", "MERGE", "COPY", "NOTIFY", "EXPLAIN", "SHOW", "CALL"})
 
 
@@ -71,38 +71,39 @@ logger = logging.getLogger("router")
 
 
 class _Unguarded(Exception):
-    """The server is not known to refuse writes in the session that is to read."""
+    """The session that was borrowed to read is not known to refuse writes."""
 
 
 class AsyncStatements:
-    """Runs statements of their own, and remembers which of them replicas refused."""
+    """Runs single statements, and remembers which of them the replicas refuse."""
 
     def __init__(self, in_force: AsyncInForce) -> None:
-        """Begin with nothing remembered.
+        """Begin with no remembered statements.
 
         Args:
-            in_force: What is in force: where it is counted what is run again.
+            in_force: What is in force in the router; repetitions are counted there.
         """
         self._in_force = in_force
         self._guard = AGuard()  # guards _refused
-        # Hashes, in the order of their coming: a text may be long. Two that collide cost a read of the primary's.
+        # The hashes of refused statements, oldest first: a text may be long. A collision only sends a read to the
+        # primary.
         self._refused: dict[int, None] = {}
 
     @property
     def remembered(self) -> int:
-        """How many statements are remembered that have to run on the primary."""
+        """How many statements are remembered as ones that have to run on the primary."""
         return len(self._refused)
 
     def abandon(self) -> None:
-        """Forget, in the child of a fork, who may have held the guard in the parent."""
+        """Replace the guard, in the child of a fork: a thread of the parent may have held it."""
         self._guard = AGuard()
 
     def _repeated(self, pool: AsyncNodePool, tenant: str | None, error: psycopg.Error) -> None:
-        """Count what is run again, and tell of it: where it failed, whose it is, and how."""
+        """Count a repetition, and emit an event with the node, the tenant and the kind of failure."""
         observers = self._in_force.observers
         self._in_force.pools.count("repeated", pool.cluster.name, read_only=pool.read_only)
         if observers.listens_to(Repeated):
-            # Not its text, which may hold data.
+            # Without the error's text, which may hold data.
             reason = type(error).__name__ + (f" ({error.sqlstate})" if error.sqlstate else "")
             observers.emit([Repeated(pool.cluster.name, tenant, pool.read_only, pool.node, reason)])
 
@@ -119,14 +120,14 @@ class AsyncStatements:
             query: The statement.
             params: The statement's parameters.
             reading: Borrows a connection to read.
-            writing: Borrows one to write.
+            writing: Borrows a connection to write.
 
         Returns:
             The whole result.
 
         Raises:
             TypeError: ``query`` is not a statement.
-            psycopg.Error: It failed.
+            psycopg.Error: The statement failed.
         """
         text = without_comments(text_of(query))
         locks = _ADVISORY_LOCK.search(text) is not None
@@ -134,7 +135,7 @@ class AsyncStatements:
         if locks or needs_primary(text):
             return await self._write(query, text, params, writing, dirty=dirty)
         checkout = reading(avoid=None)
-        # The same statement may write in one version and not in another.
+        # The version is part of the key: the same statement may write in one version and not in another.
         if (key := hash((checkout.version, text))) in self._refused:
             return await self._write(query, text, params, writing, dirty=dirty)
         refused = False
@@ -145,7 +146,7 @@ class AsyncStatements:
                 raise
             refused = not is_spoilt(error)
         except (psycopg.errors.ObjectNotInPrerequisiteState, _Unguarded):
-            pass  # the first may be because the server is a standby, or because it is behind: that passes
+            pass  # not remembered: the statement may be refused only because the server is behind, which passes
         result = await self._write(query, text, params, writing, dirty=dirty)
         if not refused:
             return result
@@ -210,16 +211,16 @@ class AsyncStatements:
         """Run a function in a transaction, and again after a failure that passes.
 
         Args:
-            function: Called with the connection.
+            function: The function, called with the connection.
             writing: Borrows a connection to write.
-            retries: How often it is run again at most.
+            retries: How often it is run again, at most.
 
         Returns:
-            What it returned.
+            The function's result.
 
         Raises:
             TransactionOutcomeUnknown: The connection died during COMMIT.
-            psycopg.Error: What it failed with the last time.
+            psycopg.Error: The error of the last attempt.
         """
         for attempt in count():
             checkout = writing()
@@ -231,7 +232,7 @@ class AsyncStatements:
             except Unavailable:
                 raise
             except psycopg.Error as error:
-                if pool is None:  # it did not begin
+                if pool is None:  # the block was not entered
                     raise
                 if attempt >= retries or not (_passes(connection, error) or is_stale(error)):
                     raise
@@ -246,9 +247,9 @@ async def _in_transaction(
     *,
     again: bool,
 ) -> T:
-    """Call a function in a transaction; and again in the same session if that went by what a migration has changed."""
+    """Call a function in a transaction; and again in the same session if its plans were stale after a migration."""
     try:
-        # In transaction(), the function cannot commit by itself: what is repeated would be there twice.
+        # Inside transaction() the function cannot commit by itself: a repetition would write the same data twice.
         async with connection.transaction():
             result: T = await acall(function, connection)
             if connection.pgconn.transaction_status == TransactionStatus.INERROR:
@@ -269,28 +270,29 @@ def _passes(connection: AsyncConnection[Any], error: psycopg.Error) -> bool:
 async def _result(
     connection: AsyncConnection[TupleRow], query: Query, params: Params | None, text: str = "SELECT"
 ) -> Result:
-    """Run a statement; and again in the same session if that went by what a migration has changed.
+    """Run a statement; and again in the same session if its plan was stale after a migration.
 
     Args:
-        connection: Where.
+        connection: The connection.
         query: The statement.
         params: Its parameters.
-        text: Its text, where it may leave something behind when it fails.
+        text: Its text, if it may leave something behind when it fails.
 
     Returns:
         The result.
     """
-    # Behind a transaction pooler, a tenant is itself in transactions only: there it is one, committed with the block.
+    # Behind a transaction pooler the tenant's settings last for a transaction only: there the statement runs in one,
+    # which is committed with the block.
     if not connection.autocommit and not (isinstance(connection, AsyncPooledConnection) and connection.begin_suffix):
         await connection.set_autocommit(True)
     async with connection.cursor(row_factory=tuple_row) as cursor:
-        statement: Any = query  # a template string takes no parameters, as psycopg says itself
+        statement: Any = query  # psycopg itself raises if a template string comes with parameters
         try:
             await cursor.execute(statement, params)
         except psycopg.Error as error:
             if not is_stale(error) or connection.pgconn.transaction_status or not can_be_repeated(text):
                 raise
-            await cursor.execute(statement, params)  # what was prepared is forgotten by now
+            await cursor.execute(statement, params)  # psycopg has dropped its prepared statements by now
         result = Result(
             rows=await cursor.fetchall() if cursor.description is not None else [],
             columns=tuple(column.name for column in cursor.description or ()),
@@ -303,7 +305,7 @@ async def _result(
 
 
 def _leaves_something(cursor: AsyncCursor[Any]) -> bool:
-    """Whether a statement, or one of several, may have changed its session; of those, the cursor is at the first."""
+    """Whether one or more statements may have changed their session; the cursor is at the first one's result."""
     while True:
         kind = (cursor.statusmessage or "").partition(" ")[0]
         # SELECT without a result is CREATE TABLE … AS: the table may be a temporary one.

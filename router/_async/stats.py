@@ -1,4 +1,4 @@
-"""What ``Router.stats()`` counts."""
+"""Collects the values that ``Router.stats()`` returns."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 
 
 def stats(in_force: AsyncInForce) -> Stats:
-    """Count what a router has.
+    """Collect the stats of a router.
 
     Args:
-        in_force: Everything of it that changes.
+        in_force: What is in force in the router.
 
     Returns:
-        What ``Router.stats()`` returns.
+        The stats.
     """
     pools = list(in_force.pools)
-    draining = [pool for pool in pools if pool.draining]  # looked at once: a pool may begin to drain at any moment
+    draining = [pool for pool in pools if pool.draining]  # read once: a pool may begin to drain at any moment
     open_pools = [pool for pool in pools if pool not in draining]
     in_use = Counter(owner for pool in pools for owner in pool.holders())
     versions = [

@@ -1,5 +1,5 @@
 # Generated from router/_async/checkout.py by tools/async_to_sync.py: do not edit.
-"""What ``connection()`` returns: it borrows on entering a block and gives back on leaving it. This is the hot path."""
+"""The checkout that ``connection()`` returns: it borrows a connection for a block, then returns it. The hot path."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from router.core.standing import Request
 
 A_LONG_TIME = 1e8
-"""Seconds; what threads and event loops can wait for has an end, and ``inf`` is past it."""
+"""The longest wait in seconds: threads and event loops do not accept ``inf``."""
 
 
 class Checkout:
@@ -31,15 +31,15 @@ class Checkout:
 
     __slots__ = ("_connection", "_lane", "_pool", "_timeout")
 
-    _request: Request | None = None  # set by a subclass, so that here they cost nothing
+    _request: Request | None = None  # a subclass sets this and the next; here they cost nothing
     _note: Note | None = None
 
     def __init__(self, lane: Lane, timeout: float | None) -> None:
         """Prepare to borrow; nothing happens before the block is entered.
 
         Args:
-            lane: Where to borrow from.
-            timeout: The request's deadline, in seconds; ``None`` takes the lane's.
+            lane: The lane to borrow from.
+            timeout: The request's timeout, in seconds; ``None`` takes the lane's.
         """
         self._lane = lane
         self._timeout = lane.timeout if timeout is None else timeout
@@ -47,17 +47,17 @@ class Checkout:
 
     @property
     def pool(self) -> NodePool:
-        """Where the connection is from, inside the block."""
+        """The pool of the connection, inside the block."""
         return self._pool
 
     @property
     def version(self) -> str:
-        """The version it is for; empty as long as that is not known."""
+        """The version of the request; empty while it is not known."""
         return self._lane.target.version
 
     @property
     def tenant(self) -> str | None:
-        """Whom it is for, inside the block; ``None`` when that is no tenant."""
+        """The tenant of the request, inside the block; ``None`` if it is for no tenant."""
         return self._lane.target.tenant
 
     def __enter__(self) -> Connection[TupleRow]:
@@ -67,9 +67,9 @@ class Checkout:
             The connection.
 
         Raises:
-            Unavailable: None could be had within the deadline.
+            Unavailable: No connection could be had within the deadline.
             RouterClosed: The router was closed.
-            RuntimeError: The block of this very object has been entered already.
+            RuntimeError: The block of this object has been entered already.
         """
         if self._connection is not None:
             raise RuntimeError("this checkout is in use: call connection() once for each block")
@@ -90,10 +90,10 @@ class Checkout:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """End the transaction and give the connection back: commit on success, roll back on an error.
+        """End the transaction and return the connection: commit on success, roll back on an error.
 
-        A connection whose block was cancelled or interrupted is closed: an answer, or the cancellation of a query, may
-        still be on its way to it.
+        If the block was cancelled or interrupted, the connection is closed: an answer for it, or the cancellation of a
+        query, may still be on its way.
 
         Raises:
             TransactionOutcomeUnknown: The connection died during COMMIT.
@@ -109,7 +109,7 @@ class Checkout:
             if kind is not None or connection.pgconn.transaction_status or self._note is not None:
                 end(connection, pool, error, self._note)
         finally:
-            if not pool.inherited:  # else its slots are, too
+            if not pool.inherited:  # otherwise its slots are inherited, too, and belong to the parent process
                 slots, beneficiary = self._lane.slots, None
                 if slots.waiting and not connection.closed:  # else it makes room anyway, or has done so
                     with Isolated("could not tell for which request a connection to %s makes room", pool.node):
@@ -126,7 +126,7 @@ class Checkout:
 
 
 class TrackedCheckout(Checkout):
-    """A checkout that belongs to a session, or asks for more than a key can say."""
+    """A checkout that belongs to a session, or has needs beyond those of its lane."""
 
     __slots__ = ("_note", "_request")
 
@@ -141,31 +141,31 @@ class TrackedCheckout(Checkout):
         """Prepare to borrow; nothing happens before the block is entered.
 
         Args:
-            lane: Where to borrow from.
-            timeout: The request's deadline, in seconds; ``None`` takes the lane's.
-            request: What it asks for; ``None`` for any of the lane's pools.
-            note: Told the node, and the position and timeline where its WAL ends after what the block committed, or
-                ``None`` if that could not be learnt; ``None`` to tell nobody.
+            lane: The lane to borrow from.
+            timeout: The request's timeout, in seconds; ``None`` takes the lane's.
+            request: The needs of the request; ``None`` for any of the lane's pools.
+            note: Called after a commit with the node, and the position and timeline where its WAL ends, or ``None`` if
+                these could not be read; ``None`` to call nothing.
         """
         super().__init__(lane, timeout)
         self._request = request
         self._note = note
 
     def detach(self) -> TrackedCheckout:
-        """Have a borrowed connection go its own way, without a block.
+        """Detach the borrowed connection from the block: it is returned by :meth:`release` instead.
 
         Returns:
-            What :meth:`release` has to be called on; it does not refer to the connection.
+            The checkout to call :meth:`release` on; it does not reference the connection.
         """
         self._connection = None
         return self
 
     def release(self, connection: Connection[TupleRow], error: BaseException | None, note: Note | None) -> None:
-        """End the transaction and give back a connection that went its own way.
+        """End the transaction, and return a connection that was detached.
 
         Args:
             connection: The connection.
-            error: Why the transaction is rolled back; ``None`` if none is open.
+            error: The error for which the transaction is rolled back; ``None`` if none is open.
             note: As for the checkout itself.
         """
         self._connection, self._note = connection, note

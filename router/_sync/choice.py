@@ -1,5 +1,5 @@
 # Generated from router/_async/choice.py by tools/async_to_sync.py: do not edit.
-"""A request with needs of its own: after a position, with a limit on lag, without a node; it chooses for itself."""
+"""A request with needs beyond those of its lane (a position, a limit on lag, a node to avoid) chooses its own node."""
 
 from __future__ import annotations
 
@@ -36,24 +36,24 @@ if TYPE_CHECKING:
     Taken: TypeAlias = tuple[NodePool, Connection[TupleRow]]
 
 SETTLE = 0.2
-"""Seconds that the first requests of a version wait until all of its servers have been probed: the one that is slow to
-answer may be the one that was promoted."""
+"""The most seconds that the first requests of a version wait until all of its servers have been probed: the server that
+answers slowly may be the one that was promoted."""
 
 WATCH_OVER = 0.5
-"""Seconds between two looks of a request at what is known, should nothing wake it while no pool serves it."""
+"""Seconds after which a request that no pool serves chooses again, if nothing has woken it."""
 
 
 class Choice:
-    """A request with needs of its own: it chooses its node itself, and again whenever something is learnt."""
+    """The choice of a request with needs: it chooses its node, and again whenever more is known of the cluster."""
 
     def __init__(self, lane: Lane, deadline: float, waiter: Waiter, request: Request) -> None:
         """Prepare the choice.
 
         Args:
-            lane: Where the request belongs.
-            deadline: Until when, on the monotonic clock.
-            waiter: The request, not in line yet.
-            request: What it asks for.
+            lane: The lane of the request.
+            deadline: The deadline, on the monotonic clock.
+            waiter: The waiter of the request, which is not in line yet.
+            request: The needs of the request.
         """
         self._lane = lane
         self._in_force = lane.in_force
@@ -68,16 +68,16 @@ class Choice:
         """Get a connection of the best node.
 
         Returns:
-            The connection, and the pool it is from.
+            The pool and its connection.
 
         Raises:
-            Unavailable: None could be had in time.
+            Unavailable: No connection could be had in time.
             RouterClosed: The router was closed.
-            TokenRefused: What it must see is of another cluster or timeline, and ``tokens.foreign`` is ``refuse``.
+            TokenRefused: The token is of another cluster or timeline, and ``tokens.foreign`` is ``refuse``.
         """
         self._admitted()
         while True:
-            news = self._waiter.line.news  # before anything is looked at: what is learnt after that is not missed
+            news = self._waiter.line.news  # read before the choice: the request sees that anything changed after it
             route = self._choose()
             pool = self._open(route)
             taken = self._take(pool) or self._wait(route, pool, news)
@@ -90,7 +90,7 @@ class Choice:
                 _served(self._in_force, self._target, self._request, taken[0].node)
                 return taken
             if taken is not None and _state(self._in_force, taken[0].node).several_servers:
-                # The next connection may lead to the same one.
+                # The next connection to this address may reach the same server again.
                 self._request = self._request._replace(avoid=taken[0].node)
 
     def _admitted(self) -> None:
@@ -114,10 +114,10 @@ class Choice:
             after = self._request.after
             if route.ready or (own := self._in_force.routes.must_see(self._target, [after])) == after:
                 return route
-            self._request = self._request._replace(after=own)  # the first probe has shown that it is foreign
+            self._request = self._request._replace(after=own)  # the first probe has shown that the token is foreign
 
     def _open(self, route: Route) -> NodePool | None:
-        """Open the pool to borrow from next; ``None`` when it is better to wait."""
+        """Open the pool to borrow from next; ``None`` if the request should wait."""
         node, late = _next(self._in_force, route, self._since), monotonic() >= self._deadline
         pool, self._lacks_room = None, False
         if node is not None and not (node in route.ask and node.server in self._in_force.asked):
@@ -136,7 +136,7 @@ class Choice:
         return pool
 
     def _take(self, pool: NodePool | None) -> Taken | None:
-        """Borrow a connection that is ready, unless others wait for one there."""
+        """Borrow an idle connection, unless other requests wait for that pool."""
         if pool is None or pool.load > len(pool.borrowed) or not pool.idle:
             return None
         scope = self._target.scope
@@ -144,7 +144,7 @@ class Choice:
         return None if connection is None else (pool, connection)
 
     def _wait(self, route: Route, pool: NodePool | None, news: int) -> Taken | None:
-        """Wait in line: for a connection of the pool that was chosen, or for something to be learnt."""
+        """Wait in line for a connection of the chosen pool, or for a change of what is known."""
         waiter, line, until = self._waiter, self._waiter.line, self._deadline
         if line.has(waiter):
             line.accept(waiter, pool)
@@ -161,7 +161,7 @@ class Choice:
             if self._in_force.pools.find_room(waiter):
                 return None
         else:
-            until = self._look_again_at(route)
+            until = self._choose_again_at(route)
         line.pass_on(waiter, news)
         while not waiter.is_done and news == line.news and (left := min(until, self._deadline) - monotonic()) > 0:
             waiter.wait(left)
@@ -174,8 +174,8 @@ class Choice:
         pool, waiter.connection = waiter.pool, None
         return (pool, connection) if pool.is_usable(connection) else None
 
-    def _look_again_at(self, route: Route) -> float:
-        """When to choose again though nothing was learnt; the first in line asks a replica again."""
+    def _choose_again_at(self, route: Route) -> float:
+        """When to choose again if nothing changes; the first request in line asks a replica again."""
         self._lane.pool_set.cluster.note_waiting()
         now, asks = monotonic(), bool(route.ask) and self._waiter.line.leads(self._waiter)
         moments = (self._since + SETTLE, self._since + self._target.cluster.read.catch_up)
@@ -183,10 +183,10 @@ class Choice:
 
 
 def _served(in_force: InForce, target: Target, request: Request, node: Node) -> None:
-    """Count a read that the primary serves only because of what it must see, and tell of it."""
+    """Count a read that the primary serves only because of the position it must see, and emit an event."""
     if request.after is None or in_force.clusters.health.get(node.server, UNKNOWN).role is not Role.PRIMARY:
         return
-    # Not what checks first whether the router was closed: the connection has been borrowed.
+    # Not `routes.choose()`, which raises if the router was closed: the connection has been borrowed already.
     otherwise = choose(target, in_force.clusters.health, request._replace(after=None), now=monotonic(), tie_break=0.0)
     if otherwise.nodes[:1] == (node,):
         return
@@ -196,7 +196,7 @@ def _served(in_force: InForce, target: Target, request: Request, node: Node) -> 
 
 
 def _next(in_force: InForce, route: Route, since: float) -> Node | None:
-    """The node to borrow from next; ``None`` when it is better to wait."""
+    """The node to borrow from next; ``None`` if the request should wait."""
     if not route.ready or (in_force.routes.is_unsettled(route) and monotonic() < since + SETTLE):
         return None
     best = route.nodes[0]
@@ -205,10 +205,10 @@ def _next(in_force: InForce, route: Route, since: float) -> Node | None:
     asked_at = max(node_state(in_force.clusters.health, node).position_at for node in route.ask)
     if asked_at < since:
         return best
-    sure = next((node for node in route.nodes[: route.ready] if node not in route.ask), None)
+    certain = next((node for node in route.nodes[: route.ready] if node not in route.ask), None)
     now = monotonic()
-    if sure is not None and now >= since + route.target.cluster.read.catch_up:
-        return sure
+    if certain is not None and now >= since + route.target.cluster.read.catch_up:
+        return certain
     return best if now >= asked_at + ASK_AGAIN else None
 
 

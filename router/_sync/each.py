@@ -1,5 +1,5 @@
 # Generated from router/_async/each.py by tools/async_to_sync.py: do not edit.
-"""A function called for many tenants, several at a time."""
+"""Calls a function for many tenants, several at a time."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 PATIENCE = PoolPolicy().timeout
-"""Seconds to look up where a tenant lives, to find out only in which version."""
+"""The most seconds to look up a tenant's home, where only its version has to be known."""
 
 TURN = 0.05
-"""Seconds until a tenant's connection is asked for again, when all that may be open were in use until the deadline."""
+"""Seconds until a tenant's connection is requested again, if all connections were in use until the deadline."""
 
 
 STALLED = 5.0
-"""Seconds without any progress after which those who have the connections are taken for others."""
+"""Seconds without progress of any job after which the connections are taken to be in use by others than these jobs."""
 
 
 class _Progress:
-    """How far all jobs together are.
+    """The progress of all jobs together.
 
     Attributes:
-        holding: The tenants for whom the function runs now.
-        at: When it last ended for one.
+        holding: The tenants for which the function runs now.
+        at: When the function last ended for a tenant.
     """
 
     def __init__(self) -> None:
@@ -65,15 +65,15 @@ def each(
     """Call a function for each tenant, with a connection that writes.
 
     Args:
-        function: Called with the connection and the tenant.
+        function: The function, called with the connection and the tenant.
         tenants: The tenants, each once.
-        within: Makes the block in which it is called for a tenant.
-        borrow: Borrows the connection.
-        jobs: For how many tenants at a time.
+        within: Makes the block in which the function is called for a tenant.
+        borrow: Borrows the connection for a tenant.
+        jobs: The number of tenants at a time.
         stop_on_error: Whether no further tenant is begun once one has failed.
 
     Returns:
-        What came of it.
+        The outcome for each tenant.
     """
     todo, values, errors = deque(tenants), dict[str, T](), dict[str, Exception]()
     progress, around = _Progress(), taken_along()
@@ -83,12 +83,12 @@ def each(
         while todo:
             try:
                 tenant = todo.popleft()
-            except IndexError:  # another thread took the last one
+            except IndexError:  # another thread took the last tenant
                 return
             try:
                 with within(tenant):
                     values[tenant] = _called(function, tenant, borrow, progress)
-            except Exception as error:  # noqa: BLE001  (it is an outcome)
+            except Exception as error:  # noqa: BLE001  (the error is the tenant's outcome)
                 errors[tenant] = error
                 if stop_on_error:
                     todo.clear()
@@ -116,31 +116,32 @@ def _called(
                 try:
                     return call(function, connection, tenant)
                 finally:
-                    progress.at = monotonic()  # first: else another job may see nobody holding one, and for long
+                    # In this order: otherwise another job could see an old time and no tenant in progress, and give up.
+                    progress.at = monotonic()
                     progress.holding.remove(tenant)
-        except PoolExhausted:  # the nodes are fine: its turn will come, if it is the other jobs that have to end first
+        except PoolExhausted:  # the nodes are fine: the tenant is tried again as long as other jobs hold connections
             if borrowed or (not progress.holding and monotonic() - progress.at > STALLED):
                 raise
         sleep(TURN)
 
 
 def tenants_of(in_force: InForce, tenants: str | Iterable[str] | None, version: str | None) -> list[str]:
-    """Say which tenants are meant.
+    """List the tenants that a selection stands for.
 
     Args:
-        in_force: The router's.
-        tenants: Their keys, or a pattern; ``None`` for all that are listed.
-        version: The version in which those live who are not named by their keys; ``None`` for any.
+        in_force: What is in force in the router.
+        tenants: The keys of the tenants, or a pattern; ``None`` for all listed tenants.
+        version: The version in which tenants selected by a pattern live; ``None`` for any.
 
     Returns:
-        Their keys, each once.
+        The keys, each once.
 
     Raises:
         UnknownVersion: There is no such version.
-        UnknownTenant: The pattern stands for nobody, or the tenants cannot be listed.
+        UnknownTenant: The pattern matches no tenant, or the tenants cannot be listed.
     """
     if version is not None:
-        in_force.lanes.target(version, None)  # fails if there is no such version
+        in_force.lanes.target(version, None)  # raises if there is no such version
     if tenants is not None and not isinstance(tenants, str):
         return list(dict.fromkeys(tenants))
     tenancy, directory = in_force.topology.tenancy, in_force.directory
@@ -165,8 +166,8 @@ def _may_live_in(in_force: InForce, version: str, tenant: str) -> bool:
     try:
         if home is None and directory is not None:
             home = directory.find(tenant, monotonic() + PATIENCE)
-    except UnknownTenant:  # it has been removed meanwhile
+    except UnknownTenant:  # the tenant has been removed meanwhile
         return False
-    except DirectoryUnavailable:  # its turn will show why
+    except DirectoryUnavailable:  # the call for this tenant will raise the reason
         return True
     return home is not None and lives_in(topology, version, home)

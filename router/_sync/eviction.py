@@ -1,5 +1,5 @@
 # Generated from router/_async/eviction.py by tools/async_to_sync.py: do not edit.
-"""Idle connections are closed, so that others may be opened in their place."""
+"""Closes idle connections to make room for requests that wait for a slot."""
 
 from __future__ import annotations
 
@@ -17,37 +17,38 @@ if TYPE_CHECKING:
     from router.core.budget import Idle
 
     class Evictable(Protocol):
-        """What has idle connections that may be closed for others: a pool, or what watches a server."""
+        """A pool or watcher, which has idle connections that may be closed for requests of others."""
 
         @property
         def longest_idle(self) -> Idle | None:
-            """The connection that has been idle longest, if there is one."""
+            """The connection that has been idle longest; ``None`` if no connection is idle."""
 
         def evict_idle(self, beneficiary: SlotRequest) -> None:
-            """Close that for a request; nothing happens if there is none by now."""
+            """Close the connection that has been idle longest, for a request; do nothing if none is idle any more."""
 
 
-LOOK_AGAIN = 0.02
-"""Seconds between two searches for an idle connection that has become old enough to be closed, at least."""
+SEARCH_AGAIN = 0.02
+"""The least seconds between two searches for a connection that has been idle for long enough to be closed."""
 
 
 class Eviction:
     """Closes idle connections for requests that wait for a slot.
 
     Attributes:
-        sources: What has idle connections; those of the first are closed before any of the second.
+        sources: Groups of pools and watchers with idle connections; the first group's are closed before the second's.
     """
 
     def __init__(self) -> None:
-        """Begin without any."""
+        """Begin without sources."""
         self.sources: tuple[Iterable[Evictable], ...] = ()
-        self._look_again_at = inf  # when one that is idle now may be closed for those that have as many
+        # When a connection that is idle now has been so for long enough to be closed for any owner.
+        self._search_again_at = inf
 
     def make_room(self, slots: Slots) -> None:
-        """Close idle connections for requests, as long as there are any for them.
+        """Close idle connections for requests until no connection may be closed for any request.
 
         Args:
-            slots: What they wait for.
+            slots: The slots that the requests wait for.
         """
         while (chosen := self._choose(slots)) is not None:
             source, request = chosen
@@ -57,16 +58,16 @@ class Eviction:
                 slots.restore(request)
 
     def evict_again(self, slots: Slots) -> None:
-        """Close one if any may have become old enough since that was tried last; called when a connection comes back.
+        """Search again if a connection may have been idle for long enough by now; called when one is returned.
 
         Args:
-            slots: What requests wait for.
+            slots: The slots that requests wait for.
         """
         now = monotonic()
-        if now >= self._look_again_at:
+        if now >= self._search_again_at:
             self.make_room(slots)
         else:
-            self._look_again_at = min(self._look_again_at, now + KEPT)
+            self._search_again_at = min(self._search_again_at, now + KEPT)
 
     def _choose(self, slots: Slots) -> tuple[Evictable, SlotRequest] | None:
         now, rested_at = monotonic(), inf
@@ -77,5 +78,5 @@ class Eviction:
             if chosen is not None:
                 index, request = chosen
                 return found[index][0], request
-        self._look_again_at = max(rested_at, now + LOOK_AGAIN)
+        self._search_again_at = max(rested_at, now + SEARCH_AGAIN)
         return None

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class BudgetSpent(Exception):
-    """Every connection that there may be is open, and none became free in time."""
+    """The process's budget has no free slot, and none became free in time."""
 
 
 class SlotRequest(BudgetRequest):
@@ -33,17 +33,17 @@ class SlotRequest(BudgetRequest):
     Attributes:
         slot: The slot, once it is granted.
         withdrawn: Whether nothing waits for the connection any more.
-        reserved: Whether a connection is being closed for it just now.
+        reserved: Whether a connection is being closed for it now.
         flag: Set when it is granted or withdrawn.
     """
 
     __slots__ = ("flag", "reserved", "slot", "withdrawn")
 
     def __init__(self, key: BudgetKey, order: int = 0) -> None:
-        """Make it; it does not wait yet.
+        """Make a request, which does not wait yet.
 
         Args:
-            key: For which pool.
+            key: The key of the pool that asks.
             order: The number of a request that this one continues.
         """
         super().__init__(key, order)
@@ -54,26 +54,26 @@ class SlotRequest(BudgetRequest):
 
 
 class Slot:
-    """The right to have one connection open; as a context manager, around what opens it.
+    """The right to have one connection open; as a context manager, it surrounds the code that opens the connection.
 
     Attributes:
-        key: What the connection counts as.
+        key: The key of the pool that the connection counts for.
         order: The number of the request that it was granted to.
-        closing: A connection whose server process has to have ended before, where there is no room for both.
-        limit: What was known of a limit of the server's own when it was granted.
-        pgconn: The connection's libpq handle, which is the same for all of its borrowers, as long as it is there.
+        closing: A closing connection whose server process has to end first, since there is no room for both.
+        limit: The server's own limit, as known when the slot was granted.
+        pgconn: A weak reference to the connection's libpq handle, which stays the same for all borrowers.
     """
 
     __slots__ = ("_slots", "closing", "key", "limit", "order", "pgconn")
 
     def __init__(self, slots: Slots, request: SlotRequest, closing: Closing | None, limit: ServerLimit | None) -> None:
-        """Grant it.
+        """Make a slot for a request.
 
         Args:
-            slots: Where it is given back.
-            request: What it is granted to.
-            closing: A connection whose server process has to have ended before.
-            limit: What is known of a limit of the server's own.
+            slots: The slots that it is returned to.
+            request: The request that it is granted to.
+            closing: A closing connection whose server process has to end first.
+            limit: The server's own limit, as known now.
         """
         self._slots = slots
         self.key = request.key
@@ -87,20 +87,20 @@ class Slot:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Give the slot back if that failed."""
+        """Return the slot if no connection was opened."""
         if self.pgconn is None:
             self._slots.release(self)
 
     def close(self, pgconn: PGconn, beneficiary: SlotRequest | None = None, *, in_use: bool = False) -> None:
-        """Close the connection, and give the slot back.
+        """Close the connection, and return the slot.
 
         Args:
             pgconn: The connection's libpq handle.
-            beneficiary: The request that it is closed for, if it is for one.
-            in_use: Whether something still uses it: it was cut, and is left to that.
+            beneficiary: The request that it is closed for, if any.
+            in_use: Whether a thread or task still uses the connection: it was cut, and its user closes it.
         """
         closing = None
-        with suppress(OSError, psycopg.Error):  # it is closed already
+        with suppress(OSError, psycopg.Error):  # the connection is closed already
             closing = Closing(fromfd(pgconn.socket, AF_INET, SOCK_STREAM), self.key.server)
         try:
             if not in_use:
@@ -109,5 +109,5 @@ class Slot:
             self._slots.release(self, closing, beneficiary)
 
     def note_dropped(self) -> None:
-        """Note that the connection was dropped and is closed: in any thread, at any moment."""
-        self._slots.dropped.append(self)  # nothing else must be touched
+        """Note that the connection was dropped, which closes it. This may run in any thread, at any moment."""
+        self._slots.dropped.append(self)  # the only safe operation here: the garbage collector may be the caller

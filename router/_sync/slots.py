@@ -1,5 +1,5 @@
 # Generated from router/_async/slots.py by tools/async_to_sync.py: do not edit.
-"""The process's budget: never more connections than there may be, over all pools and probes."""
+"""The process's budget: all pools and probes together never have more connections than the limits allow."""
 
 from __future__ import annotations
 
@@ -29,33 +29,33 @@ if TYPE_CHECKING:
     from router.core.budget import BudgetKey, Full, Idle, Limits, Login
 
 PATIENCE = 0.02
-"""Seconds for which a request waits for what comes back, where others wait, before an idle connection is closed."""
+"""Seconds that a request waits for a returned connection, if other requests wait too, before an idle one is closed."""
 
 LONGEST = 1e8
-"""Seconds; what threads and event loops can wait for has an end."""
+"""The longest wait in seconds that threads and event loops accept."""
 
 
 class Slots:
-    """A slot for each open connection: it is taken before the connection is opened, and given back when it is closed.
+    """The slots, one for each open connection: taken before it is opened, and returned when it is closed.
 
-    Whatever gives a slot back hands it at once to the request that is next by ``slot_lines.py``. Where none is free, a
-    connection is closed for a request: an idle one by what asks, or one that comes back by what returns it.
+    A slot that is returned is granted at once to the request that is next by ``slot_lines.py``. If no slot is free, a
+    connection is closed for a request: the request closes an idle one, or a borrower closes the one that it returns.
 
     Attributes:
-        limits: How many there may be.
-        waiting: The requests that wait; whatever returns a connection looks here.
-        loop: The event loop that all of the router belongs to; ``None`` before its first use.
+        limits: The limits.
+        waiting: The requests that wait; code that returns a connection checks this.
+        loop: The event loop that the whole router belongs to; ``None`` before its first use.
         eviction: Closes idle connections for requests.
-        server_limits: What servers have shown of limits of their own.
-        dropped: The slots whose connection was dropped without being closed: noted in any thread, at any moment.
-        closed: Whether none is granted any more.
+        server_limits: The servers' own limits, as far as they are known.
+        dropped: Slots whose connections were dropped without being closed; added to in any thread, at any moment.
+        closed: Whether no slot is granted any more.
     """
 
     def __init__(self, limits: Limits) -> None:
-        """Start with every slot free.
+        """Begin with every slot free.
 
         Args:
-            limits: How many there may be.
+            limits: The limits.
         """
         self.limits = limits
         self.waiting: dict[SlotRequest, None] = {}
@@ -63,18 +63,18 @@ class Slots:
         self.eviction = Eviction()
         self.server_limits = ServerLimits()
         self.dropped: deque[Slot] = deque()
-        self._guard = Guard()  # guards all below, the changes of `waiting`, and those of what a request says
+        self._guard = Guard()  # guards everything below, changes of `waiting`, and the attributes of requests
         self._budget = Budget[SlotRequest](limits)
-        self._slots: set[Slot] = set()  # all that are granted
+        self._slots: set[Slot] = set()  # the granted slots
         self._closings = Closings()
-        self._reserved: list[SlotRequest] = []  # those for which a connection was being closed at the last sweep
+        self._reserved: list[SlotRequest] = []  # requests that were reserved at the last sweep
         self.closed = False
 
     def allow(self, limits: Limits) -> None:
-        """Go by other limits from now on; connections that are too many then are not replaced when they are closed.
+        """Change the limits; surplus connections stay open, and are not replaced when they are closed.
 
         Args:
-            limits: How many there may be.
+            limits: The new limits.
         """
         with self._guard:
             self.limits = limits
@@ -88,18 +88,18 @@ class Slots:
 
     @property
     def held(self) -> dict[BudgetKey, int]:
-        """How many of them each pool has."""
+        """How many connections each pool has, open or being opened."""
         with self._guard:
             return dict(self._budget.held)
 
     def full(self, key: BudgetKey) -> Full | None:
-        """Tell what keeps one more connection from being opened.
+        """Tell which limit keeps a pool from opening one more connection.
 
         Args:
-            key: Of the pool that wants one more.
+            key: The key of the pool.
 
         Returns:
-            The narrowest limit that is reached; ``None`` when there is room.
+            The narrowest limit that is reached; ``None`` if there is room.
         """
         with self._guard:
             return self._budget.full(key)
@@ -108,14 +108,14 @@ class Slots:
         """Take a slot for a connection about to be opened.
 
         Args:
-            request: The request. One that is withdrawn already gets what is free, and does not wait.
+            request: The request. If it is withdrawn already, it gets a free slot, but does not wait for one.
             timeout: The most to wait, in seconds.
 
         Returns:
             The slot.
 
         Raises:
-            BudgetSpent: None became free in time, or the request was withdrawn.
+            BudgetSpent: No slot became free in time, or the request was withdrawn.
         """
         deadline, login = monotonic() + timeout, request.key.login
         try:
@@ -123,7 +123,7 @@ class Slots:
                 self._budget.wait(request)
                 self.waiting[request] = None
                 self._settle(login)
-            # Where others wait, too, a connection may come back soon; an idle one may be wanted again at once.
+            # If other requests wait, a connection may be returned soon, and an idle one may be needed again at once.
             if len(self.waiting) > 1:
                 request.flag.wait_for(min(timeout, PATIENCE))
             if request.slot is None and not request.withdrawn:
@@ -147,7 +147,7 @@ class Slots:
         return request.slot
 
     def withdraw(self, request: SlotRequest) -> None:
-        """Have a request wait no longer, if it still does.
+        """Withdraw a request, if it still waits.
 
         Args:
             request: The request.
@@ -155,7 +155,7 @@ class Slots:
         with self._guard:
             again, request.withdrawn = request.withdrawn, True
             if request in self.waiting:
-                if again:  # the first time, it was interrupted
+                if again:  # the first call was interrupted
                     self._recount()
                 if not request.reserved:
                     self._budget.leave(request)
@@ -164,10 +164,10 @@ class Slots:
         request.flag.set()
 
     def fill(self, slot: Slot, connection: Connection[Any]) -> None:
-        """Note that the connection was opened that a slot was taken for.
+        """Note that the connection of a slot was opened.
 
         Args:
-            slot: The slot, which is given back when the connection is closed or collected.
+            slot: The slot, which is returned when the connection is closed or garbage-collected.
             connection: The connection.
         """
         slot.pgconn = ref(connection.pgconn, lambda _: slot.note_dropped())
@@ -178,12 +178,12 @@ class Slots:
                 self._settle(login)
 
     def release(self, slot: Slot, closing: Closing | None = None, beneficiary: SlotRequest | None = None) -> None:
-        """Take a slot back, and hand it over.
+        """Take a slot back, and grant it to the next request.
 
         Args:
-            slot: The slot; nothing happens if it was given back before.
-            closing: Its connection, whose server process may not have ended.
-            beneficiary: The request that it was closed for, if it was for one.
+            slot: The slot; nothing happens if it was returned before.
+            closing: Its closing connection, if the server process may not have ended.
+            beneficiary: The request that the connection was closed for, if any.
         """
         with self._guard:
             self._release(slot)
@@ -193,29 +193,29 @@ class Slots:
             self._hand_over()
 
     def refuse(self, slot: Slot, reason: str) -> None:
-        """Take a slot back for which the server had no room: there is a limit of its own.
+        """Take a slot back because the server refused its connection, and note the server's own limit.
 
         Args:
             slot: The slot.
-            reason: What the server said.
+            reason: The server's message.
         """
         login = slot.key.login
         with self._guard:
             self._release(slot)
-            # Those that are closed here may have counted there.
+            # Connections that are closed here may still have counted at the server.
             closing = sum(other.closing is not None and other.key.login == login for other in self._slots)
             most = self._open_at(login) + closing + self._closings.number(login[0])
             self.server_limits.refuse(login, slot.limit, most, reason, now=monotonic(), jitter=random())
             self._settle(login)
 
     def preempt(self, key: BudgetKey) -> SlotRequest | None:
-        """Tell for which request a connection that has come back is to be closed.
+        """Choose the request for which a returned connection has to be closed.
 
         Args:
-            key: Of the pool of the connection.
+            key: The key of the connection's pool.
 
         Returns:
-            The request, to be named where the connection is closed; ``None`` when it may be lent again.
+            The request, to be passed on when the connection is closed; ``None`` if the connection may be lent again.
         """
         with self._guard:
             request = self._budget.preempted_by(key)
@@ -224,7 +224,7 @@ class Slots:
             return request
 
     def restore(self, request: SlotRequest) -> None:
-        """Have a request wait on for which a connection was to be closed, unless that was done.
+        """Put a request back in line for which a connection should have been closed, unless that has been done.
 
         Args:
             request: The request.
@@ -234,13 +234,13 @@ class Slots:
             self._hand_over()
 
     def reserve(self, idle: Sequence[Idle]) -> tuple[int, SlotRequest] | None:
-        """Choose an idle connection to be closed for a request; no other is closed for that meanwhile.
+        """Choose an idle connection to be closed for a request; meanwhile no other connection is closed for it.
 
         Args:
-            idle: Those that there are.
+            idle: The idle connections.
 
         Returns:
-            The index of the connection, and the request, to be named where it is closed; ``None`` for none.
+            The index of the connection, and the request, to be passed on when it is closed; ``None`` for none.
         """
         with self._guard:
             chosen = self._budget.to_close(idle, monotonic())
@@ -249,7 +249,7 @@ class Slots:
             return chosen
 
     def sweep(self) -> None:
-        """Do what nothing reports: free the slots of dropped connections, and try servers again that were full."""
+        """Do what no event triggers: free the slots of dropped connections, and try full servers again."""
         with self._guard:
             for slot in list(self._slots):
                 if slot.pgconn is not None and ((pgconn := slot.pgconn()) is None or pgconn.status == ConnStatus.BAD):
@@ -257,7 +257,7 @@ class Slots:
             self._recount()
             self._settle(*self.server_limits)
             self._settle(*self.server_limits.forget({request.key.login for request in self.waiting}))
-            for request in self._reserved:  # if it still is, what was to close a connection for it was interrupted
+            for request in self._reserved:  # reserved for a whole interval: what closes a connection was interrupted
                 self._serve(request)
             self._reserved = [request for request in self.waiting if request.reserved]
             self._closings.sweep()
@@ -265,7 +265,7 @@ class Slots:
             self.eviction.make_room(self)
 
     def close(self) -> None:
-        """Let no request wait any longer."""
+        """End the wait of every request, and grant no more slots."""
         with self._guard:
             self.closed = True
             self._closings.clear()
@@ -274,16 +274,16 @@ class Slots:
             request.flag.set()
 
     def discard(self) -> None:
-        """Close all connections, when nothing that uses them can run any more."""
+        """Close all connections, once no task or thread that uses them can run any more."""
         self.close()
         for slot in list(self._slots):
             if slot.pgconn is not None and (pgconn := slot.pgconn()) is not None:
                 pgconn.finish()
 
-    # All that follows is called under the guard
+    # All methods below are called under the guard.
 
     def _recount(self) -> None:
-        """Count anew if a count was interrupted: an exception may come out of a signal handler at any moment."""
+        """Count again if an update was interrupted: a signal handler may raise an exception at any moment."""
         for request in list(self.waiting):
             if request.slot is not None:
                 self._note_granted(request, request.slot)
@@ -296,7 +296,7 @@ class Slots:
         self._budget = self._budget.recounted(self.limits, (slot.key for slot in self._slots), waiting)
 
     def _settle(self, *logins: Login) -> None:
-        """Grant whatever there is room for by now."""
+        """Grant every request for which there is room now."""
         while self.dropped:
             self._release(self.dropped.popleft())
         for login in logins:
@@ -309,12 +309,12 @@ class Slots:
             self._grant(request)
 
     def _reserve(self, request: SlotRequest) -> None:
-        """Keep a request out of sight while a connection is closed for it: no other is."""
+        """Take a request out of the budget's line while a connection is closed for it, so that no second one is."""
         request.reserved = True
         self._budget.leave(request)
 
     def _serve(self, request: SlotRequest | None) -> None:
-        """Grant a request for which a connection was closed its slot; if it has no room, it waits on."""
+        """Grant a slot to a request for which a connection was closed; if there is no room, it waits on."""
         if request is None or not request.reserved:
             return
         request.reserved = False
@@ -328,7 +328,7 @@ class Slots:
     def _grant(self, request: SlotRequest) -> None:
         key = request.key
         closing = self._closings.take(key.server, self._budget.room(key))
-        # What is interrupted from here on is completed by `_recount()`.
+        # If this is interrupted from here on, `_recount()` completes it.
         request.slot = Slot(self, request, closing, self.server_limits.get(key.login))
         self._budget.add(key)
         self._note_granted(request, request.slot)
@@ -345,5 +345,5 @@ class Slots:
             self._budget.remove(slot.key)
 
     def _open_at(self, login: Login) -> int:
-        """How many connections are open with a login; those that are being opened are left out."""
+        """How many connections are open with a login, without those that are being opened."""
         return sum(slot.pgconn is not None and slot.key.login == login for slot in self._slots)

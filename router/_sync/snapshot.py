@@ -1,5 +1,5 @@
 # Generated from router/_async/snapshot.py by tools/async_to_sync.py: do not edit.
-"""One moment's view of the inside of a router, for tests."""
+"""A snapshot of the internal state of a router, for tests."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ class PoolView(NamedTuple):
     """One pool, for tests.
 
     Attributes:
-        node: What it connects to.
+        node: The node that it connects to.
         read_only: Whether it is for reading.
-        tenant: Whose it is; ``None`` for a version's, and for one that tenants share.
-        identity: The same for the same pool.
-        opened: Whether it is open; one that is not may have been made only.
-        draining: Whether it lends nothing any more.
-        quarantined: Whether its idle connections are not lent now.
-        quarantined_at: When that began the last time, on the monotonic clock; 0 for never.
+        tenant: The tenant; ``None`` for a pool of a version, and for one that tenants share.
+        identity: A number that identifies the pool.
+        opened: Whether it is open; a pool that is not may just have been made.
+        draining: Whether it is draining.
+        quarantined: Whether its idle connections are quarantined, so that it does not lend them.
+        quarantined_at: When the last quarantine began, on the monotonic clock; 0 for never.
         fenced_reason: Why its connections may not be used now; empty if they may.
         at_max_size: Whether it may open no further connection.
-        growing: Whether it opens connections for those that wait.
-        opening: How many it opens, or is to open.
-        idle: How many connections are ready.
-        idle_closed: How many of those are closed all the same.
-        borrowed: How many are borrowed.
-        sessions: How many are open.
-        counted: How many psycopg_pool counts.
+        growing: Whether it opens connections for requests that wait.
+        opening: How many connections are being opened or scheduled to be opened.
+        idle: How many connections are idle.
+        idle_closed: How many of the idle connections are closed.
+        borrowed: How many connections are borrowed.
+        sessions: How many sessions are open.
+        counted: How many connections psycopg_pool counts.
         waiting: How many requests wait that it may serve.
     """
 
@@ -64,16 +64,16 @@ class PoolView(NamedTuple):
 
 
 class PoolSetView(NamedTuple):
-    """What the lanes of one cluster and use share, for tests.
+    """A pool set, which the lanes of one cluster and use share, for tests.
 
     Attributes:
         cluster: The cluster's name.
         read_only: Whether it is for reading.
-        is_stale: Whether the pools have to be chosen anew.
-        pools: How many pools were chosen.
-        route: What was chosen last.
-        waiting: How many requests are in its line, those included that are not admitted yet.
-        waiting_for: The tenants for whom requests wait that may be served.
+        is_stale: Whether its pools have to be chosen again.
+        pools: How many pools are chosen.
+        route: The last choice.
+        waiting: How many requests are in its line, including those that are not admitted yet.
+        waiting_for: The tenants whose requests in the line may be served.
     """
 
     cluster: str
@@ -86,11 +86,11 @@ class PoolSetView(NamedTuple):
 
 
 class AdmissionView(NamedTuple):
-    """The limit of one tenant, for tests.
+    """The admission of one tenant, for tests.
 
     Attributes:
-        admitted: How many of its requests are served.
-        held: How many wait to be admitted.
+        admitted: How many of its requests are admitted.
+        held: How many of its requests wait to be admitted.
     """
 
     admitted: int
@@ -101,8 +101,8 @@ class DirectoryView(NamedTuple):
     """The directory of tenants, for tests.
 
     Attributes:
-        questions: For how many tenants it asks, or is to ask.
-        idle_workers: How many of its workers do not run.
+        questions: For how many tenants a question is being asked or scheduled.
+        idle_workers: How many of its workers are idle.
     """
 
     questions: int
@@ -110,27 +110,27 @@ class DirectoryView(NamedTuple):
 
 
 class Snapshot(NamedTuple):
-    """What a router has inside at one moment, for tests: so that these need not know where it is kept.
+    """The internal state of a router at one moment: tests read it here, and need not know where the router keeps it.
 
     Attributes:
-        closed: Whether it was closed.
+        closed: Whether the router was closed.
         pools: The pools, open and draining.
-        pool_sets: What lanes share.
+        pool_sets: The pool sets.
         clusters: The clusters in use, by value.
-        servers: The servers in use, and in how many seconds each is probed again.
-        watched: Those of them that a watcher probes.
+        servers: The servers in use, and the seconds to wait before the next probe of each.
+        watched: The servers that a watcher probes.
         health: What is known of servers and of refused logins.
-        readers: The lanes for reading, by key: something that is the same for the same lane.
-        writers: Those for writing.
-        targets: The keys of which it is remembered what they resolve to.
-        admissions: The limits of tenants in use.
-        slots: How many connections each owner has, or has under way.
-        slots_waiting: The owners for which requests wait for a slot, in order of arrival.
-        pools_waiting: How many requests wait until there may be one pool more.
-        counted: Of how many pools, open or gone, counters are kept.
+        readers: For each key, a number that identifies its lane for reading.
+        writers: For each key, a number that identifies its lane for writing.
+        targets: The keys whose targets are remembered.
+        admissions: The admissions of tenants in use.
+        slots: How many slots each owner has, for open connections and those being opened.
+        slots_waiting: The owners of the requests that wait for a slot, in order of arrival.
+        pools_waiting: How many requests wait for room for one more pool.
+        counted: For how many pools, open or gone, counters are kept.
         directory: The directory; ``None`` if there is none.
-        passwords: Of how many nodes the password is remembered.
-        statements: How many statements are remembered that have to run on the primary.
+        passwords: For how many nodes a password is remembered.
+        statements: How many statements are remembered as ones that have to run on the primary.
     """
 
     closed: bool
@@ -164,14 +164,14 @@ class Snapshot(NamedTuple):
 
 
 def snapshot(in_force: InForce, statements: Statements) -> Snapshot:
-    """Say what a router has inside, for tests.
+    """Take a snapshot of a router, for tests.
 
     Args:
-        in_force: Everything of it that changes.
+        in_force: What is in force in the router.
         statements: Runs its statements.
 
     Returns:
-        A frozen view.
+        The snapshot.
     """
     slots = Counter[str]()
     for key, number in in_force.slots.held.items():

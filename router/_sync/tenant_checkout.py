@@ -1,5 +1,5 @@
 # Generated from router/_async/tenant_checkout.py by tools/async_to_sync.py: do not edit.
-"""What ``connection()`` returns for a tenant that shares its pool, or that the directory has to be asked for."""
+"""The checkouts for a tenant that shares its pool, and for one that the directory has to be asked about first."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class ScopedCheckout(TrackedCheckout):
-    """A checkout for a tenant whose connection may have served another tenant, and is set to this one first."""
+    """A checkout for a tenant whose connection may have served another tenant: its session is set to this one first."""
 
     __slots__ = ("_begin",)
 
@@ -47,9 +47,9 @@ class ScopedCheckout(TrackedCheckout):
         """Prepare to borrow; nothing happens before the block is entered.
 
         Args:
-            lane: Where to borrow from.
-            timeout: The request's deadline, in seconds; ``None`` takes the lane's.
-            request: What it asks for; ``None`` for any of the lane's pools.
+            lane: The lane to borrow from.
+            timeout: The request's timeout, in seconds; ``None`` takes the lane's.
+            request: The needs of the request; ``None`` for any of the lane's pools.
             note: As for :class:`TrackedCheckout`.
             begin: Whether a block that writes begins its transaction at once, in the round trip that sets the session.
         """
@@ -57,16 +57,16 @@ class ScopedCheckout(TrackedCheckout):
         self._begin = begin and lane.target.shared and not lane.read_only
 
     def __enter__(self) -> Connection[TupleRow]:
-        """Borrow the connection, and make it the tenant's.
+        """Borrow the connection, and set its session to the tenant.
 
         Returns:
             The connection.
 
         Raises:
-            Unavailable: None could be had within the deadline.
-            UnknownTenant: The tenant's schema is not there.
+            Unavailable: No connection could be had within the deadline.
+            UnknownTenant: The tenant's schema does not exist.
             RouterClosed: The router was closed.
-            RuntimeError: The block of this very object has been entered already.
+            RuntimeError: The block of this object has been entered already.
         """
         if self._connection is not None:
             raise RuntimeError("this checkout is in use: call connection() once for each block")
@@ -88,14 +88,14 @@ class ScopedCheckout(TrackedCheckout):
         self, lane: Lane, deadline: float, token: object = None, *, admitted: bool = True
     ) -> Connection[TupleRow]:
         scope = lane.target.scope
-        assert scope is not None  # noqa: S101  (else it were a plain checkout)
+        assert scope is not None  # noqa: S101  (without a scope a plain checkout is made)
         pool = lane.pick() if self._request is None and admitted else None
         connection = None if pool is None else pool.take_for(scope)
         while True:
             if pool is None or connection is None:
                 lane, pool, connection = acquire(lane, deadline, pool, self._request, token, admitted=admitted)
                 self._lane, scope = lane, lane.target.scope
-                assert scope is not None  # noqa: S101  (a successor has one, too)
+                assert scope is not None  # noqa: S101  (a lane that supersedes this one has a scope, too)
                 admitted = True
             pool.retryable.add(session_of(connection))
             try:
@@ -113,8 +113,9 @@ class ScopedCheckout(TrackedCheckout):
     def _give_back_unset(
         self, lane: Lane, pool: NodePool, connection: Connection[TupleRow], error: BaseException
     ) -> bool:
-        """Give back a connection that could not be set to the tenant, and tell whether another one may work."""
-        # An earlier borrower may have spoilt its session for every reset; a fresh one is as it will be the next time.
+        """Return a connection that could not be set to the tenant, and tell whether another connection may work."""
+        # An earlier borrower may have changed a used session so that every reset fails. A fresh session has no such
+        # excuse: the next one would fail in the same way.
         used = session_of(connection).scope is not None
         again = isinstance(error, psycopg.Error) and (used or connection.broken or isinstance(error, TooLate))
         observe_outcome(pool, connection, error)
@@ -130,10 +131,12 @@ class ScopedCheckout(TrackedCheckout):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """End the transaction and give the connection back, as any checkout does."""
+        """End the transaction and return the connection, as any checkout does."""
         connection, entry = self._connection, None
         try:
-            if connection is not None:  # given back, it may be another's; closed, its place is free already
+            # This comes before the connection is returned: after that, another request may have it. If the connection
+            # was closed, the admission has been left already.
+            if connection is not None:
                 entry = self._pool.admitted.pop(session_of(connection), None)
             super().__exit__(kind, error, traceback)
         finally:
@@ -142,7 +145,7 @@ class ScopedCheckout(TrackedCheckout):
 
 
 class LookupCheckout(Checkout):
-    """A checkout for a tenant that the directory has to be asked for first."""
+    """A checkout for a tenant that the directory has to be asked about first."""
 
     __slots__ = ("_checkout", "_find")
 
@@ -150,8 +153,8 @@ class LookupCheckout(Checkout):
         """Prepare to borrow; nothing happens before the block is entered.
 
         Args:
-            find: Asks until a deadline, on the monotonic clock, and makes the checkout.
-            timeout: The request's deadline, in seconds.
+            find: Asks the directory until a deadline, on the monotonic clock, and makes the actual checkout.
+            timeout: The request's timeout, in seconds.
         """
         self._find = find
         self._timeout = timeout
@@ -160,31 +163,31 @@ class LookupCheckout(Checkout):
 
     @property
     def pool(self) -> NodePool:
-        """Where the connection is from, inside the block."""
+        """The pool of the connection, inside the block."""
         return self._found().pool
 
     @property
     def version(self) -> str:
-        """The version it is for; empty as long as that is not known."""
+        """The version of the request; empty while it is not known."""
         return "" if self._checkout is None else self._checkout.version
 
     @property
     def tenant(self) -> str | None:
-        """Whom it is for, inside the block."""
+        """The tenant of the request, inside the block."""
         return self._found().tenant
 
     def __enter__(self) -> Connection[TupleRow]:
-        """Find out where the tenant lives, and borrow the connection.
+        """Look up where the tenant lives, and borrow the connection.
 
         Returns:
             The connection.
 
         Raises:
             UnknownTenant: There is no such tenant.
-            DirectoryUnavailable: It cannot be found out.
+            DirectoryUnavailable: The directory does not answer.
             Unavailable: No connection could be had within the deadline.
             RouterClosed: The router was closed.
-            RuntimeError: The block of this very object has been entered already.
+            RuntimeError: The block of this object has been entered already.
         """
         if self._checkout is not None:
             raise RuntimeError("this checkout is in use: call connection() once for each block")
@@ -196,18 +199,18 @@ class LookupCheckout(Checkout):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """End the transaction and give the connection back, as any checkout does."""
+        """End the transaction and return the connection, as any checkout does."""
         checkout, self._checkout = self._found(), None
         checkout.__exit__(kind, error, traceback)
 
     def detach(self) -> TrackedCheckout:
-        """Have a borrowed connection go its own way, without a block.
+        """Detach the borrowed connection from the block: it is returned by the checkout's ``release()`` instead.
 
         Returns:
-            What has to give it back.
+            The checkout that returns it.
         """
         checkout, self._checkout = self._found(), None
-        assert isinstance(checkout, TrackedCheckout)  # noqa: S101  (it was asked for one)
+        assert isinstance(checkout, TrackedCheckout)  # noqa: S101  (``find`` was told to make one)
         return checkout.detach()
 
     def _found(self) -> Checkout:

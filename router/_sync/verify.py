@@ -1,5 +1,5 @@
 # Generated from router/_async/verify.py by tools/async_to_sync.py: do not edit.
-"""Whether the server that a connection leads to is as far as a request asks for."""
+"""Checks that the server of a connection has replayed as far as a request demands."""
 
 from __future__ import annotations
 
@@ -26,28 +26,29 @@ if TYPE_CHECKING:
     from router.core.standing import Request
 
 ASK_AGAIN = 0.02
-"""Seconds until a replica that had not replayed what a read must see is asked again."""
+"""Seconds until a replica that had not replayed far enough for a read is asked again."""
 
 
 def may_serve(in_force: InForce, pool: NodePool, connection: Connection[TupleRow], request: Request) -> bool:
-    """Make sure that where this connection leads to is as far as a request asks for; else give it back.
+    """Tell whether the server of a connection has replayed as far as a request demands; if not, return the connection.
 
-    What is known of a server is from before a connection that was opened later: it may have been restarted in
-    between, and a standby begins anew at an earlier position, or stands now where the primary was. And where
-    several servers answer, it is known of the one that the last look led to.
+    What the last probe found may not hold for a connection that was opened after it. The server may have been restarted
+    in between: then a standby replays again from an earlier position, or a standby now has the primary's address. And
+    where several servers answer at one address, the probe found out about one of them only.
     """
-    original, after = session_of(connection), request.after
+    session, after = session_of(connection), request.after
     state = in_force.clusters.health.get(pool.node.server, UNKNOWN)
     is_primary = state.role is Role.PRIMARY
-    here = original.process == state.process or (pool.node.pooler is not None and not state.several_servers)
+    here = session.process == state.process or (pool.node.pooler is not None and not state.several_servers)
     if after is None and ((here and not state.several_servers) or not limits_lag(pool.cluster, request)):
         return True
     if is_primary and connection.pgconn.parameter_status(b"in_hot_standby") == b"off":
         return True
     known = here and _is_fit(in_force, pool, request, state)
-    if known and (after is None or original.opened_at < state.position_at):
+    if known and (after is None or session.opened_at < state.position_at):
         return True
-    # What is known of a primary is no answer to another request, nor what is true of this connection only.
+    # Only one request at a time asks a replica, and its answer serves all. An answer about a primary, or one that holds
+    # for this connection only, cannot serve others.
     alone = here and not known and not is_primary
     if _ask(in_force, pool, connection, request, state, alone=alone):
         return True
@@ -66,16 +67,16 @@ def _ask(
     *,
     alone: bool,
 ) -> bool:
-    """Ask over a connection whether its server is as far as a request asks for; the answer is for all if it may be.
+    """Ask over a connection whether its server has replayed far enough, and report the answer for all requests.
 
-    If that fails, the connection is closed: a former borrower may have changed its session.
+    If the query fails, the connection is closed: an earlier borrower may have changed its session.
     """
     server = pool.node.server
     if alone:
         with in_force.guard:
             others_ask = server in in_force.asked
             in_force.asked.add(server)
-        if others_ask:  # the answer is for all
+        if others_ask:  # their answer will serve this request as well
             return False
     try:
         seen = pool.look(connection)
@@ -95,7 +96,7 @@ def _ask(
     session_of(connection).process = seen.process
     after = request.after
     if after is None or not here:
-        # Not after what is known: that may be of another server.
+        # The answer is judged by itself: what is known so far may be of another server.
         found = observe({}, seen, now=monotonic(), jitter=0.0, policy=in_force.topology.health)
         return _is_fit(in_force, pool, request, found[server])
     if seen.role is Role.PRIMARY:
@@ -104,7 +105,7 @@ def _ask(
 
 
 def _is_fit(in_force: InForce, pool: NodePool, request: Request, state: State) -> bool:
-    """Whether a server in such a state may serve a read, without having to be asked."""
+    """Whether a server in this state may serve a read without being asked first."""
     health = {**in_force.clusters.health, pool.node.server: replace(state, several_servers=False)}
     standing = standings(pool.cluster, health, request, now=monotonic())[pool.node]
     return standing.tier is not None and not standing.ask

@@ -1,5 +1,5 @@
 # Generated from router/_async/waiter.py by tools/async_to_sync.py: do not edit.
-"""A request that waits, and how a connection comes to it: in the shapes that psycopg_pool knows."""
+"""A request that waits, and how a connection is handed to it, with the interfaces that psycopg_pool expects."""
 
 from __future__ import annotations
 
@@ -19,59 +19,59 @@ if TYPE_CHECKING:
     from router._sync.line import Line
 
     class Lends(Protocol):
-        """What hands connections over: a pool."""
+        """A pool, as the line sees it: it hands connections over."""
 
         waiting: PoolLine
 
         def note_lent(self, connection: Connection[TupleRow], tenant: str) -> None:
-            """Take a connection for borrowed by a request of a tenant."""
+            """Count a connection as borrowed by a request of a tenant."""
 
         @property
         def kept_back(self) -> int:
             """How many connections it has that it does not lend now."""
 
         def holders(self) -> list[str]:
-            """List the tenants of the connections that are out, one for each."""
+            """List the tenants of the borrowed connections, one entry for each connection."""
 
         def withdraw(self) -> None:
-            """Have no connection opened if no request waits for one any more."""
+            """Cancel the opening of connections if no request waits for one any more."""
 
     class Serves(Protocol):
-        """Whose line it is: a pool set."""
+        """A pool set, as its line sees it."""
 
         def invalidate(self) -> None:
-            """Choose anew before the next request is served."""
+            """Choose again before the next request is served."""
 
 
 class Unserved(Exception):
-    """Nothing can serve those that wait, and nothing will by itself."""
+    """No pool can serve the requests that wait, and none will without further action."""
 
 
 class Superseded(Exception):
-    """Requests for the same key use another lane by now, since the topology or a tenant's home has changed."""
+    """The lane is superseded: requests for its key use another lane since the topology or a tenant's home changed."""
 
 
 class HasToAsk(Exception):
-    """Which replica may serve a request has to be asked of them: each request asks for itself."""
+    """Replicas have to be asked whether they may serve a request; each request asks for itself."""
 
 
 class Waiter:
-    """A request that waits.
+    """A request that waits in a line.
 
     Attributes:
-        line: Where it waits.
-        tenant: Whom it is for; empty where that does not matter.
-        has_needs: Whether it asks for more than its lane says, and chooses for itself.
-        number: Its place in the order of arrival; it keeps it as long as it waits, however often it is woken.
-        admission: Its lane's; ``None`` where any number may be served.
-        token: What it counts as there.
-        accepts: Of one that has needs, the pool that it chose; ``None`` for none.
-        is_held: Whether its lane's admission does not let it be served yet.
-        has_work: Whether it has to do what all that wait need to have done, and has not done it yet.
-        pool: Where the connection is from that was handed over.
-        connection: The one handed over.
-        error: Why there will be none.
-        wakeup: Wakes it.
+        line: The line.
+        tenant: The tenant that it is for; empty where that does not matter.
+        has_needs: Whether it has needs beyond those of its lane, and chooses its pool itself.
+        number: Its number in the order of arrival, which it keeps while it waits, however often it is woken.
+        admission: The admission of its lane; ``None`` if any number of requests may be served.
+        token: Identifies it in the admission.
+        accepts: The pool that a request with needs has chosen; ``None`` for none.
+        is_held: Whether the admission does not let it be served yet.
+        has_work: Whether it still has to do the work that is due for all requests in the line.
+        pool: The pool of the connection that was handed over.
+        connection: The connection that was handed over; ``None`` until then.
+        error: Why it will get no connection; ``None`` for no error.
+        wakeup: Wakes the request.
     """
 
     __slots__ = (
@@ -91,11 +91,11 @@ class Waiter:
         """Make the waiter; it is not in the line yet.
 
         Args:
-            line: Where it is to wait.
-            tenant: Whom the request is for.
-            has_needs: Whether it chooses for itself.
-            admission: Its lane's, if that has to admit it first.
-            token: What it counts as there.
+            line: The line.
+            tenant: The tenant that the request is for.
+            has_needs: Whether it chooses its pool itself.
+            admission: The admission of its lane, if that has to admit it first.
+            token: Identifies it in the admission.
         """
         self.line = line
         self.tenant = tenant
@@ -113,23 +113,24 @@ class Waiter:
 
     @property
     def is_done(self) -> bool:
-        """Whether it has a connection, or will have none."""
+        """Whether it has a connection, or will get none."""
         return self.connection is not None or self.error is not None
 
     def wake(self) -> None:
-        """Have the request look what there is to do."""
+        """Wake the request, which then checks what has changed."""
         self.wakeup.set()
 
     def wake_for_room(self) -> bool:
-        """Have the request look for room for a pool; whether it still waits."""
+        """Wake the request because a pool may have room now; returns whether the request still waits."""
         self.wakeup.set()
         return self.line.has(self)
 
     @shielded
     def leave(self) -> None:
-        """Leave the line, or give back what was handed over at the last moment."""
+        """Leave the line, or return the connection that was handed over at the last moment."""
         if not self.line.leave(self):
-            connection, self.connection = self.connection, None  # once: it is called again if this is interrupted
+            # The connection is taken off first: leave() is called again if it is interrupted, and must return it once.
+            connection, self.connection = self.connection, None
             self.pool.release(connection)
 
     def wait(self, timeout: float) -> None:
@@ -142,11 +143,11 @@ class Waiter:
 
 
 class Offer:
-    """A connection's way to the next in line, in the shape of psycopg_pool's ``WaitingClient``.
+    """Offers a connection to the next request in line, with the interface of psycopg_pool's ``WaitingClient``.
 
     Attributes:
-        pool: Where the connection is from.
-        taker: The request that it was handed to; ``None`` as long as it was not. That may have given it back by now.
+        pool: The pool of the connection.
+        taker: The request that the connection was handed to, which may have returned it by now; ``None`` until then.
     """
 
     __slots__ = ("_line", "pool", "taker")
@@ -169,13 +170,13 @@ class Offer:
 
 
 class PoolLine(deque[None]):
-    """What a pool sees of the line: psycopg_pool takes it for the deque of waiting clients that it made itself.
+    """The line as a pool sees it: it replaces the deque of waiting clients that psycopg_pool makes.
 
-    It holds one entry as long as a request waits that may be served from this pool, and none otherwise: whether there
-    is one has to be told as quickly as of any deque.
+    It holds one entry while a request waits that this pool may serve, and none otherwise, so that the check for waiting
+    requests is as fast as for any deque.
 
     Attributes:
-        line: The line; ``None`` as long as the pool is in no pool set.
+        line: The line; ``None`` while the pool is in no pool set.
     """
 
     def __init__(self, pool: Lends) -> None:
@@ -184,18 +185,20 @@ class PoolLine(deque[None]):
         self._pool = pool
 
     def popleft(self) -> Offer:  # type: ignore[override]  # psycopg_pool uses what both have
-        """Offer a connection to the next in line; that leaves the line when it is handed the connection."""
+        """Make an offer for the next request in line, which leaves the line when it is handed the connection."""
         return Offer(self.line, self._pool)
 
     def number(self) -> int:
-        """Count the requests that may be served from this pool."""
+        """Count the requests that this pool may serve."""
         return 0 if self.line is None else self.line.number(self._pool)
 
     def mark(self, *, waits: bool) -> None:
-        """Note whether a request waits that may be served from this pool; under the line's guard, before the slots'.
+        """Note whether a request waits that this pool may serve.
+
+        Called under the line's guard, which is taken before the guard of the slots.
 
         Args:
-            waits: Whether one does.
+            waits: Whether one waits.
         """
         if not waits:
             super().clear()
@@ -204,8 +207,8 @@ class PoolLine(deque[None]):
             super().append(None)
 
     def clear(self) -> None:
-        """Do nothing: a pool that closes sends nobody away, for the line may be served by others."""
+        """Do nothing: when a pool closes, other pools may serve the requests in line."""
 
     def __iter__(self) -> Iterator[None]:
-        """Go through nobody, likewise."""
+        """Iterate over nothing: a pool that closes must not reach the requests in line."""
         return iter(())
