@@ -34,32 +34,32 @@ if TYPE_CHECKING:
     from router.core.policies import DirectoryPolicy
 
     class Borrows(Protocol):
-        """Gives connections: the router's."""
+        """The part of a router that provides connections."""
 
         def borrow(self, version: str | None) -> Checkout:
             """Prepare to borrow a connection that writes.
 
             Args:
-                version: To which version.
+                version: The version; ``None`` for the default one.
             """
 
     class ToldOfChanges(Protocol):
-        """What is told of changes to tenants: the directory."""
+        """The directory, as the listener sees it."""
 
         def changed(self, tenant: str | None) -> None:
-            """Take note of a change that was heard of.
+            """Note a change of tenants.
 
             Args:
-                tenant: The key of the tenant that changed; ``None`` when it may be any.
+                tenant: The key of the tenant that changed; ``None`` if any tenant may have changed.
             """
 
 
 RETRY = (0.01, 1.0)
-"""Seconds until one tries again to hear of changes: at first, and at most."""
+"""Seconds until the listener connects again after a failure: the first pause, and the longest."""
 
 SILENCE = 10
-"""Seconds of silence after which the kernel makes sure that a listener's connection has another end: nothing is sent
-over it, and gateways forget, without a word, what is silent for minutes."""
+"""Seconds of silence after which the kernel checks a listener's connection by a keepalive packet: nothing else is sent
+over it, and gateways silently drop connections that are silent for minutes."""
 
 T = TypeVar("T")
 

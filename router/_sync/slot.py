@@ -97,7 +97,7 @@ class Slot:
         Args:
             pgconn: The connection's libpq handle.
             beneficiary: The request that it is closed for, if any.
-            in_use: Whether a thread or task still uses the connection: it was cut, and its user closes it.
+            in_use: Whether a thread or task still uses the connection: it was cut, and is freed when that use ends.
         """
         closing = None
         with suppress(OSError, psycopg.Error):  # the connection is closed already

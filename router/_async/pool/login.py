@@ -1,4 +1,4 @@
-"""How a session is begun: within the budget, with the node's password, at one of its server's addresses."""
+"""Begins sessions: within the budget, with the node's password, at one of its server's addresses."""
 
 from __future__ import annotations
 
@@ -36,31 +36,31 @@ class ServerFull(psycopg.OperationalError):
 
 
 class Unable(psycopg.OperationalError):
-    """This process could not get as far as to ask a server: that says nothing of the server."""
+    """This process failed before it could ask the server: that says nothing about the server."""
 
     def __init__(self, error: Exception) -> None:
-        """Say what was wanting.
+        """Make the error with the reason.
 
         Args:
-            error: What was raised.
+            error: The error that was raised.
         """
         text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         super().__init__(f"this process cannot connect: {type(error).__name__}: {text}")
 
 
 class NoPassword(psycopg.OperationalError):
-    """The password that the settings or the user's callable should give could not be had."""
+    """The settings or the application's callable could not provide the password."""
 
 
 class AsyncLogin:
-    """Begins sessions; keeps the passwords that the user's callable has given, and the addresses of hosts."""
+    """Begins sessions; remembers the passwords that the application's callable returned, and the addresses of hosts."""
 
     def __init__(self, slots: AsyncSlots, password: APassword | None) -> None:
-        """Begin with nothing known.
+        """Begin with no passwords and addresses.
 
         Args:
             slots: The process's budget.
-            password: Asked for a node's password; its answer is kept until a server turns it down.
+            password: Called for a node's password; its answer is remembered until a server rejects it.
         """
         self._slots = slots
         self._ask = password
@@ -69,14 +69,14 @@ class AsyncLogin:
 
     @property
     def remembered(self) -> int:
-        """Of how many nodes the password is remembered."""
+        """The number of nodes whose password is remembered."""
         return len(self._answers)
 
     def forget_unused(self, clusters: AsyncClusters) -> None:
-        """Forget the passwords of nodes that nothing connects to any more.
+        """Forget the passwords of nodes that are not in use any more.
 
         Args:
-            clusters: Those in use.
+            clusters: The clusters in use.
         """
         if self._answers:
             used = {node for cluster in clusters for node in cluster.nodes}
@@ -97,13 +97,13 @@ class AsyncLogin:
         """Begin a session.
 
         Args:
-            node: Where.
-            cluster: The cluster it serves, for its policies.
+            node: The node to connect to.
+            cluster: The cluster of the node, for its policies.
             options: Startup options, added to the node's own.
-            slot: Its slot of the budget.
+            slot: The connection's slot of the budget.
             autocommit: Whether the connection is in autocommit.
             within: The most seconds until the host's name is resolved; ``None`` takes ``pool.connect_timeout``.
-            asks: Called when this process has all it needs, and the server is asked.
+            asks: Called when password and addresses are known, just before the server is asked.
 
         Returns:
             The connection.
@@ -111,16 +111,16 @@ class AsyncLogin:
         Raises:
             ServerFull: The server has no room.
             Unable: This process could not ask the server.
-            psycopg.OperationalError: It could not be opened.
+            psycopg.OperationalError: The connection could not be opened.
         """
         kind: type[AsyncNodeConnection] = AsyncNodeConnection
-        if node.pooler == "transaction":  # which knows nothing of sessions, nor of what they begin with
+        if node.pooler == "transaction":  # a transaction pooler keeps no sessions, so no startup options either
             kind, options = AsyncPooledConnection, []
         try:
             params = _params(node, cluster, options)
             within = float(cluster.pool.connect_timeout) if within is None else within
             connection = await self._log_in(node, kind, params, within, autocommit=autocommit, asks=asks)
-            connection.slot = slot  # from here on, whatever closes it gives the slot back
+            connection.slot = slot  # from here on, closing the connection returns the slot
         except LoginFailed as error:
             seen = failure(node, error)
             if not seen.server_full:
@@ -159,10 +159,10 @@ class AsyncLogin:
         try:
             return await _connect_to(kind, places, params, session)
         except psycopg.OperationalError as error:
-            # libpq gives no SQLSTATE here (28P01 is what it would be), but it knows that the password was sent.
+            # libpq may give no SQLSTATE here (it would be 28P01), but it knows that the password was sent.
             if error.pgconn is None or not error.pgconn.used_password:
                 raise
-            if self._answers.get(node) == password:  # else another attempt has asked anew meanwhile
+            if self._answers.get(node) == password:  # otherwise another attempt has fetched a new password meanwhile
                 self._answers.pop(node, None)
             if kept is None:
                 raise
@@ -179,7 +179,7 @@ class AsyncLogin:
             Its addresses, or the directory of its socket.
 
         Raises:
-            Unable: Its name cannot be resolved, or not in time.
+            Unable: The name cannot be resolved, or not in time.
         """
         if _is_address(server.host):
             return [server.host]
@@ -189,7 +189,7 @@ class AsyncLogin:
             raise Unable(error) from error
 
     async def _places(self, host: str, within: float) -> list[dict[str, str]]:
-        """Say in libpq's words where to connect to, one after the other, with no name left to be resolved."""
+        """List libpq's parameters for each address to try, in order, so that libpq resolves no name."""
         if _is_address(host):
             return [{}]
         return [{"hostaddr": address} for address in await self._names.aaddresses(host, within)]
@@ -199,7 +199,7 @@ class AsyncLogin:
             if node not in self._answers:
                 try:
                     self._answers[node] = await aconsult(self._ask, node)
-                except RouterClosed:  # dropped meanwhile: the callable is gone, and did not fail
+                except RouterClosed:  # the router was dropped, and the callable with it: the callable did not fail
                     raise
                 except Exception:
                     logger.exception("the router's password callable failed for %s", node)
@@ -212,18 +212,18 @@ class AsyncLogin:
                 if isinstance(error, OSError) and error.errno in LOCAL_ERRORS:
                     raise
                 why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-                # A name without a directory may be the password itself.
+                # A file name without a directory may be the password itself, so it is not shown.
                 named = f" {masked(str(node.password_file))}" if node.password_file.is_absolute() else ""
                 raise NoPassword(f"its password_file{named} cannot be read: {why}") from None
         return None
 
 
 def failure(node: Node, error: Exception) -> AttemptFailed:
-    """Say what a failed attempt to connect shows.
+    """Tell what a failed attempt to connect shows.
 
     Args:
-        node: What it was an attempt at.
-        error: How it failed.
+        node: The node that the attempt was for.
+        error: The error of the attempt.
 
     Returns:
         The observation.
@@ -236,7 +236,7 @@ def failure(node: Node, error: Exception) -> AttemptFailed:
         return read_failure(node, str(error), error.sqlstate, error.routine)
     if isinstance(error, psycopg.OperationalError):
         return read_failure(node, str(error))
-    return AttemptFailed(node, type(error).__name__, answered=True)  # its text may hold anything
+    return AttemptFailed(node, type(error).__name__, answered=True)  # without its text, which may hold a secret
 
 
 def _params(node: Node, cluster: Cluster, options: list[str]) -> dict[str, str]:
@@ -244,7 +244,7 @@ def _params(node: Node, cluster: Cluster, options: list[str]) -> dict[str, str]:
         "connect_timeout": str(cluster.pool.connect_timeout),
         **KEEPALIVE,
         **dict(node.params + node.secrets.values),
-        "target_session_attrs": "any",  # whatever the environment or a service file says: roles are observed
+        "target_session_attrs": "any",  # overrides the environment and service files: the router observes roles itself
     }
     if options:
         params["options"] = " ".join(filter(None, (params.get("options"), *options)))
@@ -257,14 +257,14 @@ async def _connect_to(
     params: dict[str, str],
     session: dict[str, Any],
 ) -> AsyncNodeConnection:
-    """Connect to the first of the addresses where a server takes the login, or says why not.
+    """Connect to the first address where a server accepts the login, or refuses it with a reason.
 
-    What this process cannot do counts if nothing else is known of any: without IPv6 it can assign no address for the
-    servers' IPv6 ones.
+    An error of this process is raised only if no address gave another error: without IPv6, for example, it cannot
+    connect to a server's IPv6 addresses.
     """
     connect: AFunction[..., AsyncNodeConnection] = kind.connect
     if getattr(connect, "__self__", kind) is not kind:
-        # What OpenTelemetry leaves behind once it no longer traces psycopg makes connections of that class alone.
+        # Once OpenTelemetry stops tracing psycopg, it leaves a ``connect`` bound to one class on all subclasses.
         connect = partial(connect.__func__, kind)  # type: ignore[attr-defined]
     failure: Exception | None = None
     for place in places:
@@ -283,7 +283,7 @@ async def _connect_to(
 
 
 def _is_address(host: str) -> bool:
-    """Whether there is nothing to resolve: an IP address, or the directory of a socket."""
+    """Whether a host needs no resolving: it is an IP address, or the directory of a socket."""
     if host.startswith(("/", "@")):
         return True
     try:

@@ -1,4 +1,4 @@
-"""How a pool opens its connections: one at a time, within the budget, and after a pause where that has failed."""
+"""How a pool opens its connections: one at a time, within the budget, and after a pause if the last attempt failed."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ if TYPE_CHECKING:
     from router.core.topology import Target
 
 TRY_AGAIN = (0.02, 0.5)
-"""Seconds after a failed attempt to connect until the next: at first, and at most; they double each time."""
+"""Seconds between a failed attempt to connect and the next one: the first pause, which doubles, and the longest."""
 
 logger = logging.getLogger("router")
 
 
 class AsyncOpening:
-    """The attempts of one pool to open a connection; its only worker makes them.
+    """The attempts of one pool to open a connection, which the pool's only worker makes.
 
     Attributes:
-        due_at: When the next attempt is made at the earliest, on the monotonic clock.
+        due_at: The earliest time of the next attempt, on the monotonic clock.
         refusal: Why the last attempt was refused; empty if it was not.
         request: The request for a slot of the budget; ``None`` while there is none.
     """
 
     def __init__(self, pool: AsyncNodePool, target: Target, opener: AsyncOpener) -> None:
-        """Begin with nothing tried.
+        """Begin before the first attempt.
 
         Args:
             pool: The pool.
-            target: What it serves.
+            target: The target that it serves.
             opener: Opens each connection.
         """
         self.due_at = 0.0
@@ -47,7 +47,7 @@ class AsyncOpening:
         self.request: AsyncSlotRequest | None = None
         self._pool = pool
         self._opener = opener
-        self._patience = 0.0  # for how long the next attempt was put off
+        self._patience = 0.0  # the last pause, in seconds
         self._startup = target.startup if target.in_session else None
 
     def is_due(self) -> bool:
@@ -55,37 +55,37 @@ class AsyncOpening:
         return monotonic() >= self.due_at
 
     def _put_off(self, first: float, most: float) -> None:
-        """Try again later than the last time."""
+        """Delay the next attempt, by twice the last pause within these limits."""
         self._patience = min(max(2.0 * self._patience, first), most)
         self.due_at = monotonic() + self._patience
 
     async def open(self) -> AsyncNodeConnection:
-        """Open one more connection, for the pool's own worker; if that fails, it is tried again after a while.
+        """Open one more connection, for the pool's worker; if that fails, the next attempt comes after a pause.
 
         Returns:
             The connection.
 
         Raises:
-            psycopg.OperationalError: It could not be opened.
+            psycopg.OperationalError: The connection could not be opened.
         """
-        if not self.is_due():  # psycopg_pool tries a failed attempt once more at once
+        if not self.is_due():  # psycopg_pool repeats a failed attempt once, immediately
             raise psycopg.OperationalError("not tried again yet")
         request = AsyncSlotRequest(self._pool.budget_key)
         try:
             while (connection := await self._open_within(request)) is None:
                 request = AsyncSlotRequest(self._pool.budget_key, request.order)
-        except (BudgetSpent, ServerFull):  # and nothing waits
+        except (BudgetSpent, ServerFull):  # and no request waits for the connection
             self._put_off(TRY_AGAIN[0], TRY_AGAIN[0])
             raise
         except (LoginRefused, Unable) as error:
             if not self.refusal:
-                logger.warning("%s %s", self._pool.node, str(error))  # a record that is kept keeps no frames
+                logger.warning("%s %s", self._pool.node, str(error))  # text: a record that is kept then keeps no frames
             self.refusal = str(error)
             self._put_off(*TRY_AGAIN)
             raise
         except Exception:
             self._put_off(*TRY_AGAIN)
-            if self._pool.waiting and (line := self._pool.line) is not None:  # what it was for may have to go elsewhere
+            if self._pool.waiting and (line := self._pool.line) is not None:  # its requests may need another pool
                 line.owner.invalidate()
                 line.choose_again()
             raise
@@ -96,9 +96,10 @@ class AsyncOpening:
         return connection
 
     async def _open_within(self, request: AsyncSlotRequest) -> AsyncNodeConnection | None:
-        """Open one more connection within the budget; ``None`` if none was to be had, but requests wait for it."""
+        """Open one more connection within the budget; ``None`` if there was no slot, but requests still wait for it."""
         slots = self._opener.slots
-        # In this order: what leaves the line looks for the request after that.
+        # In this order, so that no request for a slot outlives its need. A waiter leaves the line first, and then looks
+        # for a request to withdraw. If it misses the one set here, withdraw() below sees that no waiter is left.
         self.request = request
         self._pool.withdraw()
         try:
@@ -107,7 +108,7 @@ class AsyncOpening:
             if not self._pool.waiting or slots.closed:
                 raise
             return None
-        self._pool.counts.opened += 1  # by the pool's only worker
+        self._pool.counts.opened += 1  # no lock: only the pool's worker changes it
         try:
             with slot:
                 return await self._opener.open(
@@ -116,7 +117,7 @@ class AsyncOpening:
                     slot,
                     read_only=self._pool.read_only,
                     startup=self._startup,
-                    optional=self._pool.size > 1,  # this one is counted already
+                    optional=self._pool.size > 1,  # the size includes this connection
                 )
         except ServerFull:
             self._pool.counts.failed += 1

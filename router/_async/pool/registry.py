@@ -1,4 +1,4 @@
-"""Which pools there are: each opens at first use, and drains when nobody has used it for long, or for another one."""
+"""The registry of pools: a pool opens at its first use, and drains when it is unused for long or others need room."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ if TYPE_CHECKING:
     Use: TypeAlias = tuple[str | None, bool]  # a version, none for tenants' own servers; whether it is for reading
 
     class AsyncPoolRequest(Protocol):
-        """What cannot open its pool because there are too many."""
+        """A request that cannot open its pool because there are too many pools."""
 
         def wake_for_room(self) -> bool:
-            """Have it try again; whether it still wants to."""
+            """Wake the request to try again; returns whether it still waits."""
 
 
 class PoolsKey(NamedTuple):
-    """What pools are for: a pool for other nodes, other policies or another tenant is another one.
+    """The key of the pools of a target: other nodes, other policies or another tenant have other pools.
 
     Attributes:
-        cluster: The cluster, as it is connected to.
-        tenant: Whose they are; ``None`` for a version's, and for those that tenants share.
-        policy: How that tenant is kept apart.
-        shared: Whether tenants share them.
-        read_only: Whether they are for reading.
+        cluster: The cluster, as the pools connect to it.
+        tenant: The tenant; ``None`` for the pools of a version, and for those that tenants share.
+        policy: How that tenant is separated from others.
+        shared: Whether tenants share the pools.
+        read_only: Whether the pools are for reading.
     """
 
     cluster: Cluster
@@ -54,7 +54,7 @@ class PoolsKey(NamedTuple):
 
     @classmethod
     def of(cls, target: Target, *, read_only: bool) -> PoolsKey:
-        """Tell which pools serve a target.
+        """Make the key of the pools that serve a target.
 
         Args:
             target: The target.
@@ -69,14 +69,14 @@ class PoolsKey(NamedTuple):
 
 
 class AsyncPools:
-    """The pools, by what they are for.
+    """The pools of a router.
 
-    A pool is open or draining. The open ones are found by :meth:`get`; draining ones are no longer, and lend nothing,
-    but they are there for everything else until their last connection is back: iterating gives both.
+    A pool is open or draining. :meth:`get` finds open pools only. A draining pool lends nothing, but is treated like
+    any other pool in every other way until its last connection has been returned: iteration gives both kinds.
 
     Attributes:
-        closed: Whether none may be opened any more.
-        waiting: Those that wait until there may be one pool more, in order of arrival.
+        closed: Whether no pool may be opened any more.
+        waiting: The requests that wait for room for one more pool, in order of arrival.
     """
 
     def __init__(
@@ -86,12 +86,12 @@ class AsyncPools:
         opener: AsyncOpener,
         clusters: AsyncClusters,
     ) -> None:
-        """Begin without any.
+        """Begin without pools.
 
         Args:
-            most: How many may be open.
-            versions: The versions whose requests are counted apart.
-            opener: Opens their connections.
+            most: The most pools that may be open.
+            versions: The versions whose requests are counted separately.
+            opener: Opens the pools' connections.
             clusters: The clusters in use, which all pools belong to.
         """
         self.closed = False
@@ -99,22 +99,22 @@ class AsyncPools:
         self._opener = opener
         self._clusters = clusters
         self._guard = AGuard()  # guards the changes of _open, _totals, _counts
-        self._open: dict[PoolsKey, dict[Node, AsyncNodePool]] = {}  # replaced whole, as what is in it
+        self._open: dict[PoolsKey, dict[Node, AsyncNodePool]] = {}  # both levels are replaced, never changed
         uses: list[Use] = [(version, read_only) for version in versions for read_only in (True, False)]
         self._totals = {use: Counter[str]() for use in uses}
-        self._counts: list[tuple[ref[AsyncNodePool], Use, Counts]] = []  # of pools that are there, open or not
+        self._counts: list[tuple[ref[AsyncNodePool], Use, Counts]] = []  # of the pools that still exist, open or not
         self.waiting: OrderedDict[AsyncPoolRequest, None] = OrderedDict()
 
     def __iter__(self) -> Iterator[AsyncNodePool]:
-        """Give all that there are, open or draining."""
+        """Iterate over all pools, open or draining."""
         return (pool for cluster in self._clusters for pool in cluster.pools)
 
     def allow(self, most: int, versions: Iterable[str]) -> None:
-        """Go by another topology from now on.
+        """Change the limit, and the versions that are counted.
 
         Args:
-            most: How many may be open; those that are too many go when they are unused.
-            versions: The versions whose requests are counted apart; what was counted of others stays.
+            most: The most pools that may be open; surplus pools drain once they are unused.
+            versions: The versions whose requests are counted separately; the counters of other versions are kept.
         """
         with self._guard:
             self._most = most
@@ -127,7 +127,7 @@ class AsyncPools:
         """Find the open pools for a target.
 
         Args:
-            target: What they serve.
+            target: The target that they serve.
             read_only: Whether they are for reading.
 
         Returns:
@@ -139,28 +139,28 @@ class AsyncPools:
         """Find a pool.
 
         Args:
-            target: What it serves.
-            node: What it connects to.
+            target: The target that it serves.
+            node: The node that it connects to.
             read_only: Whether it is for reading.
 
         Returns:
-            The pool; ``None`` when it is not open.
+            The pool; ``None`` if it is not open.
         """
         return self.serving(target, read_only=read_only).get(node)
 
     def open_at_once(
         self, target: Target, node: Node, *, read_only: bool, wants: AsyncPoolRequest
     ) -> AsyncNodePool | None:
-        """Find a pool, or open it if there may be one more, and nobody else waits for that.
+        """Find a pool, or open it if there is room for one more and no earlier request waits for that room.
 
         Args:
-            target: What it serves.
-            node: What it connects to.
+            target: The target that it serves.
+            node: The node that it connects to.
             read_only: Whether it is for reading.
-            wants: Who asks.
+            wants: The request for the pool.
 
         Returns:
-            The pool; ``None`` when others have to be closed first.
+            The pool; ``None`` if another pool has to be closed first.
 
         Raises:
             RouterClosed: The router was closed.
@@ -189,35 +189,35 @@ class AsyncPools:
         return pool
 
     async def find_room(self, wants: AsyncPoolRequest) -> bool:
-        """Close the pool that has been unused longest, for one that cannot open its own; if none is, it has to wait.
+        """Drain the pool that has been unused longest, for a request that needs room; else the request waits.
 
         Args:
-            wants: Who asks; it is woken when there may be room, in order of arrival, until it has opened a pool.
+            wants: The request. It is woken when there may be room, in order of arrival, until it has opened a pool.
 
         Returns:
-            Whether there is room for it now.
+            Whether there is room now.
         """
         with self._guard:
             self.waiting.setdefault(wants)
         while not self._is_first(wants):
-            first = next(iter(list(self.waiting)), None)  # a copy, for another thread may change it
+            first = next(iter(list(self.waiting)), None)  # of a copy, since another thread may change it
             if first is None or first.wake_for_room():
                 return False
-            self.waiting.pop(first, None)  # nobody waits there any more
+            self.waiting.pop(first, None)  # that request does not wait any more
         return self._number < self._most or await self._close_one()
 
     def note_unused(self) -> None:
-        """Wake the first of those that wait for a pool: one has become unused, or is no more."""
+        """Wake the first request that waits for room: a pool has become unused, or has gone."""
         for wants in list(self.waiting):
             if wants.wake_for_room():
                 return
             self.waiting.pop(wants, None)
 
     def _is_first(self, wants: AsyncPoolRequest | None) -> bool:
-        return next(iter(list(self.waiting)), wants) is wants  # a copy, likewise
+        return next(iter(list(self.waiting)), wants) is wants  # of a copy, as above
 
     async def sweep(self) -> None:
-        """Drain the pools that are unused for long, and open the connections that others are to keep."""
+        """Drain the pools that have been unused for long, and open connections for ``min_size`` in the others."""
         now = monotonic()
         with self._guard:
             self._add_up()
@@ -230,10 +230,11 @@ class AsyncPools:
                     await self.drain(pool)
 
     async def drain(self, pool: AsyncNodePool) -> None:
-        """Have a pool lend nothing any more, and be forgotten when its last connection is back.
+        """Drain a pool: it lends no more connections, and is removed when its last connection has been returned.
 
-        Whatever waits for it is sent elsewhere, and what is idle is closed at once. A block that has one of its
-        connections keeps that to its end, or until its server is fenced or silent for too long, as in any other pool.
+        Requests that wait for it choose another pool, and its idle connections are closed at once. A block that has one
+        of its connections keeps it to the block's end, or, as in any other pool, until the server is fenced or silent
+        for too long.
 
         Args:
             pool: The pool.
@@ -245,7 +246,7 @@ class AsyncPools:
     @ashielded
     async def _drain(self, pool: AsyncNodePool) -> None:
         with Isolated("could not remove the pool to %s from the lanes", pool.node):
-            if (line := pool.line) is not None:  # requests that wait for it are served elsewhere
+            if (line := pool.line) is not None:  # the requests that wait for it choose another pool
                 line.owner.invalidate()
         with Isolated("could not close the idle connections of the pool to %s", pool.node):
             await pool.empty()
@@ -256,7 +257,7 @@ class AsyncPools:
         self.note_unused()
 
     def _leave_out(self, pool: AsyncNodePool) -> None:
-        """Have a pool among those that are open no more. Under the guard."""
+        """Remove a pool from the open ones. Called under the guard."""
         pool.begin_draining()
         key = PoolsKey.of(pool.target, read_only=pool.read_only)
         left = {node: other for node, other in self._open.get(key, {}).items() if other is not pool}
@@ -266,27 +267,27 @@ class AsyncPools:
 
     @property
     def _number(self) -> int:
-        """How many are open."""
+        """The number of open pools."""
         return sum(map(len, self._open.values()))
 
     @property
     def open_pools(self) -> list[AsyncNodePool]:
-        """Those that are open."""
+        """The open pools."""
         return [pool for pools in self._open.values() for pool in pools.values()]
 
     def count(self, what: str, version: str, *, read_only: bool) -> None:
-        """Count something that happened to a request.
+        """Increment a counter of the totals.
 
         Args:
-            what: An attribute of :class:`~router.core.measures.Totals`.
-            version: The version, or the name of a tenant's own servers.
-            read_only: Whether it was to read.
+            what: The counter, an attribute of :class:`~router.core.measures.Totals`.
+            version: The version, or the name of a tenant's own cluster.
+            read_only: Whether the request was for reading.
         """
         with self._guard:
             self._totals.setdefault(self._use(version, read_only=read_only), Counter())[what] += 1
 
     def totals(self) -> tuple[Totals, ...]:
-        """Return what has been counted, by version and use."""
+        """Return the counters, by version and use."""
         with self._guard:
             self._add_up()
             totals = {use: counted.copy() for use, counted in self._totals.items()}
@@ -299,11 +300,11 @@ class AsyncPools:
 
     @property
     def counted(self) -> int:
-        """Of how many pools, open or gone, counters are kept."""
+        """For how many pools, open or gone, counters are kept."""
         return len(self._counts)
 
     def _add_up(self) -> None:
-        """Add what pools that are no more have counted; one that is still used may count on. Under the guard."""
+        """Add the counters of pools that were garbage-collected: no other pool's are final. Called under the guard."""
         there = []
         for entry in self._counts:
             pool, use, counts = entry
@@ -318,10 +319,10 @@ class AsyncPools:
         return version if known else None, read_only
 
     def close(self) -> list[AsyncNodePool]:
-        """Open none any more.
+        """Refuse to open pools from now on.
 
         Returns:
-            Those that are open; they are the caller's to close.
+            All pools, which the caller has to close.
         """
         with self._guard:
             self.closed = True

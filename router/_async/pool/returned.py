@@ -1,4 +1,4 @@
-"""What is left of a connection object when its block has ended."""
+"""The class of connection objects whose block has ended: every use of one raises."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def given_back(borrowed_at: tuple[str, int] | None) -> psycopg.InterfaceError:
     """Make the error for a use of a connection after its block.
 
     Args:
-        borrowed_at: File and line of where it was borrowed, if that was noted.
+        borrowed_at: The file and line where it was borrowed, if they were noted.
 
     Returns:
         The error.
@@ -27,11 +27,11 @@ def given_back(borrowed_at: tuple[str, int] | None) -> psycopg.InterfaceError:
 
 
 class AsyncReturnedConnection(AsyncNodeConnection):
-    """What is left of a connection when its block has ended: the session has moved on to another object.
+    """A connection object whose block has ended: the session has moved on to another object.
 
-    This becomes the class of the object that was borrowed, so that whatever was kept from the block (the connection, a
-    cursor, a transaction, a pipeline, a bound method) raises as soon as it is used. To close it again does no harm,
-    nor does a cursor's ``close()``, which takes the lock and asks whether the connection is closed.
+    This becomes the class of the object that was borrowed. So everything kept from the block (the connection, a cursor,
+    a transaction, a pipeline, a bound method) raises as soon as it is used. Closing it again is allowed, and so is a
+    cursor's ``close()``, which takes the lock and reads whether the connection is closed.
     """
 
     __slots__ = ()
@@ -40,7 +40,7 @@ class AsyncReturnedConnection(AsyncNodeConnection):
 
     @property
     def broken(self) -> bool:
-        """Whether it was lost before its block ended."""
+        """Whether the connection was lost before its block ended."""
         return bool(self.__dict__.get("_was_broken"))
 
     def __getattribute__(self, name: str) -> Any:
@@ -61,16 +61,16 @@ class AsyncReturnedConnection(AsyncNodeConnection):
         raise given_back(self.__dict__.get("_borrowed_at"))
 
     async def __aenter__(self) -> Self:
-        """Refuse to begin anything."""
+        """Refuse to begin a block."""
         raise given_back(self.__dict__.get("_borrowed_at"))
 
     def __repr__(self) -> str:
         return f"<a connection that was given back, at {id(self):#x}>"
 
-    __del__ = tuple  # type: ignore[assignment]  # does nothing, and costs least
+    __del__ = tuple  # type: ignore[assignment]  # the cheapest callable that does nothing
 
     async def close(self) -> None:
-        """Do nothing: for its borrower, it is closed."""
+        """Do nothing: for its borrower the connection is closed already."""
 
 
 _HARMLESS = PUT_BACK | {"broken", "close", "closed", "lock"}

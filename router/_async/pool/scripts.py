@@ -1,4 +1,4 @@
-"""The router's own statements, and those of its users as text."""
+"""Sends the router's own statements, and reads the text of the application's statements."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ NOT_THERE = (
     psycopg.errors.InvalidParameterValue,
     psycopg.errors.InsufficientPrivilege,
 )
-"""How the expressions of ``sql.settings()`` fail: the first two for a search path, the last two for a role."""
+"""The errors of the expressions of ``sql.settings()``: the first two for a search path, the last two for a role."""
 
 UNKNOWN = 0
-"""The OID under which psycopg keeps what loads the types that it does not know."""
+"""The OID under which psycopg keeps the loader of types that it does not know."""
 
 INTERVAL = 0.1
-"""Seconds between two looks at the time, at most, while a server is waited for."""
+"""The most seconds between two checks of the deadline while a server's answer is awaited."""
 
 
 class TooLate(psycopg.OperationalError):
-    """The server has not answered until the deadline."""
+    """The server has not answered by the deadline."""
 
 
 def why_not_there(error: psycopg.Error) -> str:
-    """Say why a search path or a role cannot be used.
+    """Return why a search path or a role cannot be used.
 
     Args:
         error: One of ``NOT_THERE``.
@@ -57,7 +57,7 @@ def why_not_there(error: psycopg.Error) -> str:
     """
     text = error.diag.message_primary or ""
     _, no_usage, name = text.partition(sql.NO_USAGE)
-    return no_usage + name[:-1].rstrip() if no_usage else text  # as the server quotes it
+    return no_usage + name[:-1].rstrip() if no_usage else text  # without the quote that the server puts after it
 
 
 async def send(
@@ -65,19 +65,19 @@ async def send(
 ) -> list[tuple[bytes | None, ...]]:
     """Run statements in one round trip, whatever a borrower or ``configure=`` has set on the connection object.
 
-    No cursor class, row factory, adapter, prepared statement or transaction of psycopg's takes part.
+    psycopg's cursor class, row factory, adapters, prepared statements and transactions are not used.
 
     Args:
         connection: The connection.
         script: The statements, in ASCII.
-        deadline: Until when to wait for the answer, on the monotonic clock.
+        deadline: How long to wait for the answer, on the monotonic clock.
 
     Returns:
         The rows of the last statement, each value as PostgreSQL writes it.
 
     Raises:
-        TooLate: There was no answer until then; the connection must not be used any more.
-        psycopg.Error: One of them failed; those after it were not run.
+        TooLate: There was no answer by the deadline; the connection must not be used any more.
+        psycopg.Error: A statement failed; those after it were not run.
     """
     interval = max(min(deadline - monotonic(), INTERVAL), 0.001)
     async with connection.lock:
@@ -86,13 +86,13 @@ async def send(
 
 
 def cursor_of(connection: AsyncConnection[Any]) -> AsyncCursor[DictRow]:
-    """Make a cursor that is psycopg's own, whatever ``configure=`` has set on the connection, or for all of psycopg.
+    """Make a cursor with psycopg's defaults, whatever ``configure=`` has set on the connection or in all of psycopg.
 
     Args:
         connection: The connection.
 
     Returns:
-        The cursor: its rows are dicts, and text is ``str`` in them, in a session with the encoding SQL_ASCII, too.
+        The cursor: its rows are dicts, and text is ``str``, also in a session with the encoding SQL_ASCII.
     """
     cursor = AsyncCursor(connection, row_factory=dict_row)
     use_adapters(cursor, AdaptersMap(_adapters()))
@@ -110,7 +110,7 @@ def _adapters() -> AdaptersMap:
 
 
 class _TextLoader(Loader):
-    """Loads text as ``str``, where psycopg's gives bytes because SQL_ASCII does not say what they mean."""
+    """Loads text as ``str`` also with SQL_ASCII, where psycopg's loader returns bytes of an unknown encoding."""
 
     def load(self, data: Buffer) -> str:
         encoding = self.connection.info.encoding if self.connection else "utf-8"
@@ -118,16 +118,16 @@ class _TextLoader(Loader):
 
 
 def text_of(query: Any) -> str:
-    """Give the text of a statement, where psycopg takes it in any of its forms.
+    """Return the text of a statement, in any of the forms that psycopg accepts.
 
     Args:
         query: The statement.
 
     Returns:
-        Its text; what is the same but for parameters is the same text.
+        Its text; statements that differ only in their parameters have the same text.
 
     Raises:
-        TypeError: It is no statement.
+        TypeError: ``query`` is not a statement.
     """
     if isinstance(query, str):
         return query
@@ -142,12 +142,12 @@ def text_of(query: Any) -> str:
         )
     try:
         return query.as_string(None)
-    except psycopg.ProgrammingError:  # only the connections may know how to write one of its literals
+    except psycopg.ProgrammingError:  # only a connection may have the adapter for one of its literals
         return repr(query)
 
 
 def _text_of_part(part: str | Interpolation[Any]) -> str:
-    """Write a part of a template string: what becomes SQL as it is, and parameters and literals all alike."""
+    """Write a part of a template string: SQL as it is, and the same mark for every parameter and literal."""
     if isinstance(part, str):
         return part
     if isinstance(part.value, (Template, Composable)):
@@ -178,7 +178,7 @@ def answers(connection: AsyncConnection[Any], script: bytes, deadline: float) ->
 
 
 def _until(deadline: float, answer: PQGen[list[PGresult]]) -> PQGen[list[PGresult]]:
-    """Wait for what another generator waits for; the waiting function reports at intervals that nothing has come."""
+    """Run another generator with a deadline: the waiting function returns at intervals, even if nothing has arrived."""
     try:
         wanted = next(answer)
         while True:

@@ -1,4 +1,4 @@
-"""What the router asks servers for itself: what they are and how far, which run of which server, which sessions."""
+"""The router's own queries to servers: role and position, the server's process, and its sessions."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 
 class Session(Value):
-    """What a server shows of a session.
+    """A session as its server shows it.
 
     Attributes:
-        began: When it began, in the server's words.
-        age: How old it is, in seconds; ``None`` if the server does not tell.
-        rests_since: Since when it waits for its client to send something; empty if it does not.
+        began: When it began, as the server writes it.
+        age: Its age in seconds; ``None`` if the server does not show it.
+        rests_since: Since when it has waited for its client; empty if it does not wait.
     """
 
     began: bytes
@@ -37,25 +37,25 @@ class Session(Value):
 
 
 class AsyncServerQueries:
-    """Asks servers; each question is one round trip."""
+    """The queries to servers, each of which takes one round trip."""
 
     def __init__(self) -> None:
-        """Begin with nothing known."""
-        self._without_control: set[Server] = set()  # where the control file is not for us
+        """Begin with no known servers."""
+        self._without_control: set[Server] = set()  # servers where the login may not read the control file
 
     async def probe(self, connection: AsyncConnection[TupleRow], node: Node, *, new: bool = False) -> ProbeResult:
-        """Ask a server what it is and how far it is: one round trip.
+        """Ask a server for its role and position, in one round trip.
 
         Args:
-            connection: To the server, in autocommit.
-            node: What it was opened for.
-            new: Whether it was opened just now, and shows whether a pooler answers there by now.
+            connection: A connection to the server, in autocommit.
+            node: The node that it was opened for.
+            new: Whether the connection has just been opened, so that it shows whether a pooler answers now.
 
         Returns:
-            What it says.
+            The result of the probe.
 
         Raises:
-            psycopg.Error: It does not say.
+            psycopg.Error: The query failed.
         """
         begun = monotonic()
         query = sql.PROBE_WITHOUT_CONTROL if node.server in self._without_control else sql.PROBE
@@ -84,17 +84,17 @@ class AsyncServerQueries:
         )
 
     async def sessions(self, connection: AsyncConnection[TupleRow], pids: Sequence[int]) -> dict[int, Session]:
-        """Ask a server which sessions it has: one round trip.
+        """Ask a server for sessions by their process numbers, in one round trip.
 
         Args:
-            connection: To the server, in autocommit.
-            pids: Of which processes.
+            connection: A connection to the server, in autocommit.
+            pids: The process numbers.
 
         Returns:
-            Those that there are.
+            The sessions that exist, by process number.
 
         Raises:
-            psycopg.Error: It does not say.
+            psycopg.Error: The query failed.
         """
         return {
             int(pid or 0): Session(began or b"", None if age is None else float(age), since or b"")
@@ -102,48 +102,48 @@ class AsyncServerQueries:
         }
 
     async def terminate(self, connection: AsyncConnection[TupleRow], pid: int, began: bytes) -> None:
-        """Have a server end a session that its client cannot end any more.
+        """Make a server end a session that its client cannot end any more.
 
         Args:
-            connection: To the server, in autocommit.
-            pid: The session's process.
-            began: When that began, in the server's words.
+            connection: A connection to the server, in autocommit.
+            pid: The session's process number.
+            began: When the session began, as the server writes it.
 
         Raises:
-            psycopg.Error: It refuses, say.
+            psycopg.Error: The server refuses, for example.
         """
         await send(connection, sql.terminate(pid, began.decode()).encode())
 
 
 def is_undeclared(connection: AsyncConnection[TupleRow], node: Node, pid: bytes | None) -> bool:
-    """Tell whether a pooler answers for a server, although the settings do not say so.
+    """Tell whether a pooler answers that the settings do not declare.
 
-    A pooler gives its clients numbers of its own; PgBouncer does in every mode. Its mode cannot be asked, and it would
-    be noticed too late that a session belongs to another client by now.
+    A pooler gives its clients process numbers of its own; PgBouncer does so in every mode. A pooler cannot be asked for
+    its mode, and the router would notice too late that a session belongs to another client by now.
 
     Args:
         connection: The connection.
-        node: What it was opened for.
-        pid: The number of the server's process, as that says itself.
+        node: The node that it was opened for.
+        pid: The process number that the server itself reports.
 
     Returns:
-        Whether one does.
+        Whether an undeclared pooler answers.
     """
     return node.pooler is None and str(connection.pgconn.backend_pid).encode() != pid
 
 
 async def process_of(connection: AsyncConnection[TupleRow], cluster: Cluster) -> str:
-    """Ask which run of which server a connection leads to: one round trip.
+    """Ask which server process a connection leads to, in one round trip.
 
     Args:
         connection: The connection, idle.
-        cluster: The cluster it serves, for its policies.
+        cluster: The cluster of its node, for its policies.
 
     Returns:
-        That, in words that compare.
+        The server's start time as text: two servers, or one before and after a restart, differ in it.
 
     Raises:
-        psycopg.Error: It does not say.
+        psycopg.Error: The query failed.
     """
     [(process,)] = await ask(connection, f"SELECT {sql.PROCESS}", cluster)
     return process.decode() if process else ""
@@ -153,14 +153,14 @@ async def role_of(connection: AsyncConnection[TupleRow], cluster: Cluster) -> tu
     """Tell the role of a server, and whether the session refuses writes by default.
 
     Args:
-        connection: To the server, just opened.
-        cluster: The cluster it serves, for its policies.
+        connection: A connection to the server, just opened.
+        cluster: The cluster of its node, for its policies.
 
     Returns:
-        Both.
+        The role, and whether the session refuses writes.
 
     Raises:
-        psycopg.Error: It does not say.
+        psycopg.Error: The query failed.
     """
     standby = connection.pgconn.parameter_status(b"in_hot_standby")
     refuses_writes = connection.pgconn.parameter_status(b"default_transaction_read_only")
@@ -170,18 +170,18 @@ async def role_of(connection: AsyncConnection[TupleRow], cluster: Cluster) -> tu
 
 
 async def ask(connection: AsyncConnection[TupleRow], question: str, cluster: Cluster) -> list[tuple[bytes | None, ...]]:
-    """Ask something over a new connection: a pool opens one at a time, and must not wait for ever.
+    """Run a query over a new connection, with a deadline: a pool opens one connection at a time, and must not hang.
 
     Args:
-        connection: To the server.
+        connection: A connection to the server.
         question: The statement, in ASCII.
-        cluster: The cluster it serves, for its policies.
+        cluster: The cluster of its node, for its policies.
 
     Returns:
         The rows.
 
     Raises:
         TooLate: There was no answer in time.
-        psycopg.Error: It failed.
+        psycopg.Error: The query failed.
     """
     return await send(connection, question.encode(), monotonic() + cluster.pool.connect_timeout)

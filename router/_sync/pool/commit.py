@@ -1,5 +1,5 @@
 # Generated from router/_async/pool/commit.py by tools/async_to_sync.py: do not edit.
-"""How a block's transaction is committed, with a question in the same round trip."""
+"""Commits a block's transaction, and sends a query in the same round trip."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ if TYPE_CHECKING:
 
 
 def commit(connection: Connection[Any], then: bytes) -> list[tuple[bytes | None, ...]]:
-    """Commit a transaction, and ask something after that in the same round trip.
+    """Commit a transaction, and run a query after it in the same round trip.
 
     Args:
         connection: The connection, in a transaction.
-        then: What to ask, in ASCII.
+        then: The query, in ASCII.
 
     Returns:
-        The rows; none if the question failed: the transaction is committed all the same.
+        The rows of the query; none if it failed, which does not undo the commit.
 
     Raises:
-        psycopg.ProgrammingError: psycopg would not commit here: a ``transaction()`` is open, say.
-        psycopg.Error: It could not be committed.
+        psycopg.ProgrammingError: psycopg refuses to commit here, since a ``transaction()`` is open for example.
+        psycopg.Error: The transaction could not be committed.
     """
     if only_psycopg_commits(connection):
         Connection.commit(connection)
-        if in_pipeline(connection):  # where no script can be sent
+        if in_pipeline(connection):  # no script can be sent in a pipeline
             connection.pgconn.exit_pipeline_mode()
         with suppress(psycopg.Error):
             return send(connection, then)
@@ -46,7 +46,7 @@ def commit(connection: Connection[Any], then: bytes) -> list[tuple[bytes | None,
 
 def _committed(connection: Connection[Any], script: bytes) -> PQGen[list[tuple[bytes | None, ...]]]:
     if isinstance(connection, NodeConnection):
-        connection._death = COMMITTING  # noqa: SLF001  (of its own kind)
+        connection._death = COMMITTING  # noqa: SLF001  (a class of this package)
     committed, *asked = yield from answers(connection, script, inf)
     check(connection, committed)
     return rows_of(asked[0]) if asked and asked[0].status == ExecStatus.TUPLES_OK else []

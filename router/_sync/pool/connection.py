@@ -1,5 +1,5 @@
 # Generated from router/_async/pool/connection.py by tools/async_to_sync.py: do not edit.
-"""The connections that are lent."""
+"""The connection class of the pools: it notes what its death would leave unknown, and closes its session."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 FRESH = 0.001
-"""Seconds after a server's answer in which a session is lent without being polled, which would be a system call."""
+"""Seconds after a server's answer in which a session is lent without polling its socket, which is a system call."""
 
 UNREAD = ("25P03", "57P05")
-"""SQLSTATEs of sessions that were ended because they were idle: what was sent to them afterwards was never read."""
+"""SQLSTATEs of sessions that the server ended because they were idle: it never read what was sent afterwards."""
 
 IDLE, ACTIVE, LOST = TransactionStatus.IDLE, TransactionStatus.ACTIVE, TransactionStatus.UNKNOWN
 INERROR = TransactionStatus.INERROR
@@ -60,12 +60,12 @@ def end_session(
     *,
     in_use: bool = False,
 ) -> None:
-    """Close a session for good, and give its slot of the process's budget back.
+    """Close a session, and return its slot of the process's budget.
 
     Args:
         connection: The session, or its connection, which is not borrowed.
-        beneficiary: The request for a slot that it is closed for, if it is for one.
-        in_use: Whether something still uses it: it was cut, and is left to that.
+        beneficiary: The request for a slot that it is closed for, if any.
+        in_use: Whether a thread or task still uses it: it was cut, and is freed when that use ends.
     """
     if (slot := getattr(connection, "slot", None)) is not None:
         slot.close(connection.pgconn, beneficiary, in_use=in_use)
@@ -74,7 +74,7 @@ def end_session(
 
 
 class _Info(psycopg.ConnectionInfo):
-    """What ``connection.info`` returns: it asks the connection object, so that it ends with the block."""
+    """The value of ``connection.info``: it reads from the connection object, so that it ends with the block."""
 
     def __init__(self, connection: Connection[Any]) -> None:
         self._connection = connection
@@ -85,21 +85,21 @@ class _Info(psycopg.ConnectionInfo):
 
 
 class NodeConnection(DriverConnection):
-    """A connection of a node: it says when nobody can know what became of a transaction, and forgets stale plans.
+    """A connection of a node: it raises if the outcome of a transaction is unknown, and drops stale plans.
 
-    If the server refuses the login, the error has the SQLSTATE.
-    What was sent and may have committed something is noted until it has been answered.
+    If the server refuses the login, the error has the SQLSTATE. Statements that were sent and may commit something are
+    noted until they have been answered.
 
     Attributes:
-        slot: Its slot of the process's budget, given back when it is closed.
-        unknown: What was raised when it died in such a moment.
+        slot: Its slot of the process's budget, which is returned when it is closed.
+        unknown: The error that was raised when it died with an unknown outcome.
     """
 
-    # What most borrowers leave alone is no attribute of each object: a new one is made for every borrower.
+    # Most borrowers never set these, so they are class attributes: a new object is made for every borrower.
     slot: Slot | None = None
     unknown: TransactionOutcomeUnknown | None = None
-    _death = ""  # what it would mean if the connection died now; empty for nothing
-    _router: SessionState | None = None  # what is known of its session, once it is a pool's
+    _death = ""  # what would be unknown if the connection died now; empty for nothing
+    _router: SessionState | None = None  # the state of its session, once it belongs to a pool
 
     def __init__(self, pgconn: PGconn) -> None:
         super().__init__(pgconn)
@@ -114,7 +114,7 @@ class NodeConnection(DriverConnection):
 
     @property
     def initial_adapters(self) -> AdaptersMap:
-        """What this borrower's values are written and read with: as ``configure=`` left it, until the borrower adds."""
+        """The adapters that the borrower begins with, as ``configure=`` left them."""
         return postgres.adapters if self._router is None else self._router.adapters
 
     @property
@@ -123,16 +123,16 @@ class NodeConnection(DriverConnection):
         return _Info(self)
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
-        """Refuse to be copied: a copy of this object would outlive the block, and use the session."""
+        """Refuse to be copied: a copy of this object could use the session after the block."""
         raise TypeError("a connection cannot be copied or pickled")
 
     def cancel(self) -> None:
-        """Cancel the current operation; the connection serves nobody else before the server has been told."""
+        """Cancel the current operation; no other borrower gets the connection before the request has been sent."""
         with self._cancelling():
             super().cancel()
 
     def cancel_safe(self, *, timeout: float = 30.0) -> None:
-        """Cancel the current operation; the connection serves nobody else before the server has been told.
+        """Cancel the current operation; no other borrower gets the connection before the request has been sent.
 
         Args:
             timeout: The most to wait, in seconds.
@@ -142,7 +142,7 @@ class NodeConnection(DriverConnection):
 
     @contextmanager
     def _cancelling(self) -> Iterator[None]:
-        """Note that a request to cancel is on its way, which takes no lock, and may come from any thread."""
+        """Note that a request to cancel is under way; it takes no lock, and any thread may make it."""
         if (session := self._router) is None:
             yield
             return
@@ -150,18 +150,17 @@ class NodeConnection(DriverConnection):
         try:
             yield
         except BaseException:
-            session.dirty = True  # it may still arrive, and would then end a statement of the next borrower's
+            session.dirty = True  # the request may still arrive, and would then cancel a statement of the next borrower
             raise
         finally:
             session.end_use(self, use)
 
-    # What is told to these lies deeper than the attributes that each borrower gets anew.
-
-    # mypy takes a property of a class for what it returns.
+    # Values set below are not attributes of the connection object, which is new for each borrower: so it is noted that
+    # they have to be restored. (`type: ignore`: mypy takes a property of a class for the value that it returns.)
 
     @property
     def prepare_threshold(self) -> int | None:
-        """How often a query is executed before it is prepared: at once if 0, never if ``None``."""
+        """How often a query is executed before it is prepared; 0 prepares it at once, ``None`` never."""
         return Connection.prepare_threshold.fget(self)  # type: ignore[attr-defined, no-any-return]
 
     @prepare_threshold.setter
@@ -180,7 +179,7 @@ class NodeConnection(DriverConnection):
         Connection.prepared_max.fset(self, value)  # type: ignore[attr-defined]
 
     def add_notice_handler(self, callback: Callable[[psycopg.errors.Diagnostic], None]) -> None:
-        """Have a function called with each notice until the block ends.
+        """Call a function with each notice until the block ends.
 
         Args:
             callback: The function.
@@ -189,7 +188,7 @@ class NodeConnection(DriverConnection):
         super().add_notice_handler(callback)
 
     def add_notify_handler(self, callback: Callable[[psycopg.Notify], None]) -> None:
-        """Have a function called with each notification until the block ends.
+        """Call a function with each notification until the block ends.
 
         Args:
             callback: The function.
@@ -198,7 +197,7 @@ class NodeConnection(DriverConnection):
         super().add_notify_handler(callback)
 
     def remove_notice_handler(self, callback: Callable[[psycopg.errors.Diagnostic], None]) -> None:
-        """Have a function called no more, until the block ends.
+        """Stop calling a function with notices, until the block ends.
 
         Args:
             callback: The function.
@@ -207,7 +206,7 @@ class NodeConnection(DriverConnection):
         super().remove_notice_handler(callback)
 
     def remove_notify_handler(self, callback: Callable[[psycopg.Notify], None]) -> None:
-        """Have a function called no more, until the block ends.
+        """Stop calling a function with notifications, until the block ends.
 
         Args:
             callback: The function.
@@ -220,25 +219,25 @@ class NodeConnection(DriverConnection):
             self._router.altered = True
 
     def wait(self, gen: PQGen[T], *args: Any, **kwargs: Any) -> T:
-        """Consume a generator of psycopg's that operates on the connection: all that is sent and read goes this way.
+        """Run a generator of psycopg that operates on the connection; everything that is sent and read goes through it.
 
         Args:
             gen: The generator.
-            *args: As psycopg takes them.
-            **kwargs: As psycopg takes them.
+            *args: psycopg's arguments.
+            **kwargs: psycopg's keyword arguments.
 
         Returns:
-            What the generator returns.
+            The generator's result.
 
         Raises:
-            TransactionOutcomeUnknown: The connection died when something had been sent that commits, unless the server
+            TransactionOutcomeUnknown: The connection died after a statement that commits was sent, unless the server
                 had ended the session before that.
-            psycopg.Error: It failed.
+            psycopg.Error: The operation failed.
         """
         if (session := self._router) is not None:
-            session.uses.add(gen)  # as begin_use(), and end_use() below, without a call: each statement comes by here
+            session.uses.add(gen)  # begin_use(), and end_use() below, written out: every statement runs this
         try:
-            sent, before = self._sent, self.pgconn.transaction_status  # the first raises once the block has ended
+            sent, before = self._sent, self.pgconn.transaction_status  # `_sent` raises once the block has ended
             if session is not None and session.is_closing:
                 raise psycopg.OperationalError("the connection is closed")
             pipeline = self.__dict__[PIPELINE]
@@ -260,7 +259,7 @@ class NodeConnection(DriverConnection):
                     session.end(self)
 
     def close(self) -> None:
-        """Close the connection; if it is borrowed, its pool may open another one in its place."""
+        """Close the connection; if it is borrowed, its pool may open another connection in its place."""
         pool: Any = self.__dict__.get(LENT_BY)
         if pool is not None:
             pool.close_lent(self)
@@ -269,7 +268,7 @@ class NodeConnection(DriverConnection):
             end_session(self)
 
     def _note_failed(self, error: psycopg.Error, before: int) -> None:
-        """Take note of what an error tells of the session, and raise one that says more, if there is one."""
+        """Note what an error shows of the session, and raise a more precise error if there is one."""
         if (session := self._router) is not None:
             if is_spoilt(error) or is_stale_session(error):
                 session.dirty = True
@@ -284,7 +283,7 @@ class NodeConnection(DriverConnection):
         raise unknown from error
 
     def _outcome_unknown(self) -> TransactionOutcomeUnknown | None:
-        """Say that nobody knows what became of what was sent; ``None`` where that is known or does not matter."""
+        """Make the error for an unknown outcome; ``None`` if the outcome is known or does not matter."""
         pool: Any = self.__dict__.get(LENT_BY)
         if pool is None or (session := self._router) is None or session.target is None:
             return None
@@ -299,30 +298,30 @@ class NodeConnection(DriverConnection):
         )
 
     def _forget(self) -> None:
-        """Have psycopg and the server forget what is prepared."""
+        """Drop the prepared statements, of psycopg and of the server."""
         prepared = prepared_of(self)
         names = prepared.forget()
         if self.pgconn.transaction_status == IDLE and not in_pipeline(self):
             with suppress(psycopg.Error):
                 Connection.wait(self, deallocate_all(self))
-        else:  # as soon as the server listens again: each by its name, for others may have been prepared by then
+        else:  # later, when the server accepts statements again; by name, since others may have been prepared by then
             prepared.deallocate_later(names)
 
     def note_statement(self, *, commits_itself: bool) -> None:
-        """Note that a statement may write, if no transaction is begun before it.
+        """Note that a statement may write, if it runs outside of a transaction.
 
         Args:
-            commits_itself: Whether none is.
+            commits_itself: Whether no transaction is begun before it.
         """
         if commits_itself and self.pgconn.transaction_status not in IN_TRANSACTION:
             self._death = WRITING
 
     def run_command(self, command: QueryNoTemplate, result_format: Format) -> PQGen[Any]:
-        """Run what psycopg sends by itself, and note that it commits.
+        """Run a command that psycopg sends by itself, and note whether it commits.
 
         Args:
-            command: What it sends.
-            result_format: How the answer is to come.
+            command: The command.
+            result_format: The format of the result.
 
         Returns:
             psycopg's generator for it.
@@ -344,7 +343,7 @@ class NodeConnection(DriverConnection):
             xid: The transaction; ``None`` for the connection's own.
 
         Yields:
-            What psycopg waits for.
+            The events that psycopg waits for.
         """
         if action == "COMMIT":
             self._death = COMMITTING

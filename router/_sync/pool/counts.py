@@ -1,18 +1,18 @@
 # Generated from router/_async/pool/counts.py by tools/async_to_sync.py: do not edit.
-"""What a pool has counted."""
+"""The counters of a pool."""
 
 from __future__ import annotations
 
 
 class Counts:
-    """What a pool has counted; it may outlive the pool.
+    """The counters of a pool, which may outlive the pool.
 
     Attributes:
-        taken: Requests that found a connection ready.
-        queued: Requests that were handed one in line.
-        waited: For how long requests have looked and waited for one that was not ready, in seconds.
-        opened: Attempts to connect; those that psycopg_pool only meant to make are among its own.
-        failed: How many of those failed.
+        taken: Requests that found an idle connection.
+        queued: Requests that were handed a connection in line.
+        waited: How long requests that found no idle connection took to get one, in seconds.
+        opened: Attempts to connect; psycopg_pool's own statistics also count attempts that were never made.
+        failed: How many of the attempts failed.
     """
 
     __slots__ = ("_on_primary", "failed", "opened", "queued", "taken", "waited")
@@ -21,15 +21,15 @@ class Counts:
         """Begin with all counts at 0."""
         self.opened = self.failed = self.taken = self.queued = 0
         self.waited = 0.0
-        # The requests on the primary before, and the number of the request from which on the primary serves them, if it
-        # does. Both are replaced at once, so that their sum never goes down.
+        # The earlier requests on the primary, and, if the primary serves requests now, the number of requests when it
+        # began to. Both are replaced at once, so that the resulting count never decreases.
         self._on_primary: tuple[int, int | None] = 0, None
 
     def follow(self, *, on_primary: bool) -> None:
-        """Count requests apart from now on while it is the primary that serves reads.
+        """Begin or end counting requests as served by the primary.
 
         Args:
-            on_primary: Whether it is.
+            on_primary: Whether the primary serves reads from now on.
         """
         (earlier, since), requests = self._on_primary, self.taken + self.queued
         if on_primary and since is None:
@@ -38,7 +38,7 @@ class Counts:
             self._on_primary = earlier + requests - since, None
 
     def measured(self) -> dict[str, int]:
-        """Return the counters of now, by their names in the totals; the time that was waited in milliseconds."""
+        """Return the current counters by their names in the totals; the waiting time is in milliseconds."""
         earlier, since = self._on_primary
         return {
             "requests": (requests := self.taken + self.queued),

@@ -1,7 +1,8 @@
 # Generated from router/_async/pool/hygiene.py by tools/async_to_sync.py: do not edit.
-"""What is reset when a version's connection is given back, as ``pool.hygiene`` says.
+"""Resets the sessions of a version's pool when they are returned, as ``pool.hygiene`` says.
 
-A tenant's session is reset when it is borrowed, together with what makes it the tenant's: see ``shared_pool.py``.
+A session of a shared pool is reset when it is borrowed, in the same round trip that sets it to the tenant: see
+``shared_pool.py``.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from router.core.topology import Target
 
 RESET_GRACE = 1.0
-"""Seconds that a server has to reset a session; then it is closed, which has the server do the same by itself."""
+"""Seconds that a server is given to reset a session; after that the session is closed, which ends all of its state."""
 
 RESET = f"{sql.RESET_SESSION}; SELECT {sql.UNLOCK_ALL}".encode()
 
@@ -37,30 +38,31 @@ REPORTED = (
     b"application_name", b"client_encoding", b"DateStyle", b"default_transaction_read_only", b"IntervalStyle",
     b"is_superuser", b"search_path", b"session_authorization", b"standard_conforming_strings", b"TimeZone",
 )  # fmt: skip
-"""What a server says of a session whenever it changes, whatever changed it; the search path from PostgreSQL 18 on."""
+"""The parameters whose changes a server reports, whatever statement changed them; search_path from PostgreSQL 18 on."""
 
 logger = logging.getLogger("router")
 
 
 def hygiene_of(target: Target) -> PoolHygiene | None:
-    """Tell what the sessions of a pool are reset by when they are given back.
+    """Tell how the sessions of a pool are reset when they are returned.
 
     Args:
-        target: What the pool serves.
+        target: The target that the pool serves.
 
     Returns:
-        ``full`` or ``auto``; ``None`` if they are not reset then.
+        ``full`` or ``auto``; ``None`` if they are not reset when they are returned.
     """
     hygiene = target.cluster.pool.hygiene
     return None if hygiene == "transaction" or target.shared or target.tenant is not None else hygiene
 
 
 class TracedStatements(PreparedStatements):
-    """What psycopg has prepared in a session; notes, too, whether a statement may have left something there.
+    """The prepared statements of a session; it also notes whether a statement may have left a trace in the session.
 
     Attributes:
-        left_trace: Whether one may have.
-        unseen: Whether something was begun that has not been seen: a ``copy()``, ``stream()`` or server-side cursor.
+        left_trace: Whether a statement may have left a trace.
+        unseen: Whether a statement was begun whose text was not seen: of a ``copy()``, a ``stream()`` or a server-side
+            cursor.
     """
 
     traces = True
@@ -75,7 +77,7 @@ class TracedStatements(PreparedStatements):
         self.begin_anew(connection.pgconn)
 
     def begin_anew(self, pgconn: PGconn) -> None:
-        """Note that there is nothing left in the session.
+        """Note that the session has no trace now.
 
         Args:
             pgconn: libpq's connection.
@@ -84,23 +86,23 @@ class TracedStatements(PreparedStatements):
         self._reported = _reported(pgconn)
 
     def has_trace(self, pgconn: PGconn) -> bool:
-        """Tell whether there may be anything left in the session.
+        """Tell whether the session may have a trace of an earlier statement.
 
         Args:
             pgconn: libpq's connection.
 
         Returns:
-            Whether there may be.
+            Whether it may.
         """
         return self.left_trace or self.unseen or _reported(pgconn) != self._reported
 
     def begin(self) -> None:
-        """Note that something is about to be sent, and that what was begun before was never seen, if that is so."""
+        """Note that a statement is about to be sent; the one before may have left a trace if its text was not seen."""
         self.left_trace = self.left_trace or self.unseen
         self.unseen = True
 
     def note(self, text: bytes) -> None:
-        """Note that a statement was sent, and whether it may have left something.
+        """Note that a statement was sent, and whether it may have left a trace.
 
         Args:
             text: The statement.
@@ -110,11 +112,11 @@ class TracedStatements(PreparedStatements):
 
 
 def note_traces(connection: NodeConnection, hygiene: PoolHygiene | None) -> None:
-    """Have it noted what may leave something in a session that has just been opened, if it is to be reset by that.
+    """Begin to note traces in a session that has just been opened, if its reset depends on them.
 
     Args:
-        connection: Its connection.
-        hygiene: What is reset when it is given back.
+        connection: The connection of the session.
+        hygiene: How the session is reset when it is returned.
     """
     if hygiene == "auto":
         use_prepared(connection, TracedStatements(connection))
@@ -125,22 +127,23 @@ def _reported(pgconn: PGconn) -> list[bytes | None]:
 
 
 def reset(connection: Connection[TupleRow]) -> bool:
-    """Reset a session whose block has ended, if it has to be: in one round trip.
+    """Reset a session whose block has ended, if that is needed: in one round trip.
 
-    It is done here and not before the next block, so that locks, channels and temporary tables are gone when the block
-    has ended, however long the connection is idle then, and so that no request pays for what another one left.
+    The reset comes at the end of the block and not before the next one. So locks, channels and temporary tables are
+    gone once the block has ended, however long the connection is idle then, and no request waits for the reset of what
+    another one left.
 
     Args:
-        connection: The connection for the next borrower: nothing that was kept from the block reaches the session.
+        connection: The next borrower's connection object, so nothing that was kept from the block reaches the session.
 
     Returns:
-        Whether the next borrower may have it; else it has to be closed. That is no error of the block's.
+        Whether the connection may be lent again; otherwise it has to be closed. The block itself has not failed.
     """
     session, pgconn, prepared = session_of(connection), connection.pgconn, prepared_of(connection)
     if isinstance(prepared, TracedStatements):
         if not prepared.has_trace(pgconn):
             return True
-    elif session.target is None:  # nobody has had it since it was reset, or opened
+    elif session.target is None:  # the session was not borrowed since it was opened or reset
         return True
     pool = session.pool
     try:
@@ -158,7 +161,7 @@ def reset(connection: Connection[TupleRow]) -> bool:
 
 
 def note_reset(connection: Connection[TupleRow]) -> None:
-    """Go by a session as it is after a reset: the server has forgotten what was prepared, and what was listened for.
+    """Note that the server has reset a session: it has dropped the prepared statements, and listens to no channel.
 
     Args:
         connection: The connection.

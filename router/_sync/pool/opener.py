@@ -1,5 +1,5 @@
 # Generated from router/_async/pool/opener.py by tools/async_to_sync.py: do not edit.
-"""How one connection is opened: what its session has to be like, and what is learnt from the attempt."""
+"""Opens connections: sets the session up, checks it, and reports what each attempt shows of the server."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ class WrongRole(psycopg.OperationalError):
 
 
 class LoginRefused(psycopg.OperationalError):
-    """The server refused the login of a connection that requests can do without."""
+    """The server refused the login of an optional connection: the pool has others."""
 
 
 class NotItsOwn(psycopg.OperationalError):
-    """The session is not the one that it has to be for a tenant."""
+    """The session cannot be used for the tenant, because it did not begin with the tenant's settings."""
 
 
 class Opener:
@@ -58,7 +58,7 @@ class Opener:
     Attributes:
         slots: The process's budget.
         login: Begins the sessions.
-        queries: Asks servers.
+        queries: The router's queries to servers.
     """
 
     def __init__(
@@ -69,12 +69,12 @@ class Opener:
         password: Password | None,
         configure: Configure | None,
     ) -> None:
-        """Keep what every attempt needs.
+        """Make the opener.
 
         Args:
             slots: The process's budget.
-            clusters: Told what each attempt shows.
-            password: Asked for a node's password; its answer is kept until a server turns it down.
+            clusters: The clusters in use, which are told what each attempt shows.
+            password: Called for a node's password; its answer is remembered until a server rejects it.
             configure: Called with each new connection that requests will use.
         """
         self.slots = slots
@@ -96,13 +96,13 @@ class Opener:
         """Open a connection for requests.
 
         Args:
-            node: Where to.
-            cluster: The cluster it serves, for its policies.
-            slot: Its slot of the budget.
+            node: The node to connect to.
+            cluster: The cluster of the node, for its policies.
+            slot: The connection's slot of the budget.
             read_only: Whether its session refuses writes.
-            startup: The settings with which a session of a tenant's has to begin; ``None`` where the session does not
-                matter, since it is nobody's or its user or database is what keeps the tenant apart.
-            optional: Whether requests can do without it: a refusal of the login is then raised, and not reported.
+            startup: The settings that a tenant's session has to begin with; ``None`` where it needs none, because it is
+                for no tenant, or the tenant is separated by its user or database.
+            optional: Whether the pool has other connections: a refused login is then raised, but not reported.
 
         Returns:
             The connection, configured.
@@ -110,9 +110,9 @@ class Opener:
         Raises:
             ServerFull: The server has no room.
             LoginRefused: The server refused the login of an optional connection.
-            WrongRole: The server's role is not fit for this use.
-            NotItsOwn: The session is not one that can be a tenant's.
-            psycopg.OperationalError: It could not be opened.
+            WrongRole: The server's role does not fit this use.
+            NotItsOwn: The session cannot be used for the tenant.
+            psycopg.OperationalError: The connection could not be opened.
         """
         autocommit = read_only and cluster.read.autocommit and node.pooler != "transaction"
         options = [READ_ONLY] if read_only else []
@@ -153,14 +153,14 @@ class Opener:
     def connect_to_probe(
         self, node: Node, cluster: Cluster, slot: Slot, *, timeout: float, asks: Callable[[], None]
     ) -> Connection[TupleRow]:
-        """Open a connection for looking at a server; nothing is reported.
+        """Open a connection for probes of a server; nothing is reported.
 
         Args:
-            node: Whose login to use.
-            cluster: The cluster it serves, for its policies.
-            slot: Its slot of the budget.
+            node: The node whose login is used.
+            cluster: The cluster of the node, for its policies.
+            slot: The connection's slot of the budget.
             timeout: The most seconds that the probe waits for the server.
-            asks: Called when this process has all it needs, and the server is asked.
+            asks: Called when password and addresses are known, just before the server is asked.
 
         Returns:
             The connection, in autocommit.
@@ -168,27 +168,31 @@ class Opener:
         Raises:
             ServerFull: The server has no room.
             Unable: This process could not ask the server.
-            psycopg.OperationalError: It could not be opened.
+            psycopg.OperationalError: The connection could not be opened.
         """
-        least = ceil(2.0 * timeout)  # only where this process did not run for long does that end first
+        # Longer than the probe's own timeout: this one ends first only if this process did not run for a long time.
+        least = ceil(2.0 * timeout)
         cluster = cluster._replace(pool=replace(cluster.pool, connect_timeout=max(cluster.pool.connect_timeout, least)))
         connection = self.login.begin(node, cluster, [], slot, autocommit=True, within=0.5 * timeout, asks=asks)
-        connection.prepare_threshold = None  # behind a pooler, the next look may have another server process
+        connection.prepare_threshold = None  # behind a pooler, the next probe may get another server process
         return connection
 
     def recognize(self, connection: Connection[TupleRow], node: Node, cluster: Cluster) -> str:
-        """Ask which server a connection leads to, and report it: one address may lead to several. One round trip.
+        """Ask which server a connection leads to, and report it, since one address may lead to several servers.
+
+        This takes one round trip.
 
         Args:
             connection: The connection, idle.
-            node: What it was opened for.
-            cluster: The cluster it serves, for its policies.
+            node: The node that it was opened for.
+            cluster: The cluster of the node, for its policies.
 
         Returns:
-            Which run of which server it is; empty behind a pooler, where the next transaction may have another one.
+            The server's process, by its start time; empty behind a pooler, where the next transaction may get another
+            server.
 
         Raises:
-            psycopg.Error: It does not say.
+            psycopg.Error: The query failed.
         """
         if node.pooler is not None:
             return ""
@@ -202,12 +206,12 @@ class Opener:
         cluster: Cluster,
         slot: Slot,
     ) -> tuple[Connection[TupleRow], Role]:
-        """Open a connection to a node of whatever role, in autocommit, and report how that went.
+        """Open a connection to a node of any role, in autocommit, and report the result.
 
         Args:
-            node: Where to.
-            cluster: The cluster it serves, for its policies.
-            slot: Its slot of the budget.
+            node: The node to connect to.
+            cluster: The cluster of the node, for its policies.
+            slot: The connection's slot of the budget.
 
         Returns:
             The connection, and the role of its server.
@@ -215,7 +219,7 @@ class Opener:
         Raises:
             ServerFull: The server has no room.
             Unable: This process could not ask the server.
-            psycopg.OperationalError: It could not be opened.
+            psycopg.OperationalError: The connection could not be opened.
         """
         connection, role, _ = self._open(node, cluster, [], slot, autocommit=True, optional=False, read_only=None)
         try:
@@ -236,7 +240,7 @@ class Opener:
         optional: bool,
         read_only: bool | None,
     ) -> tuple[NodeConnection, Role, bool]:
-        """Open a connection, and report it if that fails; the role of its server, and whether it refuses writes."""
+        """Open a connection, or report the failure; return it, its server's role, and whether it refuses writes."""
         try:
             connection = self.login.begin(node, cluster, options, slot, autocommit=autocommit)
             try:
@@ -247,7 +251,7 @@ class Opener:
         except (ServerFull, Unable):
             raise
         except (psycopg.errors.ConnectionTimeout, TooLate):
-            self._clusters.suspect(node.server)  # it may also be that this process did not run: a look finds out
+            self._clusters.suspect(node.server)  # this process may not have run for a while: a probe finds out
             raise
         except Exception as error:
             seen = failure(node, error)._replace(read_only=read_only)
@@ -266,7 +270,7 @@ class Opener:
         *,
         read_only: bool,
     ) -> None:
-        """Make sure that a session can be a tenant's, and is the one's that it begins as."""
+        """Check that a session began with the tenant's settings, and that no undeclared pooler shares it."""
         try:
             [(pid, begun, *_)] = ask(connection, sql.session(startup), cluster)
         except NOT_THERE as error:
@@ -292,7 +296,7 @@ class Opener:
             consult(configure, connection)
             if connection.pgconn.transaction_status:
                 connection.commit()
-        except RouterClosed:  # dropped meanwhile: the callable is gone, and did not fail
+        except RouterClosed:  # the router was dropped, and the callable with it: the callable did not fail
             raise
         except Exception:
             logger.exception("the router's configure callable failed for a connection to %s", node)

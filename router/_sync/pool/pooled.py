@@ -18,27 +18,28 @@ if TYPE_CHECKING:
 
 
 class PooledConnection(NodeConnection):
-    """A connection to a transaction pooler: whatever a tenant's session is set to rides with each BEGIN.
+    """A connection to a transaction pooler: a tenant's settings are sent with each BEGIN.
 
     Attributes:
-        begin_suffix: What goes after each BEGIN; empty for nothing.
+        begin_suffix: The statement that is sent with each BEGIN; empty for none.
     """
 
     begin_suffix = b""
 
     def begin_command(self) -> bytes:
-        """Tell what a transaction is begun with: the tenant's settings go with it."""
+        """Return the command that begins a transaction, with the tenant's settings."""
         begin = super().begin_command()
         return begin + b"; " + self.begin_suffix if self.begin_suffix else begin
 
     def note_statement(self, *, commits_itself: bool) -> None:
-        """Refuse a statement before which no transaction is begun.
+        """Refuse a statement outside of a transaction.
 
         Args:
-            commits_itself: As for any connection.
+            commits_itself: Whether no transaction is begun before it.
 
         Raises:
-            psycopg.ProgrammingError: It would not be the tenant's: the settings go with ``BEGIN``.
+            psycopg.ProgrammingError: The statement would run without the tenant's settings, which are sent with
+                ``BEGIN``.
         """
         if self.autocommit and self.begin_suffix:
             raise psycopg.ProgrammingError(
@@ -47,20 +48,20 @@ class PooledConnection(NodeConnection):
         super().note_statement(commits_itself=commits_itself)
 
     def run_command(self, command: QueryNoTemplate, result_format: Format) -> PQGen[Any]:
-        """Run what psycopg sends by itself; of ``BEGIN`` and the tenant's settings, both.
+        """Run a command that psycopg sends by itself; for ``BEGIN`` with the tenant's settings, both statements.
 
         Args:
-            command: What it sends.
-            result_format: How the answer is to come.
+            command: The command.
+            result_format: The format of the result.
 
         Returns:
-            The generator for it.
+            The generator that runs it.
         """
         if not self.begin_suffix or not isinstance(command, bytes) or not command.endswith(self.begin_suffix):
             return super().run_command(command, result_format)
         return self._begin_in_pipeline(command, result_format) if in_pipeline(self) else sent(self, command, inf)
 
     def _begin_in_pipeline(self, command: bytes, result_format: Format) -> PQGen[None]:
-        """Send both statements by themselves: in a pipeline each goes alone, and costs no round trip."""
+        """Send the two statements one by one: a pipeline takes single statements, and they cost no round trip there."""
         yield from super().run_command(command.removesuffix(b"; " + self.begin_suffix), result_format)
         yield from super().run_command(self.begin_suffix, result_format)

@@ -1,5 +1,5 @@
 # Generated from router/_async/pool/session_state.py by tools/async_to_sync.py: do not edit.
-"""What is kept of each connection that was opened: what it was like then, and what has been noted of it since."""
+"""The state of a session: what its connection object was like when it was opened, and what was noted since."""
 
 from __future__ import annotations
 
@@ -34,37 +34,38 @@ new = object.__new__
 
 
 class SessionState(SessionObjects):
-    """What is known of one session of a pool, and what its connection object was like when it was opened.
+    """The state of one session of a pool, with the attributes that its connection object had when it was opened.
 
-    The session lasts; each borrower gets an object of its own for it. When a block ends, :meth:`pass_on` makes the next
-    one out of the attributes that the first one had when it was opened, and the one that was borrowed becomes useless.
+    The session lasts, and each borrower gets a connection object of its own for it. When a block ends, :meth:`pass_on`
+    makes the next object with the attributes that the first one had when it was opened, and makes the borrowed object
+    unusable.
 
     Attributes:
         pool: The pool that it belongs to.
-        slot: Its slot of the process's budget, given back when it is closed.
-        dropped: Whether its object was collected without being given back.
-        over: Whether its last block has ended, although something may still use the object: once that has failed, the
-            object is of no use, either.
-        is_closing: Whether its borrower closes it.
-        uses: What waits for the server now, or asks it to cancel a statement; not what takes rows that have come.
+        slot: Its slot of the process's budget, which is returned when it is closed.
+        dropped: Whether its object was garbage-collected without being returned.
+        over: Whether its last block has ended while something may still use the object, which becomes unusable when
+            that use ends.
+        is_closing: Whether its borrower is closing it.
+        uses: The operations that wait for the server now, or ask it to cancel a statement; reading rows that have
+            arrived already is not one.
         opened_at: When it had been opened, on the monotonic clock.
-        process: Which run of which server it leads to; empty while that is not known.
-        began: When its server process began, in the server's words: empty if the server did not show the session as its
-            own when it was asked, ``None`` if it has not been asked.
-        fresh_until: Until when it need not be polled before it is lent, as its server was heard a moment ago.
+        process: The server process that it leads to, by its start time; empty while unknown.
+        began: When its backend process began, as the server writes it: empty if the server did not show the session
+            when it was asked, ``None`` if it has not been asked.
+        fresh_until: Until then it is lent without a poll of its socket, since its server has just answered.
         idle_since: When it was last returned.
         expires_at: Until when it may be lent, on the monotonic clock.
-        scope: What its session is set to; ``None`` for what it was opened with.
-        tenant: Of a pool that tenants share, who has it, or had it last.
-        application_name: What the server called the session when it was last set.
-        refuses_writes: Whether the server is known to refuse writes in this session; a pooler may have dropped that
-            option.
-        borrowed_at: File and line of where it was borrowed last, if that is noted.
-        target: The target of the request that has it, or had it last.
-        dirty: Set to have it closed once it is given back: its session is not fit for another borrower.
-        cut_because: Why it was cut while it was out; empty if it was not.
-        client_encoding: What its server was told to write text in.
-        in_hot_standby: What its server said of itself when it was opened.
+        scope: The tenant's settings that are in force; ``None`` for those that it was opened with.
+        tenant: In a shared pool, the tenant of its current or last borrower.
+        application_name: The ``application_name`` that the server reported after the tenant's settings were made.
+        refuses_writes: Whether the server is known to refuse writes in it; a pooler may have dropped that option.
+        borrowed_at: The file and line where it was borrowed last, if that is noted.
+        target: The target of its current or last request.
+        dirty: Whether it has to be closed when it is returned, because another borrower must not get it.
+        cut_because: Why it was cut while it was borrowed; empty if it was not.
+        client_encoding: The encoding in which the server writes text for it.
+        in_hot_standby: Whether the server said that it was a standby, when the session was opened.
         has_input: Polls its socket.
     """
 
@@ -75,7 +76,7 @@ class SessionState(SessionObjects):
     )  # fmt: skip
 
     def __init__(self, connection: NodeConnection, pool: NodePool) -> None:
-        """Begin with a connection that was opened just now, and is configured.
+        """Begin with a connection that has just been opened and configured.
 
         Args:
             connection: The connection.
@@ -87,7 +88,7 @@ class SessionState(SessionObjects):
         pgconn = self.pgconn
         self.slot = connection.slot
         self.dropped = self.over = self.dirty = self.is_closing = False
-        self.uses = set[object]()  # whose methods are atomic
+        self.uses = set[object]()  # no lock: the methods of a set are atomic
         self.opened_at = self.idle_since = monotonic()
         self.fresh_until = 0.0
         self.expires_at = inf
@@ -109,17 +110,17 @@ class SessionState(SessionObjects):
 
     @property
     def closed(self) -> bool:
-        """Whether libpq's connection is closed, by whichever side."""
+        """Whether libpq's connection is closed, by either side."""
         return self.pgconn.status == ConnStatus.BAD
 
     def pass_on(self, connection: Connection[TupleRow]) -> Connection[TupleRow]:
-        """Make the object for the next borrower; the one of the last, whose lock is held, is of no use from here on.
+        """Make the object for the next borrower, and make the last borrower's object unusable; its lock is held.
 
         Args:
-            connection: The object of the last one.
+            connection: The object of the last borrower.
 
         Returns:
-            That of the next.
+            The object for the next borrower.
         """
         if self.altered:
             self.put_right()
@@ -135,10 +136,10 @@ class SessionState(SessionObjects):
         return following
 
     def end(self, connection: Connection[TupleRow]) -> None:
-        """Make the object of a borrower useless, whose block has ended.
+        """Make the object of a borrower unusable after its block.
 
         Args:
-            connection: The object; if it is so already, nothing happens.
+            connection: The object; if it is unusable already, nothing happens.
         """
         if isinstance(connection, ReturnedConnection):
             return
@@ -148,26 +149,27 @@ class SessionState(SessionObjects):
         self.note_broken(connection)
 
     def note_broken(self, connection: Connection[TupleRow]) -> None:
-        """Have the object of a borrower say after its block, too, that the connection was lost in it.
+        """Make the object of a borrower show after its block, too, whether the connection was lost.
 
         Args:
-            connection: The object; it is useless already.
+            connection: The object, which is unusable already.
         """
         attributes = connection.__dict__
         attributes["_was_broken"] = self.closed and not attributes[CLOSED_HERE]
 
     def begin_use(self, connection: Connection[TupleRow], use: object) -> None:
-        """Note that something uses the session from here on, with or without the lock of its object.
+        """Note the begin of an operation on the session, with or without the lock of its object.
 
         Args:
             connection: The object.
-            use: What uses it.
+            use: Identifies the operation.
 
         Raises:
-            psycopg.InterfaceError: Its block has ended meanwhile.
-            psycopg.OperationalError: Its borrower closes it.
+            psycopg.InterfaceError: The block has ended meanwhile.
+            psycopg.OperationalError: The borrower is closing the connection.
         """
-        # In this order: what ends a block makes the object useless first, and looks for uses then.
+        # The end of a block makes the object unusable first, and then looks for operations. This comes in the opposite
+        # order, so that one of the two always sees the other.
         self.uses.add(use)
         if isinstance(connection, ReturnedConnection):
             self.uses.discard(use)
@@ -177,18 +179,18 @@ class SessionState(SessionObjects):
             raise psycopg.OperationalError("the connection is closed")
 
     def end_use(self, connection: Connection[TupleRow], use: object) -> None:
-        """Note that something uses the session no more.
+        """Note the end of an operation on the session.
 
         Args:
             connection: The object.
-            use: What used it.
+            use: Identifies the operation.
         """
         self.uses.discard(use)
         if self.over:
             self.end(connection)
 
     def object_is_gone(self) -> None:
-        """Note that the connection object was collected, wherever that happened to be, without being given back."""
+        """Note that the connection object was garbage-collected without being returned; this may run in any thread."""
         if not self.closed:
             self.dropped = self.pool.lost = True
             if not self.cut_because and not self.pool.inherited:
@@ -206,10 +208,10 @@ def shows_resource_warnings() -> bool:
 
 
 def borrower() -> tuple[str, int]:
-    """Find out who borrows a connection now.
+    """Find the code that borrows a connection now.
 
     Returns:
-        File and line of the nearest caller outside of the router and of ``contextlib``.
+        The file and line of the nearest caller outside of the router and ``contextlib``.
     """
     frame, found = sys._getframe(1), None  # noqa: SLF001  (there is no other name for it)
     while frame is not None:
@@ -224,25 +226,25 @@ _OWN_FILES = (f"{Path(__file__).parents[2]}{os.sep}", contextlib.__file__)
 
 
 def was_given_up(connection: Connection[TupleRow]) -> bool:
-    """Tell whether psycopg gave up a broken connection itself, because its client was cancelled or interrupted twice.
+    """Tell whether psycopg itself closed a broken connection, because its client was cancelled or interrupted twice.
 
     Args:
-        connection: The connection, broken.
+        connection: The connection, which is broken.
 
     Returns:
-        Whether it did; then its end says nothing of the server.
+        Whether psycopg did; then the end of the connection says nothing about the server.
     """
-    return getattr(connection.pgconn, "pgconn_ptr", 0) is None  # one whose server hung up still has a struct of libpq's
+    return getattr(connection.pgconn, "pgconn_ptr", 0) is None  # if the server hangs up, libpq's struct is still there
 
 
 def session_of(connection: Connection[TupleRow]) -> SessionState:
-    """Tell what is kept of a connection.
+    """Return the state of a connection's session.
 
     Args:
-        connection: One of a pool of the router's.
+        connection: A connection of a pool of the router.
 
     Returns:
-        What it was like when it was opened, and what has been noted since.
+        The state.
     """
     session: SessionState = connection.__dict__["_router"]
     return session

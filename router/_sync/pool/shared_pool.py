@@ -1,5 +1,5 @@
 # Generated from router/_async/pool/shared_pool.py by tools/async_to_sync.py: do not edit.
-"""How a connection passes from one tenant to the next: a pool that tenants share, fairly, and what is reset between."""
+"""A pool that tenants share: how a connection passes from one tenant to the next, and is reset in between."""
 
 from __future__ import annotations
 
@@ -26,25 +26,26 @@ if TYPE_CHECKING:
     from router.core.topology import Scope
 
 LEAST = 0.5
-"""The least seconds that a server has to set a session, even past the deadline: if each request that is served at the
-last moment cost a connection, many requests would close connections faster than they are opened."""
+"""The least seconds that a server is given to set a session, even after the request's deadline. Otherwise each request
+that is served at the last moment would cost a connection, and connections would be closed faster than they are opened.
+"""
 
 
 class SharedPool(NodePool):
-    """The connections of one node for one use, for all tenants of its database; ``line.py`` gives each its share."""
+    """The pool of one node and use for all tenants of its database; ``line.py`` gives each tenant its share."""
 
     def holders(self) -> list[str]:
-        """List the tenants of the connections that are out, one for each."""
+        """List the tenants of the borrowed connections, one entry for each connection."""
         return [session.tenant for session in list(self.borrowed)]
 
     def take_for(self, scope: Scope) -> Connection[TupleRow] | None:
-        """Borrow a connection that is ready, best one that the tenant had last.
+        """Borrow an idle connection, preferably one that the same tenant had last.
 
         Args:
-            scope: Whom it is for.
+            scope: The tenant and its settings.
 
         Returns:
-            The connection, or ``None`` when none is ready.
+            The connection; ``None`` if no connection is idle.
         """
         idle, tenant = self.idle, scope.tenant
         for connection in list(idle):
@@ -52,7 +53,7 @@ class SharedPool(NodePool):
             if had is not None and had.tenant == tenant:
                 with suppress(ValueError):  # another thread has taken it
                     idle.remove(connection)
-                    idle.appendleft(connection)  # where it is taken from
+                    idle.appendleft(connection)  # take() takes from the left
                 break
         taken = self.take()
         if taken is not None:
@@ -61,25 +62,26 @@ class SharedPool(NodePool):
 
 
 def enter(connection: Connection[TupleRow], scope: Scope, deadline: float, *, begin: bool) -> None:
-    """Make a borrowed connection a tenant's: no round trip if it was the last to have it, else one.
+    """Set a borrowed connection to a tenant: without a round trip if the same tenant had it last, else with one.
 
     Args:
         connection: The connection, idle.
-        scope: What its session is to be set to.
-        deadline: Until when, on the monotonic clock; but the server has ``LEAST`` seconds.
-        begin: Whether to begin the block's transaction in that round trip, or else in one of its own.
+        scope: The tenant and its settings.
+        deadline: The deadline, on the monotonic clock; the server gets at least ``LEAST`` seconds.
+        begin: Whether to begin the block's transaction in that round trip, or in one of its own if none is needed.
 
     Raises:
-        UnknownTenant: The tenant's schema or role is not there.
+        UnknownTenant: The tenant's schema or role does not exist.
         TooLate: The server has not answered in time; the connection must not be used.
-        psycopg.Error: It could not be done; the connection must not be used.
+        psycopg.Error: The session could not be set; the connection must not be used.
     """
     session = session_of(connection)
     if isinstance(connection, PooledConnection):
         connection.begin_suffix = _begin_suffix(scope)
         session.scope = scope
         return
-    # RESET ALL and DISCARD ALL in a block lose the tenant, and the name of its sessions, which the server reports.
+    # RESET ALL or DISCARD ALL in a block loses the tenant's settings. It shows in ``application_name``, which is one of
+    # them: the server reports its changes.
     same = session.scope is scope or session.scope == scope
     same = same and connection.pgconn.parameter_status(b"application_name") == session.application_name
     script = b""
@@ -92,7 +94,7 @@ def enter(connection: Connection[TupleRow], scope: Scope, deadline: float, *, be
         deadline = max(deadline, monotonic() + LEAST)
         try:
             send(connection, text, deadline)
-        except NOT_THERE as error:  # all is as it was, but for what had been prepared
+        except NOT_THERE as error:  # the session is unchanged, except that its prepared statements may be gone
             if begin:
                 send(connection, b"ROLLBACK", deadline)
             prepared_of(connection).forget()

@@ -1,4 +1,4 @@
-"""The inside of psycopg's connections: a public name for each step that is done otherwise, and for what is read."""
+"""The inside of psycopg's connections: a public name for each overridden step, and for each attribute that is read."""
 
 # ruff: noqa: SLF001  (see the package)
 
@@ -24,29 +24,29 @@ if TYPE_CHECKING:
     from router._async.pool.inside.prepared import PreparedStatements
 
 LENT_BY = "_pool"
-"""The attribute that says which pool lent a connection: psycopg does not close such a one where a ``with`` of it ends.
+"""The attribute for the pool that lent a connection: psycopg does not close a lent connection at the end of a ``with``.
 
-It is ``None`` for one that is idle, and not there for one that belongs to no pool.
+It is ``None`` for an idle connection, and missing for one that belongs to no pool.
 """
 
 NOTIFY_HANDLERS = "_notify_handlers"
-"""The attribute that lists what notifications are handled by; without, they are kept for ``notifies()``."""
+"""The attribute that lists the handlers of notifications; without handlers, they are kept for ``notifies()``."""
 
 OPEN_TRANSACTIONS = "_num_transactions"
 """The attribute that counts the ``transaction()`` blocks of a connection that have not ended."""
 
 PIPELINE = "_pipeline"
-"""The attribute that has the pipeline that is open; ``None`` for none."""
+"""The attribute for the open pipeline; ``None`` for none."""
 
 CLOSED_HERE = "_closed"
-"""The attribute that tells a connection that was closed here from one that broke."""
+"""The attribute that tells a connection closed by this process from a broken one."""
 
 PUT_BACK = frozenset({"_notifies_backlog", "_pipeline"})
-"""The attributes that psycopg's generators put back when they end, those that were kept half way."""
+"""The attributes that psycopg's generators restore when they end, even if they were kept unfinished after the block."""
 
 
 class AsyncDriverConnection(AsyncConnection[TupleRow]):
-    """psycopg's connection, with a public name for each step that a connection of the router's does otherwise."""
+    """psycopg's connection, with a public name for each step that the router overrides."""
 
     @classmethod
     def _connect_gen(cls, conninfo: str = "") -> PQGenConn[Self]:
@@ -54,14 +54,14 @@ class AsyncDriverConnection(AsyncConnection[TupleRow]):
 
     @property
     def adapters(self) -> AdaptersMap:
-        """What values are written and read with: a copy of :attr:`initial_adapters` until something is registered."""
+        """The adapters: a copy of :attr:`initial_adapters`, with what the borrower registers."""
         if self._adapters is None:
             self._adapters = AdaptersMap(self.initial_adapters)
         return self._adapters
 
     @property
     def initial_adapters(self) -> AdaptersMap:
-        """What values are written and read with at first."""
+        """The adapters that a borrower begins with."""
         raise NotImplementedError
 
     def _start_query(self) -> PQGen[None]:
@@ -72,28 +72,29 @@ class AsyncDriverConnection(AsyncConnection[TupleRow]):
         return AsyncConnection._start_query(self)
 
     def note_statement(self, *, commits_itself: bool) -> None:
-        """Note that a statement is about to be sent; before it, a transaction is begun, if one is needed.
+        """Note that a statement is about to be sent.
 
         Args:
-            commits_itself: Whether none is: in autocommit, outside of every ``transaction()``.
+            commits_itself: Whether no transaction is begun before it: in autocommit, outside of every
+                ``transaction()``.
         """
 
     def _get_tx_start_command(self) -> bytes:
         return self.begin_command()
 
     def begin_command(self) -> bytes:
-        """Tell what a transaction is begun with."""
+        """Return the command that begins a transaction."""
         return super()._get_tx_start_command()
 
     def _exec_command(self, command: QueryNoTemplate, result_format: Format = Format.TEXT) -> PQGen[Any]:
         return self.run_command(command, result_format)
 
     def run_command(self, command: QueryNoTemplate, result_format: Format) -> PQGen[Any]:
-        """Run what psycopg sends by itself: ``BEGIN``, ``COMMIT`` and the like.
+        """Run a command that psycopg sends by itself, such as ``BEGIN`` and ``COMMIT``.
 
         Args:
-            command: What it sends.
-            result_format: How the answer is to come.
+            command: The command.
+            result_format: The format of the result.
         """
         return super()._exec_command(command, result_format)
 
@@ -118,16 +119,16 @@ class AsyncDriverConnection(AsyncConnection[TupleRow]):
 
 
 class GonePgconn:
-    """The ``pgconn`` of a connection that nobody may use: it is closed, and values that have been received are read."""
+    """The ``pgconn`` of a connection object after its block: closed, but values received before can still be read."""
 
     status = ConnStatus.BAD
 
     def __init__(self, error: InterfaceError, client_encoding: bytes | None) -> None:
-        """Make it.
+        """Make the stand-in.
 
         Args:
-            error: Raised by every other use.
-            client_encoding: What the server has written text in.
+            error: The error that every other use raises.
+            client_encoding: The encoding in which the server wrote text.
         """
         self._error = error
         self._encoding = pg2pyenc(client_encoding or b"UTF8")
@@ -136,17 +137,17 @@ class GonePgconn:
         raise self._error
 
 
-# What is sent and answered
+# Sending statements, and their answers
 
 
 def check_usable(connection: AsyncConnection[Any]) -> None:
-    """Make sure that something may be sent.
+    """Check that a statement may be sent.
 
     Args:
         connection: The connection.
 
     Raises:
-        psycopg.Error: It is closed, say.
+        psycopg.Error: It may not, because the connection is closed for example.
     """
     connection._check_connection_ok()
 
@@ -164,43 +165,43 @@ def in_pipeline(connection: AsyncConnection[Any]) -> bool:
 
 
 def is_answered(connection: AsyncConnection[Any]) -> bool:
-    """Tell whether a pipeline waits for no answer.
+    """Tell whether every statement in a pipeline has been answered.
 
     Args:
         connection: The connection.
 
     Returns:
-        Whether it waits for none, or there is no pipeline.
+        Whether every one has, or there is no pipeline.
     """
     return connection._pipeline is None or not connection._pipeline.result_queue
 
 
 def only_psycopg_commits(connection: AsyncConnection[Any]) -> bool:
-    """Tell whether a plain ``COMMIT`` would not do, so that psycopg has to commit, or to refuse to.
+    """Tell whether psycopg itself has to commit, or to refuse it, because a plain ``COMMIT`` would be wrong.
 
     Args:
         connection: The connection.
 
     Returns:
-        Whether it is so: in a ``transaction()``, a two-phase transaction or a pipeline.
+        Whether it has to: in a ``transaction()``, a two-phase transaction or a pipeline.
     """
     return bool(connection._num_transactions or connection._tpc or connection._pipeline)
 
 
 def begin_of(connection: AsyncConnection[Any]) -> bytes:
-    """Tell what psycopg would begin a transaction with.
+    """Return the command with which psycopg would begin a transaction.
 
     Args:
-        connection: The connection, with the isolation level and the like that it has now.
+        connection: The connection, whose isolation level and other properties the command includes.
 
     Returns:
-        The statement.
+        The command.
     """
     return connection._get_tx_start_command()
 
 
 def note_closed(connection: AsyncConnection[Any]) -> None:
-    """Have a connection that is closed here not be taken for a broken one, unless it was broken before.
+    """Mark a connection as closed by this process and not broken, unless it was broken before.
 
     Args:
         connection: The connection, before it is closed.
@@ -209,7 +210,7 @@ def note_closed(connection: AsyncConnection[Any]) -> None:
 
 
 def drop_notifications(connection: AsyncConnection[Any]) -> None:
-    """Forget the notifications that have come and that nobody has read.
+    """Drop the notifications that have arrived and have not been read.
 
     Args:
         connection: The connection.
@@ -219,7 +220,7 @@ def drop_notifications(connection: AsyncConnection[Any]) -> None:
 
 
 def use_adapters(user: AsyncConnection[Any] | AsyncCursor[Any], adapters: AdaptersMap | None) -> None:
-    """Have values written and read with other adapters.
+    """Set the adapters of a connection or cursor.
 
     Args:
         user: The connection or cursor.
@@ -228,34 +229,34 @@ def use_adapters(user: AsyncConnection[Any] | AsyncCursor[Any], adapters: Adapte
     user._adapters = adapters
 
 
-# What is prepared
+# Prepared statements
 
 
 def use_prepared(connection: AsyncConnection[Any], prepared: PreparedStatements) -> None:
-    """Have it kept elsewhere what psycopg has prepared.
+    """Replace the object in which psycopg keeps the prepared statements of a connection.
 
     Args:
         connection: The connection.
-        prepared: Where.
+        prepared: The new object.
     """
     connection._prepared = prepared
 
 
 def prepared_of(connection: AsyncConnection[Any]) -> PreparedStatements:
-    """Tell where it is kept what psycopg has prepared.
+    """Return the object in which psycopg keeps the prepared statements of a connection.
 
     Args:
-        connection: One of the router's.
+        connection: A connection of the router.
 
     Returns:
-        Where.
+        The object.
     """
     prepared: PreparedStatements = connection._prepared  # type: ignore[assignment]  # of this package's own class
     return prepared
 
 
 def deallocate_all(connection: AsyncConnection[Any]) -> PQGen[None]:
-    """Have the server forget everything that is prepared.
+    """Make the server drop all prepared statements.
 
     Args:
         connection: The connection, idle.

@@ -1,4 +1,4 @@
-"""The libpq that psycopg was loaded with, for what psycopg does not offer."""
+"""The libpq that psycopg was loaded with, for a function that psycopg does not offer."""
 
 from __future__ import annotations
 
@@ -15,12 +15,10 @@ if TYPE_CHECKING:
 
 @cache
 def verbosity_setter() -> Callable[[Any, int], None]:
-    """Find libpq's ``PQsetErrorVerbosity``; where it cannot be found, nothing is set.
-
-    It must be of the same libpq: that is the one which psycopg's module was loaded with.
+    """Find libpq's ``PQsetErrorVerbosity``, in the same libpq that psycopg's module was loaded with.
 
     Returns:
-        The function: it takes a connection of libpq's and the verbosity.
+        A function of a libpq connection and the verbosity; it does nothing if libpq's cannot be found.
     """
     implementation = sys.modules[PGconn.__module__]
     try:
@@ -31,7 +29,7 @@ def verbosity_setter() -> Callable[[Any, int], None]:
         else:
             libpq = ctypes.CDLL(implementation.__file__)
         function = libpq.PQsetErrorVerbosity
-    except (OSError, AttributeError):  # linked statically, say
+    except (OSError, AttributeError):  # libpq may be linked statically
         return lambda *_: None
     function.argtypes = [ctypes.c_void_p, ctypes.c_int]
 

@@ -1,7 +1,7 @@
-"""The inside of psycopg_pool's pools: it keeps what is idle, opens connections, and closes those that are too many.
+"""The inside of psycopg_pool's pools, which keep idle connections, open connections, and close surplus ones.
 
-Nobody outside of the router's own pool has a reference to it: psycopg_pool's public methods lend, resize and drain in
-ways that the router's bookkeeping does not know of.
+Only the router's own pool has a reference to psycopg_pool's: its public methods lend, resize and drain in ways that the
+router does not count.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from router.core.policies import PoolPolicy
 
     class AsyncPoolOwner(Protocol):
-        """The router's own pool, as psycopg_pool's pool asks it.
+        """The router's own pool, as psycopg_pool's pool uses it.
 
         Attributes:
-            fewest_idle: How few were idle since the pool was last to shrink; roughly will do.
+            fewest_idle: The least number of idle connections since the pool last checked whether to shrink; roughly.
         """
 
         fewest_idle: int
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
             """Tell whether another attempt to connect is due."""
 
         async def try_later(self) -> None:
-            """Try again to open a connection, when it is time and if a request waits then."""
+            """Schedule another attempt to open a connection, for when it is due, if a request waits then."""
 
         async def try_again(self) -> None:
             """Open one more connection if a request waits for it."""
@@ -46,21 +46,21 @@ if TYPE_CHECKING:
             """Note until when a connection may be lent, on the monotonic clock."""
 
         def note_closing(self, connection: AsyncConnection[TupleRow]) -> None:
-            """Note that a connection is closed that is not counted any more."""
+            """Note that a connection is being closed, and is not counted any more."""
 
 
 OVERDUE = 2
-"""In so many rounds of housekeeping the worker begins with what it is told to do, if it was told at all."""
+"""An attempt that has not begun after this many rounds of housekeeping is queued again: the first time it was lost."""
 
 
 class _Name(str):
-    """The name of a pool of the router's, as psycopg_pool logs it."""
+    """The name of a pool of the router in psycopg_pool's log records, which it marks."""
 
     __slots__ = ()
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Whether a record of psycopg_pool says what the router does not say: its warnings about these pools do not."""
+    """Whether to keep a log record of psycopg_pool: its warnings about the router's pools only repeat the router's."""
     arguments = record.args if isinstance(record.args, tuple) else ()
     return record.levelno != logging.WARNING or not any(
         isinstance(argument, _Name) or "_router" in getattr(argument, "__dict__", ()) for argument in arguments
@@ -71,27 +71,27 @@ logging.getLogger("psycopg.pool").addFilter(_is_news)
 
 
 class _Opened(AsyncConnection[TupleRow]):
-    """What the pool is told to connect with; what it gets is a connection opened by the router."""
+    """The connection class that psycopg_pool is given: its ``connect()`` returns a connection opened by the router."""
 
-    @classmethod  # with less than psycopg's: the pool gives it what it is told to
+    @classmethod  # with fewer parameters than psycopg's: the pool passes only the ones below
     async def connect(cls, _: str = "", *, owner: AsyncPoolOwner) -> AsyncConnection[TupleRow]:  # type: ignore[override]
         return await owner.open_connection()
 
 
 class AsyncDriverPool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
-    """psycopg_pool's pool, with a name for each thing that is done with its inside.
+    """psycopg_pool's pool, with a name for each operation on its inside.
 
     Attributes:
-        lock: Guards all of it; what is taken from ``kept`` needs none, for ``popleft()`` is atomic.
-        kept: The idle connections, the one that has been idle longest first.
+        lock: Guards the whole pool; taking a connection from ``kept`` needs no lock, since ``popleft()`` is atomic.
+        kept: The idle connections, the longest idle one first.
     """
 
     def __init__(self, owner: AsyncPoolOwner, name: str, policy: PoolPolicy, waiting: deque[Any]) -> None:
-        """Make the pool; nothing is opened yet.
+        """Make the pool, which opens no connections yet.
 
         Args:
-            owner: Whose it is.
-            name: How it is called.
+            owner: The router's own pool.
+            name: The name of the pool.
             policy: How many connections it has, and for how long.
             waiting: The requests that wait for its connections.
         """
@@ -106,41 +106,41 @@ class AsyncDriverPool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
             max_waiting=policy.max_waiting,
             max_idle=policy.max_idle,
             max_lifetime=policy.max_lifetime,
-            reconnect_timeout=0.0,  # psycopg_pool's own retries last minutes; here the monitor looks for a lost server
+            reconnect_timeout=0.0,  # psycopg_pool's retries would last minutes; here the monitor probes a lost server
             reconnect_failed=lambda _: owner.try_later(),
             num_workers=1,
         )
         self._owner = owner
-        # An async pool has none before open(), and what happens to its server meanwhile does not wait for that.
+        # psycopg_pool's async pool has no lock before open(), but the server may be fenced or found down before that.
         self.lock = self._lock = APoolLock()
         self._waiting = waiting
         self.kept = self._pool
-        self._adding: set[_Adding] = set()  # attempts to open one, from when they are decided on until they have ended
+        self._adding: set[_Adding] = set()  # attempts to open a connection, from the decision until they have ended
 
     @property
     def size(self) -> int:
-        """How many connections it has, borrowed ones and those being opened included."""
+        """The number of connections, including borrowed ones and those being opened."""
         return self._nconns
 
     @property
     def is_growing(self) -> bool:
-        """Whether it is opening one more."""
+        """Whether it is opening one more connection."""
         return self._growing
 
     @property
     def may_grow(self) -> bool:
-        """Whether it may be told to open one more."""
+        """Whether it may be told to open one more connection."""
         return self._closed or not (self._growing or self._nconns >= self._max_size)
 
     @property
     def adding(self) -> int:
-        """How many connections are being opened, or are to be."""
+        """How many connections are being opened or scheduled to be opened."""
         return len(self._adding)
 
-    # All these under the lock
+    # The methods from here to the next such line are called under the lock.
 
     def grow(self) -> None:
-        """Open one more connection, unless it has all that it may have or is opening one."""
+        """Open one more connection, unless the pool is at its maximum or is opening one."""
         self._maybe_grow_pool()
 
     def _maybe_grow_pool(self) -> None:
@@ -148,20 +148,20 @@ class AsyncDriverPool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
             super()._maybe_grow_pool()
 
     def add_one(self) -> None:
-        """Open one more connection, whether it is opening one or not."""
+        """Open one more connection, even if the pool is opening one already."""
         self._nconns += 1
         self.replace_one()
 
     def replace_one(self) -> None:
-        """Open a connection in the place of one that is no more."""
+        """Open a connection in the place of one that is gone."""
         self.run_task(AddConnection(self))
 
     def count_out(self) -> None:
-        """Have one connection less."""
+        """Count one connection less."""
         self._nconns -= 1
 
     def recount(self, opened: int) -> None:
-        """Put right what an exception may have interrupted.
+        """Correct the counts and repeat lost attempts, in case an exception has interrupted an update.
 
         Args:
             opened: How many connections have been opened and not been counted out.
@@ -173,47 +173,48 @@ class AsyncDriverPool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
             adding.queue_again(self)
 
     async def undo_open(self) -> None:
-        """Be as before ``open()``, which failed half-way: without a worker, no request would ever be served."""
+        """Undo an ``open()`` that failed half-way: a pool that is open without a worker would never serve a request."""
         if not self._closed:
             await self._signal_stop_worker()
-            self._closed, self._opened, self._growing = True, False, False  # what is counted is opened next time
+            # The counted connections are opened by the next open().
+            self._closed, self._opened, self._growing = True, False, False
             self._adding.clear()
 
-    # The end of these
+    # The methods below are called without the lock.
 
     def abandon(self) -> object:
-        """Leave it all to the parent process, after a fork.
+        """Leave all connections to the parent process, after a fork.
 
         Returns:
-            What has to be kept: what is dropped would be closed.
+            The inherited connections. They have to be kept, since dropping them would close the parent's sessions.
         """
         inherited, self._pool = self._pool, self._pool.__class__()
         self.kept = self._pool
-        self._closed = True  # its threads are not here: __del__ must not look for them
+        self._closed = True  # the pool's threads do not exist in the child: __del__ must not try to stop them
         return inherited
 
     async def try_again_in(self, delay: float) -> None:
-        """Have the owner try again to open a connection.
+        """Schedule another attempt of the owner to open a connection.
 
         Args:
-            delay: In how many seconds.
+            delay: The delay in seconds.
         """
         await self.schedule_task(_TryAgain(self), delay)
 
     def run_task(self, task: MaintenanceTask) -> None:
-        """Have the worker do something.
+        """Give the worker a task.
 
         Args:
-            task: What.
+            task: The task.
         """
         super().run_task(self._kept_in_mind(task))
 
     async def schedule_task(self, task: MaintenanceTask, delay: float) -> None:
-        """Have the worker do something later.
+        """Give the worker a task after a delay.
 
         Args:
-            task: What.
-            delay: In how many seconds.
+            task: The task.
+            delay: The delay in seconds.
         """
         await super().schedule_task(self._kept_in_mind(task), delay)
 
@@ -229,7 +230,7 @@ class AsyncDriverPool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         await super()._shrink_pool()
         self._owner.fewest_idle = self._nconns_min
 
-    # psycopg_pool's is for whatever class of connections it is told to open.
+    # psycopg_pool's method is generic in the class of the connections.
     def _set_connection_expiry_date(self, conn: AsyncConnection[TupleRow]) -> None:  # type: ignore[override]
         super()._set_connection_expiry_date(conn)
         self._owner.note_opened(conn, conn._expire_at)  # noqa: SLF001
@@ -240,7 +241,7 @@ class AsyncDriverPool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
 
 
 class _Adding(AddConnection):
-    """An attempt to open a connection, which a pool knows of until it has ended."""
+    """An attempt to open a connection, which the pool keeps track of until it has ended."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -257,14 +258,14 @@ class _Adding(AddConnection):
             pool._adding.discard(self)  # type: ignore[attr-defined]  # noqa: SLF001
 
     def queue_again(self, pool: AsyncDriverPool) -> None:
-        """Get in the worker's queue again if nothing has begun for long: whatever was to do it was interrupted."""
+        """Queue the attempt again if it has not begun for long: the code that should have queued it was interrupted."""
         self._rounds += 1
         if self._rounds == OVERDUE and not self._begun:
             pool.run_task(self)
 
 
 class _TryAgain(MaintenanceTask):
-    """Has a pool open a connection after a pause."""
+    """Makes a pool open a connection after a pause."""
 
     async def _run(self, pool: AsyncConnectionPool[Any]) -> None:
         await pool._owner.try_again()  # type: ignore[attr-defined]  # noqa: SLF001

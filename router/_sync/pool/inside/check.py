@@ -1,5 +1,5 @@
 # Generated from router/_async/pool/inside/check.py by tools/async_to_sync.py: do not edit.
-"""Whether the installed psycopg and psycopg_pool have all that the router uses inside of them."""
+"""Checks that the installed psycopg and psycopg_pool have everything that the router uses inside of them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ NAMES: dict[type[Any], frozenset[str]] = {
         "_counts", "_names", "_to_flush", "maybe_add_to_cache", "prepare_threshold", "prepared_max",
     }),
 }  # fmt: skip
-"""What has to occur in the code of each class: attributes that it sets, and methods."""
+"""The names that have to occur in the code of each class: methods, and attributes that it sets."""
 
 OVERRIDDEN: tuple[tuple[type[Any], str, str], ...] = (
     (Connection, "_connect_gen", "conninfo"),
@@ -57,7 +57,7 @@ OVERRIDDEN: tuple[tuple[type[Any], str, str], ...] = (
     (MaintenanceTask, "_run", "self pool"),
     (PrepareManager, "maybe_add_to_cache", "self query prep name"),
 )
-"""What is overridden, with its parameters: psycopg and psycopg_pool call it, so it has to take what they pass."""
+"""The overridden methods with their parameters: psycopg and psycopg_pool call them, so the parameters must match."""
 
 CALLED: tuple[tuple[type[Any], str, int], ...] = (
     (Connection, "_check_connection_ok", 1),
@@ -69,15 +69,15 @@ CALLED: tuple[tuple[type[Any], str, int], ...] = (
     (ConnectionPool, "open", 1),
     (PrepareManager, "__init__", 1),
 )
-"""What is called, and with how many arguments."""
+"""The methods that are called, and with how many arguments."""
 
 
 @cache
 def check_inside() -> None:
-    """Make sure, once a process, that the installed releases have what the router uses inside of them.
+    """Check, once in a process, that the installed releases have everything that the router uses inside of them.
 
     Raises:
-        RouterError: They do not: it says which releases work, and what is lacking.
+        RouterError: Something is missing: the error names it, and the releases that work.
     """
     lacking = [*_lacking()]
     if lacking or out_of_range():
@@ -102,7 +102,7 @@ def _lacking() -> Iterator[str]:
 
 
 def _other_values() -> Iterator[str]:
-    """Look at objects of the two classes that cost nothing to make."""
+    """Check the attributes of an object of each of the two classes that are cheap to make."""
     pool: Any = ConnectionPool(min_size=0, max_size=1, open=False)
     prepared: Any = PrepareManager()
     for one, name, kind in (
@@ -122,7 +122,7 @@ def _other_values() -> Iterator[str]:
 
 
 def _code(function: Any) -> CodeType | None:
-    """Find the code of a function; ``None`` where it was compiled to C, and does not show."""
+    """Find the code of a function; ``None`` if the function was compiled to C and has none."""
     code = getattr(getattr(function, "__func__", function), "__code__", None)
     return code if isinstance(code, CodeType) else None
 
@@ -133,7 +133,7 @@ def _parameters(code: CodeType) -> list[str]:
 
 
 def _names_in(owner: type[Any]) -> set[str]:
-    """Find what a class and those it is derived from define, and what occurs in their code."""
+    """Find the names that a class and its base classes define, and those that occur in their code."""
     found, in_code = set[str](), set[str]()
     for kind in owner.__mro__:
         if not kind.__module__.startswith("psycopg"):
@@ -142,4 +142,4 @@ def _names_in(owner: type[Any]) -> set[str]:
             found.add(name)
             if (code := _code(getattr(value, "fget", value))) is not None:
                 in_code.update(code.co_names, (one for one in code.co_consts if isinstance(one, str)))
-    return found | in_code if in_code else set(NAMES[owner])  # where it was compiled to C, it does not show
+    return found | in_code if in_code else set(NAMES[owner])  # classes compiled to C cannot be checked

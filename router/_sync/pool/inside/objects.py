@@ -1,5 +1,5 @@
 # Generated from router/_async/pool/inside/objects.py by tools/async_to_sync.py: do not edit.
-"""The connection objects of a session, one after the other: what each begins with, and what all have in common."""
+"""The connection objects of a session: what each one begins with, and what they have in common."""
 
 # ruff: noqa: SLF001  (see the package)
 
@@ -24,11 +24,13 @@ if TYPE_CHECKING:
 
 
 def hear_notice(hearer: ReferenceType[Any], notice: PGresult) -> None:
-    """Pass a notice on to psycopg; of an error that ends the session while nothing runs, libpq tells by a notice, too.
+    """Pass a notice on to psycopg, and note if it ends the session.
+
+    libpq reports an error that ends the session while no statement runs as a notice, too.
 
     Args:
-        hearer: Refers to the session's objects.
-        notice: What the server said.
+        hearer: A weak reference to the session's objects.
+        notice: The notice.
     """
     objects = hearer()
     if objects is not None and notice.error_field(DiagnosticField.SEVERITY_NONLOCALIZED) in {b"FATAL", b"PANIC"}:
@@ -37,10 +39,10 @@ def hear_notice(hearer: ReferenceType[Any], notice: PGresult) -> None:
 
 
 def ended_by(sqlstate: str) -> errors.Error:
-    """Make the error for what is sent to a session that the server had ended before: it was not read any more.
+    """Make the error for a statement that was sent after the server had ended the session, and so was never read.
 
     Args:
-        sqlstate: What the server ended it with.
+        sqlstate: The SQLSTATE with which the server ended the session.
 
     Returns:
         The error, of the class that psycopg has for that SQLSTATE.
@@ -53,18 +55,18 @@ def ended_by(sqlstate: str) -> errors.Error:
 
 
 class SessionObjects:
-    """What is the same for all connection objects of one session, and stands for the one that there is now.
+    """The state that all connection objects of one session share; psycopg's handlers take it for the current object.
 
     Attributes:
         pgconn: libpq's connection.
         kind: The class of the objects.
-        pristine: The attributes of an object that nobody has used yet; each borrower gets a copy.
-        attributes: Those of the object that there is now.
-        altered: Whether its borrower has, or may have, altered what lies deeper than an attribute of that object: the
-            handlers, the notifications that came, or what is prepared when.
-        adapters: What ``configure=`` left of them; each borrower gets a copy, too.
+        pristine: The attributes of an unused object; each borrower's object begins with a copy.
+        attributes: The attributes of the current object.
+        altered: Whether the borrower may have changed state that is not an attribute of its object: the handlers, the
+            notifications that arrived, or when statements are prepared.
+        adapters: The adapters as ``configure=`` left them; each borrower gets a copy of these, too.
         hears: libpq's handlers of notices and notifications.
-        ended_by: The SQLSTATE with which the server ended the session while nothing ran; empty if it did not.
+        ended_by: The SQLSTATE with which the server ended the session while no statement ran; empty if it did not.
     """
 
     __slots__ = (
@@ -78,7 +80,7 @@ class SessionObjects:
         Args:
             connection: The object, opened and configured.
         """
-        begin_of(connection)  # which psycopg keeps: no borrower has to work it out again
+        begin_of(connection)  # psycopg keeps the result in the object, so that it is computed once for all borrowers
         self.kind = type(connection)
         self.pgconn: PGconn = connection.pgconn
         self.adapters: AdaptersMap = connection.adapters
@@ -88,7 +90,7 @@ class SessionObjects:
         self._handlers = [*connection._notice_handlers], [*connection._notify_handlers]
         self.ended_by = ""
         hearer: Any = ref(self)
-        # psycopg's, told of the session instead of one connection object: so they stay the same for all borrowers.
+        # psycopg's handlers, with the session instead of a connection object: they stay the same for all borrowers.
         self.hears: tuple[Any, Any] = (
             partial(hear_notice, hearer),
             partial(Connection._notify_handler, hearer),
@@ -99,17 +101,17 @@ class SessionObjects:
         self.put_right()
 
     def put_right(self) -> None:
-        """Have the next object begin with what ``configure=`` has set up: handlers, and what is prepared when."""
+        """Restore for the next object what ``configure=`` has set up: handlers, and when statements are prepared."""
         self.altered = False
         notice, notify = self._handlers
         self.pristine.update(_notice_handlers=[*notice], _notify_handlers=[*notify], _notifies_backlog=deque[Any]())
         self._prepared.prepare_threshold, self._prepared.prepared_max = self._prepares
 
     def forget(self) -> None:
-        """Keep nothing of the connection object: something still uses it, and libpq's connection is freed with it."""
+        """Drop all references to the object: something still uses it, and libpq's connection is freed with it."""
         self.pristine, self.attributes = {}, {"_notice_handlers": [], "_notify_handlers": [], "_notifies_backlog": None}
 
-    # What psycopg's handlers of notices and notifications look for.
+    # The attributes that psycopg's handlers of notices and notifications read.
 
     @property
     def _notice_handlers(self) -> Any:
@@ -121,5 +123,5 @@ class SessionObjects:
 
     @property
     def _notifies_backlog(self) -> Any:
-        self.altered = True  # there is something to be added
+        self.altered = True  # psycopg reads this to add a notification
         return self.attributes["_notifies_backlog"]

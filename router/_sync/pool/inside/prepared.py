@@ -1,5 +1,5 @@
 # Generated from router/_async/pool/inside/prepared.py by tools/async_to_sync.py: do not edit.
-"""The inside of what psycopg has prepared."""
+"""The inside of psycopg's prepared statements."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ if TYPE_CHECKING:
 
 
 class PreparedStatements(PrepareManager):
-    """What psycopg has prepared in a session; keeps the texts of what was sent, too.
+    """The prepared statements of a session; it also notes the texts of the statements that were sent.
 
-    psycopg tells it of each statement between sending and waiting, but for those of ``copy()``, ``stream()`` and
-    server-side cursors.
+    psycopg calls it for each statement between sending and waiting, except for statements of ``copy()``, ``stream()``
+    and server-side cursors.
 
     Attributes:
-        traces: Whether it has to be told what is sent, see :meth:`begin` and :meth:`note`.
+        traces: Whether :meth:`begin` and :meth:`note` have to be called for each statement.
     """
 
     traces = False
 
     def __init__(self, sent: set[bytes]) -> None:
-        """Begin with nothing.
+        """Begin without prepared statements.
 
         Args:
-            sent: Where to note the texts.
+            sent: The set to which the texts are added.
         """
         super().__init__()
         self._sent = sent
 
     def begin(self) -> None:
-        """Note that something is about to be sent for a cursor."""
+        """Note that a cursor is about to send a statement."""
 
     def note(self, text: bytes) -> None:
         """Note that a statement was sent.
@@ -46,17 +46,17 @@ class PreparedStatements(PrepareManager):
         """
 
     def maybe_add_to_cache(self, query: PostgresQuery, prep: Prepare, name: bytes) -> Key | None:
-        """Note what was sent, as psycopg asks whether to prepare it the next time."""
+        """Note the statement, when psycopg asks whether to prepare it the next time."""
         self._sent.add(query.query)
         if self.traces:
             self.note(query.query)
         return PrepareManager.maybe_add_to_cache(self, query, prep, name)
 
     def forget(self) -> list[bytes]:
-        """Keep nothing of what was prepared; the server need not be told if it has forgotten it, too.
+        """Forget all prepared statements, without telling the server.
 
         Returns:
-            The names of what the server had prepared.
+            The names of the statements that the server may still have.
         """
         names = [*self._names.values()]
         self._counts.clear()
@@ -65,9 +65,9 @@ class PreparedStatements(PrepareManager):
         return names
 
     def deallocate_later(self, names: Iterable[bytes]) -> None:
-        """Have the server forget what was prepared as soon as it listens again.
+        """Make the server drop prepared statements as soon as it accepts statements again.
 
         Args:
-            names: The names; others may have been prepared by then.
+            names: The names of the statements; others may have been prepared by then.
         """
         self._to_flush.extend(names)
