@@ -27,7 +27,7 @@ class Block:
     __slots__ = ("_entry", "_owner")
 
     names: ClassVar = False
-    """Whether it names a tenant or version: a task made inside that outlives it is not in the blocks around it, too."""
+    """Whether it names a tenant or version: then a task made inside that outlives it is not in any block around it."""
 
     guard: ClassVar = ""
     """The call that made it, if requests must fail rather than ignore it while its generator is suspended; or empty."""

@@ -40,7 +40,7 @@ class AsyncEviction:
     def __init__(self) -> None:
         """Begin without sources."""
         self.sources: tuple[Iterable[Evictable], ...] = ()
-        # When a connection that is idle now has been so for long enough to be closed for any owner.
+        # When a connection that is idle now may be closed even for owners that have as many connections.
         self._search_again_at = inf
 
     async def make_room(self, slots: AsyncSlots) -> None:

@@ -28,7 +28,7 @@ arrived while this process did not run."""
 
 
 class ALimited:
-    """Runs one function at a time, and waits for it for a limited time; time in which this process stood still is free.
+    """Runs one function at a time, and waits for it for a limited time, counting only time in which this process runs.
 
     A function that takes longer is abandoned, not cancelled: to cancel a query psycopg waits for the server, which may
     never answer.
@@ -46,15 +46,15 @@ class ALimited:
         """Run a function.
 
         Args:
-            function: What to run.
-            timeout: The most to wait for it, and before that for one that was left to itself, in seconds.
-            too_late: Takes what the function returned, should that come after the timeout, or with a cancellation.
+            function: The function.
+            timeout: The most to wait for it, including the wait for an abandoned function before it, in seconds.
+            too_late: Called with the result if it comes after the timeout, or together with a cancellation.
 
         Returns:
-            What it returned.
+            The function's result.
 
         Raises:
-            TimeoutError: It took longer.
+            TimeoutError: The function took longer.
         """
         self._timeout = timeout
         self.restart()
@@ -85,7 +85,7 @@ class ALimited:
             raise
         finally:
             if not outcome.cancel() and not outcome.cancelled():
-                outcome.exception()  # it is not waited for any more: asyncio must not log it
+                outcome.exception()  # read here so that asyncio does not log it: nothing else waits for the outcome
 
     async def _ends(self, future: asyncio.Future[Any]) -> bool:
         while True:
@@ -112,15 +112,15 @@ class Limited:
         """Run a function.
 
         Args:
-            function: What to run.
-            timeout: The most to wait for it, and before that for one that was left to itself, in seconds.
-            too_late: Takes what the function returned, should that come after the timeout.
+            function: The function.
+            timeout: The most to wait for it, including the wait for an abandoned function before it, in seconds.
+            too_late: Called with the result if it comes after the timeout.
 
         Returns:
-            What it returned.
+            The function's result.
 
         Raises:
-            TimeoutError: It took longer.
+            TimeoutError: The function took longer.
             RuntimeError: No thread can be started.
         """
         self._timeout = timeout

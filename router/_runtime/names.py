@@ -11,7 +11,7 @@ from typing import Any
 from router._runtime.workers import spawn
 
 KNOWN_TIMEOUT = 0.25
-"""How long a host name whose addresses are known is resolved anew, in seconds; after that the known ones are used."""
+"""The most seconds to resolve a host name whose addresses are known; after that the known addresses are used."""
 
 
 class Names:

@@ -27,7 +27,7 @@ _PLAIN = r"\w[\w.-]*"
 _LABEL = r"[A-Za-z0-9_-]+"
 
 OWN_SERVERS = "tenant"
-"""How the name of a cluster begins that is a tenant's own; the tenant's key follows."""
+"""The prefix of the name of a tenant's own cluster; the tenant's key follows."""
 
 
 def names_of(home: Home) -> list[str]:

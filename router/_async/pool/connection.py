@@ -118,7 +118,7 @@ class AsyncNodeConnection(AsyncDriverConnection):
 
     @property
     def info(self) -> psycopg.ConnectionInfo:
-        """What is known of the connection, until its block ends."""
+        """Properties of the connection, readable until its block ends."""
         return _Info(self)
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
