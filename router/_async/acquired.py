@@ -189,7 +189,7 @@ async def lend(checkout: AsyncCheckout, ambient: Ambient, note: NoteWritten) -> 
     Raises:
         Unavailable: None could be had in time.
     """
-    assert isinstance(checkout, AsyncTrackedCheckout | AsyncLookupCheckout)  # noqa: S101
+    assert isinstance(checkout, AsyncTrackedCheckout | AsyncLookupCheckout)  # noqa: S101  (only these can be detached)
     connection: Any = await checkout.__aenter__()
     pooled = isinstance(connection, AsyncPooledConnection)
     connection.__class__ = AsyncAcquiredPooledConnection if pooled else AsyncAcquiredConnection

@@ -175,9 +175,8 @@ class AsyncPoolSet:
         found = [opened.get(node) or open_at_once(target, node, read_only=read_only, wants=self) for node in best]
         pools = tuple(pool for pool in found if pool is not None)
         self.lacks_room = not pools
-        self.line.serves(
-            pools
-        )  # before refresh() looks for draining pools: drain() invalidates the line that a pool serves
+        # Before refresh() looks for draining pools: what drains a pool invalidates the pool set of the line it serves.
+        self.line.serves(pools)
         return pools
 
     def _settles(self, route: Route) -> bool:

@@ -190,7 +190,7 @@ def lend(checkout: Checkout, ambient: Ambient, note: NoteWritten) -> Connection[
     Raises:
         Unavailable: None could be had in time.
     """
-    assert isinstance(checkout, TrackedCheckout | LookupCheckout)  # noqa: S101
+    assert isinstance(checkout, TrackedCheckout | LookupCheckout)  # noqa: S101  (only these can be detached)
     connection: Any = checkout.__enter__()
     pooled = isinstance(connection, PooledConnection)
     connection.__class__ = AcquiredPooledConnection if pooled else AcquiredConnection

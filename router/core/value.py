@@ -21,7 +21,6 @@ class Value:
 
     if TYPE_CHECKING:  # else `get_type_hints()` of a subclass would read these too
         __dataclass_fields__: ClassVar[dict[str, Field[Any]]]  # the mark by which `asdict`, `fields` and `replace` go
-        _names: ClassVar[frozenset[str]]
         _compared: ClassVar[attrgetter[Any]]  # gets the class, and the values of all fields that are compared
         _hashed: ClassVar[attrgetter[Any]]  # likewise
         _order: ClassVar[tuple[str, ...]]  # the fields, as arguments are taken
@@ -33,7 +32,6 @@ class Value:
         dataclass(init=False, eq=False, repr=False)(cls)
         all_of_them = fields(cls)
         cls._order = tuple(each.name for each in all_of_them)
-        cls._names = frozenset(cls._order)
         cls._defaults = {each.name: each.default for each in all_of_them if each.default is not MISSING}
         cls._factories = {
             each.name: each.default_factory for each in all_of_them if each.default_factory is not MISSING
@@ -49,7 +47,7 @@ class Value:
             if len(args) > len(given):
                 raise TypeError(f"{type(self).__name__}() takes {len(self._order)} arguments, not {len(args)}")
             for name in kwargs:
-                if name not in self._names or name in given:
+                if name not in self._order or name in given:
                     problem = "got multiple values for" if name in given else "got an unexpected"
                     raise TypeError(f"{type(self).__name__}() {problem} argument {name!r}")
             values = {**self._defaults, **given, **kwargs}
