@@ -131,7 +131,7 @@ def test_an_interruption_after_a_connection_has_passed_to_another_thread_does_no
 
     def trace(frame: FrameType, event: str, _: Any) -> Any:
         code = frame.f_code
-        if not code.co_filename.endswith(("_sync/pool/node_pool.py", "_sync/pool/release.py")):
+        if not code.co_filename.endswith("_sync/pool/release.py"):
             return None
         before = getline(code.co_filename, frame.f_lineno - 1)
         if event == "line" and ("offer.set(" if waits else "kept.append(") in before:

@@ -34,10 +34,10 @@ BELOW_THE_SHELL = [*CORE, "_first_use", *SETTINGS, "context", "sessions", "ambie
 SHELL = [
     "closing", "eviction", "slot", "slots", "waiter", "line", "admission", "server_in_use", "cluster", "clusters",
     "pool.inside", "pool.scripts", "pool.connection", "pool.returned", "pool.pooled", "pool.commit", "pool.login",
-    "pool.server_queries", "pool.opener", "pool.session_state", "pool.hygiene", "pool.counts",
-    "pool.opening", "pool.node_pool",
-    "pool.shared_pool", "pool.registry", "silence", "watcher", "monitor", "unavailable", "verify", "choice",
-    "acquire", "ending", "checkout", "tenant_checkout", "acquired", "pool_set", "lane", "lane_table", "routes",
+    "pool.server_queries", "pool.opener", "pool.session_state", "pool.sessions", "pool.closer", "pool.quarantine",
+    "pool.hygiene", "pool.release", "pool.counts", "pool.opening", "pool.node_pool", "pool.shared_pool",
+    "pool.registry", "silence", "watcher", "monitor", "unavailable", "verify", "choice", "acquire",
+    "ending", "checkout", "tenant_checkout", "acquired", "pool_set", "lane", "lane_table", "routes",
     "directory_table", "directory_source", "directory", "in_force", "checkouts", "statements", "each", "operations",
     "stats", "snapshot", "router",
 ]  # fmt: skip

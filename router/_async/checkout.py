@@ -116,7 +116,7 @@ class AsyncCheckout:
                 if beneficiary is None:
                     await pool.release(connection)
                 else:
-                    await pool.close_for(connection, beneficiary)
+                    await pool.closer.close_for(connection, beneficiary)
                 if slots.waiting:
                     with Isolated("could not look for a connection that may be closed for others"):
                         await slots.eviction.evict_again(slots)

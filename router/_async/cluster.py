@@ -149,5 +149,5 @@ class AsyncCluster:
             silent = now - max(state.answered_at, state.since)
             if silent >= self.clusters.policy.cut_after:
                 reason = f"the server has not answered for {silent:.0f} s"
-        count = await pool.drop(reason)
+        count = await pool.closer.drop(reason)
         return ConnectionsCut(pool.node, count, reason) if count else None

@@ -294,7 +294,7 @@ class AsyncClusters:
                     if (there := self.servers.get(server)) is not None:
                         there.quarantined = True
                         for pool in there.pools:
-                            pool.quarantine()
+                            pool.quarantine.begin()
         finally:
             self.probe_now(server)
 
@@ -311,9 +311,9 @@ class AsyncClusters:
             pools = [pool for pool in there.pools if pool.quarantined]
             there.quarantined = bool(pools)
         for pool in pools:
-            if pool.quarantined_at < begun:
+            if pool.quarantine.begun_at < begun:
                 with Isolated("could not release the idle connections to %s from quarantine", pool.node):
-                    await pool.end_quarantine()
+                    await pool.quarantine.end()
 
     def pause(self, there: AsyncServerInUse) -> float:
         """Return how long to wait before the next probe of a server.
@@ -338,5 +338,5 @@ class AsyncClusters:
             by_pool.setdefault(one.pool, []).append(one.state)
         for pool, states in by_pool.items():
             with Isolated("the silent connections of the pool to %s could not be closed", pool.node):
-                await pool.drop_silent(states, SILENT)
+                await pool.closer.drop_silent(states, SILENT)
         self.observers.emit(ConnectionsCut(pool.node, len(states), SILENT) for pool, states in by_pool.items())

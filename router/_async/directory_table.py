@@ -174,7 +174,7 @@ class AsyncSqlSource:
                     raise RouterClosed("the router is closed")
                 self._in_use[connection] = checkout.pool
             try:
-                checkout.pool.retryable.add(session_of(connection))
+                checkout.pool.sessions.retryable.add(session_of(connection))
                 await connection.set_autocommit(True)
                 return await use(checkout.pool, connection)
             finally:

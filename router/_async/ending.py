@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, TypeAlias
 import psycopg
 from psycopg.pq import TransactionStatus
 
+from router._async.pool.closer import USERS
 from router._async.pool.commit import commit
 from router._async.pool.connection import AsyncNodeConnection
 from router._async.pool.inside.connection import in_pipeline
-from router._async.pool.node_pool import USERS
 from router._async.pool.scripts import send
 from router._async.pool.session_state import session_of, was_given_up
 from router._runtime.calls import Isolated
@@ -67,9 +67,9 @@ async def end(
     idle = connection.pgconn.transaction_status == TransactionStatus.IDLE
     try:
         if error is not None and not isinstance(error, (Exception, GeneratorExit)):
-            if await pool.wait_unused(connection, wait=False):
+            if await pool.closer.wait_unused(connection, wait=False):
                 await connection.close()
-        elif not await pool.wait_unused(connection):
+        elif not await pool.closer.wait_unused(connection):
             if error is None and not pool.read_only and not idle:
                 raise psycopg.ProgrammingError(
                     f"the block has ended, but something still uses its connection to {pool.node}, {USERS}: "

@@ -297,8 +297,8 @@ class AsyncInForce:
         for pool in pools:
             with Isolated("could not close the pool to %s", pool.node):
                 if not pool.closed:
-                    await pool.drop("")  # psycopg_pool does this only if its workers end in time
-                    await await_quietly(pool.stop, max(deadline - monotonic(), 0.1))
+                    await pool.closer.drop("")  # psycopg_pool does this only if its workers end in time
+                    await await_quietly(pool.opening.stop, max(deadline - monotonic(), 0.1))
             self.clusters.remove(pool)
         if self._housekeeper is not None:
             await ajoin(self._housekeeper, max(deadline - monotonic(), 0.0))
@@ -339,8 +339,8 @@ async def _emptied(pools: Sequence[AsyncNodePool], deadline: float) -> int:
     while any(pool.borrowed for pool in pools) and monotonic() < deadline:
         await asleep(0.01)
         for pool in pools:
-            if pool.lost:
-                await pool.reclaim()
+            if pool.sessions.lost:
+                await pool.closer.reclaim()
     cut_off = [session for pool in pools for session in list(pool.borrowed) if not session.dropped]
     for session in cut_off:
         cut(session)

@@ -220,7 +220,7 @@ class AsyncPoolSet:
             if pool is not None and pool.idle:
                 if picked is not None and pool is not picked:
                     with Isolated("could not open a connection to %s", picked.node):
-                        await picked.warm_up()
+                        await picked.opening.warm_up()
                 connection = await (pool.take() if scope is None else pool.take_for(scope))
                 if connection is not None:
                     return pool, connection

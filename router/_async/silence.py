@@ -82,7 +82,7 @@ class AsyncSilence:
         for pool in self._there.pools:
             if pool.node.pooler is not None or pool.inherited:
                 continue
-            for state in pool.session_states():
+            for state in pool.sessions.listed():
                 if not state.closed:
                     waits = _waits(state, SAMPLE)
                     if waits or state.began is None:

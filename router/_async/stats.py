@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from router.core.health import node_state, restrictions_of, role_of
-from router.core.measures import DrainingPoolStats, NodeStats, Stats, TenantPoolStats, VersionStats
+from router.core.measures import DrainingPoolStats, NodeStats, PoolStats, Stats, TenantPoolStats, VersionStats
 from router.core.replication import fenced, lag_of, primary_of
 from router.core.topology import Role
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from router._async.in_force import AsyncInForce
-    from router.core.measures import PoolStats
+    from router._async.pool.node_pool import AsyncNodePool
     from router.core.topology import Cluster, Node
 
 
@@ -40,7 +40,7 @@ def stats(in_force: AsyncInForce) -> Stats:
                 in_force,
                 cluster,
                 {
-                    (pool.node, pool.read_only): pool.stats()
+                    (pool.node, pool.read_only): _measured(in_force, pool)
                     for pool in open_pools
                     if pool.cluster.name == name and pool.tenant is None and not pool.shared
                 },
@@ -53,7 +53,7 @@ def stats(in_force: AsyncInForce) -> Stats:
         max_connections=in_force.topology.max_connections,
         versions=tuple(versions),
         tenant_pools=tuple(
-            TenantPoolStats(pool.cluster.name, pool.tenant, pool.node, pool.read_only, pool.stats())
+            TenantPoolStats(pool.cluster.name, pool.tenant, pool.node, pool.read_only, _measured(in_force, pool))
             for pool in open_pools
             if pool.tenant is not None or pool.shared
         ),
@@ -61,10 +61,29 @@ def stats(in_force: AsyncInForce) -> Stats:
         directory=None if in_force.directory is None else in_force.directory.stats(),
         totals=in_force.pools.totals(),
         draining=tuple(
-            DrainingPoolStats(pool.cluster.name, pool.tenant, pool.node, pool.read_only, pool.stats())
+            DrainingPoolStats(pool.cluster.name, pool.tenant, pool.node, pool.read_only, _measured(in_force, pool))
             for pool in draining
             if pool.borrowed
         ),
+    )
+
+
+def _measured(in_force: AsyncInForce, pool: AsyncNodePool) -> PoolStats:
+    """Count what a pool has, at one moment."""
+    counted = pool.counts.measured()
+    limit = in_force.slots.server_limits.refusing(pool.budget_key.login)
+    return PoolStats(
+        size=pool.size,
+        max_size=pool.max_size,
+        idle=len(pool.kept),
+        in_use=len(pool.borrowed),
+        waiting=pool.waiting.number(),
+        requests=counted["requests"],
+        queued=counted["queued"],
+        wait_seconds=counted["wait_ms"] / 1000.0,
+        opened=counted["opened"],
+        failed=counted["failed"],
+        server_limit=None if limit is None else limit.most,
     )
 
 

@@ -77,7 +77,7 @@ class AsyncScopedCheckout(AsyncTrackedCheckout):
         token = object()
         try:
             connection = await self._enter(lane, deadline, token, admitted=admission.enter(token))
-            self._pool.admitted[session_of(connection)] = admission, token
+            self._pool.sessions.admitted[session_of(connection)] = admission, token
         except BaseException:
             admission.leave(token)
             raise
@@ -96,7 +96,7 @@ class AsyncScopedCheckout(AsyncTrackedCheckout):
                 self._lane, scope = lane, lane.target.scope
                 assert scope is not None  # noqa: S101  (a lane that supersedes this one has a scope, too)
                 admitted = True
-            pool.retryable.add(session_of(connection))
+            pool.sessions.retryable.add(session_of(connection))
             try:
                 await enter(connection, scope, deadline, begin=self._begin)
             except BaseException as error:
@@ -104,7 +104,7 @@ class AsyncScopedCheckout(AsyncTrackedCheckout):
                     raise
                 connection = None
                 continue
-            pool.retryable.discard(session_of(connection))
+            pool.sessions.retryable.discard(session_of(connection))
             session_of(connection).target = lane.target
             self._pool, self._connection = pool, connection
             return connection
@@ -136,7 +136,7 @@ class AsyncScopedCheckout(AsyncTrackedCheckout):
             # This comes before the connection is returned: after that, another request may have it. If the connection
             # was closed, the admission has been left already.
             if connection is not None:
-                entry = self._pool.admitted.pop(session_of(connection), None)
+                entry = self._pool.sessions.admitted.pop(session_of(connection), None)
             await super().__aexit__(kind, error, traceback)
         finally:
             if entry is not None and not self._pool.inherited:

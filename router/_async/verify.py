@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from router._async.in_force import AsyncInForce
     from router._async.pool.node_pool import AsyncNodePool
     from router.core.health import State
+    from router.core.observations import ProbeResult
     from router.core.standing import Request
 
 ASK_AGAIN = 0.02
@@ -80,7 +81,7 @@ async def _ask(
         if others_ask:  # their answer will serve this request as well
             return False
     try:
-        seen = await pool.look(connection)
+        seen = await probe(in_force, pool, connection)
         here = seen.process == state.process or not state.several_servers
         await in_force.clusters.report(seen if here else OtherProcess(pool.node, seen.process))
     except psycopg.Error:
@@ -103,6 +104,27 @@ async def _ask(
     if seen.role is Role.PRIMARY:
         return state.role is Role.PRIMARY and seen.timeline >= after.timeline
     return after.reached(seen.timeline, seen.position)
+
+
+async def probe(in_force: AsyncInForce, pool: AsyncNodePool, connection: AsyncConnection[TupleRow]) -> ProbeResult:
+    """Ask over a borrowed connection what its server is and how far it is.
+
+    Args:
+        in_force: What is in force.
+        pool: Where the connection is from.
+        connection: The connection, idle.
+
+    Returns:
+        What it says.
+
+    Raises:
+        psycopg.Error: It does not say.
+    """
+    session = session_of(connection)
+    pool.sessions.retryable.add(session)
+    seen = await in_force.opener.queries.probe(connection, pool.node)
+    pool.sessions.retryable.discard(session)
+    return seen
 
 
 def _is_fit(in_force: AsyncInForce, pool: AsyncNodePool, request: Request, state: State) -> bool:

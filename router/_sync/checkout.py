@@ -117,7 +117,7 @@ class Checkout:
                 if beneficiary is None:
                     pool.release(connection)
                 else:
-                    pool.close_for(connection, beneficiary)
+                    pool.closer.close_for(connection, beneficiary)
                 if slots.waiting:
                     with Isolated("could not look for a connection that may be closed for others"):
                         slots.eviction.evict_again(slots)

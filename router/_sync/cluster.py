@@ -150,5 +150,5 @@ class SyncCluster:
             silent = now - max(state.answered_at, state.since)
             if silent >= self.clusters.policy.cut_after:
                 reason = f"the server has not answered for {silent:.0f} s"
-        count = pool.drop(reason)
+        count = pool.closer.drop(reason)
         return ConnectionsCut(pool.node, count, reason) if count else None

@@ -295,7 +295,7 @@ class Clusters:
                     if (there := self.servers.get(server)) is not None:
                         there.quarantined = True
                         for pool in there.pools:
-                            pool.quarantine()
+                            pool.quarantine.begin()
         finally:
             self.probe_now(server)
 
@@ -312,9 +312,9 @@ class Clusters:
             pools = [pool for pool in there.pools if pool.quarantined]
             there.quarantined = bool(pools)
         for pool in pools:
-            if pool.quarantined_at < begun:
+            if pool.quarantine.begun_at < begun:
                 with Isolated("could not release the idle connections to %s from quarantine", pool.node):
-                    pool.end_quarantine()
+                    pool.quarantine.end()
 
     def pause(self, there: ServerInUse) -> float:
         """Return how long to wait before the next probe of a server.
@@ -339,5 +339,5 @@ class Clusters:
             by_pool.setdefault(one.pool, []).append(one.state)
         for pool, states in by_pool.items():
             with Isolated("the silent connections of the pool to %s could not be closed", pool.node):
-                pool.drop_silent(states, SILENT)
+                pool.closer.drop_silent(states, SILENT)
         self.observers.emit(ConnectionsCut(pool.node, len(states), SILENT) for pool, states in by_pool.items())

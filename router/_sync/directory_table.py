@@ -175,7 +175,7 @@ class SqlSource:
                     raise RouterClosed("the router is closed")
                 self._in_use[connection] = checkout.pool
             try:
-                checkout.pool.retryable.add(session_of(connection))
+                checkout.pool.sessions.retryable.add(session_of(connection))
                 connection.set_autocommit(True)
                 return use(checkout.pool, connection)
             finally:

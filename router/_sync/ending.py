@@ -10,10 +10,10 @@ import psycopg
 from psycopg.pq import TransactionStatus
 
 from router._runtime.calls import Isolated
+from router._sync.pool.closer import USERS
 from router._sync.pool.commit import commit
 from router._sync.pool.connection import NodeConnection
 from router._sync.pool.inside.connection import in_pipeline
-from router._sync.pool.node_pool import USERS
 from router._sync.pool.scripts import send
 from router._sync.pool.session_state import session_of, was_given_up
 from router.core import sql
@@ -66,9 +66,9 @@ def end(connection: Connection[TupleRow], pool: NodePool, error: BaseException |
     idle = connection.pgconn.transaction_status == TransactionStatus.IDLE
     try:
         if error is not None and not isinstance(error, (Exception, GeneratorExit)):
-            if pool.wait_unused(connection, wait=False):
+            if pool.closer.wait_unused(connection, wait=False):
                 connection.close()
-        elif not pool.wait_unused(connection):
+        elif not pool.closer.wait_unused(connection):
             if error is None and not pool.read_only and not idle:
                 raise psycopg.ProgrammingError(
                     f"the block has ended, but something still uses its connection to {pool.node}, {USERS}: "

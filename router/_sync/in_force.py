@@ -298,8 +298,8 @@ class InForce:
         for pool in pools:
             with Isolated("could not close the pool to %s", pool.node):
                 if not pool.closed:
-                    pool.drop("")  # psycopg_pool does this only if its workers end in time
-                    wait_quietly(pool.stop, max(deadline - monotonic(), 0.1))
+                    pool.closer.drop("")  # psycopg_pool does this only if its workers end in time
+                    wait_quietly(pool.opening.stop, max(deadline - monotonic(), 0.1))
             self.clusters.remove(pool)
         if self._housekeeper is not None:
             join(self._housekeeper, max(deadline - monotonic(), 0.0))
@@ -340,8 +340,8 @@ def _emptied(pools: Sequence[NodePool], deadline: float) -> int:
     while any(pool.borrowed for pool in pools) and monotonic() < deadline:
         sleep(0.01)
         for pool in pools:
-            if pool.lost:
-                pool.reclaim()
+            if pool.sessions.lost:
+                pool.closer.reclaim()
     cut_off = [session for pool in pools for session in list(pool.borrowed) if not session.dropped]
     for session in cut_off:
         cut(session)

@@ -219,7 +219,7 @@ class PoolSet:
             if pool is not None and pool.idle:
                 if picked is not None and pool is not picked:
                     with Isolated("could not open a connection to %s", picked.node):
-                        picked.warm_up()
+                        picked.opening.warm_up()
                 connection = pool.take() if scope is None else pool.take_for(scope)
                 if connection is not None:
                     return pool, connection

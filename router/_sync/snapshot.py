@@ -202,7 +202,7 @@ def snapshot(in_force: InForce, statements: Statements) -> Snapshot:
 
 
 def _pool_view(pool: NodePool) -> PoolView:
-    idle, measured = [*pool.idle], pool.stats()
+    idle = [*pool.idle]
     return PoolView(
         node=pool.node,
         read_only=pool.read_only,
@@ -211,17 +211,17 @@ def _pool_view(pool: NodePool) -> PoolView:
         opened=not pool.closed,
         draining=pool.draining,
         quarantined=pool.quarantined,
-        quarantined_at=pool.quarantined_at,
+        quarantined_at=pool.quarantine.begun_at,
         fenced_reason=pool.fenced_reason,
         at_max_size=pool.at_max_size,
         growing=pool.is_growing,
-        opening=pool.opening,
+        opening=pool.adding,
         idle=len(idle),
         idle_closed=sum(connection.closed for connection in idle),
         borrowed=len(pool.borrowed),
-        sessions=len(pool.session_states()),
-        counted=measured.size,
-        waiting=measured.waiting,
+        sessions=len(pool.sessions.listed()),
+        counted=pool.size,
+        waiting=pool.waiting.number(),
     )
 
 

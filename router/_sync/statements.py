@@ -165,7 +165,7 @@ class Statements:
             with checkout as connection:
                 if not session_of(connection).refuses_writes:
                     raise _Unguarded
-                checkout.pool.retryable.add(session_of(connection))
+                checkout.pool.sessions.retryable.add(session_of(connection))
                 if dirty:
                     session_of(connection).dirty = True
                 try:

@@ -78,7 +78,7 @@ class ScopedCheckout(TrackedCheckout):
         token = object()
         try:
             connection = self._enter(lane, deadline, token, admitted=admission.enter(token))
-            self._pool.admitted[session_of(connection)] = admission, token
+            self._pool.sessions.admitted[session_of(connection)] = admission, token
         except BaseException:
             admission.leave(token)
             raise
@@ -97,7 +97,7 @@ class ScopedCheckout(TrackedCheckout):
                 self._lane, scope = lane, lane.target.scope
                 assert scope is not None  # noqa: S101  (a lane that supersedes this one has a scope, too)
                 admitted = True
-            pool.retryable.add(session_of(connection))
+            pool.sessions.retryable.add(session_of(connection))
             try:
                 enter(connection, scope, deadline, begin=self._begin)
             except BaseException as error:
@@ -105,7 +105,7 @@ class ScopedCheckout(TrackedCheckout):
                     raise
                 connection = None
                 continue
-            pool.retryable.discard(session_of(connection))
+            pool.sessions.retryable.discard(session_of(connection))
             session_of(connection).target = lane.target
             self._pool, self._connection = pool, connection
             return connection
@@ -137,7 +137,7 @@ class ScopedCheckout(TrackedCheckout):
             # This comes before the connection is returned: after that, another request may have it. If the connection
             # was closed, the admission has been left already.
             if connection is not None:
-                entry = self._pool.admitted.pop(session_of(connection), None)
+                entry = self._pool.sessions.admitted.pop(session_of(connection), None)
             super().__exit__(kind, error, traceback)
         finally:
             if entry is not None and not self._pool.inherited:

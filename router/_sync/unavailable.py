@@ -37,8 +37,8 @@ def unavailable(in_force: InForce, route: Route, request: Request, *, late: bool
     for node in ready or (target.cluster.nodes if late and not down else ()):
         pool = in_force.pools.get(target, node, read_only=route.read_only)
         key = budget_key(node, "") if pool is None else pool.budget_key  # without a pool: for a probe of it
-        if pool is not None and pool.refusal:
-            why = f"{node} {pool.refusal}"
+        if pool is not None and (refusal := _refusal(in_force, pool)):
+            why = f"{node} {refusal}"
         elif pool is not None and pool.at_max_size and not pool.quarantined:
             most = _holding_most([pool]) if pool.shared else ""
             why = f"all {pool.max_size} connections to {node} are in use (pool.max_size){most}"
@@ -140,6 +140,14 @@ def _is_missing(in_force: InForce, node: Node, refused: State) -> bool:
         for cluster in in_force.topology.versions.values()
         for other in cluster.nodes
     )
+
+
+def _refusal(in_force: InForce, pool: NodePool) -> str:
+    """Say why a pool can have no connection more now; empty if nothing but its own size is in the way."""
+    limit = in_force.slots.server_limits.refusing(pool.budget_key.login)
+    if limit is None or in_force.slots.full(pool.budget_key) is not Full.LOGIN:
+        return pool.opening.refusal
+    return str(limit)
 
 
 def _holding_most(pools: Iterable[NodePool]) -> str:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from router._sync.in_force import InForce
     from router._sync.pool.node_pool import NodePool
     from router.core.health import State
+    from router.core.observations import ProbeResult
     from router.core.standing import Request
 
 ASK_AGAIN = 0.02
@@ -79,7 +80,7 @@ def _ask(
         if others_ask:  # their answer will serve this request as well
             return False
     try:
-        seen = pool.look(connection)
+        seen = probe(in_force, pool, connection)
         here = seen.process == state.process or not state.several_servers
         in_force.clusters.report(seen if here else OtherProcess(pool.node, seen.process))
     except psycopg.Error:
@@ -102,6 +103,27 @@ def _ask(
     if seen.role is Role.PRIMARY:
         return state.role is Role.PRIMARY and seen.timeline >= after.timeline
     return after.reached(seen.timeline, seen.position)
+
+
+def probe(in_force: InForce, pool: NodePool, connection: Connection[TupleRow]) -> ProbeResult:
+    """Ask over a borrowed connection what its server is and how far it is.
+
+    Args:
+        in_force: What is in force.
+        pool: Where the connection is from.
+        connection: The connection, idle.
+
+    Returns:
+        What it says.
+
+    Raises:
+        psycopg.Error: It does not say.
+    """
+    session = session_of(connection)
+    pool.sessions.retryable.add(session)
+    seen = in_force.opener.queries.probe(connection, pool.node)
+    pool.sessions.retryable.discard(session)
+    return seen
 
 
 def _is_fit(in_force: InForce, pool: NodePool, request: Request, state: State) -> bool:

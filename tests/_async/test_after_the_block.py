@@ -495,7 +495,7 @@ async def test_a_connection_that_was_cut_is_lent_to_nobody_though_its_block_ends
         async with router.connection(read_only=True) as connection:
             await connection.execute("SELECT 1")
             [pool] = inside(router).pools
-            await pool.drop("its server must not be used")
+            await pool.closer.drop("its server must not be used")
         async with router.connection(read_only=True) as another:
             await another.execute("SELECT 1")
 

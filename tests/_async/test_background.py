@@ -19,12 +19,16 @@ from router._async.directory_source import AsyncTenantSource
 from router._async.in_force import AsyncInForce
 from router._async.lane_table import AsyncLaneTable
 from router._async.monitor import AsyncMonitor
+from router._async.pool.closer import AsyncCloser
 from router._async.pool.inside.pool import AsyncDriverPool
 from router._async.pool.login import AsyncLogin
 from router._async.pool.node_pool import AsyncNodePool
 from router._async.pool.opener import AsyncOpener
+from router._async.pool.opening import AsyncOpening
+from router._async.pool.quarantine import AsyncQuarantine
 from router._async.pool.registry import AsyncPools
 from router._async.pool.server_queries import AsyncServerQueries
+from router._async.pool.sessions import AsyncPoolSessions
 from router._async.slots import AsyncSlots
 from router._async.snapshot import DirectoryView
 from router._async.watcher import AsyncWatcher
@@ -49,7 +53,11 @@ STEPS: dict[type[Any], set[str]] = {
     Observers: {"emit"},
     AsyncLaneTable: {"forget"},
     AsyncMonitor: set(),
-    AsyncNodePool: {"_pop_idle", "drop", "end_draining", "keep_warm", "open_connection", "end_quarantine"},
+    AsyncNodePool: {"end_draining"},
+    AsyncPoolSessions: {"pop_idle"},
+    AsyncCloser: {"drop"},
+    AsyncOpening: {"keep_warm", "open_connection"},
+    AsyncQuarantine: {"end"},
     AsyncLogin: {"_log_in", "_password", "begin", "forget_unused"},
     AsyncOpener: {"connect_to_probe", "open"},
     AsyncPools: {"_drain", "sweep"},

@@ -16,7 +16,7 @@ from psycopg import AsyncConnection
 
 from router import AsyncRouter, NoPrimary, NoReplica, Role, Unavailable
 from router._async.cluster import FAST_INTERVAL
-from router._async.pool.node_pool import AsyncNodePool
+from router._async.pool.quarantine import AsyncQuarantine
 from router._runtime.flags import asleep
 from tests._async.internals import inside
 from tests.support import aall_of, aeventually, aoutside, port, run, settings, short_and_long
@@ -445,7 +445,7 @@ async def test_a_session_that_an_administrator_ends_costs_the_others_a_moment(po
 async def test_what_puts_the_other_sessions_of_a_server_in_doubt(
     postgres: Postgres, monkeypatch: pytest.MonkeyPatch, what: str, *, quarantines: bool
 ) -> None:
-    monkeypatch.setattr(f"{AsyncNodePool.__module__}.QUARANTINE_COOLDOWN", 60.0)
+    monkeypatch.setattr(f"{AsyncQuarantine.__module__}.QUARANTINE_COOLDOWN", 60.0)
     quarantined: list[float] = []
     async with AsyncRouter(settings(primary=postgres.primary, health={"interval": 60.0})) as router:
         async with router.connection():
@@ -459,7 +459,7 @@ async def test_what_puts_the_other_sessions_of_a_server_in_doubt(
             with pytest.raises(psycopg.Error):
                 async with router.connection() as connection:
                     await connection.execute(what)
-            quarantined.append(pool.quarantined_at)
+            quarantined.append(pool.quarantine.begun_at)
             await aeventually(released)
         assert any(quarantined) == quarantines
         assert len({*quarantined}) == 1  # not again after a moment
@@ -470,7 +470,7 @@ async def test_who_waits_for_a_connection_in_doubt_gets_another_if_that_makes_ro
         async with router.connection():
             pass
         [pool] = inside(router).pools
-        pool.quarantine()
+        pool.quarantine.begin()
 
         async def borrow() -> None:
             async with router.connection(timeout=20):
@@ -482,7 +482,7 @@ async def test_who_waits_for_a_connection_in_doubt_gets_another_if_that_makes_ro
         async def make_room() -> None:
             await aeventually(waits)
             await pool.evict_idle()
-            await pool.end_quarantine()
+            await pool.quarantine.end()
 
         await aall_of(borrow, make_room)
 

@@ -21,7 +21,7 @@ from psycopg.types.json import set_json_dumps, set_json_loads
 from psycopg.types.string import StrDumper
 
 from router import AsyncRouter
-from router._async.pool import node_pool
+from router._async.pool import closer
 from router._runtime.flags import AFlag
 from tests.support import aall_of, aeventually, new_name, one_of_each, run, settings
 
@@ -310,7 +310,7 @@ def names(cluster: PostgresCluster) -> list[str]:
 
 @pytest.fixture
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(node_pool, "USE_GRACE", 0.05)
+    monkeypatch.setattr(closer, "USE_GRACE", 0.05)
 
 
 def pool_of_one(cluster: PostgresCluster, **options: Any) -> RouterSettings:

@@ -16,6 +16,7 @@ import pytest
 from psycopg import AsyncConnection
 
 from router import AsyncRouter, NoReplica, TokenRefused, TransactionOutcomeUnknown
+from router._async import verify
 from router._async.cluster import FAST_INTERVAL, WAITING
 from router._async.pool.node_pool import AsyncNodePool
 from router._runtime.flags import asleep
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
 
     from router import Node
+    from router._async.in_force import AsyncInForce
     from router.sessions import Session
     from router.testing import PostgresCluster
     from router.testing._plugin import MakeCluster
@@ -362,15 +364,15 @@ async def test_readers_that_come_at_once_ask_a_replica_once(
     tapped: Tapped, table: LiteralString, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Node] = []
-    take, look = AsyncNodePool.take, AsyncNodePool.look
+    take, probe = AsyncNodePool.take, verify.probe
 
     async def slowly(pool: AsyncNodePool) -> AsyncConnection[Any] | None:
         await asleep(0.1)  # so that all have made up their minds to ask before the first one does
         return await take(pool)
 
-    async def noted(pool: AsyncNodePool, connection: AsyncConnection[Any]) -> Any:
+    async def noted(in_force: AsyncInForce, pool: AsyncNodePool, connection: AsyncConnection[Any]) -> Any:
         asked.append(pool.node)
-        return await look(pool, connection)
+        return await probe(in_force, pool, connection)
 
     options = settings(**tapped.version(), health={"interval": 60.0}, pool={"min_size": 8, "max_size": 8})
     async with AsyncRouter(options) as router:
@@ -387,7 +389,7 @@ async def test_readers_that_come_at_once_ask_a_replica_once(
         tapped.cluster.wait_replayed()
         tapped.trips()
         monkeypatch.setattr(AsyncNodePool, "take", slowly)
-        monkeypatch.setattr(AsyncNodePool, "look", noted)
+        monkeypatch.setattr(verify, "probe", noted)
         await aall_of(*[lambda: read(router, table, after=session.token)] * 8)
         assert tapped.trips() == (0, 8)
         assert asked
@@ -397,11 +399,11 @@ async def test_readers_that_come_at_once_ask_a_replica_once(
 async def test_readers_that_come_at_once_each_ask_a_primary_that_may_be_none_any_more(
     cluster: PostgresCluster, table: LiteralString, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    look = AsyncNodePool.look
+    probe = verify.probe
 
-    async def slowly(pool: AsyncNodePool, connection: AsyncConnection[Any]) -> Any:
+    async def slowly(in_force: AsyncInForce, pool: AsyncNodePool, connection: AsyncConnection[Any]) -> Any:
         await asleep(0.05)
-        return await look(pool, connection)
+        return await probe(in_force, pool, connection)
 
     with Proxy(cluster.primary.host, cluster.primary.port) as older:
         older.hide(b"in_hot_standby")
@@ -420,7 +422,7 @@ async def test_readers_that_come_at_once_each_ask_a_primary_that_may_be_none_any
             await aeventually(full)
             with router.session() as session:
                 await insert(router, table)
-            monkeypatch.setattr(AsyncNodePool, "look", slowly)
+            monkeypatch.setattr(verify, "probe", slowly)
             found = await aall_of(*[lambda: read(router, table, after=session.token)] * 4)
             assert [rows for rows, _ in found] == [[1]] * 4
 

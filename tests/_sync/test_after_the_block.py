@@ -494,7 +494,7 @@ def test_a_connection_that_was_cut_is_lent_to_nobody_though_its_block_ends_well(
         with router.connection(read_only=True) as connection:
             connection.execute("SELECT 1")
             [pool] = inside(router).pools
-            pool.drop("its server must not be used")
+            pool.closer.drop("its server must not be used")
         with router.connection(read_only=True) as another:
             another.execute("SELECT 1")
 

@@ -21,12 +21,16 @@ from router._sync.directory_source import TenantSource
 from router._sync.in_force import InForce
 from router._sync.lane_table import LaneTable
 from router._sync.monitor import Monitor
+from router._sync.pool.closer import Closer
 from router._sync.pool.inside.pool import DriverPool
 from router._sync.pool.login import Login
 from router._sync.pool.node_pool import NodePool
 from router._sync.pool.opener import Opener
+from router._sync.pool.opening import Opening
+from router._sync.pool.quarantine import Quarantine
 from router._sync.pool.registry import Pools
 from router._sync.pool.server_queries import ServerQueries
+from router._sync.pool.sessions import PoolSessions
 from router._sync.slots import Slots
 from router._sync.snapshot import DirectoryView
 from router._sync.watcher import Watcher
@@ -50,7 +54,11 @@ STEPS: dict[type[Any], set[str]] = {
     Observers: {"emit"},
     LaneTable: {"forget"},
     Monitor: set(),
-    NodePool: {"_pop_idle", "drop", "end_draining", "keep_warm", "open_connection", "end_quarantine"},
+    NodePool: {"end_draining"},
+    PoolSessions: {"pop_idle"},
+    Closer: {"drop"},
+    Opening: {"keep_warm", "open_connection"},
+    Quarantine: {"end"},
     Login: {"_log_in", "_password", "begin", "forget_unused"},
     Opener: {"connect_to_probe", "open"},
     Pools: {"_drain", "sweep"},

@@ -18,7 +18,7 @@ from psycopg import Connection
 from router import NoPrimary, NoReplica, Role, Router, Unavailable
 from router._runtime.flags import sleep
 from router._sync.cluster import FAST_INTERVAL
-from router._sync.pool.node_pool import NodePool
+from router._sync.pool.quarantine import Quarantine
 from tests._sync.internals import inside
 from tests.support import all_of, eventually, outside, port, run, settings, short_and_long
 
@@ -444,7 +444,7 @@ def test_a_session_that_an_administrator_ends_costs_the_others_a_moment(postgres
 def test_what_puts_the_other_sessions_of_a_server_in_doubt(
     postgres: Postgres, monkeypatch: pytest.MonkeyPatch, what: str, *, quarantines: bool
 ) -> None:
-    monkeypatch.setattr(f"{NodePool.__module__}.QUARANTINE_COOLDOWN", 60.0)
+    monkeypatch.setattr(f"{Quarantine.__module__}.QUARANTINE_COOLDOWN", 60.0)
     quarantined: list[float] = []
     with Router(settings(primary=postgres.primary, health={"interval": 60.0})) as router:
         with router.connection():
@@ -458,7 +458,7 @@ def test_what_puts_the_other_sessions_of_a_server_in_doubt(
             with pytest.raises(psycopg.Error):
                 with router.connection() as connection:
                     connection.execute(what)
-            quarantined.append(pool.quarantined_at)
+            quarantined.append(pool.quarantine.begun_at)
             eventually(released)
         assert any(quarantined) == quarantines
         assert len({*quarantined}) == 1  # not again after a moment
@@ -469,7 +469,7 @@ def test_who_waits_for_a_connection_in_doubt_gets_another_if_that_makes_room(pos
         with router.connection():
             pass
         [pool] = inside(router).pools
-        pool.quarantine()
+        pool.quarantine.begin()
 
         def borrow() -> None:
             with router.connection(timeout=20):
@@ -481,7 +481,7 @@ def test_who_waits_for_a_connection_in_doubt_gets_another_if_that_makes_room(pos
         def make_room() -> None:
             eventually(waits)
             pool.evict_idle()
-            pool.end_quarantine()
+            pool.quarantine.end()
 
         all_of(borrow, make_room)
 

@@ -23,7 +23,7 @@ from psycopg.types.string import StrDumper
 
 from router import Router
 from router._runtime.flags import Flag
-from router._sync.pool import node_pool
+from router._sync.pool import closer
 from tests.support import all_of, eventually, new_name, one_of_each, run, settings
 
 if TYPE_CHECKING:
@@ -311,7 +311,7 @@ def names(cluster: PostgresCluster) -> list[str]:
 
 @pytest.fixture
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(node_pool, "USE_GRACE", 0.05)
+    monkeypatch.setattr(closer, "USE_GRACE", 0.05)
 
 
 def pool_of_one(cluster: PostgresCluster, **options: Any) -> RouterSettings:

@@ -18,6 +18,7 @@ from psycopg import Connection
 
 from router import NoReplica, Router, TokenRefused, TransactionOutcomeUnknown
 from router._runtime.flags import sleep
+from router._sync import verify
 from router._sync.cluster import FAST_INTERVAL, WAITING
 from router._sync.pool.node_pool import NodePool
 from router.context import CURRENT
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
 
     from router import Node
+    from router._sync.in_force import InForce
     from router.sessions import Session
     from router.testing import PostgresCluster
     from router.testing._plugin import MakeCluster
@@ -361,15 +363,15 @@ def test_readers_that_come_at_once_ask_a_replica_once(
     tapped: Tapped, table: LiteralString, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Node] = []
-    take, look = NodePool.take, NodePool.look
+    take, probe = NodePool.take, verify.probe
 
     def slowly(pool: NodePool) -> Connection[Any] | None:
         sleep(0.1)  # so that all have made up their minds to ask before the first one does
         return take(pool)
 
-    def noted(pool: NodePool, connection: Connection[Any]) -> Any:
+    def noted(in_force: InForce, pool: NodePool, connection: Connection[Any]) -> Any:
         asked.append(pool.node)
-        return look(pool, connection)
+        return probe(in_force, pool, connection)
 
     options = settings(**tapped.version(), health={"interval": 60.0}, pool={"min_size": 8, "max_size": 8})
     with Router(options) as router:
@@ -386,7 +388,7 @@ def test_readers_that_come_at_once_ask_a_replica_once(
         tapped.cluster.wait_replayed()
         tapped.trips()
         monkeypatch.setattr(NodePool, "take", slowly)
-        monkeypatch.setattr(NodePool, "look", noted)
+        monkeypatch.setattr(verify, "probe", noted)
         all_of(*[lambda: read(router, table, after=session.token)] * 8)
         assert tapped.trips() == (0, 8)
         assert asked
@@ -396,11 +398,11 @@ def test_readers_that_come_at_once_ask_a_replica_once(
 def test_readers_that_come_at_once_each_ask_a_primary_that_may_be_none_any_more(
     cluster: PostgresCluster, table: LiteralString, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    look = NodePool.look
+    probe = verify.probe
 
-    def slowly(pool: NodePool, connection: Connection[Any]) -> Any:
+    def slowly(in_force: InForce, pool: NodePool, connection: Connection[Any]) -> Any:
         sleep(0.05)
-        return look(pool, connection)
+        return probe(in_force, pool, connection)
 
     with Proxy(cluster.primary.host, cluster.primary.port) as older:
         older.hide(b"in_hot_standby")
@@ -419,7 +421,7 @@ def test_readers_that_come_at_once_each_ask_a_primary_that_may_be_none_any_more(
             eventually(full)
             with router.session() as session:
                 insert(router, table)
-            monkeypatch.setattr(NodePool, "look", slowly)
+            monkeypatch.setattr(verify, "probe", slowly)
             found = all_of(*[lambda: read(router, table, after=session.token)] * 4)
             assert [rows for rows, _ in found] == [[1]] * 4
 

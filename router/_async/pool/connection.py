@@ -261,7 +261,7 @@ class AsyncNodeConnection(AsyncDriverConnection):
         """Close the connection; if it is borrowed, its pool may open another connection in its place."""
         pool: Any = self.__dict__.get(LENT_BY)
         if pool is not None:
-            await pool.close_lent(self)
+            await pool.closer.close_lent(self)
         else:
             note_closed(self)
             await end_session(self)

@@ -8,25 +8,32 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 import psycopg
+from psycopg_pool import PoolClosed
 
+from router._async.pool.hygiene import hygiene_of, note_traces
 from router._async.pool.login import ServerFull, Unable
 from router._async.pool.opener import LoginRefused
+from router._async.pool.session_state import SessionState
 from router._async.slot import AsyncSlotRequest, BudgetSpent
+from router._runtime.calls import ashielded
 
 if TYPE_CHECKING:
     from router._async.pool.connection import AsyncNodeConnection
+    from router._async.pool.inside.pool import AsyncDriverPool
     from router._async.pool.node_pool import AsyncNodePool
     from router._async.pool.opener import AsyncOpener
-    from router.core.topology import Target
 
 TRY_AGAIN = (0.02, 0.5)
 """Seconds between a failed attempt to connect and the next one: the first pause, which doubles, and the longest."""
+
+CLOSE_GRACE = 5.0
+"""Seconds that an attempt to open a connection gets to end when its pool closes."""
 
 logger = logging.getLogger("router")
 
 
 class AsyncOpening:
-    """The attempts of one pool to open a connection, which the pool's only worker makes.
+    """Opens the connections of one pool; the pool's only worker makes the attempts.
 
     Attributes:
         due_at: The earliest time of the next attempt, on the monotonic clock.
@@ -34,32 +41,84 @@ class AsyncOpening:
         request: The request for a slot of the budget; ``None`` while there is none.
     """
 
-    def __init__(self, pool: AsyncNodePool, target: Target, opener: AsyncOpener) -> None:
+    def __init__(self, pool: AsyncNodePool, driver: AsyncDriverPool, opener: AsyncOpener) -> None:
         """Begin before the first attempt.
 
         Args:
             pool: The pool.
-            target: The target that it serves.
+            driver: psycopg_pool's pool, which counts the connections and has the worker.
             opener: Opens each connection.
         """
         self.due_at = 0.0
         self.refusal = ""
         self.request: AsyncSlotRequest | None = None
         self._pool = pool
+        self._driver = driver
         self._opener = opener
+        self._hygiene = hygiene_of(pool.target)
         self._patience = 0.0  # the last pause, in seconds
-        self._startup = target.startup if target.in_session else None
+        self._startup = pool.target.startup if pool.target.in_session else None
 
-    def is_due(self) -> bool:
-        """Tell whether another attempt may be made."""
-        return monotonic() >= self.due_at
+    async def start(self) -> None:
+        """Open the pool: it opens what it is to keep open, and may grow.
+
+        Raises:
+            PoolClosed: The pool was closed.
+        """
+        if self._pool.draining:
+            raise PoolClosed(f"the pool {self._pool.name!r} is closed")
+        try:
+            await self._driver.open()
+        except psycopg.OperationalError as error:  # it has been closed meanwhile
+            raise PoolClosed(str(error)) from error
+        except BaseException:
+            await self._undo_start()
+            raise
+        if self._pool.draining:
+            await self.stop(CLOSE_GRACE)
+
+    @ashielded
+    async def _undo_start(self) -> None:
+        async with self._pool.lock:
+            await self._driver.undo_open()
+
+    async def stop(self, timeout: float) -> None:
+        """Open no connection any more, and close what is idle.
+
+        Args:
+            timeout: The most to wait for an attempt to open one, in seconds.
+        """
+        await self._driver.close(timeout)
+
+    async def warm_up(self) -> None:
+        """Open one more connection if there may be one, though nobody waits: the next request finds it here.
+
+        Raises:
+            PoolClosed: The pool was closed.
+        """
+        pool = self._pool
+        if pool.quarantined or pool.draining or not pool.may_grow:
+            return
+        if pool.closed:
+            await self.start()
+        async with pool.lock:  # guards closed, growing
+            if not pool.closed:
+                self._driver.grow()
+
+    async def keep_warm(self) -> None:
+        """Open one of the connections that are to be kept open, if there are too few: some may have made room."""
+        pool = self._pool
+        if pool.size < pool.min_size:
+            async with pool.lock:  # guards the size
+                if not pool.closed and not pool.draining and pool.size < pool.min_size:
+                    self._driver.add_one()
 
     def _put_off(self, first: float, most: float) -> None:
         """Delay the next attempt, by twice the last pause within these limits."""
         self._patience = min(max(2.0 * self._patience, first), most)
         self.due_at = monotonic() + self._patience
 
-    async def open(self) -> AsyncNodeConnection:
+    async def open_connection(self) -> AsyncNodeConnection:
         """Open one more connection, for the pool's worker; if that fails, the next attempt comes after a pause.
 
         Returns:
@@ -68,7 +127,21 @@ class AsyncOpening:
         Raises:
             psycopg.OperationalError: The connection could not be opened.
         """
-        if not self.is_due():  # psycopg_pool repeats a failed attempt once, immediately
+        pool, connection = self._pool, await self._attempt()
+        try:
+            note_traces(connection, self._hygiene)
+            session = SessionState(connection, pool)
+            if pool.read_only:
+                session.process = await self._opener.recognize(connection, pool.node, pool.cluster)
+            pool.sessions.add(session)
+        except BaseException:
+            await connection.close()
+            raise
+        return connection
+
+    async def _attempt(self) -> AsyncNodeConnection:
+        """Open one more connection; if that fails, note when the next attempt is due, and why."""
+        if monotonic() < self.due_at:  # psycopg_pool repeats a failed attempt once, immediately
             raise psycopg.OperationalError("not tried again yet")
         request = AsyncSlotRequest(self._pool.budget_key)
         try:

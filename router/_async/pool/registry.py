@@ -223,8 +223,8 @@ class AsyncPools:
             self._add_up()
         for pool in list(self):
             with Isolated("could not do the housekeeping of the pool to %s", pool.node):
-                await pool.reclaim()
-                await pool.keep_warm()
+                await pool.closer.reclaim()
+                await pool.opening.keep_warm()
                 pool.end_draining()
                 if not pool.in_use and not pool.min_size and now - pool.used_at > pool.cluster.pool.max_unused:
                     await self.drain(pool)
@@ -249,10 +249,10 @@ class AsyncPools:
             if (line := pool.line) is not None:  # the requests that wait for it choose another pool
                 line.owner.invalidate()
         with Isolated("could not close the idle connections of the pool to %s", pool.node):
-            await pool.empty()
+            await pool.closer.empty()
         with Isolated("could not close the pool to %s", pool.node):
             if not pool.closed:
-                await await_quietly(pool.stop, 1.0)
+                await await_quietly(pool.opening.stop, 1.0)
         pool.end_draining()
         self.note_unused()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import select
 import sys
@@ -15,7 +16,8 @@ from typing import TYPE_CHECKING
 import psycopg
 from psycopg.pq import ConnStatus
 
-from router._async.pool.inside.connection import CLOSED_HERE
+from router._async.pool.connection import FRESH, end_session
+from router._async.pool.inside.connection import CLOSED_HERE, NOTIFY_HANDLERS
 from router._async.pool.inside.objects import AsyncSessionObjects
 from router._async.pool.pooled import AsyncPooledConnection
 from router._async.pool.returned import AsyncReturnedConnection, given_back
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from router.core.topology import Scope, Target
 
 new = object.__new__
+
+logger = logging.getLogger("router")
 
 
 class SessionState(AsyncSessionObjects):
@@ -112,6 +116,32 @@ class SessionState(AsyncSessionObjects):
         """Whether libpq's connection is closed, by either side."""
         return self.pgconn.status == ConnStatus.BAD
 
+    async def lives(self) -> bool:
+        """Read what came to an idle session: a notification does no harm, its end means it is closed.
+
+        Nobody asked anything: if there is something to read, it is most likely the end. Nobody has its connection
+        object, so that no other thread or task is at its socket.
+
+        Returns:
+            Whether it may be lent; else it is closed.
+        """
+        pgconn, pool = self.pgconn, self.pool
+        try:
+            while self.has_input(0):
+                pgconn.consume_input()
+            while not self.attributes[NOTIFY_HANDLERS] and pgconn.notifies() is not None:
+                pass  # it was for an earlier borrower
+        except psycopg.OperationalError:
+            await end_session(self)
+            pool.watched.suspect(pool.node.server)
+            return False
+        if pgconn.transaction_status:  # something of libpq's was kept from a block
+            logger.warning("a connection of the pool %r is closed: it was used while nobody had borrowed it", pool.name)
+            await end_session(self)
+            return False
+        self.fresh_until = monotonic() + FRESH
+        return True
+
     def pass_on(self, connection: AsyncConnection[TupleRow]) -> AsyncConnection[TupleRow]:
         """Make the object for the next borrower, and make the last borrower's object unusable; its lock is held.
 
@@ -191,7 +221,7 @@ class SessionState(AsyncSessionObjects):
     def object_is_gone(self) -> None:
         """Note that the connection object was garbage-collected without being returned; this may run in any thread."""
         if not self.closed:
-            self.dropped = self.pool.lost = True
+            self.dropped = self.pool.sessions.lost = True
             if not self.cut_because and not self.pool.inherited:
                 self.pgconn.finish()
                 if self.slot is not None:

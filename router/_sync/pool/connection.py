@@ -262,7 +262,7 @@ class NodeConnection(DriverConnection):
         """Close the connection; if it is borrowed, its pool may open another connection in its place."""
         pool: Any = self.__dict__.get(LENT_BY)
         if pool is not None:
-            pool.close_lent(self)
+            pool.closer.close_lent(self)
         else:
             note_closed(self)
             end_session(self)

@@ -9,25 +9,32 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 import psycopg
+from psycopg_pool import PoolClosed
 
+from router._runtime.calls import shielded
+from router._sync.pool.hygiene import hygiene_of, note_traces
 from router._sync.pool.login import ServerFull, Unable
 from router._sync.pool.opener import LoginRefused
+from router._sync.pool.session_state import SessionState
 from router._sync.slot import BudgetSpent, SlotRequest
 
 if TYPE_CHECKING:
     from router._sync.pool.connection import NodeConnection
+    from router._sync.pool.inside.pool import DriverPool
     from router._sync.pool.node_pool import NodePool
     from router._sync.pool.opener import Opener
-    from router.core.topology import Target
 
 TRY_AGAIN = (0.02, 0.5)
 """Seconds between a failed attempt to connect and the next one: the first pause, which doubles, and the longest."""
+
+CLOSE_GRACE = 5.0
+"""Seconds that an attempt to open a connection gets to end when its pool closes."""
 
 logger = logging.getLogger("router")
 
 
 class Opening:
-    """The attempts of one pool to open a connection, which the pool's only worker makes.
+    """Opens the connections of one pool; the pool's only worker makes the attempts.
 
     Attributes:
         due_at: The earliest time of the next attempt, on the monotonic clock.
@@ -35,32 +42,84 @@ class Opening:
         request: The request for a slot of the budget; ``None`` while there is none.
     """
 
-    def __init__(self, pool: NodePool, target: Target, opener: Opener) -> None:
+    def __init__(self, pool: NodePool, driver: DriverPool, opener: Opener) -> None:
         """Begin before the first attempt.
 
         Args:
             pool: The pool.
-            target: The target that it serves.
+            driver: psycopg_pool's pool, which counts the connections and has the worker.
             opener: Opens each connection.
         """
         self.due_at = 0.0
         self.refusal = ""
         self.request: SlotRequest | None = None
         self._pool = pool
+        self._driver = driver
         self._opener = opener
+        self._hygiene = hygiene_of(pool.target)
         self._patience = 0.0  # the last pause, in seconds
-        self._startup = target.startup if target.in_session else None
+        self._startup = pool.target.startup if pool.target.in_session else None
 
-    def is_due(self) -> bool:
-        """Tell whether another attempt may be made."""
-        return monotonic() >= self.due_at
+    def start(self) -> None:
+        """Open the pool: it opens what it is to keep open, and may grow.
+
+        Raises:
+            PoolClosed: The pool was closed.
+        """
+        if self._pool.draining:
+            raise PoolClosed(f"the pool {self._pool.name!r} is closed")
+        try:
+            self._driver.open()
+        except psycopg.OperationalError as error:  # it has been closed meanwhile
+            raise PoolClosed(str(error)) from error
+        except BaseException:
+            self._undo_start()
+            raise
+        if self._pool.draining:
+            self.stop(CLOSE_GRACE)
+
+    @shielded
+    def _undo_start(self) -> None:
+        with self._pool.lock:
+            self._driver.undo_open()
+
+    def stop(self, timeout: float) -> None:
+        """Open no connection any more, and close what is idle.
+
+        Args:
+            timeout: The most to wait for an attempt to open one, in seconds.
+        """
+        self._driver.close(timeout)
+
+    def warm_up(self) -> None:
+        """Open one more connection if there may be one, though nobody waits: the next request finds it here.
+
+        Raises:
+            PoolClosed: The pool was closed.
+        """
+        pool = self._pool
+        if pool.quarantined or pool.draining or not pool.may_grow:
+            return
+        if pool.closed:
+            self.start()
+        with pool.lock:  # guards closed, growing
+            if not pool.closed:
+                self._driver.grow()
+
+    def keep_warm(self) -> None:
+        """Open one of the connections that are to be kept open, if there are too few: some may have made room."""
+        pool = self._pool
+        if pool.size < pool.min_size:
+            with pool.lock:  # guards the size
+                if not pool.closed and not pool.draining and pool.size < pool.min_size:
+                    self._driver.add_one()
 
     def _put_off(self, first: float, most: float) -> None:
         """Delay the next attempt, by twice the last pause within these limits."""
         self._patience = min(max(2.0 * self._patience, first), most)
         self.due_at = monotonic() + self._patience
 
-    def open(self) -> NodeConnection:
+    def open_connection(self) -> NodeConnection:
         """Open one more connection, for the pool's worker; if that fails, the next attempt comes after a pause.
 
         Returns:
@@ -69,7 +128,21 @@ class Opening:
         Raises:
             psycopg.OperationalError: The connection could not be opened.
         """
-        if not self.is_due():  # psycopg_pool repeats a failed attempt once, immediately
+        pool, connection = self._pool, self._attempt()
+        try:
+            note_traces(connection, self._hygiene)
+            session = SessionState(connection, pool)
+            if pool.read_only:
+                session.process = self._opener.recognize(connection, pool.node, pool.cluster)
+            pool.sessions.add(session)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _attempt(self) -> NodeConnection:
+        """Open one more connection; if that fails, note when the next attempt is due, and why."""
+        if monotonic() < self.due_at:  # psycopg_pool repeats a failed attempt once, immediately
             raise psycopg.OperationalError("not tried again yet")
         request = SlotRequest(self._pool.budget_key)
         try:

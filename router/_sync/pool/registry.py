@@ -222,8 +222,8 @@ class Pools:
             self._add_up()
         for pool in list(self):
             with Isolated("could not do the housekeeping of the pool to %s", pool.node):
-                pool.reclaim()
-                pool.keep_warm()
+                pool.closer.reclaim()
+                pool.opening.keep_warm()
                 pool.end_draining()
                 if not pool.in_use and not pool.min_size and now - pool.used_at > pool.cluster.pool.max_unused:
                     self.drain(pool)
@@ -248,10 +248,10 @@ class Pools:
             if (line := pool.line) is not None:  # the requests that wait for it choose another pool
                 line.owner.invalidate()
         with Isolated("could not close the idle connections of the pool to %s", pool.node):
-            pool.empty()
+            pool.closer.empty()
         with Isolated("could not close the pool to %s", pool.node):
             if not pool.closed:
-                wait_quietly(pool.stop, 1.0)
+                wait_quietly(pool.opening.stop, 1.0)
         pool.end_draining()
         self.note_unused()
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import select
 import sys
@@ -17,7 +18,8 @@ import psycopg
 from psycopg.pq import ConnStatus
 
 from router._runtime.flags import Lock
-from router._sync.pool.inside.connection import CLOSED_HERE
+from router._sync.pool.connection import FRESH, end_session
+from router._sync.pool.inside.connection import CLOSED_HERE, NOTIFY_HANDLERS
 from router._sync.pool.inside.objects import SessionObjects
 from router._sync.pool.pooled import PooledConnection
 from router._sync.pool.returned import ReturnedConnection, given_back
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from router.core.topology import Scope, Target
 
 new = object.__new__
+
+logger = logging.getLogger("router")
 
 
 class SessionState(SessionObjects):
@@ -113,6 +117,32 @@ class SessionState(SessionObjects):
         """Whether libpq's connection is closed, by either side."""
         return self.pgconn.status == ConnStatus.BAD
 
+    def lives(self) -> bool:
+        """Read what came to an idle session: a notification does no harm, its end means it is closed.
+
+        Nobody asked anything: if there is something to read, it is most likely the end. Nobody has its connection
+        object, so that no other thread or task is at its socket.
+
+        Returns:
+            Whether it may be lent; else it is closed.
+        """
+        pgconn, pool = self.pgconn, self.pool
+        try:
+            while self.has_input(0):
+                pgconn.consume_input()
+            while not self.attributes[NOTIFY_HANDLERS] and pgconn.notifies() is not None:
+                pass  # it was for an earlier borrower
+        except psycopg.OperationalError:
+            end_session(self)
+            pool.watched.suspect(pool.node.server)
+            return False
+        if pgconn.transaction_status:  # something of libpq's was kept from a block
+            logger.warning("a connection of the pool %r is closed: it was used while nobody had borrowed it", pool.name)
+            end_session(self)
+            return False
+        self.fresh_until = monotonic() + FRESH
+        return True
+
     def pass_on(self, connection: Connection[TupleRow]) -> Connection[TupleRow]:
         """Make the object for the next borrower, and make the last borrower's object unusable; its lock is held.
 
@@ -192,7 +222,7 @@ class SessionState(SessionObjects):
     def object_is_gone(self) -> None:
         """Note that the connection object was garbage-collected without being returned; this may run in any thread."""
         if not self.closed:
-            self.dropped = self.pool.lost = True
+            self.dropped = self.pool.sessions.lost = True
             if not self.cut_because and not self.pool.inherited:
                 self.pgconn.finish()
                 if self.slot is not None:

@@ -7,6 +7,7 @@ router does not count.
 from __future__ import annotations
 
 import logging
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
 from psycopg import AsyncConnection
@@ -21,6 +22,27 @@ if TYPE_CHECKING:
 
     from router.core.policies import PoolPolicy
 
+    class AsyncOpens(Protocol):
+        """Opens the connections of a pool.
+
+        Attributes:
+            due_at: The earliest time of the next attempt, on the monotonic clock.
+        """
+
+        due_at: float
+
+        async def open_connection(self) -> AsyncConnection[TupleRow]:
+            """Open one more connection."""
+
+    class AsyncKnowsSessions(Protocol):
+        """Knows the sessions of a pool."""
+
+        def note_opened(self, connection: AsyncConnection[TupleRow], expires_at: float) -> None:
+            """Note until when a connection may be lent, on the monotonic clock."""
+
+        def note_closing(self, connection: AsyncConnection[TupleRow]) -> None:
+            """Note that a connection is being closed, and is not counted any more."""
+
     class AsyncPoolOwner(Protocol):
         """The router's own pool, as psycopg_pool's pool uses it.
 
@@ -30,27 +52,23 @@ if TYPE_CHECKING:
 
         fewest_idle: int
 
-        async def open_connection(self) -> AsyncConnection[TupleRow]:
-            """Open one more connection."""
+        @property
+        def opening(self) -> AsyncOpens:
+            """Opens its connections."""
 
-        def may_try(self) -> bool:
-            """Tell whether another attempt to connect is due."""
+        @property
+        def sessions(self) -> AsyncKnowsSessions:
+            """Its sessions."""
 
-        async def try_later(self) -> None:
-            """Schedule another attempt to open a connection, for when it is due, if a request waits then."""
-
-        async def try_again(self) -> None:
-            """Open one more connection if a request waits for it."""
-
-        def note_opened(self, connection: AsyncConnection[TupleRow], expires_at: float) -> None:
-            """Note until when a connection may be lent, on the monotonic clock."""
-
-        def note_closing(self, connection: AsyncConnection[TupleRow]) -> None:
-            """Note that a connection is being closed, and is not counted any more."""
+        def grow_for_waiting(self) -> None:
+            """Open one more connection if requests wait for it; under the lock."""
 
 
 OVERDUE = 2
 """An attempt that has not begun after this many rounds of housekeeping is queued again: the first time it was lost."""
+
+TOLD = 1.0
+"""Seconds after which the worker is told once more to try again, if it has not done so."""
 
 
 class _Name(str):
@@ -75,7 +93,7 @@ class _Opened(AsyncConnection[TupleRow]):
 
     @classmethod  # with fewer parameters than psycopg's: the pool passes only the ones below
     async def connect(cls, _: str = "", *, owner: AsyncPoolOwner) -> AsyncConnection[TupleRow]:  # type: ignore[override]
-        return await owner.open_connection()
+        return await owner.opening.open_connection()
 
 
 class AsyncDriverPool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
@@ -107,7 +125,7 @@ class AsyncDriverPool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
             max_idle=policy.max_idle,
             max_lifetime=policy.max_lifetime,
             reconnect_timeout=0.0,  # psycopg_pool's retries would last minutes; here the monitor probes a lost server
-            reconnect_failed=lambda _: owner.try_later(),
+            reconnect_failed=lambda _: self.try_later(),
             num_workers=1,
         )
         self._owner = owner
@@ -115,6 +133,7 @@ class AsyncDriverPool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         self.lock = self._lock = APoolLock()
         self._waiting = waiting
         self.kept = self._pool
+        self._told_until = 0.0  # until then the worker is not told again to try; 0 if it was not told
         self._adding: set[_Adding] = set()  # attempts to open a connection, from the decision until they have ended
 
     @property
@@ -144,7 +163,7 @@ class AsyncDriverPool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         self._maybe_grow_pool()
 
     def _maybe_grow_pool(self) -> None:
-        if self._owner.may_try():
+        if monotonic() >= self._owner.opening.due_at:
             super()._maybe_grow_pool()
 
     def add_one(self) -> None:
@@ -174,6 +193,7 @@ class AsyncDriverPool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
 
     async def undo_open(self) -> None:
         """Undo an ``open()`` that failed half-way: a pool that is open without a worker would never serve a request."""
+        self._told_until = 0.0
         if not self._closed:
             await self._signal_stop_worker()
             # The counted connections are opened by the next open().
@@ -193,13 +213,19 @@ class AsyncDriverPool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         self._closed = True  # the pool's threads do not exist in the child: __del__ must not try to stop them
         return inherited
 
-    async def try_again_in(self, delay: float) -> None:
-        """Schedule another attempt of the owner to open a connection.
+    async def try_later(self) -> None:
+        """Schedule another attempt to open a connection, for when it is due, if a request waits then."""
+        now = monotonic()
+        if self._waiting and now >= self._told_until and not self._growing and self._nconns < self._max_size:
+            delay = max(self._owner.opening.due_at - now, 0.0)
+            self._told_until = now + delay + TOLD  # not for good: an exception may come before the next line
+            await self.schedule_task(_TryAgain(self), delay)
 
-        Args:
-            delay: The delay in seconds.
-        """
-        await self.schedule_task(_TryAgain(self), delay)
+    async def try_again(self) -> None:
+        """Open one more connection if a request waits for it."""
+        self._told_until = 0.0
+        async with self.lock:  # guards kept, waiting, closed, growing
+            self._owner.grow_for_waiting()
 
     def run_task(self, task: MaintenanceTask) -> None:
         """Give the worker a task.
@@ -233,10 +259,10 @@ class AsyncDriverPool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
     # psycopg_pool's method is generic in the class of the connections.
     def _set_connection_expiry_date(self, conn: AsyncConnection[TupleRow]) -> None:  # type: ignore[override]
         super()._set_connection_expiry_date(conn)
-        self._owner.note_opened(conn, conn._expire_at)  # noqa: SLF001
+        self._owner.sessions.note_opened(conn, conn._expire_at)  # noqa: SLF001
 
     async def _close_connection(self, conn: AsyncConnection[TupleRow]) -> None:
-        self._owner.note_closing(conn)
+        self._owner.sessions.note_closing(conn)
         await super()._close_connection(conn)
 
 
@@ -268,4 +294,4 @@ class _TryAgain(MaintenanceTask):
     """Makes a pool open a connection after a pause."""
 
     async def _run(self, pool: AsyncConnectionPool[Any]) -> None:
-        await pool._owner.try_again()  # type: ignore[attr-defined]  # noqa: SLF001
+        await pool.try_again()  # type: ignore[attr-defined]

@@ -8,6 +8,7 @@ router does not count.
 from __future__ import annotations
 
 import logging
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
 from psycopg import Connection
@@ -22,6 +23,27 @@ if TYPE_CHECKING:
 
     from router.core.policies import PoolPolicy
 
+    class Opens(Protocol):
+        """Opens the connections of a pool.
+
+        Attributes:
+            due_at: The earliest time of the next attempt, on the monotonic clock.
+        """
+
+        due_at: float
+
+        def open_connection(self) -> Connection[TupleRow]:
+            """Open one more connection."""
+
+    class KnowsSessions(Protocol):
+        """Knows the sessions of a pool."""
+
+        def note_opened(self, connection: Connection[TupleRow], expires_at: float) -> None:
+            """Note until when a connection may be lent, on the monotonic clock."""
+
+        def note_closing(self, connection: Connection[TupleRow]) -> None:
+            """Note that a connection is being closed, and is not counted any more."""
+
     class PoolOwner(Protocol):
         """The router's own pool, as psycopg_pool's pool uses it.
 
@@ -31,27 +53,23 @@ if TYPE_CHECKING:
 
         fewest_idle: int
 
-        def open_connection(self) -> Connection[TupleRow]:
-            """Open one more connection."""
+        @property
+        def opening(self) -> Opens:
+            """Opens its connections."""
 
-        def may_try(self) -> bool:
-            """Tell whether another attempt to connect is due."""
+        @property
+        def sessions(self) -> KnowsSessions:
+            """Its sessions."""
 
-        def try_later(self) -> None:
-            """Schedule another attempt to open a connection, for when it is due, if a request waits then."""
-
-        def try_again(self) -> None:
-            """Open one more connection if a request waits for it."""
-
-        def note_opened(self, connection: Connection[TupleRow], expires_at: float) -> None:
-            """Note until when a connection may be lent, on the monotonic clock."""
-
-        def note_closing(self, connection: Connection[TupleRow]) -> None:
-            """Note that a connection is being closed, and is not counted any more."""
+        def grow_for_waiting(self) -> None:
+            """Open one more connection if requests wait for it; under the lock."""
 
 
 OVERDUE = 2
 """An attempt that has not begun after this many rounds of housekeeping is queued again: the first time it was lost."""
+
+TOLD = 1.0
+"""Seconds after which the worker is told once more to try again, if it has not done so."""
 
 
 class _Name(str):
@@ -76,7 +94,7 @@ class _Opened(Connection[TupleRow]):
 
     @classmethod  # with fewer parameters than psycopg's: the pool passes only the ones below
     def connect(cls, _: str = "", *, owner: PoolOwner) -> Connection[TupleRow]:  # type: ignore[override]
-        return owner.open_connection()
+        return owner.opening.open_connection()
 
 
 class DriverPool(ConnectionPool[Connection[TupleRow]]):
@@ -108,7 +126,7 @@ class DriverPool(ConnectionPool[Connection[TupleRow]]):
             max_idle=policy.max_idle,
             max_lifetime=policy.max_lifetime,
             reconnect_timeout=0.0,  # psycopg_pool's retries would last minutes; here the monitor probes a lost server
-            reconnect_failed=lambda _: owner.try_later(),
+            reconnect_failed=lambda _: self.try_later(),
             num_workers=1,
         )
         self._owner = owner
@@ -116,6 +134,7 @@ class DriverPool(ConnectionPool[Connection[TupleRow]]):
         self.lock = self._lock = PoolLock()
         self._waiting = waiting
         self.kept = self._pool
+        self._told_until = 0.0  # until then the worker is not told again to try; 0 if it was not told
         self._adding: set[_Adding] = set()  # attempts to open a connection, from the decision until they have ended
 
     @property
@@ -145,7 +164,7 @@ class DriverPool(ConnectionPool[Connection[TupleRow]]):
         self._maybe_grow_pool()
 
     def _maybe_grow_pool(self) -> None:
-        if self._owner.may_try():
+        if monotonic() >= self._owner.opening.due_at:
             super()._maybe_grow_pool()
 
     def add_one(self) -> None:
@@ -175,6 +194,7 @@ class DriverPool(ConnectionPool[Connection[TupleRow]]):
 
     def undo_open(self) -> None:
         """Undo an ``open()`` that failed half-way: a pool that is open without a worker would never serve a request."""
+        self._told_until = 0.0
         if not self._closed:
             self._signal_stop_worker()
             # The counted connections are opened by the next open().
@@ -194,13 +214,19 @@ class DriverPool(ConnectionPool[Connection[TupleRow]]):
         self._closed = True  # the pool's threads do not exist in the child: __del__ must not try to stop them
         return inherited
 
-    def try_again_in(self, delay: float) -> None:
-        """Schedule another attempt of the owner to open a connection.
+    def try_later(self) -> None:
+        """Schedule another attempt to open a connection, for when it is due, if a request waits then."""
+        now = monotonic()
+        if self._waiting and now >= self._told_until and not self._growing and self._nconns < self._max_size:
+            delay = max(self._owner.opening.due_at - now, 0.0)
+            self._told_until = now + delay + TOLD  # not for good: an exception may come before the next line
+            self.schedule_task(_TryAgain(self), delay)
 
-        Args:
-            delay: The delay in seconds.
-        """
-        self.schedule_task(_TryAgain(self), delay)
+    def try_again(self) -> None:
+        """Open one more connection if a request waits for it."""
+        self._told_until = 0.0
+        with self.lock:  # guards kept, waiting, closed, growing
+            self._owner.grow_for_waiting()
 
     def run_task(self, task: MaintenanceTask) -> None:
         """Give the worker a task.
@@ -234,10 +260,10 @@ class DriverPool(ConnectionPool[Connection[TupleRow]]):
     # psycopg_pool's method is generic in the class of the connections.
     def _set_connection_expiry_date(self, conn: Connection[TupleRow]) -> None:  # type: ignore[override]
         super()._set_connection_expiry_date(conn)
-        self._owner.note_opened(conn, conn._expire_at)  # noqa: SLF001
+        self._owner.sessions.note_opened(conn, conn._expire_at)  # noqa: SLF001
 
     def _close_connection(self, conn: Connection[TupleRow]) -> None:
-        self._owner.note_closing(conn)
+        self._owner.sessions.note_closing(conn)
         super()._close_connection(conn)
 
 
@@ -269,4 +295,4 @@ class _TryAgain(MaintenanceTask):
     """Makes a pool open a connection after a pause."""
 
     def _run(self, pool: ConnectionPool[Any]) -> None:
-        pool._owner.try_again()  # type: ignore[attr-defined]  # noqa: SLF001
+        pool.try_again()  # type: ignore[attr-defined]

@@ -1,0 +1,252 @@
+"""How the connections of a pool are closed: idle ones, and those that are borrowed, in use, dropped or cut."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from time import monotonic
+from typing import TYPE_CHECKING
+
+import psycopg
+
+from router._async.pool.connection import end_session
+from router._async.pool.inside.connection import LENT_BY
+from router._async.pool.session_state import session_of
+from router._runtime.calls import Isolated, ashielded
+from router._runtime.flags import afree_lock, asleep, atake_lock, atry_lock
+from router._runtime.sockets import cut
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from psycopg import AsyncConnection
+    from psycopg.rows import TupleRow
+
+    from router._async.pool.node_pool import AsyncNodePool
+    from router._async.pool.session_state import SessionState
+    from router._async.pool.sessions import AsyncPoolSessions
+    from router._async.slot import AsyncSlotRequest
+    from router._async.slots import AsyncSlots
+
+USERS = "a stream() or notifies() that was left half way, or another task or thread"
+"""What may still use a connection when its block has ended."""
+
+USE_GRACE = 1.0
+"""Seconds that whatever still uses a connection when its block has ended has to let go of it."""
+
+logger = logging.getLogger("router")
+
+
+class AsyncCloser:
+    """Closes the connections of one pool."""
+
+    def __init__(self, pool: AsyncNodePool, sessions: AsyncPoolSessions, slots: AsyncSlots) -> None:
+        """Make it.
+
+        Args:
+            pool: The pool.
+            sessions: Its sessions.
+            slots: The budget, in which each connection has a slot.
+        """
+        self._pool = pool
+        self._sessions = sessions
+        self._slots = slots
+
+    async def empty(self) -> None:
+        """Close what is idle."""
+        while (connection := await self._sessions.pop_idle()) is not None:
+            with Isolated("could not close a connection to %s", self._pool.node):
+                await connection.close()
+
+    async def drop(self, why_borrowed: str) -> int:
+        """Close the connections of a server that must not be used: no request waits for them, none stays idle.
+
+        Args:
+            why_borrowed: Why those that are out are cut, too; if empty, only those whose query is run again are.
+
+        Returns:
+            How many of those that are out were cut, but for those whose query is run again.
+        """
+        await self.empty()
+        doomed = list(self._sessions.borrowed if why_borrowed else self._sessions.retryable)
+        _cut_off(doomed, why_borrowed)
+        return len(doomed) if why_borrowed else 0
+
+    async def drop_silent(self, silent: Collection[SessionState], reason: str) -> None:
+        """Cut connections that hear nothing from a server that is well; those that are idle may hear nothing either.
+
+        Args:
+            silent: What is kept of them.
+            reason: Why they are cut.
+        """
+        _cut_off(silent, reason)
+        await self.drop("")
+
+    async def wait_unused(self, connection: AsyncConnection[TupleRow], *, wait: bool = True) -> bool:
+        """Wait for whatever still uses a connection whose block has ended, for a moment; else cut it off.
+
+        What holds psycopg's lock is another task or thread, or the generator of a ``stream()`` or ``notifies()`` that
+        was left half way: an asyncio one that nobody refers to any more ends by itself, one that is kept never does.
+
+        Args:
+            connection: The connection.
+            wait: Whether to wait at all.
+
+        Returns:
+            Whether nothing uses it any more. Else it is cut, and must not even be closed: that would free memory which
+            another thread may be using.
+        """
+        if not await self.take_lock(connection, USE_GRACE if wait else 0.0):
+            return False
+        afree_lock(connection.lock)
+        return True
+
+    async def take_lock(self, connection: AsyncConnection[TupleRow], timeout: float = USE_GRACE) -> bool:
+        """Take the lock of a connection whose block has ended; if something uses it for too long, cut that off.
+
+        Args:
+            connection: The connection.
+            timeout: The most to wait, in seconds.
+
+        Returns:
+            Whether it was taken, and nothing uses the connection.
+        """
+        session = session_of(connection)
+        if not session.uses and atry_lock(connection.lock):
+            return True
+        if not session.cut_because:
+            deadline = monotonic() + timeout
+            if await atake_lock(connection.lock, timeout):
+                unused = False
+                try:
+                    unused = await _has_no_uses(session, deadline)
+                finally:
+                    if not unused:
+                        afree_lock(connection.lock)
+                if unused:
+                    return True
+            session.cut_because = "its block had ended, but something still used it"
+            logger.warning(
+                "a connection of the pool %r is cut: its block has ended, but something still uses it, %s",
+                self._pool.name,
+                USERS,
+            )
+            cut(session)
+        return False
+
+    @ashielded
+    async def close_lent(self, connection: AsyncConnection[TupleRow]) -> None:
+        """Close a connection that was lent, and have another one opened in its place: what its ``close()`` does.
+
+        Args:
+            connection: The connection.
+        """
+        if self._pool.inherited:
+            return
+        session, use = session_of(connection), object()
+        try:
+            session.begin_use(connection, use)
+        except psycopg.Error:  # its block has ended meanwhile, or it is being closed
+            return
+        try:
+            session.is_closing = True  # first: what would begin to use it from now on fails, and the rest is seen here
+            if len(session.uses) > 1:  # to close it would free memory that is in use: the end of its block does
+                _cut_off([session], "it was closed while something used it")
+                return
+            connection.__dict__[LENT_BY] = None  # it is no longer lent: its close() closes it
+            try:
+                await connection.close()
+            finally:
+                await self._sessions.replace(session)
+        finally:
+            session.end_use(connection, use)
+
+    async def close_session(self, session: SessionState) -> None:
+        """Close a session whose connection object nobody may use any more, and have another one opened in its place.
+
+        Args:
+            session: The session.
+        """
+        try:
+            await end_session(session)
+        finally:
+            await self._sessions.replace(session)
+
+    @ashielded
+    async def close_for(
+        self, connection: AsyncConnection[TupleRow], beneficiary: AsyncSlotRequest | None = None
+    ) -> None:
+        """Close a borrowed connection for good, so that another pool may open one; requests here wait for another.
+
+        Args:
+            connection: The connection.
+            beneficiary: The request that it is closed for, if it is for one.
+        """
+        pool = self._pool
+        if pool.inherited:
+            return
+        session, lock = session_of(connection), connection.lock
+        try:
+            with Isolated("could not close a connection to %s", pool.node):
+                free = await self.take_lock(connection)
+                session.over = True
+                if free:
+                    session.end(connection)
+                    afree_lock(lock)
+                    free = not session.uses  # something may have begun at this very moment
+                if not free:
+                    cut(session)
+                    session.forget()
+                await end_session(session, beneficiary, in_use=not free)
+        finally:
+            if beneficiary is not None:
+                self._slots.restore(beneficiary)
+        async with pool.lock:  # guards the size, growing, waiting
+            self._sessions.borrowed.discard(session)
+            self._sessions.retryable.discard(session)
+            self._sessions.count_out(session)
+            pool.grow_for_waiting()
+        pool.end_draining()
+
+    @ashielded
+    async def reclaim(self) -> None:
+        """Reclaim connections that their borrowers dropped or closed, or that were lost through an interruption.
+
+        A signal handler may raise at any moment; so the counts are compared with the connections that exist.
+        """
+        self._sessions.lost = False
+        self._pool.withdraw()
+        for session in self._sessions.listed():
+            borrowed = session in self._sessions.borrowed
+            if session.dropped or (borrowed and session.closed):
+                await self.close_session(session)
+                if session.dropped and borrowed:
+                    self._warn_of_dropped(session)
+        await self._sessions.recount()
+
+    def _warn_of_dropped(self, session: SessionState) -> None:
+        asked, at, node = session.target, session.borrowed_at, self._pool.node
+        whom = "" if asked is None else f" for {f'tenant {asked.tenant!r}' if asked.tenant else asked.version}"
+        where = "; where is noted from now on" if at is None else f" in {at[0]}, line {at[1]}"
+        what = f"a connection to {node} was borrowed{whom}{where}, and dropped without being given back or closed"
+        self._pool.notes_borrower = True
+        logger.warning("%s", what)
+        file, line = at or (__file__, 1)
+        with Isolated("%s", what):  # warnings may be errors here
+            warnings.warn_explicit(what, ResourceWarning, file, line)
+
+
+async def _has_no_uses(session: SessionState, deadline: float) -> bool:
+    """Wait until nothing uses a session whose lock is held; a ``cancel()`` takes none, and may be in any thread."""
+    while session.uses:
+        if monotonic() >= deadline:
+            return False
+        await asleep(0.002)
+    return True
+
+
+def _cut_off(doomed: Collection[SessionState], reason: str) -> None:
+    for session in doomed:
+        session.cut_because = reason
+        session.dirty = True  # the block may end well, a moment before anything fails
+        cut(session)

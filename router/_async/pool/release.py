@@ -1,0 +1,119 @@
+"""How a pool takes a borrowed connection back: the other half of the hot path."""
+
+from __future__ import annotations
+
+import logging
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from router._async.pool.hygiene import hygiene_of, reset
+from router._async.pool.inside.connection import OPEN_TRANSACTIONS
+from router._runtime.calls import ashielded
+from router._runtime.flags import afree_lock, atry_lock
+
+if TYPE_CHECKING:
+    from psycopg import AsyncConnection
+    from psycopg.rows import TupleRow
+
+    from router._async.pool.closer import AsyncCloser
+    from router._async.pool.node_pool import AsyncNodePool
+    from router._async.pool.session_state import SessionState
+    from router._async.pool.sessions import AsyncPoolSessions
+
+logger = logging.getLogger("router")
+
+
+class AsyncRelease:
+    """Takes the borrowed connections of one pool back: :meth:`release` is what the pool offers."""
+
+    __slots__ = ("_closer", "_hygiene", "_pool", "_retryable")
+
+    def __init__(self, pool: AsyncNodePool, sessions: AsyncPoolSessions, closer: AsyncCloser) -> None:
+        """Make it.
+
+        Args:
+            pool: The pool.
+            sessions: Its sessions.
+            closer: Closes what no other borrower may have.
+        """
+        self._pool = pool
+        self._closer = closer
+        self._retryable = sessions.retryable
+        self._hygiene = hygiene_of(pool.target)
+
+    @ashielded
+    async def release(  # noqa: C901, PLR0912  (the hot path: a call in it costs more than the rest of a line)
+        self, connection: AsyncConnection[TupleRow]
+    ) -> None:
+        """Take a borrowed connection back, such as it was when it was opened.
+
+        Args:
+            connection: The connection; it is closed here if it is in a transaction or in an unknown state.
+        """
+        pool = self._pool
+        if pool.inherited:
+            return
+        session: SessionState = connection._router  # type: ignore[attr-defined]  # noqa: SLF001  (the router's own)
+        pgconn, lock, offer, is_kept = session.pgconn, connection.lock, None, False
+        try:
+            if not atry_lock(lock) and not await self._closer.take_lock(connection):
+                await self._closer.close_for(connection)
+                return
+            open_transactions = session.attributes[OPEN_TRANSACTIONS]  # of whose ends there may be some to come
+            try:
+                following = session.pass_on(connection)
+            finally:
+                afree_lock(lock)
+            # From here on, nothing that was kept from the block reaches the session but what has begun to.
+            if session.uses:
+                session.end(following)
+                await self._closer.close_for(connection)
+                return
+            if pgconn.transaction_status or pgconn.pipeline_status or open_transactions or session.dirty:
+                pass
+            elif pgconn.parameter_status(b"in_hot_standby") != session.in_hot_standby:
+                pool.watched.suspect(pool.node.server)  # it was promoted, say
+            elif self._hygiene is not None and not await reset(following):
+                await self._closer.close_session(session)  # which was not lost in the block
+                return
+            elif pgconn.parameter_status(b"client_encoding") == session.client_encoding:  # psycopg goes by it
+                pgconn.untrace()  # nothing tells whether it is traced
+                if not pgconn.nonblocking:
+                    pgconn.nonblocking = 1
+                session.idle_since = now = monotonic()
+                self._retryable.discard(session)
+                waiting = pool.waiting
+                # As take() does: what is handed over by the pool itself may have been idle.
+                if now < session.expires_at and (not waiting or now < session.fresh_until or await session.lives()):
+                    async with pool.lock:  # guards kept, waiting, closed
+                        if not pool.draining:
+                            while waiting:  # until it is handed over, it still counts as borrowed
+                                offer = waiting.popleft()
+                                if await offer.set(following):
+                                    return
+                            pool.borrowed.discard(session)
+                            is_kept = True  # first: once it is kept, another thread may have it
+                            pool.kept.append(following)
+                            return
+        except BaseException as error:
+            is_gone = is_kept or (offer is not None and offer.taker is not None)
+            if is_gone or await self._close_after(error, connection, session):
+                raise  # an interruption
+        else:
+            session.note_broken(connection)
+            await self._closer.close_session(session)
+
+    async def _close_after(
+        self, error: BaseException, connection: AsyncConnection[TupleRow], session: SessionState
+    ) -> bool:
+        """Close a connection that could not be given back, and tell whether the error is to be raised.
+
+        The block has had its own outcome by now; so it is only raised if it comes from outside of all this.
+        """
+        session.is_closing = True  # first: what would begin to use it from now on fails
+        await (self._closer.close_for(connection) if session.uses else self._closer.close_session(session))
+        if isinstance(error, Exception):
+            node = self._pool.node
+            logger.error("a connection to %s was closed: it could not be given back", node, exc_info=error)
+            return False
+        return True
