@@ -144,5 +144,17 @@ def test_any_bytes_are_answered(text: bytes) -> None:
 
 
 def test_what_is_too_long_to_be_read_counts() -> None:
-    assert leaves_trace(b"SELECT 1" + b" " * LONGEST)
-    assert not leaves_trace(b"SELECT 1" + b" " * (LONGEST - 8))
+    assert leaves_trace(b"SELECT 1 --" + b" " * LONGEST)
+    assert not leaves_trace(b"SELECT 1 --" + b" " * (LONGEST - 11))
+
+
+@pytest.mark.parametrize("text", ["SELECT 1", "INSERT INTO t VALUES ('a')", "SET work_mem = '5MB'"])
+def test_the_first_word_of_a_single_statement_tells_however_long_it_is(text: str) -> None:
+    assert leaves_trace(text.encode() + b" " * LONGEST) == leaves_trace(text.encode())
+
+
+def test_what_a_sequence_gave_last_counts_if_it_is_to() -> None:
+    for text in (b"SELECT nextval('s')", b"SELECT setval('s', 7)"):
+        assert leaves_trace(text)
+        assert not leaves_trace(text, sequences=False)
+    assert leaves_trace(b"SELECT nextval('s'); LISTEN x", sequences=False)

@@ -15,6 +15,7 @@ from psycopg.rows import tuple_row
 
 from router._runtime.calls import call
 from router._runtime.flags import Guard, sleep
+from router._sync.pool.hygiene import end_trace
 from router._sync.pool.pooled import PooledConnection
 from router._sync.pool.scripts import text_of
 from router._sync.pool.session_state import session_of
@@ -23,12 +24,11 @@ from router.core.events import Repeated
 from router.core.result import Result
 from router.core.stale import is_spoilt, is_stale
 from router.core.statement import can_be_repeated, needs_primary, without_comments
-from router.core.traces import names_what_lasts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from psycopg import Connection, Cursor
+    from psycopg import Connection
     from psycopg.abc import Params, Query
     from psycopg.rows import TupleRow
 
@@ -63,9 +63,6 @@ BACKOFF = 0.02
 
 # A standby allows advisory locks, but there they exclude no session of another server.
 _ADVISORY_LOCK = re.compile(r"\bpg_(?:try_)?advisory_", re.IGNORECASE)
-
-# Statements that leave nothing behind in their session, by the first word of the command tag.
-_TRACELESS = frozenset({"SELECT", "INSERT", "UPDATE", "DELETE", "MERGE", "COPY", "NOTIFY", "EXPLAIN", "SHOW", "CALL"})
 
 
 logger = logging.getLogger("router")
@@ -131,24 +128,22 @@ class Statements:
             psycopg.Error: The statement failed.
         """
         text = without_comments(text_of(query))
-        locks = _ADVISORY_LOCK.search(text) is not None
-        dirty = locks or names_what_lasts(text)
-        if locks or needs_primary(text):
-            return self._write(query, text, params, writing, dirty=dirty)
+        if _ADVISORY_LOCK.search(text) is not None or needs_primary(text):
+            return self._write(query, text, params, writing)
         checkout = reading(avoid=None)
         # The version is part of the key: the same statement may write in one version and not in another.
         if (key := hash((checkout.version, text))) in self._refused:
-            return self._write(query, text, params, writing, dirty=dirty)
+            return self._write(query, text, params, writing)
         refused = False
         try:
-            return self._read(query, params, reading, checkout, dirty=dirty)
+            return self._read(query, params, reading, checkout, text)
         except (psycopg.errors.ReadOnlySqlTransaction, psycopg.errors.FeatureNotSupported) as error:
             if is_stale(error):
                 raise
             refused = not is_spoilt(error)
         except (psycopg.errors.ObjectNotInPrerequisiteState, _Unguarded):
             pass  # not remembered: the statement may be refused only because the server is behind, which passes
-        result = self._write(query, text, params, writing, dirty=dirty)
+        result = self._write(query, text, params, writing)
         if not refused:
             return result
         with self._guard:
@@ -157,19 +152,15 @@ class Statements:
                 del self._refused[next(iter(self._refused))]
         return result
 
-    def _read(
-        self, query: Query, params: Params | None, reading: Reading, checkout: Checkout, *, dirty: bool
-    ) -> Result:
+    def _read(self, query: Query, params: Params | None, reading: Reading, checkout: Checkout, text: str) -> Result:
         for attempt in count():
             avoid: Node | None = None
             with checkout as connection:
                 if not session_of(connection).refuses_writes:
                     raise _Unguarded
                 checkout.pool.sessions.retryable.add(session_of(connection))
-                if dirty:
-                    session_of(connection).dirty = True
                 try:
-                    return _result(connection, query, params)
+                    return _result(connection, query, params, text, reads=True)
                 except psycopg.OperationalError as error:
                     if attempt >= ELSEWHERE or not _passes(connection, error):
                         raise
@@ -188,13 +179,9 @@ class Statements:
         text: str,
         params: Params | None,
         writing: Callable[[], Checkout],
-        *,
-        dirty: bool,
     ) -> Result:
         for attempt in count():
             with writing() as connection:
-                if dirty:
-                    session_of(connection).dirty = True
                 try:
                     return _result(connection, query, params, text)
                 except psycopg.Error as error:
@@ -268,14 +255,17 @@ def _passes(connection: Connection[Any], error: psycopg.Error) -> bool:
     return connection.broken or error.sqlstate in PASSING
 
 
-def _result(connection: Connection[TupleRow], query: Query, params: Params | None, text: str = "SELECT") -> Result:
+def _result(
+    connection: Connection[TupleRow], query: Query, params: Params | None, text: str, *, reads: bool = False
+) -> Result:
     """Run a statement; and again in the same session if its plan was stale after a migration.
 
     Args:
         connection: The connection.
         query: The statement.
         params: Its parameters.
-        text: Its text, if it may leave something behind when it fails.
+        text: Its text, without comments.
+        reads: Whether the session refuses writes, so that nothing can be left in the database when it fails.
 
     Returns:
         The result.
@@ -284,31 +274,27 @@ def _result(connection: Connection[TupleRow], query: Query, params: Params | Non
     # which is committed with the block.
     if not connection.autocommit and not (isinstance(connection, PooledConnection) and connection.begin_suffix):
         connection.set_autocommit(True)
-    with connection.cursor(row_factory=tuple_row) as cursor:
-        statement: Any = query  # psycopg itself raises if a template string comes with parameters
-        try:
-            cursor.execute(statement, params)
-        except psycopg.Error as error:
-            if not is_stale(error) or connection.pgconn.transaction_status or not can_be_repeated(text):
-                raise
-            cursor.execute(statement, params)  # psycopg has dropped its prepared statements by now
-        result = Result(
-            rows=cursor.fetchall() if cursor.description is not None else [],
-            columns=tuple(column.name for column in cursor.description or ()),
-            rowcount=cursor.rowcount,
-            status=cursor.statusmessage or "",
-        )
-        if _leaves_something(cursor):
-            session_of(connection).dirty = True
-        return result
-
-
-def _leaves_something(cursor: Cursor[Any]) -> bool:
-    """Whether one or more statements may have changed their session; the cursor is at the first one's result."""
-    while True:
-        kind = (cursor.statusmessage or "").partition(" ")[0]
-        # SELECT without a result is CREATE TABLE … AS: the table may be a temporary one.
-        if kind not in _TRACELESS or (kind == "SELECT" and cursor.description is None):
-            return True
-        if not cursor.nextset():
-            return False
+    has_run = True
+    try:
+        with connection.cursor(row_factory=tuple_row) as cursor:
+            statement: Any = query  # psycopg itself raises if a template string comes with parameters
+            try:
+                cursor.execute(statement, params)
+            except psycopg.Error as error:
+                if not is_stale(error) or connection.pgconn.transaction_status:
+                    raise
+                if not reads and not can_be_repeated(text):
+                    raise
+                cursor.execute(statement, params)  # psycopg has dropped its prepared statements by now
+            return Result(
+                rows=cursor.fetchall() if cursor.description is not None else [],
+                columns=tuple(column.name for column in cursor.description or ()),
+                rowcount=cursor.rowcount,
+                status=cursor.statusmessage or "",
+            )
+    except psycopg.errors.ReadOnlySqlTransaction:
+        has_run = False
+        raise
+    finally:
+        if has_run:  # also if it has failed: what a statement prepares or locks is kept then, too
+            end_trace(connection, text)

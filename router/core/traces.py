@@ -12,7 +12,9 @@ from functools import lru_cache
 from router.core.statement import without_quoted
 
 LONGEST = 10_000
-"""Bytes of a text that is read; a longer one counts as leaving a trace, since reading it would cost more than that."""
+"""Bytes of a text whose quoted parts are told from the rest, if that is needed; a longer one counts as leaving a trace,
+since to tell them apart would cost more than a reset.
+"""
 
 REMEMBERED = 1000
 """Bytes of a text whose answer is kept."""
@@ -24,6 +26,8 @@ _FUNCTIONS = r'(?i)pg_(?:try_)?advisory_lock|set_config|set_limit|pg_settings|pg
 _SEQUENCES = r"(?i)nextval|setval"
 # One that lasts for the transaction only, with plain arguments.
 _SETS_LOCALLY = r"(?i)\bset_config\s*\(\s*(?:'[\w.]+'|\$\d+)\s*,\s*(?:'[\w .,:/-]*'|\$\d+)(?:::\w+)?\s*,\s*true\s*\)"
+# A text without any of these is one statement without comments, and makes nothing temporary.
+_PARTS = r"(?i);|--|/\*|temp|hold"
 # In a text without quoted parts and comments.
 _TEMPORARY = r"(?i)\b(?:CREATE|INTO)\s+(?:OR\s+REPLACE\s+)?(?:(?:GLOBAL|LOCAL)\s+)?TEMP(?:ORARY)?\b"
 _WITH_HOLD = r"(?i)\bWITH\s+HOLD\b"
@@ -38,40 +42,37 @@ _TRACELESS = frozenset({
 })  # fmt: skip
 
 
-def leaves_trace(text: bytes) -> bool:
+def leaves_trace(text: bytes, *, sequences: bool = True) -> bool:
     """Tell whether a text that was sent may leave something in its session that outlasts its transaction.
 
     Args:
         text: One statement or several, as they were sent.
+        sequences: Whether the value that a sequence gave last counts.
 
     Returns:
         Whether one of them may.
     """
-    return _judged(text) if len(text) <= REMEMBERED else len(text) > LONGEST or _judge(text)
+    return (_judged if len(text) <= REMEMBERED else _judge)(text, sequences)
 
 
-def names_what_lasts(text: str) -> bool:
-    """Tell whether a text names something that takes a lock or changes a setting of its session.
-
-    Args:
-        text: One statement or several.
-
-    Returns:
-        Whether it does, unless all that it names is a setting that lasts for the transaction.
-    """
+def _names_what_lasts(text: str) -> bool:
+    """Tell whether a text names a lock or a setting of its session that does not last for the transaction only."""
     functions = len(re.findall(_FUNCTIONS, text))
     return functions > 0 and functions > len(re.findall(_SETS_LOCALLY, text))
 
 
-def _judge(text: bytes) -> bool:
+def _judge(text: bytes, sequences: bool) -> bool:  # noqa: FBT001  (lru_cache tells a keyword from a position)
     statements = text.decode(errors="replace")
-    if names_what_lasts(statements) or re.search(_SEQUENCES, statements):
+    if _names_what_lasts(statements) or (sequences and re.search(_SEQUENCES, statements)):
         return True
     if "\\'" in statements:  # where it ends depends on standard_conforming_strings
         return True
-    statements = without_quoted(statements)
-    if re.search(_TEMPORARY, statements) or re.search(_WITH_HOLD, statements):
-        return True
+    if re.search(_PARTS, statements):
+        if len(text) > LONGEST:
+            return True
+        statements = without_quoted(statements)
+        if re.search(_TEMPORARY, statements) or re.search(_WITH_HOLD, statements):
+            return True
     return any(map(_is_no_traceless, statements.split(";")))
 
 

@@ -218,6 +218,48 @@ async def test_statements_of_their_own_leave_nothing(postgres: Postgres, names: 
                 assert found[2] == "4MB", what
 
 
+async def backends(router: AsyncRouter) -> list[int]:
+    """The process that serves writes, and the one that serves reads."""
+    return [(await left(router, read_only=read_only))[0] for read_only in (False, True)]
+
+
+@pytest.mark.parametrize("hygiene", RESETS)
+async def test_a_session_that_is_reset_is_not_closed_after_a_statement_of_its_own(
+    postgres: Postgres, names: Names, hygiene: str
+) -> None:
+    async with AsyncRouter(one(postgres.primary, hygiene)) as router:
+        before = await backends(router)
+        for statement in (
+            "SET work_mem = '7MB'",
+            LOCK,
+            f"CALL {names.sets}()",
+            "DO 'BEGIN SET work_mem = ''7MB''; END'",
+        ):
+            await router.execute(statement)
+            assert (await left(router))[3] == "4MB"
+            assert await backends(router) == before
+
+
+async def test_a_session_that_is_not_reset_is_closed_only_after_a_statement_that_may_leave_a_trace(
+    postgres: Postgres, names: Names
+) -> None:
+    table = new_name()
+    async with AsyncRouter(one(postgres.primary, "transaction")) as router:
+        before = await backends(router)
+        for statement in (
+            f"CREATE TABLE {table} (i int)",
+            f"DROP TABLE {table}",
+            f"SELECT nextval('{names.sequence}')",
+        ):
+            await router.execute(statement)
+            assert await backends(router) == before
+        for statement in (f"CALL {names.sets}()", "DO 'BEGIN SET work_mem = ''7MB''; END'", LOCK):
+            before = await backends(router)
+            await router.execute(statement)
+            assert (await left(router))[3] == "4MB"
+            assert await backends(router) != before
+
+
 @pytest.mark.parametrize("hygiene", RESETS)
 async def test_those_that_wait_get_what_is_reset(postgres: Postgres, hygiene: str) -> None:
     async with AsyncRouter(one(postgres.primary, hygiene)) as router:

@@ -215,6 +215,48 @@ def test_statements_of_their_own_leave_nothing(postgres: Postgres, names: Names,
                 assert found[2] == "4MB", what
 
 
+def backends(router: Router) -> list[int]:
+    """The process that serves writes, and the one that serves reads."""
+    return [left(router, read_only=read_only)[0] for read_only in (False, True)]
+
+
+@pytest.mark.parametrize("hygiene", RESETS)
+def test_a_session_that_is_reset_is_not_closed_after_a_statement_of_its_own(
+    postgres: Postgres, names: Names, hygiene: str
+) -> None:
+    with Router(one(postgres.primary, hygiene)) as router:
+        before = backends(router)
+        for statement in (
+            "SET work_mem = '7MB'",
+            LOCK,
+            f"CALL {names.sets}()",
+            "DO 'BEGIN SET work_mem = ''7MB''; END'",
+        ):
+            router.execute(statement)
+            assert left(router)[3] == "4MB"
+            assert backends(router) == before
+
+
+def test_a_session_that_is_not_reset_is_closed_only_after_a_statement_that_may_leave_a_trace(
+    postgres: Postgres, names: Names
+) -> None:
+    table = new_name()
+    with Router(one(postgres.primary, "transaction")) as router:
+        before = backends(router)
+        for statement in (
+            f"CREATE TABLE {table} (i int)",
+            f"DROP TABLE {table}",
+            f"SELECT nextval('{names.sequence}')",
+        ):
+            router.execute(statement)
+            assert backends(router) == before
+        for statement in (f"CALL {names.sets}()", "DO 'BEGIN SET work_mem = ''7MB''; END'", LOCK):
+            before = backends(router)
+            router.execute(statement)
+            assert left(router)[3] == "4MB"
+            assert backends(router) != before
+
+
 @pytest.mark.parametrize("hygiene", RESETS)
 def test_those_that_wait_get_what_is_reset(postgres: Postgres, hygiene: str) -> None:
     with Router(one(postgres.primary, hygiene)) as router:

@@ -160,6 +160,21 @@ def reset(connection: Connection[TupleRow]) -> bool:
     return True
 
 
+def end_trace(connection: Connection[TupleRow], text: str) -> None:
+    """Have what a single statement may leave in its session end with its block, however the pool resets sessions.
+
+    Where a pool does not reset them when they are returned, the session is closed. What a sequence gave last is left
+    there, since that is not worth a login.
+
+    Args:
+        connection: The connection that the statement has run on.
+        text: The statement.
+    """
+    session = session_of(connection)
+    if hygiene_of(session.pool.target) is None and leaves_trace(text.encode(errors="replace"), sequences=False):
+        session.dirty = True
+
+
 def note_reset(connection: Connection[TupleRow]) -> None:
     """Note that the server has reset a session: it has dropped the prepared statements, and listens to no channel.
 
