@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent
 CANARY = "canary-hunter2"
-ROUTER = [sys.executable, "-m", "router.cli"]
+ROUTER = [sys.executable, "-m", "router"]
 REFUSED = "postgresql://app@127.0.0.1:1/app"  # nobody listens there
 
 

@@ -41,7 +41,7 @@ SHELL = [
     "directory_table", "directory_source", "directory", "in_force", "checkouts", "statements", "each", "operations",
     "stats", "snapshot", "router",
 ]  # fmt: skip
-ABOVE_THE_SHELL = ["events", "_process", "_default", "_loops", "aio", "__init__", "testing", "cli"]
+ABOVE_THE_SHELL = ["events", "_process", "_default", "_loops", "aio", "__init__", "testing", "cli", "__main__"]
 # The packages whose modules are listed; one that stands beside them itself, such as `settings`, offers what they have.
 BY_MODULES = {"core", "settings", "_runtime", "_async", "_sync", "_async.pool", "_sync.pool"}
 APART = {"testing"}  # imports nothing of the router but itself: it must not need what it tests

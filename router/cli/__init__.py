@@ -1,4 +1,4 @@
-"""The command line: ``router``, or ``python -m router.cli``; it needs the extra ``cli``."""
+"""The command line: ``router``, or ``python -m router``; it needs the extra ``cli``."""
 
 from __future__ import annotations
 
