@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import count
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, LiteralString, TypeVar
@@ -17,7 +18,9 @@ import pytest
 from router import RouterSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
+
+    from router.testing import PostgresCluster
 
 T = TypeVar("T")
 
@@ -85,6 +88,27 @@ def eventually(happened: Callable[[], T]) -> T:
         assert time.monotonic() < deadline, "it did not happen"
         time.sleep(0.005)
     return value
+
+
+@contextmanager
+def conflicts(cluster: PostgresCluster) -> Iterator[None]:
+    """Have the recovery of standbys cancel many logins; ``max_standby_streaming_delay`` is 0 there."""
+    ended = threading.Event()
+
+    def lock() -> None:
+        with psycopg.connect(cluster.primary.dsn(), autocommit=True) as connection:
+            while not ended.is_set():
+                connection.execute(
+                    "DO $$ BEGIN FOR i IN 1..50 LOOP LOCK pg_authid IN ACCESS EXCLUSIVE MODE; COMMIT; END LOOP; END $$"
+                )
+
+    with ThreadPoolExecutor(1) as executor:
+        done = executor.submit(lock)
+        try:
+            yield
+        finally:
+            ended.set()
+        done.result()
 
 
 async def aoutside(function: Callable[..., T], *args: object) -> T:

@@ -24,7 +24,7 @@ import psycopg
 import pytest
 
 from router.testing import ClusterError, PostgresCluster, PostgresServer, _binaries, _server, _setup
-from tests.support import eventually, one_of_each
+from tests.support import conflicts, eventually, one_of_each
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -290,6 +290,13 @@ def test_paused_replay_hides_commits_until_it_resumes(pg: PostgresCluster) -> No
     paused.resume_replay()
     paused.wait_replayed()
     assert seen(paused) == ["held"]
+
+
+def test_a_login_that_recovery_cancels_is_tried_again() -> None:
+    impatient: dict[str, Any] = {"max_standby_streaming_delay": 0}
+    with PostgresCluster(version=18, standbys=1, settings=impatient) as cluster, conflicts(cluster):
+        for _ in range(150):
+            assert cluster.standbys[0].execute("SELECT 1") == [(1,)]
 
 
 def test_lag_delays_each_commit(pg: PostgresCluster) -> None:

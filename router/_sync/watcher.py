@@ -25,7 +25,7 @@ from router._sync.silence import Silence
 from router._sync.slot import BudgetSpent, SlotRequest
 from router.core.budget import BudgetKey, Idle, budget_key
 from router.core.health import UNKNOWN, NodeUse
-from router.core.observations import AttemptFailed, NotProbed
+from router.core.observations import AttemptFailed, NotProbed, was_cancelled
 
 if TYPE_CHECKING:
     from psycopg.rows import TupleRow
@@ -143,9 +143,6 @@ class Watcher:
             if self._asks:
                 return AttemptFailed(node, f"no answer within {timeout:g} s", answered=False)
             return NotProbed(node, f"this process did not get to ask it within {timeout:g} s")
-        except psycopg.errors.ConnectionTimeout:
-            self.there.probe_now.set()  # libpq's timeout comes before the probe's only if this process did not run
-            return None
         except (Unable, OSError, RuntimeError, MemoryError) as error:
             for connection in used:
                 self._hold(node, connection)
@@ -153,6 +150,10 @@ class Watcher:
         except psycopg.Error as error:
             if isinstance(error, ServerFull):
                 raise
+            # libpq's timeout comes before the probe's only if this process did not run.
+            if isinstance(error, psycopg.errors.ConnectionTimeout) or was_cancelled(error.sqlstate):
+                self.there.probe_now.set()
+                return None
             return failure(node, error)
         self._hold(node, connection)
         return result

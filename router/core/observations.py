@@ -119,6 +119,7 @@ _FROM_SERVER = r"(?<!\S)\S+:  .*"
 _WHERE = r"connection (?:failed|is bad): (?:connection to server .*? failed: )?"
 _NO_PASSWORD = "fe_sendauth: no password supplied"  # noqa: S105  (libpq's own words, in every language)
 _NOT_ACCEPTING = frozenset({"57P01", "57P02", "57P03"})  # shutting down, crashed, starting up or in recovery
+_ROLLED_BACK = "40"  # the class of serialization failures and deadlocks
 _TOO_MANY_CONNECTIONS = "53300"  # the server, the database or the role has all the connections that it may have
 # PgBouncer speaks English only, and gives this no SQLSTATE of its own.
 _POOLER_IS_FULL = "no more connections allowed"
@@ -147,6 +148,20 @@ def read_failure(node: Node, message: str, sqlstate: str | None = None, routine:
             missing=_missing(node, line, sqlstate, routine),
         )
     return AttemptFailed(node, re.sub(_WHERE, "", line, count=1), answered=line.endswith(_NO_PASSWORD))
+
+
+def was_cancelled(sqlstate: str | None) -> bool:
+    """Tell whether a server cancelled an attempt or a probe because it conflicted with something else there.
+
+    A standby does that while it replays WAL. It tells nothing about the login: the next attempt may succeed.
+
+    Args:
+        sqlstate: The SQLSTATE of the error; ``None`` for none.
+
+    Returns:
+        Whether it did: the SQLSTATE is of PostgreSQL's class for transactions that were rolled back.
+    """
+    return sqlstate is not None and sqlstate.startswith(_ROLLED_BACK)
 
 
 def _missing(node: Node, line: str, sqlstate: str | None, routine: str) -> str:

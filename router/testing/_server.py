@@ -5,19 +5,20 @@
 from __future__ import annotations
 
 import signal
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
 from router.testing._keeper import ClusterError
-from router.testing._setup import HOST, SETTINGS, USER, free_port, literal, wait_until
+from router.testing._setup import HOST, PATIENCE, SETTINGS, USER, free_port, literal, wait_until
 
 if TYPE_CHECKING:
     from router.testing._cluster import PostgresCluster
     from router.testing._setup import Setting
 
-CONFLICTS = 5
-"""How often a statement on a standby is repeated, at most, if the standby's recovery cancels it."""
+CANCELLED = "due to conflict with recovery"
+"""The message of a standby whose recovery cancels a login: psycopg has no SQLSTATE for it; here it is in English."""
 
 
 class PostgresServer:
@@ -69,7 +70,7 @@ class PostgresServer:
     def execute(self, query: str, params: Any = None, *, dbname: str = "postgres") -> list[tuple[Any, ...]]:
         """Run one statement as superuser, over a connection of its own, commit it at once, and return its rows.
 
-        A standby cancels statements that conflict with its recovery; such a statement is run again.
+        A standby cancels statements and logins that conflict with its recovery; such a statement is run again.
 
         Args:
             query: The statement.
@@ -78,10 +79,15 @@ class PostgresServer:
         """
         import psycopg  # not at the top: a pytest plugin loads this module in every run
 
-        for _ in range(CONFLICTS if self.is_standby else 0):
-            with suppress(psycopg.errors.SerializationFailure):
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
                 return self._execute(query, params, dbname)
-        return self._execute(query, params, dbname)
+            except psycopg.OperationalError as error:
+                conflicts = isinstance(error, psycopg.errors.SerializationFailure) or CANCELLED in str(error)
+                if not (conflicts and self.is_standby) or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.005)
 
     def _execute(self, query: str, params: Any, dbname: str) -> list[tuple[Any, ...]]:
         import psycopg

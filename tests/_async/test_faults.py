@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
 
 from router import AsyncRouter
+from router.events import LoginRefused, RequestFailed, ServerDown
+from router.testing import PostgresCluster
 from tests.proxy import Proxy
-from tests.support import aall_of, aeventually, new_name, port, run, settings
+from tests.support import aall_of, aeventually, conflicts, new_name, port, run, settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from router._async.pool.node_pool import AsyncNodePool
-    from router.testing import PostgresCluster
+    from router.events import Event
     from tests.conftest import Postgres
 
-pytestmark = pytest.mark.docker  # but for the last, which has servers of its own
+pytestmark = pytest.mark.docker  # but for the last two, which have servers of their own
 
 
 @pytest.fixture
@@ -163,3 +165,20 @@ async def test_a_replica_lost_under_load_costs_only_what_was_in_flight(cluster: 
                 async with router.connection(read_only=True) as connection:
                     assert (await (await connection.execute("SELECT 1")).fetchone()) == (1,)
                     assert port(connection) == two.port
+
+
+async def test_a_login_that_recovery_cancels_refuses_nothing_and_puts_no_server_down() -> None:
+    events: list[Event] = []
+    impatient: dict[str, Any] = {"max_standby_streaming_delay": 0}
+    with PostgresCluster(version=18, standbys=1, settings=impatient) as cluster, conflicts(cluster):
+        options = settings(**cluster.version_settings(), read={"fallback": "wait"}, health={"interval": 0.05})
+        async with AsyncRouter(options, observers=[events.append]) as router:
+
+            async def cancelled() -> bool:
+                async with router.connection(read_only=True) as connection:
+                    assert port(connection) == cluster.standbys[0].port
+                    await connection.close()  # the next block needs another login
+                return sum(one.failed for one in router.stats().totals) >= 5
+
+            await aeventually(cancelled)
+    assert not [event for event in events if isinstance(event, LoginRefused | ServerDown | RequestFailed)]

@@ -3,23 +3,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
 
 from router import Router
+from router.events import LoginRefused, RequestFailed, ServerDown
+from router.testing import PostgresCluster
 from tests.proxy import Proxy
-from tests.support import all_of, eventually, new_name, port, run, settings
+from tests.support import all_of, conflicts, eventually, new_name, port, run, settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from router._sync.pool.node_pool import NodePool
-    from router.testing import PostgresCluster
+    from router.events import Event
     from tests.conftest import Postgres
 
-pytestmark = pytest.mark.docker  # but for the last, which has servers of its own
+pytestmark = pytest.mark.docker  # but for the last two, which have servers of their own
 
 
 @pytest.fixture
@@ -164,3 +166,20 @@ def test_a_replica_lost_under_load_costs_only_what_was_in_flight(cluster: Postgr
                 with router.connection(read_only=True) as connection:
                     assert (connection.execute("SELECT 1").fetchone()) == (1,)
                     assert port(connection) == two.port
+
+
+def test_a_login_that_recovery_cancels_refuses_nothing_and_puts_no_server_down() -> None:
+    events: list[Event] = []
+    impatient: dict[str, Any] = {"max_standby_streaming_delay": 0}
+    with PostgresCluster(version=18, standbys=1, settings=impatient) as cluster, conflicts(cluster):
+        options = settings(**cluster.version_settings(), read={"fallback": "wait"}, health={"interval": 0.05})
+        with Router(options, observers=[events.append]) as router:
+
+            def cancelled() -> bool:
+                with router.connection(read_only=True) as connection:
+                    assert port(connection) == cluster.standbys[0].port
+                    connection.close()  # the next block needs another login
+                return sum(one.failed for one in router.stats().totals) >= 5
+
+            eventually(cancelled)
+    assert not [event for event in events if isinstance(event, LoginRefused | ServerDown | RequestFailed)]

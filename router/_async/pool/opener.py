@@ -18,7 +18,7 @@ from router._runtime.calls import aconsult
 from router.core import sql
 from router.core.errors import RouterClosed
 from router.core.health import REFUSES_WRITES
-from router.core.observations import AttemptFailed, Connected, OtherProcess, PoolerFound
+from router.core.observations import AttemptFailed, Connected, OtherProcess, PoolerFound, was_cancelled
 from router.core.standing import role_mismatch
 
 if TYPE_CHECKING:
@@ -253,6 +253,8 @@ class AsyncOpener:
             self._clusters.suspect(node.server)  # this process may not have run for a while: a probe finds out
             raise
         except Exception as error:
+            if was_cancelled(getattr(error, "sqlstate", None)):
+                raise
             seen = failure(node, error)._replace(read_only=read_only)
             if seen.answered and optional:
                 raise LoginRefused(f"accepts no further connection: {seen.reason}") from None
