@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from typing import NamedTuple
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from router.core.budget import next_in_line
-from router.core.fair_line import SLACK, FairLine
+from router.core.fair_line import SLACK, FairLine, insert
 from tests.support import examples
 
 
@@ -33,7 +33,7 @@ def test_the_next_is_the_one_that_looking_at_everybody_finds(
 ) -> None:
     line = FairLine[Waiter]()
     everybody = [Waiter(place, owner, accepts) for place, (owner, accepts) in enumerate(those)]
-    for waiter in data.draw(st.permutations(everybody)) if len({*those}) == len(those) else everybody:
+    for waiter in data.draw(st.permutations(everybody)):  # some come again, to the place that they had
         line.add(waiter, *waiter)
     while everybody:
         accepted = data.draw(st.sampled_from([(None,), ("one",), (None, "two")]))
@@ -49,6 +49,14 @@ def test_the_next_is_the_one_that_looking_at_everybody_finds(
         line.remove(leaves, leaves.owner, leaves.accepts)
     assert line.first((None, "one", "two"), lambda: held) is None
     assert (line._queues, line._heads, line._owners, line._accepting) == ({}, [], Counter(), Counter())
+
+
+@given(st.lists(st.integers(0, 20), unique=True))
+def test_one_that_comes_again_is_inserted_in_its_place(places: list[int]) -> None:
+    queue: OrderedDict[str, int] = OrderedDict()
+    for place in places:
+        insert(queue, str(place), place)
+    assert list(queue.items()) == [(str(place), place) for place in sorted(places)]
 
 
 def test_what_it_keeps_does_not_grow_with_those_that_have_left() -> None:

@@ -9,7 +9,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from router._runtime.flags import Guard
-from router.core.fair_line import FairLine
+from router.core.fair_line import FairLine, insert
 
 if TYPE_CHECKING:
     from psycopg import Connection
@@ -55,7 +55,7 @@ class Line:
         self._is_shared = is_shared
         self._guard = Guard()  # guards all of this, and what a waiter was handed
         self._numbers = count()
-        self._plain: OrderedDict[Waiter, None] = OrderedDict()  # those without needs of their own
+        self._plain: OrderedDict[Waiter, int] = OrderedDict()  # those without needs of their own; their numbers
         self._needy: OrderedDict[Waiter, None] = OrderedDict()  # those with
         self._held: OrderedDict[Waiter, None] = OrderedDict()  # those that are not admitted yet, of both
         self._untold: OrderedDict[Waiter, None] = OrderedDict()  # of _needy, those that have not heard the news
@@ -298,10 +298,10 @@ class Line:
                 self._mark(pool, waits=True)
         if self._is_shared:
             self._served.add(waiter, waiter.number, waiter.tenant, None)
-        waiter.has_work = not self._plain or waiter.number < next(iter(self._plain)).number
-        self._plain[waiter] = None
-        if waiter.has_work:
-            self._plain.move_to_end(waiter, last=False)
+            self._plain[waiter] = waiter.number
+        else:
+            insert(self._plain, waiter, waiter.number)
+        waiter.has_work = next(iter(self._plain)) is waiter
 
     def _enqueue(self, waiter: Waiter) -> None:
         """Have one with needs of its own be served from the pool that it accepts."""

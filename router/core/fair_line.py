@@ -24,6 +24,31 @@ SLACK = 64
 """The heap is rebuilt when it has more entries than twice the number of queues plus this."""
 
 
+def insert(queue: OrderedDict[T, int], waiter: T, place: int) -> None:
+    """Insert a waiter where its place in the order of arrival is: most often at the end, else from the nearer end.
+
+    Args:
+        queue: The waiters with their places, in order.
+        waiter: The waiter.
+        place: Its place.
+    """
+    before, after = list[T](), list[T]()
+    for (first, least), (last, greatest) in zip(queue.items(), reversed(queue.items()), strict=True):
+        if greatest < place:
+            queue[waiter] = place
+            for one in reversed(after):
+                queue.move_to_end(one)
+            return
+        if least > place:
+            queue[waiter] = place
+            for one in (waiter, *reversed(before)):
+                queue.move_to_end(one, last=False)
+            return
+        before.append(first)
+        after.append(last)
+    queue[waiter] = place
+
+
 class FairLine(Generic[T]):
     """The waiters, each with its owner, its place in the order of arrival, and what it accepts.
 
@@ -67,13 +92,10 @@ class FairLine(Generic[T]):
             if self._queues:
                 heappush(self._heads, (place, next(self._ties), key))
             self._queues[key] = OrderedDict([(waiter, place)])
-        elif place < _place(queue):
-            if len(self._queues) > 1:
-                heappush(self._heads, (place, next(self._ties), key))
-            queue[waiter] = place
-            queue.move_to_end(waiter, last=False)
         else:
-            queue[waiter] = place
+            if len(self._queues) > 1 and place < _place(queue):
+                heappush(self._heads, (place, next(self._ties), key))
+            insert(queue, waiter, place)
         self._owners[owner] += 1
         self._accepting[accepts] += 1
 

@@ -202,6 +202,27 @@ async def test_a_request_that_leaves_twice_gives_its_connection_back_once(postgr
         assert (pool.idle, pool.borrowed) == (1, 0)
 
 
+@pytest.mark.parametrize("kind", ["plain", "shared", "needy"])
+async def test_a_request_that_waits_again_gets_the_place_back_that_it_had(postgres: Postgres, kind: str) -> None:
+    shared = {"tenant_template": {"row": "app.tenant"}, "tenancy": {"pooling": "shared"}} if kind == "shared" else {}
+    tenant = "acme" if shared else None
+    async with AsyncRouter(settings(primary=postgres.primary, pool={"max_size": 1}, **shared)) as router:
+        checkout = router.connection(version=None if shared else "v1", tenant=tenant)
+        async with checkout:
+            [line] = {pool_set.line for pool_set in inside(router).lanes.pool_sets}
+            waiters = [AsyncWaiter(line, tenant or "", has_needs=kind == "needy") for _ in range(5)]
+            for waiter in waiters:
+                waiter.accepts = checkout.pool if kind == "needy" else None
+                line.join(waiter)
+            for waiter in waiters[:3]:
+                assert line.leave(waiter)
+            for index in (1, 0, 2):
+                line.join(waiters[index])
+        for waiter in waiters:
+            assert [one for one in waiters if one.connection is not None] == [waiter]
+            await waiter.leave()
+
+
 async def test_a_change_of_one_version_leaves_the_pool_sets_of_others_alone(cluster: PostgresCluster) -> None:
     with Proxy(cluster.primary.host, cluster.primary.port) as proxy:
         versions = {
