@@ -6,10 +6,12 @@ import gc
 import logging
 import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from linecache import getline
 from threading import Event, Thread
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 
@@ -29,17 +31,28 @@ NEVER = 10**9
 
 
 class Interruption(Exception):
-    """What a signal handler raises."""
+    """What a signal handler raises; a step that is isolated from others logs it."""
+
+
+class Stop(BaseException):
+    """The same of a kind that no step swallows."""
 
 
 class Interrupted:
-    """Raises before the n-th line that is run inside; a context manager."""
+    """Raises before the n-th line that is run inside; a context manager.
 
-    def __init__(self, number: int) -> None:
+    Attributes:
+        happened: Whether it has raised: code inside may have swallowed it.
+    """
+
+    def __init__(self, number: int, kind: type[BaseException] = Interruption) -> None:
         self.left = number
+        self.happened = False
+        self._kind = kind
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Self:
         sys.settrace(self.trace)
+        return self
 
     def __exit__(self, *_: object) -> None:
         sys.settrace(None)
@@ -51,8 +64,8 @@ class Interrupted:
         if event == "line" and not getline(frame.f_code.co_filename, frame.f_lineno).lstrip().startswith("with "):
             self.left -= 1
             if self.left < 0:
-                self.left = NEVER
-                raise Interruption
+                self.left, self.happened = NEVER, True
+                raise self._kind
         return self.trace
 
 
@@ -70,18 +83,21 @@ def use(router: Router, tenant: str | None) -> None:
 def is_whole(router: Router) -> bool:
     gc.collect(0)
     found = router._snapshot()
-    [pool] = found.pools
     return (
         not found.waiting
         and not found.admitted
-        and not pool.borrowed
-        and not pool.opening
-        and not pool.growing
-        and pool.counted == pool.sessions == pool.idle
-        and not pool.idle_closed
+        and all(
+            not pool.borrowed
+            and not pool.opening
+            and not pool.growing
+            and pool.counted == pool.sessions == pool.idle
+            and not pool.idle_closed
+            for pool in found.pools
+        )
     )
 
 
+@pytest.mark.parametrize("kind", [Interruption, Stop])
 @pytest.mark.parametrize(
     ("growing", "tenant"), [(False, None), (False, "acme"), pytest.param(True, None, marks=pytest.mark.slow)]
 )
@@ -89,8 +105,10 @@ def test_an_interruption_at_any_line_loses_no_connection(
     postgres: Postgres,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
+    *,
     growing: bool,
     tenant: str | None,
+    kind: type[BaseException],
 ) -> None:
     caplog.set_level(logging.CRITICAL)
     monkeypatch.setattr("router._sync.in_force.HOUSEKEEPING", 0.005)
@@ -99,16 +117,48 @@ def test_an_interruption_at_any_line_loses_no_connection(
         warnings.simplefilter("ignore", ResourceWarning)
         use(router, tenant)
         [pool] = inside(router).pools
-        number, went_through = 0, False
-        while not went_through:
+        number, interrupted = 0, True
+        while interrupted:
             while growing and pool.idle:
                 pool.evict_idle()
-            try:
-                with Interrupted(number):
-                    use(router, tenant)
-                went_through = True
-            except Interruption:
-                pass
+            with suppress(kind), Interrupted(number, kind) as inside_of_it:
+                use(router, tenant)
+            interrupted = inside_of_it.happened
+            eventually(lambda: is_whole(router))
+            number += 1
+        assert number > 50
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of an object that was half made
+@pytest.mark.parametrize("kind", [pytest.param(Interruption, marks=pytest.mark.slow), Stop])
+def test_an_interruption_while_a_connection_is_closed_for_a_request_of_another_pool_loses_nothing(
+    postgres: Postgres,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    kind: type[BaseException],
+) -> None:
+    caplog.set_level(logging.CRITICAL)
+    monkeypatch.setattr("router._sync.in_force.HOUSEKEEPING", 0.005)
+    versions = {name: {"primary": postgres.primary} for name in ("v1", "v2")}
+    options = settings(versions=versions, max_connections=1, pool={"timeout": 60.0})
+
+    def borrow() -> None:
+        with router.connection(version="v2") as connection:
+            connection.execute("SELECT 1")
+
+    with warnings.catch_warnings(), Router(options) as router, ThreadPoolExecutor(1) as executor:
+        warnings.simplefilter("ignore", ResourceWarning)
+        number, interrupted = 0, True
+        while interrupted:
+            block = router.connection(version="v1")
+            block.__enter__().execute("SELECT 1").connection.rollback()
+            other = executor.submit(borrow)
+            eventually(lambda: inside(router).slots.waiting)
+            with suppress(kind), Interrupted(number, kind) as inside_of_it:
+                block.__exit__(None, None, None)
+            interrupted = inside_of_it.happened
+            del block
+            other.result(20)
             eventually(lambda: is_whole(router))
             number += 1
         assert number > 50

@@ -186,17 +186,25 @@ class Closer:
             return
         session, lock = session_of(connection), connection.lock
         try:
-            with Isolated("could not close a connection to %s", pool.node):
-                free = self.take_lock(connection)
-                session.over = True
-                if free:
+            free = self.take_lock(connection)
+            session.over = True
+            if free:
+                try:
                     session.end(connection)
+                finally:
                     free_lock(lock)
-                    free = not session.uses  # something may have begun at this very moment
-                if not free:
-                    cut(session)
-                    session.forget()
-                end_session(session, beneficiary, in_use=not free)
+                free = not session.uses  # something may have begun at this very moment
+            if not free:
+                cut(session)
+                session.forget()
+            end_session(session, beneficiary, in_use=not free)
+        except BaseException as error:
+            # No object is left whose end would be noticed. So reclaim() closes the session, once nothing uses it.
+            session.dropped = self._sessions.lost = session.over
+            if not isinstance(error, Exception):
+                raise
+            logger.exception("could not close a connection to %s", pool.node)
+            return
         finally:
             if beneficiary is not None:
                 self._slots.restore(beneficiary)
@@ -216,10 +224,10 @@ class Closer:
         self._sessions.lost = False
         self._pool.withdraw()
         for session in self._sessions.listed():
-            borrowed = session in self._sessions.borrowed
-            if session.dropped or (borrowed and session.closed):
+            if session.closed or (session.dropped and not session.uses):
+                borrowed = session in self._sessions.borrowed
                 self.close_session(session)
-                if session.dropped and borrowed:
+                if session.dropped and borrowed and not session.over:
                     self._warn_of_dropped(session)
         self._sessions.recount()
 
