@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 import psycopg
 from psycopg import AsyncConnection
@@ -100,6 +100,7 @@ class AsyncAcquiredConnection(AsyncNodeConnection):
     """A connection that was acquired: no block around it gives it back."""
 
     __slots__ = ()  # the class of an existing object is set to this one
+    _lent_as: ClassVar[type[AsyncNodeConnection]] = AsyncNodeConnection
 
     async def commit(self) -> None:
         """Commit the transaction; where a session is in force, its reads will see it."""
@@ -130,49 +131,32 @@ class AsyncAcquiredConnection(AsyncNodeConnection):
     async def wait(self, gen: PQGen[T], *args: Any, **kwargs: Any) -> T:
         """Note an interruption: the session is then not lent again."""
         try:
-            return await super().wait(gen, *args, **kwargs)
+            return await self._lent_as.wait(self, gen, *args, **kwargs)
         except BaseException as error:
-            _note_interruption(self, error)
+            if not isinstance(error, Exception | GeneratorExit) and (lease := self.__dict__.get("_lease")) is not None:
+                lease.interruption = type(error)()  # one without a traceback, which would keep what the caller has
             raise
 
     def note_statement(self, *, commits_itself: bool) -> None:
         """Note that a statement may write."""
-        _note_use(self)
-        super().note_statement(commits_itself=commits_itself)
+        if (lease := self.__dict__.get("_lease")) is not None:
+            lease.unnoted = True
+        self._lent_as.note_statement(self, commits_itself=commits_itself)
 
 
 class AsyncAcquiredPooledConnection(AsyncPooledConnection):
     """The same behind a transaction pooler."""
 
-    # No class in common: the class of an existing object is set to this one, and both must have the same layout.
+    # No class in common: the class of an existing object is set to this one, and both must have the same layout. So the
+    # methods find the class that they extend in `_lent_as`, since super() would be that of the class above.
     __slots__ = ()
+    _lent_as: ClassVar[type[AsyncNodeConnection]] = AsyncPooledConnection
     commit = AsyncAcquiredConnection.commit
     close = AsyncAcquiredConnection.close
     __aenter__ = AsyncAcquiredConnection.__aenter__
     __aexit__ = AsyncAcquiredConnection.__aexit__
-
-    async def wait(self, gen: PQGen[T], *args: Any, **kwargs: Any) -> T:
-        """Note an interruption: the session is then not lent again."""
-        try:
-            return await super().wait(gen, *args, **kwargs)
-        except BaseException as error:
-            _note_interruption(self, error)
-            raise
-
-    def note_statement(self, *, commits_itself: bool) -> None:
-        """Note that a statement may write."""
-        _note_use(self)
-        super().note_statement(commits_itself=commits_itself)
-
-
-def _note_use(connection: AsyncConnection[TupleRow]) -> None:
-    if (lease := connection.__dict__.get("_lease")) is not None:
-        lease.unnoted = True
-
-
-def _note_interruption(connection: AsyncConnection[TupleRow], error: BaseException) -> None:
-    if not isinstance(error, Exception | GeneratorExit) and (lease := connection.__dict__.get("_lease")) is not None:
-        lease.interruption = type(error)()  # one without a traceback, which would keep what the caller has
+    wait = AsyncAcquiredConnection.wait
+    note_statement = AsyncAcquiredConnection.note_statement
 
 
 async def lend(checkout: AsyncCheckout, ambient: Ambient, note: NoteWritten) -> AsyncConnection[TupleRow]:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 import psycopg
 from psycopg import Connection
@@ -101,6 +101,7 @@ class AcquiredConnection(NodeConnection):
     """A connection that was acquired: no block around it gives it back."""
 
     __slots__ = ()  # the class of an existing object is set to this one
+    _lent_as: ClassVar[type[NodeConnection]] = NodeConnection
 
     def commit(self) -> None:
         """Commit the transaction; where a session is in force, its reads will see it."""
@@ -131,49 +132,32 @@ class AcquiredConnection(NodeConnection):
     def wait(self, gen: PQGen[T], *args: Any, **kwargs: Any) -> T:
         """Note an interruption: the session is then not lent again."""
         try:
-            return super().wait(gen, *args, **kwargs)
+            return self._lent_as.wait(self, gen, *args, **kwargs)
         except BaseException as error:
-            _note_interruption(self, error)
+            if not isinstance(error, Exception | GeneratorExit) and (lease := self.__dict__.get("_lease")) is not None:
+                lease.interruption = type(error)()  # one without a traceback, which would keep what the caller has
             raise
 
     def note_statement(self, *, commits_itself: bool) -> None:
         """Note that a statement may write."""
-        _note_use(self)
-        super().note_statement(commits_itself=commits_itself)
+        if (lease := self.__dict__.get("_lease")) is not None:
+            lease.unnoted = True
+        self._lent_as.note_statement(self, commits_itself=commits_itself)
 
 
 class AcquiredPooledConnection(PooledConnection):
     """The same behind a transaction pooler."""
 
-    # No class in common: the class of an existing object is set to this one, and both must have the same layout.
+    # No class in common: the class of an existing object is set to this one, and both must have the same layout. So the
+    # methods find the class that they extend in `_lent_as`, since super() would be that of the class above.
     __slots__ = ()
+    _lent_as: ClassVar[type[NodeConnection]] = PooledConnection
     commit = AcquiredConnection.commit
     close = AcquiredConnection.close
     __enter__ = AcquiredConnection.__enter__
     __exit__ = AcquiredConnection.__exit__
-
-    def wait(self, gen: PQGen[T], *args: Any, **kwargs: Any) -> T:
-        """Note an interruption: the session is then not lent again."""
-        try:
-            return super().wait(gen, *args, **kwargs)
-        except BaseException as error:
-            _note_interruption(self, error)
-            raise
-
-    def note_statement(self, *, commits_itself: bool) -> None:
-        """Note that a statement may write."""
-        _note_use(self)
-        super().note_statement(commits_itself=commits_itself)
-
-
-def _note_use(connection: Connection[TupleRow]) -> None:
-    if (lease := connection.__dict__.get("_lease")) is not None:
-        lease.unnoted = True
-
-
-def _note_interruption(connection: Connection[TupleRow], error: BaseException) -> None:
-    if not isinstance(error, Exception | GeneratorExit) and (lease := connection.__dict__.get("_lease")) is not None:
-        lease.interruption = type(error)()  # one without a traceback, which would keep what the caller has
+    wait = AcquiredConnection.wait
+    note_statement = AcquiredConnection.note_statement
 
 
 def lend(checkout: Checkout, ambient: Ambient, note: NoteWritten) -> Connection[TupleRow]:

@@ -10,7 +10,7 @@ import psycopg
 from psycopg import AsyncConnection
 from psycopg.pq import ExecStatus
 
-from router._async.pool.connection import COMMITTING, AsyncNodeConnection
+from router._async.pool.connection import AsyncNodeConnection
 from router._async.pool.inside.connection import in_pipeline, only_psycopg_commits
 from router._async.pool.scripts import answers, check, rows_of, send
 
@@ -45,7 +45,7 @@ async def commit(connection: AsyncConnection[Any], then: bytes) -> list[tuple[by
 
 def _committed(connection: AsyncConnection[Any], script: bytes) -> PQGen[list[tuple[bytes | None, ...]]]:
     if isinstance(connection, AsyncNodeConnection):
-        connection._death = COMMITTING  # noqa: SLF001  (a class of this package)
+        connection.note_commit()
     committed, *asked = yield from answers(connection, script, inf)
     check(connection, committed)
     return rows_of(asked[0]) if asked and asked[0].status == ExecStatus.TUPLES_OK else []

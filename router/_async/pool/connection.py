@@ -307,13 +307,13 @@ class AsyncNodeConnection(AsyncDriverConnection):
             prepared.deallocate_later(names)
 
     def note_statement(self, *, commits_itself: bool) -> None:
-        """Note that a statement may write, if it runs outside of a transaction.
-
-        Args:
-            commits_itself: Whether no transaction is begun before it.
-        """
+        """Note that a statement may write, if it runs outside of a transaction."""
         if commits_itself and self.pgconn.transaction_status not in IN_TRANSACTION:
             self._death = WRITING
+
+    def note_commit(self) -> None:
+        """Note that a statement is about to be sent that commits."""
+        self._death = COMMITTING
 
     def run_command(self, command: QueryNoTemplate, result_format: Format) -> PQGen[Any]:
         """Run a command that psycopg sends by itself, and note whether it commits.
@@ -326,12 +326,12 @@ class AsyncNodeConnection(AsyncDriverConnection):
             psycopg's generator for it.
         """
         if command == b"COMMIT" and self.pgconn.transaction_status != INERROR:
-            self._death = COMMITTING
+            self.note_commit()
         return super().run_command(command, result_format)
 
     def prepare_two_phase(self) -> PQGen[None]:
         """Run the first phase of a two-phase commit, and note that it commits."""
-        self._death = COMMITTING
+        self.note_commit()
         yield from super().prepare_two_phase()
 
     def finish_two_phase(self, action: LiteralString, xid: Xid | str | None) -> PQGen[None]:
@@ -345,5 +345,5 @@ class AsyncNodeConnection(AsyncDriverConnection):
             The events that psycopg waits for.
         """
         if action == "COMMIT":
-            self._death = COMMITTING
+            self.note_commit()
         yield from super().finish_two_phase(action, xid)

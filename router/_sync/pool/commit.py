@@ -11,7 +11,7 @@ import psycopg
 from psycopg import Connection
 from psycopg.pq import ExecStatus
 
-from router._sync.pool.connection import COMMITTING, NodeConnection
+from router._sync.pool.connection import NodeConnection
 from router._sync.pool.inside.connection import in_pipeline, only_psycopg_commits
 from router._sync.pool.scripts import answers, check, rows_of, send
 
@@ -46,7 +46,7 @@ def commit(connection: Connection[Any], then: bytes) -> list[tuple[bytes | None,
 
 def _committed(connection: Connection[Any], script: bytes) -> PQGen[list[tuple[bytes | None, ...]]]:
     if isinstance(connection, NodeConnection):
-        connection._death = COMMITTING  # noqa: SLF001  (a class of this package)
+        connection.note_commit()
     committed, *asked = yield from answers(connection, script, inf)
     check(connection, committed)
     return rows_of(asked[0]) if asked and asked[0].status == ExecStatus.TUPLES_OK else []
