@@ -124,6 +124,40 @@ async def test_a_return_that_has_to_wait_survives_cancellation(postgres: Postgre
             await connection.execute("SELECT 1")
 
 
+@pytest.mark.docker
+async def test_a_request_that_is_cancelled_while_it_hands_idle_connections_over_drops_none(
+    postgres: Postgres, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with AsyncRouter(settings(primary=postgres.primary, pool={"max_size": SIZE})) as router:
+        everyone = asyncio.Barrier(SIZE)
+
+        async def use() -> int:
+            async with router.connection(timeout=PATIENCE) as connection:
+                await everyone.wait()
+                return connection.info.backend_pid
+
+        before = await asyncio.gather(*(use() for _ in range(SIZE)))
+        [pool] = inside(router).pools
+        pool.quarantine.begin()
+        waiting = [asyncio.ensure_future(use()) for _ in range(SIZE)]
+        await aeventually(lambda: asyncio.sleep(0, pool.waiting.number() == SIZE))
+        pool.idle = pool.kept
+        async with pool.lock:
+            giver = asyncio.ensure_future(pool.hand_over())
+            await asyncio.sleep(0)
+            other = asyncio.ensure_future(pool.lock.acquire())  # is next, so that the giver has to wait again
+            await asyncio.sleep(0)
+        await other
+        await asyncio.sleep(0.01)
+        giver.cancel()
+        await asyncio.sleep(0.01)
+        pool.lock.release()
+        with pytest.raises(asyncio.CancelledError):
+            await giver
+        assert set(await asyncio.gather(*waiting)) == set(before)
+    assert not caplog.records
+
+
 async def test_a_connection_given_up_for_a_second_cancellation_puts_no_pool_in_quarantine(postgres: Postgres) -> None:
     async with AsyncRouter(settings(primary=postgres.primary)) as router:
         entered = asyncio.Event()

@@ -18,6 +18,7 @@ from router._async.pool.release import AsyncRelease
 from router._async.pool.session_state import borrower, session_of, shows_resource_warnings
 from router._async.pool.sessions import AsyncPoolSessions
 from router._async.waiter import AsyncPoolLine
+from router._runtime.calls import ashielded
 from router.core.budget import Full, Idle, budget_key
 
 if TYPE_CHECKING:
@@ -275,6 +276,7 @@ class AsyncNodePool:
         await self.release(connection)
         return False
 
+    @ashielded
     async def hand_over(self) -> None:
         """Hand what is idle to those that wait."""
         if self.closed or self.draining:

@@ -8,6 +8,7 @@ from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from router._runtime.calls import shielded
 from router._sync.pool.closer import Closer
 from router._sync.pool.connection import end_session
 from router._sync.pool.counts import Counts
@@ -276,6 +277,7 @@ class NodePool:
         self.release(connection)
         return False
 
+    @shielded
     def hand_over(self) -> None:
         """Hand what is idle to those that wait."""
         if self.closed or self.draining:
