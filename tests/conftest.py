@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import shutil
 import signal
 from dataclasses import dataclass
 from importlib import import_module
@@ -15,7 +17,7 @@ import pytest
 from tests.tapped import tap
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
     from pathlib import Path
 
     from router.testing import PostgresCluster
@@ -30,6 +32,17 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 hypothesis.settings.register_profile("thorough", deadline=None)
 hypothesis.settings.register_profile("quick", deadline=None, max_examples=20)
 hypothesis.settings.load_profile("quick")  # --hypothesis-profile names another
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Keep the thousands of objects that the tests are from the garbage collector, which many tests call."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -80,12 +93,25 @@ def cluster(make_postgres_cluster: MakeCluster) -> PostgresCluster:
     return make_postgres_cluster(version=18, standbys=2)
 
 
+@pytest.fixture(scope="session")
+def _nowhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("nowhere")
+
+
 @pytest.fixture(autouse=True)
-def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def _own_environment(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, _nowhere: Path) -> Iterator[None]:
     for name in list(os.environ):
         if name.upper().startswith(("ROUTER_", "PG", "DATABASE_URL")):
             monkeypatch.delenv(name)
-    monkeypatch.chdir(tmp_path)  # no .env of the checkout's
+    # No .env of the checkout's. A directory of one's own costs as much as most tests do: one that needs it asks for it.
+    with_files = "tmp_path" in request.fixturenames
+    monkeypatch.chdir(request.getfixturevalue("tmp_path") if with_files else _nowhere)
+    yield
+    left = [path.name for path in _nowhere.iterdir()]
+    if left:
+        shutil.rmtree(_nowhere)  # for the tests that follow
+        _nowhere.mkdir()
+    assert left == [], "what writes files asks for tmp_path"
 
 
 @pytest.fixture

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROOT = Path(__file__).parent
-FILES = {
-    path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(encoding="utf-8"))
-    for path in ROOT.rglob("*.py")
-    if "_sync" not in path.parts
-}
 
 OFFERED = {"_snapshot", "_asdict", "_fields", "_make", "_replace"}
 """What is there to be used, by a router and by named tuples."""
@@ -49,6 +43,13 @@ ALLOWED: dict[str, set[str]] = {
 }
 
 
+@cache
+def used() -> dict[str, frozenset[str]]:
+    """The private attributes that each file uses, of others than itself."""
+    paths = {path.relative_to(ROOT).as_posix(): path for path in ROOT.rglob("*.py") if "_sync" not in path.parts}
+    return {name: frozenset(private_names(ast.parse(path.read_text(encoding="utf-8")))) for name, path in paths.items()}
+
+
 def private_names(tree: ast.AST) -> Iterator[str]:
     """The private attributes that ``tree`` uses, of others than itself; those by ``setattr()`` as well."""
     for node in ast.walk(tree):
@@ -63,14 +64,16 @@ def private(name: str) -> bool:
     return name.startswith("_") and not name.startswith("__")
 
 
-@pytest.mark.parametrize("path", sorted(FILES))
-def test_a_test_uses_no_private_names_but_those_listed(path: str) -> None:
-    used = {name for name in private_names(FILES[path]) if private(name)} - OFFERED
-    if path != "test_inside_psycopg_pool.py":  # which is about nothing else
-        assert used - ALLOWED.get(path, set()) == set()
+def test_a_test_uses_no_private_names_but_those_listed() -> None:
+    apart = {"test_inside_psycopg_pool.py"}  # which is about nothing else
+    found = {
+        path: {name for name in names if private(name)} - OFFERED - ALLOWED.get(path, set())
+        for path, names in used().items()
+        if path not in apart
+    }
+    assert {path: names for path, names in found.items() if names} == {}
 
 
 def test_the_list_names_only_what_is_used() -> None:
     for path, names in ALLOWED.items():
-        used = set(private_names(FILES[path]))
-        assert names & used == names or (names is PSYCOPGS and names & used)
+        assert names <= used()[path] or (names is PSYCOPGS and names & used()[path])

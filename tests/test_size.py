@@ -6,8 +6,6 @@ import ast
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pytest
-
 import router
 
 if TYPE_CHECKING:
@@ -38,12 +36,18 @@ def lines_of_code(function: ast.FunctionDef | ast.AsyncFunctionDef, lines: list[
     return sum(bool(line) and not line.startswith("#") for line in code)
 
 
-@pytest.mark.parametrize("path", sorted(FILES))
-def test_a_file_and_its_functions_are_short(path: str) -> None:
-    lines = FILES[path].splitlines()
-    long = {one.name: size for one in functions(ast.parse(FILES[path])) if (size := lines_of_code(one, lines)) > SCREEN}
-    assert len(lines) <= LINES
-    assert not long
+def test_a_file_is_short() -> None:
+    sizes = {path: len(text.splitlines()) for path, text in FILES.items()}
+    assert {path: size for path, size in sizes.items() if size > LINES} == {}
+
+
+def test_a_function_is_short() -> None:
+    sizes = {
+        (path, function.name): lines_of_code(function, text.splitlines())
+        for path, text in FILES.items()
+        for function in functions(ast.parse(text))
+    }
+    assert {name: size for name, size in sizes.items() if size > SCREEN} == {}
 
 
 def test_what_is_generated_is_all_that_is_left_out() -> None:
