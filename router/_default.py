@@ -83,6 +83,7 @@ def connection(
         TenantLocked: Another tenant was named than the one of a ``use(…, lock=True)`` around the request.
         RouterClosed: The router was closed.
         TokenRefused: ``after`` is a foreign token, and ``tokens.foreign`` is ``refuse``.
+        ValueError: ``timeout`` or ``max_lag`` is negative or not a number, or ``read_only`` is not a bool.
         Unavailable: When the block is entered: no connection was available in time; the subclasses say why.
         TransactionOutcomeUnknown: When the block ends: the connection died during COMMIT.
     """
@@ -128,6 +129,7 @@ def acquire(
         TenantLocked: As for :func:`connection`.
         RouterClosed: The router was closed.
         TokenRefused: As for :func:`connection`.
+        ValueError: As for :func:`connection`.
         Unavailable: No connection was available in time; the subclasses say why.
     """
     return _here().acquire(
@@ -262,6 +264,7 @@ def execute(
         TransactionOutcomeUnknown: The connection died while the statement ran on the primary. (A read whose
             connection dies is run again elsewhere.)
         TypeError: ``query`` is not a statement.
+        ValueError: As for :func:`connection`.
         psycopg.Error: PostgreSQL refused the statement.
     """
     return _here().execute(query, params, version=version, tenant=tenant, max_lag=max_lag, after=after, timeout=timeout)
@@ -294,6 +297,7 @@ def run(
         ConfigError: This is the first use, and the environment's settings are wrong.
         TransactionOutcomeUnknown: The connection died during COMMIT; the function is not run again.
         Unavailable: No connection was available in time.
+        ValueError: ``retries`` or ``timeout`` is negative or not a number.
         psycopg.Error: The error of the last attempt.
     """
     return _here().run(function, version=version, tenant=tenant, retries=retries, timeout=timeout)
@@ -361,6 +365,7 @@ def explain(
         UnknownTenant: As for :func:`connection`; also when the directory would have to be asked first.
         RouterClosed: The router was closed.
         TokenRefused: As for :func:`connection`.
+        ValueError: As for :func:`connection`.
     """
     return _here().explain(version=version, tenant=tenant, read_only=read_only, max_lag=max_lag, after=after)
 

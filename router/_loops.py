@@ -11,6 +11,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, NamedTuple
 
 from router._async.router import AsyncRouter
+from router.core.errors import at_least_zero
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Sequence
@@ -82,7 +83,11 @@ async def close(timeout: float = 5.0) -> int:
 
     Returns:
         How many borrowed connections were cut because they were not returned in time.
+
+    Raises:
+        ValueError: ``timeout`` is negative or not a number; nothing is closed.
     """
+    at_least_zero("timeout", timeout)
     with _guard:
         kept = routers.pop(asyncio.get_running_loop(), None)
     if kept is None:

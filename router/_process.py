@@ -8,6 +8,7 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 from router._sync.router import Router
+from router.core.errors import at_least_zero
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,7 +65,11 @@ def close(timeout: float = 5.0) -> int:
 
     Returns:
         How many borrowed connections were cut because they were not returned in time.
+
+    Raises:
+        ValueError: ``timeout`` is negative or not a number; nothing is closed.
     """
+    at_least_zero("timeout", timeout)
     return _replace(None, timeout)
 
 

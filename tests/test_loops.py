@@ -218,6 +218,9 @@ def test_it_may_be_closed_and_used_again(world: World) -> None:
     async def main() -> None:
         assert await aio.close() == 0
         first = await pid()
+        with pytest.raises(ValueError, match="timeout is nan"):
+            await aio.close(float("nan"))
+        assert await pid() == first
         assert await aio.close() == 0
         assert await pid() != first
         async with aio.connection():

@@ -52,6 +52,15 @@ print(router.stats())
     assert result.stderr == ""
 
 
+def test_a_senseless_timeout_closes_nothing(postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROUTER_VERSIONS__V2__PRIMARY", postgres.primary)
+    with router.connection(version="v2") as connection:
+        with pytest.raises(ValueError, match="timeout is -1"):
+            router.close(-1)
+        assert connection.execute("SELECT 42").fetchone() == (42,)
+    assert router.stats().versions
+
+
 def test_it_is_closed_at_exit_even_in_the_middle_of_a_thread(postgres: Postgres) -> None:
     code = """
 import router, threading

@@ -9,6 +9,7 @@ from router._async.acquire import acquire
 from router._async.ending import end
 from router._runtime.calls import Isolated
 from router._runtime.workers import abind_loop, arunning_loop
+from router.core.errors import at_least_zero
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -41,7 +42,7 @@ class AsyncCheckout:
             timeout: The request's timeout, in seconds; ``None`` takes the lane's.
         """
         self._lane = lane
-        self._timeout = lane.timeout if timeout is None else timeout
+        self._timeout = lane.timeout if timeout is None else at_least_zero("timeout", timeout)
         self._connection: AsyncConnection[TupleRow] | None = None
 
     @property

@@ -13,7 +13,7 @@ from router._runtime.flags import acheck_locks
 from router._runtime.workers import abind_loop, arunning_loop
 from router.context import named
 from router.core.consistency import UNSURE, Position, without_page_header
-from router.core.errors import TokenRefused, UnknownTenant
+from router.core.errors import TokenRefused, UnknownTenant, at_least_zero
 from router.core.health import UNKNOWN
 from router.core.policies import PoolPolicy
 from router.core.standing import Request
@@ -78,7 +78,9 @@ class AsyncCheckouts:
 
         Raises:
             RouterError: As for ``connection()``.
+            ValueError: As for ``connection()``.
         """
+        _check(read_only, max_lag)
         tenant, version = named(self._ambient, tenant, version)
         try:
             lane = self._in_force.lanes.find(version, tenant, read_only=read_only)
@@ -95,7 +97,8 @@ class AsyncCheckouts:
                 detached=detached,
             )
             return AsyncLookupCheckout(
-                partial(self._find, str(tenant), again), LOOKUP_TIMEOUT if timeout is None else timeout
+                partial(self._find, str(tenant), again),
+                LOOKUP_TIMEOUT if timeout is None else at_least_zero("timeout", timeout),
             )
         session, note, request = current_session(self._ambient), None, None
         if not read_only:
@@ -178,7 +181,9 @@ class AsyncCheckouts:
 
         Raises:
             RouterError: As for ``explain()``.
+            ValueError: As for ``explain()``.
         """
+        _check(read_only, max_lag)
         tenant, version = named(self._ambient, tenant, version)
         try:
             target = self._in_force.lanes.target(version, tenant)
@@ -196,3 +201,10 @@ class AsyncCheckouts:
         slots = self._in_force.slots
         if slots.loop is not arunning_loop():
             slots.loop = abind_loop(slots.loop)
+
+
+def _check(read_only: object, max_lag: object) -> None:
+    if read_only is not True and read_only is not False:
+        raise ValueError(f"read_only is {read_only!r}: it must be True or False")
+    if max_lag is not None:
+        at_least_zero("max_lag", max_lag)

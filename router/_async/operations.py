@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from router.blocks import Blocks
 from router.context import named
-from router.core.errors import UnknownTenant
+from router.core.errors import UnknownTenant, at_least_zero
 from router.core.outcomes import needs_list
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ class AsyncOperations(Blocks):
             TransactionOutcomeUnknown: The connection died while the statement ran on the primary. (A read whose
                 connection dies is run again elsewhere.)
             TypeError: ``query`` is not a statement.
+            ValueError: As for :meth:`connection`.
             psycopg.Error: PostgreSQL refused the statement.
         """
         checkout = partial(self._checkouts.make, version=version, tenant=tenant, timeout=timeout)
@@ -106,8 +107,10 @@ class AsyncOperations(Blocks):
         Raises:
             TransactionOutcomeUnknown: The connection died during COMMIT; the function is not run again.
             Unavailable: No connection was available in time.
+            ValueError: ``retries`` or ``timeout`` is negative or not a number.
             psycopg.Error: The error of the last attempt.
         """
+        at_least_zero("retries", retries)
         writing = partial(self._checkouts.make, version=version, tenant=tenant, timeout=timeout, begin=False)
         return await self._statements.run(function, writing, retries=retries)
 

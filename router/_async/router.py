@@ -17,6 +17,7 @@ from router._runtime.forks import survive_fork
 from router._runtime.workers import aloop_closed
 from router.ambient import ambient_of
 from router.context import CURRENT
+from router.core.errors import at_least_zero
 from router.core.topology import Tenancy
 from router.settings import RouterSettings
 
@@ -70,9 +71,13 @@ class AsyncRouter(AsyncOperations):
         Raises:
             ConfigError: The settings are wrong.
             RouterError: psycopg or psycopg_pool is installed in a release that this one does not work with.
-            TypeError: ``settings`` are not :class:`RouterSettings`, or ``directory`` does not take one argument.
+            TypeError: ``settings`` are not :class:`RouterSettings`, ``directory`` does not take one argument, or
+                another argument is not callable.
         """
         check_inside()
+        _check_callable(password=password, configure=configure)
+        for observer in observers:
+            _check_callable(observer=observer)
         self._settings = RouterSettings() if settings is None else settings
         if not isinstance(self._settings, RouterSettings):
             given = type(settings).__name__
@@ -131,13 +136,14 @@ class AsyncRouter(AsyncOperations):
             TenantLocked: Another tenant was named than the one of a ``use(…, lock=True)`` around the request.
             RouterClosed: The router was closed.
             TokenRefused: ``after`` is a foreign token, and ``tokens.foreign`` is ``refuse``.
+            ValueError: ``timeout`` or ``max_lag`` is negative or not a number, or ``read_only`` is not a bool.
             Unavailable: When the block is entered: no connection was available in time; the subclasses say why.
             TransactionOutcomeUnknown: When the block ends: the connection died during COMMIT.
         """
         lanes = self._in_force.lanes
         key = version if tenant is None else (version, tenant)
         try:
-            lane = (lanes.readers if read_only else lanes.writers).get(key)
+            lane = (lanes.readers if read_only is True else lanes.writers if read_only is False else {}).get(key)
         except TypeError:  # no key at all; it is refused below
             lane = None
         if lane is None or after is not None or max_lag is not None or CURRENT.get() is not None:
@@ -183,6 +189,7 @@ class AsyncRouter(AsyncOperations):
             TenantLocked: As for :meth:`connection`.
             RouterClosed: The router was closed.
             TokenRefused: As for :meth:`connection`.
+            ValueError: As for :meth:`connection`.
             Unavailable: No connection was available in time; the subclasses say why.
         """
         checkout = self._checkouts.make(
@@ -223,6 +230,7 @@ class AsyncRouter(AsyncOperations):
             UnknownTenant: As for :meth:`connection`; also when the directory would have to be asked first.
             RouterClosed: The router was closed.
             TokenRefused: As for :meth:`connection`.
+            ValueError: As for :meth:`connection`.
         """
         return self._checkouts.route(version=version, tenant=tenant, read_only=read_only, max_lag=max_lag, after=after)
 
@@ -242,7 +250,11 @@ class AsyncRouter(AsyncOperations):
 
         Returns:
             How many borrowed connections were cut because they were not returned in time; their queries fail.
+
+        Raises:
+            ValueError: ``timeout`` is negative or not a number; nothing is closed.
         """
+        at_least_zero("timeout", timeout)
         if aloop_closed(self._in_force.slots.loop):
             return self._in_force.discard()
         self._checkouts.bind_loop()
@@ -298,3 +310,9 @@ class AsyncRouter(AsyncOperations):
         from router._async.directory import AsyncDirectory
 
         return AsyncDirectory(source, self._settings, tenancy.directory, self._in_force, keep=self._given)
+
+
+def _check_callable(**given: object) -> None:
+    for name, function in given.items():
+        if function is not None and not callable(function):  # the value is not shown: it may be a password
+            raise TypeError(f"{name} must be callable, not {type(function).__name__}")

@@ -10,6 +10,7 @@ from router._runtime.calls import Isolated
 from router._runtime.workers import bind_loop
 from router._sync.acquire import acquire
 from router._sync.ending import end
+from router.core.errors import at_least_zero
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -42,7 +43,7 @@ class Checkout:
             timeout: The request's timeout, in seconds; ``None`` takes the lane's.
         """
         self._lane = lane
-        self._timeout = lane.timeout if timeout is None else timeout
+        self._timeout = lane.timeout if timeout is None else at_least_zero("timeout", timeout)
         self._connection: Connection[TupleRow] | None = None
 
     @property

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from router.blocks import Blocks
 from router.context import named
-from router.core.errors import UnknownTenant
+from router.core.errors import UnknownTenant, at_least_zero
 from router.core.outcomes import needs_list
 
 if TYPE_CHECKING:
@@ -73,6 +73,7 @@ class Operations(Blocks):
             TransactionOutcomeUnknown: The connection died while the statement ran on the primary. (A read whose
                 connection dies is run again elsewhere.)
             TypeError: ``query`` is not a statement.
+            ValueError: As for :meth:`connection`.
             psycopg.Error: PostgreSQL refused the statement.
         """
         checkout = partial(self._checkouts.make, version=version, tenant=tenant, timeout=timeout)
@@ -107,8 +108,10 @@ class Operations(Blocks):
         Raises:
             TransactionOutcomeUnknown: The connection died during COMMIT; the function is not run again.
             Unavailable: No connection was available in time.
+            ValueError: ``retries`` or ``timeout`` is negative or not a number.
             psycopg.Error: The error of the last attempt.
         """
+        at_least_zero("retries", retries)
         writing = partial(self._checkouts.make, version=version, tenant=tenant, timeout=timeout, begin=False)
         return self._statements.run(function, writing, retries=retries)
 

@@ -213,6 +213,27 @@ class Unavailable(RouterError, psycopg.OperationalError):
         return MappingProxyType(self._refused)
 
 
+def at_least_zero(name: str, value: Any) -> Any:
+    """Return an argument that has to be a number, 0 or more; otherwise it would fail later, or never.
+
+    Args:
+        name: The name of the argument.
+        value: Its value.
+
+    Returns:
+        The value.
+
+    Raises:
+        ValueError: It is negative, not a number (``nan``), or no number at all.
+    """
+    try:
+        if value >= 0:
+            return value
+    except TypeError:
+        pass
+    raise ValueError(f"{name} is {value!r}: it must be a number, 0 or more")
+
+
 class NoPrimary(Unavailable):
     """No node of the version can be written to now."""
 
