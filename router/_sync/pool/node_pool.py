@@ -43,14 +43,14 @@ class NodePool:
         max_size: How many it may have.
         node: What it connects to.
         target: What it serves.
-        cluster: The cluster the node serves, as it is connected to.
-        watched: The same as it is watched, which has the pool follow what becomes known.
+        cluster: The cluster that the node serves, with the connection parameters of the tenant, if there is one.
+        watched: The cluster as it is watched: the object that has the pool in its list and decides what is cut.
         read_only: Whether its sessions refuse writes.
         tenant: Whose it is; ``None`` for a version's, and for one that tenants share.
         shared: Whether tenants share it.
         budget_key: What each of its connections counts as in the budget.
-        waiting: The requests that wait for its connections.
-        lock: Guards what is kept and counted.
+        waiting: The line of requests, as far as it may be served from here.
+        lock: Guards ``kept``, the number of connections, and their way to the line. To take one needs no lock.
         kept: Its idle connections, the one that has been idle longest first.
         idle: Those that are ready to be borrowed: all that are kept, or none while the pool is in quarantine.
         fewest_idle: The fewest connections that were idle since it last shrank; an approximate number is enough.
@@ -328,8 +328,8 @@ class NodePool:
         self.idle = deque()
 
     def end_draining(self) -> None:
-        """Be forgotten if it drains and nothing of it is left: what comes back last calls this, and housekeeping."""
-        # What is taken at this very moment is idle no more, and not noted as borrowed yet: so look at the sessions.
+        """Remove the pool from its cluster if it drains and has no session left; called when one ended, for example."""
+        # A connection that is taken at this very moment is not idle any more, and not noted as borrowed yet.
         if self.draining and self.closed and not self.borrowed and all(one.closed for one in self.sessions.listed()):
             self.watched.clusters.remove(self)
 

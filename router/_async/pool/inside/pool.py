@@ -1,7 +1,7 @@
 """The inside of psycopg_pool's pools, which keep idle connections, open connections, and close surplus ones.
 
-Only the router's own pool has a reference to psycopg_pool's: its public methods lend, resize and drain in ways that the
-router does not count.
+Only the router's own pool and the objects that it is made of refer to psycopg_pool's pool: its public methods lend,
+resize and drain in ways that the router does not count.
 """
 
 from __future__ import annotations
