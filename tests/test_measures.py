@@ -31,7 +31,7 @@ def make_pool(in_use: int, idle: int, waiting: int) -> PoolStats:
 def make_node(
     node: Node,
     role: Role | None,
-    state: Literal["up", "down", "unknown"] = "up",
+    state: Literal["up", "down", "login refused", "unknown"] = "up",
     *,
     reason: str = "",
     lag: float | None = None,

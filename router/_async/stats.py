@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from time import monotonic
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from router.core.health import node_state, restrictions_of, role_of
+from router.core.health import UNKNOWN, node_state, restrictions_of, role_of
 from router.core.measures import DrainingPoolStats, NodeStats, PoolStats, Stats, TenantPoolStats, VersionStats
 from router.core.replication import fenced, lag_of, primary_of
 from router.core.topology import Role
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from router._async.in_force import AsyncInForce
     from router._async.pool.node_pool import AsyncNodePool
+    from router.core.health import State
     from router.core.topology import Cluster, Node
 
 
@@ -101,7 +102,7 @@ def _nodes(
             NodeStats(
                 node=node,
                 role=role,
-                state="unknown" if state.up is None else "up" if state.up else "down",
+                state=_word(state, health.get(node.server, UNKNOWN)),
                 reason=state.reason or out.get(node) or restrictions_of(health, node),
                 server_version=state.server_version,
                 timeline=state.timeline,
@@ -114,3 +115,12 @@ def _nodes(
             )
         )
     return tuple(nodes)
+
+
+def _word(node: State, server: State) -> Literal["up", "down", "login refused", "unknown"]:
+    """Tell the state of a node; the server may be up although it refuses the node's login."""
+    if node.up is None:
+        return "unknown"
+    if node.up:
+        return "up"
+    return "down" if server.up is False else "login refused"

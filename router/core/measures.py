@@ -56,8 +56,9 @@ class NodeStats(Value):
     Attributes:
         node: The node.
         role: Its role as observed, else as configured; ``None`` when neither is known.
-        state: ``up``, ``down``, or ``unknown`` before the first probe. A node whose login is refused is ``down``, too.
-        reason: Why it is down or fenced.
+        state: ``up``, ``down``, ``login refused`` if the server answers but refuses the node's login, or ``unknown``
+            before the first probe.
+        reason: Why it is down or fenced, or refuses the login.
         server_version: As libpq counts: 160004 is 16.4; 0 while unknown.
         timeline: The WAL timeline that it is on; 0 while unknown.
         lag: Of a replica, how many seconds it is behind the primary; ``None`` while that is not known.
@@ -70,7 +71,7 @@ class NodeStats(Value):
 
     node: Node
     role: Role | None
-    state: Literal["up", "down", "unknown"]
+    state: Literal["up", "down", "login refused", "unknown"]
     reason: str
     server_version: int
     timeline: int

@@ -113,8 +113,10 @@ def test_a_refused_password_concerns_that_login_only(guarded: PostgresCluster) -
             who(router)
         with router.connection(version="v2") as connection:
             connection.execute("SELECT 1")
-        states = [node.state for version in router.stats().versions for node in version.nodes]
-        assert states == ["down", "up"]
+        nodes = [node for version in router.stats().versions for node in version.nodes]
+        assert [node.state for node in nodes] == ["login refused", "up"]
+        assert "password authentication failed" in nodes[0].reason
+        assert "login refused (" in repr(router.stats())
 
 
 def test_no_password_is_ever_seen(
