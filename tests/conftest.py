@@ -6,6 +6,7 @@ import gc
 import os
 import shutil
 import signal
+from collections import Counter
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,34 @@ def pytest_collection() -> Generator[None, object, object]:
     finally:
         gc.freeze()
         gc.enable()
+
+
+@pytest.hookimpl(tryfirst=True)  # before what chooses by marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of a test marked ``each_value``, leave to the slow set the combinations that bring no further value."""
+    repeated: dict[str, list[pytest.Function]] = {}
+    for item in items:
+        if isinstance(item, pytest.Function) and item.get_closest_marker("each_value"):
+            repeated.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for combinations in repeated.values():
+        left = sorted(combinations, key=lambda item: item.nodeid)  # so that each process chooses the same
+        left = [item for item in left if not item.get_closest_marker("slow")]
+        missing = set[tuple[str, int]]().union(*map(_values, left))
+        used: Counter[tuple[str, int]] = Counter()
+        while missing:
+            best = max(
+                left, key=lambda item: (len(missing & _values(item)), -sum(used[value] for value in _values(item)))
+            )
+            missing -= _values(best)
+            used.update(_values(best))
+            left.remove(best)
+        for item in left:
+            item.add_marker("slow")
+
+
+def _values(item: pytest.Function) -> set[tuple[str, int]]:
+    """Each parameter with the identity of its value, which all combinations share."""
+    return {(name, id(value)) for name, value in item.callspec.params.items()}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -30,6 +30,7 @@ async def seen(router: AsyncRouter) -> set[tuple[str, ...]]:
     return found
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("pooling", ["dedicated", "shared"])
 @pytest.mark.parametrize(
     ("environment", "service", "own", "expected"),

@@ -80,6 +80,7 @@ async def test_a_tenant_with_servers_of_its_own_is_served_by_those_that_it_moves
         await aeventually(nothing_is_left)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("pooling", ["dedicated", "shared"])
 @pytest.mark.parametrize("again", [True, False])
 async def test_the_database_of_a_tenant_that_was_removed_can_be_dropped(

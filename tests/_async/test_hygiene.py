@@ -104,6 +104,7 @@ async def left(router: AsyncRouter, **options: Any) -> tuple[Any, ...]:
         return (connection.info.backend_pid, *row)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("read_only", [False, True])
 @pytest.mark.parametrize("hygiene", RESETS)
 async def test_nothing_that_a_block_leaves_reaches_the_next(
@@ -134,6 +135,7 @@ async def test_transaction_ends_the_transaction_and_nothing_else(
             assert await left(router, read_only=read_only) == fresh, what
 
 
+@pytest.mark.each_value
 @SLOW
 @pytest.mark.parametrize("read_only", [False, True])
 @pytest.mark.parametrize("hygiene", RESETS)

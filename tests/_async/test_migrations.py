@@ -109,6 +109,7 @@ async def used(use: Use, router: AsyncRouter, table: str, *, swallowed: bool, re
     return found is not None
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("use", WAYS)
 @pytest.mark.parametrize("read_only", [True, False])
 @pytest.mark.parametrize("swallowed", [True, False])

@@ -74,6 +74,7 @@ async def test_writes_go_to_the_primary_and_reads_to_the_replicas(cluster: Postg
         await aeventually(both)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("where", ["standby", "primary"])
 @pytest.mark.parametrize("form", ["INSERT", "CTE", "function", "nextval"])
 async def test_the_server_refuses_a_write_in_a_read(cluster: PostgresCluster, where: str, form: str) -> None:

@@ -207,6 +207,7 @@ async def autocommit(connection: AsyncConnection[Any], statement: LiteralString)
     await connection.execute(statement)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("fails", [False, True])
 @pytest.mark.parametrize("way", [commit, transaction, autocommit])
 async def test_what_a_block_commits_by_itself_is_seen_whatever_becomes_of_the_block(

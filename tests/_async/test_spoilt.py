@@ -83,6 +83,7 @@ async def test_whatever_one_tenant_sets_the_next_is_served(
     assert done > 200  # the others are refused
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("hygiene", ["transaction", "full"])
 @pytest.mark.parametrize("size", [1, 3])
 async def test_a_session_that_a_standby_refuses_everything_serves_nobody(

@@ -184,6 +184,7 @@ async def test_a_statement_may_hold_a_literal_that_only_the_connections_know(
 async def test_what_is_remembered_is_bounded(tapped: Tapped, monkeypatch: pytest.MonkeyPatch) -> None:
     table = new_name()
     run(tapped.cluster.dsn(), f"CREATE TABLE {table} (i int)")
+    tapped.cluster.wait_replayed()
     monkeypatch.setattr("router._async.statements.REMEMBERED", 2)
     async with AsyncRouter(settings(**tapped.version())) as router:
         await ready(router)
@@ -344,6 +345,7 @@ async def test_where_there_is_one_node_a_read_is_run_once_more_there(tapped: Tap
         assert tapped.primary.cuts == 1
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize("before", [True, False])
 async def test_a_write_whose_connection_dies_is_never_run_again(tapped: Tapped, before: bool, known: bool) -> None:
@@ -567,6 +569,7 @@ async def test_a_deadlock_is_run_again(cluster: PostgresCluster, counter: Litera
     assert counted(cluster, counter) == [2, 2]
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("swallows", [False, True])
 @pytest.mark.parametrize("before", [True, False])
 async def test_a_connection_lost_before_commit_is_run_again(
@@ -608,6 +611,7 @@ async def test_a_block_that_swallows_the_loss_of_its_connection_does_not_pretend
     assert counted(tapped.cluster, counter) == [0, 0]
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("before", [True, False])
 @pytest.mark.parametrize("way", ["connection", "run", "run, a transaction of its own", "session", "run in a session"])
 async def test_a_connection_that_dies_during_commit_is_not_guessed_about(

@@ -155,6 +155,7 @@ def test_after_hands_on_what_must_be_seen(cluster: PostgresCluster) -> None:
                 connection.execute(f"INSERT INTO {name} VALUES (1)")
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("begin", [False, True])
 @pytest.mark.parametrize("pooling", ["shared", "dedicated"])
 def test_it_is_a_tenants(postgres: Postgres, pooling: str, begin: bool) -> None:
@@ -180,6 +181,7 @@ def test_it_is_a_tenants(postgres: Postgres, pooling: str, begin: bool) -> None:
             router.acquire()
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("ends", ["closed", "closed twice", "broken", "dropped", "failed"])
 @pytest.mark.parametrize("pooling", ["shared", "dedicated"])
 def test_its_end_makes_room_for_another_of_its_tenant(postgres: Postgres, pooling: str, ends: str) -> None:

@@ -31,6 +31,7 @@ def seen(router: Router) -> set[tuple[str, ...]]:
     return found
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("pooling", ["dedicated", "shared"])
 @pytest.mark.parametrize(
     ("environment", "service", "own", "expected"),

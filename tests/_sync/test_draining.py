@@ -81,6 +81,7 @@ def test_a_tenant_with_servers_of_its_own_is_served_by_those_that_it_moves_to(cl
         eventually(nothing_is_left)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("pooling", ["dedicated", "shared"])
 @pytest.mark.parametrize("again", [True, False])
 def test_the_database_of_a_tenant_that_was_removed_can_be_dropped(

@@ -320,6 +320,7 @@ def pool_of_one(cluster: PostgresCluster, **options: Any) -> RouterSettings:
     return settings(primary=cluster.dsn(), replicas=[cluster.standbys[0].dsn()], **only, **options)
 
 
+@pytest.mark.each_value
 @pytest.mark.usefixtures("_impatient")
 @pytest.mark.filterwarnings("ignore:.*was deleted while still open:ResourceWarning")  # of psycopg's, on cursors
 @pytest.mark.parametrize("pooling", one_of_each(["shared", "version", "dedicated"]))
@@ -347,6 +348,7 @@ def test_the_next_borrower_finds_nothing_of_it(
         del kept
 
 
+@pytest.mark.each_value
 @pytest.mark.usefixtures("_impatient")
 @pytest.mark.parametrize("in_session", [False, True])
 @pytest.mark.parametrize("feature", [stream, copy_in, copy_out, wait, transaction, lock, failed_pipeline])

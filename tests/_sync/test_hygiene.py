@@ -105,6 +105,7 @@ def left(router: Router, **options: Any) -> tuple[Any, ...]:
         return (connection.info.backend_pid, *row)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("read_only", [False, True])
 @pytest.mark.parametrize("hygiene", RESETS)
 def test_nothing_that_a_block_leaves_reaches_the_next(
@@ -133,6 +134,7 @@ def test_transaction_ends_the_transaction_and_nothing_else(postgres: Postgres, n
             assert left(router, read_only=read_only) == fresh, what
 
 
+@pytest.mark.each_value
 @SLOW
 @pytest.mark.parametrize("read_only", [False, True])
 @pytest.mark.parametrize("hygiene", RESETS)

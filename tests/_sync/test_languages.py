@@ -31,6 +31,7 @@ def server(cluster: PostgresCluster) -> Iterator[Proxy]:
         yield proxy
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("pooling", ["dedicated", "shared"])
 @pytest.mark.parametrize("way", ["database", "user", "role", "schema"])
 def test_a_tenant_that_is_not_there_is_unknown_in_any_language(

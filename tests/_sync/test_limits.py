@@ -231,6 +231,7 @@ def test_a_spent_budget_says_so(postgres: Postgres) -> None:
         assert router.stats().connections == 1
 
 
+@pytest.mark.each_value
 @pytest.mark.docker
 @pytest.mark.parametrize("most", [1, 2])
 @pytest.mark.parametrize("limit", ["max_connections", "max_connections_per_server"])

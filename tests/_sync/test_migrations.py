@@ -110,6 +110,7 @@ def used(use: Use, router: Router, table: str, *, swallowed: bool, read_only: bo
     return found is not None
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("use", WAYS)
 @pytest.mark.parametrize("read_only", [True, False])
 @pytest.mark.parametrize("swallowed", [True, False])

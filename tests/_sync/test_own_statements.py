@@ -70,6 +70,7 @@ def table(cluster: PostgresCluster) -> LiteralString:
     return name
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("in_block", [False, True])
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_session_works_whatever_is_set_on_its_connections(

@@ -75,6 +75,7 @@ def test_writes_go_to_the_primary_and_reads_to_the_replicas(cluster: PostgresClu
         eventually(both)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("where", ["standby", "primary"])
 @pytest.mark.parametrize("form", ["INSERT", "CTE", "function", "nextval"])
 def test_the_server_refuses_a_write_in_a_read(cluster: PostgresCluster, where: str, form: str) -> None:

@@ -206,6 +206,7 @@ def autocommit(connection: Connection[Any], statement: LiteralString) -> None:
     connection.execute(statement)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("fails", [False, True])
 @pytest.mark.parametrize("way", [commit, transaction, autocommit])
 def test_what_a_block_commits_by_itself_is_seen_whatever_becomes_of_the_block(

@@ -297,6 +297,7 @@ def alternate(router: Router, world: World, way: str, times: int, *, shared: boo
     return served
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("times", ALTERNATIONS)
 @pytest.mark.parametrize("hygiene", ["transaction", "full"])
 @pytest.mark.parametrize("way", ["schema", "role", "row"])
@@ -309,6 +310,7 @@ def test_nothing_is_left_for_the_next_tenant_of_a_shared_connection(
         assert len(served) == 2  # one to write, one to read
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("times", ALTERNATIONS)
 @pytest.mark.parametrize(
     ("way", "pooling"), [*((way, "dedicated") for way in WAYS), ("database", "shared"), ("user", "shared")]
@@ -322,6 +324,7 @@ def test_nothing_is_left_for_the_next_borrower_of_a_tenants_own_connection(
         assert len(served) == 4
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("times", short_and_long(24, 60))
 @pytest.mark.parametrize("pooling", ["dedicated", "shared"])
 @pytest.mark.parametrize("way", WAYS)
@@ -447,6 +450,7 @@ class Cost:
     write: int
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize(
     ("pooling", "hygiene", "promised"),
     [
@@ -606,6 +610,7 @@ def test_a_connection_that_dies_while_it_changes_hands_is_replaced_unseen(world:
                 assert cursor.fetchall() == [(one,)]
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("pooling", ["dedicated", "shared"])
 @pytest.mark.parametrize("way", ["schema", "database", "role", "user"])
 def test_a_tenant_that_is_not_there_is_unknown_and_harms_nobody(world: World, way: str, pooling: str) -> None:
@@ -630,6 +635,7 @@ def test_a_tenant_that_is_not_there_is_unknown_and_harms_nobody(world: World, wa
         assert {key for key in router._snapshot().targets if isinstance(key, tuple) and key[1] != one} == set()
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("pooling", ["dedicated", "shared"])
 @pytest.mark.parametrize("kind", ["primary", "nodes"])
 @pytest.mark.parametrize("param", ["dbname", "user"])
@@ -1114,6 +1120,7 @@ SELECT current_database(), current_user, session_user, current_schema(),
 """
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("times", short_and_long(100, 500))
 @pytest.mark.parametrize("pooling", ["dedicated", "shared"])
 @pytest.mark.parametrize("way", ["schema", "role", "row"])
@@ -1203,6 +1210,7 @@ def test_behind_a_transaction_pooler_statements_sessions_and_functions_are_the_t
 UNDECLARED = r'set pooler = "transaction" on the node, or "session"'
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("pooling", ["dedicated", "shared"])
 @pytest.mark.parametrize("way", ["schema", "role", "row"])
 def test_behind_an_undeclared_pooler_no_session_serves_a_tenant(
@@ -1313,6 +1321,7 @@ def test_no_schema_of_a_search_path_is_passed_over(world: World, pooling: str) -
     assert other != key
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("hygiene", ["transaction", "full"])
 @pytest.mark.parametrize("reset", ["RESET ALL", "DISCARD ALL"])
 @pytest.mark.parametrize("way", ["schema", "row"])
