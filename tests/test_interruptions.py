@@ -20,6 +20,7 @@ from tests._sync.internals import inside
 from tests.support import eventually, settings
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import FrameType
 
     from tests.conftest import Postgres
@@ -80,6 +81,13 @@ def use(router: Router, tenant: str | None) -> None:
         connection.execute("SELECT 1")
 
 
+def acquire(router: Router, _: str | None) -> None:
+    connection = router.acquire(version="v1")
+    connection.execute("SELECT 1")
+    connection.commit()
+    connection.close()
+
+
 def is_whole(router: Router) -> bool:
     gc.collect(0)
     found = router._snapshot()
@@ -99,13 +107,20 @@ def is_whole(router: Router) -> bool:
 
 @pytest.mark.parametrize("kind", [Interruption, Stop])
 @pytest.mark.parametrize(
-    ("growing", "tenant"), [(False, None), (False, "acme"), pytest.param(True, None, marks=pytest.mark.slow)]
+    ("use", "growing", "tenant"),
+    [
+        (use, False, None),
+        (use, False, "acme"),
+        pytest.param(use, True, None, marks=pytest.mark.slow),
+        pytest.param(acquire, False, None, marks=pytest.mark.slow),
+    ],
 )
 def test_an_interruption_at_any_line_loses_no_connection(
     postgres: Postgres,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     *,
+    use: Callable[[Router, str | None], None],
     growing: bool,
     tenant: str | None,
     kind: type[BaseException],

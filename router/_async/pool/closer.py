@@ -225,7 +225,7 @@ class AsyncCloser:
         self._sessions.lost = False
         self._pool.withdraw()
         for session in self._sessions.listed():
-            if session.closed or (session.dropped and not session.uses):
+            if session.closed or (session.dropped and not (session.over and session.uses)):
                 borrowed = session in self._sessions.borrowed
                 await self.close_session(session)
                 if session.dropped and borrowed and not session.over:

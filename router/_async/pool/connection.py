@@ -234,7 +234,7 @@ class AsyncNodeConnection(AsyncDriverConnection):
             psycopg.Error: The operation failed.
         """
         if (session := self._router) is not None:
-            session.uses.add(gen)  # begin_use(), and end_use() below, written out: every statement runs this
+            session.uses.add(id(gen))  # begin_use(), and end_use() below, written out: every statement runs this
         try:
             sent, before = self._sent, self.pgconn.transaction_status  # `_sent` raises once the block has ended
             if session is not None and session.is_closing:
@@ -253,7 +253,7 @@ class AsyncNodeConnection(AsyncDriverConnection):
             return answer
         finally:
             if session is not None:
-                session.uses.discard(gen)
+                session.uses.discard(id(gen))
                 if session.over:
                     session.end(self)
 

@@ -51,7 +51,8 @@ class SessionState(AsyncSessionObjects):
             that use ends.
         is_closing: Whether its borrower is closing it.
         uses: The operations that wait for the server now, or ask it to cancel a statement; reading rows that have
-            arrived already is not one.
+            arrived already is not one. There is no reference to the connection object in it: if an interruption leaves
+            an entry behind, the object is still collected.
         opened_at: When it had been opened, on the monotonic clock.
         process: The server process that it leads to, by its start time; empty while unknown.
         began: When its backend process began, as the server writes it: empty if the server did not show the session

@@ -235,7 +235,7 @@ class NodeConnection(DriverConnection):
             psycopg.Error: The operation failed.
         """
         if (session := self._router) is not None:
-            session.uses.add(gen)  # begin_use(), and end_use() below, written out: every statement runs this
+            session.uses.add(id(gen))  # begin_use(), and end_use() below, written out: every statement runs this
         try:
             sent, before = self._sent, self.pgconn.transaction_status  # `_sent` raises once the block has ended
             if session is not None and session.is_closing:
@@ -254,7 +254,7 @@ class NodeConnection(DriverConnection):
             return answer
         finally:
             if session is not None:
-                session.uses.discard(gen)
+                session.uses.discard(id(gen))
                 if session.over:
                     session.end(self)
 
