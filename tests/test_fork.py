@@ -105,6 +105,52 @@ def test_a_fork_inside_a_block_leaves_the_parents_transaction_alone(postgres: Po
             assert connection.execute("SELECT count(*) FROM mine").fetchone() == (0,)
 
 
+def test_a_connection_that_was_borrowed_before_a_fork_raises_in_the_child(postgres: Postgres) -> None:
+    options = settings(primary=postgres.primary, pool={"max_size": 2})
+    with Router(options) as router, router.connection() as connection, router.connection() as busy:
+        connection.execute("CREATE TEMPORARY TABLE mine (i int)")
+        cursor = connection.execute("SELECT generate_series(1, 3)")
+        server_cursor = connection.cursor("named")
+        server_cursor.execute("SELECT generate_series(1, 3)")
+        transaction = connection.transaction()
+        uses: dict[str, Callable[[], object]] = {
+            "execute": lambda: connection.execute("INSERT INTO mine VALUES (1)"),
+            "cursor": connection.cursor,
+            "commit": connection.commit,
+            "rollback": connection.rollback,
+            "transaction": connection.transaction().__enter__,
+            "an old transaction": transaction.__enter__,
+            "pipeline": connection.pipeline().__enter__,
+            "notifies": lambda: list(connection.notifies(timeout=0)),
+            "autocommit": lambda: connection.set_autocommit(True),
+            "an old cursor": lambda: cursor.execute("INSERT INTO mine VALUES (1)"),
+            "stream": lambda: list(cursor.stream("SELECT 1")),
+            "copy": lambda: cursor.copy("COPY mine FROM STDIN").__enter__(),
+            "executemany": lambda: cursor.executemany("INSERT INTO mine VALUES (%s)", [(1,)]),
+            "server-side cursor": server_cursor.fetchall,
+            "cancel": lambda: connection.cancel(),  # noqa: PLW0108  (it is looked up after the fork)
+            "cancel_safe": lambda: connection.cancel_safe(),  # noqa: PLW0108  (likewise)
+            "fileno": connection.fileno,
+            "backend_pid": lambda: connection.info.backend_pid,
+            "pgconn": lambda: connection.pgconn.exec_(b"COMMIT"),
+        }
+
+        def child() -> None:
+            for use in uses.values():
+                with pytest.raises(psycopg.InterfaceError, match="was borrowed before the fork"):
+                    use()
+            assert connection.closed
+            assert "BAD" in repr(connection)
+            connection.close()
+            assert backend(router)
+
+        with busy.lock:  # another thread may be using one
+            assert in_child(child) == 0
+        assert connection.execute("SELECT count(*) FROM mine").fetchone() == (0,)
+        assert server_cursor.fetchone() == (1,)
+        server_cursor.close()
+
+
 @pytest.mark.parametrize(
     "scarce",
     [

@@ -323,6 +323,7 @@ class AsyncInForce:
         """Reset the router in the child of a fork; the parent's connections are neither used nor closed here."""
         for pool in self.pools:
             pool.abandon()
+            pool.sessions.refuse_use()
         self.monitor.abandon()
         self._inherited = self.clusters, self.monitor  # keeps the parent's connections from being collected, and closed
         self._start()

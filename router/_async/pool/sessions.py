@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from router._async.pool.returned import borrowed_before_fork
 from router._async.pool.session_state import session_of
 
 if TYPE_CHECKING:
@@ -47,6 +48,11 @@ class AsyncPoolSessions:
     def listed(self) -> list[SessionState]:
         """List those that are open, as far as is known."""
         return list(self._open)
+
+    def refuse_use(self) -> None:
+        """Have every use of the borrowed connections raise in the child of a fork: they are the parent's."""
+        for session in self.borrowed:
+            session.refuse_use(borrowed_before_fork(session.borrowed_at))
 
     def add(self, session: SessionState) -> None:
         """Add a session that has been opened.

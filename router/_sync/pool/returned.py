@@ -27,6 +27,22 @@ def given_back(borrowed_at: tuple[str, int] | None) -> psycopg.InterfaceError:
     )
 
 
+def borrowed_before_fork(borrowed_at: tuple[str, int] | None) -> str:
+    """Explain why a connection that was borrowed before a ``fork()`` cannot be used in the child.
+
+    Args:
+        borrowed_at: The file and line where it was borrowed, if they were noted.
+
+    Returns:
+        The explanation.
+    """
+    where = "" if borrowed_at is None else f" This one was borrowed in {borrowed_at[0]}, line {borrowed_at[1]}."
+    return (
+        "this connection was borrowed before the fork, and belongs to the parent process: borrow another one in this "
+        f"process.{where}"
+    )
+
+
 class ReturnedConnection(NodeConnection):
     """A connection object whose block has ended: the session has moved on to another object.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, LiteralString, Self
 
 from psycopg import AsyncConnection
 from psycopg.adapt import AdaptersMap
-from psycopg.pq import ConnStatus, Format
+from psycopg.pq import ConnStatus, Format, TransactionStatus
 from psycopg.rows import TupleRow
 
 from router._async.pool.inside.imports import conninfo_encoding, pg2pyenc
@@ -135,6 +135,12 @@ class GonePgconn:
 
     def __getattr__(self, name: str) -> NoReturn:
         raise self._error
+
+
+class InheritedPgconn(GonePgconn):
+    """The ``pgconn`` of a connection object in the child of a fork that did not borrow it: its block may still end."""
+
+    transaction_status = TransactionStatus.UNKNOWN
 
 
 # Sending statements, and their answers

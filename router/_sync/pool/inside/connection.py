@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, LiteralString, Self
 
 from psycopg import Connection
 from psycopg.adapt import AdaptersMap
-from psycopg.pq import ConnStatus, Format
+from psycopg.pq import ConnStatus, Format, TransactionStatus
 from psycopg.rows import TupleRow
 
 from router._runtime.login import log_in
@@ -136,6 +136,12 @@ class GonePgconn:
 
     def __getattr__(self, name: str) -> NoReturn:
         raise self._error
+
+
+class InheritedPgconn(GonePgconn):
+    """The ``pgconn`` of a connection object in the child of a fork that did not borrow it: its block may still end."""
+
+    transaction_status = TransactionStatus.UNKNOWN
 
 
 # Sending statements, and their answers

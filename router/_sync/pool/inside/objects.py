@@ -13,9 +13,11 @@ from weakref import ref
 from psycopg import Connection, errors
 from psycopg.pq import DiagnosticField
 
-from router._sync.pool.inside.connection import LENT_BY, begin_of, use_adapters
+from router._runtime.flags import Lock
+from router._sync.pool.inside.connection import LENT_BY, InheritedPgconn, begin_of, use_adapters
 
 if TYPE_CHECKING:
+    from typing import NoReturn
     from weakref import ReferenceType
 
     from psycopg.adapt import AdaptersMap
@@ -106,6 +108,23 @@ class SessionObjects:
         notice, notify = self._handlers
         self.pristine.update(_notice_handlers=[*notice], _notify_handlers=[*notify], _notifies_backlog=deque[Any]())
         self._prepared.prepare_threshold, self._prepared.prepared_max = self._prepares
+
+    def refuse_use(self, explanation: str) -> None:
+        """Have every use of the current object raise, without a reference to it: what it does is looked up in it first.
+
+        Args:
+            explanation: Why it may not be used.
+        """
+
+        def refuse(*_: Any, **__: Any) -> NoReturn:
+            raise errors.InterfaceError(explanation)
+
+        error = errors.InterfaceError(explanation)
+        self.attributes.update(
+            pgconn=InheritedPgconn(error, self.pgconn.parameter_status(b"client_encoding")),
+            lock=Lock(),  # another thread may have held the lock
+            **dict.fromkeys(("_check_connection_ok", "cancel", "cancel_safe", "wait"), refuse),
+        )
 
     def forget(self) -> None:
         """Drop all references to the object: something still uses it, and libpq's connection is freed with it."""
