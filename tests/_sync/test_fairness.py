@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from functools import partial
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -24,7 +25,7 @@ OTHERS = 20
 FLOOD = 100  # times what each of the others sends
 EVERY = 0.2  # seconds between two requests of one of them
 WORK = 0.02  # seconds that a request takes on the server: connections are scarce, and not this process's time
-SECONDS = 4.0
+SECONDS = 2.0
 CONNECTIONS = 4
 
 
@@ -122,6 +123,7 @@ def test_a_flood_of_one_tenant_starves_nobody(
         **{"pool": {"timeout": PATIENCE}, **scarce},
     )
     served = dict.fromkeys((flood, *others), 0)
+    waited: dict[bool, list[float]] = {True: [], False: []}  # seconds for a connection: the flood, and the others
     join, hand_over = Line.join, Line.hand_over
     handed: list[str] = []  # whom each connection went to that somebody waited for
     arrived: dict[Waiter, int] = {}
@@ -154,7 +156,9 @@ def test_a_flood_of_one_tenant_starves_nobody(
             due = started + phase * EVERY
             while due < started + SECONDS:
                 sleep(max(due - time.monotonic(), 0.0))
+                begun = time.monotonic()
                 with router.connection(tenant=tenant, read_only=True) as connection:
+                    waited[tenant == flood].append(time.monotonic() - begun)
                     cursor = connection.execute("SELECT name, pg_sleep(%s) FROM me", [WORK])
                     assert cursor.fetchone() == (tenant, "")
                 served[tenant] += 1
@@ -164,7 +168,8 @@ def test_a_flood_of_one_tenant_starves_nobody(
             *(partial(send, tenant, place / OTHERS) for place, tenant in enumerate(others)),
             *(partial(send, flood, place / FLOOD) for place in range(FLOOD)),
         )
-    assert sum(served[tenant] for tenant in others) >= 0.9 * OTHERS * SECONDS / EVERY
+    # Against the flood's own waiting, which a busy machine makes longer, too.
+    assert fmean(waited[False]) < 0.1 * fmean(waited[True])
     assert OTHERS < served[flood] / SECONDS < 0.9 * FLOOD / EVERY  # it was served, and it was a flood
     if pooling == "shared":  # else it is served on, while a connection is opened for somebody else
         assert len(ahead) > OTHERS

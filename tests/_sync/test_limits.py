@@ -164,9 +164,10 @@ def test_reads_do_not_wait_for_a_replica_that_is_dead_from_the_start(cluster: Po
         together(read_many, 8)
         assert len(served) == 1000
         assert {where for _, where in served} <= {cluster.standbys[0].port, cluster.primary.port}
-        first, later = served[:16], served[16:]
-        assert max(seconds for seconds, _ in first) < 1.0
-        assert max(seconds for seconds, _ in later) < 0.25
+        later = served[16:]
+        assert max(seconds for seconds, _ in served) < 1.0
+        # Of those after the first, 99 of 100: a machine that is busy now and then stops for longer.
+        assert sum(seconds >= 0.25 for seconds, _ in later) <= len(later) // 100
         [_, replica, _] = router.stats().versions[0].nodes
         assert replica.state == "down"
         # What tries it again is the monitor: no request did after the first.
