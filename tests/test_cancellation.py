@@ -58,6 +58,7 @@ async def whole(router: AsyncRouter, *, read_only: bool) -> bool:
 
 
 @pytest.mark.docker
+@pytest.mark.each_value
 @pytest.mark.parametrize("borrow", [borrow, borrow_without_a_block])
 @pytest.mark.parametrize("read_only", [False, True])
 async def test_500_cancellations_leave_the_pool_whole(

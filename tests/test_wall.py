@@ -263,11 +263,12 @@ def told_with(folder: Path, package: ModuleType, old: str, new: str) -> list[str
         ),
         (psycopg_pool, "deque[WaitingClient[CT]]()", "list[WaitingClient[CT]]()", "_waiting of"),
         pytest.param(psycopg_pool, "AddConnection", "OpenConnection", "AddConnection", marks=pytest.mark.slow),
-        (
+        pytest.param(
             psycopg_pool,
             "_close_connection(self, conn",
             "_close_connection(self, why, conn",
             "_close_connection() takes",
+            marks=pytest.mark.slow,
         ),
         (psycopg, "_prepared", "_statements", "has no _prepared"),
         pytest.param(psycopg, "_exec_command", "_run_command", "has no _exec_command", marks=pytest.mark.slow),

@@ -405,7 +405,7 @@ def test_a_function_that_caught_the_error_of_its_transaction_is_told(
 
 
 @pytest.mark.usefixtures("_impatient")
-@pytest.mark.parametrize("read_only", [False, True])
+@pytest.mark.parametrize("read_only", one_of_each([False, True]))
 def test_a_connection_that_is_still_used_is_cut_and_its_place_is_free(
     cluster: PostgresCluster, caplog: pytest.LogCaptureFixture, read_only: bool
 ) -> None:

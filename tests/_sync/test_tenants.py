@@ -32,7 +32,18 @@ from router.core.topology import Server
 from tests._sync.internals import inside
 from tests.pooler import PgBouncer, Pooler
 from tests.proxy import Proxy
-from tests.support import PATIENCE, all_of, eventually, new_name, port, run, settings, short_and_long, together
+from tests.support import (
+    PATIENCE,
+    all_of,
+    eventually,
+    new_name,
+    one_of_each,
+    port,
+    run,
+    settings,
+    short_and_long,
+    together,
+)
 from tests.tapped import tap
 
 if TYPE_CHECKING:
@@ -671,7 +682,7 @@ def test_a_role_that_may_not_be_taken_on_is_unknown_and_harms_nobody(world: Worl
         assert len(served) == 2
 
 
-@pytest.mark.parametrize("read_only", [True, False])
+@pytest.mark.parametrize("read_only", one_of_each([True, False]))
 def test_the_deadline_holds_while_a_connection_changes_hands(world: World, read_only: bool) -> None:
     server = world.cluster.primary
     with Proxy(server.host, server.port) as proxy:

@@ -105,6 +105,7 @@ def refusing(request: pytest.FixtureRequest, lone: PostgresCluster) -> Iterator[
     switch(lone, request.param, "off")
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("hidden", [False, True])
 def test_writes_wait_while_a_primary_refuses_them_by_a_setting(
     lone: PostgresCluster, refusing: str, hidden: bool
