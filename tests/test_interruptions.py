@@ -89,7 +89,7 @@ def acquire(router: Router, _: str | None) -> None:
 
 
 def is_whole(router: Router) -> bool:
-    gc.collect(0)
+    gc.collect()  # an interruption may leave cycles that have become older
     found = router._snapshot()
     return (
         not found.waiting
