@@ -75,7 +75,6 @@ RENAMES = {
     "AsyncLends": "Lends",
     "AsyncServes": "Serves",
     "AsyncWaiter": "Waiter",
-    "AsyncOffer": "Offer",
     "AsyncPoolLine": "PoolLine",
     "AsyncPoolSet": "PoolSet",
     "AsyncPoolRequest": "PoolRequest",

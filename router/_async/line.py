@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from psycopg import AsyncConnection
     from psycopg.rows import TupleRow
 
-    from router._async.waiter import AsyncLends, AsyncOffer, AsyncServes, AsyncWaiter
+    from router._async.waiter import AsyncLends, AsyncServes, AsyncWaiter
 
 
 class AsyncLine:
@@ -211,17 +211,17 @@ class AsyncLine:
             for pool in {*before, *pools}:
                 self._mark(pool)
 
-    def hand_over(self, offer: AsyncOffer, connection: AsyncConnection[TupleRow]) -> AsyncWaiter | None:
-        """Hand a connection to the request that is next; from now on it counts as borrowed.
+    def hand_over(self, pool: AsyncLends, connection: AsyncConnection[TupleRow], to: list[Any]) -> AsyncWaiter | None:
+        """Hand a connection to the first request whose tenant has less than its share, or else to the first.
 
         Args:
-            offer: The way that the connection comes; it notes to which request.
+            pool: The pool of the connection, which counts as borrowed from then on.
             connection: The connection.
+            to: A list of one item, which is replaced by the request, also if an interruption comes just afterwards.
 
         Returns:
-            The first whose tenant has less than its share, else the first; ``None`` if none waits for this pool.
+            The request; ``None`` if none waits for this pool.
         """
-        pool = offer.pool
         with self._guard:
             waiter = self._find(pool)
             while waiter is not None and (waiter.pool is not None or not self.has(waiter)):
@@ -231,11 +231,11 @@ class AsyncLine:
                 self._mark(pool, waits=False)
                 return None
             pool.note_lent(connection, waiter.tenant)
-            offer.taker, waiter.pool, waiter.connection = waiter, pool, connection  # no interruption comes in between
+            to[0], waiter.pool, waiter.connection = waiter, pool, connection  # no interruption comes in between
             try:
                 self._remove(waiter)
             finally:
-                waiter.wakeup.set()
+                waiter.wake()
         return waiter
 
     def fail(self, error: BaseException, *, only_plain: bool = False) -> None:

@@ -111,7 +111,7 @@ class Wakeup:
         Args:
             timeout: The most to wait, in seconds.
         """
-        self._lock.acquire(timeout=max(0.0, min(timeout, threading.TIMEOUT_MAX)))
+        self._lock.acquire(timeout=min(timeout, threading.TIMEOUT_MAX) if timeout > 0 else 0.0)
 
 
 class AGuard:

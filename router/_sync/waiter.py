@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from router._runtime.calls import shielded
 from router._runtime.flags import Wakeup
@@ -55,7 +55,7 @@ class HasToAsk(Exception):
     """Replicas have to be asked whether they may serve a request; each request asks for itself."""
 
 
-class Waiter:
+class Waiter(Wakeup):
     """A request that waits in a line.
 
     Attributes:
@@ -71,13 +71,14 @@ class Waiter:
         pool: The pool of the connection that was handed over.
         connection: The connection that was handed over; ``None`` until then.
         error: Why it will get no connection; ``None`` for no error.
-        wakeup: Wakes the request.
     """
 
     __slots__ = (
         "accepts", "admission", "connection", "error", "has_needs", "has_work", "is_held", "line", "number", "pool",
-        "tenant", "token", "wakeup",
+        "tenant", "token",
     )  # fmt: skip
+
+    wake, wait = Wakeup.set, Wakeup.wait_for
 
     def __init__(
         self,
@@ -97,6 +98,7 @@ class Waiter:
             admission: The admission of its lane, if that has to admit it first.
             token: Identifies it in the admission.
         """
+        super().__init__()
         self.line = line
         self.tenant = tenant
         self.has_needs = has_needs
@@ -109,20 +111,15 @@ class Waiter:
         self.pool: Any = None
         self.connection: Connection[TupleRow] | None = None
         self.error: BaseException | None = None
-        self.wakeup = Wakeup()
 
     @property
     def is_done(self) -> bool:
         """Whether it has a connection, or will get none."""
         return self.connection is not None or self.error is not None
 
-    def wake(self) -> None:
-        """Wake the request, which then checks what has changed."""
-        self.wakeup.set()
-
     def wake_for_room(self) -> bool:
         """Wake the request because a pool may have room now; returns whether the request still waits."""
-        self.wakeup.set()
+        self.wake()
         return self.line.has(self)
 
     @shielded
@@ -132,41 +129,6 @@ class Waiter:
             # The connection is taken off first: leave() is called again if it is interrupted, and must return it once.
             connection, self.connection = self.connection, None
             self.pool.release(connection)
-
-    def wait(self, timeout: float) -> None:
-        """Wait until the request is woken.
-
-        Args:
-            timeout: The most to wait, in seconds.
-        """
-        self.wakeup.wait_for(timeout)
-
-
-class Offer:
-    """Offers a connection to the next request in line, with the interface of psycopg_pool's ``WaitingClient``.
-
-    Attributes:
-        pool: The pool of the connection.
-        taker: The request that the connection was handed to, which may have returned it by now; ``None`` until then.
-    """
-
-    __slots__ = ("_line", "pool", "taker")
-
-    def __init__(self, line: Line | None, pool: Lends) -> None:
-        self._line = line
-        self.pool = pool
-        self.taker: Waiter | None = None
-
-    def set(self, connection: Connection[TupleRow]) -> bool:
-        """Hand a connection over.
-
-        Args:
-            connection: The connection.
-
-        Returns:
-            Whether a request still waited.
-        """
-        return self._line is not None and self._line.hand_over(self, connection) is not None
 
 
 class PoolLine(deque[None]):
@@ -184,9 +146,20 @@ class PoolLine(deque[None]):
         self.line: Line | None = None
         self._pool = pool
 
-    def popleft(self) -> Offer:  # type: ignore[override]  # psycopg_pool uses what both have
-        """Make an offer for the next request in line, which leaves the line when it is handed the connection."""
-        return Offer(self.line, self._pool)
+    def popleft(self) -> Self:  # type: ignore[override]  # psycopg_pool only calls set() on what this returns
+        """Return the line itself: a request leaves it when it is handed a connection."""
+        return self
+
+    def set(self, connection: Connection[TupleRow]) -> bool:
+        """Hand a connection to the next request, as psycopg_pool does with its ``WaitingClient``.
+
+        Args:
+            connection: The connection.
+
+        Returns:
+            Whether a request waited.
+        """
+        return self.line is not None and self.line.hand_over(self._pool, connection, [None]) is not None
 
     def number(self) -> int:
         """Count the requests that this pool may serve."""

@@ -32,6 +32,9 @@ def insert(queue: OrderedDict[T, int], waiter: T, place: int) -> None:
         waiter: The waiter.
         place: Its place.
     """
+    if not queue or next(reversed(queue.values())) < place:  # quicker than the loop
+        queue[waiter] = place
+        return
     before, after = list[T](), list[T]()
     for (first, least), (last, greatest) in zip(queue.items(), reversed(queue.items()), strict=True):
         if greatest < place:

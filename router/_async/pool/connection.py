@@ -244,7 +244,8 @@ class AsyncNodeConnection(AsyncDriverConnection):
                 self._death = ""
                 sent.clear()
             try:
-                answer = await AsyncConnection.wait(self, gen, *args, **kwargs)
+                run = AsyncConnection.wait
+                answer = await (run(self, gen, *args, **kwargs) if args or kwargs else run(self, gen))
             except psycopg.Error as error:
                 await self._note_failed(error, before)
                 raise

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from router._async.pool.node_pool import AsyncNodePool
     from router._async.pool.session_state import SessionState
     from router._async.pool.sessions import AsyncPoolSessions
+    from router._async.waiter import AsyncWaiter
 
 logger = logging.getLogger("router")
 
@@ -54,7 +55,8 @@ class AsyncRelease:
         if pool.inherited:
             return
         session: SessionState = connection._router  # type: ignore[attr-defined]  # noqa: SLF001  (the router's own)
-        pgconn, lock, offer, is_kept = session.pgconn, connection.lock, None, False
+        pgconn, lock, is_kept = session.pgconn, connection.lock, False
+        taker: list[AsyncWaiter | None] = [None]  # the request that was handed the session; it may have returned it
         try:
             if not atry_lock(lock) and not await self._closer.take_lock(connection):
                 await self._closer.close_for(connection)
@@ -87,16 +89,16 @@ class AsyncRelease:
                 if now < session.expires_at and (not waiting or now < session.fresh_until or await session.lives()):
                     async with pool.lock:  # guards kept, waiting, closed
                         if not pool.draining:
-                            while waiting:  # until it is handed over, it still counts as borrowed
-                                offer = waiting.popleft()
-                                if await offer.set(following):
+                            # Until it is handed over, it still counts as borrowed.
+                            while waiting and waiting.line is not None:
+                                if waiting.line.hand_over(pool, following, taker):
                                     return
                             pool.borrowed.discard(session)
                             is_kept = True  # first: once it is kept, another thread may have it
                             pool.kept.append(following)
                             return
         except BaseException as error:
-            is_gone = is_kept or (offer is not None and offer.taker is not None)
+            is_gone = is_kept or taker[0] is not None
             if is_gone or await self._close_after(error, connection, session):
                 raise  # an interruption
         else:

@@ -245,7 +245,8 @@ class NodeConnection(DriverConnection):
                 self._death = ""
                 sent.clear()
             try:
-                answer = Connection.wait(self, gen, *args, **kwargs)
+                run = Connection.wait
+                answer = run(self, gen, *args, **kwargs) if args or kwargs else run(self, gen)
             except psycopg.Error as error:
                 self._note_failed(error, before)
                 raise
