@@ -74,7 +74,7 @@ ready.wait()
 """
     result = python(code, ROUTER_VERSIONS__V2__PRIMARY=postgres.primary, ROUTER_DEFAULT_VERSION="v2")
     assert result.returncode == 0, result.stderr
-    assert result.stderr == "closing the router cut 1 connections that were still borrowed\n"
+    assert result.stderr == "closing the router cut connections that were still borrowed: 1\n"
 
 
 def test_configure_sets_it_and_closes_the_one_before(postgres: Postgres) -> None:

@@ -98,7 +98,7 @@ def test_a_view_in_its_place_keeps_head_and_end(count: int, height: int) -> None
     assert len(lines) == min(count, height - 1)
     left_out = count - len(lines) + 1 if count >= height else 0
     assert [line for line in lines if line.startswith("…")] == (
-        [f"… {left_out} more lines, for which the terminal is too low"] if left_out else []
+        [f"… {left_out} more line{'' if left_out == 1 else 's'}, for which the terminal is too low"] if left_out else []
     )
 
 

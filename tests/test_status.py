@@ -400,7 +400,7 @@ def test_watch_sees_a_server_die_and_come_back(
     standby.start()
     _, back = nodes(until(lines, lambda found: found[1]["state"] == "up"))
     (avoided,) = back["problems"]
-    assert re.fullmatch(r"is avoided for \d+\.\d s more: it went down 1 times recently", avoided)
+    assert re.fullmatch(r"is avoided for \d+\.\d s more: it went down 1 time recently", avoided)
 
 
 def test_watch_goes_on_while_a_server_never_answers_and_leaves_it_alone(

@@ -346,5 +346,5 @@ async def _emptied(pools: Sequence[AsyncNodePool], deadline: float) -> int:
     for session in cut_off:
         cut(session)
     if cut_off:
-        logger.warning("closing the router cut %d connections that were still borrowed", len(cut_off))
+        logger.warning("closing the router cut connections that were still borrowed: %d", len(cut_off))
     return len(cut_off)

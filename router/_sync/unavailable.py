@@ -12,6 +12,7 @@ from router.core.budget import Full, budget_key
 from router.core.errors import NoPrimary, NoReplica, PoolExhausted, TooManyWaiting, Unavailable, UnknownTenant
 from router.core.events import RequestFailed
 from router.core.health import login_failure, node_state
+from router.core.names import all_are, counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -41,7 +42,7 @@ def unavailable(in_force: InForce, route: Route, request: Request, *, late: bool
             why = f"{node} {refusal}"
         elif pool is not None and pool.at_max_size and not pool.quarantined:
             most = _holding_most([pool]) if pool.shared else ""
-            why = f"all {pool.max_size} connections to {node} are in use (pool.max_size){most}"
+            why = all_are(pool.max_size, f"connection to {node}", f"in use (pool.max_size){most}")
         elif not late or not (why := _spent(in_force, key)):
             if node in ready:
                 asking = node in route.ask
@@ -73,7 +74,7 @@ def no_room(lane: Lane) -> PoolExhausted:
     Returns:
         The error.
     """
-    full = f"all {lane.in_force.topology.max_pools} pools are in use (max_pools)"
+    full = all_are(lane.in_force.topology.max_pools, "pool", "in use (max_pools)")
     return PoolExhausted(f"no connection {whom_for(lane.target)} in time: {full}", **asked_for(lane.target))
 
 
@@ -88,9 +89,9 @@ def too_many_waiting(lane: Lane, waiter: Waiter) -> TooManyWaiting:
         The error.
     """
     target, [first, *_] = lane.target, waiter.line.pools if waiter.accepts is None else [waiter.accepts]
-    full = (
-        f"{target.cluster.pool.max_waiting} requests already wait for a connection to {first.node} (pool.max_waiting)"
-    )
+    most = target.cluster.pool.max_waiting
+    wait = f"{counted(most, 'request')} already {'waits' if most == 1 else 'wait'}"
+    full = f"{wait} for a connection to {first.node} (pool.max_waiting)"
     return TooManyWaiting(f"no connection {whom_for(target)}: {full}", **asked_for(target))
 
 
@@ -104,7 +105,8 @@ def within_its_limit(lane: Lane) -> PoolExhausted:
         The error.
     """
     most = 0 if lane.admission is None else lane.admission.limit
-    full = f"it uses all {most} connections that it may have (tenancy.max_connections)"
+    connections = "the one connection" if most == 1 else f"all {most} connections"
+    full = f"it uses {connections} that it may have (tenancy.max_connections)"
     return PoolExhausted(f"no connection {whom_for(lane.target)} in time: {full}", **asked_for(lane.target))
 
 
@@ -113,17 +115,16 @@ def _spent(in_force: InForce, key: BudgetKey) -> str:
     limits = in_force.slots.limits
     match in_force.slots.full(key):
         case Full.OWNER:
-            return f"{key.owner} has all {key.cap} connections that it may have (tenancy.max_connections)"
+            connections = "the one connection" if key.cap == 1 else f"all {key.cap} connections"
+            return f"{key.owner} has {connections} that it may have (tenancy.max_connections)"
         case Full.LOGIN if (limit := in_force.slots.server_limits.refusing(key.login)) is not None:
             return f"{key.server} {limit}"
         case Full.SERVER:
             most = _holding_most(pool for pool in in_force.pools if pool.node.server == key.server)
-            return f"all {limits.server} connections to {key.server} are open (max_connections_per_server){most}"
+            return all_are(limits.server, f"connection to {key.server}", f"open (max_connections_per_server){most}")
         case Full.PROCESS:
-            return (
-                f"all {limits.process} connections of this process are open "
-                f"(max_connections){_holding_most(in_force.pools)}"
-            )
+            most = _holding_most(in_force.pools)
+            return all_are(limits.process, "connection of this process", f"open (max_connections){most}")
         case None if any(request.key is key for request in list(in_force.slots.waiting)):
             return "other requests were served first within max_connections"  # and go on coming
         case _:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from router.cli._screen import Column, console, listed, table
+from router.core.names import counted
 from router.core.observations import ProbeResult
 from router.core.topology import Role
 
@@ -76,7 +77,7 @@ def print_findings(findings: Findings) -> None:
     if findings.problems:
         screen.print(", ".join(totals), style="bold red")
     else:
-        nodes = f"{len(findings.probes)} node{'' if len(findings.probes) == 1 else 's'}"
+        nodes = counted(len(findings.probes), "node")
         screen.print(", ".join((f"all is fine ({nodes})", *totals)), style="green")
 
 

@@ -13,6 +13,8 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from router.core.names import counted
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -155,7 +157,7 @@ class InPlace:
         room = screen.height - 1
         if len(lines) > room:
             head, tail = room // 2, room - room // 2 - 1
-            note = [Segment(f"… {len(lines) - head - tail} more lines, for which the terminal is too low")]
+            note = [Segment(f"… {counted(len(lines) - head - tail, 'more line')}, for which the terminal is too low")]
             lines = [*lines[:head], note, *lines[len(lines) - tail :]]
         for line in lines:
             yield from line

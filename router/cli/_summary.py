@@ -13,6 +13,7 @@ from rich.text import Text
 from router.cli._accidents import Accident, Accidents
 from router.cli._screen import Column, console, table
 from router.cli._service import Load, Measured
+from router.core.names import counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -102,7 +103,7 @@ def print_summary(load: Load, accidents: Accidents, writes: Writes) -> None:
     )
     total, failed = sum(row.requests for row in rows), len(load.failures)
     for failure, count in Counter(map(str, load.failures)).most_common(5):
-        screen.print(f"- {count} times: {failure}", style="red", soft_wrap=True)
+        screen.print(f"- {counted(count, 'time')}: {failure}", style="red", soft_wrap=True)
     screen.print(
         f"{total:,} requests served in {load.seconds:.1f} s ({total / load.seconds:,.0f}/s), "
         f"{failed} {'others ' if load.in_flight else ''}failed",

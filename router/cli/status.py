@@ -20,6 +20,7 @@ from router.cli._probe import Prober, observe_all
 from router.cli._screen import Column, InPlace, console, in_terminal, listed, table
 from router.core import sql
 from router.core.health import REFUSES_WRITES, node_state, role_of
+from router.core.names import counted
 from router.core.observations import ProbeResult
 from router.core.replication import fenced, foreign, lag_of, primary_of
 from router.core.resolve import resolve
@@ -177,7 +178,7 @@ def _status(node: Node, cluster: Cluster, health: Health, probe: Probe[_Activity
         allowed = " and ".join(f"{key} is {limit:,}" for key, limit in limits.items() if limit is not None)
         problems.append(f"is stale: {allowed}")
     if (left := state.banned_until - now) > 0:
-        problems.append(f"is avoided for {left:.1f} s more: it went down {state.failures} times recently")
+        problems.append(f"is avoided for {left:.1f} s more: it went down {counted(state.failures, 'time')} recently")
     if probe.answer is None:
         problems.append(f"does not tell its connections: {probe.error}")
     return _Status(node, role, use, lag, probe.answer, seen.latency, tuple(problems))
@@ -235,7 +236,7 @@ def _view(versions: Sequence[_Version], screen: Console) -> Group:
     if not screen.is_terminal:
         return Group(shown, wrong)
     # What is wrong comes first; its number at the end says that there is something above.
-    total = f"{len(problems)} problem{'' if len(problems) == 1 else 's'}"
+    total = counted(len(problems), "problem")
     return Group(wrong, shown, Text(total, style="bold red"))
 
 

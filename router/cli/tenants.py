@@ -14,7 +14,7 @@ from router.cli._probe import probe_all
 from router.cli._tenants import home_as_json, in_words, meant
 from router.core import sql
 from router.core.errors import ConfigError, RouterError
-from router.core.names import rendered
+from router.core.names import counted, rendered
 from router.core.observations import ProbeResult
 from router.core.outcomes import ALL
 from router.core.resolve import resolve
@@ -191,7 +191,7 @@ def _print(listed: Sequence[_Tenant], sessions: Sequence[int | None], problems: 
     screen = _screen.console()
     if problems:
         screen.print(_screen.listed(problems, "red", screen))
-    screen.print(f"{len(listed)} tenant{'' if len(listed) == 1 else 's'}", style="bold")
+    screen.print(counted(len(listed), "tenant"), style="bold")
 
 
 def _versions(tenant: _Tenant) -> list[str]:

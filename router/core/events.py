@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
+from router.core.names import counted
 from router.core.value import Value
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class ConnectionsCut(Event):
     level: ClassVar[int] = WARNING
 
     def __str__(self) -> str:
-        return f"cut {self.count} borrowed connections to {self.node}: {self.reason}"
+        return f"cut {counted(self.count, 'borrowed connection')} to {self.node}: {self.reason}"
 
 
 class PoolOpened(Event):

@@ -7,6 +7,7 @@ from itertools import islice
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
+from router.core.names import counted
 from router.core.value import Value
 
 if TYPE_CHECKING:
@@ -189,9 +190,9 @@ class DirectoryStats(Value):
         Returns:
             The line.
         """
-        words = [f"{self.known} tenants known", f"{self.unknown} keys of no tenant"]
+        words = [f"{counted(self.known, 'tenant')} known", f"{counted(self.unknown, 'key')} of no tenant"]
         if self.unconfirmed:
-            words.append(f"{self.unconfirmed} known tenants not confirmed")
+            words.append(f"{counted(self.unconfirmed, 'known tenant')} not confirmed")
         if self.failing_for is not None:
             words.append(f"failing for {self.failing_for:.0f} s: {self.reason}")
         return ", ".join(words)
@@ -222,7 +223,7 @@ class Stats(Value):
 
     def __repr__(self) -> str:
         """Show the numbers for people to read, with one line for each node."""
-        lines = [f"Stats: {self.connections} of at most {self.max_connections} connections"]
+        lines = [f"Stats: {self.connections} of at most {counted(self.max_connections, 'connection')}"]
         for version in self.versions:
             lines.append(f"  {version.version}")
             for node in version.nodes:
@@ -241,13 +242,14 @@ class Stats(Value):
             waiting = sum(pool.pool.waiting for pool in self.tenant_pools)
             used = sum(self.tenants.values())
             lines.append(
-                f"  tenants: {len(self.tenant_pools)} pools, {used} in use by {len(self.tenants)} tenants, "
+                f"  tenants: {counted(len(self.tenant_pools), 'pool')}, {used} in use by "
+                f"{counted(len(self.tenants), 'tenant')}, "
                 f"{idle} idle, {waiting} waiting"
             )
             lines += [f"    {tenant}  {count} in use" for tenant, count in islice(self.tenants.items(), SHOWN)]
         if self.draining:
             used = sum(pool.pool.in_use for pool in self.draining)
-            lines.append(f"  draining: {len(self.draining)} pools, {used} in use")
+            lines.append(f"  draining: {counted(len(self.draining), 'pool')}, {used} in use")
             for pool in self.draining[:SHOWN]:
                 use = "read" if pool.read_only else "write"
                 lines.append(f"    {pool.node}  {pool.tenant or pool.version}, {use}: {pool.pool.in_use} in use")

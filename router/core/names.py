@@ -146,3 +146,31 @@ def option(name: str, value: str) -> str:
         The option for libpq's ``options``, with white space and backslashes escaped.
     """
     return "-c " + re.sub(r"([\s\\])", r"\\\1", f"{name}={value}")
+
+
+def counted(number: int, noun: str) -> str:
+    """Write a number of things.
+
+    Args:
+        number: The number.
+        noun: What one of them is called; its plural ends in ``s``.
+
+    Returns:
+        Such as ``1 pool`` or ``2 pools``.
+    """
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def all_are(number: int | None, noun: str, state: str) -> str:
+    """Write that all of some things are in a state.
+
+    Args:
+        number: How many there are.
+        noun: What one of them is called, and what describes it.
+        state: The state.
+
+    Returns:
+        Such as ``all 2 connections to db1 are in use``, or ``the one connection to db1 is in use``.
+    """
+    what, space, rest = noun.partition(" ")
+    return f"the one {noun} is {state}" if number == 1 else f"all {number} {what}s{space}{rest} are {state}"

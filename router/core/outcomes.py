@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from router.core.errors import UnknownTenant, masked
+from router.core.names import counted
 from router.core.value import Value
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class Outcomes(Value, Generic[T]):
 
     def _counts(self) -> str:
         left = f", {len(self.left)} left" if self.left else ""
-        return f"{len(self.values)} tenants done, {len(self.errors)} failed{left}"
+        return f"{counted(len(self.values), 'tenant')} done, {len(self.errors)} failed{left}"
 
 
 def needs_list(wanted: str) -> bool:

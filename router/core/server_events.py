@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from router.core.events import ERROR, WARNING, Event
 from router.core.health import REFUSES_WRITES, SEVERAL_SERVERS
+from router.core.names import counted
 
 if TYPE_CHECKING:
     from router.core.topology import Node, Role, Server
@@ -130,7 +131,8 @@ class ServerBanned(Event):
     seconds: float
 
     def __str__(self) -> str:
-        return f"{self.server} is avoided for {self.seconds:.1f} s more: it went down {self.failures} times recently"
+        went_down = f"it went down {counted(self.failures, 'time')} recently"
+        return f"{self.server} is avoided for {self.seconds:.1f} s more: {went_down}"
 
 
 class RoleChanged(Event):

@@ -123,7 +123,7 @@ async def test_a_block_of_a_removed_tenant_goes_on_to_its_end_and_nothing_of_it_
             await aeventually(drains)
             stats = router.stats()
             assert (stats.tenant_pools, dict(stats.tenants)) == ((), {"acme": 1})
-            assert "draining: 1 pools, 1 in use" in repr(stats)
+            assert "draining: 1 pool, 1 in use" in repr(stats)
             await connection.execute("SELECT 1")
         assert router.stats().draining == ()
         assert sessions(cluster, database) == 0

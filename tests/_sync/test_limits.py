@@ -68,7 +68,7 @@ def test_too_many_waiting_are_refused_at_the_door(postgres: Postgres) -> None:
         with router.connection():
             together(borrow, 3)
         assert len(refused) == 2
-        assert "1 requests already wait" in refused[0]
+        assert "1 request already waits" in refused[0]
 
 
 def test_who_waits_at_a_full_replica_goes_to_another_that_comes_up(cluster: PostgresCluster) -> None:
@@ -224,7 +224,7 @@ def test_a_spent_budget_says_so(postgres: Postgres) -> None:
     versions = {"v1": {"primary": postgres.primary}, "v2": {"primary": postgres.primary}}
     with Router(settings(versions=versions, max_connections=1)) as router:
         with router.connection(version="v1"):
-            with pytest.raises(PoolExhausted, match=r"all 1 connections of this process are open \(max_connections\)"):
+            with pytest.raises(PoolExhausted, match=r"the one connection of this process is open \(max_connections\)"):
                 with router.connection(version="v2", timeout=0.2):
                     pytest.fail("there was a second connection")
         with router.connection(version="v2") as connection:  # the idle one of v1 makes room

@@ -1023,7 +1023,7 @@ def test_of_keys_without_end_only_so_many_are_remembered(world: World, monkeypat
                 assert len(found.readers) <= 10
                 assert len(found.targets) <= 10
                 assert len(found.admissions) <= 21
-        with pytest.raises(PoolExhausted, match="it uses all 1 connections that it may have"):
+        with pytest.raises(PoolExhausted, match="it uses the one connection that it may have"):
             with router.connection(tenant="k0", timeout=0.05):
                 pytest.fail("it was forgotten that it has one")
 
