@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, Self
 import pytest
 
 from router import Router
+from router._sync.pool.inside.imports import MaintenanceTask
+from router._sync.pool.inside.pool import OVERDUE, DriverPool
 from tests._sync.internals import inside
 from tests.support import eventually, settings
 
@@ -177,6 +179,44 @@ def test_an_interruption_while_a_connection_is_closed_for_a_request_of_another_p
             eventually(lambda: is_whole(router))
             number += 1
         assert number > 50
+
+
+class _Holds(MaintenanceTask):
+    """Keeps a pool's worker busy."""
+
+    def __init__(self, pool: Any, go_on: Event) -> None:
+        super().__init__(pool)
+        self._go_on = go_on
+
+    def _run(self, _: Any) -> None:
+        assert self._go_on.wait(10)
+
+
+def test_an_attempt_that_ends_while_it_is_queued_again_is_not_counted_for_ever(
+    postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Router(settings(primary=postgres.primary, pool={"max_size": 2})) as router:
+        use(router, None)
+        [pool] = inside(router).pools
+        driver = pool.opening._driver
+        go_on = Event()
+        driver.run_task(_Holds(driver, go_on))
+        with driver.lock:
+            driver.add_one()
+        keep_in_mind = DriverPool._kept_in_mind
+
+        def late(driver: DriverPool, task: MaintenanceTask) -> MaintenanceTask:
+            go_on.set()
+            eventually(lambda: not driver.adding)
+            return keep_in_mind(driver, task)
+
+        monkeypatch.setattr(DriverPool, "_kept_in_mind", late)
+        [adding] = driver._adding
+        for _ in range(OVERDUE):
+            adding.queue_again(driver)
+        monkeypatch.undo()
+        go_on.set()
+        eventually(lambda: is_whole(router))
 
 
 @pytest.mark.parametrize("waits", [False, True])

@@ -235,6 +235,14 @@ class AsyncDriverPool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         """
         super().run_task(self._kept_in_mind(task))
 
+    def run_again(self, adding: _Adding) -> None:
+        """Give the worker an attempt once more; if it has ended a moment ago, nothing happens.
+
+        Args:
+            adding: The attempt.
+        """
+        super().run_task(adding)
+
     async def schedule_task(self, task: MaintenanceTask, delay: float) -> None:
         """Give the worker a task after a delay.
 
@@ -245,11 +253,11 @@ class AsyncDriverPool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
         await super().schedule_task(self._kept_in_mind(task), delay)
 
     def _kept_in_mind(self, task: MaintenanceTask) -> MaintenanceTask:
-        if type(task) is AddConnection:
-            task = _Adding(self, task.attempt, task.growing)
-        if isinstance(task, _Adding):
-            self._adding.add(task)
-        return task
+        if type(task) is not AddConnection:
+            return task
+        adding = _Adding(self, task.attempt, task.growing)
+        self._adding.add(adding)
+        return adding
 
     async def _shrink_pool(self) -> None:
         self._nconns_min = self._owner.fewest_idle
@@ -287,7 +295,7 @@ class _Adding(AddConnection):
         """Queue the attempt again if it has not begun for long: the code that should have queued it was interrupted."""
         self._rounds += 1
         if self._rounds == OVERDUE and not self._begun:
-            pool.run_task(self)
+            pool.run_again(self)
 
 
 class _TryAgain(MaintenanceTask):
