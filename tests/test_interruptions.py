@@ -107,7 +107,7 @@ def is_whole(router: Router) -> bool:
     )
 
 
-@pytest.mark.parametrize("kind", [Interruption, Stop])
+@pytest.mark.parametrize("kind", [pytest.param(Interruption, marks=pytest.mark.slow), Stop])
 @pytest.mark.parametrize(
     ("use", "growing", "tenant"),
     [
