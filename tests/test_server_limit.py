@@ -41,8 +41,7 @@ def test_jitter_and_bounds(most: int, jitter: float, pause: float, before: int) 
 
 
 def test_an_error_says_what_the_server_said_and_what_was_had() -> None:
-    assert (
-        str(ServerLimit(3, "too many", 1.0, 0.0))
-        == "accepts no further connection: too many; it accepted 3 from this process"
-    )
-    assert str(ServerLimit(0, "too many", 1.0, 0.0)) == "accepts no further connection: too many"
+    said = "accepts no further connection: too many"
+    assert str(ServerLimit(3, "too many", 1.0, 0.0)) == f"{said}; it accepted 3 connections from this process"
+    assert str(ServerLimit(1, "too many", 1.0, 0.0)) == f"{said}; it accepted 1 connection from this process"
+    assert str(ServerLimit(0, "too many", 1.0, 0.0)) == said

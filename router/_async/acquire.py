@@ -10,7 +10,7 @@ from router._async.choice import AsyncChoice
 from router._async.pool.session_state import borrower, session_of
 from router._async.unavailable import no_room, tell_failed, too_many_waiting, unavailable, within_its_limit
 from router._async.verify import may_serve
-from router._async.waiter import AsyncWaiter, HasToAsk, Superseded, Unserved
+from router._async.waiter import AsyncWaiter, ReplicaQueryNeeded, Superseded, Unserved
 from router._runtime.flags import acheck_locks
 from router.core.errors import Unavailable, UnknownTenant
 from router.core.standing import Request
@@ -95,7 +95,7 @@ async def _acquire_over(
         if request is None:
             try:
                 pool, connection = await _acquire_any(lane, deadline, waiter, picked)
-            except HasToAsk:
+            except ReplicaQueryNeeded:
                 request, waiter.has_needs, waiter.error = Request(lane.read_only), True, None
         if request is not None:
             pool, connection = await AsyncChoice(lane, deadline, waiter, request).acquire()

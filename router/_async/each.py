@@ -31,7 +31,7 @@ T = TypeVar("T")
 PATIENCE = PoolPolicy().timeout
 """The most seconds to look up a tenant's home, where only its version has to be known."""
 
-TURN = 0.05
+RETRY_DELAY = 0.05
 """Seconds until a tenant's connection is requested again, if all connections were in use until the deadline."""
 
 
@@ -121,7 +121,7 @@ async def _called(
         except PoolExhausted:  # the nodes are fine: the tenant is tried again as long as other jobs hold connections
             if borrowed or (not progress.holding and monotonic() - progress.at > STALLED):
                 raise
-        await asleep(TURN)
+        await asleep(RETRY_DELAY)
 
 
 async def tenants_of(in_force: AsyncInForce, tenants: str | Iterable[str] | None, version: str | None) -> list[str]:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from psycopg import AsyncConnection
     from psycopg.rows import TupleRow
 
-    from router._async.waiter import AsyncLends, AsyncServes, AsyncWaiter
+    from router._async.waiter import AsyncLender, AsyncLineOwner, AsyncWaiter
 
 
 class AsyncLine:
@@ -40,7 +40,7 @@ class AsyncLine:
         news: How many observations came that may matter to requests with needs of their own.
     """
 
-    def __init__(self, owner: AsyncServes, *, is_shared: bool) -> None:
+    def __init__(self, owner: AsyncLineOwner, *, is_shared: bool) -> None:
         """Make an empty line.
 
         Args:
@@ -73,7 +73,7 @@ class AsyncLine:
         """Tell whom requests wait for that may be served."""
         return {waiter.tenant for waiter in [*self._plain]}
 
-    def number(self, pool: AsyncLends) -> int:
+    def number(self, pool: AsyncLender) -> int:
         """Count those that may be served from a pool.
 
         Args:
@@ -132,7 +132,7 @@ class AsyncLine:
                 self._enter(waiter)
         waiter.wake()
 
-    def accept(self, waiter: AsyncWaiter, pool: AsyncLends | None) -> None:
+    def accept(self, waiter: AsyncWaiter, pool: AsyncLender | None) -> None:
         """Say which pool a request with needs of its own has chosen.
 
         Args:
@@ -189,7 +189,7 @@ class AsyncLine:
         with self._guard:
             return next(iter(self._needy if waiter.has_needs else self._plain), None) is waiter
 
-    def serves(self, pools: tuple[AsyncLends, ...]) -> None:
+    def serves(self, pools: tuple[AsyncLender, ...]) -> None:
         """Have pools look here for those that wait.
 
         Args:
@@ -198,7 +198,7 @@ class AsyncLine:
         for pool in pools:
             pool.waiting.line = self
 
-    def serve_from(self, pools: tuple[AsyncLends, ...]) -> None:
+    def serve_from(self, pools: tuple[AsyncLender, ...]) -> None:
         """Serve those without needs of their own from these pools from now on.
 
         Args:
@@ -211,7 +211,7 @@ class AsyncLine:
             for pool in {*before, *pools}:
                 self._mark(pool)
 
-    def hand_over(self, pool: AsyncLends, connection: AsyncConnection[TupleRow], to: list[Any]) -> AsyncWaiter | None:
+    def hand_over(self, pool: AsyncLender, connection: AsyncConnection[TupleRow], to: list[Any]) -> AsyncWaiter | None:
         """Hand a connection to the first request whose tenant has less than its share, or else to the first.
 
         Args:
@@ -331,11 +331,11 @@ class AsyncLine:
         if self._untold.pop(waiter, waiter) is None and self._untold:  # it will not pass the news on
             next(iter(self._untold)).wake()
 
-    def _mark(self, pool: AsyncLends, *, waits: bool | None = None) -> None:
+    def _mark(self, pool: AsyncLender, *, waits: bool | None = None) -> None:
         if pool.waiting.line is self:
             pool.waiting.mark(waits=self.number(pool) > 0 if waits is None else waits)
 
-    def _find(self, pool: AsyncLends) -> AsyncWaiter | None:
+    def _find(self, pool: AsyncLender) -> AsyncWaiter | None:
         any_pool = pool in self.pools
         if self._is_shared:
             return self._served.first((pool, None) if any_pool else (pool,), lambda: self._held_by(pool))
@@ -345,6 +345,6 @@ class AsyncLine:
             return plain or needy
         return min(plain, needy, key=attrgetter("number"))
 
-    def _held_by(self, pool: AsyncLends) -> Counter[str]:
+    def _held_by(self, pool: AsyncLender) -> Counter[str]:
         """Count what each tenant has, what is being brought back included."""
         return Counter(holder for one in {*self.pools, pool} for holder in one.holders())

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from psycopg_pool import PoolClosed
 
-from router._async.choice import SETTLE, WATCH_OVER
+from router._async.choice import CHOOSE_AGAIN, SETTLE
 from router._async.line import AsyncLine
-from router._async.waiter import HasToAsk, Superseded, Unserved
+from router._async.waiter import ReplicaQueryNeeded, Superseded, Unserved
 from router._runtime.calls import Isolated
 from router._runtime.flags import AGuard
 from router.core.balance import PAIRS, pairs, rotation
@@ -255,7 +255,7 @@ class AsyncPoolSet:
             self.target, read_only=self.read_only
         )
         if self.has_to_ask:
-            self.line.fail(HasToAsk(), only_plain=True)
+            self.line.fail(ReplicaQueryNeeded(), only_plain=True)
         elif self._unserved or (refused and not self._may_log_in()):
             self.line.fail(Unserved(), only_plain=True)
         elif not self.pools and not self.lacks_room:
@@ -293,8 +293,8 @@ class AsyncPoolSet:
         if self.pools or not self.line.leads(waiter):
             return float("inf")
         if self._first_at is not None and (left := self._first_at + SETTLE - monotonic()) > 0:
-            return min(left, WATCH_OVER)
-        return WATCH_OVER
+            return min(left, CHOOSE_AGAIN)
+        return CHOOSE_AGAIN
 
 
 def _busy(pool: AsyncNodePool) -> float:

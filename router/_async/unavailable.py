@@ -110,7 +110,7 @@ def within_its_limit(lane: AsyncLane) -> PoolExhausted:
 
 
 def _spent(in_force: AsyncInForce, key: BudgetKey) -> str:
-    """Say which limit keeps one more connection from being opened, and who has most of it; empty if none does."""
+    """Say which limit keeps one more connection from being opened, and what holds most of it; empty if none does."""
     limits = in_force.slots.limits
     match in_force.slots.full(key):
         case Full.OWNER:
@@ -151,14 +151,15 @@ def _refusal(in_force: AsyncInForce, pool: AsyncNodePool) -> str:
 
 
 def _holding_most(pools: Iterable[AsyncNodePool]) -> str:
-    """Say who has most connections out; empty if nobody has any."""
+    """Say which version or tenant has most connections borrowed; empty if none is borrowed."""
     holders = Counter[str]()
     for pool in pools:
         if pool.shared or pool.tenant:
             holders.update(f"tenant {tenant}" for tenant in pool.holders())
         else:
             holders[pool.cluster.name] += len(pool.borrowed)
-    return "".join(f"; {holder} holds {number} of them" for holder, number in holders.most_common(1) if number)
+    most = [(holder, counted(number, "connection")) for holder, number in holders.most_common(1) if number]
+    return "".join(f"; {holder} holds {connections}" for holder, connections in most)
 
 
 def tell_failed(lane: AsyncLane, error: Unavailable) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from router._async.admission import AsyncAdmission
     from router._async.line import AsyncLine
 
-    class AsyncLends(Protocol):
+    class AsyncLender(Protocol):
         """A pool, as the line sees it: it hands connections over."""
 
         waiting: AsyncPoolLine
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
         def withdraw(self) -> None:
             """Cancel the opening of connections if no request waits for one any more."""
 
-    class AsyncServes(Protocol):
+    class AsyncLineOwner(Protocol):
         """A pool set, as its line sees it."""
 
         def invalidate(self) -> None:
@@ -50,8 +50,8 @@ class Superseded(Exception):
     """The lane is superseded: requests for its key use another lane since the topology or a tenant's home changed."""
 
 
-class HasToAsk(Exception):
-    """Replicas have to be asked whether they may serve a request; each request asks for itself."""
+class ReplicaQueryNeeded(Exception):
+    """Each request has to ask the replicas itself whether they have replayed the position that it requires."""
 
 
 class AsyncWaiter(AWakeup):
@@ -140,7 +140,7 @@ class AsyncPoolLine(deque[None]):
         line: The line; ``None`` while the pool is in no pool set.
     """
 
-    def __init__(self, pool: AsyncLends) -> None:
+    def __init__(self, pool: AsyncLender) -> None:
         super().__init__()
         self.line: AsyncLine | None = None
         self._pool = pool

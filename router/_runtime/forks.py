@@ -10,7 +10,7 @@ from router._runtime.calls import Isolated
 
 
 class _Forkable(Protocol):
-    def abandon(self) -> None: ...
+    def _abandon(self) -> None: ...
 
 
 _inherited_by_fork: WeakSet[_Forkable] = WeakSet()
@@ -20,7 +20,7 @@ def survive_fork(router: _Forkable) -> None:
     """Make a router drop, in the child of a ``fork()``, the connections and tasks that belong to the parent.
 
     Args:
-        router: The router; its ``abandon()`` is called in the child before other code runs there.
+        router: The router; its ``_abandon()`` is called in the child before other code runs there.
     """
     _inherited_by_fork.add(router)
 
@@ -28,7 +28,7 @@ def survive_fork(router: _Forkable) -> None:
 def _after_fork() -> None:
     for router in list(_inherited_by_fork):
         with Isolated("could not reset the router in the child of a fork"):
-            router.abandon()
+            router._abandon()  # noqa: SLF001  (no part of the public face)
 
 
 os.register_at_fork(after_in_child=_after_fork)

@@ -12,7 +12,7 @@ from router._sync.choice import Choice
 from router._sync.pool.session_state import borrower, session_of
 from router._sync.unavailable import no_room, tell_failed, too_many_waiting, unavailable, within_its_limit
 from router._sync.verify import may_serve
-from router._sync.waiter import HasToAsk, Superseded, Unserved, Waiter
+from router._sync.waiter import ReplicaQueryNeeded, Superseded, Unserved, Waiter
 from router.core.errors import Unavailable, UnknownTenant
 from router.core.standing import Request
 
@@ -96,7 +96,7 @@ def _acquire_over(
         if request is None:
             try:
                 pool, connection = _acquire_any(lane, deadline, waiter, picked)
-            except HasToAsk:
+            except ReplicaQueryNeeded:
                 request, waiter.has_needs, waiter.error = Request(lane.read_only), True, None
         if request is not None:
             pool, connection = Choice(lane, deadline, waiter, request).acquire()

@@ -39,7 +39,7 @@ SETTLE = 0.2
 """The most seconds that the first requests of a version wait until all of its servers have been probed: the server that
 answers slowly may be the one that was promoted."""
 
-WATCH_OVER = 0.5
+CHOOSE_AGAIN = 0.5
 """Seconds after which a request that no pool serves chooses again, if nothing has woken it."""
 
 
@@ -179,7 +179,7 @@ class Choice:
         self._lane.pool_set.cluster.note_waiting()
         now, asks = monotonic(), bool(route.ask) and self._waiter.line.leads(self._waiter)
         moments = (self._since + SETTLE, self._since + self._target.cluster.read.catch_up)
-        return min([now + (ASK_AGAIN if asks else WATCH_OVER), *(moment for moment in moments if moment > now)])
+        return min([now + (ASK_AGAIN if asks else CHOOSE_AGAIN), *(moment for moment in moments if moment > now)])
 
 
 def _served(in_force: InForce, target: Target, request: Request, node: Node) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from psycopg import Connection
     from psycopg.rows import TupleRow
 
-    from router._sync.waiter import Lends, Serves, Waiter
+    from router._sync.waiter import Lender, LineOwner, Waiter
 
 
 class Line:
@@ -41,7 +41,7 @@ class Line:
         news: How many observations came that may matter to requests with needs of their own.
     """
 
-    def __init__(self, owner: Serves, *, is_shared: bool) -> None:
+    def __init__(self, owner: LineOwner, *, is_shared: bool) -> None:
         """Make an empty line.
 
         Args:
@@ -74,7 +74,7 @@ class Line:
         """Tell whom requests wait for that may be served."""
         return {waiter.tenant for waiter in [*self._plain]}
 
-    def number(self, pool: Lends) -> int:
+    def number(self, pool: Lender) -> int:
         """Count those that may be served from a pool.
 
         Args:
@@ -133,7 +133,7 @@ class Line:
                 self._enter(waiter)
         waiter.wake()
 
-    def accept(self, waiter: Waiter, pool: Lends | None) -> None:
+    def accept(self, waiter: Waiter, pool: Lender | None) -> None:
         """Say which pool a request with needs of its own has chosen.
 
         Args:
@@ -190,7 +190,7 @@ class Line:
         with self._guard:
             return next(iter(self._needy if waiter.has_needs else self._plain), None) is waiter
 
-    def serves(self, pools: tuple[Lends, ...]) -> None:
+    def serves(self, pools: tuple[Lender, ...]) -> None:
         """Have pools look here for those that wait.
 
         Args:
@@ -199,7 +199,7 @@ class Line:
         for pool in pools:
             pool.waiting.line = self
 
-    def serve_from(self, pools: tuple[Lends, ...]) -> None:
+    def serve_from(self, pools: tuple[Lender, ...]) -> None:
         """Serve those without needs of their own from these pools from now on.
 
         Args:
@@ -212,7 +212,7 @@ class Line:
             for pool in {*before, *pools}:
                 self._mark(pool)
 
-    def hand_over(self, pool: Lends, connection: Connection[TupleRow], to: list[Any]) -> Waiter | None:
+    def hand_over(self, pool: Lender, connection: Connection[TupleRow], to: list[Any]) -> Waiter | None:
         """Hand a connection to the first request whose tenant has less than its share, or else to the first.
 
         Args:
@@ -332,11 +332,11 @@ class Line:
         if self._untold.pop(waiter, waiter) is None and self._untold:  # it will not pass the news on
             next(iter(self._untold)).wake()
 
-    def _mark(self, pool: Lends, *, waits: bool | None = None) -> None:
+    def _mark(self, pool: Lender, *, waits: bool | None = None) -> None:
         if pool.waiting.line is self:
             pool.waiting.mark(waits=self.number(pool) > 0 if waits is None else waits)
 
-    def _find(self, pool: Lends) -> Waiter | None:
+    def _find(self, pool: Lender) -> Waiter | None:
         any_pool = pool in self.pools
         if self._is_shared:
             return self._served.first((pool, None) if any_pool else (pool,), lambda: self._held_by(pool))
@@ -346,6 +346,6 @@ class Line:
             return plain or needy
         return min(plain, needy, key=attrgetter("number"))
 
-    def _held_by(self, pool: Lends) -> Counter[str]:
+    def _held_by(self, pool: Lender) -> Counter[str]:
         """Count what each tenant has, what is being brought back included."""
         return Counter(holder for one in {*self.pools, pool} for holder in one.holders())

@@ -13,9 +13,9 @@ from psycopg_pool import PoolClosed
 
 from router._runtime.calls import Isolated
 from router._runtime.flags import Guard
-from router._sync.choice import SETTLE, WATCH_OVER
+from router._sync.choice import CHOOSE_AGAIN, SETTLE
 from router._sync.line import Line
-from router._sync.waiter import HasToAsk, Superseded, Unserved
+from router._sync.waiter import ReplicaQueryNeeded, Superseded, Unserved
 from router.core.balance import PAIRS, pairs, rotation
 from router.core.standing import Request, limits_lag
 
@@ -254,7 +254,7 @@ class PoolSet:
             self.target, read_only=self.read_only
         )
         if self.has_to_ask:
-            self.line.fail(HasToAsk(), only_plain=True)
+            self.line.fail(ReplicaQueryNeeded(), only_plain=True)
         elif self._unserved or (refused and not self._may_log_in()):
             self.line.fail(Unserved(), only_plain=True)
         elif not self.pools and not self.lacks_room:
@@ -292,8 +292,8 @@ class PoolSet:
         if self.pools or not self.line.leads(waiter):
             return float("inf")
         if self._first_at is not None and (left := self._first_at + SETTLE - monotonic()) > 0:
-            return min(left, WATCH_OVER)
-        return WATCH_OVER
+            return min(left, CHOOSE_AGAIN)
+        return CHOOSE_AGAIN
 
 
 def _busy(pool: NodePool) -> float:

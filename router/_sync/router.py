@@ -287,7 +287,7 @@ class Router(Operations):
             in_force.dropped = True
             _warn(f"unclosed {self!r}: call close(), or use it in a `with`", ResourceWarning, source=self)
 
-    def abandon(self) -> None:
+    def _abandon(self) -> None:
         """Reset the router in the child of a fork; the parent's connections are neither used nor closed here."""
         self._in_force.abandon()
         self._in_force.directory = self._ask_of()

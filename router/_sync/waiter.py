@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from router._sync.admission import Admission
     from router._sync.line import Line
 
-    class Lends(Protocol):
+    class Lender(Protocol):
         """A pool, as the line sees it: it hands connections over."""
 
         waiting: PoolLine
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
         def withdraw(self) -> None:
             """Cancel the opening of connections if no request waits for one any more."""
 
-    class Serves(Protocol):
+    class LineOwner(Protocol):
         """A pool set, as its line sees it."""
 
         def invalidate(self) -> None:
@@ -51,8 +51,8 @@ class Superseded(Exception):
     """The lane is superseded: requests for its key use another lane since the topology or a tenant's home changed."""
 
 
-class HasToAsk(Exception):
-    """Replicas have to be asked whether they may serve a request; each request asks for itself."""
+class ReplicaQueryNeeded(Exception):
+    """Each request has to ask the replicas itself whether they have replayed the position that it requires."""
 
 
 class Waiter(Wakeup):
@@ -141,7 +141,7 @@ class PoolLine(deque[None]):
         line: The line; ``None`` while the pool is in no pool set.
     """
 
-    def __init__(self, pool: Lends) -> None:
+    def __init__(self, pool: Lender) -> None:
         super().__init__()
         self.line: Line | None = None
         self._pool = pool

@@ -14,6 +14,7 @@ from router.cli._missing import missing
 from router.cli._probe import observe_all, probe_all
 from router.core import sql
 from router.core.health import REFUSES_WRITES
+from router.core.names import counted
 from router.core.observations import ProbeResult
 from router.core.policies import HealthPolicy, PoolPolicy
 from router.core.replication import fenced, foreign
@@ -258,7 +259,7 @@ def _too_many_connections(
     for server, most in may_open.items():
         if server in allowed and most > allowed[server]:
             yield (
-                f"{server} allows {allowed[server]} connections, and this configuration may open {most} "
-                f"({processes} x {most // processes}): lower max_connections, "
+                f"{server} allows {counted(allowed[server], 'connection')}, and this configuration may open "
+                f"{most} ({processes} x {most // processes}): lower max_connections, "
                 "max_connections_per_server or pool.max_size, or raise the limit of the server, role or database"
             )

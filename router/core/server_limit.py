@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from router.core.names import counted
 from router.core.value import Value
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class ServerLimit(Value):
 
     def __str__(self) -> str:
         """Say it of the server, in an error."""
-        known = f"; it accepted {self.most} from this process" if self.most else ""
+        known = f"; it accepted {counted(self.most, 'connection')} from this process" if self.most else ""
         return f"accepts no further connection: {self.reason}{known}"
 
 

@@ -273,7 +273,7 @@ USES = [
 def state(connection: AsyncConnection[Any]) -> dict[str, Any]:
     """Everything about a connection that a borrower may have changed."""
     own = {"pgconn", "lock", "_router", "_prepared", "_adapters", "_created_at", "_expire_at", "_notifies_backlog"}
-    own |= {"_death", "_sent", "slot"}  # what the router notes of a statement that is sent, and of the budget
+    own |= {"_unknown_if_lost", "_sent", "slot"}  # what the router notes of a statement that is sent, and of the budget
     held = {name: value for name, value in vars(connection).items() if name not in own}
     maps: Any = connection.adapters
     return {

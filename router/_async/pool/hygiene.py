@@ -67,16 +67,16 @@ class TracedStatements(PreparedStatements):
     traces = True
 
     def __init__(self, connection: AsyncNodeConnection) -> None:
-        """Begin with a session that has just been opened.
+        """Start with a session that has just been opened.
 
         Args:
             connection: Its connection.
         """
         self.__dict__.update(prepared_of(connection).__dict__)
-        self.begin_anew(connection.pgconn)
+        self.clear_traces(connection.pgconn)
 
-    def begin_anew(self, pgconn: PGconn) -> None:
-        """Note that the session has no trace now.
+    def clear_traces(self, pgconn: PGconn) -> None:
+        """Note that the session has no traces any more.
 
         Args:
             pgconn: libpq's connection.
@@ -155,7 +155,7 @@ async def reset(connection: AsyncConnection[TupleRow]) -> bool:
     note_reset(connection)
     session.target = None
     if isinstance(prepared, TracedStatements):
-        prepared.begin_anew(pgconn)
+        prepared.clear_traces(pgconn)
     return True
 
 

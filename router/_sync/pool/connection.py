@@ -98,7 +98,7 @@ class NodeConnection(DriverConnection):
     # Most borrowers never set these, so they are class attributes: a new object is made for every borrower.
     slot: Slot | None = None
     unknown: TransactionOutcomeUnknown | None = None
-    _death = ""  # what would be unknown if the connection died now; empty for nothing
+    _unknown_if_lost = ""  # what is not known if the connection is lost now; empty for nothing
     _router: SessionState | None = None  # the state of its session, once it belongs to a pool
 
     def __init__(self, pgconn: PGconn) -> None:
@@ -242,7 +242,7 @@ class NodeConnection(DriverConnection):
                 raise psycopg.OperationalError("the connection is closed")
             pipeline = self.__dict__[PIPELINE]
             if before != ACTIVE and (pipeline is None or is_answered(self)):
-                self._death = ""
+                self._unknown_if_lost = ""
                 sent.clear()
             try:
                 run = Connection.wait
@@ -250,7 +250,7 @@ class NodeConnection(DriverConnection):
             except psycopg.Error as error:
                 self._note_failed(error, before)
                 raise
-            if pipeline is None and session is not None and (sent or self._death):
+            if pipeline is None and session is not None and (sent or self._unknown_if_lost):
                 session.fresh_until = monotonic() + FRESH
             return answer
         finally:
@@ -288,11 +288,11 @@ class NodeConnection(DriverConnection):
         pool: Any = self.__dict__.get(LENT_BY)
         if pool is None or (session := self._router) is None or session.target is None:
             return None
-        death = self._death or (COMMITTING if any(map(commits, self._sent)) else "")
-        if not death or (pool.read_only and session.refuses_writes):
+        unknown = self._unknown_if_lost or (COMMITTING if any(map(commits, self._sent)) else "")
+        if not unknown or (pool.read_only and session.refuses_writes):
             return None
         return TransactionOutcomeUnknown(
-            f"the connection to {pool.node} died {death} is not known; "
+            f"the connection to {pool.node} died {unknown} is not known; "
             "look on the primary for what it wrote before you repeat it",
             version=session.target.requested,
             tenant=session.target.tenant,
@@ -311,11 +311,11 @@ class NodeConnection(DriverConnection):
     def note_statement(self, *, commits_itself: bool) -> None:
         """Note that a statement may write, if it runs outside of a transaction."""
         if commits_itself and self.pgconn.transaction_status not in IN_TRANSACTION:
-            self._death = WRITING
+            self._unknown_if_lost = WRITING
 
     def note_commit(self) -> None:
         """Note that a statement is about to be sent that commits."""
-        self._death = COMMITTING
+        self._unknown_if_lost = COMMITTING
 
     def run_command(self, command: QueryNoTemplate, result_format: Format) -> PQGen[Any]:
         """Run a command that psycopg sends by itself, and note whether it commits.
