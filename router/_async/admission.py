@@ -12,18 +12,18 @@ if TYPE_CHECKING:
 
 
 class AsyncAdmission:
-    """A tenant's own limit: so many of its requests are served at a time, over all of its lanes.
+    """A tenant's own limit: the most of its requests that are served at a time, over all of its lanes.
 
-    Those beyond it wait in the line of their pool set, in their place, and are not served before they are admitted: in
-    order of arrival. What is admitted is counted by a token, so that to leave twice, or after an interruption, does no
-    harm.
+    Requests beyond it keep their places in the line of their pool set, and are admitted in order of arrival before they
+    are served. An admitted request is counted by a token, so that leaving twice, for example after an interruption, has
+    no effect.
     """
 
     def __init__(self, limit: int) -> None:
-        """Admit nobody yet.
+        """Start without requests.
 
         Args:
-            limit: How many are served at a time.
+            limit: How many requests are served at a time.
         """
         self._guard = AGuard()  # guards all below; taken before a line's, never after
         self._limit = limit
@@ -32,7 +32,7 @@ class AsyncAdmission:
 
     @property
     def limit(self) -> int:
-        """How many are served at a time; when it is lowered, those admitted stay, and nobody else is before."""
+        """How many requests are served at a time; if it is lowered, admitted requests stay, and others wait."""
         return self._limit
 
     @limit.setter
@@ -43,19 +43,19 @@ class AsyncAdmission:
 
     @property
     def admitted(self) -> int:
-        """How many are being served."""
+        """How many requests are admitted."""
         return len(self._admitted)
 
     @property
     def held(self) -> int:
-        """How many wait to be admitted."""
+        """How many requests wait to be admitted."""
         return len(self._held)
 
     def enter(self, token: object) -> bool:
-        """Have a request served at once, if nobody waits before it.
+        """Admit a request at once, if there is room and none waits to be admitted.
 
         Args:
-            token: What it counts as; :meth:`leave` is to be called with it, whatever happens.
+            token: Identifies the request; :meth:`leave` has to be called with it in any case.
 
         Returns:
             Whether it is admitted.
@@ -67,17 +67,17 @@ class AsyncAdmission:
             return True
 
     def leave(self, token: object) -> None:
-        """Count a request no more; the one that has waited longest is admitted instead.
+        """Stop counting a request, and admit the one that has waited longest instead.
 
         Args:
-            token: What it counted as.
+            token: Identifies the request.
         """
         with self._guard:
             self._admitted.discard(token)
             self._admit()
 
     def hold(self, waiter: AsyncWaiter) -> None:
-        """Admit a request in line when it is its turn.
+        """Add a request in line to those that wait to be admitted.
 
         Args:
             waiter: The request.
@@ -87,7 +87,7 @@ class AsyncAdmission:
             self._admit()
 
     def withdraw(self, waiter: AsyncWaiter) -> None:
-        """Have a request wait no more.
+        """Remove a request from those that wait to be admitted.
 
         Args:
             waiter: The request.

@@ -1,4 +1,4 @@
-"""Requests that wait, in order: the one line of a cluster and use; fair between tenants that share connections."""
+"""The line of the requests that wait for one cluster and use; it is fair between tenants that share connections."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ class AsyncLine:
       connection becomes idle while a request waits. If it leaves before it has looked, the next request has to look.
     - ``hand_over()`` finds the next waiter, gives it the connection and removes it from the line in one section. So an
       interruption before that, for example by a signal, removes no waiter.
-    - ``leave()`` and ``hand_over()`` exclude each other: a request that gives up has either left, and gets no
-      connection, or has a connection by then, which it has to return. So neither is lost.
-    - A pool's mark is set before a waiter can be found, and removed after the last has left; ``hand_over()`` removes
-      a mark that an interruption left. A surplus mark costs a search; a missing one would cost a connection.
+    - ``leave()`` and ``hand_over()`` exclude each other: a request that times out has either left the line, and gets
+      no connection, or was handed one before, which it has to return. So no connection is lost.
+    - A pool's mark is set before a waiter can be found, and removed after the last one left. ``hand_over()`` removes a
+      mark that an interruption left. A surplus mark costs a search; without a mark, a waiter would be passed over.
 
     Attributes:
         owner: The pool set.
         pools: The pools that serve the requests without needs of their own.
-        unserved: Whether no pool serves the line, so that its first waiter has to watch over it, see :meth:`leads`.
-        news: How many observations came that may matter to requests with needs of their own.
+        unserved: Whether no pool serves the line, so that its first waiter has to choose again, see :meth:`leads`.
+        news: How many observations have been made that may matter to requests with needs of their own.
     """
 
     def __init__(self, owner: AsyncLineOwner, *, is_shared: bool) -> None:
@@ -52,29 +52,29 @@ class AsyncLine:
         self.unserved = True
         self.news = 0
         self._is_shared = is_shared
-        self._guard = AGuard()  # guards all of this, and what a waiter was handed
+        self._guard = AGuard()  # guards all of this, and the waiters' fields
         self._numbers = count()
-        self._plain: OrderedDict[AsyncWaiter, int] = OrderedDict()  # those without needs of their own; their numbers
-        self._needy: OrderedDict[AsyncWaiter, None] = OrderedDict()  # those with
+        self._plain: OrderedDict[AsyncWaiter, int] = OrderedDict()  # without needs of their own; their numbers
+        self._needy: OrderedDict[AsyncWaiter, None] = OrderedDict()  # with needs of their own
         self._held: OrderedDict[AsyncWaiter, None] = OrderedDict()  # those that are not admitted yet, of both
-        self._untold: OrderedDict[AsyncWaiter, None] = OrderedDict()  # of _needy, those that have not heard the news
-        self._served: FairLine[AsyncWaiter] = FairLine()  # where not in the order of _plain; `None` is any of `pools`
+        self._untold: OrderedDict[AsyncWaiter, None] = OrderedDict()  # of _needy, those that have to choose again
+        self._served: FairLine[AsyncWaiter] = FairLine()  # if not in the order of _plain; `None` is any of `pools`
 
     def __len__(self) -> int:
-        """Count all that wait."""
+        """Count all waiting requests."""
         return len(self._plain) + len(self._needy) + len(self._held)
 
     @property
     def waiting(self) -> int:
-        """How many wait that any of the pools may serve."""
+        """How many requests wait that any of the pools may serve."""
         return len(self._plain)
 
     def tenants(self) -> set[str]:
-        """Tell whom requests wait for that may be served."""
+        """List the tenants of the waiting requests that any of the pools may serve."""
         return {waiter.tenant for waiter in [*self._plain]}
 
     def number(self, pool: AsyncLender) -> int:
-        """Count those that may be served from a pool.
+        """Count the waiting requests that a pool may serve.
 
         Args:
             pool: The pool.
@@ -86,14 +86,14 @@ class AsyncLine:
         return own + len(self._plain) if pool in self.pools else own
 
     def is_full(self, waiter: AsyncWaiter, most: int) -> bool:
-        """Tell whether too many wait for a request to join them.
+        """Tell whether too many requests wait for another one to join.
 
         Args:
             waiter: The request.
             most: How many may wait for one pool; 0 for any number.
 
         Returns:
-            Whether they do; one that has its place already, or is held back, may always join.
+            Whether too many wait. A request that has its number already, or is not admitted yet, may always join.
         """
         if not most or waiter.is_held or waiter.number >= 0:
             return False
@@ -104,7 +104,7 @@ class AsyncLine:
         return bool(waiting >= sum(most + pool.kept_back for pool in pools))
 
     def join(self, waiter: AsyncWaiter) -> None:
-        """Get in line, or again in the place that it had before.
+        """Put a request in line, or back in the place that it had before.
 
         Args:
             waiter: The request.
@@ -121,7 +121,7 @@ class AsyncLine:
             waiter.admission.hold(waiter)
 
     def admit(self, waiter: AsyncWaiter) -> None:
-        """Let a request be served that its lane's admission has held back.
+        """Let a request be served, now that its lane's admission has admitted it.
 
         Args:
             waiter: The request.
@@ -133,7 +133,7 @@ class AsyncLine:
         waiter.wake()
 
     def accept(self, waiter: AsyncWaiter, pool: AsyncLender | None) -> None:
-        """Say which pool a request with needs of its own has chosen.
+        """Note which pool a request with needs of its own has chosen.
 
         Args:
             waiter: The request.
@@ -148,13 +148,13 @@ class AsyncLine:
                 self._enqueue(waiter)
 
     def leave(self, waiter: AsyncWaiter) -> bool:
-        """Leave the line.
+        """Remove a request from the line.
 
         Args:
             waiter: The request.
 
         Returns:
-            Whether it has left; ``False`` if it was handed a connection before.
+            Whether it has no connection; ``False`` if it was handed one before.
         """
         if waiter.admission is not None:
             waiter.admission.withdraw(waiter)
@@ -167,7 +167,7 @@ class AsyncLine:
             return waiter.connection is None
 
     def has(self, waiter: AsyncWaiter) -> bool:
-        """Tell whether a request waits here.
+        """Tell whether a request is in line.
 
         Args:
             waiter: The request.
@@ -178,7 +178,7 @@ class AsyncLine:
         return waiter in self._plain or waiter in self._needy or waiter in self._held
 
     def leads(self, waiter: AsyncWaiter) -> bool:
-        """Tell whether a request is the first of its kind, which does what all of that kind need to have done.
+        """Tell whether a request is the first of its kind, with or without needs: it does the work that is due for all.
 
         Args:
             waiter: The request.
@@ -190,7 +190,7 @@ class AsyncLine:
             return next(iter(self._needy if waiter.has_needs else self._plain), None) is waiter
 
     def serves(self, pools: tuple[AsyncLender, ...]) -> None:
-        """Have pools look here for those that wait.
+        """Make this the line that pools hand connections to.
 
         Args:
             pools: The pools.
@@ -199,7 +199,7 @@ class AsyncLine:
             pool.waiting.line = self
 
     def serve_from(self, pools: tuple[AsyncLender, ...]) -> None:
-        """Serve those without needs of their own from these pools from now on.
+        """Serve the requests without needs of their own from these pools from now on.
 
         Args:
             pools: The pools.
@@ -217,7 +217,7 @@ class AsyncLine:
         Args:
             pool: The pool of the connection, which counts as borrowed from then on.
             connection: The connection.
-            to: A list of one item, which is replaced by the request, also if an interruption comes just afterwards.
+            to: A list of one item, which is set to the request, so that it is known even after an interruption.
 
         Returns:
             The request; ``None`` if none waits for this pool.
@@ -225,7 +225,7 @@ class AsyncLine:
         with self._guard:
             waiter = self._find(pool)
             while waiter is not None and (waiter.pool is not None or not self.has(waiter)):
-                self._remove(waiter)  # an interruption has left it here, or a part of it
+                self._remove(waiter)  # an interruption has left it, or a part of its entries
                 waiter = self._find(pool)
             if waiter is None:
                 self._mark(pool, waits=False)
@@ -239,11 +239,11 @@ class AsyncLine:
         return waiter
 
     def fail(self, error: BaseException, *, only_plain: bool = False) -> None:
-        """Tell those that wait that there will be no connection.
+        """Make waiting requests fail: they get no connection.
 
         Args:
-            error: Why; each raises one of its own for it.
-            only_plain: Whether those with needs of their own go on waiting.
+            error: The reason, for which each raises an error of its own.
+            only_plain: Whether requests with needs of their own go on waiting.
         """
         with self._guard:
             failed = [*self._plain] if only_plain else [*self._plain, *self._needy, *self._held]
@@ -254,7 +254,7 @@ class AsyncLine:
             waiter.wake()
 
     def wake_first(self) -> bool:
-        """Wake the request that does what all need to have done; whether there is one."""
+        """Wake the first request without needs of its own; return whether there is one."""
         with self._guard:
             waiter = next(iter(self._plain), None)
         if waiter is not None:
@@ -262,7 +262,7 @@ class AsyncLine:
         return waiter is not None
 
     def choose_again(self) -> None:
-        """Have those with needs of their own choose again, one after the other, since something was learnt."""
+        """Have the requests with needs of their own choose again, one after the other, after an observation."""
         with self._guard:
             self.news += 1
             self._untold = self._needy.copy()
@@ -271,11 +271,11 @@ class AsyncLine:
             waiter.wake()
 
     def pass_on(self, waiter: AsyncWaiter, news: int) -> None:
-        """Wake the next one to choose again, now that this one has.
+        """Wake the next request that has to choose again.
 
         Args:
-            waiter: The one that has chosen.
-            news: How much had been learnt when it did.
+            waiter: The request that has chosen again.
+            news: The value of :attr:`news` when it chose.
         """
         with self._guard:
             if news == self.news:
@@ -303,7 +303,7 @@ class AsyncLine:
         waiter.has_work = next(iter(self._plain)) is waiter
 
     def _enqueue(self, waiter: AsyncWaiter) -> None:
-        """Have one with needs of its own be served from the pool that it accepts."""
+        """Let a request with needs of its own be served from the pool that it accepts."""
         self.serves((waiter.accepts,))
         self._mark(waiter.accepts, waits=True)
         self._served.add(waiter, waiter.number, waiter.tenant, waiter.accepts)
@@ -328,7 +328,7 @@ class AsyncLine:
         self._needy.pop(waiter, None)
         self._held.pop(waiter, None)
         self._dequeue(waiter)
-        if self._untold.pop(waiter, waiter) is None and self._untold:  # it will not pass the news on
+        if self._untold.pop(waiter, waiter) is None and self._untold:  # it will not call pass_on()
             next(iter(self._untold)).wake()
 
     def _mark(self, pool: AsyncLender, *, waits: bool | None = None) -> None:
@@ -346,5 +346,5 @@ class AsyncLine:
         return min(plain, needy, key=attrgetter("number"))
 
     def _held_by(self, pool: AsyncLender) -> Counter[str]:
-        """Count what each tenant has, what is being brought back included."""
+        """Count the connections of each tenant, including those that are being returned."""
         return Counter(holder for one in {*self.pools, pool} for holder in one.holders())

@@ -1,4 +1,4 @@
-"""A request that waits, and how a connection is handed to it, with the interfaces that psycopg_pool expects."""
+"""A request that waits, and how it is handed a connection, with the interfaces that psycopg_pool expects."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ if TYPE_CHECKING:
         """A pool set, as its line sees it."""
 
         def invalidate(self) -> None:
-            """Choose again before the next request is served."""
+            """Have pools chosen again before the next request is served."""
 
 
 class Unserved(Exception):
-    """No pool can serve the requests that wait, and none will without further action."""
+    """No pool can serve the waiting requests, and none will be able to until something changes."""
 
 
 class Superseded(Exception):
-    """The lane is superseded: requests for its key use another lane since the topology or a tenant's home changed."""
+    """The lane was replaced, since the topology or the tenant's home changed: the request has to use the new lane."""
 
 
 class ReplicaQueryNeeded(Exception):
@@ -60,12 +60,12 @@ class AsyncWaiter(AWakeup):
     Attributes:
         line: The line.
         tenant: The tenant that it is for; empty where that does not matter.
-        has_needs: Whether it has needs beyond those of its lane, and chooses its pool itself.
-        number: Its number in the order of arrival, which it keeps while it waits, however often it is woken.
+        has_needs: Whether it has needs beyond those of its lane, such as a position, and so chooses its pool itself.
+        number: Its number in the order of arrival, which it keeps when it joins again; -1 before it first joins.
         admission: The admission of its lane; ``None`` if any number of requests may be served.
         token: Identifies it in the admission.
         accepts: The pool that a request with needs has chosen; ``None`` for none.
-        is_held: Whether the admission does not let it be served yet.
+        is_held: Whether it has not been admitted yet.
         has_work: Whether it still has to do the work that is due for all requests in the line.
         pool: The pool of the connection that was handed over.
         connection: The connection that was handed over; ``None`` until then.
@@ -94,7 +94,7 @@ class AsyncWaiter(AWakeup):
             line: The line.
             tenant: The tenant that the request is for.
             has_needs: Whether it chooses its pool itself.
-            admission: The admission of its lane, if that has to admit it first.
+            admission: The admission of its lane; ``None`` if it need not be admitted first.
             token: Identifies it in the admission.
         """
         super().__init__()
@@ -125,7 +125,7 @@ class AsyncWaiter(AWakeup):
     async def leave(self) -> None:
         """Leave the line, or return the connection that was handed over at the last moment."""
         if not self.line.leave(self):
-            # The connection is taken off first: leave() is called again if it is interrupted, and must return it once.
+            # Cleared first: an interrupted leave() is called again, and must return the connection only once.
             connection, self.connection = self.connection, None
             await self.pool.release(connection)
 

@@ -37,12 +37,12 @@ class AsyncOpening:
 
     Attributes:
         due_at: The earliest time of the next attempt, on the monotonic clock.
-        refusal: Why the last attempt was refused; empty if it was not.
-        request: The request for a slot of the budget; ``None`` while there is none.
+        refusal: Why the last attempt was refused; empty if it was not refused.
+        request: The pending request for a slot of the budget; ``None`` if none is pending.
     """
 
     def __init__(self, pool: AsyncNodePool, driver: AsyncDriverPool, opener: AsyncOpener) -> None:
-        """Begin before the first attempt.
+        """Make the opening of a pool; no attempt is made yet.
 
         Args:
             pool: The pool.
@@ -60,7 +60,7 @@ class AsyncOpening:
         self._startup = pool.target.startup if pool.target.in_session else None
 
     async def start(self) -> None:
-        """Open the pool: it opens what it is to keep open, and may grow.
+        """Open the pool: it opens its ``min_size`` connections, and may grow from then on.
 
         Raises:
             PoolClosed: The pool was closed.
@@ -69,7 +69,7 @@ class AsyncOpening:
             raise PoolClosed(f"the pool {self._pool.name!r} is closed")
         try:
             await self._driver.open()
-        except psycopg.OperationalError as error:  # it has been closed meanwhile
+        except psycopg.OperationalError as error:  # the pool was closed meanwhile
             raise PoolClosed(str(error)) from error
         except BaseException:
             await self._undo_start()
@@ -83,15 +83,15 @@ class AsyncOpening:
             await self._driver.undo_open()
 
     async def stop(self, timeout: float) -> None:
-        """Open no connection any more, and close what is idle.
+        """Stop opening connections, and close the idle ones.
 
         Args:
-            timeout: The most to wait for an attempt to open one, in seconds.
+            timeout: The most seconds to wait for an attempt that is under way.
         """
         await self._driver.close(timeout)
 
     async def warm_up(self) -> None:
-        """Open one more connection if there may be one, though nobody waits: the next request finds it here.
+        """Open one more connection if there may be one, though no request waits: the next request finds it idle.
 
         Raises:
             PoolClosed: The pool was closed.
@@ -106,7 +106,7 @@ class AsyncOpening:
                 self._driver.grow()
 
     async def keep_warm(self) -> None:
-        """Open one of the connections that are to be kept open, if there are too few: some may have made room."""
+        """Open one connection if fewer than ``min_size`` are open: some may have been closed for other pools."""
         pool = self._pool
         if pool.size < pool.min_size:
             async with pool.lock:  # guards the size
@@ -114,12 +114,12 @@ class AsyncOpening:
                     self._driver.add_one()
 
     def _put_off(self, first: float, most: float) -> None:
-        """Delay the next attempt, by twice the last pause within these limits."""
+        """Delay the next attempt by twice the last pause, within these limits."""
         self._patience = min(max(2.0 * self._patience, first), most)
         self.due_at = monotonic() + self._patience
 
     async def open_connection(self) -> AsyncNodeConnection:
-        """Open one more connection, for the pool's worker; if that fails, the next attempt comes after a pause.
+        """Open one more connection, in the pool's worker; after a failure, the next attempt is made after a pause.
 
         Returns:
             The connection.
@@ -147,12 +147,12 @@ class AsyncOpening:
         try:
             while (connection := await self._open_within(request)) is None:
                 request = AsyncSlotRequest(self._pool.budget_key, request.order)
-        except (BudgetSpent, ServerFull):  # and no request waits for the connection
+        except (BudgetSpent, ServerFull):  # raised only if no request waits for the connection
             self._put_off(TRY_AGAIN[0], TRY_AGAIN[0])
             raise
         except (LoginRefused, Unable) as error:
             if not self.refusal:
-                logger.warning("%s %s", self._pool.node, str(error))  # text: a record that is kept then keeps no frames
+                logger.warning("%s %s", self._pool.node, str(error))  # text: a kept record refers to no frames
             self.refusal = str(error)
             self._put_off(*TRY_AGAIN)
             raise
@@ -169,10 +169,10 @@ class AsyncOpening:
         return connection
 
     async def _open_within(self, request: AsyncSlotRequest) -> AsyncNodeConnection | None:
-        """Open one more connection within the budget; ``None`` if there was no slot, but requests still wait for it."""
+        """Open one more connection within the budget; ``None`` if no slot was free while requests still wait."""
         slots = self._opener.slots
-        # In this order, so that no request for a slot outlives its need. A waiter leaves the line first, and then looks
-        # for a request to withdraw. If it misses the one set here, withdraw() below sees that no waiter is left.
+        # In this order, so that no slot request remains when no waiter is left. A waiter first leaves the line, then
+        # withdraws the slot request. If it misses the one set here, withdraw() below sees that no waiter is left.
         self.request = request
         self._pool.withdraw()
         try:

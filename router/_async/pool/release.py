@@ -25,17 +25,17 @@ logger = logging.getLogger("router")
 
 
 class AsyncRelease:
-    """Takes the borrowed connections of one pool back: :meth:`release` is what the pool offers."""
+    """Takes the borrowed connections of one pool back, by :meth:`release`."""
 
     __slots__ = ("_closer", "_hygiene", "_pool", "_retryable")
 
     def __init__(self, pool: AsyncNodePool, sessions: AsyncPoolSessions, closer: AsyncCloser) -> None:
-        """Make it.
+        """Make the release of a pool.
 
         Args:
             pool: The pool.
-            sessions: Its sessions.
-            closer: Closes what no other borrower may have.
+            sessions: The sessions of the pool.
+            closer: Closes the connections that must not be lent again.
         """
         self._pool = pool
         self._closer = closer
@@ -46,7 +46,7 @@ class AsyncRelease:
     async def release(  # noqa: C901, PLR0912  (the hot path: a call in it costs more than the rest of a line)
         self, connection: AsyncConnection[TupleRow]
     ) -> None:
-        """Take a borrowed connection back, such as it was when it was opened.
+        """Take a borrowed connection back, in the state in which it was opened.
 
         Args:
             connection: The connection; it is closed here if it is in a transaction or in an unknown state.
@@ -61,12 +61,12 @@ class AsyncRelease:
             if not atry_lock(lock) and not await self._closer.take_lock(connection):
                 await self._closer.close_for(connection)
                 return
-            open_transactions = session.attributes[OPEN_TRANSACTIONS]  # of whose ends there may be some to come
+            open_transactions = session.attributes[OPEN_TRANSACTIONS]  # transaction() blocks that have not ended
             try:
                 following = session.pass_on(connection)
             finally:
                 afree_lock(lock)
-            # From here on, nothing that was kept from the block reaches the session but what has begun to.
+            # From here on, a reference kept from the block does not reach the session, except in a use that has begun.
             if session.uses:
                 session.end(following)
                 await self._closer.close_for(connection)
@@ -74,22 +74,22 @@ class AsyncRelease:
             if pgconn.transaction_status or pgconn.pipeline_status or open_transactions or session.dirty:
                 pass
             elif pgconn.parameter_status(b"in_hot_standby") != session.in_hot_standby:
-                pool.watched.suspect(pool.node.server)  # it was promoted, say
+                pool.watched.suspect(pool.node.server)  # it may have been promoted
             elif self._hygiene is not None and not await reset(following):
-                await self._closer.close_session(session)  # which was not lost in the block
+                await self._closer.close_session(session)  # no note_broken(): it was not lost in the block
                 return
             elif pgconn.parameter_status(b"client_encoding") == session.client_encoding:  # psycopg goes by it
-                pgconn.untrace()  # nothing tells whether it is traced
+                pgconn.untrace()  # always: libpq does not tell whether it is traced
                 if not pgconn.nonblocking:
                     pgconn.nonblocking = 1
                 session.idle_since = now = monotonic()
                 self._retryable.discard(session)
                 waiting = pool.waiting
-                # As take() does: what is handed over by the pool itself may have been idle.
+                # As take() does: hand_over() of the pool passes connections that may have been idle.
                 if now < session.expires_at and (not waiting or now < session.fresh_until or await session.lives()):
                     async with pool.lock:  # guards kept, waiting, closed
                         if not pool.draining:
-                            # Until it is handed over, it still counts as borrowed.
+                            # The session counts as borrowed until it is handed over.
                             while waiting and waiting.line is not None:
                                 if waiting.line.hand_over(pool, following, taker):
                                     return
@@ -108,11 +108,11 @@ class AsyncRelease:
     async def _close_after(
         self, error: BaseException, connection: AsyncConnection[TupleRow], session: SessionState
     ) -> bool:
-        """Close a connection that could not be given back, and tell whether the error is to be raised.
+        """Close a connection that could not be returned, and tell whether the error is to be raised.
 
-        The block has had its own outcome by now; so it is only raised if it comes from outside of all this.
+        The block has had its own outcome by now, so only an interruption is raised.
         """
-        session.is_closing = True  # first: what would begin to use it from now on fails
+        session.is_closing = True  # first: a use that begins later fails
         await (self._closer.close_for(connection) if session.uses else self._closer.close_session(session))
         if isinstance(error, Exception):
             node = self._pool.node

@@ -1,4 +1,4 @@
-"""The sessions of a pool: which are open, and which of them are borrowed; they are what the pool's size counts."""
+"""The sessions of a pool: which are open, and which are borrowed. The pool's size is the number of open sessions."""
 
 from __future__ import annotations
 
@@ -21,36 +21,36 @@ class AsyncPoolSessions:
     """The sessions of one pool.
 
     Attributes:
-        borrowed: The sessions that are borrowed. There is no reference to their connection objects: one that its
-            borrower drops is collected, and the pool's closer reclaims its session.
-        retryable: The borrowed sessions whose query is run again elsewhere if they are cut.
-        admitted: For each session that was lent within a tenant's limit, the admission, and what it counts as there.
+        borrowed: The sessions that are borrowed. They do not refer to their connection objects: an object that is
+            dropped is collected, and the pool's closer reclaims its session.
+        retryable: The borrowed sessions whose query is run again elsewhere if they are cut off.
+        admitted: For each session that was lent within a tenant's limit, the admission and the token there.
         lost: Whether a connection may have been dropped.
     """
 
     def __init__(self, pool: AsyncNodePool, driver: AsyncDriverPool) -> None:
-        """Begin without any.
+        """Start without sessions.
 
         Args:
             pool: The pool.
-            driver: What counts them.
+            driver: psycopg_pool's pool, which counts them.
         """
         self.borrowed: set[SessionState] = set()
         self.retryable: set[SessionState] = set()
-        self.admitted: dict[SessionState, tuple[AsyncAdmission, object]] = {}  # its pop() is atomic
+        self.admitted: dict[SessionState, tuple[AsyncAdmission, object]] = {}  # pop() is atomic
         self.lost = False
         self._pool = pool
         self._driver = driver
-        # All that have been opened and not been counted out; guarded by the lock. The pool's size is how many these
-        # are, and how many are being opened, but for what an exception has interrupted.
+        # The sessions that were opened and are still counted; guarded by the pool's lock. The pool's size is their
+        # number plus the connections being opened. Where an interruption has broken that, recount() restores it.
         self._open: set[SessionState] = set()
 
     def listed(self) -> list[SessionState]:
-        """List those that are open, as far as is known."""
+        """List the open sessions; some may have been closed without being counted out yet."""
         return list(self._open)
 
     def refuse_use(self) -> None:
-        """Have every use of the borrowed connections raise in the child of a fork: they are the parent's."""
+        """Make every use of a borrowed connection raise in the child of a fork: they belong to the parent."""
         for session in self.borrowed:
             session.refuse_use(borrowed_before_fork(session.borrowed_at))
 
@@ -72,7 +72,7 @@ class AsyncPoolSessions:
         session_of(connection).expires_at = expires_at
 
     def note_closing(self, connection: AsyncConnection[TupleRow]) -> None:
-        """Note that a connection is closed that is not counted any more.
+        """Note that the connection, which is not counted any more, is being closed.
 
         Args:
             connection: The connection.
@@ -80,10 +80,10 @@ class AsyncPoolSessions:
         self._open.discard(session_of(connection))
 
     async def pop_idle(self) -> AsyncConnection[TupleRow] | None:
-        """Remove the connection that has been idle longest.
+        """Remove the connection that has been idle longest, to be closed by the caller.
 
         Returns:
-            The connection, which has to be closed; ``None`` if none is idle.
+            The connection; ``None`` if none is idle.
         """
         pool = self._pool
         if not pool.kept:
@@ -91,13 +91,13 @@ class AsyncPoolSessions:
         async with pool.lock:  # guards kept and the size
             try:
                 connection = pool.kept.popleft()
-            except IndexError:  # take() needs no lock to have the last
+            except IndexError:  # take() may have removed the last one: it takes no lock
                 return None
             self.count_out(session_of(connection))
             return connection
 
     def count_out(self, session: SessionState) -> None:
-        """Count a session no more, unless that was done before; under the lock.
+        """Stop counting a session, if it is still counted; under the pool's lock.
 
         Args:
             session: The session.
@@ -107,7 +107,7 @@ class AsyncPoolSessions:
             self._driver.count_out()
 
     async def replace(self, session: SessionState) -> None:
-        """Count a session that was lent no more, unless that was done before, and have another one opened.
+        """Stop counting a borrowed session, and have another one opened in its place; repeating this has no effect.
 
         Args:
             session: The session.
@@ -127,7 +127,7 @@ class AsyncPoolSessions:
         pool.end_draining()
 
     async def recount(self) -> None:
-        """Put right what an exception may have interrupted, and open a connection for requests that wait."""
+        """Correct counts that an interruption has left wrong, and open a connection if requests wait."""
         pool = self._pool
         async with pool.lock:  # guards all of this
             if not pool.closed and not pool.draining:

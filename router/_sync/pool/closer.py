@@ -1,5 +1,5 @@
 # Generated from router/_async/pool/closer.py by tools/async_to_sync.py: do not edit.
-"""How the connections of a pool are closed: idle ones, and those that are borrowed, in use, dropped or cut."""
+"""How the connections of a pool are closed: idle ones, and those that are borrowed, in use, dropped or cut off."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ USERS = "a stream() or notifies() that was left half way, or another task or thr
 """What may still use a connection when its block has ended."""
 
 USE_GRACE = 1.0
-"""Seconds that whatever still uses a connection when its block has ended has to let go of it."""
+"""The most seconds to wait for what still uses a connection when its block has ended."""
 
 logger = logging.getLogger("router")
 
@@ -42,11 +42,11 @@ class Closer:
     """Closes the connections of one pool."""
 
     def __init__(self, pool: NodePool, sessions: PoolSessions, slots: Slots) -> None:
-        """Make it.
+        """Make the closer.
 
         Args:
             pool: The pool.
-            sessions: Its sessions.
+            sessions: The sessions of the pool.
             slots: The budget, in which each connection has a slot.
         """
         self._pool = pool
@@ -54,19 +54,19 @@ class Closer:
         self._slots = slots
 
     def empty(self) -> None:
-        """Close what is idle."""
+        """Close the idle connections."""
         while (connection := self._sessions.pop_idle()) is not None:
             with Isolated("could not close a connection to %s", self._pool.node):
                 connection.close()
 
     def drop(self, why_borrowed: str) -> int:
-        """Close the connections of a server that must not be used: no request waits for them, none stays idle.
+        """Close the idle connections of a server that must not be used, and cut off borrowed ones.
 
         Args:
-            why_borrowed: Why those that are out are cut, too; if empty, only those whose query is run again are.
+            why_borrowed: Why all borrowed connections are cut off; if empty, only those are whose query is retried.
 
         Returns:
-            How many of those that are out were cut, but for those whose query is run again.
+            How many borrowed connections were cut off; 0 if only those were whose query is retried.
         """
         self.empty()
         doomed = list(self._sessions.borrowed if why_borrowed else self._sessions.retryable)
@@ -74,28 +74,28 @@ class Closer:
         return len(doomed) if why_borrowed else 0
 
     def drop_silent(self, silent: Collection[SessionState], reason: str) -> None:
-        """Cut connections that hear nothing from a server that is well; those that are idle may hear nothing either.
+        """Cut off connections that get no answer from a server that is up, and close the idle ones, too.
 
         Args:
-            silent: What is kept of them.
-            reason: Why they are cut.
+            silent: The sessions of these connections.
+            reason: Why they are cut off.
         """
         _cut_off(silent, reason)
         self.drop("")
 
     def wait_unused(self, connection: Connection[TupleRow], *, wait: bool = True) -> bool:
-        """Wait for whatever still uses a connection whose block has ended, for a moment; else cut it off.
+        """Wait a moment until nothing uses a connection whose block has ended; if something still does, cut it off.
 
-        What holds psycopg's lock is another task or thread, or the generator of a ``stream()`` or ``notifies()`` that
-        was left half way: an asyncio one that nobody refers to any more ends by itself, one that is kept never does.
+        psycopg's lock may be held by another task or thread, or by the generator of a ``stream()`` or ``notifies()``
+        that was not exhausted. With asyncio, such a generator ends by itself once no reference to it is left.
 
         Args:
             connection: The connection.
             wait: Whether to wait at all.
 
         Returns:
-            Whether nothing uses it any more. Else it is cut, and must not even be closed: that would free memory which
-            another thread may be using.
+            Whether nothing uses the connection any more. If something does, it is cut off and must not be closed: that
+            would free memory that another thread may be using.
         """
         if not self.take_lock(connection, USE_GRACE if wait else 0.0):
             return False
@@ -103,14 +103,14 @@ class Closer:
         return True
 
     def take_lock(self, connection: Connection[TupleRow], timeout: float = USE_GRACE) -> bool:
-        """Take the lock of a connection whose block has ended; if something uses it for too long, cut that off.
+        """Take the lock of a connection whose block has ended; cut the connection off if it stays in use for too long.
 
         Args:
             connection: The connection.
             timeout: The most to wait, in seconds.
 
         Returns:
-            Whether it was taken, and nothing uses the connection.
+            Whether the lock was taken and nothing uses the connection.
         """
         session = session_of(connection)
         if not session.uses and try_lock(connection.lock):
@@ -137,7 +137,7 @@ class Closer:
 
     @shielded
     def close_lent(self, connection: Connection[TupleRow]) -> None:
-        """Close a connection that was lent, and have another one opened in its place: what its ``close()`` does.
+        """Close a borrowed connection for its ``close()``, and have another one opened in its place.
 
         Args:
             connection: The connection.
@@ -150,8 +150,8 @@ class Closer:
         except psycopg.Error:  # its block has ended meanwhile, or it is being closed
             return
         try:
-            session.is_closing = True  # first: what would begin to use it from now on fails, and the rest is seen here
-            if len(session.uses) > 1:  # to close it would free memory that is in use: the end of its block does
+            session.is_closing = True  # first: a use that begins later fails, an earlier one is counted below
+            if len(session.uses) > 1:  # closing would free memory that is in use: its block closes it
                 _cut_off([session], "it was closed while something used it")
                 return
             connection.__dict__[LENT_BY] = None  # it is no longer lent: its close() closes it
@@ -163,7 +163,7 @@ class Closer:
             session.end_use(connection, use)
 
     def close_session(self, session: SessionState) -> None:
-        """Close a session whose connection object nobody may use any more, and have another one opened in its place.
+        """Close a session whose connection object may not be used any more, and have another one opened in its place.
 
         Args:
             session: The session.
@@ -175,11 +175,13 @@ class Closer:
 
     @shielded
     def close_for(self, connection: Connection[TupleRow], beneficiary: SlotRequest | None = None) -> None:
-        """Close a borrowed connection for good, so that another pool may open one; requests here wait for another.
+        """Close a borrowed connection without a replacement, so that another pool may open one.
+
+        Requests that wait for this pool may still have one more opened, within the budget.
 
         Args:
             connection: The connection.
-            beneficiary: The request that it is closed for, if it is for one.
+            beneficiary: The slot request that it is closed for; ``None`` if there is none.
         """
         pool = self._pool
         if pool.inherited:
@@ -193,13 +195,13 @@ class Closer:
                     session.end(connection)
                 finally:
                     free_lock(lock)
-                free = not session.uses  # something may have begun at this very moment
+                free = not session.uses  # a use may have begun at this very moment
             if not free:
                 cut(session)
                 session.forget()
             end_session(session, beneficiary, in_use=not free)
         except BaseException as error:
-            # No object is left whose end would be noticed. So reclaim() closes the session, once nothing uses it.
+            # No connection object is left whose deletion would be noticed: reclaim() closes the session once unused.
             session.dropped = self._sessions.lost = session.over
             if not isinstance(error, Exception):
                 raise
@@ -217,9 +219,9 @@ class Closer:
 
     @shielded
     def reclaim(self) -> None:
-        """Reclaim connections that their borrowers dropped or closed, or that were lost through an interruption.
+        """Reclaim connections that were dropped or closed without being returned, or were lost in an interruption.
 
-        A signal handler may raise at any moment; so the counts are compared with the connections that exist.
+        A signal handler may raise at any moment, so the counts are compared with the connections that exist.
         """
         self._sessions.lost = False
         self._pool.withdraw()
@@ -244,7 +246,7 @@ class Closer:
 
 
 def _has_no_uses(session: SessionState, deadline: float) -> bool:
-    """Wait until nothing uses a session whose lock is held; a ``cancel()`` takes none, and may be in any thread."""
+    """Wait until nothing uses a session whose lock is held: a ``cancel()`` in any thread uses it without a lock."""
     while session.uses:
         if monotonic() >= deadline:
             return False
@@ -255,5 +257,5 @@ def _has_no_uses(session: SessionState, deadline: float) -> bool:
 def _cut_off(doomed: Collection[SessionState], reason: str) -> None:
     for session in doomed:
         session.cut_because = reason
-        session.dirty = True  # the block may end well, a moment before anything fails
+        session.dirty = True  # the block may end without an error, a moment before an operation would fail
         cut(session)

@@ -1,5 +1,5 @@
 # Generated from router/_async/pool/node_pool.py by tools/async_to_sync.py: do not edit.
-"""A pool for one node, to read or to write: it lends what ``psycopg_pool`` opens and keeps for it."""
+"""A pool for one node, to read or to write: it lends the connections that ``psycopg_pool`` opens and keeps."""
 
 from __future__ import annotations
 
@@ -38,36 +38,36 @@ class NodePool:
     """The connections of one node for one use.
 
     Attributes:
-        name: How it is called in the log.
+        name: Its name in the log.
         min_size: How many connections it keeps open.
-        max_size: How many it may have.
+        max_size: How many connections it may have.
         node: What it connects to.
-        target: What it serves.
+        target: The target that it serves.
         cluster: The cluster that the node serves, with the connection parameters of the tenant, if there is one.
         watched: The cluster as it is watched: the object that has the pool in its list and decides what is cut.
         read_only: Whether its sessions refuse writes.
-        tenant: Whose it is; ``None`` for a version's, and for one that tenants share.
+        tenant: The tenant whose pool it is; ``None`` for the pool of a version, and for one that tenants share.
         shared: Whether tenants share it.
-        budget_key: What each of its connections counts as in the budget.
-        waiting: The line of requests, as far as it may be served from here.
-        lock: Guards ``kept``, the number of connections, and their way to the line. To take one needs no lock.
+        budget_key: The key under which each of its connections is counted in the budget.
+        waiting: The part of the line that this pool may serve.
+        lock: Guards ``kept``, the number of connections, and handing them to the line. :meth:`take` takes no lock.
         kept: Its idle connections, the one that has been idle longest first.
-        idle: Those that are ready to be borrowed: all that are kept, or none while the pool is in quarantine.
+        idle: The connections that may be borrowed: those in ``kept``, or none while the pool is in quarantine.
         fewest_idle: The fewest connections that were idle since it last shrank; an approximate number is enough.
         sessions: Its sessions.
-        borrowed: Those that are borrowed.
-        notes_borrower: Whether to note where each connection is borrowed. That is too slow to be done always: it is
-            done if a ``ResourceWarning`` would be shown, and once a connection was dropped.
-        inherited: Whether it belongs to the parent of a fork: nothing of it may be used or closed here.
+        borrowed: The sessions that are borrowed.
+        notes_borrower: Whether to note where each connection is borrowed. Since that is slow, it is only done if a
+            ``ResourceWarning`` would be shown, or once a connection was dropped.
+        inherited: Whether it belongs to the parent of a fork: its connections may be neither used nor closed here.
         fenced_reason: Why no request may use its connections now; empty while they may. It is set before the closer
             looks at the borrowed sessions: a request that borrows at that moment sees this, or is seen there.
-        behind: Whether it has not followed yet an observation of its server.
-        draining: Whether it lends nothing any more; it is removed when its last connection is returned.
-        counts: Its counts.
+        behind: Whether an observation of its server has not been applied to it yet.
+        draining: Whether it lends no connection any more; it is removed when its last connection is returned.
+        counts: How many connections it has lent, opened and failed to open.
         opening: Opens its connections.
-        closer: Closes them.
-        release: Takes one back from its borrower.
-        quarantine: Has idle ones not lent for a while.
+        closer: Closes its connections.
+        release: Takes a borrowed connection back.
+        quarantine: Keeps idle connections from being lent for a while.
     """
 
     def __init__(
@@ -79,11 +79,11 @@ class NodePool:
         *,
         read_only: bool,
     ) -> None:
-        """Make the pool; nothing is opened yet.
+        """Make the pool; no connection is opened yet.
 
         Args:
             node: What to connect to.
-            target: What it serves.
+            target: The target that it serves.
             watched: The cluster that it serves, as it is watched.
             opener: Opens each connection.
             read_only: Whether sessions refuse writes.
@@ -118,14 +118,14 @@ class NodePool:
         self._opener = opener
         self.opening = Opening(self, self._driver, opener)
         self.closer = Closer(self, self.sessions, opener.slots)
-        # Bound here, as the hot path calls it: a method that calls it would be one call more for each block.
+        # Bound here for the hot path: a method that delegates would cost one more call for each block.
         self.release = Release(self, self.sessions, self.closer).release
         self.quarantine = Quarantine(self)
         self._used_at = monotonic()  # when a request last needed a connection that was not ready
 
     @property
     def closed(self) -> bool:
-        """Whether it is not open yet, or is closed."""
+        """Whether it has not been opened yet, or was closed."""
         return self._driver.closed
 
     @property
@@ -135,7 +135,7 @@ class NodePool:
 
     @property
     def in_use(self) -> bool:
-        """Whether anybody has one of its connections, or waits for one."""
+        """Whether one of its connections is borrowed, or a request waits for one."""
         return bool(self.borrowed or self.waiting)
 
     @property
@@ -148,7 +148,7 @@ class NodePool:
 
     @property
     def longest_idle(self) -> Idle | None:
-        """Its connection that has been idle longest, as the budget looks at it."""
+        """The connection that has been idle longest, as the budget sees it."""
         try:
             since = session_of(self.kept[0]).idle_since
         except IndexError:
@@ -156,58 +156,58 @@ class NodePool:
         return Idle(self.budget_key, since, warm=self.size <= self.min_size)
 
     def holders(self) -> list[str]:
-        """List the tenants of the connections that are out, one for each; none when they are a version's."""
+        """List the tenants of the borrowed connections, one entry for each connection; empty for a version's pool."""
         return [] if self.tenant is None else [self.tenant] * len(self.borrowed)
 
     @property
     def load(self) -> int:
-        """How many requests it serves or keeps waiting."""
+        """How many requests have a connection of it, or wait for one."""
         return len(self.borrowed) + self.waiting.number()
 
     @property
     def quarantined(self) -> bool:
-        """Whether no idle connection is lent, because all of them may be about to end."""
+        """Whether no idle connection is lent, because all their sessions may be about to end."""
         return self.idle is not self.kept and not self.draining
 
     @property
     def full(self) -> bool:
-        """Whether it has none to lend, and may open no more, or had better not now."""
+        """Whether it has no connection to lend and may open none, or lends none because it is in quarantine."""
         if self.quarantined or len(self.borrowed) >= self.max_size:
             return True
         return not self.kept and self._opener.slots.full(self.budget_key) is Full.LOGIN
 
     @property
     def at_max_size(self) -> bool:
-        """Whether it has opened all that it may."""
+        """Whether it has as many connections as it may have."""
         return self.size >= self.max_size
 
     @property
     def line(self) -> Line | None:
-        """Where requests wait for its connections; ``None`` if none has used it yet."""
+        """The line in which requests wait for its connections; ``None`` while it is in no pool set."""
         return self.waiting.line
 
     @property
     def kept_back(self) -> int:
-        """How many connections it has that it does not lend now, since they are in quarantine."""
+        """How many idle connections it does not lend now, since they are in quarantine."""
         return len(self.kept) if self.quarantined else 0
 
     @property
     def may_grow(self) -> bool:
-        """Whether it may be told to open one more: one that was not opened itself yet counts those it is to keep."""
+        """Whether it may open one more connection; a pool that is not open yet may, which opens the pool."""
         return self._driver.may_grow
 
     @property
     def is_growing(self) -> bool:
-        """Whether it is opening one more."""
+        """Whether it is opening one more connection."""
         return self._driver.is_growing
 
     @property
     def adding(self) -> int:
-        """How many connections are being opened, or are to be."""
+        """How many connections are being opened, or are due to be."""
         return self._driver.adding
 
     def take(self) -> Connection[TupleRow] | None:
-        """Borrow a connection that is ready: the part of ``getconn()`` that this takes, and the hot path.
+        """Borrow an idle connection: what ``getconn()`` does if there is one, and the hot path.
 
         Returns:
             The connection, or ``None`` when none is ready.
@@ -215,7 +215,7 @@ class NodePool:
         idle = self.idle
         while idle:
             try:
-                connection = idle.popleft()  # which is atomic
+                connection = idle.popleft()  # atomic
             except IndexError:
                 break
             if (left := len(idle)) < self.fewest_idle:
@@ -238,23 +238,23 @@ class NodePool:
         return None
 
     def take_for(self, scope: Scope) -> Connection[TupleRow] | None:
-        """Borrow a connection that is ready, best one that the tenant had last.
+        """Borrow an idle connection, preferably the one that the tenant had last.
 
         Args:
-            scope: Whom it is for.
+            scope: The tenant that it is for.
 
         Returns:
             The connection, or ``None`` when none is ready.
         """
-        del scope  # all are the same tenant's here
+        del scope  # all connections serve the same tenant here
         return self.take()
 
     def note_lent(self, connection: Connection[TupleRow], tenant: str) -> None:
-        """Take a connection for borrowed by a request that waited.
+        """Count a connection as borrowed by a request that waited.
 
         Args:
             connection: The connection.
-            tenant: Whom the request is for; empty where that does not matter.
+            tenant: The tenant that the request is for; empty where that does not matter.
         """
         session: SessionState = connection._router  # type: ignore[attr-defined]  # noqa: SLF001  (the router's own)
         session.tenant = tenant
@@ -263,13 +263,13 @@ class NodePool:
         self.counts.queued += 1
 
     def is_usable(self, connection: Connection[TupleRow]) -> bool:
-        """Tell whether a connection that was handed over may be used; else it is closed and given back.
+        """Tell whether a connection that was handed over may be used; if it may not, close and release it.
 
         Args:
             connection: The connection.
 
         Returns:
-            Whether it may: what is known of its server may have changed while it was on its way.
+            Whether it may be used: its server may have been fenced after it was handed over.
         """
         if not self.fenced_reason:
             return True
@@ -279,13 +279,13 @@ class NodePool:
 
     @shielded
     def hand_over(self) -> None:
-        """Hand what is idle to those that wait."""
+        """Hand idle connections to the requests that wait."""
         if self.closed or self.draining:
             return
         with self.lock:  # guards kept, waiting; taken even if none seems idle, see Line
             lent: list[Connection[TupleRow]] = []
-            idle = self.idle  # another one, once they are in quarantine
-            with suppress(IndexError):  # take() needs no lock to have the last
+            idle = self.idle  # a quarantine replaces it
+            with suppress(IndexError):  # take() may remove the last one: it takes no lock
                 while idle and len(lent) < self.waiting.number():
                     lent.append(idle.popleft())
             self.borrowed.update(map(session_of, lent))
@@ -294,7 +294,7 @@ class NodePool:
             self.release(connection)
 
     def grow(self) -> None:
-        """Open one more connection for those that wait, and the pool, if this is its first use.
+        """Open one more connection for the requests that wait; at first use, open the pool.
 
         Raises:
             PoolClosed: The pool was closed.
@@ -309,41 +309,41 @@ class NodePool:
         self._driver.try_later()
 
     def grow_for_waiting(self) -> None:
-        """Open one more if more wait than are kept back; under the lock."""
+        """Open one more connection if more requests wait than idle connections are kept; under the lock."""
         if not self.closed and not self.draining and self.waiting and self.waiting.number() > len(self.kept):
             self._driver.grow()
 
     def withdraw(self) -> None:
-        """Have no connection opened if no request waits for one any more."""
+        """Cancel the opening of a connection if no request waits for one any more."""
         if not self.waiting and (request := self.opening.request) is not None:
             self._opener.slots.withdraw(request)
 
     def begin_draining(self) -> None:
-        """Lend nothing any more, not even to requests that hold an old lane; the caller also stops the pool."""
-        self.draining = True  # first: what comes back from now on does not become idle
+        """Stop lending connections, also to requests that still use an old lane; the caller also stops the pool."""
+        self.draining = True  # first: a connection that is returned from now on does not become idle
         self.withhold()
 
     def withhold(self) -> None:
-        """Lend nothing of what is idle."""
+        """Stop lending the idle connections."""
         self.idle = deque()
 
     def end_draining(self) -> None:
-        """Remove the pool from its cluster if it drains and has no session left; called when one ended, for example."""
-        # A connection that is taken at this very moment is not idle any more, and not noted as borrowed yet.
+        """Remove the pool from its cluster if it drains and has no session left; called when a session has ended."""
+        # Its sessions are asked as well: one taken at this very moment is neither idle nor noted as borrowed.
         if self.draining and self.closed and not self.borrowed and all(one.closed for one in self.sessions.listed()):
             self.watched.clusters.remove(self)
 
     def evict_idle(self, beneficiary: SlotRequest | None = None) -> None:
-        """Close the connection that has been idle longest, if there is one, so that another may be opened.
+        """Close the connection that has been idle longest, if one is idle, so that another pool may open one.
 
         Args:
-            beneficiary: The request for that, if it is for one.
+            beneficiary: The slot request that it is closed for; ``None`` if there is none.
         """
         if (connection := self.sessions.pop_idle()) is not None:
             end_session(session_of(connection), beneficiary)
 
     def abandon(self) -> None:
-        """Leave it all to the parent process, after a fork."""
+        """Leave all connections to the parent process, in the child of a fork."""
         self.inherited = True
         self._inherited_idle = self._driver.abandon()
         self.kept = self.idle = self._driver.kept

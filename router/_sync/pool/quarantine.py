@@ -1,5 +1,5 @@
 # Generated from router/_async/pool/quarantine.py by tools/async_to_sync.py: do not edit.
-"""When a pool lends no idle connection, because all of them may be about to end."""
+"""The quarantine of a pool: it lends no idle connection while their sessions may be about to end."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ if TYPE_CHECKING:
     from router._sync.pool.node_pool import NodePool
 
 QUARANTINE_COOLDOWN = 1.0
-"""Seconds after a quarantine in which there is no other one."""
+"""Seconds from the end of a quarantine until the next one may begin."""
 
 
 class Quarantine:
     """The quarantine of one pool's idle connections.
 
     Attributes:
-        begun_at: When they were last put in quarantine, on the monotonic clock.
+        begun_at: When the last quarantine began, on the monotonic clock.
     """
 
     def __init__(self, pool: NodePool) -> None:
-        """Begin without one.
+        """Start without a quarantine.
 
         Args:
             pool: The pool.
@@ -33,7 +33,7 @@ class Quarantine:
         self._not_before = 0.0
 
     def begin(self) -> None:
-        """Lend no idle connection until :meth:`end`; not again at once, for sessions may go on ending."""
+        """Stop lending idle connections until :meth:`end`; not within the cooldown, as sessions may go on ending."""
         pool, now = self._pool, monotonic()
         if not pool.quarantined and not pool.draining and now >= self._not_before:
             self.begun_at = now
@@ -46,9 +46,9 @@ class Quarantine:
         with pool.lock:  # guards kept, waiting
             self._not_before = monotonic() + QUARANTINE_COOLDOWN
             pool.idle = pool.kept
-            if pool.draining:  # last: begin_draining() takes no lock, and sets this first
+            if pool.draining:  # checked last: begin_draining() takes no lock, and sets this before it withholds
                 pool.withhold()
                 return
         pool.hand_over()
         with pool.lock:  # guards kept, waiting, closed, growing
-            pool.grow_for_waiting()  # what they waited for has been closed meanwhile
+            pool.grow_for_waiting()  # the connections that requests waited for may have been closed meanwhile

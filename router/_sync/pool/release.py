@@ -26,17 +26,17 @@ logger = logging.getLogger("router")
 
 
 class Release:
-    """Takes the borrowed connections of one pool back: :meth:`release` is what the pool offers."""
+    """Takes the borrowed connections of one pool back, by :meth:`release`."""
 
     __slots__ = ("_closer", "_hygiene", "_pool", "_retryable")
 
     def __init__(self, pool: NodePool, sessions: PoolSessions, closer: Closer) -> None:
-        """Make it.
+        """Make the release of a pool.
 
         Args:
             pool: The pool.
-            sessions: Its sessions.
-            closer: Closes what no other borrower may have.
+            sessions: The sessions of the pool.
+            closer: Closes the connections that must not be lent again.
         """
         self._pool = pool
         self._closer = closer
@@ -47,7 +47,7 @@ class Release:
     def release(  # noqa: C901, PLR0912  (the hot path: a call in it costs more than the rest of a line)
         self, connection: Connection[TupleRow]
     ) -> None:
-        """Take a borrowed connection back, such as it was when it was opened.
+        """Take a borrowed connection back, in the state in which it was opened.
 
         Args:
             connection: The connection; it is closed here if it is in a transaction or in an unknown state.
@@ -62,12 +62,12 @@ class Release:
             if not try_lock(lock) and not self._closer.take_lock(connection):
                 self._closer.close_for(connection)
                 return
-            open_transactions = session.attributes[OPEN_TRANSACTIONS]  # of whose ends there may be some to come
+            open_transactions = session.attributes[OPEN_TRANSACTIONS]  # transaction() blocks that have not ended
             try:
                 following = session.pass_on(connection)
             finally:
                 free_lock(lock)
-            # From here on, nothing that was kept from the block reaches the session but what has begun to.
+            # From here on, a reference kept from the block does not reach the session, except in a use that has begun.
             if session.uses:
                 session.end(following)
                 self._closer.close_for(connection)
@@ -75,22 +75,22 @@ class Release:
             if pgconn.transaction_status or pgconn.pipeline_status or open_transactions or session.dirty:
                 pass
             elif pgconn.parameter_status(b"in_hot_standby") != session.in_hot_standby:
-                pool.watched.suspect(pool.node.server)  # it was promoted, say
+                pool.watched.suspect(pool.node.server)  # it may have been promoted
             elif self._hygiene is not None and not reset(following):
-                self._closer.close_session(session)  # which was not lost in the block
+                self._closer.close_session(session)  # no note_broken(): it was not lost in the block
                 return
             elif pgconn.parameter_status(b"client_encoding") == session.client_encoding:  # psycopg goes by it
-                pgconn.untrace()  # nothing tells whether it is traced
+                pgconn.untrace()  # always: libpq does not tell whether it is traced
                 if not pgconn.nonblocking:
                     pgconn.nonblocking = 1
                 session.idle_since = now = monotonic()
                 self._retryable.discard(session)
                 waiting = pool.waiting
-                # As take() does: what is handed over by the pool itself may have been idle.
+                # As take() does: hand_over() of the pool passes connections that may have been idle.
                 if now < session.expires_at and (not waiting or now < session.fresh_until or session.lives()):
                     with pool.lock:  # guards kept, waiting, closed
                         if not pool.draining:
-                            # Until it is handed over, it still counts as borrowed.
+                            # The session counts as borrowed until it is handed over.
                             while waiting and waiting.line is not None:
                                 if waiting.line.hand_over(pool, following, taker):
                                     return
@@ -107,11 +107,11 @@ class Release:
             self._closer.close_session(session)
 
     def _close_after(self, error: BaseException, connection: Connection[TupleRow], session: SessionState) -> bool:
-        """Close a connection that could not be given back, and tell whether the error is to be raised.
+        """Close a connection that could not be returned, and tell whether the error is to be raised.
 
-        The block has had its own outcome by now; so it is only raised if it comes from outside of all this.
+        The block has had its own outcome by now, so only an interruption is raised.
         """
-        session.is_closing = True  # first: what would begin to use it from now on fails
+        session.is_closing = True  # first: a use that begins later fails
         (self._closer.close_for(connection) if session.uses else self._closer.close_session(session))
         if isinstance(error, Exception):
             node = self._pool.node
