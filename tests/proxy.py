@@ -145,9 +145,9 @@ class Proxy:
 
     def _run(self, function: Callable[[socket.socket], None], connection: socket.socket) -> None:
         thread = threading.Thread(target=function, args=(connection,), daemon=True)
-        with self._changed:
+        with self._changed:  # stop() joins a thread only after it was started
+            thread.start()
             self._threads.append(thread)
-        thread.start()
 
     def _accept(self, listener: socket.socket) -> None:
         with suppress(OSError):
@@ -159,7 +159,7 @@ class Proxy:
                         return
                     self.accepted += 1
                     self._live.add(client)
-                self._run(self._serve, client)
+                    self._run(self._serve, client)
 
     def _serve(self, client: socket.socket) -> None:
         server: socket.socket | None = None

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any, Self
 import pytest
 
 from router import Router
+from router._runtime.workers import concurrently
 from router._sync.pool.inside.imports import MaintenanceTask
 from router._sync.pool.inside.pool import OVERDUE, DriverPool
 from tests._sync.internals import inside
-from tests.support import eventually, settings
+from tests.support import eventually, running, settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -258,7 +259,8 @@ def test_an_interruption_after_a_connection_has_passed_to_another_thread_does_no
                 sys.settrace(trace)
         finally:
             interrupted.set()
-            other.join()
+            if other.ident is not None:  # otherwise the test has failed before it was started
+                other.join()
     assert pids == [pid]
 
 
@@ -299,3 +301,38 @@ def test_an_interruption_while_a_connection_is_handed_over_delays_no_request_and
         assert (pool.sessions, pool.idle, pool.borrowed) == (1, 1, 0)
         assert not router._snapshot().waiting
     assert max(served) < 30
+
+
+@pytest.mark.parametrize("begins", [False, True])
+def test_after_an_interruption_while_the_first_of_several_threads_starts_none_of_them_goes_on(begins: bool) -> None:
+    calls, ended = list[int](), list[int]()
+    stopped = Event()
+
+    def function() -> None:
+        calls.append(1)
+        assert stopped.wait(10)
+        ended.append(1)
+
+    def trace(frame: FrameType, event: str, _: Any) -> Any:
+        code = frame.f_code
+        if code.co_filename.endswith("threading.py") and code.co_name == "start":
+            if event == "line" and "_started.wait(" in getline(code.co_filename, frame.f_lineno):
+                sys.settrace(None)
+                if begins:
+                    eventually(lambda: calls)
+                raise Interruption
+            return trace
+        return None
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1.0)  # unless it is waited for, the thread does not begin before the interruption
+    try:
+        with pytest.raises(Interruption):
+            sys.settrace(trace)
+            concurrently(function, 3, stopped.set)
+        assert len(calls) == len(ended) == begins
+    finally:
+        sys.settrace(None)
+        sys.setswitchinterval(interval)
+    eventually(lambda: not any(name.startswith("router at once") for name in running()))
+    assert len(calls) == len(ended) == begins

@@ -158,3 +158,19 @@ def test_it_cuts_where_a_predicate_says(pg: PostgresCluster, proxy: Proxy) -> No
 def test_a_dead_target_hangs_up(pg: PostgresCluster) -> None:
     with Proxy("127.0.0.1", 1) as proxy, pytest.raises(psycopg.OperationalError):
         connect(pg, proxy)
+
+
+def test_a_thread_is_started_before_it_may_be_joined(
+    pg: PostgresCluster, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    joinable: list[bool] = []
+    start = threading.Thread.start
+
+    def seen(thread: threading.Thread) -> None:
+        joinable.append(thread in proxy._threads)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", seen)
+    connect(pg, proxy).close()
+    assert joinable
+    assert not any(joinable)

@@ -228,8 +228,13 @@ def concurrently(function: Callable[[], None], count: int, stop: Callable[[], No
         stop: Called when the calls have to end.
     """
     failed: list[BaseException] = []
+    begun: list[threading.Thread] = []
+    over = threading.Event()
 
     def work() -> None:
+        begun.append(threading.current_thread())
+        if over.is_set():
+            return
         try:
             function()
         except BaseException as error:  # noqa: BLE001  (it is raised to the caller)
@@ -250,8 +255,10 @@ def concurrently(function: Callable[[], None], count: int, stop: Callable[[], No
         stop()
         raise
     finally:
-        for thread in threads:
-            if thread.ident is not None:  # the thread was started
-                thread.join()
+        # An interrupted start() does not tell whether its thread runs, or will. But a thread notes that it has begun
+        # before it looks whether the call is over: so either it is joined here, or it calls nothing.
+        over.set()
+        for thread in begun:
+            thread.join()
     if failed:
         raise failed[0]
