@@ -240,7 +240,7 @@ class AsyncSqlSource:
         self._listens = connection
         if pool.draining:  # since before this could be told so
             raise psycopg.OperationalError("its pool drains")
-        self._told.changed(None)  # whatever happened before, nobody heard
+        self._told.changed(None)  # notifications from before the LISTEN are missing
         try:
             async for notification in connection.notifies():
                 self._told.changed(notification.payload or None)

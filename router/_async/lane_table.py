@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     Key: TypeAlias = str | tuple[str | None, str] | None  # a version, or a version and a tenant
 
 REMEMBERED = 20_000
-"""How many keys are remembered with what was worked out for them: where a template makes tenants, anybody may name any.
-With more than that, all are worked out anew."""
+"""The most keys that are remembered with their lanes and targets: where a template makes tenants, requests may name any
+number of keys. Beyond that, all are forgotten, and worked out again."""
 
 
 class DirectoryLookupNeeded(Exception):

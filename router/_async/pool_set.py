@@ -180,7 +180,7 @@ class AsyncPoolSet:
         return pools
 
     def _settles(self, route: Route) -> bool:
-        """Whether to wait for the first probe of a server that may turn out to be better."""
+        """Whether to wait for the first probe of a server that may be better."""
         if not self.in_force.routes.is_unsettled(route):
             return False
         now = monotonic()

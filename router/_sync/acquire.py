@@ -44,7 +44,7 @@ def acquire(
         deadline: Until when, on the monotonic clock.
         picked: The pool that was picked, and has no connection ready.
         request: Its needs; ``None`` if it has none of its own.
-        token: What it counts as in the lane's admission; the caller makes it leave, whatever happens.
+        token: Identifies the request in the lane's admission; the caller has it leave there in any case.
         admitted: Whether it is admitted already.
 
     Returns:

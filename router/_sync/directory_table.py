@@ -241,7 +241,7 @@ class SqlSource:
         self._listens = connection
         if pool.draining:  # since before this could be told so
             raise psycopg.OperationalError("its pool drains")
-        self._told.changed(None)  # whatever happened before, nobody heard
+        self._told.changed(None)  # notifications from before the LISTEN are missing
         try:
             for notification in connection.notifies():
                 self._told.changed(notification.payload or None)

@@ -35,7 +35,6 @@ PATIENCE = PoolPolicy().timeout
 RETRY_DELAY = 0.05
 """Seconds until a tenant's connection is requested again, if all connections were in use until the deadline."""
 
-
 STALLED = 5.0
 """Seconds without progress of any job after which the connections are taken to be in use by others than these jobs."""
 

@@ -539,7 +539,7 @@ def test_a_session_that_was_used_while_nobody_had_it_is_replaced_and_reported_on
         assert (node.write.size, node.write.in_use) == (1, 0)
     told = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert len(told) == 1
-    assert "while nobody had borrowed it" in told[0]
+    assert "while it was not borrowed" in told[0]
 
 
 def test_what_a_block_changes_of_libpqs_connection_is_put_right(postgres: Postgres) -> None:

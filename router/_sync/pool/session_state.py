@@ -119,13 +119,13 @@ class SessionState(SessionObjects):
         return self.pgconn.status == ConnStatus.BAD
 
     def lives(self) -> bool:
-        """Read what came to an idle session: a notification does no harm, its end means it is closed.
+        """Read the input of an idle session: close it if the server has ended it or it was used meanwhile.
 
-        Nobody asked anything: if there is something to read, it is most likely the end. Nobody has its connection
-        object, so that no other thread or task is at its socket.
+        An idle session awaits no answer, so its input is most likely the message that ends it. No borrower has its
+        connection object, so no other thread or task reads from its socket.
 
         Returns:
-            Whether it may be lent; else it is closed.
+            Whether it may be lent; if not, it has been closed.
         """
         pgconn, pool = self.pgconn, self.pool
         try:
@@ -138,7 +138,7 @@ class SessionState(SessionObjects):
             pool.watched.suspect(pool.node.server)
             return False
         if pgconn.transaction_status:  # something of libpq's was kept from a block
-            logger.warning("a connection of the pool %r is closed: it was used while nobody had borrowed it", pool.name)
+            logger.warning("a connection of the pool %r is closed: it was used while it was not borrowed", pool.name)
             end_session(self)
             return False
         self.fresh_until = monotonic() + FRESH
