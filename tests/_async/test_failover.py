@@ -15,11 +15,13 @@ import pytest
 from psycopg import AsyncConnection
 
 from router import AsyncRouter, NoPrimary, NoReplica, Role, Unavailable
+from router._async import watcher
 from router._async.cluster import FAST_INTERVAL
 from router._async.pool.quarantine import AsyncQuarantine
 from router._runtime.flags import asleep
 from tests._async.internals import inside
-from tests.support import aall_of, aeventually, aoutside, port, run, settings, short_and_long
+from tests.proxy import Proxy
+from tests.support import PATIENCE, aall_of, aeventually, aoutside, port, run, settings, short_and_long
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -574,22 +576,34 @@ async def test_a_query_on_a_server_that_has_been_silent_for_long_is_cut(make_pos
 
 
 async def test_a_process_that_may_open_no_more_connections_does_not_take_servers_for_dead(
-    cluster: PostgresCluster,
+    cluster: PostgresCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(watcher, "PATIENCE", 0.1 / PATIENCE)  # a probe waits 0.1 s for a slot
     told: list[str] = []
-    options = settings(
-        **cluster.version_settings(),
-        max_connections=3,
-        health={"interval": 0.05, "timeout": 0.2, "cut_after": 0.5},
-    )
-    async with AsyncRouter(options, observers=[lambda event: told.append(str(event))]) as router:
+    held: list[AsyncConnection] = []
+    accepted: list[int] = []
+    with Proxy(cluster.primary.host, cluster.primary.port) as proxy:
+        options = settings(
+            primary=cluster.dsn(port=proxy.port),
+            replicas=[standby.dsn() for standby in cluster.standbys],
+            max_connections=3,
+            health={"interval": 0.05, "timeout": PATIENCE, "cut_after": 0.5},
+        )
+        async with AsyncRouter(options, observers=[lambda event: told.append(str(event))]) as router:
 
-        async def work() -> None:
-            async with router.connection(timeout=20) as connection:
-                await connection.execute("SELECT pg_sleep(1.5)")
+            async def is_pinged() -> bool:  # again and again, while no connection may be opened
+                if len(held) == 3:
+                    accepted.append(proxy.accepted)
+                return bool(accepted) and accepted[-1] >= accepted[0] + 10
 
-        await aall_of(work, work, work)
-        assert router.stats().connections <= 3
+            async def work() -> None:
+                async with router.connection(timeout=PATIENCE) as connection:
+                    held.append(connection)
+                    await aeventually(is_pinged)
+                    await connection.execute("SELECT 1")
+
+            await aall_of(work, work, work)
+            assert router.stats().connections <= 3
     assert not [line for line in told if "is down" in line or "cut" in line]
 
 
