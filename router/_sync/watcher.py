@@ -124,6 +124,8 @@ class Watcher:
             for connection in used:
                 connection.close()
             raise
+        finally:
+            self._used = []  # stop() must not cut a socket whose number another connection may have by now
         trouble = seen.reason if isinstance(seen, NotProbed) else ""
         if trouble and trouble != self._trouble:
             logger.warning("could not probe %s: %s", self._server, trouble)
@@ -295,9 +297,9 @@ class Watcher:
     def stop(self) -> None:
         """Stop watching, and cut the probe in flight."""
         self.closed = True
-        self.there.probe_now.set()
         for connection in self._used:
             cut(connection)
+        self.there.probe_now.set()  # last: the watcher that wakes up closes its connection
 
     def abandon(self) -> None:
         """Stop watching in the child of a fork; the parent's connection stays open, and is not used."""
