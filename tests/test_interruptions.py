@@ -240,7 +240,7 @@ def test_an_interruption_after_a_connection_has_passed_to_another_thread_does_no
         if not code.co_filename.endswith("_sync/pool/release.py"):
             return None
         before = getline(code.co_filename, frame.f_lineno - 1)
-        if event == "line" and ("hand_over(" if waits else "kept.append(") in before:
+        if event == "line" and ("line.hand_over(" if waits else "kept.append(") in before:
             sys.settrace(None)
             if not waits:
                 other.start()

@@ -159,14 +159,14 @@ class AsyncDirectory:
             with self._guard:
                 if self._closed:
                     raise RouterClosed("the router is closed")
-                now = monotonic()
+                if self._answers.use(tenant, now := monotonic())[0] is not None:  # the answer came a moment ago
+                    continue
                 if self._answers.is_unknown(tenant, now):
                     raise UnknownTenant(tenant, known=self._answers.tenants)
                 question = self._ask(tenant, self._urgent)
                 question.waiting += 1
-                patience = max(deadline - now, 0.0)
-                if self._answers.has(tenant):
-                    patience /= 2.0  # the rest is for a connection, with the former answer
+                # With a former answer, half of the time is left for a connection.
+                patience = max(deadline - now, 0.0) / (2.0 if self._answers.has(tenant) else 1.0)
             try:
                 answered = await question.answered.wait_for(patience)
             finally:

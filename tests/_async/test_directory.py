@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from contextvars import ContextVar
 from functools import partial
+from itertools import count
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Self
 
@@ -129,6 +130,17 @@ async def test_one_question_for_all_who_ask_at_once() -> None:
     assert await made.schema("acme") == "s1"
     assert told.asked == ["acme"]
     assert made.forgotten == []
+
+
+async def test_an_answer_that_came_a_moment_ago_is_not_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = Told(acme="s1")
+    made = Made(told)
+    assert await made.schema("acme") == "s1"
+    known, calls = made.directory.known, count()
+    # As if the answer had come after this was called.
+    monkeypatch.setattr(made.directory, "known", lambda tenant: known(tenant) if next(calls) else None)
+    assert await made.schema("acme") == "s1"
+    assert told.asked == ["acme"]
 
 
 async def test_a_plain_function_and_a_dictionary_will_do() -> None:
