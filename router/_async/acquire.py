@@ -128,9 +128,7 @@ async def _acquire_any(lane: AsyncLane, deadline: float, waiter: AsyncWaiter, pi
             raise too_many_waiting(lane, waiter)
         line.join(waiter)
         pool, connection = await _wait_in_line(lane, deadline, waiter)
-        if (not pool.fenced_reason or await pool.is_usable(connection)) and (
-            not pool_set.limits_lag or await _may_serve(lane, pool, connection)
-        ):
+        if (not pool.fenced_reason or await pool.is_usable(connection)) and await _may_serve(lane, pool, connection):
             return pool, connection
 
 

@@ -129,9 +129,7 @@ def _acquire_any(lane: Lane, deadline: float, waiter: Waiter, picked: NodePool |
             raise too_many_waiting(lane, waiter)
         line.join(waiter)
         pool, connection = _wait_in_line(lane, deadline, waiter)
-        if (not pool.fenced_reason or pool.is_usable(connection)) and (
-            not pool_set.limits_lag or _may_serve(lane, pool, connection)
-        ):
+        if (not pool.fenced_reason or pool.is_usable(connection)) and _may_serve(lane, pool, connection):
             return pool, connection
 
 

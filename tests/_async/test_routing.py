@@ -278,15 +278,17 @@ async def test_a_request_is_served_although_its_servers_are_forgotten_meanwhile(
     options = settings(primary=cluster.primary.dsn(), replicas=[server.dsn() for server in cluster.standbys])
     async with AsyncRouter(options) as router:
         in_force = inside(router)
-        may_serve = acquire._may_serve
+        may_serve, calls = acquire._may_serve, list[Any]()
 
         async def as_the_last_pool_is_closed(*args: Any) -> bool:
+            calls.append(args)
             in_force.clusters.health = {}
             return await may_serve(*args)
 
         monkeypatch.setattr(acquire, "_may_serve", as_the_last_pool_is_closed)
         async with router.connection(read_only=True) as connection:
             await connection.execute("SELECT 1")
+        assert calls
 
 
 async def test_explain_opens_nothing(cluster: PostgresCluster) -> None:

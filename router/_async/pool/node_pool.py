@@ -229,9 +229,7 @@ class AsyncNodePool:
             self.borrowed.add(session)
             if self.notes_borrower:
                 session.borrowed_at = borrower()
-            if self.fenced_reason:
-                await connection.close()
-                await self.release(connection)
+            if self.fenced_reason and not await self.is_usable(connection):
                 return None
             return connection
         return None

@@ -230,9 +230,7 @@ class NodePool:
             self.borrowed.add(session)
             if self.notes_borrower:
                 session.borrowed_at = borrower()
-            if self.fenced_reason:
-                connection.close()
-                self.release(connection)
+            if self.fenced_reason and not self.is_usable(connection):
                 return None
             return connection
         return None
